@@ -1,0 +1,180 @@
+"""aiohttp: a client middleware that adds a token to calls to 88Pay. The core decides; this file translates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+try:
+    import aiohttp
+except ModuleNotFoundError as exc:
+    raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[aiohttp]'") from exc
+from aiohttp.client_middlewares import ClientHandlerType
+
+from .drivers import CarrierLost, Sender
+from .errors import Flavours, Pay88Error
+from .manager import TokenManager
+from .token import MANAGED_FIELDS, Token
+from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
+
+__all__ = ["Pay88Middleware", "attach"]
+
+S = TypeVar("S", bound=aiohttp.ClientSession)
+
+_flavours = Flavours(aiohttp.ClientError, globals())
+
+
+class Pay88Middleware:
+    """A client middleware: calls to ``manager.base_url`` carry a token, all others pass untouched.
+
+    Args:
+        manager: Shared by every stack.
+    """
+
+    def __init__(self, manager: TokenManager) -> None:
+        self._manager = manager
+
+    async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+        url = request.url
+        authorization = request.headers.get("Authorization")
+        if not self._manager.covers(url.scheme, url.raw_host or "", url.port, url.path, authorization):
+            return await handler(request)
+        try:
+            return await self._manager.acall(_Call(request, handler))
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
+
+
+def attach(session: S, manager: TokenManager) -> S:
+    """Let the calls that *session* makes to ``manager.base_url`` carry a token.
+
+    Its other middlewares stay in force, closer to the wire; attaching again replaces the manager.
+    A request with ``middlewares=`` of its own replaces the session's and is not managed.
+
+    Returns:
+        *session*.
+    """
+    # aiohttp has no public way to add a middleware to a session; the name is the same in all versions.
+    inside: Any = session
+    others = tuple(each for each in inside._middlewares if not isinstance(each, Pay88Middleware))
+    inside._middlewares = (Pay88Middleware(manager), *others)
+    return session
+
+
+class _Call:
+    """One call, and the token requests it may lead to."""
+
+    network_errors = (aiohttp.ClientError, OSError)
+    patience = None  # the caller's own timeout cancels the call
+
+    def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
+        self._request, self._handler = request, handler
+
+    async def send(self, token: Token) -> aiohttp.ClientResponse:
+        headers = self._request.headers
+        before = [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
+        headers.update(token.attached)
+        try:
+            return await self._handler(self._request)
+        finally:
+            # They are on the wire by now, and the response's request_info shows these very headers.
+            for name in token.attached:
+                headers.popall(name, None)
+            headers.extend(before)
+
+    def status(self, response: aiohttp.ClientResponse) -> int:
+        return response.status
+
+    def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
+        return token
+
+    def replayable(self, response: aiohttp.ClientResponse) -> bool:
+        return all(_is_replayable(part) for part in _parts(self._request.body))
+
+    async def discard(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            drained = len(await acapped(response.content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
+        except self.network_errors:
+            drained = False
+        if drained:
+            response.release()
+        else:
+            response.close()
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        mine = self._request
+        # A session of its own over the caller's pool: none of its cookies, default headers or auth.
+        if mine.session.closed or mine.session.connector is None:
+            raise CarrierLost
+        session = aiohttp.ClientSession(
+            connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
+        )
+        async with session:
+            return await _post(
+                session,
+                request,
+                proxy=mine.proxy,
+                proxy_headers=mine.proxy_headers,
+                ssl=mine.ssl,
+                server_hostname=mine.server_hostname,
+            )
+
+
+class _StandaloneSender:
+    """For threads: a session and a loop for each token request."""
+
+    network_errors = (aiohttp.ClientError, OSError, TimeoutError)
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        import asyncio
+
+        async def job() -> TokenReply:
+            async with aiohttp.ClientSession(**_options(None, request.timeout)) as session:
+                return await _post(session, request)
+
+        return asyncio.run(job())
+
+
+def standalone_sender() -> Sender:
+    """Return a sender with sessions of its own."""
+    return _StandaloneSender()
+
+
+def _options(configured: aiohttp.ClientTimeout | None, seconds: float) -> dict[str, Any]:
+    """Return a session's options; the caller's timeouts hold where they are shorter than *seconds*."""
+    phases = {
+        name: value
+        for name in ("total", "connect", "sock_connect", "sock_read")
+        if (value := getattr(configured, name, None)) and value < seconds
+    }
+    return {
+        "cookie_jar": aiohttp.DummyCookieJar(),
+        "timeout": aiohttp.ClientTimeout(**{"total": seconds, **phases}),
+        "auto_decompress": False,
+    }
+
+
+async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connection: Any) -> TokenReply:
+    async with session.request(
+        request.method,
+        request.url,
+        headers=request.headers,
+        skip_auto_headers=("Content-Type", "User-Agent"),
+        allow_redirects=False,
+        **connection,
+    ) as response:
+        body = await acapped(response.content.iter_any())
+        if len(body) > MAX_BODY:
+            response.close()
+        return TokenReply(response.status, response.headers, body)
+
+
+def _parts(body: Any) -> Iterable[Any]:
+    yield body
+    if isinstance(body, aiohttp.MultipartWriter):  # says "not consumed" of its parts in older versions
+        for part, _, _ in body:
+            yield from _parts(part)
+
+
+def _is_replayable(body: Any) -> bool:
+    return body == b"" or not getattr(body, "consumed", True)

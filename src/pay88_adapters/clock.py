@@ -1,0 +1,60 @@
+"""The clock that tokens, budgets and waits are measured on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+
+def _steady() -> Callable[[], float]:
+    """Pick the clock that cannot be set and, where the platform has one, counts suspended time."""
+    # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS it is
+    # CLOCK_MONOTONIC that goes on counting, and time.monotonic() that does not.
+    name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
+    clock_id: int | None = getattr(time, name, None) if name else None
+    if clock_id is None:
+        return time.monotonic
+    try:
+        time.clock_gettime(clock_id)
+    except OSError:  # a kernel or sandbox that does not offer it
+        return time.monotonic
+    return lambda: time.clock_gettime(clock_id)
+
+
+class Clock:
+    """Seconds since an arbitrary instant, and waiting for seconds to pass.
+
+    Args:
+        speed: How many of this clock's seconds pass in one real second. Tests and the demo run a
+            manager and an emulator on one fast clock; everything else leaves it at 1.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        if not 0 < speed < float("inf"):
+            raise ValueError(f"speed must be a positive number, not {speed!r}")
+        self.speed = speed
+        steady = _steady()
+        self.now: Callable[[], float] = steady if speed == 1 else lambda: steady() * speed
+
+    def real(self, seconds: float) -> float:
+        """Return how many real seconds *seconds* of this clock last."""
+        return seconds / self.speed
+
+    def nap(self, seconds: float) -> float:
+        """Return for how many real seconds to sleep before looking again whether *seconds* have passed."""
+        return self.real(seconds)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait until *event* is set, at most *seconds* of this clock; return whether it is set."""
+        until = self.now() + seconds
+        while not event.is_set() and (left := until - self.now()) > 0:
+            event.wait(self.nap(left))
+        return event.is_set()
+
+    async def sleep(self, seconds: float, sleep: Callable[[float], Awaitable[object]]) -> None:
+        """Let *seconds* of this clock pass; *sleep* is the event loop's own."""
+        until = self.now() + seconds
+        while (left := until - self.now()) > 0:
+            await sleep(self.nap(left))

@@ -1,0 +1,331 @@
+"""Carry out the effects of the sequences: once for threads, once for event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from .credentials import Credentials
+from .errors import ConfigurationError, Failure
+from .runtimes import AsyncRuntime, ThreadGate, current_runtime
+from .sequences import (
+    Acquire,
+    Acquisition,
+    AskCredentials,
+    Discard,
+    FetchResult,
+    Hold,
+    Managed,
+    Pause,
+    Post,
+    Start,
+    acquire,
+    exchange,
+    fetch,
+)
+from .state import CredentialsSource, SharedState
+from .token import Token
+from .wire import TokenReply, TokenRequest, network_failure
+
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = "threads"
+
+
+class CarrierLost(Exception):
+    """The client that carried a fetch was closed under it; somebody else's can carry the next one."""
+
+
+class Sender(Protocol):
+    """Sends token requests, from any thread."""
+
+    @property
+    def network_errors(self) -> tuple[type[Exception], ...]:
+        """What the stack raises when there is no usable answer."""
+        ...
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        ...
+
+
+class AsyncSender(Protocol):
+    """Sends token requests on the loop that awaits it."""
+
+    @property
+    def network_errors(self) -> tuple[type[Exception], ...]:
+        """What the stack raises when there is no usable answer."""
+        ...
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        ...
+
+
+class Call(Managed[R], Sender, Protocol[R]):
+    """One API call of a sync stack."""
+
+    def send(self, token: Token) -> R:
+        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        ...
+
+    def discard(self, response: R) -> None:
+        """Free the connection of a refused response."""
+        ...
+
+
+class AsyncCall(Managed[R], AsyncSender, Protocol[R]):
+    """One API call of an async stack."""
+
+    async def send(self, token: Token) -> R:
+        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        ...
+
+    async def discard(self, response: R) -> None:
+        """Free the connection of a refused response."""
+        ...
+
+
+class ThreadDriver:
+    """Runs the sequences on the calling thread; a fetch gets a thread of its own.
+
+    A fetch outlives whoever started it: an interrupt or a short timeout of one caller wastes nothing.
+    """
+
+    def __init__(self, state: SharedState, source: CredentialsSource) -> None:
+        self._state = state
+        self._source = source
+
+    def call(self, call: Call[R]) -> R:
+        """Make a managed call."""
+
+        def acquired() -> Acquisition:
+            return self.acquisition(call.patience)
+
+        sequence = exchange(self._state, call, acquired)
+        answer: Any = None
+        response: Any = None
+        while True:
+            try:
+                effect = sequence.send(answer)
+            except StopIteration as stop:
+                result: R = stop.value
+                return result
+            answer = None
+            if isinstance(effect, Token):
+                answer = response = call.send(effect)
+            elif isinstance(effect, Discard):
+                call.discard(response)
+            else:
+                self._wait(effect, call)
+
+    def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
+        """Get a token."""
+        sequence = self.acquisition(patience, min_validity)
+        try:
+            while True:
+                self._wait(next(sequence), sender)
+        except StopIteration as stop:
+            token: Token = stop.value
+            return token
+
+    def acquisition(self, patience: float | None, min_validity: float = 0.0) -> Acquisition:
+        """Return the sequence that gets a token, for a thread."""
+        state = self._state
+        return acquire(
+            state,
+            lambda: state.gate(_THREADS, ThreadGate),
+            patience=None if patience is None else patience * state.clock.speed,
+            min_validity=min_validity,
+            alone=state.carried_by_this_thread(),
+        )
+
+    def _wait(self, effect: Start | Hold, sender: Sender) -> None:
+        if isinstance(effect, Start):
+            self.start(effect.ticket, sender)
+        else:
+            assert isinstance(effect.gate, ThreadGate)
+            self._state.clock.wait(effect.gate.event, effect.seconds)
+
+    def start(self, ticket: int, sender: Sender) -> None:
+        """Start a fetch, in this thread if no other can be had (the interpreter is going down)."""
+        thread = threading.Thread(target=self._fetch, args=(ticket, sender), name="pay88-token-fetch", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._fetch(ticket, sender)
+
+    def _fetch(self, ticket: int, sender: Sender) -> None:
+        sequence = fetch(self._state, ticket)
+        answer: FetchResult = None
+        try:
+            while True:
+                match sequence.send(answer):
+                    case AskCredentials():
+                        answer = _read_credentials(self._state, self._ask)
+                    case Acquire(merchant_id, extra):
+                        answer = self._state.budget.acquire(merchant_id, extra=extra)
+                    case Post(request):
+                        answer = self._post(sender, request)
+                    case Pause(seconds):
+                        answer = None
+                        self._state.clock.wait(threading.Event(), seconds)
+        except StopIteration:
+            pass
+        except BaseException as exc:
+            _abandon(self._state, ticket, exc)
+            if not isinstance(exc, Exception):
+                raise
+
+    def _post(self, sender: Sender, request: TokenRequest) -> TokenReply | Exception:
+        try:
+            return sender.post(request)
+        except sender.network_errors as exc:
+            return exc
+
+    def _ask(self) -> object:
+        answer = self._source() if callable(self._source) else self._source
+        return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+
+
+class TaskDriver:
+    """Runs the sequences in a task; a fetch gets a task of its own, on the loop of the call that leads."""
+
+    def __init__(self, state: SharedState, source: CredentialsSource) -> None:
+        self._state = state
+        self._source = source
+
+    async def call(self, call: AsyncCall[R]) -> R:
+        """Make a managed call."""
+
+        def acquired() -> Acquisition:
+            return self.acquisition(current_runtime(), call.patience)
+
+        sequence = exchange(self._state, call, acquired)
+        answer: Any = None
+        response: Any = None
+        while True:
+            try:
+                effect = sequence.send(answer)
+            except StopIteration as stop:
+                result: R = stop.value
+                return result
+            answer = None
+            if isinstance(effect, Token):
+                answer = response = await call.send(effect)
+            elif isinstance(effect, Discard):
+                await call.discard(response)
+            else:
+                await self.wait(effect, lambda ticket: self._spawn(ticket, call))
+
+    def acquisition(self, runtime: AsyncRuntime, patience: float | None, min_validity: float = 0.0) -> Acquisition:
+        """Return the sequence that gets a token, for a task."""
+        state = self._state
+        return acquire(
+            state,
+            lambda: state.gate(runtime.key, runtime.gate),
+            patience=None if patience is None else patience * state.clock.speed,
+            min_validity=min_validity,
+        )
+
+    async def wait(self, effect: Start | Hold, start: Callable[[int], None]) -> None:
+        """Carry out one step of an acquisition; *start* starts a fetch."""
+        if isinstance(effect, Start):
+            start(effect.ticket)
+        else:
+            # Waking early is harmless: the sequence asks again.
+            await effect.gate.wait(self._state.clock.nap(effect.seconds))  # type: ignore[attr-defined]
+
+    def _spawn(self, ticket: int, sender: AsyncSender) -> None:
+        runtime = current_runtime()
+
+        async def job() -> None:
+            await self._fetch(runtime, ticket, sender)
+
+        self._state.carry(ticket)
+        try:
+            runtime.spawn(job)
+        except RuntimeError as exc:  # the loop is going down
+            self._state.put_down(ticket)
+            _abandon(self._state, ticket, exc)
+
+    async def _fetch(self, runtime: AsyncRuntime, ticket: int, sender: AsyncSender) -> None:
+        sequence = fetch(self._state, ticket)
+        answer: FetchResult = None
+        try:
+            while True:
+                match sequence.send(answer):
+                    case AskCredentials():
+                        answer = await _aread_credentials(self._state, self._source, runtime)
+                    case Acquire(merchant_id, extra):
+                        answer = self._state.budget.acquire(merchant_id, extra=extra)
+                    case Post(request):
+                        answer = await self._post(runtime, sender, request)
+                    case Pause(seconds):
+                        answer = None
+                        await self._state.clock.sleep(seconds, runtime.sleep)
+        except StopIteration:
+            pass
+        except BaseException as exc:
+            _abandon(self._state, ticket, exc)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._state.put_down(ticket)
+
+    async def _post(self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest) -> TokenReply | Exception:
+        try:
+            return await runtime.bounded(sender.post(request), request.timeout)
+        except TimeoutError as exc:
+            return exc
+        except sender.network_errors as exc:
+            return exc
+
+
+def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
+    with state.deciding() as (machine, now):
+        machine.fetch_abandoned(ticket, network_failure(exc), now)
+
+
+async def _awaited(answer: Awaitable[T]) -> T:
+    return await answer
+
+
+def _read_credentials(state: SharedState, ask: Callable[[], object]) -> Credentials | Failure:
+    try:
+        return _checked(state, ask())
+    except Exception as exc:  # noqa: BLE001 - the callable is the user's
+        return _no_credentials(exc)
+
+
+async def _aread_credentials(
+    state: SharedState, source: CredentialsSource, runtime: AsyncRuntime
+) -> Credentials | Failure:
+    try:
+        answer = source() if callable(source) else source
+        if inspect.isawaitable(answer):
+            answer = await runtime.bounded(answer, state.clock.real(state.policy.max_wait))
+        return _checked(state, answer)
+    except Exception as exc:  # noqa: BLE001 - the callable is the user's
+        return _no_credentials(exc)
+
+
+def _checked(state: SharedState, answer: object) -> Credentials:
+    if not isinstance(answer, Credentials):
+        raise ConfigurationError(f"the credentials callable returned {type(answer).__name__}, not Credentials")
+    state.endpoint.check_key(answer)
+    return answer
+
+
+def _no_credentials(exc: Exception) -> Failure:
+    if isinstance(exc, ConfigurationError):
+        return Failure(ConfigurationError, str(exc))
+    return Failure(
+        ConfigurationError,
+        f"the credentials callable raised {type(exc).__name__}; the call was not sent",
+        retryable=True,
+        cause=exc,
+    )

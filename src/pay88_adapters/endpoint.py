@@ -1,0 +1,124 @@
+"""Where 88Pay is, and what counts as a call to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .credentials import Credentials
+from .errors import ConfigurationError
+from .secret import redact
+
+SANDBOX_URL = "https://api-sandbox.88pay.io"
+PRODUCTION_URL = "https://api.88pay.io"
+
+TOKEN_PATH = "/api/auth/token"
+
+_ENVIRONMENTS = {"sandbox": SANDBOX_URL, "production": PRODUCTION_URL}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A checked base URL.
+
+    Args:
+        base_url: ``https://host[:port][/prefix]``; ``http`` for loopback hosts only.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    base_url: str
+    scheme: str
+    host: str
+    port: int
+    token_path: str
+
+    @classmethod
+    def parse(cls, base_url: str) -> Endpoint:
+        """Check *base_url* and take it apart."""
+        if not isinstance(base_url, str):
+            raise ConfigurationError(f"base_url must be a str, not {type(base_url).__name__}")
+        if not base_url.isascii() or not base_url.isprintable() or " " in base_url:
+            raise ConfigurationError("base_url holds a space, control or non-ASCII character: remove it")
+        try:
+            parts = urlsplit(base_url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ConfigurationError(f"base_url is not a URL: it must look like {SANDBOX_URL}") from None
+        if parts.scheme not in _DEFAULT_PORTS or not host:
+            raise ConfigurationError(f"base_url must look like {SANDBOX_URL}: give an https:// URL with a host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ConfigurationError("base_url must not hold a user name, a query or a fragment: remove it")
+        if parts.scheme == "http" and not _is_loopback(host):
+            raise ConfigurationError(f"base_url would send the API key in clear text to {host}: use https://")
+        prefix = parts.path.rstrip("/")
+        netloc = parts.netloc.lower()
+        return cls(
+            base_url=f"{parts.scheme}://{netloc}{prefix}",
+            scheme=parts.scheme,
+            host=host,
+            port=port if port is not None else _DEFAULT_PORTS[parts.scheme],
+            token_path=prefix + TOKEN_PATH,
+        )
+
+    @property
+    def token_url(self) -> str:
+        """The absolute URL of the token endpoint."""
+        return self.base_url + TOKEN_PATH
+
+    def covers(self, scheme: str, host: str, port: int | None, path: str, authorization: str | None) -> bool:
+        """Say whether a request is 88Pay's and ours to manage (rules 13 and 14).
+
+        Only the exact origin counts. A request that brings its own ``Bearer`` is the caller's, and so
+        is one to the token endpoint itself, where a token means nothing.
+        """
+        if host.lower() != self.host or scheme.lower() != self.scheme:
+            return False
+        if (port or _DEFAULT_PORTS[self.scheme]) != self.port:
+            return False
+        if authorization is not None and authorization[:7].lower() == "bearer ":
+            return False
+        return path.partition("?")[0] != self.token_path
+
+    def check_key(self, credentials: Credentials) -> None:
+        """Refuse a key that belongs to the other environment.
+
+        Raises:
+            ConfigurationError: A sandbox key with the production URL, or the reverse.
+        """
+        for prefix, url, other in (
+            ("sk_live_", SANDBOX_URL, "PRODUCTION_URL"),
+            ("sk_test_", PRODUCTION_URL, "SANDBOX_URL"),
+        ):
+            if credentials.api_key.startswith(prefix) and self.host == urlsplit(url).hostname:
+                raise ConfigurationError(
+                    f"a {prefix}… key does not work with {self.base_url}: use base_url={other}, or the other key"
+                )
+
+
+def url_from_env(environ: Mapping[str, str] = os.environ) -> str:
+    """Read ``PAY88_BASE_URL``, or else ``PAY88_ENVIRONMENT`` (``sandbox`` unless set).
+
+    Raises:
+        ConfigurationError: ``PAY88_ENVIRONMENT`` is neither ``sandbox`` nor ``production``.
+    """
+    if environ.get("PAY88_BASE_URL"):
+        return environ["PAY88_BASE_URL"]
+    name = environ.get("PAY88_ENVIRONMENT") or "sandbox"
+    if name not in _ENVIRONMENTS:
+        raise ConfigurationError(f"PAY88_ENVIRONMENT is {redact(name)!r}: set it to 'sandbox' or 'production'")
+    return _ENVIRONMENTS[name]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,125 @@
+"""What can go wrong, as exceptions and as values.
+
+The core hands failures around as :class:`Failure` values and raises a new exception for each caller:
+one exception object raised by a thousand callers would collect a thousand tracebacks. Each adapter
+raises its own flavour, which is also its stack's base error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Pay88Error(Exception):
+    """Base of everything this package raises.
+
+    Attributes:
+        status: The HTTP status that the token endpoint answered with, if it did.
+        server_message: What the service said, cleaned and without secrets.
+        retry_after: Seconds after which trying again can help; ``None`` where waiting does not.
+        retryable: Whether the same call may succeed later without any change.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        server_message: str | None = None,
+        retry_after: float | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)  # one positional argument: pickles, and suits every stack's base
+        self.status = status
+        self.server_message = server_message
+        self.retry_after = retry_after
+        self.retryable = retryable
+
+
+class ConfigurationError(Pay88Error, ValueError):
+    """The configuration cannot work; the message says what to change."""
+
+
+class CredentialsRejected(Pay88Error):
+    """The token endpoint refused the API key or the merchant id (401 or 403)."""
+
+
+class TokenBudgetExhausted(Pay88Error):
+    """No usable token is left and the budget of token requests is spent for ``retry_after`` seconds."""
+
+
+class TokenRateLimited(Pay88Error):
+    """The token endpoint answered 429; nobody asks again for ``retry_after`` seconds."""
+
+
+class TokenEndpointUnavailable(Pay88Error):
+    """The token endpoint failed or did not answer; the last failure is ``__cause__`` if there is one."""
+
+
+class TokenResponseInvalid(TokenEndpointUnavailable):
+    """The token endpoint answered 200 with something that is not a token."""
+
+
+RAISED = (
+    ConfigurationError,
+    CredentialsRejected,
+    TokenBudgetExhausted,
+    TokenRateLimited,
+    TokenEndpointUnavailable,
+    TokenResponseInvalid,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that has not been raised yet."""
+
+    kind: type[Pay88Error]
+    message: str
+    status: int | None = None
+    server_message: str | None = None
+    retry_after: float | None = None
+    """Seconds that the *service* asked for."""
+    retryable: bool = False
+    cause: BaseException | None = field(default=None, repr=False)
+
+    def error(self, retry_after: float | None) -> Pay88Error:
+        """Return a new exception; *retry_after* is in seconds from now."""
+        error = self.kind(
+            self.message,
+            status=self.status,
+            server_message=self.server_message,
+            retry_after=retry_after,
+            retryable=self.retryable,
+        )
+        error.__cause__ = self.cause
+        return error
+
+
+class Flavours:
+    """One stack's errors: each is a :class:`Pay88Error` and the stack's own base error.
+
+    Args:
+        base: The stack's base error.
+        namespace: ``globals()`` of the module they belong to. They are put there, by the names of
+            their core classes, because pickle finds a class by module and name.
+    """
+
+    def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
+        body = {"__module__": namespace["__name__"]}
+        self._classes: dict[type[Pay88Error], type[Any]] = {
+            kind: type(kind.__name__, (kind, base), {**body, "__doc__": kind.__doc__}) for kind in RAISED
+        }
+        namespace.update({kind.__name__: flavour for kind, flavour in self._classes.items()})
+
+    def of(self, error: Pay88Error) -> Pay88Error:
+        """Return the stack's flavour of a core error."""
+        flavour = self._classes.get(type(error))
+        if flavour is None:  # already this stack's
+            return error
+        translated: Pay88Error = flavour(str(error), **vars(error))
+        translated.__cause__ = error.__cause__
+        translated.__suppress_context__ = True  # the core's twin says nothing more
+        return translated

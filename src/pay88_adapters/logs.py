@@ -1,0 +1,42 @@
+"""Keep secrets out of other libraries' logs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from .secret import REDACTED
+from .token import MANAGED_FIELDS
+
+_HIDDEN = frozenset(name.encode() for name in (*MANAGED_FIELDS, "x-api-key"))
+
+
+class _HideFields(logging.Filter):
+    """HTTP/2's header compression logs names and values, side by side or in pairs, and whole blocks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            # An encoded block is no cipher: anybody can decode it.
+            record.args = (REDACTED,) * len(record.args) if "block" in str(record.msg) else _hidden(record.args)
+        return True
+
+
+def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    shown: list[Any] = []
+    for before, value in zip((None, *values), values, strict=False):
+        if isinstance(value, tuple):
+            shown.append(_hidden(cast("tuple[Any, ...]", value)))
+        elif isinstance(before, bytes) and before.lower() in _HIDDEN:
+            shown.append(REDACTED.encode())
+        else:
+            shown.append(value)
+    return tuple(shown)
+
+
+_hide_fields = _HideFields()
+
+
+def hide_http2_fields() -> None:
+    """Redact what the ``hpack`` loggers print at DEBUG; calling this again changes nothing."""
+    for name in ("hpack.hpack", "hpack.table"):
+        logging.getLogger(name).addFilter(_hide_fields)

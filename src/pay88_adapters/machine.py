@@ -1,0 +1,505 @@
+"""Every rule about tokens, and nothing else.
+
+There is no clock, lock, chance or I/O in this file. Events come in with ``now`` (seconds on the
+manager's clock), decisions go out as frozen values, and :class:`~pay88_adapters.TokenManager` acts on
+them. What a call gets depends on two things: how old the token is, and whether one may be requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from .budget import Grant
+from .errors import (
+    CredentialsRejected,
+    Failure,
+    TokenBudgetExhausted,
+    TokenEndpointUnavailable,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from .policy import LIFETIME, TokenPolicy
+from .token import Token
+
+_HOUR = 3600.0
+_NEVER = float("-inf")
+_FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
+_FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles                             rule 8
+_GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost         rule 17
+_ABANDONED_IN_A_ROW = 2  # fetches that may die with their task before it counts as an outage rule 16
+
+
+class Age(Enum):
+    """Of the token held, counted from the moment its request was sent."""
+
+    FRESH = auto()  # inside the reuse window                                                  rule 1
+    AGING = auto()  # in the last part of that window                                          rule 2
+    STALE = auto()  # past it, and not past `expires_in - expiry_skew`                         rule 6
+    REFUSED = auto()  # FRESH or AGING, but a call was answered 401                            rule 7
+    ABSENT = auto()  # past all that, or never fetched
+
+
+class Source(Enum):
+    """The token endpoint, as far as we are concerned."""
+
+    FREE = auto()  # a request may be sent
+    BUSY = auto()  # one is in flight                                                          rule 3
+    BARRED = auto()  # none before `_barred_until`                                             rules 5, 9-11
+
+
+class Answer(Enum):
+    """What a call is told."""
+
+    USE = auto()
+    REFRESH = auto()  # use it, and start a fetch beside the call
+    FETCH = auto()  # start a fetch, then wait for it
+    WAIT = auto()
+    HOLD = auto()  # wait for the bar to lift if that is soon enough, else fail
+
+
+ANSWERS: Mapping[Age, Mapping[Source, Answer]] = {
+    age: dict(zip(Source, row, strict=True))
+    for age, row in {
+        #            FREE            BUSY         BARRED
+        Age.FRESH: (Answer.USE, Answer.USE, Answer.USE),
+        Age.AGING: (Answer.REFRESH, Answer.USE, Answer.USE),
+        Age.STALE: (Answer.FETCH, Answer.WAIT, Answer.USE),
+        Age.REFUSED: (Answer.FETCH, Answer.WAIT, Answer.USE),
+        Age.ABSENT: (Answer.FETCH, Answer.WAIT, Answer.HOLD),
+    }.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Attach *token*; with a ticket, also start that fetch beside the call."""
+
+    token: Token
+    refresh: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """You are the one: start a fetch, hand *ticket* back with every event, and wait for it."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again when a fetch has ended, at the latest at *until*."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """No token; *retry_after* is in seconds from now."""
+
+    failure: Failure
+    retry_after: float
+
+
+Decision = Use | Fetch | Wait | Fail
+
+
+@dataclass(slots=True)
+class Flight:
+    """A fetch under way."""
+
+    due_at: float  # it is lost if it has not been heard of by then
+    forced: bool
+    attempts: int = 0
+    failure: Failure | None = None  # of the last attempt
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A token and the instants at which its age changes."""
+
+    token: Token
+    refresh_at: float
+    reuse_until: float
+    usable_until: float
+
+
+class TokenMachine:
+    """Decides who uses, fetches, waits or fails.
+
+    Args:
+        policy: The durations and counts of the rules.
+        rotating: Whether the credentials can change, so that a rejection has to be looked at again.
+    """
+
+    def __init__(self, policy: TokenPolicy, *, rotating: bool = False) -> None:
+        self._policy = policy
+        self._rotating = rotating
+        self._held: _Held | None = None
+        self._refused = False
+        self._flights: dict[int, Flight] = {}
+        self._last_ticket = 0
+        self._bar: Failure | None = None
+        self._barred_until = _NEVER
+        self._rejected_digest: str | None = None
+        self._failed: Failure | None = None
+        self.failed_fetches = 0
+        """How many fetches have failed so far: see :meth:`decide`."""
+        self._failures = 0
+        self._abandoned = 0
+        self._pressure = 0.0  # on the budget: see Grant
+        self._ordinary_at = _NEVER
+        self._forced_in_row = 0
+        self._forced_at = _NEVER
+        self._spacing = 0.0
+
+    # --- what a call asks ---------------------------------------------------------------------
+
+    def decide(
+        self, now: float, *, seen: int, deadline: float, min_validity: float = 0.0, alone: bool = False
+    ) -> Decision:
+        """Say what a call should do.
+
+        Args:
+            now: The time.
+            seen: What ``failed_fetches`` was when this call came: a fetch that failed since then is the
+                call's answer, also when it hears of it late.
+            deadline: Until when it can wait.
+            min_validity: Seconds for which the token must stay usable.
+            alone: Whether the call cannot wait without blocking the very fetch it would wait for.
+        """
+        self._drop_lost_flights(now)
+        age, source = self._age(now, min_validity), self._source(now)
+        if min_validity and (source is Source.BARRED or self.failed_fetches > seen):
+            age = self._age(now)  # no fetch can improve on what there is
+        if age is Age.ABSENT and self._failed is not None and self.failed_fetches > seen:
+            return Fail(self._failed, max(self._barred_until - now, 0.0))
+        if age is Age.ABSENT and self._rotating and source is Source.BARRED and self._rejected:
+            source = Source.FREE  # ask for the credentials again: they may have changed             rule 9
+        match ANSWERS[age][source]:
+            case Answer.USE:
+                return self._use()
+            case Answer.REFRESH:
+                return self._use(self._depart(now, forced=False))
+            case Answer.FETCH:
+                return Fetch(self._depart(now, forced=age is Age.REFUSED))
+            case Answer.WAIT:
+                return Fetch(self._depart(now, forced=False)) if alone else self._wait(now, deadline, min_validity)
+            case Answer.HOLD:
+                return self._hold(now, deadline)
+
+    def unasked(self, now: float) -> tuple[Token | None, float]:
+        """Return the token that calls may use without asking, and until when."""
+        held = self._held
+        if held is None:
+            return None, _NEVER
+        source = self._source(now)
+        if self._refused and source is not Source.BARRED:
+            return None, _NEVER
+        if source is Source.FREE:
+            return held.token, held.refresh_at
+        if source is Source.BUSY:
+            return held.token, min([held.reuse_until, *(flight.due_at for flight in self._flights.values())])
+        return held.token, min(held.usable_until, max(self._barred_until, 0.0 if self._refused else held.refresh_at))
+
+    @property
+    def in_flight(self) -> frozenset[int]:
+        """The tickets of the fetches under way."""
+        return frozenset(self._flights)
+
+    @property
+    def unproven(self) -> bool:
+        """Whether an accepted call would be news: see :meth:`token_accepted`."""
+        return self._forced_in_row > 0
+
+    # --- what happened to a fetch ---------------------------------------------------------------
+
+    def credentials_arrived(self, ticket: int, digest: str, now: float) -> bool:
+        """Note which credentials a fetch will use; return whether it may go on (rule 9)."""
+        flight = self._flights.get(ticket)
+        if flight is None:
+            return False
+        if self._bar is not None and self._rejected and now < self._barred_until:
+            if digest == self._rejected_digest:
+                del self._flights[ticket]
+                self._note_failure(self._bar)
+                return False
+            self._lift_bar()  # nobody has rejected these
+        flight.due_at = self._due(now)
+        return True
+
+    def next_is_extra(self, ticket: int, now: float) -> bool:
+        """Say whether the next attempt draws on the reserve (rule 8).
+
+        Only a first attempt that comes no sooner than the ordinary refresh would is ordinary: however
+        often the token endpoint fails, what comes in between is paid for by the reserve.
+        """
+        flight = self._flights.get(ticket)
+        first = flight is not None and flight.attempts == 0
+        return not first or now < self._ordinary_at + self._interval()
+
+    def budget_answered(self, ticket: int, grant: Grant, now: float, *, extra: bool) -> bool:
+        """Note what the budget said; return whether the attempt may be sent (rule 5)."""
+        flight = self._flights.get(ticket)
+        self._pressure = grant.pressure
+        if not extra and grant.granted:
+            self._ordinary_at = now
+        if flight is None:
+            return False
+        if grant.granted:
+            flight.attempts += 1
+            flight.due_at = self._due(now)
+            return True
+        del self._flights[ticket]
+        if flight.failure is not None:  # no unit for another attempt: the last one's failure stands
+            self._cool_down(flight.failure, now)
+            return False
+        until = now + grant.retry_in
+        if extra:
+            until = min(until, max(self._ordinary_at + self._interval(), now))
+        self._raise_bar(_BUDGET_SPENT, until)
+        return False
+
+    def token_arrived(self, ticket: int, token: Token, now: float) -> None:
+        """Take over a token, if it is of any use (rules 1, 2 and 12)."""
+        flight = self._flights.pop(ticket, None)
+        if flight is None:  # given up as lost: whoever replaced it decides
+            return
+        held = self._hold_token(token)
+        if held.usable_until <= now:
+            self._cool_down(_expired_on_its_way(token), now)
+            return
+        self._held, self._refused = held, False
+        self._failed, self._failures, self._abandoned = None, 0, 0
+        if self._bar is not None and self._bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
+            self._lift_bar()
+        if not flight.forced:
+            self._forced_in_row = 0
+
+    def attempt_failed(self, ticket: int, failure: Failure, now: float, *, draw: float, digest: str) -> float | None:
+        """Note a failed attempt; return the pause before the next one, or ``None`` if that was all.
+
+        Args:
+            ticket: The fetch.
+            failure: What went wrong.
+            now: The time.
+            draw: A random number in [0, 1), for full jitter.
+            digest: Names the credentials that were used.
+        """
+        flight = self._flights.get(ticket)
+        if flight is None:
+            return None
+        if self._may_retry(flight, failure):
+            bound = self._policy.backoff_base * 2.0 ** min(flight.attempts - 1, 32)
+            pause = min(self._policy.backoff_cap, bound) * draw
+            flight.due_at = self._due(now) + pause
+            flight.failure = failure
+            return pause
+        del self._flights[ticket]
+        if failure.kind is CredentialsRejected:
+            self._rejected_digest = digest
+            if self._refused:  # the service says no on both sides
+                self._held, self._refused = None, False
+            self._fail(failure, now, self._policy.rejection_cooldown)
+        elif failure.kind is TokenRateLimited:
+            self._raise_bar(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))
+        else:
+            self._cool_down(failure, now)
+        return None
+
+    def fetch_failed(self, ticket: int, failure: Failure, now: float) -> None:
+        """Note that a fetch cannot go on (rule 11)."""
+        if self._flights.pop(ticket, None) is not None:
+            self._cool_down(failure, now)
+
+    def fetch_abandoned(self, ticket: int, failure: Failure, now: float) -> None:
+        """Note that whatever carried a fetch is gone; somebody else leads next (rules 16 and 17)."""
+        if self._flights.pop(ticket, None) is None:
+            return
+        self._abandoned += 1
+        if self._abandoned > _ABANDONED_IN_A_ROW:
+            self._cool_down(failure, now)
+
+    # --- what happened to a call ------------------------------------------------------------------
+
+    def token_refused(self, token: Token, now: float) -> bool:
+        """Note a 401; return whether the call should be sent again (rules 7 and 8)."""
+        self._drop_lost_flights(now)
+        source = self._source(now)
+        if self._held is None or self._held.token != token:
+            return self._age(now) is not Age.ABSENT or source is not Source.BARRED
+        if source is Source.BARRED:
+            return False
+        if not self._refused and source is Source.FREE and now < self._held.reuse_until:
+            if not self._may_force(now):
+                return False
+            self._count_forced(now)
+        self._refused = True
+        return True
+
+    def token_accepted(self, token: Token) -> None:
+        """Note that a call with *token* was not answered 401 (rule 8)."""
+        if self._held is not None and self._held.token == token:
+            self._forced_in_row = 0
+
+    def token_dropped(self, token: Token) -> None:
+        """Forget *token* if it is the current one."""
+        if self._held is not None and self._held.token == token:
+            self._held, self._refused = None, False
+
+    # --- the two axes of the table ----------------------------------------------------------------
+
+    def _age(self, now: float, min_validity: float = 0.0) -> Age:
+        held = self._held
+        if held is None or now + min_validity >= held.usable_until:
+            return Age.ABSENT
+        if now >= held.reuse_until:
+            return Age.STALE
+        if self._refused:
+            return Age.REFUSED
+        return Age.FRESH if now < held.refresh_at else Age.AGING
+
+    def _source(self, now: float) -> Source:
+        if self._flights:
+            return Source.BUSY
+        return Source.FREE if now >= self._barred_until else Source.BARRED
+
+    @property
+    def _rejected(self) -> bool:
+        return self._bar is not None and self._bar.kind is CredentialsRejected
+
+    # --- details ------------------------------------------------------------------------------
+
+    def _use(self, refresh: int | None = None) -> Use:
+        assert self._held is not None
+        return Use(self._held.token, refresh)
+
+    def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:
+        until = min([deadline, *(flight.due_at for flight in self._flights.values())])
+        if self._age(now, min_validity) is Age.STALE:
+            assert self._held is not None
+            # Rule 6: whoever has a usable token does not wait until it has none.
+            until = min(until, self._held.usable_until - self._policy.expiry_skew)
+            if now >= until:
+                return self._use()
+        if now >= deadline:
+            return Fail(_NO_ANSWER_YET, _FIRST_COOLDOWN)
+        return Wait(until)
+
+    def _hold(self, now: float, deadline: float) -> Decision:
+        assert self._bar is not None
+        waits = self._bar.kind in (TokenBudgetExhausted, TokenRateLimited)
+        if waits and self._barred_until <= deadline:
+            return Wait(self._barred_until)
+        return Fail(self._bar, self._barred_until - now)
+
+    def _depart(self, now: float, *, forced: bool) -> int:
+        self._last_ticket += 1
+        due_at = self._due(now)
+        if self._rotating:  # a secrets manager may take longer than a token request
+            due_at = max(due_at, now + self._policy.max_wait + _GRACE)
+        self._flights[self._last_ticket] = Flight(due_at, forced)
+        return self._last_ticket
+
+    def _due(self, now: float) -> float:
+        return now + self._policy.fetch_timeout + _GRACE
+
+    def _drop_lost_flights(self, now: float) -> None:
+        for ticket, flight in list(self._flights.items()):
+            if now >= flight.due_at:
+                self.fetch_abandoned(ticket, _LOST, now)
+
+    def _window(self, expires_in: float) -> tuple[float, float]:
+        """Return for how long a token is reused, and for how long it is usable (rules 1 and 6)."""
+        policy = self._policy
+        left = expires_in - policy.margin if expires_in >= 2 * policy.margin else expires_in / 2
+        reuse_for = min(policy.reuse_for, left)
+        return reuse_for, max(reuse_for, expires_in - policy.expiry_skew)
+
+    def _ahead(self, reuse_for: float) -> float:
+        return min(self._policy.refresh_ahead, reuse_for / 4)
+
+    def _interval(self) -> float:
+        """Return how long after one ordinary request the next one is due.
+
+        A token that lives shorter than documented does not make its successors ordinary: the hour's
+        budget would be gone long before the hour.
+        """
+        expires_in = LIFETIME if self._held is None else max(LIFETIME, self._held.token.expires_in)
+        reuse_for, _ = self._window(expires_in)
+        return reuse_for - self._ahead(reuse_for)
+
+    def _hold_token(self, token: Token) -> _Held:
+        reuse_for, usable_for = self._window(token.expires_in)
+        window = reuse_for + self._pressure * (usable_for - reuse_for)
+        at = token.requested_at
+        return _Held(token, at + window - self._ahead(reuse_for), at + window, at + usable_for)
+
+    def _may_retry(self, flight: Flight, failure: Failure) -> bool:
+        if failure.kind in (CredentialsRejected, TokenRateLimited) or not failure.retryable:
+            return False
+        # After a failed fetch comes one probe, not a stampede.
+        return flight.attempts < self._policy.fetch_attempts and not self._failures
+
+    def _cool_down(self, failure: Failure, now: float) -> None:
+        interval = self._interval()
+        pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
+        self._failures += 1
+        self._fail(failure, now, max(pause, self._pressure * interval))
+
+    def _fail(self, failure: Failure, now: float, pause: float) -> None:
+        self._note_failure(failure)
+        self._raise_bar(failure, now + pause)
+
+    def _note_failure(self, failure: Failure) -> None:
+        self._failed = failure
+        self.failed_fetches += 1
+
+    def _raise_bar(self, failure: Failure, until: float) -> None:
+        if until >= self._barred_until:
+            self._bar, self._barred_until = failure, until
+
+    def _lift_bar(self) -> None:
+        self._bar, self._barred_until, self._rejected_digest = None, _NEVER, None
+
+    def _may_force(self, now: float) -> bool:
+        policy = self._policy
+        if self._forced_in_row >= policy.max_forced_refreshes:
+            if now < self._forced_at + policy.rejection_cooldown or not policy.max_forced_refreshes:
+                return False
+            self._forced_in_row = 0
+        return policy.forced_reserve > 0 and now >= self._forced_at + self._spacing
+
+    def _count_forced(self, now: float) -> None:
+        longest = 2 * _HOUR / self._policy.forced_reserve
+        quiet = now >= self._forced_at + 2 * longest
+        self._spacing = _FIRST_SPACING if quiet else min(self._spacing * 2, longest)
+        self._forced_at = now
+        self._forced_in_row += 1
+
+
+_BUDGET_SPENT = Failure(
+    TokenBudgetExhausted,
+    "no usable token, and the budget of token requests is spent; the call was not sent: see retry_after",
+    retryable=True,
+)
+_LOST = Failure(
+    TokenEndpointUnavailable,
+    "the token request was never heard of again; the call was not sent: try again",
+    retryable=True,
+)
+_NO_ANSWER_YET = Failure(
+    TokenEndpointUnavailable,
+    "the token endpoint has not answered within the time this call can wait; the call was not sent",
+    retryable=True,
+)
+
+
+def _expired_on_its_way(token: Token) -> Failure:
+    return Failure(
+        TokenResponseInvalid,
+        f"the token was granted for {token.expires_in:g} s and had expired when it came; the call was not sent",
+        status=200,
+        retryable=True,
+    )

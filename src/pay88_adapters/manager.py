@@ -1,0 +1,220 @@
+"""The one object that every stack, thread and task shares."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import NoReturn
+
+from .budget import TokenBudget
+from .clock import Clock
+from .credentials import Credentials
+from .drivers import Sender, TaskDriver, ThreadDriver
+from .endpoint import SANDBOX_URL, Endpoint, url_from_env
+from .errors import ConfigurationError
+from .policy import LIFETIME, TokenPolicy
+from .runtimes import current_runtime
+from .standalone import standalone_sender
+from .state import CredentialsSource, SharedState, Stats
+from .stores.memory import MemoryStorage
+from .token import Token
+
+MEMORY = "memory://"
+
+_shared: dict[tuple[object, ...], TokenManager] = {}
+_shared_lock = threading.Lock()
+
+
+class TokenManager:
+    """Gets, shares and replaces the tokens of one merchant, for threads and tasks alike.
+
+    Args:
+        credentials: Or a callable, sync or async, that returns them; it is asked at each fetch. A sync
+            one is called on the event loop's thread where the call that leads is async.
+        base_url: ``SANDBOX_URL`` unless given.
+        store: Where the budget is kept. ``memory://`` is *per process*: each process spends a budget
+            of its own, though the service counts them together.
+        policy: When tokens are refreshed and what may be spent.
+        clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
+
+    Raises:
+        ConfigurationError: The configuration cannot work.
+    """
+
+    def __init__(
+        self,
+        credentials: CredentialsSource,
+        *,
+        base_url: str = SANDBOX_URL,
+        store: str = MEMORY,
+        policy: TokenPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        endpoint = Endpoint.parse(base_url)
+        if isinstance(credentials, Credentials):
+            endpoint.check_key(credentials)
+        elif not callable(credentials):
+            raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
+        if store != MEMORY:
+            raise ConfigurationError("store must be 'memory://'")
+        policy = policy or TokenPolicy()
+        storage = _process_storage() if clock is None else MemoryStorage(clock.now)
+        budget = TokenBudget(policy, storage, endpoint.base_url)
+        self._state = SharedState(
+            endpoint, policy, clock or _process_clock, budget, rotating=not isinstance(credentials, Credentials)
+        )
+        if isinstance(credentials, Credentials):
+            self._state.merchant_id = credentials.merchant_id
+        self._threads = ThreadDriver(self._state, credentials)
+        self._tasks = TaskDriver(self._state, credentials)
+        self._sender: Sender | None = None
+        # What the adapters use, bound once.
+        self.covers = endpoint.covers
+        self.call = self._threads.call
+        self.acall = self._tasks.call
+        self.cached = self._state.cached
+        self.token_for = self._threads.token
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> TokenManager:
+        """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
+        ``PAY88_BASE_URL`` and ``PAY88_STORE``.
+
+        Raises:
+            ConfigurationError: A variable is missing or cannot be used.
+        """
+        return cls(
+            Credentials.from_env(environ),
+            base_url=url_from_env(environ),
+            store=environ.get("PAY88_STORE") or MEMORY,
+        )
+
+    @classmethod
+    def shared(
+        cls,
+        credentials: CredentialsSource,
+        *,
+        base_url: str = SANDBOX_URL,
+        store: str = MEMORY,
+        policy: TokenPolicy | None = None,
+    ) -> TokenManager:
+        """Return the same manager for the same arguments, anywhere in the process.
+
+        Raises:
+            ConfigurationError: The configuration cannot work.
+        """
+        key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy())
+        with _shared_lock:
+            manager = _shared.get(key)
+            if manager is None or manager._state.closed:
+                manager = _shared[key] = cls(credentials, base_url=base_url, store=store, policy=policy)
+            return manager
+
+    @property
+    def base_url(self) -> str:
+        """The checked base URL, without a slash at its end."""
+        return self._state.endpoint.base_url
+
+    def get_token(self, *, min_validity: float = 0.0) -> Token:
+        """Return a token that may be attached now; fetch one, or wait for the one who does.
+
+        Any thread may call this. One that runs an event loop blocks it: prefer :meth:`aget_token` there.
+
+        Args:
+            min_validity: Seconds for which the token should stay usable, such as the length of an
+                upload. Where no fetch can be made, an older token is returned.
+
+        Raises:
+            CredentialsRejected: The credentials were refused, now or within ``rejection_cooldown``.
+            TokenBudgetExhausted: None is left; none may be requested for ``retry_after`` seconds.
+            TokenRateLimited: None is left; the service asked to wait for ``retry_after`` seconds.
+            TokenEndpointUnavailable: None is left and none could be had; see ``__cause__``.
+            ConfigurationError: No token lives as long as *min_validity*, or the manager is closed.
+        """
+        self._check_validity(min_validity)
+        if not min_validity:
+            token = self._state.cached()
+            if token is not None:
+                return token
+        return self._threads.token(self._standalone(), min_validity=min_validity)
+
+    async def aget_token(self, *, min_validity: float = 0.0) -> Token:
+        """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
+        self._check_validity(min_validity)
+        if not min_validity:
+            token = self._state.cached()
+            if token is not None:
+                return token
+        sender = self._standalone()
+        sequence = self._tasks.acquisition(current_runtime(), None, min_validity)
+        try:
+            while True:
+                await self._tasks.wait(next(sequence), lambda ticket: self._threads.start(ticket, sender))
+        except StopIteration as stop:
+            fetched: Token = stop.value
+            return fetched
+
+    def invalidate(self, token: Token) -> None:
+        """Forget *token* if it is the current one; the next call fetches another."""
+        self._state.drop(token)
+
+    def stats(self) -> Stats:
+        """Return what has been done so far, and the budget left."""
+        state = self._state
+        return Stats(
+            **asdict(state.counters), budget_left=state.budget.left(state.merchant_id), fetching=state.fetching
+        )
+
+    def close(self) -> None:
+        """Refuse all further calls. Clients that the manager was attached to stay open."""
+        self._state.close()
+
+    async def aclose(self) -> None:
+        """Do what :meth:`close` does."""
+        self.close()
+
+    def __enter__(self) -> TokenManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> TokenManager:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<TokenManager {self.base_url}{' (closed)' if self._state.closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
+
+    def _standalone(self) -> Sender:
+        if self._sender is None:
+            self._sender = standalone_sender()
+        return self._sender
+
+    def _check_validity(self, min_validity: float) -> None:
+        longest = LIFETIME - self._state.policy.expiry_skew
+        if not 0 <= min_validity <= longest:
+            raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
+
+
+_process_clock = Clock()
+_storages: list[MemoryStorage] = []
+
+
+def _process_storage() -> MemoryStorage:
+    with _shared_lock:
+        if not _storages:
+            _storages.append(MemoryStorage(_process_clock.now))
+        return _storages[0]

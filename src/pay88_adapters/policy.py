@@ -1,0 +1,92 @@
+"""How tokens are reused, refreshed and asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from limits import RateLimitItem, parse_many
+
+from .errors import ConfigurationError
+
+LIFETIME = 60.0
+"""Seconds a token lives, as 88Pay documents it."""
+
+_MOST = 86_400  # a day
+
+_COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
+_POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after")
+_WITHIN_LIFETIME = ("margin", "expiry_skew")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPolicy:
+    """Durations are in seconds. The defaults follow what 88Pay tells its users to do.
+
+    Args:
+        reuse_for: A token is reused this long, counted from the moment its request was sent.
+        margin: And never closer to its expiry than this.
+        refresh_ahead: One refresh runs beside the traffic this long before the reuse window ends.
+        expiry_skew: When no token can be fetched, the old one is used until this long before expiry.
+        max_wait: A call waits for a token at most this long in all.
+        fetch_timeout: Bound on one token request.
+        fetch_attempts: Token requests in a row before an outage is declared.
+        backoff_base: Bound on the first random pause between attempts; it doubles each time.
+        backoff_cap: Largest bound on such a pause.
+        rejection_cooldown: No token request for this long after the credentials were refused.
+        max_forced_refreshes: Refused tokens replaced in a row before 401s are handed to the callers.
+        forced_reserve: Token requests an hour that refusals, retries and probes may use in all.
+        max_retry_after: Longest wait that a 429 of the token endpoint can impose.
+        limits: The budget of token requests, in the notation of the ``limits`` library.
+
+    Raises:
+        ConfigurationError: A value makes no sense.
+    """
+
+    reuse_for: float = 50
+    margin: float = 10
+    refresh_ahead: float = 5
+    expiry_skew: float = 1
+    max_wait: float = 20
+    fetch_timeout: float = 5
+    fetch_attempts: int = 3
+    backoff_base: float = 0.25
+    backoff_cap: float = 4
+    rejection_cooldown: float = 30
+    max_forced_refreshes: int = 3
+    forced_reserve: int = 20
+    max_retry_after: float = 3600
+    limits: tuple[str, ...] = ("10/minute", "100/hour")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name != "limits":
+                self._check_number(each.name, getattr(self, each.name))
+        if self.backoff_cap < self.backoff_base:
+            raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
+        self.rate_limits()
+
+    def _check_number(self, name: str, value: object) -> None:
+        wanted = (int,) if name in _COUNTS else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
+        if not 0 <= value <= _MOST or (value == 0 and name in _POSITIVE):  # false for NaN, too
+            least = "more than 0" if name in _POSITIVE else "0 or more"
+            raise ConfigurationError(f"{name} is {value:g}: it must be {least}, and at most {_MOST}")
+        if name in _WITHIN_LIFETIME and value >= LIFETIME:
+            raise ConfigurationError(f"{name} is {value} s, but a token lives {LIFETIME:.0f} s: make it less")
+
+    def rate_limits(self) -> tuple[RateLimitItem, ...]:
+        """Return the parsed limits.
+
+        Raises:
+            ConfigurationError: There is none, or one is not in the notation of ``limits``.
+        """
+        if not self.limits or not isinstance(self.limits, tuple):
+            raise ConfigurationError('limits must be a tuple of at least one limit, such as ("10/minute",)')
+        try:
+            items = tuple(item for limit in self.limits for item in parse_many(limit))
+        except (ValueError, TypeError, AttributeError):
+            items = ()
+        if not items or not all(item.amount > 0 and item.get_expiry() > 0 for item in items):
+            raise ConfigurationError(f'limits is {self.limits!r}: write each one like "10/minute"')
+        return items

@@ -1,0 +1,48 @@
+"""Waiting, waking and starting, for trio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class TrioGate:
+    """An event of one trio run."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = token
+        self._event = trio.Event()
+
+    def open(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._event.set, idempotent=True)
+
+    async def wait(self, seconds: float) -> None:
+        with trio.move_on_after(max(seconds, 0.0)):
+            await self._event.wait()
+
+
+class TrioRuntime:
+    """The current trio run."""
+
+    def __init__(self) -> None:
+        self.key = trio.lowlevel.current_trio_token()
+
+    def gate(self) -> TrioGate:
+        return TrioGate(self.key)
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        trio.lowlevel.spawn_system_task(job, name="pay88-token-fetch")
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+        with trio.move_on_after(seconds):
+            return await work
+        raise TimeoutError(f"no answer within {seconds:g} s")

@@ -1,0 +1,146 @@
+"""Waiting, waking and starting, for threads, asyncio and trio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ClassVar, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Gate(Protocol):
+    """Opened once, from any thread; whoever waits at it goes on."""
+
+    def open(self) -> None:
+        """Let everybody through, now and later. Never raises, whatever became of the waiters."""
+        ...
+
+
+class AsyncGate(Gate, Protocol):
+    """A gate for the tasks of one event loop."""
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the gate is open, at most *seconds* (real ones)."""
+        ...
+
+
+class ThreadGate:
+    """A gate for threads."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def open(self) -> None:
+        self.event.set()
+
+
+class AsyncRuntime(Protocol):
+    """What the core needs of an event loop. Seconds are real ones."""
+
+    @property
+    def key(self) -> object:
+        """Names the loop: waiters with the same key share a gate."""
+        ...
+
+    def gate(self) -> AsyncGate:
+        """Return a new gate for this loop."""
+        ...
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run *job* in a task of its own, in an empty context."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        ...
+
+    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+        """Await *work*; raise ``TimeoutError`` after *seconds*."""
+        ...
+
+
+class AsyncioGate:
+    """Futures of one loop: a cancelled waiter takes only its own away."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._is_open = False
+
+    def open(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop is closed, and its tasks with it
+            self._waiters.clear()
+
+    def _wake(self) -> None:
+        self._is_open = True
+        for waiter in self._waiters:
+            _resolve(waiter)
+
+    async def wait(self, seconds: float) -> None:
+        if self._is_open:
+            return
+        waiter = self._loop.create_future()
+        timer = self._loop.call_later(max(seconds, 0.0), _resolve, waiter)
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class AsyncioRuntime:
+    """The running asyncio loop."""
+
+    # The loop itself keeps only weak references to its tasks.
+    _tasks: ClassVar[set[asyncio.Task[None]]] = set()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.key = loop
+
+    def gate(self) -> AsyncioGate:
+        return AsyncioGate(self.key)
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # An empty context: the fetch serves everybody and must not see the leader's variables.
+        for dead in [task for task in self._tasks if task.get_loop().is_closed()]:
+            self._tasks.discard(dead)
+        task = contextvars.Context().run(self.key.create_task, job())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except asyncio.TimeoutError:  # not the builtin one on Python 3.10
+            raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def current_runtime() -> AsyncRuntime:
+    """Return the event loop this code runs on.
+
+    Raises:
+        RuntimeError: None does.
+    """
+    try:
+        return AsyncioRuntime(asyncio.get_running_loop())
+    except RuntimeError:
+        pass
+    try:
+        from . import runtime_trio  # trio is imported only where nothing else can be running
+    except ModuleNotFoundError:
+        raise RuntimeError("no event loop is running") from None
+    return runtime_trio.TrioRuntime()

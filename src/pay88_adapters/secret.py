@@ -1,0 +1,46 @@
+"""Strings that go out on the wire and are never printed."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+REDACTED = "[secret]"
+
+# What 88Pay's keys, session ids and tokens look like, for text that comes from elsewhere.
+_LOOKS_SECRET = re.compile(r"sk_(?:test|live)_[\w-]*|sess_[\w-]+|eyJ[\w.-]+|Bearer\s+\S+", re.IGNORECASE)
+
+
+class Secret(str):
+    """A string whose repr shows nothing and that refuses to be pickled.
+
+    ``str()`` and formatting give the value: aiohttp puts ``str(value)`` on the wire.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return REDACTED
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("secrets are not pickled: build Credentials and TokenManager in the new process")
+
+
+class Attached(Secret):
+    """A header value that an adapter put in, as opposed to one that the caller passed."""
+
+    __slots__ = ()
+
+
+def redact(text: str, *secrets: str) -> str:
+    """Return *text* in one printable line of at most 200 characters, without secrets."""
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    text = _LOOKS_SECRET.sub(REDACTED, text)
+    return "".join(c if c.isprintable() else " " for c in text)[:200]

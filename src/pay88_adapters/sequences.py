@@ -1,0 +1,221 @@
+"""The three sequences everything follows, as generators of effects.
+
+Each is written once. What it yields is an effect for a driver to carry out, sync or async; what the
+driver sends back is the effect's result. Nothing here blocks, awaits or knows an HTTP library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from .budget import Grant
+from .credentials import Credentials
+from .errors import Failure
+from .machine import Fail, Fetch, Use, Wait
+from .runtimes import Gate
+from .state import SharedState
+from .token import Token
+from .wire import TokenReply, TokenRequest, network_failure, read_reply, token_request
+
+UNAUTHORIZED = 401
+
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the fetch with this ticket; result: nothing."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait at the gate; result: nothing."""
+
+    gate: Gate
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Drain a refused response (to a bound) or close it, so that its connection is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskCredentials:
+    """Ask for the credentials; result: :class:`Credentials` or :class:`Failure`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Take a unit of the budget; result: :class:`Grant`."""
+
+    merchant_id: str
+    extra: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Send a token request; result: :class:`TokenReply`, or the exception of the network."""
+
+    request: TokenRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sleep; result: nothing."""
+
+    seconds: float
+
+
+Acquisition = Generator[Start | Hold, None, Token]
+FetchEffect = AskCredentials | Acquire | Post | Pause
+FetchResult = Credentials | Failure | Grant | TokenReply | BaseException | None
+
+DISCARD = Discard()
+
+
+class Managed(Protocol[R_contra]):
+    """What the exchange needs to know of a call, without any I/O."""
+
+    @property
+    def patience(self) -> float | None:
+        """Real seconds that the caller is ready to wait for a token, if it said so."""
+        ...
+
+    def status(self, response: R_contra) -> int:
+        """Return the status code."""
+        ...
+
+    def token_used(self, response: R_contra, token: Token) -> Token:
+        """Return the token that the answered attempt carried; *token* is what it was given."""
+        ...
+
+    def replayable(self, response: R_contra) -> bool:
+        """Whether the body can be sent again, byte for byte."""
+        ...
+
+
+def acquire(
+    state: SharedState,
+    join: Callable[[], Gate],
+    *,
+    patience: float | None = None,
+    min_validity: float = 0.0,
+    alone: bool = False,
+) -> Acquisition:
+    """Get a token: use it, fetch it, or wait for the one who does (rules 2, 3 and 6).
+
+    Args:
+        state: What the callers share.
+        join: Returns the gate to wait at; called with the lock held, so that no wake-up is lost.
+        patience: Seconds of the clock to wait at most, if less than ``max_wait``.
+        min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
+        alone: Whether the caller cannot wait without blocking the fetch it would wait for.
+
+    Raises:
+        Pay88Error: There is no usable token and none can be had in time.
+    """
+    longest = state.policy.max_wait
+    deadline = state.clock.now() + (longest if patience is None else min(patience, longest))
+    seen = state.failed_fetches
+    waited = False
+    while True:
+        state.check_open()
+        with state.deciding() as (machine, now):
+            decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
+            if isinstance(decision, (Fetch, Wait)):
+                alone, min_validity = False, 0.0  # one fetch is all that a call can ask for
+                state.counters.waited += not waited
+                waited = True
+            hold = Hold(join(), decision.until - now) if isinstance(decision, Wait) else None
+            if isinstance(decision, Use) and decision.refresh is not None:
+                state.counters.refreshes += 1
+        match decision:
+            case Use(token, refresh):
+                if refresh is not None:
+                    yield Start(refresh)
+                return token
+            case Fetch(ticket):
+                yield Start(ticket)
+            case Wait():
+                assert hold is not None
+                yield hold
+            case Fail(failure, retry_after):
+                raise failure.error(retry_after)
+
+
+def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
+    """Fetch a token and tell the machine how it went (rules 5 and 9 to 12)."""
+    credentials = yield AskCredentials()
+    with state.deciding() as (machine, now):
+        if isinstance(credentials, Failure):
+            state.counters.failed_fetches += 1
+            return machine.fetch_failed(ticket, credentials, now)
+        state.merchant_id, digest = credentials.merchant_id, credentials.digest
+        if not machine.credentials_arrived(ticket, digest, now):
+            return None
+    request = token_request(state.endpoint, credentials, state.clock.real(state.policy.fetch_timeout))
+    while True:
+        with state.deciding() as (machine, now):
+            extra = machine.next_is_extra(ticket, now)
+        grant = yield Acquire(credentials.merchant_id, extra)
+        with state.deciding() as (machine, now):
+            if not machine.budget_answered(ticket, grant, now, extra=extra):
+                return None
+            state.counters.token_requests += 1
+        sent_at = state.clock.now()
+        reply = yield Post(request)
+        outcome = (
+            network_failure(reply) if isinstance(reply, BaseException) else read_reply(reply, sent_at, credentials)
+        )
+        with state.deciding() as (machine, now):
+            if isinstance(outcome, Token):
+                state.counters.tokens += 1
+                return machine.token_arrived(ticket, outcome, now)
+            pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=digest)
+            if pause is None:
+                state.counters.failed_fetches += 1
+                return None
+        yield Pause(pause)
+
+
+def exchange(
+    state: SharedState, call: Managed[R], acquired: Callable[[], Acquisition]
+) -> Generator[Start | Hold | Token | Discard, Any, R]:
+    """Make one managed call: attach, look at the answer, replace a refused token, replay (rules 7, 8).
+
+    A :class:`Token` as an effect means: send the call with it; result: the response.
+    """
+    token = state.cached() or (yield from acquired())
+    response: R = yield token
+    if call.status(response) != UNAUTHORIZED:
+        _accepted(state, call, response, token)
+        return response
+    if not _refused(state, call.token_used(response, token)) or not call.replayable(response):
+        return response
+    yield DISCARD
+    token = state.cached() or (yield from acquired())
+    state.count_replay()
+    response = yield token
+    if call.status(response) != UNAUTHORIZED:
+        _accepted(state, call, response, token)
+    else:
+        _refused(state, call.token_used(response, token))
+    return response
+
+
+def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:
+    if state.unproven:  # almost never: the cached path takes no lock
+        with state.deciding() as (machine, _):
+            machine.token_accepted(call.token_used(response, token))
+
+
+def _refused(state: SharedState, token: Token) -> bool:
+    with state.deciding() as (machine, now):
+        state.counters.refused += 1
+        return machine.token_refused(token, now)

@@ -1,0 +1,32 @@
+"""Token requests for a manager that is asked for a token without any adapter in play."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from .drivers import Sender
+from .errors import ConfigurationError
+
+
+def standalone_sender() -> Sender:
+    """Return a sender over whichever stack is installed.
+
+    Raises:
+        ConfigurationError: None is.
+    """
+    if find_spec("urllib3"):
+        from . import urllib3
+
+        return urllib3.standalone_sender()
+    if find_spec("httpx"):
+        from . import httpx
+
+        return httpx.standalone_sender()
+    if find_spec("aiohttp"):
+        from . import aiohttp
+
+        return aiohttp.standalone_sender()
+    raise ConfigurationError(
+        "no HTTP library is installed to request a token with: pip install 'pay88-adapters[urllib3]',"
+        " or [httpx], or [aiohttp]"
+    )

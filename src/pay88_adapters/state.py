@@ -1,0 +1,175 @@
+"""What the callers of one manager share: the machine under its lock, and the gates they wait at."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .budget import TokenBudget
+from .clock import Clock
+from .credentials import Credentials
+from .endpoint import Endpoint
+from .errors import ConfigurationError
+from .machine import TokenMachine
+from .policy import TokenPolicy
+from .runtimes import Gate
+from .token import Token
+
+T = TypeVar("T")
+_NEVER = float("-inf")
+G = TypeVar("G", bound=Gate)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counted off the cached path, under the state's lock."""
+
+    token_requests: int = 0
+    tokens: int = 0
+    refreshes: int = 0
+    failed_fetches: int = 0
+    refused: int = 0
+    replayed: int = 0
+    waited: int = 0
+
+
+class SharedState:
+    """One lock, held to decide and to queue, and never while acting."""
+
+    def __init__(
+        self, endpoint: Endpoint, policy: TokenPolicy, clock: Clock, budget: TokenBudget, *, rotating: bool
+    ) -> None:
+        self.endpoint = endpoint
+        self.policy = policy
+        self.clock = clock
+        self.budget = budget
+        self.counters = Counters()
+        self.draw = random.random
+        self.closed = False
+        self.merchant_id = ""  # of the last credentials seen
+        self._machine = TokenMachine(policy, rotating=rotating)
+        self._lock = threading.Lock()
+        self._gates: dict[object, Gate] = {}
+        self._async_flights: dict[int, int] = {}
+        self._published: tuple[Token | None, float] = (None, _NEVER)
+
+    def cached(self) -> Token | None:
+        """Return the token if calls may use it without asking. Takes no lock."""
+        token, until = self._published  # one read: the two belong together
+        return token if self.clock.now() < until else None
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the machine wants to hear of accepted calls."""
+        return self._machine.unproven
+
+    @property
+    def failed_fetches(self) -> int:
+        """How many fetches have failed so far."""
+        return self._machine.failed_fetches
+
+    @property
+    def fetching(self) -> bool:
+        """Whether a fetch is in flight."""
+        return bool(self._machine.in_flight)
+
+    @contextmanager
+    def deciding(self) -> Generator[tuple[TokenMachine, float], None, None]:
+        """Hold the lock; give the machine and the time; afterwards publish what calls may use.
+
+        Whoever waited for a fetch is woken when one has ended, after the lock has been let go.
+        """
+        gates: dict[object, Gate] = {}
+        with self._lock:
+            flying = len(self._machine.in_flight)
+            now = self.clock.now()
+            try:
+                yield self._machine, now
+            finally:
+                self._published = (None, _NEVER) if self.closed else self._machine.unasked(now)
+                if len(self._machine.in_flight) < flying:
+                    gates, self._gates = self._gates, {}
+        for gate in gates.values():
+            gate.open()
+
+    def gate(self, key: object, make: Callable[[], G]) -> G:
+        """Join the waiters of one event loop, or the threads. The lock must be held."""
+        assert self._lock.locked()
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = make()
+        return gate  # type: ignore[return-value]  # one key, one kind of gate
+
+    def check_open(self) -> None:
+        """Raise :class:`ConfigurationError` if the manager was closed."""
+        if self.closed:
+            raise ConfigurationError("this TokenManager is closed: make a new one")
+
+    def carried_by_this_thread(self) -> bool:
+        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it."""
+        here = threading.get_ident()
+        with self._lock:
+            carried = [ticket for ticket, thread in self._async_flights.items() if thread == here]
+            # A loop that was closed under its fetch never said that it put it down.
+            return any(ticket in self._machine.in_flight for ticket in carried)
+
+    def carry(self, ticket: int) -> None:
+        """Note that a task of this thread's event loop carries a fetch."""
+        self._async_flights[ticket] = threading.get_ident()
+
+    def put_down(self, ticket: int) -> None:
+        """Note that it no longer does."""
+        self._async_flights.pop(ticket, None)
+
+    def count_replay(self) -> None:
+        """Count a call that is sent a second time."""
+        with self._lock:
+            self.counters.replayed += 1
+
+    def drop(self, token: Token) -> None:
+        """Forget *token* if it is the current one."""
+        with self.deciding() as (machine, _):
+            machine.token_dropped(token)
+
+    def close(self) -> None:
+        """Refuse everything from now on, and wake whoever waits."""
+        with self._lock:
+            self.closed = True
+            self._published = (None, _NEVER)
+            gates, self._gates = self._gates, {}
+        for gate in gates.values():
+            gate.open()
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a manager has done so far, and what it may still do.
+
+    Attributes:
+        token_requests: Token requests sent, failed ones included.
+        tokens: Tokens received.
+        refreshes: Fetches that ran beside the traffic.
+        failed_fetches: Fetches that ended without a token.
+        refused: Calls answered 401.
+        replayed: Calls sent a second time after a 401.
+        waited: Calls that had to wait for a token.
+        budget_left: Token requests left, by limit.
+        fetching: Whether a fetch is in flight.
+    """
+
+    token_requests: int
+    tokens: int
+    refreshes: int
+    failed_fetches: int
+    refused: int
+    replayed: int
+    waited: int
+    budget_left: dict[str, int]
+    fetching: bool
+
+
+CredentialsSource = Credentials | Callable[[], object]

@@ -1,0 +1,70 @@
+"""A server that behaves like 88Pay, for tests and demonstrations. Not for production.
+
+:class:`Emulator` needs aiohttp (``pip install 'pay88-adapters[testing]'``); everything else does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .clock import ManualClock
+from .faults import (
+    Body,
+    Drip,
+    Fault,
+    FaultPlan,
+    Garbage,
+    Headers,
+    HugeBody,
+    Latency,
+    Redirect,
+    RefuseToken,
+    ResetAfterRead,
+    ResetBeforeRead,
+    Rule,
+    Status,
+    TooMany,
+    Truncated,
+)
+from .holds import Hold
+from .journal import Entry, Journal
+from .service import Answer, Charge, Received, Service
+
+if TYPE_CHECKING:
+    from .emulator import Emulator
+
+__all__ = [
+    "Answer",
+    "Body",
+    "Charge",
+    "Drip",
+    "Emulator",
+    "Entry",
+    "Fault",
+    "FaultPlan",
+    "Garbage",
+    "Headers",
+    "Hold",
+    "HugeBody",
+    "Journal",
+    "Latency",
+    "ManualClock",
+    "Received",
+    "Redirect",
+    "RefuseToken",
+    "ResetAfterRead",
+    "ResetBeforeRead",
+    "Rule",
+    "Service",
+    "Status",
+    "TooMany",
+    "Truncated",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Emulator":  # late, because it alone needs aiohttp
+        from .emulator import Emulator
+
+        return Emulator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

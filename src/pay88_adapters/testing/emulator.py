@@ -1,0 +1,293 @@
+"""88Pay on a loopback port: a real HTTP server around :class:`.Service`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+try:
+    from aiohttp import web
+except ModuleNotFoundError as exc:
+    raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[testing]'") from exc
+
+from pay88_adapters.clock import Clock
+
+from ._responder import Responder
+from .faults import FaultPlan, On
+from .holds import Hold
+from .journal import Journal
+from .service import CALL_LIMITS, TOKEN_LIMITS, Service
+from .windows import Limits
+
+_BACKLOG = 4096  # a thousand clients that connect at once wait in the kernel, and none is refused
+_PATIENCE = 10.0  # real seconds to start, to stop, and to act on the event loop
+
+T = TypeVar("T")
+
+_running: weakref.WeakSet[Emulator] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Let go, in a forked child, of every socket of the emulators that run in its parent.
+
+    A connection only ends once every process has closed it: a child that lived on would keep the
+    clients of the parent's emulator waiting for the end of connections that it has long closed.
+    """
+    for emulator in list(_running):
+        emulator.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Emulator:
+    """A server that behaves like 88Pay, with faults on demand and a journal of what it received.
+
+    It runs in a thread of its own, on a loopback port that the system picks::
+
+        with Emulator(lifetime=60) as emulator:
+            manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url)
+            ...
+            assert emulator.journal.token_requests == 1
+
+    It may be started again after it was stopped, on the same port and with the same state. Start it
+    in the process that uses it: a forked child can talk to it, but not run it.
+
+    Args:
+        api_key, merchant_id, lifetime, token_limits, call_limits: See :class:`.Service`.
+        clock: What lifetimes, limits and latencies are measured on; share it with the client.
+        ssl_context: Serve HTTPS with it.
+        host: An address to bind; a name is resolved to one.
+        port: The port, or 0 for one that is free.
+        service: A service of your own, in place of the five arguments about it.
+        wall: Unix time, for ``X-RateLimit-Reset`` and the dates in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str = "sk_test_emulator",
+        merchant_id: str = "MCH-COL-TEST-EMULATOR",
+        lifetime: float = 60.0,
+        token_limits: Limits = TOKEN_LIMITS,
+        call_limits: Limits = CALL_LIMITS,
+        clock: Clock | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        service: Service | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.service = service or Service(
+            api_key=api_key,
+            merchant_id=merchant_id,
+            lifetime=lifetime,
+            token_limits=token_limits,
+            call_limits=call_limits,
+        )
+        self.clock = clock or Clock()
+        self.journal = Journal()
+        self.faults = FaultPlan()
+        self.host = host
+        self._port = port
+        self._ssl_context = ssl_context
+        self._responder = Responder(lambda: self.service, self.journal, self.faults, self.clock, wall)
+        self._connections = 0
+        self._pid: int | None = None  # of the process that runs it
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+        self._listener: asyncio.Server | None = None
+        self._server: web.Server | None = None
+
+    def __repr__(self) -> str:
+        state = f"at {self.url}" if self.running else "stopped"
+        return f"<Emulator {state}, {self.connections} connections, {self.journal!r}>"
+
+    def __enter__(self) -> Emulator:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # What it is
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started."""
+        return self._thread is not None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; once it was started, it keeps it."""
+        if not self._port:
+            raise RuntimeError("the emulator has no port before it is started")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Its base URL, without a slash at the end."""
+        scheme = "http" if self._ssl_context is None else "https"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+    @property
+    def api_key(self) -> str:
+        """The key that it accepts from the start."""
+        return self.service.api_key
+
+    @property
+    def merchant_id(self) -> str:
+        """The merchant that the key belongs to."""
+        return self.service.merchant_id
+
+    @property
+    def connections(self) -> int:
+        """How many connections were opened so far."""
+        return self._connections
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return 0 if self._server is None else len(self._server.connections)
+
+    # What a test does with it
+
+    def hold(self, on: On = "call") -> Hold:
+        """Keep matching requests waiting at the server until they are released.
+
+        ``on`` is what it is for :meth:`.FaultPlan.add`. The service decides on a held request when
+        it is released: to stage a storm of refusals, hold the calls, wait until all are there,
+        refuse the token, release.
+        """
+        hold = Hold()
+        hold.on_release = self.faults.add(hold, on=on, times=None).remove
+        return hold
+
+    def drop_connections(self) -> None:
+        """Close every open connection, idle or not, as a server that restarts does."""
+        self._act(self._drop_connections())
+
+    # Starting and stopping
+
+    def start(self) -> Emulator:
+        """Start serving, and return the emulator itself.
+
+        Raises:
+            RuntimeError: It runs already, or did when this process was forked off.
+            OSError: The port is taken.
+        """
+        if self._thread is not None:
+            self._must_be_ours()
+            raise RuntimeError(f"this emulator is already running at {self.url}")
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.create_server((self.host, self._port), family=family, backlog=_BACKLOG)
+        self._port = int(sock.getsockname()[1])
+        self._socket = sock
+        self._pid = os.getpid()
+        _running.add(self)
+        # A selector loop whatever the policy says: resets need the socket under the transport.
+        loop = self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="pay88-emulator", daemon=True)
+        self._thread.start()
+        try:
+            self._act(self._serve(sock))
+        except BaseException:
+            sock.close()
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Close the port and every connection, and end the thread. Stopping twice does no harm."""
+        if self._thread is None or self._loop is None:
+            return
+        self._must_be_ours()
+        try:
+            self._act(self._shut_down())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_PATIENCE)
+            self._thread = self._loop = self._socket = None
+            _running.discard(self)
+
+    def let_go(self) -> None:
+        """Close this process's copies of the sockets, in a child that was forked off."""
+        connections = [] if self._server is None else self._server.connections
+        transports = [connection.transport for connection in connections]
+        sockets: list[Any] = [each.get_extra_info("socket") for each in transports if each is not None]
+        sockets.append(self._socket)
+        null = os.open(os.devnull, os.O_RDWR)
+        for sock in sockets:
+            # Put something harmless in its place: the socket object still believes in its number.
+            if sock is not None and sock.fileno() >= 0:
+                os.dup2(null, sock.fileno(), inheritable=False)
+        os.close(null)
+
+    def _must_be_ours(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this emulator runs in process {self._pid}, and this is a child that was forked off it:"
+                " start another emulator here, or talk to that one over its URL"
+            )
+
+    def _act(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the server's loop, and wait for it."""
+        if self._loop is None:
+            coro.close()
+            raise RuntimeError("this emulator is not running")
+        if self._pid != os.getpid():
+            coro.close()
+            self._must_be_ours()
+        return asyncio.run_coroutine_threadsafe(coro, self._loop).result(_PATIENCE)
+
+    # On the server's thread
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    async def _serve(self, sock: socket.socket) -> None:
+        # Bodies are not unpacked: the journal keeps what was sent.
+        server = self._server = web.Server(self._responder, access_log=None, auto_decompress=False)
+
+        def connected() -> asyncio.Protocol:
+            self._connections += 1
+            return server()
+
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(connected, sock=sock, backlog=_BACKLOG, ssl=self._ssl_context)
+
+    async def _shut_down(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        me = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not me]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._drop_connections(abort=True)
+        self._server = self._listener = None
+
+    async def _drop_connections(self, *, abort: bool = False) -> None:
+        for connection in [] if self._server is None else self._server.connections:
+            transport = connection.transport
+            if abort and transport is not None:
+                transport.abort()  # a TLS transport that is closed would wait for its peer
+            connection.force_close()
+        for _ in range(3):  # the loop closes sockets a turn or two later
+            await asyncio.sleep(0)

@@ -1,0 +1,321 @@
+"""What can go wrong between a client and the service, and the plan of when it does.
+
+Faults are values; :mod:`._responder` makes them happen. Durations are seconds of the emulator's
+clock. "Executed" means that the service acted on the request, although the client may not see it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from .holds import Hold
+from .service import Received
+
+Fields: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
+On: TypeAlias = str | Callable[[Received], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """The request is decided *seconds* later; combines with every other fault."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A status of its own accord, with the documented error body unless *body* is given.
+
+    Not executed, but counted against the limits (unless it is a 429).
+    """
+
+    status: int = 500
+    headers: Fields = ()
+    body: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TooMany:
+    """A 429 that the limits do not ask for. Not executed.
+
+    Args:
+        retry_after: The header: seconds, any string (an HTTP date, say), or ``None`` to omit it.
+        body_retry_after: The body's field; ``"same"`` is the header's seconds, or nothing where the
+            header is not a number.
+    """
+
+    retry_after: float | str | None = 60
+    body_retry_after: float | str | Literal["same"] | None = "same"
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseToken:
+    """A 401 for a token, or for credentials, that are good. Not executed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """A redirect to *to*. Not executed."""
+
+    to: str
+    status: int = 307
+
+
+@dataclass(frozen=True, slots=True)
+class ResetBeforeRead:
+    """The connection is reset (RST) as soon as the header fields are there. Not executed.
+
+    The only fault that does not wait for a latency or a hold.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ResetAfterRead:
+    """The request is read and executed; then the connection is reset (RST) without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """Executed and answered, but the connection ends *missing* bytes before the body does."""
+
+    missing: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Bytes that are not HTTP; then the connection is closed. Not executed."""
+
+    data: bytes = field(default=b"\x00\xff\x16\x03 this is no HTTP \r\n\r\n", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Executed, and answered with this body in place of the service's.
+
+    The headers are sent too: ``{"Content-Encoding": "gzip"}`` beside a body that is not gzip lies,
+    and ``{"Set-Cookie": …}`` shows where cookies go.
+    """
+
+    body: bytes = field(repr=False)
+    status: int = 200
+    headers: Fields = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """Executed and answered truthfully, with these header fields too.
+
+    A field that the answer has anyway is replaced: ``X-RateLimit-Remaining``, say.
+    """
+
+    headers: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class HugeBody:
+    """Executed and answered truthfully, with blanks after the JSON up to *size* bytes.
+
+    Args:
+        chunked: Send it in chunks, so that no ``Content-Length`` gives the size away.
+    """
+
+    size: int = 10_000_000
+    chunked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """Executed and answered truthfully, one byte of the body every *seconds*."""
+
+    seconds: float
+
+
+Delay: TypeAlias = Latency | Hold
+Outcome: TypeAlias = (
+    Status
+    | TooMany
+    | RefuseToken
+    | Redirect
+    | ResetBeforeRead
+    | ResetAfterRead
+    | Truncated
+    | Garbage
+    | Body
+    | Headers
+    | HugeBody
+    | Drip
+)
+Fault: TypeAlias = Delay | Outcome
+
+
+class Rule:
+    """One line of the plan: which requests, which fault, how often.
+
+    As a context manager it leaves the plan at the end of the block.
+    """
+
+    def __init__(
+        self, plan: FaultPlan, draw: Callable[[], Fault | None], on: On, times: int | None, after: int
+    ) -> None:
+        self._plan = plan
+        self._draw = draw
+        self._matches = _matcher(on)
+        self._left = times
+        self._skip = after
+        self.upcoming = draw()
+        """What the next request it applies to meets: drawn ahead, so that looking changes nothing."""
+        self.used = 0
+        """How many requests it has struck so far."""
+
+    def __enter__(self) -> Rule:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Leave the plan; removing it twice does no harm."""
+        self._plan.remove(self)
+
+    def peek(self, received: Received) -> Fault | None:
+        """Return what :meth:`take` would, and change nothing."""
+        if self._left == 0 or self._skip or not self._matches(received):
+            return None
+        return self.upcoming
+
+    def take(self, received: Received) -> Fault | None:
+        """Offer the rule a request; return the fault that it meets, if any."""
+        if self._left == 0 or not self._matches(received):
+            return None
+        if self._skip:
+            self._skip -= 1
+            return None
+        fault, self.upcoming = self.upcoming, self._draw()
+        if fault is not None:
+            self.used += 1
+            self._left = None if self._left is None else self._left - 1
+        return fault
+
+
+class FaultPlan:
+    """The faults that requests are going to meet. Any thread may change it at any time.
+
+    Each request meets every latency and hold whose rule matches it, and then the first other fault:
+    rules added later do not see a request that an earlier one has answered. So the faults that were
+    added for a path one after another, each ``times=1``, strike its requests one after another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rules: list[Rule] = []
+
+    def __repr__(self) -> str:
+        return f"<FaultPlan rules={len(self._rules)}>"
+
+    def add(self, fault: Fault, on: On = "call", times: int | None = 1, after: int = 0) -> Rule:
+        """Plan a fault.
+
+        Args:
+            fault: What happens.
+            on: To which requests: ``"token"``, ``"call"``, ``"any"``, the start of a path, or a
+                predicate (which sees no body yet when it decides on a :class:`ResetBeforeRead`).
+            times: How often; ``None`` is until it is removed.
+            after: How many matching requests are spared first.
+        """
+        return self._append(Rule(self, lambda: fault, on, times, after))
+
+    def random(
+        self,
+        rng: int | random.Random,
+        probability: float,
+        faults: Sequence[Fault],
+        on: On = "any",
+        times: int | None = None,
+        after: int = 0,
+    ) -> Rule:
+        """Plan one of several faults, by chance, for each matching request.
+
+        Args:
+            rng: A seed, or where the chance comes from. Draws are in the order of arrival.
+            probability: That a request meets a fault at all, from 0 to 1.
+            faults: Each of them is as likely.
+            on: See :meth:`add`, as for the others.
+        """
+        source = random.Random(rng) if isinstance(rng, int) else rng
+        choices = list(faults)
+
+        def draw() -> Fault | None:
+            return source.choice(choices) if source.random() < probability else None
+
+        return self._append(Rule(self, draw, on, times, after))
+
+    def clear(self) -> None:
+        """Forget the whole plan, and let go of what is held."""
+        with self._lock:
+            rules, self._rules = self._rules, []
+        for rule in rules:
+            if isinstance(rule.upcoming, Hold):
+                rule.upcoming.release()
+
+    def _append(self, rule: Rule) -> Rule:
+        with self._lock:
+            self._rules.append(rule)
+        return rule
+
+    def remove(self, rule: Rule) -> None:
+        """Take a rule out of the plan; twice does no harm."""
+        with self._lock:
+            if rule in self._rules:
+                self._rules.remove(rule)
+
+    # What the server asks about each request, in this order
+
+    def unread(self, received: Received) -> ResetBeforeRead | None:
+        """Return the reset that strikes before the body is read, if that is what comes first."""
+        with self._lock:
+            rules = self._deciding(frozenset())
+            first = next(filter(None, (rule.peek(received) for rule in rules)), None)
+            if not isinstance(first, ResetBeforeRead):
+                return None
+            _first_taken(rules, received)
+            return first
+
+    def delays(self, received: Received) -> tuple[list[Delay], frozenset[Rule]]:
+        """Return every latency and hold, and the rules that have now seen the request."""
+        with self._lock:
+            rules = [rule for rule in self._rules if isinstance(rule.upcoming, (Latency, Hold))]
+            taken = [rule.take(received) for rule in rules]
+        return [fault for fault in taken if isinstance(fault, (Latency, Hold))], frozenset(rules)
+
+    def outcome(self, received: Received, seen: frozenset[Rule]) -> Outcome | None:
+        """Return the fault that takes the place of the service's answer."""
+        with self._lock:
+            return _first_taken(self._deciding(seen), received)
+
+    def _deciding(self, seen: frozenset[Rule]) -> list[Rule]:
+        return [rule for rule in self._rules if rule not in seen and not isinstance(rule.upcoming, (Latency, Hold))]
+
+
+def _first_taken(rules: Sequence[Rule], received: Received) -> Outcome | None:
+    for rule in rules:
+        fault = rule.take(received)
+        if fault is not None and not isinstance(fault, (Latency, Hold)):
+            return fault
+    return None
+
+
+def _matcher(on: On) -> Callable[[Received], bool]:
+    if not isinstance(on, str):
+        return on
+    if on == "any":
+        return lambda received: True
+    if on.startswith("/"):
+        return lambda received: received.path.startswith(on)
+    if on in ("token", "call", "other"):
+        return lambda received: received.kind == on
+    raise ValueError(f"on must be 'token', 'call', 'other', 'any', a path or a predicate, not {on!r}")

@@ -1,0 +1,89 @@
+"""Requests that wait at the server until a test lets them go."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Hold:
+    """Keeps requests waiting at the server.
+
+    A held request has been read and stands in the journal, but nothing has been decided: what
+    changes while it waits (a token is refused, a fault is added) counts. A client that hangs up
+    meanwhile makes no difference; its request is decided all the same once it is released.
+
+    As a context manager it releases everything at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
+        self._released = False
+        self.on_release: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<Hold held={self.held} released={self._released}>"
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    @property
+    def held(self) -> int:
+        """How many requests wait now."""
+        return len(self._waiting)
+
+    def wait_for(self, count: int, timeout: float = 10) -> None:
+        """Block until *count* requests wait at once.
+
+        Raises:
+            TimeoutError: They did not within *timeout* real seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(self._waiting) < count:
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise TimeoutError(f"{len(self._waiting)} of {count} requests are held after {timeout} s")
+
+    def release(self, count: int | None = None) -> None:
+        """Let everything go and hold no more; or let the first *count* go and hold the others."""
+        with self._changed:
+            if count is None:
+                self._released = True
+                count = len(self._waiting)
+            freed = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+        if self._released:
+            self.on_release()
+        for loop, future in freed:
+            try:
+                loop.call_soon_threadsafe(_wake, future)
+            except RuntimeError:  # the emulator was stopped: nobody waits any more
+                return
+
+    async def passed(self) -> None:
+        """Wait to be released. Called by the server."""
+        loop = asyncio.get_running_loop()
+        with self._changed:
+            if self._released:
+                return
+            place = (loop, loop.create_future())
+            self._waiting.append(place)
+            self._changed.notify_all()
+        try:
+            await place[1]
+        finally:
+            with self._changed:
+                if place in self._waiting:  # cancelled, not released
+                    self._waiting.remove(place)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,176 @@
+"""What the emulator received, in the order in which it arrived."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import overload
+
+from .service import Event, Kind, Received
+from .windows import largest_window
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request, and what became of it. Its repr shows no header and no body."""
+
+    at: float
+    """When it arrived, in seconds of the emulator's clock."""
+    method: str
+    path: str
+    """The request target with its query."""
+    headers: Mapping[str, str] = field(repr=False)
+    """By lower-case name."""
+    body: bytes = field(repr=False)
+    kind: Kind
+    peer: tuple[str, int]
+    status: int | None = None
+    """What was answered; ``None`` while nothing is yet, and where the connection was reset."""
+    executed: bool = False
+    """Whether the service acted on it, whatever the client got to see."""
+    event: Event | None = None
+    """What the service did, or why it did not."""
+    serial: int | None = None
+    """The token that was issued, or that the request carried; counted from 1."""
+    age: float | None = None
+    """How many seconds ago the token that it carried had been issued when the request arrived."""
+    fault: str | None = None
+    """The names of the faults it met, joined by ``+``."""
+    finished: bool = False
+    """Whether it was decided; no entry changes after that."""
+
+
+class Journal:
+    """A record of every request that arrived. Any thread may read it at any time.
+
+    A request is there from the moment its header fields have arrived. How it ended is there before
+    the first byte of its answer is sent: a client that has an answer finds it in the journal.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Journal entries={len(self)} token_requests={self.token_requests} calls={self.calls}>"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Iterate over the entries that are there now."""
+        return iter(self.select())
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        with self._changed:
+            return self._entries[index]
+
+    # Counting
+
+    @property
+    def token_requests(self) -> int:
+        """How many requests for a token arrived, whatever became of them."""
+        return self.count("token")
+
+    @property
+    def calls(self) -> int:
+        """How many API calls arrived, whatever became of them."""
+        return self.count("call")
+
+    @property
+    def issued(self) -> int:
+        """How many tokens were issued, counting those that got lost on the way."""
+        return sum(entry.event == "issued" for entry in self)
+
+    @property
+    def oldest_token_age(self) -> float | None:
+        """The age in seconds of the oldest known token that a call carried; ``None`` without one."""
+        return max((entry.age for entry in self.select("call") if entry.age is not None), default=None)
+
+    def count(self, kind: Kind | None = None, *, path: str | None = None, since: int = 0) -> int:
+        """Return how many entries :meth:`select` would."""
+        return len(self.select(kind, path=path, since=since))
+
+    def select(self, kind: Kind | None = None, *, path: str | None = None, since: int = 0) -> list[Entry]:
+        """Return the entries of a kind, whose path starts with *path*, that arrived since a mark."""
+        with self._changed:
+            entries = self._entries[since:]
+        return [
+            entry
+            for entry in entries
+            if (kind is None or entry.kind == kind) and (path is None or entry.path.startswith(path))
+        ]
+
+    def mark(self) -> int:
+        """Return a mark: give it as ``since=`` to see only what arrived after it."""
+        return len(self._entries)
+
+    def max_in_window(self, seconds: float, kind: Kind | None = "token") -> int:
+        """Return the largest number of requests of a kind that arrived within *seconds*.
+
+        Every one that reached the server counts, also those that were refused or reset. Two that
+        are exactly *seconds* apart do not share a window.
+        """
+        return largest_window([entry.at for entry in self.select(kind)], seconds)
+
+    def wait_for(self, count: int, kind: Kind | None = None, *, since: int = 0, timeout: float = 10) -> None:
+        """Block until *count* requests of a kind have arrived.
+
+        Raises:
+            TimeoutError: They had not after *timeout* real seconds.
+        """
+        deadline = time.monotonic() + timeout
+        seen, looked_at = 0, since
+        with self._changed:
+            while True:
+                new = self._entries[looked_at:]
+                looked_at = max(looked_at, len(self._entries))
+                seen += sum(kind is None or entry.kind == kind for entry in new)
+                if seen >= count:
+                    return
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise TimeoutError(f"{seen} of {count} {kind or ''} requests arrived in {timeout} s")
+
+    # Writing, which only the emulator does
+
+    def arrived(self, received: Received, at: float, serial: int | None, age: float | None) -> int:
+        """Add a request; return the ticket that :meth:`finished` takes."""
+        entry = Entry(
+            at, received.method, received.path, received.headers, received.body,
+            received.kind, received.peer, serial=serial, age=age,
+        )  # fmt: skip
+        with self._changed:
+            self._entries.append(entry)
+            self._changed.notify_all()
+            return len(self._entries) - 1
+
+    def finished(
+        self,
+        ticket: int,
+        *,
+        body: bytes,
+        status: int | None,
+        executed: bool,
+        event: Event | None,
+        serial: int | None,
+        fault: str | None,
+    ) -> None:
+        """Say how a request ended."""
+        with self._changed:
+            entry = self._entries[ticket]
+            self._entries[ticket] = replace(
+                entry,
+                body=body,
+                status=status,
+                executed=executed,
+                event=event,
+                serial=entry.serial if serial is None else serial,
+                fault=fault,
+                finished=True,
+            )

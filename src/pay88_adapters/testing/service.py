@@ -1,0 +1,434 @@
+"""88Pay's API as a state machine: requests in, answers out, time as an argument.
+
+No socket, no clock and no HTTP library in this file, and nothing of the client that it judges.
+Durations are in seconds; ``now`` is an instant on any steady clock, ``wall`` is Unix time and only
+used for what the service dates itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import random
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from .windows import Limits, MovingWindows
+
+TOKEN_PATH = "/api/auth/token"
+ECHO_PATH = "/api/echo"
+CHARGES_PATH = "/api/transactions/charges"
+BALANCE_PATH = "/api/balance"
+
+TOKEN_LIMITS: Limits = ((10, 60), (100, 3600))
+CALL_LIMITS: Limits = ((60, 60), (1000, 3600))
+
+Kind = Literal["token", "call", "other"]
+Event = Literal[
+    "issued", "reissued", "charged", "balance", "echo",  # the service acted
+    "limited", "refused", "forbidden", "invalid", "unknown", "faulty",  # it did not
+]  # fmt: skip
+
+MESSAGES: Mapping[int, str] = MappingProxyType(
+    {
+        307: "Moved",
+        400: "Bad request",
+        401: "Invalid or expired token",
+        403: "Access denied",
+        404: "Not found",
+        422: "Validation failed",
+        429: "Rate limit exceeded. Please try again later.",
+        500: "Internal server error",
+        502: "Bad gateway",
+        503: "Service unavailable",
+        504: "Gateway timeout",
+    }
+)
+"""What the service says with an error status, where the case itself has no better words."""
+
+_BAD_CREDENTIALS = "Invalid API key or merchant ID"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as it came over the wire."""
+
+    method: str
+    path: str
+    """The request target with its query, exactly as it was sent."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """By lower-case name; a field that was sent more than once is joined by commas."""
+    body: bytes = field(default=b"", repr=False)
+    peer: tuple[str, int] = ("", 0)
+
+    @property
+    def route(self) -> str:
+        """The path without its query."""
+        return urlsplit(self.path).path
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The query's fields."""
+        return parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+
+    @property
+    def kind(self) -> Kind:
+        """Whether this asks for a token, is an API call, or neither."""
+        route = self.route
+        if route == TOKEN_PATH:
+            return "token"
+        return "call" if route.startswith("/api/") else "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service answers, and what it did."""
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    event: Event = "faulty"
+    serial: int | None = None
+    """The number of the token that was issued or used, counted from 1."""
+    executed: bool = False
+    """Whether the service acted on the request: issued a token, booked a charge, read something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A charge that was booked."""
+
+    reference: str
+    at: float
+    body: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    serial: int
+    access_token: str = field(repr=False)
+    session_id: str = field(repr=False)
+    at: float
+    merchant_id: str
+
+
+class Service:
+    """The service: credentials, tokens, limits and a few calls. Any thread may use it.
+
+    Args:
+        api_key: The key that is accepted, for ``merchant_id``.
+        merchant_id: The merchant it belongs to.
+        lifetime: How many seconds a token is accepted; at exactly that age it is refused.
+        expires_in: What the token endpoint announces as ``expires_in`` where that is not the truth:
+            any JSON value.
+        token_limits: Of the token endpoint, per merchant, as ``(count, seconds)`` pairs over moving
+            windows. Every request counts, also one with a wrong key, except those answered 429.
+        call_limits: Of ``/api/transactions/…`` and, counted apart, of ``/api/balance``, per
+            merchant. Only authenticated calls count. An empty sequence turns them off.
+        reissue: Answer token requests with the current token while it is not expired, even if it
+            has been refused since, and announce the life it has left.
+        rng: Where secrets come from. Give a seeded one for the same tokens in every run.
+    """
+
+    refuse_where: Callable[[Received, float], bool] | None = None
+    """Refuses the token of a call, although it is good, where this returns true for the request and
+    the instant: one API node of two, say. Called with the service's lock held."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str = "sk_test_emulator",
+        merchant_id: str = "MCH-COL-TEST-EMULATOR",
+        lifetime: float = 60.0,
+        expires_in: Any = None,
+        token_limits: Limits = TOKEN_LIMITS,
+        call_limits: Limits = CALL_LIMITS,
+        reissue: bool = False,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.api_key = api_key
+        self.merchant_id = merchant_id
+        self.lifetime = lifetime
+        self.expires_in = expires_in
+        self.reissue = reissue
+        self._limits = {"token": token_limits, "transactions": call_limits, "balance": call_limits}
+        self._rng = rng if rng is not None else random.SystemRandom()
+        self._lock = threading.RLock()
+        self._credentials = {(api_key, merchant_id)}
+        self._known_secrets = {api_key}
+        self._suspended: set[str] = set()
+        self._tokens: list[_Issued] = []
+        self._by_value: dict[str, _Issued] = {}
+        self._refused_up_to = 0  # tokens with this serial and older ones are refused
+        self._charges: list[Charge] = []
+        self._windows: dict[tuple[str, str], MovingWindows] = {}
+
+    def __repr__(self) -> str:
+        return f"<Service merchant={self.merchant_id!r} issued={self.issued} charges={len(self.charges)}>"
+
+    # What a test reads and turns
+
+    @property
+    def issued(self) -> int:
+        """How many tokens were issued so far; also the serial of the newest one."""
+        return len(self._tokens)
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """The charges that were booked, in order."""
+        with self._lock:
+            return tuple(self._charges)
+
+    def secrets(self) -> frozenset[str]:
+        """Return every key, token and session id there ever was, to look for where none may be."""
+        with self._lock:
+            issued = [value for token in self._tokens for value in (token.access_token, token.session_id)]
+            return frozenset([*self._known_secrets, *issued])
+
+    def refuse_current_tokens(self) -> None:
+        """Refuse every token issued until now, as if they had been revoked."""
+        with self._lock:
+            self._refused_up_to = len(self._tokens)
+
+    def accept_credentials(self, api_key: str, merchant_id: str | None = None) -> None:
+        """Accept one more key, of this merchant or of another; the old ones stay good."""
+        with self._lock:
+            self._credentials.add((api_key, merchant_id or self.merchant_id))
+            self._known_secrets.add(api_key)
+
+    def reject_credentials(self, api_key: str) -> None:
+        """Accept a key no more. Tokens that it got stay good for the rest of their lives."""
+        with self._lock:
+            self._credentials = {pair for pair in self._credentials if pair[0] != api_key}
+
+    def suspend(self, merchant_id: str | None = None) -> None:
+        """Answer a merchant's token requests and calls with 403."""
+        with self._lock:
+            self._suspended.add(merchant_id or self.merchant_id)
+
+    def reinstate(self, merchant_id: str | None = None) -> None:
+        """Take :meth:`suspend` back."""
+        with self._lock:
+            self._suspended.discard(merchant_id or self.merchant_id)
+
+    # What a server calls
+
+    def handle(self, received: Received, now: float, wall: float) -> Answer:
+        """Act on a request and return the answer to it."""
+        with self._lock:
+            kind = received.kind
+            if kind == "token" and received.method == "POST":
+                return self._token_request(received, now, wall)
+            if kind == "call":
+                return self._call(received, now, wall)
+            return self.error(404, received, now, wall, event="unknown")
+
+    def trace(self, received: Received, now: float) -> tuple[int | None, float | None]:
+        """Return the serial of the token a request carries, and how old it is; ``None`` if unknown."""
+        with self._lock:
+            token = self._by_value.get(_bearer(received))
+            return (None, None) if token is None else (token.serial, now - token.at)
+
+    def count(self, received: Received, now: float) -> None:
+        """Count a request that is answered by something else than the service, where it has room."""
+        with self._lock:
+            window = self._window(received)
+            if not window.wait(now):
+                window.hit(now)
+
+    def error(
+        self,
+        status: int,
+        received: Received,
+        now: float,
+        wall: float,
+        *,
+        message: str | None = None,
+        event: Event = "faulty",
+        serial: int | None = None,
+        **more: Any,
+    ) -> Answer:
+        """Return an error in the documented form; *more* goes into the body after the message."""
+        if message is None:
+            message = MESSAGES.get(status, "Error")
+        body = {"status": "Error", "code": status, "message": message, **more}
+        answer = Answer(status, json.dumps(body).encode(), event=event, serial=serial)
+        return self._announced(answer, received, now, wall)
+
+    # Tokens
+
+    def _token_request(self, received: Received, now: float, wall: float) -> Answer:
+        window = self._window(received)
+        if wait := window.wait(now):
+            return self._limited(wait, received, now, wall)
+        window.hit(now)
+        merchant_id = received.headers.get("x-merchant-id", "")
+        if (received.headers.get("x-api-key", ""), merchant_id) not in self._credentials:
+            return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="refused")
+        if merchant_id in self._suspended:
+            return self.error(403, received, now, wall, message="Account suspended", event="forbidden")
+        current = self._tokens[-1] if self.reissue and self._tokens else None
+        if current is not None and current.merchant_id == merchant_id and now - current.at < self.lifetime:
+            left = self.lifetime - (now - current.at)
+            return self._granted(current, left, "reissued", received, now, wall)
+        token = self._issue(merchant_id, now, wall)
+        return self._granted(token, self.lifetime, "issued", received, now, wall)
+
+    def _issue(self, merchant_id: str, now: float, wall: float) -> _Issued:
+        issued_at = int(wall)
+        claims = {
+            "sub": merchant_id,
+            "iat": issued_at,
+            "exp": issued_at + math.ceil(self.lifetime),
+            "jti": self._uuid(),
+        }
+        signature = self._rng.getrandbits(512).to_bytes(64, "big")
+        parts = [_compact({"alg": "ES256", "typ": "JWT"}), _compact(claims), signature]
+        access_token = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+        token = _Issued(len(self._tokens) + 1, access_token, f"sess_{self._uuid()}", now, merchant_id)
+        self._tokens.append(token)
+        self._by_value[access_token] = token
+        return token
+
+    def _granted(
+        self, token: _Issued, left: float, event: Event, received: Received, now: float, wall: float
+    ) -> Answer:
+        expires_in = self.expires_in
+        if expires_in is None:
+            expires_in = int(left) if left == int(left) else left
+        data = {
+            "access_token": token.access_token,
+            "expires_in": expires_in,
+            "session_id": token.session_id,
+        }
+        answer = _success("Token generated successfully", data, event, token.serial)
+        return self._announced(answer, received, now, wall)
+
+    def _uuid(self) -> str:
+        return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+
+    # Calls
+
+    def _call(self, received: Received, now: float, wall: float) -> Answer:
+        token = self._by_value.get(_bearer(received))
+        serial = None if token is None else token.serial
+        if token is None or not self._accepts(token, received, now):
+            return self.error(401, received, now, wall, event="refused", serial=serial)
+        if token.merchant_id in self._suspended:
+            return self.error(403, received, now, wall, event="forbidden", serial=serial)
+        window = self._window(received)
+        if wait := window.wait(now):
+            return self._limited(wait, received, now, wall, serial)
+        window.hit(now)
+        answer = self._act(received, token, now)
+        if isinstance(answer, int):
+            event: Event = "unknown" if answer == 404 else "forbidden" if answer == 403 else "invalid"
+            return self.error(answer, received, now, wall, event=event, serial=serial)
+        return self._announced(answer, received, now, wall)
+
+    def _accepts(self, token: _Issued, received: Received, now: float) -> bool:
+        if received.headers.get("x-session-id") != token.session_id:
+            return False  # missing, or another token's: the two always travel together
+        if token.serial <= self._refused_up_to or now - token.at >= self.lifetime:
+            return False
+        return self.refuse_where is None or not self.refuse_where(received, now)
+
+    def _act(self, received: Received, token: _Issued, now: float) -> Answer | int:
+        """Execute an authenticated call; return the error's status if that cannot be done."""
+        match received.method, received.route:
+            case _, "/api/echo":
+                return self._echo(received, token)
+            case "POST", "/api/balance":
+                return self._balance(received, token)
+            case "POST", "/api/transactions/charges":
+                return self._charge(received, token, now)
+            case _:
+                return 404
+
+    def _echo(self, received: Received, token: _Issued) -> Answer:
+        digest = hashlib.sha256(received.body).hexdigest()
+        data = {"method": received.method, "length": len(received.body), "sha256": digest}
+        return _success("Echo", data, "echo", token.serial)
+
+    def _balance(self, received: Received, token: _Issued) -> Answer | int:
+        asked = received.query.get("id", [token.merchant_id])
+        if asked != [token.merchant_id]:
+            return 403
+        data = {"id": token.merchant_id, "balance": 100_000, "currency": "COP"}
+        return _success("Balance retrieved successfully", data, "balance", token.serial)
+
+    def _charge(self, received: Received, token: _Issued, now: float) -> Answer | int:
+        media_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            return 400
+        try:
+            body = json.loads(received.body)
+        except ValueError:
+            return 400
+        if not isinstance(body, dict):
+            return 422
+        reference = self._uuid()
+        self._charges.append(Charge(reference, now, body))
+        data = {"reference": reference, "urlCheckout": f"https://checkout.88pay.example/{reference}"}
+        return _success("Charge created successfully", data, "charged", token.serial)
+
+    # Limits
+
+    def _window(self, received: Received) -> MovingWindows:
+        group, owner = self._group(received)
+        if (group, owner) not in self._windows:
+            self._windows[group, owner] = MovingWindows(self._limits.get(group, ()))
+        return self._windows[group, owner]
+
+    def _group(self, received: Received) -> tuple[str, str]:
+        """Return which limits a request falls under, and whose."""
+        route = received.route
+        if route == TOKEN_PATH:
+            return "token", received.headers.get("x-merchant-id", "")
+        token = self._by_value.get(_bearer(received))
+        owner = "" if token is None else token.merchant_id
+        if route.startswith("/api/transactions/"):
+            return "transactions", owner
+        return "balance" if route == BALANCE_PATH else "other", owner
+
+    def _limited(self, wait: float, received: Received, now: float, wall: float, serial: int | None = None) -> Answer:
+        seconds = max(1, math.ceil(wait))
+        answer = self.error(429, received, now, wall, event="limited", serial=serial, retry_after=seconds)
+        return replace(answer, headers=(*answer.headers, ("Retry-After", str(seconds))))
+
+    def _announced(self, answer: Answer, received: Received, now: float, wall: float) -> Answer:
+        """Add the ``X-RateLimit-*`` fields that every response carries."""
+        with self._lock:
+            state = self._window(received).state(now)
+        # What nothing limits still says something: never that there is less than there is.
+        limit, remaining, back_in = state or (1000, 1000, 0.0)
+        return replace(
+            answer,
+            headers=(
+                *answer.headers,
+                ("X-RateLimit-Limit", str(limit)),
+                ("X-RateLimit-Remaining", str(remaining)),
+                ("X-RateLimit-Reset", str(math.ceil(wall + back_in))),
+            ),
+        )
+
+
+def _bearer(received: Received) -> str:
+    scheme, _, value = received.headers.get("authorization", "").partition(" ")
+    return value if scheme == "Bearer" else ""
+
+
+def _success(message: str, data: dict[str, Any], event: Event, serial: int) -> Answer:
+    body = {"status": "Success", "code": 200, "message": message, "data": data}
+    return Answer(200, json.dumps(body).encode(), event=event, serial=serial, executed=True)
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,231 @@
+"""urllib3: pool managers whose calls to 88Pay carry a token. The core decides; this file translates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+try:
+    import urllib3
+except ModuleNotFoundError as exc:
+    raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
+from urllib3.exceptions import ClosedPoolError, HTTPError, UnrewindableBodyError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url
+
+from .bodies import Bookmark
+from .drivers import CarrierLost, Sender
+from .errors import Flavours, Pay88Error
+from .manager import TokenManager
+from .secret import Attached
+from .token import MANAGED_FIELDS, Token
+from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
+
+__all__ = ["Pay88PoolManager", "attach"]
+
+P = TypeVar("P", bound=urllib3.PoolManager)
+
+_flavours = Flavours(HTTPError, globals())
+
+
+class Pay88PoolManager(urllib3.PoolManager):
+    """A :class:`urllib3.PoolManager` whose calls to ``manager.base_url`` carry a token.
+
+    Args:
+        manager: Shared by every stack.
+        num_pools, headers, connection_pool_kw: As for :class:`urllib3.PoolManager`.
+    """
+
+    def __init__(
+        self,
+        manager: TokenManager,
+        num_pools: int = 10,
+        headers: Mapping[str, str] | None = None,
+        **connection_pool_kw: Any,
+    ) -> None:
+        super().__init__(num_pools, headers, **connection_pool_kw)
+        attach(self, manager)
+
+
+def attach(pool_manager: P, manager: TokenManager) -> P:
+    """Let the calls that *pool_manager* makes to ``manager.base_url`` carry a token.
+
+    Works for every :class:`urllib3.PoolManager`, proxy managers among them. Requests in flight finish
+    as they began; attaching again replaces the manager.
+
+    Returns:
+        *pool_manager*.
+    """
+    # A new dict: the one found there belongs to the whole urllib3 module.
+    pool_manager.pool_classes_by_scheme = {
+        scheme: _managed(pool_class, manager) for scheme, pool_class in pool_manager.pool_classes_by_scheme.items()
+    }
+    pool_manager.clear()
+    return pool_manager
+
+
+def standalone_sender() -> Sender:
+    """Return a sender with a pool of its own."""
+    return _StandaloneSender(urllib3.PoolManager())
+
+
+class _ManagedPool(urllib3.HTTPConnectionPool):
+    """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
+
+    pay88_manager: TokenManager
+
+    def urlopen(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retries: Any = None,
+        redirect: bool = True,
+        assert_same_host: bool = True,
+        **kw: Any,
+    ) -> BaseHTTPResponse:
+        kw.update(retries=retries, redirect=redirect, assert_same_host=assert_same_host)
+        given = self.headers if headers is None else headers
+        fields = [(name, value) for name, value in given.items() if type(value) is not Attached]
+        # With fields of ours in it, this is urllib3 sending again what an outer level began.
+        again = len(fields) < len(given)
+        if not self._is_ours(url, fields):
+            return super().urlopen(method, url, body, dict(fields) if again else headers, **kw)
+        call = _Call(self, method, url, body, fields, kw)
+        try:
+            return call.send_again() if again else self.pay88_manager.call(call)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
+
+    def _is_ours(self, url: str, fields: list[tuple[str, str]]) -> bool:
+        authorization: Any = next((value for name, value in fields if name.lower() == "authorization"), None)
+        if isinstance(authorization, bytes):
+            authorization = authorization.decode("latin-1")
+        if url.startswith("/"):
+            return self.pay88_manager.covers(self.scheme or "http", self.host, self.port, url, authorization)
+        target = parse_url(url)  # by way of a forwarding proxy, or after a redirect
+        return self.pay88_manager.covers(
+            target.scheme or "http", target.host or "", target.port, target.path or "/", authorization
+        )
+
+    def send_unmanaged(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
+        return super().urlopen(*args, **kw)
+
+
+def _managed(pool_class: type[Any], manager: TokenManager) -> type[Any]:
+    if issubclass(pool_class, _ManagedPool):
+        pool_class = pool_class.__bases__[1]
+    return type(f"Pay88{pool_class.__name__}", (_ManagedPool, pool_class), {"pay88_manager": manager})
+
+
+class _Headers(urllib3.HTTPHeaderDict):
+    """For header fields that occur twice. The original prints all values."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} header fields>"
+
+
+class _Call:
+    """One call, and the token requests it may lead to."""
+
+    network_errors = (HTTPError, OSError)
+
+    def __init__(
+        self, pool: _ManagedPool, method: str, url: str, body: Any, fields: list[tuple[str, str]], kw: dict[str, Any]
+    ) -> None:
+        self._pool, self._method, self._url, self._body, self._kw = pool, method, url, body, kw
+        self._fields = [(name, value) for name, value in fields if name.lower() not in MANAGED_FIELDS]
+        self._bookmark = Bookmark(body)
+        # urllib3 rewinds to this before each send. Its own mark for "cannot tell" must not be passed on.
+        if kw.get("body_pos") is None and self._bookmark.position is not None:
+            kw["body_pos"] = self._bookmark.position
+        timeout = kw.get("timeout")
+        total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
+        self.patience = total if isinstance(total, (int, float)) else None
+
+    def send(self, token: Token) -> BaseHTTPResponse:
+        fields = [*self._fields, *token.attached.items()]
+        headers: Mapping[str, str] = dict(fields)
+        if len(headers) < len(fields):
+            headers = _Headers(fields)
+        return self._pool.send_unmanaged(self._method, self._url, self._body, headers, **self._kw)
+
+    def send_again(self) -> BaseHTTPResponse:
+        """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
+        if not self._bookmark.replayable:  # urllib3 would send an empty body
+            raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
+        token = self._pool.pay88_manager.token_for(self, patience=self.patience)
+        response = self.send(token)
+        if not hasattr(response, "pay88_token"):
+            response.pay88_token = token  # type: ignore[attr-defined]
+        return response
+
+    def status(self, response: BaseHTTPResponse) -> int:
+        return response.status
+
+    def token_used(self, response: BaseHTTPResponse, token: Token) -> Token:
+        return getattr(response, "pay88_token", token)
+
+    def replayable(self, response: BaseHTTPResponse) -> bool:
+        return self._bookmark.replayable
+
+    def discard(self, response: BaseHTTPResponse) -> None:
+        self._kw["retries"] = response.retries  # what is left of the caller's
+        try:
+            drained = len(response.read(MAX_DRAINED + 1, decode_content=False)) <= MAX_DRAINED
+        except (HTTPError, OSError):
+            drained = False
+        if not drained:
+            response.close()
+        response.release_conn()  # close() alone would lose the slot of a blocking pool
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        # A forwarding proxy wants the absolute URL.
+        target = request.path if self._url.startswith("/") else request.url
+        try:
+            return _post(self._pool.send_unmanaged, target, request, self._pool.timeout)
+        except ClosedPoolError as exc:
+            raise CarrierLost from exc
+
+
+class _StandaloneSender:
+    network_errors = (HTTPError, OSError)
+
+    def __init__(self, pool_manager: urllib3.PoolManager) -> None:
+        self._pool_manager = pool_manager
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        pool = self._pool_manager.connection_from_url(request.url)
+        return _post(pool.urlopen, request.path, request, pool.timeout)
+
+
+def _post(urlopen: Any, target: str, request: TokenRequest, configured: urllib3.Timeout) -> TokenReply:
+    response: BaseHTTPResponse = urlopen(
+        request.method,
+        target,
+        headers=dict(request.headers),
+        retries=False,
+        redirect=False,
+        assert_same_host=False,
+        timeout=_bounded(configured, request.timeout),
+        pool_timeout=request.timeout,
+        preload_content=False,
+    )
+    try:
+        body = capped(response.stream(MAX_BODY, decode_content=False))
+        if len(body) > MAX_BODY:
+            response.close()
+        return TokenReply(response.status, response.headers, body)
+    except BaseException:
+        response.close()
+        raise
+    finally:
+        response.release_conn()
+
+
+def _bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
+    """Return the pool's own timeouts where they are shorter than *seconds*."""
+    phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
+    shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
+    return urllib3.Timeout(total=seconds, **shorter)

@@ -1,0 +1,224 @@
+"""The token endpoint on the wire: what is sent, and what an answer means.
+
+Every answer is treated as hostile. Nothing here raises while a secret is in a local variable, where a
+traceback with locals would print it: failures are returned as values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import AsyncIterable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeGuard, cast
+
+from .credentials import Credentials
+from .endpoint import Endpoint
+from .errors import (
+    CredentialsRejected,
+    Failure,
+    TokenEndpointUnavailable,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from .policy import LIFETIME
+from .secret import Secret, redact
+from .token import Token
+
+MAX_BODY = 64 * 1024
+"""Bytes of a token response that are read; a longer one is invalid."""
+
+MAX_DRAINED = 64 * 1024
+"""Bytes of a refused response that are read to keep its connection; one with more is closed."""
+
+_MAX_VALUE = 8 * 1024  # bytes; servers commonly refuse longer header fields
+_MAX_LIFETIME = 86_400.0  # seconds
+_DEFAULT_RETRY_AFTER = 60.0  # seconds; the length of 88Pay's shorter window
+_PRINTABLE = re.compile(r"[!-~]+")
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One token request, for an adapter to send over its caller's own pool."""
+
+    url: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    timeout: float
+    """Real seconds for the whole exchange."""
+    method: str = "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReply:
+    """What came back: status, header fields (any case), and at most ``MAX_BODY`` + 1 bytes of body."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+def token_request(endpoint: Endpoint, credentials: Credentials, timeout: float) -> TokenRequest:
+    """Build the request. It carries the two key fields and nothing of the caller's."""
+    headers = {
+        "x-api-key": credentials.api_key,
+        "x-merchant-id": Secret(credentials.merchant_id),
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",  # a compressed answer is refused, not inflated
+        "Content-Length": "0",
+    }
+    return TokenRequest(endpoint.token_url, endpoint.token_path, headers, timeout)
+
+
+def capped(chunks: Iterable[bytes], bound: int = MAX_BODY) -> bytes:
+    """Join *chunks* up to one byte more than *bound*."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) > bound:
+            break
+    return bytes(body[: bound + 1])
+
+
+async def acapped(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
+    """Join *chunks* up to one byte more than *bound*."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > bound:
+            break
+    return bytes(body[: bound + 1])
+
+
+def read_reply(reply: TokenReply, requested_at: float, credentials: Credentials) -> Token | Failure:
+    """Turn an answer into a token, or into the failure it stands for (rules 9 to 12)."""
+    if reply.status == 200:
+        return _read_token(reply.body, requested_at)
+    document = _object(_decode(reply.body))
+    said = document.get("message")
+    message = redact(said, credentials.api_key) if isinstance(said, str) and said else None
+    kind, what, retryable = _meaning(reply.status)
+    asked = retry_after(reply.headers, document) if kind is TokenRateLimited else None
+    return Failure(
+        kind,
+        f"the token endpoint answered {reply.status}{': ' + message if message else ''}; {what}",
+        status=reply.status,
+        server_message=message,
+        retry_after=asked,
+        retryable=retryable,
+    )
+
+
+def network_failure(cause: BaseException) -> Failure:
+    """Return the failure of a token request that got no answer."""
+    name = type(cause).__name__
+    link: BaseException | None = cause
+    while link is not None:  # the frames may hold what had arrived of a token
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return Failure(
+        TokenEndpointUnavailable,
+        f"the token request got no answer ({name}); the call was not sent: try again later",
+        retryable=True,
+        cause=cause,
+    )
+
+
+def retry_after(headers: Mapping[str, str], document: Mapping[str, object]) -> float:
+    """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
+    fields = {name.lower(): value for name, value in headers.items()}
+    said = document.get("retry_after")
+    for wait in (_seconds(fields.get("retry-after")), _until_date(fields), _seconds(said)):
+        if wait is not None:
+            return max(wait, 1.0)  # zero would ask again at once and be refused again
+    return _DEFAULT_RETRY_AFTER
+
+
+def _meaning(status: int) -> tuple[type[Any], str, bool]:
+    if status == 401:
+        return CredentialsRejected, "check the API key, the merchant id, and that both fit the base URL", False
+    if status == 403:
+        return CredentialsRejected, "ask 88Pay whether the account is suspended or this address not allowed", False
+    if status == 429:
+        return TokenRateLimited, "something else uses this merchant's budget of token requests", True
+    if status >= 500:
+        return TokenEndpointUnavailable, "the call was not sent: try again later", True
+    return TokenEndpointUnavailable, "this is not an answer of 88Pay's: check base_url and proxies", False
+
+
+def _read_token(body: bytes, requested_at: float) -> Token | Failure:
+    if len(body) > MAX_BODY:
+        return _invalid(f"is longer than {MAX_BODY} bytes")
+    data = _object(_object(_decode(body)).get("data"))
+    if not data:
+        return _invalid("is not a JSON object with a 'data' object")
+    access_token, session_id = data.get("access_token"), data.get("session_id")
+    if not _is_header_value(access_token):
+        return _invalid("has no usable 'access_token'")
+    if not _is_header_value(session_id):
+        return _invalid("has no usable 'session_id'")
+    lifetime = _seconds(data.get("expires_in"))
+    if lifetime is None or not 0 < lifetime <= _MAX_LIFETIME:
+        return _invalid(f"has no usable 'expires_in' (documented as {LIFETIME:.0f})")
+    return Token(access_token, session_id, lifetime, requested_at)
+
+
+def _invalid(what: str) -> Failure:
+    return Failure(
+        TokenResponseInvalid,
+        f"the token endpoint answered 200, but the body {what}; the call was not sent",
+        status=200,
+        retryable=True,
+    )
+
+
+def _is_header_value(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= _MAX_VALUE and bool(_PRINTABLE.fullmatch(value))
+
+
+def _decode(body: bytes) -> object:
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):  # the ValueError would hold the whole document
+        return None
+
+
+def _object(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
+
+
+def _seconds(value: object) -> float | None:
+    """Read a number, or a string that holds one; anything else is ``None``."""
+    if isinstance(value, str):
+        text = value.strip()
+        return float(text) if _NUMBER.fullmatch(text) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not -_MAX_LIFETIME * 1e6 < value < _MAX_LIFETIME * 1e6:  # also NaN, and what float() cannot hold
+        return None
+    return float(value)
+
+
+def _until_date(fields: Mapping[str, str]) -> float | None:
+    """Read ``Retry-After`` as a date, against the answer's own ``Date`` where it has one."""
+    moment = _timestamp(fields.get("retry-after"))
+    if moment is None:
+        return None
+    sent = _timestamp(fields.get("date"))
+    wait = moment - (time.time() if sent is None else sent)
+    return wait if math.isfinite(wait) else None
+
+
+def _timestamp(value: str | None) -> float | None:
+    if not value or len(value) > 64:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

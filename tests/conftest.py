@@ -1,0 +1,88 @@
+"""What the scenarios share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import pytest
+
+from pay88_adapters import Credentials, TokenManager, TokenPolicy
+from pay88_adapters.testing import Emulator, ManualClock
+from stacks import STACKS, Options, Stack, close_files
+
+T = TypeVar("T")
+
+
+class World:
+    """An emulator and a manager on one clock that only the test moves, and clients of one stack."""
+
+    def __init__(self, kind: type[Stack], stack: ExitStack, **emulator: Any) -> None:
+        self._kind = kind
+        self._open = stack
+        self.clock = ManualClock()
+        self.emulator = stack.enter_context(Emulator(clock=self.clock, **{"call_limits": (), **emulator}))
+        self.credentials = Credentials(self.emulator.api_key, self.emulator.merchant_id)
+        self.manager = self.new_manager()
+
+    @property
+    def url(self) -> str:
+        """Where a harmless call goes."""
+        return f"{self.emulator.url}/api/balance?id={self.emulator.merchant_id}"
+
+    @property
+    def echo(self) -> str:
+        """Where a call with any body goes."""
+        return f"{self.emulator.url}/api/echo"
+
+    def as_time_passes(self, act: Callable[[], T], step: float = 0.25) -> T:
+        """Run *act*; whenever nothing moves for a few milliseconds, move the clock by *step* seconds."""
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(act)
+            while not wait([result], timeout=0.02).done:
+                self.clock.advance(step)
+            return result.result()
+
+    def settle(self) -> None:
+        """Wait until no fetch is in flight."""
+        deadline = time.monotonic() + 10
+        while self.manager.stats().fetching:
+            assert time.monotonic() < deadline, "the fetch does not end"
+            time.sleep(0.001)
+
+    def new_manager(self, credentials: Any = None, **policy: Any) -> TokenManager:
+        """Return another manager for the same emulator."""
+        return TokenManager(
+            credentials or self.credentials,
+            base_url=self.emulator.url,
+            policy=TokenPolicy(**policy),
+            clock=self.clock,
+        )
+
+    def client(self, manager: TokenManager | None = None, **options: Any) -> Stack:
+        """Return a client, with *manager* attached or the one that all share."""
+        return self._open.enter_context(self._kind(manager or self.manager, Options(**options)))
+
+
+@pytest.fixture(params=STACKS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> type[Stack]:
+    """Every stack in turn."""
+    result: type[Stack] = request.param
+    return result
+
+
+@pytest.fixture
+def make_world(kind: type[Stack]) -> Iterator[Callable[..., World]]:
+    """Make worlds with emulators set up in other ways."""
+    with ExitStack() as stack:
+        stack.callback(close_files)
+        yield lambda **emulator: World(kind, stack, **emulator)
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """An emulator and a manager as they come."""
+    return make_world()

@@ -1,0 +1,430 @@
+"""Every stack behind one face, so that one scenario runs on all of them, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO, Any, ClassVar, TypeVar
+
+import aiohttp
+import httpx
+import trio
+import urllib3
+
+import pay88_adapters.aiohttp
+import pay88_adapters.httpx
+import pay88_adapters.urllib3
+from pay88_adapters import TokenManager
+
+T = TypeVar("T")
+
+PAYLOAD = {"amount": 10, "note": "añ" * 500}
+BYTES = json.dumps(PAYLOAD).encode()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a call came back with."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    raw: Any = field(repr=False)
+
+
+Outcome = Reply | Exception
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the client is set up."""
+
+    connections: int = 100
+    proxy: str | None = None
+    tls: ssl.SSLContext | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 30.0
+
+
+class Stack(ABC):
+    """A client of one HTTP library, with a token manager attached to it."""
+
+    name: ClassVar[str]
+    base_error: ClassVar[type[Exception]]
+    bodies: ClassVar[Mapping[str, Callable[[], dict[str, Any]]]]
+    """Request bodies by kind, as arguments in the library's own terms."""
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        self.manager = manager
+        self.options = options or Options()
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        """Send one request; *kw* are the library's own."""
+
+    @abstractmethod
+    def gather(self, count: int, method: str, url: str) -> list[Outcome]:
+        """Send *count* requests at once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the client."""
+
+    def start(self, method: str, url: str) -> Callable[[], None] | None:
+        """Start a call in a task; return what cancels it, or ``None`` where there are no tasks."""
+        return None
+
+    def attempt(self, method: str, url: str, **kw: Any) -> Outcome:
+        """Send one request; return what it raises."""
+        return outcome(partial(self.request, method, url, **kw))
+
+
+def outcome(act: Callable[[], Reply]) -> Outcome:
+    """Return what *act* returns or raises."""
+    try:
+        return act()
+    except Exception as exc:  # noqa: BLE001 - the scenario says which ones it expects
+        return exc
+
+
+def generator() -> Iterator[bytes]:
+    """Yield the payload in two pieces, once."""
+    yield BYTES[:100]
+    yield BYTES[100:]
+
+
+async def async_generator() -> AsyncIterator[bytes]:
+    """Yield the payload in two pieces, once."""
+    for piece in generator():
+        yield piece
+
+
+_files: list[IO[bytes]] = []
+
+
+def file() -> IO[bytes]:
+    """Return a real file that holds the payload; :func:`close_files` closes it."""
+    handle = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it reads it later
+    handle.write(BYTES)
+    handle.seek(0)
+    _files.append(handle)
+    return handle
+
+
+def close_files() -> None:
+    """Close what :func:`file` opened."""
+    while _files:
+        _files.pop().close()
+
+
+FORM = {"a": "1", "b": "añ"}
+
+
+class SyncStack(Stack):
+    """A stack that threads use."""
+
+    def gather(self, count: int, method: str, url: str) -> list[Outcome]:
+        barrier = threading.Barrier(count)
+
+        def one(_: int) -> Outcome:
+            barrier.wait(60)
+            return self.attempt(method, url)
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(one, range(count)))
+
+
+class Urllib3(SyncStack):
+    """urllib3's PoolManager, or ProxyManager."""
+
+    name = "urllib3"
+    base_error = urllib3.exceptions.HTTPError
+    bodies: ClassVar = {
+        "none": dict,
+        "bytes": lambda: {"body": BYTES},
+        "str": lambda: {"body": BYTES.decode("ascii")},
+        "json": lambda: {"json": PAYLOAD},
+        "form": lambda: {"fields": FORM, "encode_multipart": False},
+        "multipart": lambda: {"fields": {**FORM, "file": ("a.txt", BYTES)}},
+        "file": lambda: {"body": file()},
+        "generator": lambda: {"body": generator()},
+    }
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        kw: dict[str, Any] = {
+            "maxsize": self.options.connections,
+            "block": True,
+            "timeout": self.options.timeout,
+            "headers": self.options.headers,
+        }
+        if self.options.tls is not None:
+            kw["ssl_context"] = self.options.tls
+        if self.options.proxy:
+            self.client: urllib3.PoolManager = urllib3.ProxyManager(self.options.proxy, **kw)
+        else:
+            self.client = urllib3.PoolManager(**kw)
+        pay88_adapters.urllib3.attach(self.client, manager)
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        response = self.client.request(method, url, headers=headers, **kw)
+        return Reply(response.status, response.headers, response.data, response)
+
+    def close(self) -> None:
+        self.client.clear()
+
+
+_HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "none": dict,
+    "bytes": lambda: {"content": BYTES},
+    "str": lambda: {"content": BYTES.decode()},
+    "json": lambda: {"json": PAYLOAD},
+    "form": lambda: {"data": FORM},
+    "multipart": lambda: {"data": FORM, "files": {"file": ("a.txt", BYTES)}},
+    "multipart file": lambda: {"data": FORM, "files": {"file": file()}},
+}
+
+
+def _httpx_client(kind: Callable[..., T], options: Options) -> T:
+    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
+    verify: Any = True if options.tls is None else options.tls
+    return kind(
+        proxy=options.proxy,
+        verify=verify,
+        limits=limits,
+        timeout=options.timeout,
+        headers=options.headers,
+        follow_redirects=True,
+        trust_env=False,
+    )
+
+
+def _httpx_reply(response: httpx.Response) -> Reply:
+    return Reply(response.status_code, response.headers, response.content, response)
+
+
+class Httpx(SyncStack):
+    """httpx's Client."""
+
+    name = "httpx"
+    base_error = httpx.TransportError
+    bodies: ClassVar = {
+        **_HTTPX_BODIES,
+        "file": lambda: {"content": file()},
+        "generator": lambda: {"content": generator()},
+    }
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.Client, self.options), manager)
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        return _httpx_reply(self.client.request(method, url, headers=headers, **kw))
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class AsyncStack(Stack):
+    """A stack that tasks use: on an event loop in a thread of its own, which lives as long as the client."""
+
+    @abstractmethod
+    def run(self, job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run *job* on the loop."""
+
+    @abstractmethod
+    async def all(self, jobs: list[Callable[[], Awaitable[Outcome]]]) -> list[Outcome]:
+        """Run *jobs* at once."""
+
+    @abstractmethod
+    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        """Send one request."""
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        return self.run(partial(self.asend, method, url, headers=headers, **kw))
+
+    def gather(self, count: int, method: str, url: str) -> list[Outcome]:
+        async def one() -> Outcome:
+            try:
+                return await self.asend(method, url)
+            except Exception as exc:  # noqa: BLE001 - the scenario says which ones it expects
+                return exc
+
+        return self.run(lambda: self.all([one] * count))
+
+
+class AsyncioStack(AsyncStack):
+    """On asyncio."""
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run_coroutine_threadsafe(job(), self.loop).result(300)
+
+    async def all(self, jobs: list[Callable[[], Awaitable[Outcome]]]) -> list[Outcome]:
+        return await asyncio.gather(*(job() for job in jobs))
+
+    def start(self, method: str, url: str) -> Callable[[], None]:
+        future = asyncio.run_coroutine_threadsafe(self.asend(method, url), self.loop)
+
+        def cancel() -> None:
+            assert future.cancel()
+            self.run(partial(asyncio.sleep, 0))
+
+        return cancel
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the client, on its loop."""
+
+    def close(self) -> None:
+        self.run(self.aclose)
+        self.run(self._finish)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    async def _finish(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class HttpxAsyncio(AsyncioStack):
+    """httpx's AsyncClient on asyncio."""
+
+    name = "httpx-asyncio"
+    base_error = httpx.TransportError
+    bodies: ClassVar = {**_HTTPX_BODIES, "async generator": lambda: {"content": async_generator()}}
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.AsyncClient, self.options), manager)
+
+    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+class HttpxTrio(AsyncStack):
+    """httpx's AsyncClient on trio."""
+
+    name = "httpx-trio"
+    base_error = httpx.TransportError
+    bodies = HttpxAsyncio.bodies
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.AsyncClient, self.options), manager)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
+        self._thread.start()
+        self._ready.wait(10)
+
+    async def _main(self) -> None:
+        self._trio = trio.lowlevel.current_trio_token()
+        self._over = trio.Event()
+        async with trio.open_nursery() as self._nursery:
+            self._ready.set()
+            await self._over.wait()
+        await self.client.aclose()
+
+    def start(self, method: str, url: str) -> Callable[[], None]:
+        scope = trio.CancelScope()
+
+        async def job() -> None:
+            with scope:
+                await self.asend(method, url)
+
+        trio.from_thread.run_sync(self._nursery.start_soon, job, trio_token=self._trio)
+        return lambda: trio.from_thread.run_sync(scope.cancel, trio_token=self._trio)
+
+    def run(self, job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return trio.from_thread.run(job, trio_token=self._trio)
+
+    async def all(self, jobs: list[Callable[[], Awaitable[Outcome]]]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+
+        async def one(job: Callable[[], Awaitable[Outcome]]) -> None:
+            outcomes.append(await job())
+
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                nursery.start_soon(one, job)
+        return outcomes
+
+    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
+
+    def close(self) -> None:
+        trio.from_thread.run_sync(self._over.set, trio_token=self._trio)
+        self._thread.join(10)
+
+
+def _multipart(*parts: tuple[str, Any]) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    for name, value in parts:
+        form.add_field(name, value, filename="a.txt" if name == "file" else None)
+    return form
+
+
+class Aiohttp(AsyncioStack):
+    """aiohttp's ClientSession."""
+
+    name = "aiohttp"
+    base_error = aiohttp.ClientError
+    bodies: ClassVar = {
+        "none": dict,
+        "bytes": lambda: {"data": BYTES},
+        "str": lambda: {"data": BYTES.decode()},
+        "json": lambda: {"json": PAYLOAD},
+        "form": lambda: {"data": FORM},
+        "multipart": lambda: {"data": _multipart(*FORM.items(), ("file", BYTES))},
+        "multipart file": lambda: {"data": _multipart(*FORM.items(), ("file", file()))},
+        "file": lambda: {"data": file()},
+        "async generator": lambda: {"data": async_generator()},
+    }
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.client = self.run(self._open)
+        pay88_adapters.aiohttp.attach(self.client, manager)
+
+    async def _open(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self.options.connections, ssl=self.options.tls or True),
+            timeout=aiohttp.ClientTimeout(total=self.options.timeout),
+            headers=self.options.headers,
+        )
+
+    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        kw.setdefault("proxy", self.options.proxy)
+        async with self.client.request(method, url, headers=headers, **kw) as response:
+            return Reply(response.status, response.headers, await response.read(), response)
+
+    async def aclose(self) -> None:
+        await self.client.close()
+
+
+STACKS: tuple[type[Stack], ...] = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
