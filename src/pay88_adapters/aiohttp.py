@@ -115,6 +115,7 @@ class _Call:
                 request,
                 proxy=mine.proxy,
                 proxy_headers=mine.proxy_headers,
+                proxy_auth=mine.proxy_auth,
                 ssl=mine.ssl,
                 server_hostname=mine.server_hostname,
             )

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from .credentials import Credentials
 from .errors import ConfigurationError, Failure
 from .runtimes import AsyncRuntime, ThreadGate, current_runtime
+from .secret import forget_locals
 from .sequences import (
     Acquire,
     Acquisition,
@@ -116,7 +117,11 @@ class ThreadDriver:
                 return result
             answer = None
             if isinstance(effect, Token):
-                answer = response = call.send(effect)
+                try:
+                    answer = response = call.send(effect)
+                except BaseException as exc:
+                    forget_locals(exc)
+                    raise
             elif isinstance(effect, Discard):
                 call.discard(response)
             else:
@@ -145,18 +150,23 @@ class ThreadDriver:
 
     def _wait(self, effect: Start | Hold, sender: Sender) -> None:
         if isinstance(effect, Start):
-            self.start(effect.ticket, sender)
+            self.start(effect, sender)
         else:
             assert isinstance(effect.gate, ThreadGate)
             self._state.clock.wait(effect.gate.event, effect.seconds)
 
-    def start(self, ticket: int, sender: Sender) -> None:
-        """Start a fetch, in this thread if no other can be had (the interpreter is going down)."""
-        thread = threading.Thread(target=self._fetch, args=(ticket, sender), name="pay88-token-fetch", daemon=True)
+    def start(self, effect: Start, sender: Sender) -> None:
+        """Start a fetch, in this thread if it is needed and no other can be had."""
+        thread = threading.Thread(
+            target=self._fetch, args=(effect.ticket, sender), name="pay88-token-fetch", daemon=True
+        )
         try:
             thread.start()
-        except RuntimeError:
-            self._fetch(ticket, sender)
+        except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
+            if effect.beside:
+                _abandon(self._state, effect.ticket, exc)
+            else:
+                self._fetch(effect.ticket, sender)
 
     def _fetch(self, ticket: int, sender: Sender) -> None:
         sequence = fetch(self._state, ticket)
@@ -215,11 +225,15 @@ class TaskDriver:
                 return result
             answer = None
             if isinstance(effect, Token):
-                answer = response = await call.send(effect)
+                try:
+                    answer = response = await call.send(effect)
+                except BaseException as exc:
+                    forget_locals(exc)
+                    raise
             elif isinstance(effect, Discard):
                 await call.discard(response)
             else:
-                await self.wait(effect, lambda ticket: self._spawn(ticket, call))
+                await self.wait(effect, lambda start: self._spawn(start.ticket, call))
 
     def acquisition(self, runtime: AsyncRuntime, patience: float | None, min_validity: float = 0.0) -> Acquisition:
         """Return the sequence that gets a token, for a task."""
@@ -231,10 +245,10 @@ class TaskDriver:
             min_validity=min_validity,
         )
 
-    async def wait(self, effect: Start | Hold, start: Callable[[int], None]) -> None:
+    async def wait(self, effect: Start | Hold, start: Callable[[Start], None]) -> None:
         """Carry out one step of an acquisition; *start* starts a fetch."""
         if isinstance(effect, Start):
-            start(effect.ticket)
+            start(effect)
         else:
             # Waking early is harmless: the sequence asks again.
             await effect.gate.wait(self._state.clock.nap(effect.seconds))  # type: ignore[attr-defined]

@@ -77,7 +77,7 @@ class Endpoint:
         Only the exact origin counts. A request that brings its own ``Bearer`` is the caller's, and so
         is one to the token endpoint itself, where a token means nothing.
         """
-        if host.lower() != self.host or scheme.lower() != self.scheme:
+        if host.lower().strip("[]") != self.host or scheme.lower() != self.scheme:
             return False
         if (port or _DEFAULT_PORTS[self.scheme]) != self.port:
             return False

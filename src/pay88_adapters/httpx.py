@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from contextlib import aclosing, closing, suppress
 from typing import Any, TypeVar
 
 try:
@@ -28,7 +28,20 @@ _flavours = Flavours(httpx.TransportError, globals())
 hide_http2_fields()
 
 
-class Pay88Transport(httpx.BaseTransport):
+class _Wrapper:
+    _default: Any
+
+    def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: httpx.Timeout | None = None) -> None:
+        self.wrapped = self._default() if transport is None else transport
+        self._manager, self._timeout = manager, timeout
+
+    def _is_ours(self, request: httpx.Request) -> bool:
+        url = request.url
+        authorization = request.headers.get("authorization")
+        return self._manager.covers(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+
+
+class Pay88Transport(_Wrapper, httpx.BaseTransport):
     """Wraps a transport: calls to ``manager.base_url`` carry a token, all others pass untouched.
 
     Args:
@@ -37,19 +50,12 @@ class Pay88Transport(httpx.BaseTransport):
         timeout: Bounds each token request, besides the policy's ``fetch_timeout``.
     """
 
-    def __init__(
-        self,
-        manager: TokenManager,
-        transport: httpx.BaseTransport | None = None,
-        *,
-        timeout: httpx.Timeout | None = None,
-    ) -> None:
-        self.wrapped = httpx.HTTPTransport() if transport is None else transport
-        self._manager, self._timeout = manager, timeout
+    _default = httpx.HTTPTransport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if not _is_ours(self._manager, request):
-            return self.wrapped.handle_request(request)
+        if not self._is_ours(request):
+            response: httpx.Response = self.wrapped.handle_request(request)
+            return response
         try:
             return self._manager.call(_SyncCall(self.wrapped, request, self._timeout))
         except Pay88Error as error:
@@ -62,16 +68,11 @@ class Pay88Transport(httpx.BaseTransport):
         self.wrapped.__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self.wrapped.__exit__(exc_type, exc_value, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        self.wrapped.__exit__(*exc)
 
 
-class AsyncPay88Transport(httpx.AsyncBaseTransport):
+class AsyncPay88Transport(_Wrapper, httpx.AsyncBaseTransport):
     """The same for an async transport, on asyncio and trio.
 
     Args:
@@ -80,19 +81,12 @@ class AsyncPay88Transport(httpx.AsyncBaseTransport):
         timeout: Bounds each token request, besides the policy's ``fetch_timeout``.
     """
 
-    def __init__(
-        self,
-        manager: TokenManager,
-        transport: httpx.AsyncBaseTransport | None = None,
-        *,
-        timeout: httpx.Timeout | None = None,
-    ) -> None:
-        self.wrapped = httpx.AsyncHTTPTransport() if transport is None else transport
-        self._manager, self._timeout = manager, timeout
+    _default = httpx.AsyncHTTPTransport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not _is_ours(self._manager, request):
-            return await self.wrapped.handle_async_request(request)
+        if not self._is_ours(request):
+            response: httpx.Response = await self.wrapped.handle_async_request(request)
+            return response
         try:
             return await self._manager.acall(_AsyncCall(self.wrapped, request, self._timeout))
         except Pay88Error as error:
@@ -105,13 +99,8 @@ class AsyncPay88Transport(httpx.AsyncBaseTransport):
         await self.wrapped.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self.wrapped.__aexit__(exc_type, exc_value, traceback)
+    async def __aexit__(self, *exc: Any) -> None:
+        await self.wrapped.__aexit__(*exc)
 
 
 def attach(client: C, manager: TokenManager) -> C:
@@ -139,12 +128,6 @@ def attach(client: C, manager: TokenManager) -> C:
 def standalone_sender() -> Sender:
     """Return a sender with a transport of its own."""
     return _SyncCall(httpx.HTTPTransport(), httpx.Request("POST", "/"), None)
-
-
-def _is_ours(manager: TokenManager, request: httpx.Request) -> bool:
-    url = request.url
-    authorization = request.headers.get("authorization")
-    return manager.covers(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
 
 
 class _Call:
@@ -190,19 +173,12 @@ class _SyncCall(_Call):
         return response
 
     def discard(self, response: httpx.Response) -> None:
-        try:
+        with closing(response), suppress(*self.network_errors):
             capped(response.iter_raw(), MAX_DRAINED)
-        except self.network_errors:
-            pass
-        finally:
-            response.close()
 
     def post(self, request: TokenRequest) -> TokenReply:
-        response = self._transport.handle_request(self._token_request(request))
-        try:
+        with closing(self._transport.handle_request(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, capped(response.iter_raw()))
-        finally:
-            response.close()
 
 
 class _AsyncCall(_Call):
@@ -211,19 +187,13 @@ class _AsyncCall(_Call):
         return response
 
     async def discard(self, response: httpx.Response) -> None:
-        try:
-            await _aread(response, MAX_DRAINED)
-        except self.network_errors:
-            pass
-        finally:
-            await response.aclose()
+        async with aclosing(response):
+            with suppress(*self.network_errors):
+                await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
-        response = await self._transport.handle_async_request(self._token_request(request))
-        try:
+        async with aclosing(await self._transport.handle_async_request(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
-        finally:
-            await response.aclose()
 
 
 async def _aread(response: httpx.Response, bound: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 from .secret import REDACTED
 from .token import MANAGED_FIELDS
@@ -25,7 +25,7 @@ def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
     shown: list[Any] = []
     for before, value in zip((None, *values), values, strict=False):
         if isinstance(value, tuple):
-            shown.append(_hidden(cast("tuple[Any, ...]", value)))
+            shown.append(_hidden(value))  # pyright: ignore[reportUnknownArgumentType]
         elif isinstance(before, bytes) and before.lower() in _HIDDEN:
             shown.append(REDACTED.encode())
         else:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
+from weakref import WeakKeyDictionary
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -61,11 +62,10 @@ class TokenManager:
         if store != MEMORY:
             raise ConfigurationError("store must be 'memory://'")
         policy = policy or TokenPolicy()
-        storage = _process_storage() if clock is None else MemoryStorage(clock.now)
-        budget = TokenBudget(policy, storage, endpoint.base_url)
-        self._state = SharedState(
-            endpoint, policy, clock or _process_clock, budget, rotating=not isinstance(credentials, Credentials)
-        )
+        clock = clock or _process_clock
+        budget = TokenBudget(policy, _storage(clock), endpoint.base_url)
+        rotating = not isinstance(credentials, Credentials)
+        self._state = SharedState(endpoint, policy, clock, budget, rotating=rotating)
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
         self._threads = ThreadDriver(self._state, credentials)
@@ -75,7 +75,6 @@ class TokenManager:
         self.covers = endpoint.covers
         self.call = self._threads.call
         self.acall = self._tasks.call
-        self.cached = self._state.cached
         self.token_for = self._threads.token
 
     @classmethod
@@ -152,7 +151,7 @@ class TokenManager:
         sequence = self._tasks.acquisition(current_runtime(), None, min_validity)
         try:
             while True:
-                await self._tasks.wait(next(sequence), lambda ticket: self._threads.start(ticket, sender))
+                await self._tasks.wait(next(sequence), lambda start: self._threads.start(start, sender))
         except StopIteration as stop:
             fetched: Token = stop.value
             return fetched
@@ -200,7 +199,7 @@ class TokenManager:
 
     def _standalone(self) -> Sender:
         if self._sender is None:
-            self._sender = standalone_sender()
+            self._sender = standalone_sender(self)
         return self._sender
 
     def _check_validity(self, min_validity: float) -> None:
@@ -210,11 +209,11 @@ class TokenManager:
 
 
 _process_clock = Clock()
-_storages: list[MemoryStorage] = []
+_storages_lock = threading.Lock()
+_storages: WeakKeyDictionary[Clock, MemoryStorage] = WeakKeyDictionary()
 
 
-def _process_storage() -> MemoryStorage:
-    with _shared_lock:
-        if not _storages:
-            _storages.append(MemoryStorage(_process_clock.now))
-        return _storages[0]
+def _storage(clock: Clock) -> MemoryStorage:
+    """Return the one storage of this process, on this clock."""
+    with _storages_lock:
+        return _storages.setdefault(clock, MemoryStorage(clock.now))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import NoReturn
 
 REDACTED = "[secret]"
@@ -36,6 +37,18 @@ class Attached(Secret):
     """A header value that an adapter put in, as opposed to one that the caller passed."""
 
     __slots__ = ()
+
+
+def forget_locals(exc: BaseException) -> None:
+    """Clear the local variables in the tracebacks of *exc* and of all it came from; the lines stay.
+
+    HTTP libraries keep the raw header block in a local while they send it.
+    """
+    links: list[BaseException | None] = [exc]
+    for link in links:
+        if link is not None:
+            traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
+            links += [each for each in (link.__cause__, link.__context__) if each not in links]
 
 
 def redact(text: str, *secrets: str) -> str:

@@ -30,6 +30,8 @@ class Start:
     """Start the fetch with this ticket; result: nothing."""
 
     ticket: int
+    beside: bool
+    """Whether the call goes on without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +129,11 @@ def acquire(
     while True:
         state.check_open()
         with state.deciding() as (machine, now):
+            if waited and not machine.in_flight:
+                min_validity = 0.0  # one fetch is all that a call can ask for
             decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
             if isinstance(decision, (Fetch, Wait)):
-                alone, min_validity = False, 0.0  # one fetch is all that a call can ask for
+                alone = False  # it has sent its own
                 state.counters.waited += not waited
                 waited = True
             hold = Hold(join(), decision.until - now) if isinstance(decision, Wait) else None
@@ -138,10 +142,10 @@ def acquire(
         match decision:
             case Use(token, refresh):
                 if refresh is not None:
-                    yield Start(refresh)
+                    yield Start(refresh, beside=True)
                 return token
             case Fetch(ticket):
-                yield Start(ticket)
+                yield Start(ticket, beside=False)
             case Wait():
                 assert hold is not None
                 yield hold

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from .drivers import Sender
 from .errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from .manager import TokenManager
 
-def standalone_sender() -> Sender:
+
+def standalone_sender(manager: TokenManager) -> Sender:
     """Return a sender over whichever stack is installed.
 
     Raises:
@@ -17,7 +21,7 @@ def standalone_sender() -> Sender:
     if find_spec("urllib3"):
         from . import urllib3
 
-        return urllib3.standalone_sender()
+        return urllib3.standalone_sender(manager)
     if find_spec("httpx"):
         from . import httpx
 

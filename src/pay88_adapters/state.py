@@ -152,7 +152,7 @@ class Stats:
     Attributes:
         token_requests: Token requests sent, failed ones included.
         tokens: Tokens received.
-        refreshes: Fetches that ran beside the traffic.
+        refreshes: Fetches that were started beside the traffic, failed ones included.
         failed_fetches: Fetches that ended without a token.
         refused: Calls answered 401.
         replayed: Calls sent a second time after a 401.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 try:
@@ -64,9 +65,10 @@ def attach(pool_manager: P, manager: TokenManager) -> P:
     return pool_manager
 
 
-def standalone_sender() -> Sender:
+def standalone_sender(manager: TokenManager) -> Sender:
     """Return a sender with a pool of its own."""
-    return _StandaloneSender(urllib3.PoolManager())
+    pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
+    return _Call(pool, "POST", "/", None, [], {})
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
@@ -87,7 +89,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
     ) -> BaseHTTPResponse:
         kw.update(retries=retries, redirect=redirect, assert_same_host=assert_same_host)
         given = self.headers if headers is None else headers
-        fields = [(name, value) for name, value in given.items() if type(value) is not Attached]
+        fields = [(_text(name), value) for name, value in given.items() if type(value) is not Attached]
         # With fields of ours in it, this is urllib3 sending again what an outer level began.
         again = len(fields) < len(given)
         if not self._is_ours(url, fields):
@@ -99,18 +101,26 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
     def _is_ours(self, url: str, fields: list[tuple[str, str]]) -> bool:
-        authorization: Any = next((value for name, value in fields if name.lower() == "authorization"), None)
-        if isinstance(authorization, bytes):
-            authorization = authorization.decode("latin-1")
+        authorization = next((_text(value) for name, value in fields if name.lower() == "authorization"), None)
+
+        def covers(scheme: str | None, host: str | None, port: int | None, path: str) -> bool:
+            return self.pay88_manager.covers(scheme or "http", host or "", port, path, authorization)
+
         if url.startswith("/"):
-            return self.pay88_manager.covers(self.scheme or "http", self.host, self.port, url, authorization)
-        target = parse_url(url)  # by way of a forwarding proxy, or after a redirect
-        return self.pay88_manager.covers(
-            target.scheme or "http", target.host or "", target.port, target.path or "/", authorization
-        )
+            return covers(self.scheme, self.host, self.port, url)
+        target = parse_url(url)
+        if not covers(target.scheme, target.host, target.port, target.path or "/"):
+            return False
+        # Whatever the URL says, the bytes go where the pool's connections go, unless that is a proxy.
+        forwards = self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)
+        return forwards or covers(self.scheme, self.host, self.port, "/")
 
     def send_unmanaged(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         return super().urlopen(*args, **kw)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _managed(pool_class: type[Any], manager: TokenManager) -> type[Any]:
@@ -172,56 +182,39 @@ class _Call:
 
     def discard(self, response: BaseHTTPResponse) -> None:
         self._kw["retries"] = response.retries  # what is left of the caller's
-        try:
+        drained = False
+        with suppress(*self.network_errors):
             drained = len(response.read(MAX_DRAINED + 1, decode_content=False)) <= MAX_DRAINED
-        except (HTTPError, OSError):
-            drained = False
-        if not drained:
-            response.close()
-        response.release_conn()  # close() alone would lose the slot of a blocking pool
+        _let_go(response, finished=drained)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        # A forwarding proxy wants the absolute URL.
-        target = request.path if self._url.startswith("/") else request.url
+        pool = self._pool
         try:
-            return _post(self._pool.send_unmanaged, target, request, self._pool.timeout)
+            response = pool.send_unmanaged(
+                request.method,
+                request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
+                headers=dict(request.headers),
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                timeout=_bounded(pool.timeout, request.timeout),
+                pool_timeout=request.timeout,
+                preload_content=False,
+            )
         except ClosedPoolError as exc:
             raise CarrierLost from exc
-
-
-class _StandaloneSender:
-    network_errors = (HTTPError, OSError)
-
-    def __init__(self, pool_manager: urllib3.PoolManager) -> None:
-        self._pool_manager = pool_manager
-
-    def post(self, request: TokenRequest) -> TokenReply:
-        pool = self._pool_manager.connection_from_url(request.url)
-        return _post(pool.urlopen, request.path, request, pool.timeout)
-
-
-def _post(urlopen: Any, target: str, request: TokenRequest, configured: urllib3.Timeout) -> TokenReply:
-    response: BaseHTTPResponse = urlopen(
-        request.method,
-        target,
-        headers=dict(request.headers),
-        retries=False,
-        redirect=False,
-        assert_same_host=False,
-        timeout=_bounded(configured, request.timeout),
-        pool_timeout=request.timeout,
-        preload_content=False,
-    )
-    try:
-        body = capped(response.stream(MAX_BODY, decode_content=False))
-        if len(body) > MAX_BODY:
-            response.close()
+        body = b""
+        try:
+            body = capped(response.stream(MAX_BODY, decode_content=False))
+        finally:
+            _let_go(response, finished=0 < len(body) <= MAX_BODY)
         return TokenReply(response.status, response.headers, body)
-    except BaseException:
+
+
+def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:
+    if not finished:
         response.close()
-        raise
-    finally:
-        response.release_conn()
+    response.release_conn()  # close() alone would lose the slot of a blocking pool
 
 
 def _bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:

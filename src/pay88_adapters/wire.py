@@ -26,7 +26,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME
-from .secret import Secret, redact
+from .secret import Secret, forget_locals, redact
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -117,10 +117,7 @@ def read_reply(reply: TokenReply, requested_at: float, credentials: Credentials)
 def network_failure(cause: BaseException) -> Failure:
     """Return the failure of a token request that got no answer."""
     name = type(cause).__name__
-    link: BaseException | None = cause
-    while link is not None:  # the frames may hold what had arrived of a token
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
+    forget_locals(cause)  # they may hold what had arrived of a token
     return Failure(
         TokenEndpointUnavailable,
         f"the token request got no answer ({name}); the call was not sent: try again later",

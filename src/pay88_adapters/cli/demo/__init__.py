@@ -1,0 +1,51 @@
+"""Four stacks, one token manager, and the server's word on what became of the promises."""
+
+from __future__ import annotations
+
+from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.testing import Emulator
+
+from .clock import BusyClock
+from .load import Load
+from .promises import judge
+from .record import Evidence, Ledger
+from .report import closing, opening, summary
+from .script import Script
+from .views import View, view
+
+__all__ = ["conclude", "run"]
+
+SPEED = 10.0  # of the service's seconds in a real one
+
+
+def run(seconds: float) -> int:
+    """Show it for about *seconds*, then conclude, and return the exit code."""
+    with (
+        BusyClock(SPEED) as clock,
+        Emulator(clock=clock, call_limits=()) as emulator,
+        TokenManager(
+            Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url, clock=clock
+        ) as manager,
+    ):
+        ledger = Ledger(clock)
+        with view() as shown:
+            shown.say(opening(SPEED))
+            with Load(manager, ledger) as load:
+                script = Script(clock, emulator, manager, ledger, load, shown)
+                unfinished = script.run(seconds * SPEED)
+            evidence = Evidence(
+                emulator.journal,
+                ledger.outcomes,
+                script.phases,
+                manager.stats(),
+                emulator.service.charges,
+                unfinished,
+            )
+        return conclude(evidence, shown)
+
+
+def conclude(evidence: Evidence, shown: View) -> int:
+    """Show the summary; return 0, or 1 if a promise was broken or the run did not come to its end."""
+    verdicts = judge(evidence)
+    shown.say([*summary(evidence, verdicts), *closing(verdicts, evidence.unfinished)])
+    return 0 if all(verdict.kept for verdict in verdicts) and not evidence.unfinished else 1

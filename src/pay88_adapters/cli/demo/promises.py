@@ -1,0 +1,190 @@
+"""What the package promises, each as a small function over the evidence.
+
+The server's journal is the judge wherever it can be: a client's counters say what the client believes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pay88_adapters.testing import Entry
+
+from .record import Evidence, Scene, call_id
+
+Finding = tuple[bool, str]
+"""Whether it was kept, and what was seen."""
+
+_LIFETIME = 60.0
+_MINUTE, _HOUR = 60.0, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One thing that must be true of every run."""
+
+    rule: int
+    text: str
+    check: Callable[[Evidence], Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A promise, and what became of it."""
+
+    promise: Promise
+    kept: bool
+    seen: str
+
+
+PROMISES: list[Promise] = []
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """Hold every promise against the evidence."""
+    return [Verdict(promise, *promise.check(evidence)) for promise in PROMISES]
+
+
+def _promise(rule: int, text: str) -> Callable[[Callable[[Evidence], Finding]], Callable[[Evidence], Finding]]:
+    def add(check: Callable[[Evidence], Finding]) -> Callable[[Evidence], Finding]:
+        PROMISES.append(Promise(rule, text, check))
+        return check
+
+    return add
+
+
+# Tokens
+
+
+@_promise(1, "a token is reused for 50 s at most")
+def reuse(evidence: Evidence) -> Finding:
+    """Outside the outage, where rule 6 holds."""
+    oldest = _oldest(evidence.calls(Scene.COLD, Scene.STEADY, Scene.STORM))
+    return oldest <= evidence.policy.reuse_for, f"oldest: {oldest:.1f} s"
+
+
+@_promise(2, "no call waits for a token in steady load")
+def refresh_ahead(evidence: Evidence) -> Finding:
+    waited = sum(phase.waited for phase in evidence.phases if phase.scene is Scene.STEADY)
+    return waited == 0, f"{waited} of {len(evidence.calls(Scene.STEADY)):,}"
+
+
+@_promise(3, "a cold start sends one token request")
+def single_flight(evidence: Evidence) -> Finding:
+    sent = len(evidence.token_requests(Scene.COLD))
+    waited = sum(phase.waited for phase in evidence.phases if phase.scene is Scene.COLD)
+    return sent == 1, f"{sent} for {waited} callers"
+
+
+@_promise(5, "10 token requests a minute at most")
+def minute_budget(evidence: Evidence) -> Finding:
+    most = evidence.journal.max_in_window(_MINUTE)
+    return most <= 10, f"most in 60 s: {most}"
+
+
+@_promise(5, "100 token requests an hour at most")
+def hour_budget(evidence: Evidence) -> Finding:
+    most = evidence.journal.max_in_window(_HOUR)
+    return most <= 100, f"most in an hour: {most}"
+
+
+@_promise(5, "every token request was counted")
+def counted(evidence: Evidence) -> Finding:
+    """A fetch that the end of the run cut short is counted and was not sent: never the reverse."""
+    ours, theirs = evidence.stats.token_requests, evidence.journal.token_requests
+    return theirs <= ours, f"{theirs} seen, {ours} counted"
+
+
+@_promise(6, "without a new one, the old one is used")
+def degraded(evidence: Evidence) -> Finding:
+    old = [entry for entry in evidence.calls(Scene.OUTAGE) if (entry.age or 0) > evidence.policy.reuse_for]
+    used = [entry for entry in old if entry.executed]
+    return len(used) > 0, f"{len(used)}, up to {_oldest(used):.1f} s old"
+
+
+@_promise(6, "and no call fails meanwhile")
+def no_failure_in_the_outage(evidence: Evidence) -> Finding:
+    calls = [each for phase in evidence.phases if phase.scene is Scene.OUTAGE for each in evidence.begun_in(phase)]
+    failed = sum(not each.answered for each in calls)
+    return failed == 0, f"{failed} of {len(calls)}"
+
+
+@_promise(6, "no token is attached once it has expired")
+def expiry(evidence: Evidence) -> Finding:
+    oldest = _oldest(evidence.journal.select("call"))
+    return oldest < _LIFETIME, f"oldest: {oldest:.1f} of {_LIFETIME:.0f} s"
+
+
+# Refusals
+
+
+@_promise(7, "a refused call is sent again, once")
+def replay(evidence: Evidence) -> Finding:
+    refused = {call_id(entry) for entry in evidence.journal.select("call") if entry.event == "refused"}
+    sent: dict[str, list[Entry]] = {each: [] for each in refused}
+    for entry in evidence.journal.select("call"):
+        if call_id(entry) in sent:
+            sent[call_id(entry)].append(entry)
+    good = sum(len(entries) == 2 and entries[1].executed for entries in sent.values())
+    return good == len(refused), f"{good} of {len(refused)}"
+
+
+@_promise(8, "a storm of 401s costs one token request")
+def storm(evidence: Evidence) -> Finding:
+    sent = len(evidence.token_requests(Scene.STORM))
+    refused = sum(entry.event == "refused" for entry in evidence.calls(Scene.STORM))
+    return sent == 1 and refused > 0, f"{sent} for {refused} refusals"
+
+
+@_promise(8, "no other call is refused")
+def no_other_refusal(evidence: Evidence) -> Finding:
+    refused = sum(entry.event == "refused" for entry in evidence.calls(Scene.COLD, Scene.STEADY, Scene.OUTAGE))
+    return refused == 0, f"{refused} refused"
+
+
+@_promise(11, "an outage meets probes, ever rarer")
+def backoff(evidence: Evidence) -> Finding:
+    """The attempts of one fetch come first; then each failure doubles the pause, from one second."""
+    at = [entry.at for entry in evidence.token_requests(Scene.OUTAGE)]
+    pauses = [later - earlier for earlier, later in pairwise(at[evidence.policy.fetch_attempts - 1 :])]
+    rarer = all(pause >= 2.0**number for number, pause in enumerate(pauses))
+    shown = ", ".join(f"{pause:.1f}" for pause in pauses)
+    return rarer and len(pauses) > 0, f"after {shown} s"
+
+
+# Calls
+
+
+@_promise(13, "only token requests carry the API key")
+def origin(evidence: Evidence) -> Finding:
+    leaked = sum("x-api-key" in entry.headers for entry in evidence.journal if entry.kind != "token")
+    return leaked == 0, f"{leaked} calls did"
+
+
+@_promise(18, "calls are answered or raise a Pay88Error")
+def explained(evidence: Evidence) -> Finding:
+    good = sum(each.explained for each in evidence.outcomes)
+    return good == len(evidence.outcomes), f"{good:,} of {len(evidence.outcomes):,}"
+
+
+@_promise(20, "no call is executed twice")
+def once(evidence: Evidence) -> Finding:
+    executed = Counter(call_id(entry) for entry in evidence.journal.select("call") if entry.executed)
+    twice = sum(times > 1 for times in executed.values())
+    charged = {charge.body["description"] for charge in evidence.charges}
+    twice += len(evidence.charges) - len(charged)
+    return twice == 0, f"{twice} of {len(executed):,}"
+
+
+@_promise(20, "an answered call was executed, no other")
+def truth(evidence: Evidence) -> Finding:
+    executed = {call_id(entry) for entry in evidence.journal.select("call") if entry.executed}
+    answered = {each.call_id for each in evidence.outcomes if each.answered}
+    wrong = len(executed ^ answered)
+    return wrong == 0, f"{len(executed):,}, {wrong} differ"
+
+
+def _oldest(entries: list[Entry]) -> float:
+    return max((entry.age for entry in entries if entry.age is not None), default=0.0)

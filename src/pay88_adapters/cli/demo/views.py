@@ -1,0 +1,105 @@
+"""Where it is shown: a terminal that can be redrawn, or lines one after another."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from .report import Line, Snapshot, clock_time, stack_table, status_line, token_table
+
+
+def view() -> View:
+    """Return what suits standard output."""
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    return PlainView() if plain else LiveView(Console(highlight=False))
+
+
+class View(ABC):
+    """Shows lines that stay, and how things stand now."""
+
+    every: float
+    """Real seconds between two looks at how things stand."""
+
+    def __init__(self) -> None:
+        self._due_at = 0.0
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(  # noqa: B027 - nothing to end
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def is_due(self, *, force: bool) -> bool:
+        """Return whether it is time to show how things stand; if so, until the next time it is not."""
+        now = time.monotonic()
+        if now < self._due_at and not force:
+            return False
+        self._due_at = now + self.every
+        return True
+
+    @abstractmethod
+    def say(self, lines: Iterable[Line]) -> None:
+        """Show lines that stay."""
+
+    def phase(self, at: float, name: str, text: str) -> None:
+        """Say that a phase begins."""
+        self.say([Line(f"{clock_time(at):>6}  {name}: {text}", "cyan")])
+
+    @abstractmethod
+    def show(self, snapshot: Snapshot) -> None:
+        """Show how things stand."""
+
+
+class PlainView(View):
+    """Lines without any control code."""
+
+    every = 2.0
+
+    def say(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            print(line.text, flush=True)
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.say([status_line(snapshot)])
+
+
+class LiveView(View):
+    """Tables that are drawn again and again, below the lines that stay."""
+
+    every = 0.25
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> View:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def say(self, lines: Iterable[Line]) -> None:
+        self._console.print(_text(lines))
+
+    def show(self, snapshot: Snapshot) -> None:
+        time_line = Line(f"{'time':<20}{clock_time(snapshot.at)}")
+        tables = [Line(), *stack_table(snapshot.rows), Line(), time_line, *token_table(snapshot.stats)]
+        self._live.update(Group(_text(tables)), refresh=True)
+
+
+def _text(lines: Iterable[Line]) -> Text:
+    return Text("\n").join(Text(line.text, line.style) for line in lines)

@@ -1,0 +1,95 @@
+"""The emulator's service over HTTP/2, which the emulator itself does not speak."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from types import TracebackType
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, RequestReceived, StreamEnded
+
+from pay88_adapters.clock import Clock
+from pay88_adapters.testing import Received, Service
+
+
+class Http2Server:
+    """Serves *service* on a loopback port, over TLS.
+
+    Args:
+        service: What answers.
+        clock: What it is asked to go by.
+        tls: Offers ``h2``.
+    """
+
+    THREAD = "http2-server"
+
+    def __init__(self, service: Service, clock: Clock, tls: ssl.SSLContext) -> None:
+        self.received: list[Received] = []
+        self._service, self._clock, self._tls = service, clock, tls
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self.THREAD)
+        self._connections: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> Http2Server:
+        self._thread.start()
+        self._listener = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls), self._loop
+        ).result(10)
+        self.url = f"https://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._listener.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # the client hung up, or the test is over
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        connection.initiate_connection()
+        requests: dict[int, dict[str, str]] = {}
+        while True:
+            writer.write(connection.data_to_send())
+            data = await reader.read(65_536)
+            if not data:
+                return
+            for event in connection.receive_data(data):
+                match event:
+                    case RequestReceived():
+                        requests[event.stream_id] = {str(name): str(value) for name, value in event.headers}
+                    case DataReceived():
+                        connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    case StreamEnded():
+                        self._answer(connection, event.stream_id, requests.pop(event.stream_id))
+                    case _:
+                        pass  # settings, pings and the like
+
+    def _answer(self, connection: H2Connection, stream_id: int, headers: dict[str, str]) -> None:
+        received = Received(headers[":method"], headers[":path"], headers)
+        self.received.append(received)
+        answer = self._service.handle(received, self._clock.now(), time.time())
+        fields = [(name.lower(), value) for name, value in answer.headers]
+        connection.send_headers(stream_id, [(":status", str(answer.status)), *fields])
+        connection.send_data(stream_id, answer.body, end_stream=True)
