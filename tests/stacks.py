@@ -141,7 +141,7 @@ class SyncStack(Stack):
         barrier = threading.Barrier(count)
 
         def one(_: int) -> Outcome:
-            barrier.wait(60)
+            barrier.wait(600)
             return self.attempt(method, url)
 
         with ThreadPoolExecutor(count) as pool:
@@ -200,7 +200,10 @@ _HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 
 def _httpx_client(kind: Callable[..., T], options: Options) -> T:
-    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
+    # With many threads, httpcore now and then takes a connection that was just handed to one of them for
+    # an idle one whose server hung up, and closes it: "Bad file descriptor", also without any adapter.
+    kept = 0 if kind is httpx.Client and options.connections > 1 else options.connections
+    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=kept)
     verify: Any = True if options.tls is None else options.tls
     return kind(
         proxy=options.proxy,

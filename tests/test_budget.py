@@ -1,0 +1,310 @@
+"""The budget, its storage behind the interface of ``limits``, and its clock."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.strategies import MovingWindowRateLimiter
+
+from pay88_adapters import TokenPolicy
+from pay88_adapters.budget import AtomicMovingWindow, Grant, TokenBudget
+from pay88_adapters.stores.memory import MemoryStorage, Window
+from pay88_adapters.testing.windows import largest_window
+
+GUARD = 5.0  # seconds: the policy's fetch_timeout
+EPSILON = 0.01
+
+
+class Scene:
+    """A budget on a clock that the test sets."""
+
+    def __init__(self, base_url: str = "https://api.example", **policy: object) -> None:
+        self.now = 1_000.0
+        self.storage = MemoryStorage(lambda: self.now)
+        self.budget = TokenBudget(TokenPolicy(**policy), self.storage, base_url)  # type: ignore[arg-type]
+
+    def take(self, count: int = 1, *, extra: bool = False, who: str = "M") -> list[bool]:
+        """Ask *count* times; return what was granted."""
+        return [self.budget.acquire(who, extra=extra).granted for _ in range(count)]
+
+    def left(self, who: str = "M") -> list[int]:
+        """Return the units left in the minute and in the hour."""
+        return list(self.budget.left(who).values())
+
+
+# The windows
+
+
+def test_rule_05_ten_a_minute_and_not_one_more() -> None:
+    """The eleventh is refused, and told exactly when it would be granted."""
+    scene = Scene()
+    assert scene.take(10) == [True] * 10
+    scene.now += 20.0
+    refused = scene.budget.acquire("M", extra=False)
+    assert not refused.granted
+    assert refused.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
+
+    scene.now += refused.retry_in - 2 * EPSILON
+    assert scene.take() == [False]
+    scene.now += 2 * EPSILON
+    assert scene.take() == [True]
+
+
+def test_rule_05_the_window_is_as_much_longer_as_a_request_may_be_under_way() -> None:
+    """Two requests a minute apart here may be ``fetch_timeout`` closer over there."""
+    scene = Scene(fetch_timeout=5)
+    scene.take(10)
+    scene.now += 60.0 + 5.0
+    assert scene.take() == [False], "closed at its end: the first ones still count at that instant"
+    scene.now += EPSILON
+    assert scene.take(11) == [True] * 10 + [False]
+
+
+def test_rule_05_a_hundred_an_hour() -> None:
+    """Spread out so that no minute is full, the hundred-and-first is refused for the rest of the hour."""
+    scene = Scene()
+    for _ in range(100):
+        assert scene.take() == [True]
+        scene.now += 10.0
+    refused = scene.budget.acquire("M", extra=False)
+    assert not refused.granted
+    assert refused.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
+    scene.now += refused.retry_in
+    assert scene.take(2) == [True, False]
+
+
+def test_rule_05_what_is_refused_costs_nothing() -> None:
+    """A full minute, asked a thousand times: the hour has lost ten units, not a thousand and ten."""
+    scene = Scene()
+    scene.take(10)
+    assert not any(scene.take(1_000))
+    assert scene.left() == [0, 90]
+    scene.now += 66.0
+    assert scene.left() == [10, 90]
+
+
+def test_rule_05_all_limits_are_taken_or_none() -> None:
+    """Whichever of several is full, the others lose nothing; the wait is the longest of all."""
+    now = 0.0
+    storage = MemoryStorage(lambda: now)
+    strategy = AtomicMovingWindow(storage, guard=0.0)
+    small, middle, large = RateLimitItemPerMinute(5), RateLimitItemPerMinute(1, 2), RateLimitItemPerHour(9)
+    assert strategy.hit_all([(middle, ("a",))]) == 0
+    now = 30.0
+    for order in ([small, middle, large], [large, middle, small], [middle, small, large]):
+        assert strategy.hit_all([(item, ("a",)) for item in order]) == pytest.approx(90.0, abs=EPSILON)
+    assert [strategy.left(item, "a") for item in (small, middle, large)] == [5, 0, 9]
+    now = 121.0
+    assert strategy.hit_all([(item, ("a",)) for item in (small, middle, large)]) == 0
+    assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 8]
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.booleans()), min_size=1, max_size=400))
+@settings(deadline=None, max_examples=60)
+def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> None:
+    """Whatever the gaps: counted independently, the limits hold, extras among them."""
+    scene = Scene()
+    granted: list[float] = []
+    extras: list[float] = []
+    for gap, extra in gaps:
+        scene.now += gap
+        if scene.budget.acquire("M", extra=extra).granted:
+            granted.append(scene.now)
+            if extra:
+                extras.append(scene.now)
+    assert largest_window(granted, 60.0) <= 10
+    assert largest_window(granted, 3_600.0) <= 100
+    assert largest_window(extras, 60.0) <= 8
+    assert largest_window(extras, 3_600.0) <= 20
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=150))
+@settings(deadline=None, max_examples=60)
+def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[float]) -> None:
+    """A moment before it the answer is still no, after it yes."""
+    scene = Scene()
+    for gap in gaps:
+        scene.now += gap
+        grant = scene.budget.acquire("M", extra=False)
+        assert (grant.retry_in == 0.0) == grant.granted
+        if not grant.granted:
+            scene.now += grant.retry_in - 0.005
+            assert scene.take() == [False]
+            scene.now += 0.006
+            assert scene.take() == [True]
+
+
+# Who shares what
+
+
+def test_rule_04_merchants_and_base_urls_have_budgets_of_their_own() -> None:
+    """One merchant's storm costs no other merchant a unit; two budgets on one storage share theirs."""
+    scene = Scene()
+    assert scene.take(11) == [True] * 10 + [False]
+    assert scene.take(who="another") == [True]
+    assert TokenBudget(TokenPolicy(), scene.storage, "https://other.example").acquire("M", extra=False).granted
+    assert not TokenBudget(TokenPolicy(), scene.storage, "https://api.example").acquire("M", extra=False).granted
+
+
+# The reserve
+
+
+def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> None:
+    """Twenty an hour; the next is told the hour's wait, while ordinary requests are granted."""
+    scene = Scene()
+    for _ in range(20):
+        assert scene.take(extra=True) == [True]
+        scene.now += 30.0
+    refused = scene.budget.acquire("M", extra=True)
+    assert not refused.granted
+    assert refused.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
+    assert scene.left() == [8, 80], "a refused extra costs the shared limits nothing"
+    assert scene.take() == [True]
+
+
+def test_rule_08_extras_leave_room_for_two_ordinary_requests_in_a_minute() -> None:
+    """However many extras come at once, the ordinary refresh finds a unit."""
+    scene = Scene()
+    assert scene.take(20, extra=True) == [True] * 8 + [False] * 12
+    assert scene.take(3) == [True, True, False]
+
+
+def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
+    """None, whenever; and ordinary ones are as before."""
+    scene = Scene(forced_reserve=0)
+    assert scene.take(2, extra=True) == [False, False]
+    assert scene.take() == [True]
+
+
+def test_rule_02_pressure_rises_from_nothing_to_one_over_the_last_twenty_units() -> None:
+    """None while more than twenty are left, half at ten, all at zero."""
+    scene, pressures = Scene(), []
+    for _ in range(100):
+        pressures.append(scene.budget.acquire("M", extra=False).pressure)
+        scene.now += 10.0
+    assert pressures[:80] == [0.0] * 80
+    assert pressures[80:] == pytest.approx([each / 20 for each in range(1, 21)])
+
+
+@pytest.mark.parametrize("limits", [("10/minute",), ("10/minute", "30/hour"), ("1000/day",)])
+def test_rule_02_other_limits_exert_no_pressure_while_they_are_roomy(limits: tuple[str, ...]) -> None:
+    """A first request leaves at least four fifths of whatever there is."""
+    assert Scene(limits=limits).budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
+
+
+# The clock
+
+
+@pytest.mark.parametrize("step", [1e9, 3_700.0, 66.0])
+def test_rule_05_a_machine_that_was_suspended_has_its_units_back(step: float) -> None:
+    """The clock counts suspended time: afterwards there are as many as it says, and not one more."""
+    scene = Scene()
+    scene.take(10)
+    scene.now += step
+    assert scene.take(11) == [True] * 10 + [False]
+
+
+@pytest.mark.parametrize("step", [0.001, 59.0, 5_000.0])
+def test_rule_05_a_clock_that_is_set_back_grants_nothing(step: float) -> None:
+    """The core's clock cannot be set; if one could, it would only lose time, never gain units."""
+    scene = Scene()
+    scene.take(10)
+    scene.now -= step
+    assert scene.take(5) == [False] * 5
+    scene.now += step + 60 + GUARD + EPSILON
+    assert scene.take(11) == [True] * 10 + [False]
+
+
+# Threads
+
+
+def test_rule_05_threads_cannot_overdraw() -> None:
+    """Sixteen threads at a barrier, fifty times: ten units each time, no more and no fewer."""
+    scene = Scene(limits=("10/minute", "1000/hour"))
+    barrier = threading.Barrier(16)
+
+    def race() -> int:
+        barrier.wait()
+        return sum(scene.take(3))
+
+    with ThreadPoolExecutor(16) as pool:
+        for done in range(50):
+            assert sum(each.result() for each in [pool.submit(race) for _ in range(16)]) == 10
+            assert scene.left() == [0, 1_000 - 10 * (done + 1)]
+            scene.now += 66.0
+
+
+def test_the_storage_starts_no_thread() -> None:
+    """Unlike the library's own, which prunes on a timer."""
+    before = threading.enumerate()
+    scene = Scene()
+    scene.take(10)
+    scene.storage.acquire_entry("key", 1, 60)
+    assert threading.enumerate() == before
+
+
+# The interface of limits
+
+
+def test_the_strategy_of_limits_works_on_the_storage() -> None:
+    """``hit``, ``test``, ``get_window_stats`` and ``clear``, on our clock."""
+    now = 500.0
+    storage = MemoryStorage(lambda: now)
+    strategy, item = MovingWindowRateLimiter(storage), RateLimitItemPerMinute(3)
+    assert strategy.test(item, "a")
+    assert strategy.get_window_stats(item, "a") == (560.0, 3)
+    assert [strategy.hit(item, "a") for _ in range(4)] == [True, True, True, False]
+    now = 510.0
+    assert not strategy.test(item, "a")
+    assert strategy.test(item, "b")
+    assert strategy.get_window_stats(item, "a") == (560.0, 0)
+    now = 561.0
+    assert strategy.hit(item, "a", cost=2)
+    assert not strategy.hit(item, "a", cost=2)
+    assert strategy.get_window_stats(item, "a") == (621.0, 1)
+    strategy.clear(item, "a")
+    assert strategy.get_window_stats(item, "a").remaining == 3
+
+
+def test_the_strategy_of_limits_sees_what_the_budget_has_spent() -> None:
+    """They count the same entries."""
+    scene = Scene()
+    scene.take(4)
+    stats = MovingWindowRateLimiter(scene.storage).get_window_stats(
+        RateLimitItemPerMinute(10), "token", "https://api.example", "M"
+    )
+    assert stats.remaining == 6
+
+
+def test_the_storage_counts_forgets_and_says_what_it_cannot_do() -> None:
+    """The rest of the interface."""
+    storage = MemoryStorage(lambda: 0.0)
+    window = Window("key", 2, 60.0)
+    assert storage.acquire_all([window]) == 0
+    assert (storage.get("key"), storage.get("other"), storage.count(window)) == (1, 0, 1)
+    storage.clear("key")
+    storage.clear("never seen")
+    assert storage.count(window) == 0
+    storage.acquire_all([window, Window("second", 1, 60.0)])
+    assert storage.reset() == 2
+    assert storage.count(window) == 0
+    assert storage.check()
+    assert storage.base_exceptions == ()
+    with pytest.raises(NotImplementedError):
+        storage.incr("key", 60)
+    with pytest.raises(NotImplementedError):
+        storage.get_expiry("key")
+
+
+def test_old_entries_do_not_pile_up() -> None:
+    """A budget that is used for weeks holds no more than its limits allow."""
+    scene = Scene()
+    for _ in range(3_000):
+        scene.take()
+        scene.now += 45.0
+    assert max(map(len, scene.storage._entries.values())) <= 100

@@ -1,0 +1,890 @@
+"""The machine's table row by row, and each rule about tokens at its boundaries."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from pay88_adapters import (
+    CredentialsRejected,
+    Token,
+    TokenBudgetExhausted,
+    TokenEndpointUnavailable,
+    TokenPolicy,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from pay88_adapters.budget import Grant
+from pay88_adapters.errors import Failure
+from pay88_adapters.machine import ANSWERS, Age, Answer, Decision, Fail, Fetch, Source, TokenMachine, Use, Wait
+
+POLICY = TokenPolicy()
+YES = Grant(True, 0.0, 0.0)
+ONE = "digest of the first key"
+TWO = "digest of the second key"
+
+BROKEN = Failure(TokenEndpointUnavailable, "503", status=503, retryable=True)
+ODD = Failure(TokenEndpointUnavailable, "404", status=404)
+NONSENSE = Failure(TokenResponseInvalid, "not JSON", status=200, retryable=True)
+REJECTED = Failure(CredentialsRejected, "401", status=401)
+GONE = Failure(TokenEndpointUnavailable, "cancelled", retryable=True)
+
+
+def limited(seconds: float) -> Failure:
+    """Return what a 429 becomes."""
+    return Failure(TokenRateLimited, "429", status=429, retry_after=seconds, retryable=True)
+
+
+def no(retry_in: float, pressure: float = 1.0) -> Grant:
+    """Return a refusal of the budget."""
+    return Grant(False, retry_in, pressure)
+
+
+def token(sent_at: float = 0.0, expires_in: float = 60.0, name: str | None = None) -> Token:
+    """Return a token of its own for each instant."""
+    name = str(sent_at) if name is None else name
+    return Token(f"token-{name}", f"session-{name}", expires_in, sent_at)
+
+
+class Driven:
+    """A machine, and what the manager does around it in one step each."""
+
+    def __init__(self, *, rotating: bool = False, **policy: Any) -> None:
+        self.machine = TokenMachine(TokenPolicy(**policy), rotating=rotating)
+        self.extra: bool | None = None
+
+    def ask(self, now: float, *, seen: int | None = None, wait: float = 20.0, **more: Any) -> Decision:
+        """Decide for a call that came at *now* unless *seen* says otherwise."""
+        seen = self.machine.failed_fetches if seen is None else seen
+        return self.machine.decide(now, seen=seen, deadline=now + wait, **more)
+
+    def lead(self, now: float) -> int:
+        """Ask; insist on a ticket."""
+        decision = self.ask(now)
+        ticket = decision.ticket if isinstance(decision, Fetch) else getattr(decision, "refresh", None)
+        assert ticket is not None, f"no fetch at {now}, but {decision}"
+        return int(ticket)
+
+    def send(self, ticket: int, now: float, grant: Grant = YES, digest: str = ONE) -> bool:
+        """Take the ticket to where its request goes out; return whether it may."""
+        if not self.machine.credentials_arrived(ticket, digest, now):
+            return False
+        return self.attempt(ticket, now, grant)
+
+    def attempt(self, ticket: int, now: float, grant: Grant = YES) -> bool:
+        """Ask the budget for one attempt."""
+        self.extra = self.machine.next_is_extra(ticket, now)
+        return self.machine.budget_answered(ticket, grant, now, extra=self.extra)
+
+    def get(self, now: float, expires_in: float = 60.0, grant: Grant = YES, name: str | None = None) -> Token:
+        """Fetch a token that comes at once."""
+        ticket = self.lead(now)
+        assert self.send(ticket, now, grant)
+        new = token(now, expires_in, name)
+        self.machine.token_arrived(ticket, new, now)
+        return new
+
+    def fail(self, ticket: int, now: float, failure: Failure, *, draw: float = 0.0, digest: str = ONE) -> float | None:
+        """Let the attempt fail."""
+        return self.machine.attempt_failed(ticket, failure, now, draw=draw, digest=digest)
+
+    def lose(self, now: float, failure: Failure = ODD) -> None:
+        """Fetch, and fail."""
+        ticket = self.lead(now)
+        assert self.send(ticket, now)
+        assert self.fail(ticket, now, failure) is None
+
+
+def holding(expires_in: float = 60.0, **policy: Any) -> Driven:
+    """Return a machine that got a token at second 0."""
+    driven = Driven(**policy)
+    driven.get(0.0, expires_in)
+    return driven
+
+
+# The table
+
+
+@pytest.mark.parametrize(
+    ("age", "answers"),
+    [
+        (Age.FRESH, [Answer.USE, Answer.USE, Answer.USE]),
+        (Age.AGING, [Answer.REFRESH, Answer.USE, Answer.USE]),
+        (Age.STALE, [Answer.FETCH, Answer.WAIT, Answer.USE]),
+        (Age.REFUSED, [Answer.FETCH, Answer.WAIT, Answer.USE]),
+        (Age.ABSENT, [Answer.FETCH, Answer.WAIT, Answer.HOLD]),
+    ],
+)
+def test_the_table_is_total_and_says_this(age: Age, answers: list[Answer]) -> None:
+    """Every age meets every state of the token endpoint."""
+    assert list(ANSWERS) == list(Age)
+    assert ANSWERS[age] == dict(zip((Source.FREE, Source.BUSY, Source.BARRED), answers, strict=True))
+
+
+AGES = {"FRESH": 10.0, "AGING": 46.0, "STALE": 52.0, "REFUSED": 10.0, "ABSENT": 60.0}
+
+
+def in_cell(age: str, source: str) -> tuple[Driven, float]:
+    """Return a machine in one cell of the table, and the time there."""
+    driven, now = holding(), AGES[age]
+    if source == "FREE":
+        if age == "REFUSED":
+            assert driven.machine.token_refused(token(), now)
+        return driven, now
+    if age in ("FRESH", "REFUSED"):  # only somebody who cannot wait fetches beside a fresh token
+        assert driven.machine.token_refused(token(), now)
+        ticket = driven.lead(now)
+        if age == "FRESH":
+            assert driven.send(ticket, now)
+            driven.machine.token_arrived(ticket, token(name="another"), now)
+            other = driven.ask(now, min_validity=55.0)
+            assert isinstance(other, Fetch)
+            ticket = other.ticket
+    else:
+        ticket = driven.lead(now)
+    if source == "BARRED":
+        assert driven.send(ticket, now)
+        assert driven.fail(ticket, now, ODD) is None
+    return driven, now
+
+
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "BARRED"])
+@pytest.mark.parametrize("age", list(AGES))
+def test_every_cell_of_the_table_is_what_a_call_gets(age: str, source: str) -> None:
+    """The machine, brought into each cell, does what the cell says."""
+    driven, now = in_cell(age, source)
+
+    decision = driven.ask(now + 0.1)
+
+    expected = ANSWERS[Age[age]][Source[source]]
+    if expected in (Answer.USE, Answer.REFRESH):
+        assert isinstance(decision, Use)
+        assert (decision.refresh is not None) == (expected is Answer.REFRESH)
+    else:
+        assert type(decision) is {Answer.FETCH: Fetch, Answer.WAIT: Wait, Answer.HOLD: Fail}[expected]
+
+
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "BARRED"])
+@pytest.mark.parametrize("age", list(AGES))
+def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, source: str) -> None:
+    """The cached path knows no rule of its own: as long as it lasts, a call is told the same."""
+    driven, now = in_cell(age, source)
+
+    cached, until = driven.machine.unasked(now)
+    until = min(until, now + POLICY.fetch_timeout)  # later on, what is in flight here counts as lost
+
+    for at in (now, (now + until) / 2, until - 1e-6):
+        if now <= at < until:
+            assert driven.ask(at) == Use(cached)  # type: ignore[arg-type]
+
+
+# Reuse
+
+
+def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> None:
+    """Reused until just before second 50; from second 50 on a new one is fetched."""
+    driven = holding()
+    assert driven.ask(0.0) == Use(token())
+    ticket = driven.lead(45.0)
+    assert driven.ask(49.999) == Use(token())
+    assert driven.ask(50.0) == Wait(until=51.0)
+    driven.machine.fetch_abandoned(ticket, GONE, 50.0)
+    assert isinstance(driven.ask(50.0), Fetch)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "window"),
+    [(60.0, 50.0), (300.0, 50.0), (59.0, 49.0), (30.0, 20.0), (20.0, 10.0), (19.9, 9.95), (15.0, 7.5), (1.0, 0.5)],
+)
+def test_rule_01_the_window_follows_what_the_service_grants(expires_in: float, window: float) -> None:
+    """``expires_in - margin``; half of it where less than twice the margin is granted; never over 50."""
+    driven = holding(expires_in)
+    driven.lead(window - 1e-4)  # the refresh beside the call
+    assert driven.ask(window - 1e-4) == Use(token(0.0, expires_in))
+    assert not isinstance(driven.ask(window + 1e-9), Use)
+
+
+def test_rule_01_age_counts_from_the_moment_the_request_was_sent() -> None:
+    """A token that took four seconds to come is four seconds old."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    driven.machine.token_arrived(ticket, token(0.0), 4.0)
+    assert driven.machine.unasked(4.0) == (token(), 45.0)
+
+
+# Refresh ahead
+
+
+def test_rule_02_one_call_starts_the_refresh_and_all_go_on() -> None:
+    """From second 45 on one call is told to fetch beside; the next ones use the token and nothing else."""
+    driven = holding()
+    assert driven.ask(44.999) == Use(token())
+    first = driven.ask(45.0)
+    assert isinstance(first, Use)
+    assert first.refresh is not None
+    assert [driven.ask(45.0 + tenth / 10) for tenth in range(49)] == [Use(token())] * 49
+
+
+@pytest.mark.parametrize(("expires_in", "refresh_at"), [(60.0, 45.0), (20.0, 7.5), (15.0, 5.625), (1.0, 0.375)])
+def test_rule_02_the_refresh_takes_at_most_a_quarter_of_the_window(expires_in: float, refresh_at: float) -> None:
+    """The last five seconds, or the last quarter of a window shorter than twenty."""
+    driven = holding(expires_in)
+    assert driven.machine.unasked(0.0) == (token(0.0, expires_in), refresh_at)
+
+
+@pytest.mark.parametrize(
+    ("pressure", "refresh_at", "reuse_until"),
+    [(0.0, 45.0, 50.0), (0.25, 47.25, 52.25), (0.5, 49.5, 54.5), (1.0, 54.0, 59.0)],
+)
+def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
+    pressure: float, refresh_at: float, reuse_until: float
+) -> None:
+    """Through the reuse window, and at last into what rule 6 allows."""
+    driven = Driven()
+    driven.get(0.0, grant=Grant(True, 0.0, pressure))
+    assert driven.machine.unasked(1.0) == (token(), refresh_at)
+    assert isinstance(driven.ask(refresh_at), Use)
+    assert driven.ask(reuse_until - 0.001) == Use(token())
+    assert not isinstance(driven.ask(reuse_until), Use)
+
+
+# Single flight
+
+
+def test_rule_03_a_cold_start_hands_out_one_ticket() -> None:
+    """A thousand calls: the first fetches, the others wait until the fetch would count as lost, or less."""
+    driven = Driven()
+    assert driven.ask(0.0) == Fetch(1)
+    assert driven.send(1, 0.0)
+    others = [driven.ask(0.0) for _ in range(999)]
+    assert others == [Wait(until=6.0)] * 999
+    assert driven.ask(0.0, wait=2.5) == Wait(until=2.5)
+
+
+def test_rule_03_who_cannot_wait_sends_its_own() -> None:
+    """``alone``: waiting would block the very fetch. Once is enough: then it waits like everybody."""
+    driven = Driven()
+    driven.lead(0.0)
+    assert driven.ask(0.0, alone=True) == Fetch(2)
+    assert isinstance(driven.ask(0.0), Wait)
+    assert len(driven.machine.in_flight) == 2
+
+
+# Budget
+
+
+def test_rule_05_a_denied_attempt_is_not_sent_and_bars_until_it_can_be() -> None:
+    """Nobody asks again before the budget said so; a call that can wait until then waits for it."""
+    driven = Driven()
+    assert driven.send(driven.lead(0.0), 0.0, no(12.0)) is False
+    assert driven.ask(0.0) == Wait(until=12.0)
+    assert driven.ask(11.999, wait=5.0) == Wait(until=12.0)
+    assert isinstance(driven.ask(12.0), Fetch)
+
+
+def test_rule_05_a_call_that_cannot_wait_so_long_fails_at_once_and_hears_how_long() -> None:
+    """Twelve seconds to go and ten to wait: ``TokenBudgetExhausted`` with ``retry_after``, measured now."""
+    driven = Driven()
+    driven.send(driven.lead(0.0), 0.0, no(12.0))
+    decision = driven.ask(1.0, wait=10.0)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is TokenBudgetExhausted
+    assert decision.retry_after == pytest.approx(11.0)
+
+
+def test_rule_05_a_retry_without_a_unit_ends_the_fetch_with_the_failure_it_had() -> None:
+    """The caller hears of the 503, not of the budget."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.0, BROKEN, draw=0.5) == 0.125
+    assert driven.attempt(ticket, 0.125, no(40.0, pressure=0.0)) is False
+    assert driven.ask(0.125, seen=0) == Fail(BROKEN, 1.0)
+
+
+def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_one() -> None:
+    """The reserve may be spent for an hour; the ordinary refresh comes at second 45 all the same."""
+    driven = holding()
+    driven.machine.token_refused(token(), 10.0)
+    ticket = driven.lead(10.0)
+    assert driven.send(ticket, 10.0, no(3_000.0)) is False
+    assert driven.extra
+    assert driven.ask(44.9) == Use(token())
+    assert isinstance(driven.ask(45.0), Fetch)
+
+
+# Degrade
+
+
+def barred_by(why: str, driven: Driven, now: float) -> None:
+    """Let a fetch fail in one of the ways that bar the next."""
+    ticket = driven.lead(now)
+    if why == "budget":
+        assert not driven.send(ticket, now, no(100.0))
+        return
+    assert driven.send(ticket, now)
+    failure = {"429": limited(100.0), "rejected": REJECTED, "outage": ODD, "nonsense": NONSENSE}[why]
+    while (pause := driven.fail(ticket, now, failure)) is not None:
+        assert driven.attempt(ticket, now + pause)
+
+
+WHYS = {
+    "budget": TokenBudgetExhausted,
+    "429": TokenRateLimited,
+    "rejected": CredentialsRejected,
+    "outage": TokenEndpointUnavailable,
+    "nonsense": TokenResponseInvalid,
+}
+
+
+@pytest.mark.parametrize("why", WHYS)
+def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(why: str) -> None:
+    """Past its window and not past ``expires_in - expiry_skew``, a token is better than an error."""
+    driven = holding(rejection_cooldown=100)
+    barred_by(why, driven, 49.9 if why in ("outage", "nonsense") else 45.0)
+
+    assert driven.ask(50.0) == Use(token())
+    if why in ("outage", "nonsense"):  # the cool-down of a second is over: one probe each time
+        barred_by(why, driven, 51.0)
+        barred_by(why, driven, 53.5)
+        barred_by(why, driven, 58.0)
+    assert driven.ask(58.999) == Use(token())
+    assert driven.machine.unasked(58.5) == (token(), 59.0)
+    decision = driven.ask(59.0)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is WHYS[why]
+
+
+def test_rule_06_who_waits_with_a_usable_token_leaves_with_it_before_it_expires() -> None:
+    """A fetch that takes too long: the caller goes on with the old token, one skew before its end."""
+    driven = holding()
+    assert driven.send(driven.lead(55.0), 55.0)
+    assert driven.ask(55.0) == Wait(until=58.0)
+    assert driven.machine.decide(58.0, seen=0, deadline=75.0) == Use(token())
+
+
+def test_rule_06_who_has_no_more_time_leaves_with_the_usable_token() -> None:
+    """At its deadline a caller prefers a token past its window to an error."""
+    driven = holding()
+    assert driven.send(driven.lead(51.0), 51.0)
+    assert driven.machine.decide(51.0, seen=0, deadline=52.0) == Wait(until=52.0)
+    assert driven.machine.decide(52.0, seen=0, deadline=52.0) == Use(token())
+
+
+def test_rule_06_a_call_waits_no_longer_than_its_deadline() -> None:
+    """With nothing to attach, it fails the moment its time is up."""
+    driven = Driven()
+    driven.send(driven.lead(0.0), 0.0)
+    assert driven.machine.decide(0.0, seen=0, deadline=3.0) == Wait(until=3.0)
+    decision = driven.machine.decide(3.0, seen=0, deadline=3.0)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is TokenEndpointUnavailable
+    assert decision.retry_after > 0
+
+
+@pytest.mark.parametrize("why", WHYS)
+def test_rule_06_a_wish_for_a_longer_life_never_costs_the_token_there_is(why: str) -> None:
+    """``min_validity`` asks for a fetch; where none can be made, the older token is the answer, at once."""
+    driven = holding()
+    assert driven.ask(20.0, min_validity=38.9) == Use(token())
+    barred_by(why, driven, 45.0)
+    assert driven.ask(45.1, min_validity=30.0) == Use(token())
+
+
+def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
+    """The token at hand would not last: one fetch; its failure leaves the old token to be used."""
+    driven = holding()
+    decision = driven.ask(20.0, min_validity=39.0)
+    assert isinstance(decision, Fetch)
+    assert driven.send(decision.ticket, 20.0)
+    assert driven.extra
+    assert driven.fail(decision.ticket, 20.0, ODD) is None
+    assert driven.ask(20.0, seen=0, min_validity=39.0) == Use(token())
+
+
+# Refusals
+
+
+def test_rule_07_the_first_refusal_is_replaced_at_once_by_one_fetch() -> None:
+    """The token is not used again by anyone; one fetches, the others wait, all are replayed."""
+    driven = holding()
+    assert driven.machine.token_refused(token(), 1.0)
+    assert driven.machine.unasked(1.0)[0] is None
+    ticket = driven.lead(1.0)
+    assert driven.send(ticket, 1.0)
+    assert isinstance(driven.ask(1.0), Wait)
+    driven.machine.token_arrived(ticket, token(1.0), 1.1)
+    assert driven.ask(1.1) == Use(token(1.0))
+
+
+def test_rule_07_a_newer_token_is_not_dropped_for_an_older_one() -> None:
+    """A late 401 for the token before: send it again with the one there is, and fetch nothing."""
+    driven = holding()
+    driven.machine.token_refused(token(), 1.0)
+    newer = driven.get(1.0)
+    assert driven.machine.token_refused(token(), 2.0)
+    assert driven.ask(2.0) == Use(newer)
+
+
+def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() -> None:
+    """What is in flight already serves: nothing forced is spent."""
+    driven = holding()
+    ticket = driven.lead(45.0)
+    assert driven.send(ticket, 45.0)
+    assert driven.machine.token_refused(token(), 45.1)
+    assert isinstance(driven.ask(45.1), Wait)
+    assert not driven.machine.unproven
+
+
+def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
+    """All are to be replayed, and one fetch is under way."""
+    driven = holding()
+    assert [driven.machine.token_refused(token(), 1.0) for _ in range(1_000)] == [True] * 1_000
+    decisions = [driven.ask(1.0) for _ in range(1_000)]
+    assert sum(isinstance(each, Fetch) for each in decisions) == 1
+    (ticket,) = driven.machine.in_flight
+    assert driven.send(ticket, 1.0)
+    assert driven.extra
+
+
+def test_rule_08_forced_refreshes_are_spaced_out() -> None:
+    """Accepted calls in between, so only the spacing counts: 0, 1, 3, 7 … at most two per hourly share."""
+    driven = holding(forced_reserve=20)
+    forced: list[float] = []
+    for half_second in range(2 * 7_200):
+        now = half_second / 2
+        cached, until = driven.machine.unasked(now)
+        if cached is None or now >= until:
+            cached = driven.get(now)
+        driven.machine.token_accepted(cached)
+        if driven.machine.token_refused(cached, now):
+            forced.append(now)
+            cached = driven.get(now)
+        driven.machine.token_accepted(cached)
+    gaps = [round(later - earlier) for earlier, later in pairwise(forced)]
+    assert forced[0] == 0.0
+    assert gaps[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(gaps[9:]) == {360}
+    assert sum(at < 3_600 for at in forced) <= 20
+
+
+@pytest.mark.parametrize(("quiet_for", "soon_again"), [(719.0, False), (720.0, True)])
+def test_rule_08_after_twelve_quiet_minutes_the_spacing_starts_anew(quiet_for: float, soon_again: bool) -> None:
+    """The second forced refresh may then follow the first a second later, as in the beginning."""
+    driven = holding()
+    now = storm(driven, 0.0, 3) + quiet_for
+    current = driven.get(now - 0.5)
+    assert driven.machine.token_refused(current, now)
+    newer = driven.get(now)
+    driven.machine.token_accepted(newer)
+    assert driven.machine.token_refused(newer, now + 1.0) is soon_again
+
+
+def storm(driven: Driven, start: float, count: int) -> float:
+    """Let each new token be refused as soon as the spacing allows; return the time of the last."""
+    now = start
+    for spacing in [0.0, 1.0, 2.0, 4.0, 8.0][:count]:
+        now += spacing
+        current, _ = driven.machine.unasked(now)
+        assert current is not None
+        assert driven.machine.token_refused(current, now)
+        driven.get(now)
+    return now
+
+
+def test_rule_08_after_three_in_a_row_the_callers_get_the_401() -> None:
+    """Until ``rejection_cooldown`` is over nothing is spent; the token is attached all the same."""
+    driven = holding()
+    last = storm(driven, 0.0, 3)
+    current, _ = driven.machine.unasked(last)
+    assert current is not None
+    assert not driven.machine.token_refused(current, last + 10.0)
+    assert driven.ask(last + 10.0) == Use(current)
+    assert not driven.machine.token_refused(current, last + 29.9)
+    assert driven.machine.token_refused(current, last + 30.0)
+
+
+def test_rule_08_an_accepted_call_ends_the_row() -> None:
+    """The fourth is allowed, once its spacing has passed, if a call was accepted in between."""
+    driven = holding()
+    last = storm(driven, 0.0, 3)
+    current, _ = driven.machine.unasked(last)
+    assert current is not None
+    assert driven.machine.unproven
+    driven.machine.token_accepted(token(0.0))  # an older one proves nothing
+    assert driven.machine.unproven
+    driven.machine.token_accepted(current)
+    assert not driven.machine.unproven
+    assert not driven.machine.token_refused(current, last + 3.9)
+    assert driven.machine.token_refused(current, last + 4.0)
+
+
+def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
+    """The ordinary refresh brings a token that nobody has refused yet."""
+    driven = holding(rejection_cooldown=1_000)
+    last = storm(driven, 0.0, 3)
+    newer = driven.get(last + 45.0)
+    assert driven.machine.token_refused(newer, last + 46.0)
+
+
+@pytest.mark.parametrize("policy", [{"max_forced_refreshes": 0}, {"forced_reserve": 0}])
+def test_rule_08_forced_refreshes_can_be_turned_off(policy: dict[str, int]) -> None:
+    """None at all: every 401 is handed to the caller."""
+    driven = holding(**policy)
+    assert not driven.machine.token_refused(token(), 1.0)
+    assert not driven.machine.token_refused(token(), 44.0)
+    assert driven.ask(44.0) == Use(token())
+
+
+def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinary() -> None:
+    """Retries, forced refreshes and probes draw on the reserve."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    assert driven.extra is False
+    driven.fail(ticket, 0.1, BROKEN, draw=0.5)
+    assert driven.attempt(ticket, 0.2)
+    assert driven.extra is True
+    driven.machine.fetch_abandoned(ticket, GONE, 0.3)
+    assert driven.send(driven.lead(0.4), 0.4)
+    assert driven.extra is True
+    driven.machine.fetch_abandoned(2, GONE, 0.5)
+    assert driven.send(driven.lead(45.0), 45.0)
+    assert driven.extra is False
+
+
+def test_rule_08_while_none_can_be_fetched_a_401_is_handed_over() -> None:
+    """With a bar in force a replay would only meet the same token."""
+    driven = holding()
+    barred_by("429", driven, 45.0)
+    assert not driven.machine.token_refused(token(), 46.0)
+    assert driven.ask(46.0) == Use(token())
+
+
+# The token endpoint's answers
+
+
+def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
+    """No retry; for thirty seconds the same error without a request; then one tries again."""
+    driven = Driven()
+    driven.lose(0.0, REJECTED)
+    assert driven.ask(0.0, seen=0) == Fail(REJECTED, 30.0)
+    assert driven.ask(29.0) == Fail(REJECTED, 1.0)
+    assert isinstance(driven.ask(30.0), Fetch)
+
+
+def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
+    """A 401 from the API and one from the token endpoint: the old token is no use to anyone."""
+    driven = holding()
+    driven.machine.token_refused(token(), 1.0)
+    driven.lose(1.0, REJECTED)
+    assert driven.ask(1.0) == Fail(REJECTED, 30.0)
+
+
+def test_rule_09_rotating_credentials_are_asked_again_and_not_sent_again() -> None:
+    """During the cool-down each call asks for them; while they are the same, that is all it does."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    for now in (1.0, 2.0):
+        seen = driven.machine.failed_fetches
+        ticket = driven.lead(now)
+        assert not driven.send(ticket, now, digest=ONE)
+        assert driven.ask(now, seen=seen) == Fail(REJECTED, 30.0 - now)
+
+
+def test_rule_09_changed_credentials_are_tried_at_once() -> None:
+    """A new key ends the cool-down."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    ticket = driven.lead(1.0)
+    assert driven.send(ticket, 1.0, digest=TWO)
+    driven.machine.token_arrived(ticket, token(1.0), 1.1)
+    assert driven.ask(1.1) == Use(token(1.0))
+    assert driven.machine.unasked(1.1) == (token(1.0), 46.0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "until"),
+    [
+        (limited(10.0), TokenRateLimited, 11.0),
+        (ODD, TokenEndpointUnavailable, 2.0),
+        (REJECTED, CredentialsRejected, 31.0),
+    ],
+)
+def test_rule_09_what_happens_to_changed_credentials_counts_from_then_on(
+    failure: Failure, kind: type[Exception], until: float
+) -> None:
+    """The rejection of the old ones hides neither a 429 nor an outage that met the new ones."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    ticket = driven.lead(1.0)
+    assert driven.send(ticket, 1.0, digest=TWO)
+    assert driven.fail(ticket, 1.0, failure, digest=TWO) is None
+    decision = driven.ask(1.1, wait=0.5)
+    if failure is REJECTED:
+        assert isinstance(decision, Fetch)
+        assert not driven.send(decision.ticket, 1.1, digest=TWO)
+        decision = driven.ask(1.1, seen=0)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is kind
+    assert decision.retry_after == pytest.approx(until - 1.1)
+
+
+@pytest.mark.parametrize(("asked", "silent"), [(10.0, 10.0), (60.0, 60.0), (3_600.0, 3_600.0), (1e9, 3_600.0)])
+def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) -> None:
+    """At most ``max_retry_after``; calls that can wait for it do, the others hear how long."""
+    driven = Driven()
+    driven.lose(0.0, limited(asked))
+    decision = driven.ask(0.0)
+    if silent <= 20.0:
+        assert decision == Wait(until=silent)
+    else:
+        assert isinstance(decision, Fail)
+        assert (decision.failure.kind, decision.retry_after) == (TokenRateLimited, silent)
+    assert not isinstance(driven.ask(silent - 0.001), Fetch)
+    assert isinstance(driven.ask(silent), Fetch)
+
+
+def test_rule_10_the_longer_of_two_bars_counts() -> None:
+    """Who could not wait failed after somebody was told 429: its shorter cool-down changes nothing."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    assert driven.send(first, 0.0)
+    second = driven.ask(0.0, alone=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(second.ticket, 0.0)
+    driven.fail(first, 1.0, limited(60.0))
+    driven.fail(second.ticket, 1.0, ODD)
+    assert isinstance(driven.ask(60.0, wait=0.5), Fail)
+    assert isinstance(driven.ask(61.0), Fetch)
+
+
+def test_rule_10_a_429_is_not_retried_inside_the_fetch() -> None:
+    """Neither is a rejection, nor an answer that is none of 88Pay's."""
+    for failure in (limited(1.0), REJECTED, ODD):
+        driven = Driven()
+        ticket = driven.lead(0.0)
+        driven.send(ticket, 0.0)
+        assert driven.fail(ticket, 0.0, failure, draw=0.5) is None
+        assert not driven.machine.in_flight
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NONSENSE], ids=["rule 11", "rule 12"])
+def test_rule_11_a_fetch_has_three_attempts_with_full_jitter(failure: Failure) -> None:
+    """The pause is the draw's share of a bound that doubles; after the third attempt that was all."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.0, failure, draw=0.5) == 0.125
+    assert driven.attempt(ticket, 0.125)
+    assert driven.fail(ticket, 0.125, failure, draw=0.999) == pytest.approx(0.5 * 0.999)
+    assert driven.attempt(ticket, 1.0)
+    assert driven.fail(ticket, 1.0, failure, draw=0.5) is None
+    assert driven.ask(1.0, seen=0) == Fail(failure, 1.0)
+
+
+def test_rule_11_the_pauses_are_capped() -> None:
+    """However many attempts the policy gives, no bound exceeds ``backoff_cap``."""
+    driven = Driven(fetch_attempts=50, backoff_base=1, backoff_cap=4)
+    ticket = driven.lead(0.0)
+    driven.machine.credentials_arrived(ticket, ONE, 0.0)
+    pauses: list[float | None] = []
+    for _ in range(49):
+        assert driven.attempt(ticket, 0.0)
+        pauses.append(driven.fail(ticket, 0.0, BROKEN, draw=0.5))
+    assert pauses == [0.5, 1.0, *[2.0] * 47]
+
+
+def test_rule_11_the_cool_down_grows_to_the_refresh_interval_with_one_probe_each_time() -> None:
+    """1, 2, 4 … 32, 45, 45 seconds; each time one attempt, not three."""
+    driven, now, pauses = Driven(), 0.0, []
+    driven.lose(now, ODD)
+    for _ in range(9):
+        decision = driven.ask(now)
+        assert isinstance(decision, Fail)
+        pauses.append(decision.retry_after)
+        assert isinstance(driven.ask(now + decision.retry_after - 0.001), Fail)
+        now += decision.retry_after
+        driven.lose(now, BROKEN)  # retryable, and yet the only attempt
+    assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 45, 45, 45])
+
+
+def test_rule_11_a_token_starts_it_all_anew() -> None:
+    """After a success a fetch has its attempts again, and the first cool-down is short."""
+    driven = Driven()
+    for now in (0.0, 2.0, 6.0):
+        driven.lose(now, ODD)
+    driven.get(20.0)
+    ticket = driven.lead(65.0)
+    driven.send(ticket, 65.0)
+    assert driven.fail(ticket, 65.0, BROKEN, draw=0.5) == 0.125
+    assert driven.attempt(ticket, 66.0)
+    assert driven.fail(ticket, 66.0, ODD) is None
+    assert driven.ask(66.5) == Use(token(20.0))
+    assert driven.machine.unasked(66.0) == (token(20.0), 67.0)
+
+
+def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_start() -> None:
+    """An outage that begins with nothing left is probed once a refresh interval."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0, Grant(True, 0.0, 1.0))
+    assert driven.fail(ticket, 0.0, ODD) is None
+    assert driven.ask(0.0) == Fail(ODD, 45.0)
+
+
+def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
+    """A failed fetch answers the calls that came before it ended, even after its cool-down."""
+    driven = Driven()
+    driven.lose(0.0, ODD)
+    assert driven.ask(5.0, seen=0) == Fail(ODD, 0.0)
+    assert isinstance(driven.ask(5.0), Fetch)
+
+
+def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> None:
+    """Their error is the callers' answer, and it has a cool-down."""
+    driven = Driven(rotating=True)
+    driven.machine.fetch_failed(driven.lead(0.0), ODD, 0.5)
+    assert driven.ask(0.5, seen=0) == Fail(ODD, 1.0)
+    assert isinstance(driven.ask(1.5), Fetch)
+
+
+def test_rule_12_a_token_that_expired_on_its_way_is_a_failure() -> None:
+    """It is never handed out, and has a cool-down like any nonsense."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    driven.machine.token_arrived(ticket, token(0.0, 2.0), 3.0)
+    decision = driven.ask(3.0, seen=0)
+    assert isinstance(decision, Fail)
+    assert (decision.failure.kind, decision.retry_after) == (TokenResponseInvalid, 1.0)
+    assert isinstance(driven.ask(3.5), Fail)
+
+
+def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:
+    """It is refused again; the next forced refresh waits for its spacing."""
+    driven = holding()
+    driven.machine.token_refused(token(), 1.0)
+    same = Token("token-0.0", "session-0.0", 60.0, 1.0)
+    ticket = driven.lead(1.0)
+    driven.send(ticket, 1.0)
+    driven.machine.token_arrived(ticket, same, 1.1)
+    assert driven.ask(1.1) == Use(same)
+    assert [driven.machine.token_refused(token(), 1.2) for _ in range(100)] == [False] * 100
+    assert driven.ask(1.2) == Use(same)
+
+
+def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -> None:
+    """However soon they age, what comes sooner than 45 seconds after the last draws on the reserve."""
+    driven = holding(15.0)
+    ticket = driven.lead(6.0)
+    assert driven.send(ticket, 6.0)
+    assert driven.extra is True
+    driven.machine.token_arrived(ticket, token(6.0, 15.0), 6.1)
+    assert driven.send(driven.lead(45.0), 45.0)
+    assert driven.extra is False
+
+
+# Lost fetches
+
+
+def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
+    """A cancelled fetch is nobody's failure: whoever asks next fetches."""
+    driven = Driven()
+    driven.machine.fetch_abandoned(driven.lead(0.0), GONE, 0.5)
+    assert driven.ask(0.5, seen=0) == Fetch(2)
+    driven.machine.fetch_abandoned(2, GONE, 0.6)
+    assert driven.ask(0.6, seen=0) == Fetch(3)
+
+
+def test_rule_16_fetches_that_keep_dying_count_as_an_outage() -> None:
+    """The third in a row without a token has a cool-down, so that nothing goes round in circles."""
+    driven = Driven()
+    for now in (0.0, 0.1, 0.2):
+        driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
+    assert driven.ask(0.2, seen=0) == Fail(GONE, 1.0)
+
+
+def test_rule_16_a_token_makes_up_for_the_fetches_that_died() -> None:
+    """Two abandoned, one that came, two abandoned again: no outage."""
+    driven = Driven()
+    for start in (0.0, 46.0):
+        for now in (start, start + 0.1):
+            driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
+        driven.get(start + 0.2)
+    assert driven.machine.failed_fetches == 0
+
+
+def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
+    """A second after its timeout it counts as lost; who waits is told to come back at that very moment."""
+    driven = Driven()
+    assert driven.send(driven.lead(0.0), 0.0)
+    assert driven.ask(0.0) == Wait(until=6.0)
+    assert driven.ask(5.999, wait=1.0) == Wait(until=6.0)
+    assert driven.ask(6.0, seen=0) == Fetch(2)
+
+
+def test_rule_17_each_attempt_has_its_own_time() -> None:
+    """The pause and the next timeout count anew."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 5.0, BROKEN, draw=0.8) == pytest.approx(0.2)
+    assert driven.ask(5.0) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
+    assert driven.attempt(ticket, 5.2)
+    assert driven.ask(5.2) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
+
+
+def late_events(driven: Driven, ticket: int, now: float) -> None:
+    """Everything that a lost fetch may still say."""
+    machine = driven.machine
+    assert machine.credentials_arrived(ticket, ONE, now) is False
+    assert machine.attempt_failed(ticket, REJECTED, now, draw=0.5, digest=ONE) is None
+    assert machine.budget_answered(ticket, YES, now, extra=True) is False
+    machine.fetch_failed(ticket, ODD, now)
+    machine.fetch_abandoned(ticket, ODD, now)
+    machine.token_arrived(ticket, token(now, name="late"), now)
+
+
+@pytest.mark.parametrize("then", ["somebody leads", "a token is held"])
+def test_rule_17_late_results_of_a_lost_fetch_change_nothing(then: str) -> None:
+    """Neither a failure nor a token of it counts, and it cannot send any more."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    assert driven.send(lost, 0.0)
+    ticket = driven.lead(6.0)
+    assert driven.send(ticket, 6.0)
+    if then == "a token is held":
+        driven.machine.token_arrived(ticket, token(6.0), 6.1)
+    before = driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches
+
+    late_events(driven, lost, 7.0)
+
+    assert (driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches) == before
+    assert driven.ask(7.0, seen=0) == (Wait(until=12.0) if then == "somebody leads" else Use(token(6.0)))
+
+
+def test_rule_19_slow_credentials_are_waited_for() -> None:
+    """A secrets manager may take longer than a token request: the fetch is not given up meanwhile."""
+    driven = Driven(rotating=True)
+    ticket = driven.lead(0.0)
+    assert isinstance(driven.ask(10.0), Wait)
+    assert driven.send(ticket, 15.0)
+    assert driven.ask(15.0) == Wait(until=21.0)
+
+
+# Invalidation
+
+
+def test_invalidate_forgets_the_current_token_and_no_other() -> None:
+    """The next call fetches; the request draws on the reserve."""
+    driven = holding()
+    driven.machine.token_dropped(token(name="another"))
+    assert driven.ask(1.0) == Use(token())
+    driven.machine.token_dropped(token())
+    assert driven.machine.unasked(1.0)[0] is None
+    assert driven.send(driven.lead(1.0), 1.0)
+    assert driven.extra is True

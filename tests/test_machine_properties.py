@@ -1,0 +1,469 @@
+"""The rules that hold whatever happens, over hours of virtual time.
+
+The machine and the budget are the real ones. The manager, the network and 88Pay are played by
+:class:`World`, which knows nothing of threads: whatever happens at one instant happens in some order.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pay88_adapters import Token, TokenBudgetExhausted, TokenEndpointUnavailable, TokenPolicy, TokenRateLimited
+from pay88_adapters.budget import TokenBudget
+from pay88_adapters.errors import CredentialsRejected, Failure, TokenResponseInvalid
+from pay88_adapters.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.stores.memory import MemoryStorage
+from pay88_adapters.testing.windows import largest_window
+
+HOUR = 3600.0
+POLICY = TokenPolicy()
+DIGEST = "digest"
+
+BROKEN = Failure(TokenEndpointUnavailable, "broken", status=503, retryable=True)
+ODD = Failure(TokenEndpointUnavailable, "odd", status=404)
+NONSENSE = Failure(TokenResponseInvalid, "nonsense", status=200, retryable=True)
+REJECTED = Failure(CredentialsRejected, "rejected", status=401)
+LOST = Failure(TokenEndpointUnavailable, "lost", retryable=True)
+
+
+def limited(seconds: float) -> Failure:
+    """Return what a 429 becomes."""
+    return Failure(TokenRateLimited, "limited", status=429, retry_after=seconds, retryable=True)
+
+
+@dataclass
+class Reply:
+    """What becomes of one token request."""
+
+    after: float = 0.1
+    outcome: Failure | float | None = 60.0  # a failure, the lifetime of a token, or never heard of again
+
+
+@dataclass(eq=False)
+class Call:
+    """One managed call."""
+
+    came_at: float
+    deadline: float
+    seen: int
+    decisions: int = 0
+    replayed: bool = False
+    until: float = 0.0
+    on_flight: bool = False
+
+
+@dataclass
+class World:
+    """Everything around the machine.
+
+    Args:
+        service: What a token request sent at an instant leads to.
+        refuses: Whether the API answers 401, asked for each sending of a call.
+        rng: The draws for jitter.
+    """
+
+    service: Callable[[float], Reply] = field(default=lambda at: Reply())
+    refuses: Callable[[float, Token], bool] = field(default=lambda at, token: False)
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    call_takes: float = 0.05
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.machine = TokenMachine(POLICY)
+        self.budget = TokenBudget(POLICY, MemoryStorage(lambda: self.now), "https://api.example")
+        self.cached: tuple[Token | None, float] = (None, 0.0)
+        self.sent: list[float] = []
+        self.extras: list[float] = []
+        self.tokens: list[float] = []  # when one came
+        self.failed: list[tuple[float, Fail]] = []
+        self.handed_401: list[float] = []
+        self.waited: list[float] = []
+        self.accepted = 0
+        self.ordinary_denied = 0
+        self._waiting: set[Call] = set()
+        self._order = count()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+
+    # --- time
+
+    def at(self, instant: float, happen: Callable[[], None]) -> None:
+        """Let something happen later."""
+        heapq.heappush(self._due, (instant, next(self._order), happen))
+
+    def run(self, until: float) -> World:
+        """Let time pass."""
+        while self._due and self._due[0][0] <= until:
+            self.now, _, happen = heapq.heappop(self._due)
+            happen()
+            if not self._due or self._due[0][0] > self.now:
+                self._check()
+        self.now = until
+        return self
+
+    def _check(self) -> None:
+        assert len(self.machine.in_flight) <= 1, "rule 3: two fetches in flight"
+        for call in self._waiting:
+            assert call.until > self.now, "a call was not woken"
+            assert self.machine.in_flight or not call.on_flight, "rule 17: they wait, and nobody leads"
+
+    # --- calls
+
+    def calls(self, gaps: Iterator[float], start: float = 0.0) -> World:
+        """Let a call come after each gap."""
+
+        def come() -> None:
+            self.call()
+            for gap in gaps:
+                self.at(self.now + gap, come)
+                break
+
+        self.at(start, come)
+        return self
+
+    def call(self) -> None:
+        """Let a call come now."""
+        self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches))
+
+    def _acquire(self, call: Call) -> None:
+        token, until = self.cached
+        if token is not None and self.now < until:
+            self._send(call, token)
+            return
+        while True:
+            call.decisions += 1
+            assert call.decisions <= 50, "rule 12: a call goes round in circles"
+            with_flights = len(self.machine.in_flight)
+            decision = self.machine.decide(self.now, seen=call.seen, deadline=call.deadline)
+            self._settle(with_flights)
+            if isinstance(decision, Use):
+                if decision.refresh is not None:
+                    self._start(decision.refresh)
+                self._send(call, decision.token)
+                return
+            if isinstance(decision, Fetch):
+                self._start(decision.ticket)
+                continue
+            if isinstance(decision, Fail):
+                assert decision.retry_after >= 0
+                self.failed.append((self.now, decision))
+                return
+            self._wait(call, decision)
+            return
+
+    def _wait(self, call: Call, decision: Wait) -> None:
+        assert self.now < decision.until <= call.deadline, "rule 6: never longer than max_wait"
+        call.until, call.on_flight = decision.until, bool(self.machine.in_flight)
+        self._waiting.add(call)
+        if call.decisions <= 2:
+            self.waited.append(self.now)
+        self.at(decision.until, lambda: self._wake(call, decision.until))
+
+    def _wake(self, call: Call, until: float | None = None) -> None:
+        if call in self._waiting and (until is None or until == call.until):
+            self._waiting.remove(call)
+            self._acquire(call)
+
+    def _send(self, call: Call, token: Token) -> None:
+        age = self.now - token.requested_at
+        # Where less than two seconds are granted, half of them are used whatever the skew.
+        assert age < max(token.expires_in - POLICY.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
+
+        def answered() -> None:
+            if not self.refuses(self.now, token):
+                self._tell(lambda: self.machine.token_accepted(token))
+                self.accepted += 1
+            elif self._told(lambda: self.machine.token_refused(token, self.now)) and not call.replayed:
+                self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches, replayed=True))
+            else:
+                self.handed_401.append(self.now)
+
+        self.at(self.now + self.call_takes, answered)
+
+    # --- fetches
+
+    def _start(self, ticket: int) -> None:
+        self.at(self.now, lambda: self._depart(ticket))
+
+    def _depart(self, ticket: int) -> None:
+        if self._told(lambda: self.machine.credentials_arrived(ticket, DIGEST, self.now)):
+            self._attempt(ticket)
+
+    def _attempt(self, ticket: int) -> None:
+        extra = self.machine.next_is_extra(ticket, self.now)
+        grant = self.budget.acquire("M", extra=extra)
+        self.ordinary_denied += not grant.granted and not extra
+        if not self._told(lambda: self.machine.budget_answered(ticket, grant, self.now, extra=extra)):
+            return
+        self.sent.append(self.now)
+        if extra:
+            self.extras.append(self.now)
+        sent_at, reply = self.now, self.service(self.now)
+        outcome = reply.outcome
+        if outcome is not None:
+            self.at(sent_at + reply.after, lambda: self._answer(ticket, sent_at, outcome))
+
+    def _answer(self, ticket: int, sent_at: float, outcome: Failure | float) -> None:
+        if not isinstance(outcome, Failure):
+            token = Token(f"token-{sent_at}", f"session-{sent_at}", outcome, sent_at)
+            self._tell(lambda: self.machine.token_arrived(ticket, token, self.now))
+            self.tokens.append(self.now)
+            return
+        pause = self._told(
+            lambda: self.machine.attempt_failed(ticket, outcome, self.now, draw=self.rng.random(), digest=DIGEST)
+        )
+        if isinstance(pause, float):
+            self.at(self.now + pause, lambda: self._attempt(ticket))
+
+    # --- what the manager does after each event
+
+    def _told(self, event: Callable[[], object]) -> object:
+        with_flights = len(self.machine.in_flight)
+        answer = event()
+        self._settle(with_flights)
+        return answer
+
+    _tell = _told
+
+    def _settle(self, with_flights: int) -> None:
+        self.cached = self.machine.unasked(self.now)
+        if len(self.machine.in_flight) < with_flights:
+            for call in sorted(self._waiting, key=lambda call: call.came_at):
+                self.at(self.now, lambda call=call: self._wake(call))  # type: ignore[misc]
+
+
+def every(seconds: float) -> Iterator[float]:
+    """Return gaps that are all the same."""
+    while True:
+        yield seconds
+
+
+def at_random(rng: random.Random, mean: float) -> Iterator[float]:
+    """Return gaps of a Poisson process."""
+    while True:
+        yield rng.expovariate(1 / mean)
+
+
+def outages(*spans: tuple[float, float], reply: Reply) -> Callable[[float], Reply]:
+    """Return a service that answers *reply* during each span, and well at all other times."""
+    return lambda at: reply if any(start <= at < end for start, end in spans) else Reply()
+
+
+def failures(world: World, kind: type[Exception] = Exception) -> list[float]:
+    """Return when calls failed for want of a token."""
+    return [at for at, fail in world.failed if issubclass(fail.failure.kind, kind)]
+
+
+def check_budget(world: World) -> None:
+    """Rule 5, by an independent count."""
+    assert largest_window(world.sent, 60.0) <= 10
+    assert largest_window(world.sent, HOUR) <= 100
+
+
+REFUSED = Reply(0.05, BROKEN)
+TIMEOUT = Reply(POLICY.fetch_timeout, BROKEN)
+OUTAGES = [REFUSED, TIMEOUT, Reply(0.2, ODD), Reply(0.2, NONSENSE), Reply(0.3, None), Reply(0.1, 0.05)]
+OUTAGE_IDS = ["5xx", "timeouts", "404", "nonsense", "lost", "expired on its way"]
+
+
+@st.composite
+def weather(draw: st.DrawFn) -> tuple[World, float]:
+    """Draw a world with everything going wrong now and then, and how long calls are apart in it."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    gap = draw(st.sampled_from([0.3, 1.0, 2.5, 7.0, 20.0, 50.0]))
+    failing, limiting, slow, lost, refusing = (
+        draw(st.sampled_from([0.0, 0.02, 0.2, 0.6, 1.0]) | st.floats(0, 0.3)) for _ in range(5)
+    )
+    lifetime = draw(st.sampled_from([60.0, 60.0, 60.0, 30.0, 15.0, 1.0, 300.0]))
+    flaps = [draw(st.floats(1, 400)), draw(st.floats(1, 400))]
+    flapping = draw(st.booleans())
+
+    def service(at: float) -> Reply:
+        after = rng.uniform(0.01, 0.6) if rng.random() >= slow * 0.5 else rng.uniform(0.6, 9.0)
+        if rng.random() < lost * 0.3:
+            return Reply(outcome=None)
+        if flapping and at % sum(flaps) < flaps[0]:
+            return replace(REFUSED, after=after)
+        if rng.random() < failing:
+            return Reply(after, rng.choice([BROKEN, ODD, NONSENSE, REJECTED]))
+        if rng.random() < limiting * 0.3:
+            return Reply(after, limited(rng.choice([1.0, 30.0, 60.0, 600.0])))
+        if after > POLICY.fetch_timeout and rng.random() < 0.5:
+            return Reply(POLICY.fetch_timeout, BROKEN)  # the other half arrives after it was given up
+        return Reply(after, lifetime)
+
+    return World(service, lambda at, token: rng.random() < refusing, rng), gap
+
+
+@given(weather())
+@settings(deadline=None, max_examples=60)
+def test_rule_05_the_budget_holds_in_any_weather(drawn: tuple[World, float]) -> None:
+    """An hour and a half of errors, 429s, slow, late and lost answers, random 401s and flapping outages.
+
+    Never more than 10 token requests in 60 s nor 100 in an hour; one in flight; nobody is handed a
+    token that has expired, goes round in circles, waits beyond ``max_wait`` or waits with nobody leading.
+    """
+    world, gap = drawn
+    world.calls(at_random(world.rng, gap)).run(1.5 * HOUR)
+
+    check_budget(world)
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve, "rule 8"
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    longest=st.sampled_from([0.5, 1.0, 1.9]),
+    latency=st.floats(0.01, 3.0),
+)
+@settings(deadline=None, max_examples=12)
+def test_rule_02_steady_load_costs_eighty_requests_an_hour_and_no_call_waits(
+    seed: int, longest: float, latency: float
+) -> None:
+    """Calls at random gaps for two hours: only those before the first token wait for one."""
+    rng = random.Random(seed)
+    world = World(lambda at: Reply(latency))
+    world.calls(rng.uniform(0.1, longest) for _ in count()).run(2 * HOUR)
+
+    assert largest_window(world.sent, HOUR) <= 80
+    assert not world.failed
+    assert all(at <= latency for at in world.waited)
+
+
+@pytest.mark.parametrize("gap", [0.1, 1.0, 9.9])
+def test_rule_02_the_refresh_comes_every_forty_five_seconds(gap: float) -> None:
+    """With calls at fixed gaps the requests are at least 45 s apart, and at most one gap more."""
+    world = World().calls(every(gap)).run(HOUR)
+
+    apart = [later - earlier for earlier, later in pairwise(world.sent)]
+    assert min(apart) >= 45 - 1e-6
+    assert max(apart) <= 45 + gap + 1e-6
+
+
+@pytest.mark.parametrize("round_robin", [True, False], ids=["round robin", "random"])
+@pytest.mark.parametrize("hours", [1, 4])
+def test_rule_08_one_bad_node_of_two_never_exhausts_the_budget(round_robin: bool, hours: int) -> None:
+    """Every second request is refused, at one call a second: ordinary refreshes go on, and no call fails."""
+    turn, rng = count(), random.Random(8)
+    world = World(refuses=lambda at, token: bool(next(turn) % 2 if round_robin else rng.random() < 0.5))
+    world.calls(every(1.0)).run(hours * HOUR)
+
+    assert failures(world) == []
+    assert world.ordinary_denied == 0
+    assert world.accepted >= 0.4 * hours * HOUR
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    check_budget(world)
+
+
+def test_rule_08_a_service_that_refuses_everything_costs_little_more_than_the_ordinary_refresh() -> None:
+    """All calls are answered 401 for three hours; the callers get them, and the budget stays."""
+    world = World(refuses=lambda at, token: True).calls(every(1.0)).run(3 * HOUR)
+
+    assert failures(world) == []
+    assert world.ordinary_denied == 0
+    assert len(world.handed_401) >= 3 * HOUR - 5
+    check_budget(world)
+
+
+@given(
+    length=st.sampled_from([1.0, 10.0, 59.0, 61.0, 600.0, HOUR, 2 * HOUR]) | st.floats(1, 2 * HOUR),
+    begins=st.floats(0, 100),
+    how=st.sampled_from(OUTAGES),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=40)
+def test_rule_11_after_an_outage_of_any_length_a_token_comes_within_a_refresh_interval(
+    length: float, begins: float, how: Reply, seed: int
+) -> None:
+    """Whatever the outage looks like: the budget has not been exhausted when it ends."""
+    ends = begins + length
+    world = World(outages((begins, ends), reply=how), rng=random.Random(seed))
+    world.calls(every(1.0)).run(ends + HOUR)
+
+    interval = POLICY.reuse_for - POLICY.refresh_ahead
+    recovered = next(at for at in world.tokens if at >= ends)
+    slack = POLICY.fetch_timeout + 1 + 1 + 0.1  # one last attempt, given up; the next call; a good answer
+    assert recovered <= ends + interval + slack
+    assert failures(world, TokenBudgetExhausted) == []
+    assert world.ordinary_denied == 0
+    assert not [at for at in failures(world) if at > recovered]
+    check_budget(world)
+
+
+@pytest.mark.parametrize("how", OUTAGES, ids=OUTAGE_IDS)
+def test_rule_11_an_outage_is_probed_at_most_once_a_refresh_interval_in_the_end(how: Reply) -> None:
+    """After ten minutes of it the probes are as rare as ordinary refreshes, and calls fail at once."""
+    world = World(outages((60.0, 3 * HOUR), reply=how)).calls(every(1.0)).run(2 * HOUR)
+
+    late = [at for at in world.sent if at > 660]
+    assert min(later - earlier for earlier, later in pairwise(late)) >= 45
+    assert len(failures(world)) > HOUR
+    assert largest_window(world.sent, HOUR) <= 100
+
+
+@given(seed=st.integers(0, 2**16), up=st.floats(5, 200), down=st.floats(5, 200))
+@settings(deadline=None, max_examples=20)
+def test_rule_11_a_flapping_endpoint_leaves_budget_for_each_good_answer(seed: int, up: float, down: float) -> None:
+    """Up and down in turn for two hours: no ordinary request is ever denied."""
+    world = World(lambda at: Reply() if at % (up + down) < up else REFUSED, rng=random.Random(seed))
+    world.calls(every(1.0)).run(2 * HOUR)
+
+    assert world.ordinary_denied == 0
+    check_budget(world)
+
+
+@pytest.mark.parametrize("wait", [1.0, 30.0, 60.0, 600.0, 5_000.0])
+def test_rule_10_nothing_is_sent_before_retry_after(wait: float) -> None:
+    """Every 429 is followed by at least ``Retry-After`` seconds of silence, an hour at most."""
+    rng = random.Random(10)
+    limited_at: list[float] = []
+
+    def service(at: float) -> Reply:
+        if rng.random() < 0.5:
+            limited_at.append(at + 0.1)
+            return Reply(0.1, limited(wait))
+        return Reply()
+
+    world = World(service).calls(every(1.0)).run(3 * HOUR)
+
+    silence = min(wait, POLICY.max_retry_after)
+    assert limited_at
+    for told in limited_at:
+        assert not [at for at in world.sent if told <= at < told + silence - 1e-6]
+
+
+@pytest.mark.parametrize("lifetime", [0.25, 0.5, 1.0, 5.0, 15.0, 30.0])
+def test_rule_12_short_lived_tokens_cause_no_loop(lifetime: float) -> None:
+    """However short tokens live, the limits hold and every call ends."""
+    world = World(lambda at: Reply(0.1, lifetime)).calls(every(0.5)).run(HOUR)
+
+    check_budget(world)
+    assert world.accepted > 0
+
+
+@pytest.mark.parametrize("lifetime", [1.0, 15.0, 30.0])
+def test_rule_12_a_spell_of_short_lived_tokens_is_over_when_it_is_over(lifetime: float) -> None:
+    """A quarter of an hour of them does not use up the hour's budget: afterwards no call fails."""
+    world = World(lambda at: Reply(0.1, lifetime if 100 < at < 1_000 else 60.0)).calls(every(0.5)).run(HOUR)
+
+    interval = POLICY.reuse_for - POLICY.refresh_ahead
+    assert not [at for at in failures(world) if at > 1_000 + interval + 1]
+    check_budget(world)
+
+
+@pytest.mark.parametrize("carrier", ["lost", "late"])
+def test_rule_17_lost_fetches_are_led_by_somebody_else(carrier: str) -> None:
+    """Every fifth fetch is never heard of again, or too late: two hours in which no call fails."""
+    turn = count()
+    bad = Reply(9.0, None if carrier == "lost" else 60.0)
+    world = World(lambda at: bad if next(turn) % 5 == 4 else Reply()).calls(every(1.0)).run(2 * HOUR)
+
+    assert not world.failed
+    assert world.ordinary_denied == 0
+    check_budget(world)
