@@ -137,12 +137,15 @@ FORM = {"a": "1", "b": "añ"}
 class SyncStack(Stack):
     """A stack that threads use."""
 
+    crowd_headers: ClassVar[Mapping[str, str] | None] = None
+    """What each call of a crowd sends along."""
+
     def gather(self, count: int, method: str, url: str) -> list[Outcome]:
         barrier = threading.Barrier(count)
 
         def one(_: int) -> Outcome:
             barrier.wait(600)
-            return self.attempt(method, url)
+            return self.attempt(method, url, headers=self.crowd_headers)
 
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(one, range(count)))
@@ -200,10 +203,7 @@ _HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 
 def _httpx_client(kind: Callable[..., T], options: Options) -> T:
-    # With many threads, httpcore now and then takes a connection that was just handed to one of them for
-    # an idle one whose server hung up, and closes it: "Bad file descriptor", also without any adapter.
-    kept = 0 if kind is httpx.Client and options.connections > 1 else options.connections
-    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=kept)
+    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
     verify: Any = True if options.tls is None else options.tls
     return kind(
         proxy=options.proxy,
@@ -224,6 +224,10 @@ class Httpx(SyncStack):
     """httpx's Client."""
 
     name = "httpx"
+    # With a crowd of threads, httpcore now and then takes a connection that it has just handed to one of
+    # them for an idle one that the server closed, and closes it: "Bad file descriptor", also without any
+    # adapter. Connections that are not kept are never idle.
+    crowd_headers: ClassVar = {"Connection": "close"}
     base_error = httpx.TransportError
     bodies: ClassVar = {
         **_HTTPX_BODIES,

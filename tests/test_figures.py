@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +17,15 @@ pytestmark = [pytest.mark.figures, pytest.mark.timeout(1200)]
 
 CALLERS = {"urllib3": 1_000, "httpx": 1_000, "httpx-asyncio": 10_000, "httpx-trio": 1_000, "aiohttp": 10_000}
 PATIENT = Options(timeout=600)
+
+
+@pytest.fixture(autouse=True)
+def fair_interpreter() -> Iterator[None]:
+    """Thousands of threads in one interpreter: each would wait its turn for five milliseconds at every read."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture
@@ -65,7 +75,10 @@ def test_rule_03_all_stacks_start_cold_at_once(emulator: Emulator, manager: Toke
     # httpx looks through all its waiting requests each time one ends: a thousand to a client, on a loop each.
     load = [(Urllib3, 1_000), (Httpx, 1_000), (Aiohttp, 10_000), *[(HttpxAsyncio, 1_000)] * 10]
     with ExitStack() as stack, ThreadPoolExecutor(len(load)) as pool:
-        clients = [(stack.enter_context(kind(manager, PATIENT)), callers) for kind, callers in load]
+        clients = [
+            (stack.enter_context(kind(manager, Options(timeout=600, connections=20))), callers)
+            for kind, callers in load
+        ]
         jobs = [pool.submit(client.gather, callers, "POST", url(emulator)) for client, callers in clients]
         outcomes = [each for job in jobs for each in job.result()]
     assert not failures(outcomes)

@@ -25,7 +25,9 @@ import trustme
 import urllib3
 import yarl
 
+import pay88_adapters.aiohttp
 import pay88_adapters.httpx
+import pay88_adapters.urllib3
 from conftest import World
 from http2 import Http2Server
 from leaks import Eavesdropper, chain, confessed, leaked, shown, told
@@ -34,6 +36,7 @@ from pay88_adapters import (
     Credentials,
     CredentialsRejected,
     Pay88Error,
+    Token,
     TokenBudgetExhausted,
     TokenEndpointUnavailable,
     TokenManager,
@@ -41,6 +44,7 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
+from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.testing import (
     Body,
     Emulator,
@@ -59,8 +63,9 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
+from pay88_adapters.wire import TokenReply, read_reply, token_request
 from proxies import Proxy
-from stacks import Aiohttp, AsyncioStack, Httpx, Outcome, Reply, Stack, Urllib3
+from stacks import Aiohttp, AsyncioStack, Httpx, HttpxAsyncio, HttpxTrio, Outcome, Reply, Stack, Urllib3
 
 SECRET_FIELDS = {"authorization", "x-session-id", "x-api-key"}
 PROXY_CREDENTIALS = "proxy-user:proxy-pass"
@@ -336,10 +341,10 @@ def test_rule_13_a_pool_is_where_its_connections_go(world: World, other: Emulato
 class Tls:
     """A certificate authority of the test's own, a server that it vouches for, and a client that trusts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
         authority = trustme.CA()
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1", "localhost").configure_cert(self.server)
+        authority.issue_cert(*(names or ("127.0.0.1",))).configure_cert(self.server)
         self.client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority.configure_trust(self.client)
 
@@ -418,6 +423,20 @@ def test_rule_21_the_callers_tls_settings_hold_for_token_requests(make_world: Ca
     assert len(world.emulator.journal) == 0
     world.clock.advance(60)
     assert ok(world.client(tls=tls.client).attempt("POST", world.url))
+    assert len(world.emulator.journal) == 2
+
+
+@pytest.mark.parametrize("kind", [Httpx, HttpxAsyncio, HttpxTrio, Aiohttp], ids=lambda kind: kind.name)
+def test_rule_21_what_a_call_says_of_tls_holds_for_its_token_request(make_world: Callable[..., World]) -> None:
+    """The certificate is another name's, and only the call itself says so; of urllib3 that is the pool's to say."""
+    tls = Tls("pay.test")
+    world = make_world(ssl_context=tls.server)
+    kw: dict[str, Any] = {"extensions": {"sni_hostname": "pay.test"}}
+    client = world.client(tls=tls.client)
+    if isinstance(client, Aiohttp):
+        kw = {"ssl": tls.client, "server_hostname": "pay.test"}
+        client = world.client()
+    assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url, **kw)))
     assert len(world.emulator.journal) == 2
 
 
@@ -808,6 +827,49 @@ def test_rule_15_no_secret_is_printed(
     assert leaked(world.emulator.service.secrets(), texts) == []
 
 
+def test_rule_15_the_callers_own_objects_hold_what_the_caller_sent(world: World) -> None:
+    """Neither the mapping that was passed nor the request that the response shows has anything of ours in it."""
+    client = world.client()
+    for given in ({}, {"Authorization": "Basic mine", "X-Session-Id": "mine"}):
+        headers: dict[str, str] = {**given, "X-Mine": "1"}
+        for _ in range(2):
+            outcome = client.attempt("POST", world.url, headers=headers)
+            assert isinstance(outcome, Reply)
+            assert outcome.status == 200
+            assert headers == {**given, "X-Mine": "1"}
+            sent = getattr(outcome.raw, "request_info", getattr(outcome.raw, "_request", None))
+            if sent is not None:
+                fields = {name.lower(): str(value) for name, value in sent.headers.items()}
+                assert {name: fields.get(name) for name in ("authorization", "x-session-id", "x-api-key")} == {
+                    "authorization": given.get("Authorization"),
+                    "x-session-id": given.get("X-Session-Id"),
+                    "x-api-key": None,
+                }
+            world.emulator.service.refuse_current_tokens()  # the next one is replayed
+            world.clock.advance(5)
+
+
+@pytest.mark.parametrize("kind", [Aiohttp], ids=lambda kind: kind.name)
+def test_rule_15_traces_print_no_secret(world: World) -> None:
+    """aiohttp's traces see the header fields while they are sent; printing those shows nothing."""
+    seen: list[str] = []
+
+    async def on_headers(*parts: Any) -> None:
+        seen.extend(text for part in parts for text in shown(part))
+
+    async def calls() -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(on_headers)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            pay88_adapters.aiohttp.attach(session, world.manager)
+            async with session.post(world.url) as response:
+                assert response.status == 200
+
+    asyncio.run(calls())
+    assert "x-session-id" in repr(seen)
+    assert not leaked(world.emulator.service.secrets(), seen)
+
+
 def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
     """Pickling and copying what holds a secret is refused, or shows nothing."""
     assert ok(world.client().attempt("POST", world.url))
@@ -828,6 +890,20 @@ def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
             except TypeError as error:
                 texts = list(confessed(error))
             assert not leaked(world.emulator.service.secrets(), texts)
+
+
+def test_rule_15_requests_and_replies_print_nothing() -> None:
+    """The values that carry the key there and the token back show neither fields nor bodies."""
+    credentials = Credentials(f"sk_test_{secrets.token_hex(16)}", "MCH-COL-TEST-1")
+    request = token_request(Endpoint.parse("http://127.0.0.1:1"), credentials, timeout=1)
+    body = json.dumps(
+        {"data": {"access_token": secrets.token_hex(), "session_id": secrets.token_hex(), "expires_in": 60}}
+    )
+    reply = TokenReply(200, {"Set-Cookie": credentials.api_key}, body.encode())
+    token = read_reply(reply, 0.0, credentials)
+    assert isinstance(token, Token)
+    hidden = [credentials.api_key, token.access_token, token.session_id]
+    assert leaked(hidden, [f"{each!r} {each}" for each in (request, request.headers, reply, token, credentials)]) == []
 
 
 def test_rule_15_the_search_finds_what_it_looks_for(world: World) -> None:

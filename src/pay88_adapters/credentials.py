@@ -7,17 +7,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import ConfigurationError
-from .secret import Secret
+from .secret import Hidden, Secret
 
 # Checked once, here: what a stack does with a bad header value ranges from sending it to raising an
 # exception that holds the whole key.
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Credentials:
     """The two values that buy a token.
 
@@ -33,20 +33,25 @@ class Credentials:
     api_key: str = field(repr=False)
     merchant_id: str
 
-    def __post_init__(self) -> None:
-        for name in ("api_key", "merchant_id"):
-            _check(name, getattr(self, name))
-        if self.merchant_id.startswith("sk_"):
+    def __init__(self, api_key: str, merchant_id: str) -> None:
+        # First of all: a traceback with locals may follow, and either of them may be the key.
+        api_key, merchant_id = _hidden(api_key), _hidden(merchant_id)
+        object.__setattr__(self, "api_key", api_key)
+        object.__setattr__(self, "merchant_id", merchant_id)
+        _check("api_key", api_key)
+        _check("merchant_id", merchant_id)
+        if merchant_id.startswith("sk_"):
             raise ConfigurationError("merchant_id looks like an API key: are the two swapped?")
-        object.__setattr__(self, "api_key", Secret(self.api_key))
+        object.__setattr__(self, "merchant_id", str(merchant_id))
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Credentials:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Credentials:
         """Read ``PAY88_API_KEY`` and ``PAY88_MERCHANT_ID``, or the vendor's ``EIGHTY_EIGHT_PAY_*``.
 
         Raises:
             ConfigurationError: Neither name is set, or the value cannot be used.
         """
+        environ = Hidden(os.environ if environ is None else environ)
         return cls(_from_env(environ, "API_KEY"), _from_env(environ, "MERCHANT_ID"))
 
     @property
@@ -56,6 +61,10 @@ class Credentials:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials are secrets and are not pickled: use Credentials.from_env() in each process")
+
+
+def _hidden(value: Any) -> Any:
+    return Secret(value) if isinstance(value, str) else value
 
 
 def _check(name: str, value: object) -> None:
@@ -74,5 +83,5 @@ def _from_env(environ: Mapping[str, str], suffix: str) -> str:
     names = (f"PAY88_{suffix}", f"EIGHTY_EIGHT_PAY_{suffix}")
     for name in names:
         if environ.get(name):
-            return environ[name]
+            return Secret(environ[name])
     raise ConfigurationError(f"set {names[0]} (or {names[1]}) in the environment")

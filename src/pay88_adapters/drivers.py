@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
@@ -109,6 +110,7 @@ class ThreadDriver:
         sequence = exchange(self._state, call, acquired)
         answer: Any = None
         response: Any = None
+        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
         while True:
             try:
                 effect = sequence.send(answer)
@@ -120,7 +122,7 @@ class ThreadDriver:
                 try:
                     answer = response = call.send(effect)
                 except BaseException as exc:
-                    forget_locals(exc)
+                    forget_locals(exc, but=handled)
                     raise
             elif isinstance(effect, Discard):
                 call.discard(response)
@@ -217,6 +219,7 @@ class TaskDriver:
         sequence = exchange(self._state, call, acquired)
         answer: Any = None
         response: Any = None
+        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
         while True:
             try:
                 effect = sequence.send(answer)
@@ -228,7 +231,7 @@ class TaskDriver:
                 try:
                     answer = response = await call.send(effect)
                 except BaseException as exc:
-                    forget_locals(exc)
+                    forget_locals(exc, but=handled)
                     raise
             elif isinstance(effect, Discard):
                 await call.discard(response)
@@ -283,6 +286,8 @@ class TaskDriver:
                         await self._state.clock.sleep(seconds, runtime.sleep)
         except StopIteration:
             pass
+        except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock
+            raise
         except BaseException as exc:
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -101,7 +100,7 @@ class Endpoint:
                 )
 
 
-def url_from_env(environ: Mapping[str, str] = os.environ) -> str:
+def url_from_env(environ: Mapping[str, str]) -> str:
     """Read ``PAY88_BASE_URL``, or else ``PAY88_ENVIRONMENT`` (``sandbox`` unless set).
 
     Raises:

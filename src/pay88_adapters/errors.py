@@ -108,6 +108,7 @@ class Flavours:
     """
 
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
+        self._base = base
         body = {"__module__": namespace["__name__"]}
         self._classes: dict[type[Pay88Error], type[Any]] = {
             kind: type(kind.__name__, (kind, base), {**body, "__doc__": kind.__doc__}) for kind in RAISED
@@ -120,6 +121,7 @@ class Flavours:
         if flavour is None:  # already this stack's
             return error
         translated: Pay88Error = flavour(str(error), **vars(error))
+        self._base.__init__(translated, str(error))  # ValueError, which is first in line, would not call it
         translated.__cause__ = error.__cause__
         translated.__suppress_context__ = True  # the core's twin says nothing more
         return translated

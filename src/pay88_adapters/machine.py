@@ -321,6 +321,10 @@ class TokenMachine:
         if self._abandoned > _ABANDONED_IN_A_ROW:
             self._cool_down(failure, now)
 
+    def forget_flights(self) -> None:
+        """Give up all fetches without a word: this is another process now (rule 17)."""
+        self._flights.clear()
+
     # --- what happened to a call ------------------------------------------------------------------
 
     def token_refused(self, token: Token, now: float) -> bool:

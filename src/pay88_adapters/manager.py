@@ -18,6 +18,7 @@ from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .policy import LIFETIME, TokenPolicy
 from .runtimes import current_runtime
+from .secret import Hidden
 from .standalone import standalone_sender
 from .state import CredentialsSource, SharedState, Stats
 from .stores.memory import MemoryStorage
@@ -78,13 +79,14 @@ class TokenManager:
         self.token_for = self._threads.token
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> TokenManager:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
         ``PAY88_BASE_URL`` and ``PAY88_STORE``.
 
         Raises:
             ConfigurationError: A variable is missing or cannot be used.
         """
+        environ = Hidden(os.environ if environ is None else environ)
         return cls(
             Credentials.from_env(environ),
             base_url=url_from_env(environ),

@@ -71,9 +71,9 @@ class TokenPolicy:
             raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
         if not 0 <= value <= _MOST or (value == 0 and name in _POSITIVE):  # false for NaN, too
             least = "more than 0" if name in _POSITIVE else "0 or more"
-            raise ConfigurationError(f"{name} is {value:g}: it must be {least}, and at most {_MOST}")
+            raise ConfigurationError(f"{name} is {_shown(value)}: it must be {least}, and at most {_MOST}")
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
-            raise ConfigurationError(f"{name} is {value} s, but a token lives {LIFETIME:.0f} s: make it less")
+            raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
 
     def rate_limits(self) -> tuple[RateLimitItem, ...]:
         """Return the parsed limits.
@@ -90,3 +90,8 @@ class TokenPolicy:
         if not items or not all(item.amount > 0 and item.get_expiry() > 0 for item in items):
             raise ConfigurationError(f'limits is {self.limits!r}: write each one like "10/minute"')
         return items
+
+
+def _shown(value: float) -> str:
+    # Python refuses to print some whole numbers.
+    return f"{value:g}" if isinstance(value, float) or abs(value) < 10**9 else "too large"

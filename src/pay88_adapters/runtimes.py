@@ -113,7 +113,7 @@ class AsyncioRuntime:
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # An empty context: the fetch serves everybody and must not see the leader's variables.
-        for dead in [task for task in self._tasks if task.get_loop().is_closed()]:
+        for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
             self._tasks.discard(dead)
         task = contextvars.Context().run(self.key.create_task, job())
         self._tasks.add(task)

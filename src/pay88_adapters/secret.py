@@ -39,16 +39,23 @@ class Attached(Secret):
     __slots__ = ()
 
 
-def forget_locals(exc: BaseException) -> None:
-    """Clear the local variables in the tracebacks of *exc* and of all it came from; the lines stay.
+class Hidden(dict[str, str]):
+    """A copy of a mapping that prints none of its values."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values>"
+
+
+def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
+    """Clear the local variables in the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
 
     HTTP libraries keep the raw header block in a local while they send it.
     """
-    links: list[BaseException | None] = [exc]
+    links = [exc]
     for link in links:
-        if link is not None:
-            traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
-            links += [each for each in (link.__cause__, link.__context__) if each not in links]
+        traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
+        causes = (link.__cause__, link.__context__)
+        links += [each for each in causes if each is not None and each is not but and each not in links]
 
 
 def redact(text: str, *secrets: str) -> str:

@@ -14,6 +14,7 @@ from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .forks import survive_forks
 from .machine import TokenMachine
 from .policy import TokenPolicy
 from .runtimes import Gate
@@ -56,6 +57,15 @@ class SharedState:
         self._gates: dict[object, Gate] = {}
         self._async_flights: dict[int, int] = {}
         self._published: tuple[Token | None, float] = (None, _NEVER)
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads: whoever held the lock or carried a fetch is not here."""
+        self._lock = threading.Lock()
+        self._gates.clear()
+        self._async_flights.clear()
+        self._machine.forget_flights()
+        self._published = (None, _NEVER)
 
     def cached(self) -> Token | None:
         """Return the token if calls may use it without asking. Takes no lock."""

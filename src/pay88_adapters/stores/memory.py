@@ -9,6 +9,8 @@ from typing import NamedTuple, NoReturn
 
 from limits.storage import MovingWindowSupport, Storage
 
+from pay88_adapters.forks import survive_forks
+
 
 class Window(NamedTuple):
     """One limit on one key."""
@@ -36,6 +38,11 @@ class MemoryStorage(Storage, MovingWindowSupport):
         self._now = now
         self._lock = threading.Lock()
         self._entries: dict[str, list[float]] = {}
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Replace the lock: another thread may have held it."""
+        self._lock = threading.Lock()
 
     @property
     def base_exceptions(self) -> tuple[type[Exception], ...]:
