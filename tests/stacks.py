@@ -432,6 +432,8 @@ class Aiohttp(AsyncioStack):
 
     async def aclose(self) -> None:
         await self.client.close()
+        if self.options.tls is not None:
+            await asyncio.sleep(0.25)  # older versions leave TLS connections to say goodbye by themselves
 
 
 STACKS: tuple[type[Stack], ...] = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)

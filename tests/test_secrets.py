@@ -17,7 +17,7 @@ import pytest
 import pay88_adapters
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, Token, TokenManager
 from pay88_adapters.errors import RAISED, Failure, Flavours
-from pay88_adapters.logs import hide_http2_fields
+from pay88_adapters.logs import hide_secrets_in_logs
 from pay88_adapters.secret import Attached, Secret, redact
 
 KEY, MERCHANT = "sk_test_0123456789abcdef", "MCH-COL-1"
@@ -166,7 +166,7 @@ def test_rule_15_foreign_text_is_cleaned(text: str, clean: str) -> None:
 
 def record(message: str, *args: object) -> str:
     """Return what a record of hpack's becomes."""
-    hide_http2_fields()
+    hide_secrets_in_logs()
     made = logging.LogRecord("hpack.hpack", logging.DEBUG, __file__, 1, message, args, None)
     assert logging.getLogger("hpack.hpack").filter(made)
     return made.getMessage() + repr(made.args)
@@ -197,7 +197,7 @@ def test_rule_15_the_header_log_shows_everything_else() -> None:
 def test_rule_15_the_filter_is_added_once() -> None:
     """However often a module is imported anew."""
     for _ in range(3):
-        hide_http2_fields()
+        hide_secrets_in_logs()
     for name in ("hpack.hpack", "hpack.table"):
         assert len(logging.getLogger(name).filters) == 1
 

@@ -659,6 +659,21 @@ def _call_times_out(scene: Scene) -> None:
     assert isinstance(scene.outcomes[-1], Exception)
 
 
+def _garbage_that_repeats_what_it_got(scene: Scene) -> None:
+    scene.world.emulator.faults.add(Garbage(scene.echo() + b"\r\n\r\n"), on="token", times=None)
+    scene.call()
+
+
+def _retried_by_the_stack(scene: Scene) -> None:
+    kw: dict[str, Any] = {}
+    if isinstance(scene.client, Urllib3):
+        kw["retries"] = urllib3.Retry(2, status_forcelist=[503], allowed_methods=None)
+    for fault in (Status(503), ResetAfterRead()):
+        with scene.world.emulator.faults.add(fault, on="call", times=None):
+            scene.call(**kw)
+    assert scene.world.emulator.journal.calls == (6 if kw else 2)
+
+
 def _own_bearer_beside_ours(scene: Scene) -> None:
     scene.call()
     scene.call(headers={"Authorization": "Bearer mine"})
@@ -775,8 +790,9 @@ SITUATIONS: dict[str, Callable[[Scene], None]] = {
         for each in (
             _success, _refresh, _replay, _replay_of_a_long_refusal, _replay_fails, _refused_for_good, _unreplayable,
             _wrong_key, _connection_refused, _call_refused, _token_request_times_out, _call_times_out,
-            _own_bearer_beside_ours, _redirect_elsewhere, _redirect_home, _through_a_proxy,
-            _through_a_proxy_that_is_gone, _closed, _budget_spent, _hung_up_on,
+            _garbage_that_repeats_what_it_got,
+            _retried_by_the_stack, _own_bearer_beside_ours, _redirect_elsewhere, _redirect_home,
+            _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_spent, _hung_up_on,
         )
     },
     "refusals that repeat what they got": _on_the_token_endpoint(*(Status(code, body=ECHO) for code in (401, 403))),

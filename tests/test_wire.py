@@ -288,12 +288,29 @@ def test_rule_18_a_message_that_is_no_text_is_none(said: object) -> None:
 
 def test_rule_11_no_answer_is_a_failure_with_its_cause() -> None:
     """The text names the kind of the cause, never its own text, which may hold anything."""
-    cause = OSError(f"could not send {KEY}")
+    cause = OSError("could not send it")
     outcome = network_failure(cause)
     assert (outcome.kind, outcome.status, outcome.retryable) == (TokenEndpointUnavailable, None, True)
     assert "OSError" in outcome.message
-    assert KEY not in outcome.message + repr(outcome)
+    assert "could not send" not in outcome.message + repr(outcome)
     assert outcome.error(1.0).__cause__ is cause
+
+
+@pytest.mark.parametrize("secret", [KEY, "sess_53a2cfc4", "eyJhbGciOi.x.y", "of-no-known-shape"])
+def test_rule_15_a_cause_that_quotes_a_secret_is_not_chained(secret: str) -> None:
+    """Nor where only what led to it does; its kind is still told."""
+    try:
+        try:
+            raise ValueError(f"illegal line: {secret}")
+        except ValueError as exc:
+            raise OSError("broken") from exc
+    except OSError as exc:
+        outcome = network_failure(exc, "of-no-known-shape")
+    chained = outcome.error(1.0).__cause__
+    assert isinstance(chained, ConnectionError)
+    assert "OSError" in str(chained)
+    assert secret not in repr(chained)
+    assert chained.__cause__ is chained.__context__ is None
 
 
 def test_rule_15_the_cause_keeps_its_lines_and_loses_its_locals() -> None:

@@ -7,6 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from .credentials import Credentials
@@ -296,12 +297,23 @@ class TaskDriver:
             self._state.put_down(ticket)
 
     async def _post(self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest) -> TokenReply | Exception:
+        async def attempt() -> _Attempt:
+            try:
+                return _Attempt(await sender.post(request))
+            except sender.network_errors as exc:
+                return _Attempt(exc)
+
         try:
-            return await runtime.bounded(sender.post(request), request.timeout)
+            return (await runtime.bounded(attempt(), request.timeout)).outcome
         except TimeoutError as exc:
             return exc
-        except sender.network_errors as exc:
-            return exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What a task comes back with: in debug mode asyncio logs results and exceptions, whatever they quote."""
+
+    outcome: TokenReply | Exception = field(repr=False)
 
 
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:

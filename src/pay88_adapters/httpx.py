@@ -15,7 +15,7 @@ import anyio  # httpx stands on it
 from .bodies import Bookmark
 from .drivers import Sender
 from .errors import Flavours, Pay88Error
-from .logs import hide_http2_fields
+from .logs import hide_secrets_in_logs
 from .manager import TokenManager
 from .token import Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
@@ -25,7 +25,7 @@ __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
 _flavours = Flavours(httpx.TransportError, globals())
-hide_http2_fields()
+hide_secrets_in_logs()
 
 
 class _Wrapper:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .secret import REDACTED
+from .secret import REDACTED, mask
 from .token import MANAGED_FIELDS
 
 _HIDDEN = frozenset(name.encode() for name in (*MANAGED_FIELDS, "x-api-key"))
@@ -33,10 +33,20 @@ def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(shown)
 
 
-_hide_fields = _HideFields()
+class _HideText(logging.Filter):
+    """httpcore logs what it could not read, which may be part of an answer of the token endpoint."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = mask(record.getMessage()), ()
+        return True
 
 
-def hide_http2_fields() -> None:
-    """Redact what the ``hpack`` loggers print at DEBUG; calling this again changes nothing."""
+_hide_fields, _hide_text = _HideFields(), _HideText()
+
+
+def hide_secrets_in_logs() -> None:
+    """Redact what httpx's own libraries print at DEBUG; calling this again changes nothing."""
     for name in ("hpack.hpack", "hpack.table"):
         logging.getLogger(name).addFilter(_hide_fields)
+    for name in ("httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy"):
+        logging.getLogger(name).addFilter(_hide_text)

@@ -51,16 +51,32 @@ def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
 
     HTTP libraries keep the raw header block in a local while they send it.
     """
+    for link in _chain(exc, but):
+        traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
+
+
+def tells_secrets(exc: BaseException, *secrets: str) -> bool:
+    """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
+    text = " ".join(f"{link!r} {link}" for link in _chain(exc, None))
+    return mask(text, *secrets) != text
+
+
+def _chain(exc: BaseException, but: BaseException | None) -> list[BaseException]:
     links = [exc]
     for link in links:
-        traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
         causes = (link.__cause__, link.__context__)
         links += [each for each in causes if each is not None and each is not but and each not in links]
+    return links
+
+
+def mask(text: str, *secrets: str) -> str:
+    """Return *text* without secrets, as far as they can be told."""
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    return _LOOKS_SECRET.sub(REDACTED, text)
 
 
 def redact(text: str, *secrets: str) -> str:
     """Return *text* in one printable line of at most 200 characters, without secrets."""
-    for secret in secrets:
-        text = text.replace(secret, REDACTED)
-    text = _LOOKS_SECRET.sub(REDACTED, text)
+    text = mask(text, *secrets)
     return "".join(c if c.isprintable() else " " for c in text)[:200]

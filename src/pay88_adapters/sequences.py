@@ -174,9 +174,10 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
             state.counters.token_requests += 1
         sent_at = state.clock.now()
         reply = yield Post(request)
-        outcome = (
-            network_failure(reply) if isinstance(reply, BaseException) else read_reply(reply, sent_at, credentials)
-        )
+        if isinstance(reply, BaseException):
+            outcome: Token | Failure = network_failure(reply, credentials.api_key)
+        else:
+            outcome = read_reply(reply, sent_at, credentials)
         with state.deciding() as (machine, now):
             if isinstance(outcome, Token):
                 state.counters.tokens += 1

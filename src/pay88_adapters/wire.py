@@ -26,7 +26,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME
-from .secret import Secret, forget_locals, redact
+from .secret import Secret, forget_locals, redact, tells_secrets
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -114,10 +114,12 @@ def read_reply(reply: TokenReply, requested_at: float, credentials: Credentials)
     )
 
 
-def network_failure(cause: BaseException) -> Failure:
+def network_failure(cause: BaseException, *secrets: str) -> Failure:
     """Return the failure of a token request that got no answer."""
     name = type(cause).__name__
     forget_locals(cause)  # they may hold what had arrived of a token
+    if tells_secrets(cause, *secrets):  # such as the part of an answer that was taken for a status line
+        cause = ConnectionError(f"{name}; its text held a secret and was dropped")
     return Failure(
         TokenEndpointUnavailable,
         f"the token request got no answer ({name}); the call was not sent: try again later",
