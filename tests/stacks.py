@@ -314,6 +314,12 @@ class AsyncioStack(AsyncStack):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Connections, above all those with TLS, take a few turns of the loop to say goodbye.
+        watched: Any = self.loop
+        for _ in range(100):
+            if len(watched._selector.get_map()) <= 1:  # the loop's own
+                return
+            await asyncio.sleep(0.005)
 
 
 class HttpxAsyncio(AsyncioStack):
@@ -432,8 +438,6 @@ class Aiohttp(AsyncioStack):
 
     async def aclose(self) -> None:
         await self.client.close()
-        if self.options.tls is not None:
-            await asyncio.sleep(0.25)  # older versions leave TLS connections to say goodbye by themselves
 
 
 STACKS: tuple[type[Stack], ...] = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
