@@ -349,6 +349,25 @@ class Tls:
         authority.configure_trust(self.client)
 
 
+def test_rule_13_a_redirect_within_a_proxys_pool_takes_no_token_along(
+    proxy: Proxy, make_world: Callable[..., World], kind: type[Stack]
+) -> None:
+    """Nor where the caller's own fields occur more than once: what was put in is told from what was there."""
+    if kind is not Urllib3:
+        pytest.skip("only urllib3 has pools that follow redirects")
+    world = make_world()
+    with Emulator() as other:
+        world.emulator.faults.add(Redirect(f"{other.url}/api/stolen"))
+        client = world.client(proxy=proxy.url)
+        assert isinstance(client, Urllib3)
+        headers = urllib3.HTTPHeaderDict([("X-Mine", "1"), ("X-Mine", "2"), ("X-Mine", "3")])
+        pool = client.client.connection_from_url(world.url)
+        pool.urlopen("GET", world.url, headers=headers, assert_same_host=False)
+        [stolen] = other.journal
+    assert stolen.headers["x-mine"] == "1, 2, 3"
+    assert not {"authorization", "x-session-id", "x-api-key"} & set(stolen.headers)
+
+
 @pytest.fixture(scope="module")
 def tls() -> Tls:
     """TLS settings that go together."""

@@ -89,11 +89,12 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
     ) -> BaseHTTPResponse:
         kw.update(retries=retries, redirect=redirect, assert_same_host=assert_same_host)
         given = self.headers if headers is None else headers
-        fields = [(_text(name), value) for name, value in given.items() if type(value) is not Attached]
+        items = list(given.items())  # a field that occurs twice is there twice, and counts once in the mapping
+        fields = [(_text(name), value) for name, value in items if type(value) is not Attached]
         # With fields of ours in it, this is urllib3 sending again what an outer level began.
-        again = len(fields) < len(given)
+        again = len(fields) < len(items)
         if not self._is_ours(url, fields):
-            return super().urlopen(method, url, body, dict(fields) if again else headers, **kw)
+            return super().urlopen(method, url, body, _headers(fields) if again else headers, **kw)
         call = _Call(self, method, url, body, fields, kw)
         try:
             return call.send_again() if again else self.pay88_manager.call(call)
@@ -136,6 +137,11 @@ class _Headers(urllib3.HTTPHeaderDict):
         return f"<{len(self)} header fields>"
 
 
+def _headers(fields: list[tuple[str, str]]) -> Mapping[str, str]:
+    plain = dict(fields)
+    return plain if len(plain) == len(fields) else _Headers(fields)
+
+
 class _Call:
     """One call, and the token requests it may lead to."""
 
@@ -155,10 +161,7 @@ class _Call:
         self.patience = total if isinstance(total, (int, float)) else None
 
     def send(self, token: Token) -> BaseHTTPResponse:
-        fields = [*self._fields, *token.attached.items()]
-        headers: Mapping[str, str] = dict(fields)
-        if len(headers) < len(fields):
-            headers = _Headers(fields)
+        headers = _headers([*self._fields, *token.attached.items()])
         return self._pool.send_unmanaged(self._method, self._url, self._body, headers, **self._kw)
 
     def send_again(self) -> BaseHTTPResponse:
