@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from pay88_adapters import ConfigurationError, Credentials, Token, TokenEndpointUnavailable, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
+from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
 from pay88_adapters.testing import Emulator, ManualClock, Status
+from pay88_adapters.wire import TokenReply, TokenRequest
 
 
 @pytest.fixture
@@ -218,3 +224,79 @@ except ConfigurationError as exc:
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.stdout.strip(), result.stderr) == ("True", "")
+
+
+def test_a_transport_that_is_no_network_can_be_wrapped() -> None:
+    """httpx's own mock transport hands over responses that were read before: sync and async alike."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/auth/token":
+            token = {"access_token": "eyJ.a.b", "session_id": "sess_1", "expires_in": 60}
+            return httpx.Response(200, json={"data": token})
+        return httpx.Response(200 if "x-session-id" in request.headers else 401)
+
+    inner = httpx.MockTransport(answer)
+    manager = TokenManager(Credentials("sk_test_mock", "MCH-COL-MOCK"), clock=ManualClock())
+    url = f"{manager.base_url}/api/balance"
+    with httpx.Client(transport=Pay88Transport(manager, inner)) as client:
+        assert client.post(url).status_code == 200
+
+    async def asynchronously() -> int:
+        other = TokenManager(Credentials("sk_test_mock", "MCH-COL-MOCK"), clock=ManualClock())
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(other, inner)) as client:
+            return (await client.post(url)).status_code
+
+    assert asyncio.run(asynchronously()) == 200
+
+
+class NeverAnswers:
+    """A sender, and the event loop it runs on, that stop in the middle of a fetch."""
+
+    key = "a loop"
+    network_errors = (OSError,)
+
+    @types.coroutine
+    def _stop(self) -> Generator[None, None, None]:
+        yield
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        """Wait for ever."""
+        await self._stop()
+        raise AssertionError("nobody goes on")
+
+    async def bounded(self, work: Any, seconds: float) -> Any:
+        """Wait for *work*."""
+        return await work
+
+
+def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator: Emulator) -> None:
+    """The garbage collector may end it anywhere, also in a thread that holds the lock."""
+    manager: Any = manager_for(emulator)
+    state = manager._state
+    with state.deciding() as (machine, now):
+        ticket = machine.decide(now, seen=0, deadline=now + 1).ticket
+    carrier = NeverAnswers()
+    fetch = manager._tasks._fetch(carrier, ticket, carrier)
+    fetch.send(None)
+    collector = threading.Thread(target=fetch.close)
+    with state._lock:
+        collector.start()
+        collector.join(5)
+        assert not collector.is_alive()
+    advance(emulator, 10)  # the fetch counts as lost
+    assert isinstance(manager.get_token(), Token)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_rule_17_a_child_forked_while_the_lock_is_held_goes_on(emulator: Emulator) -> None:
+    """It has the parent's token, locks of its own, and waits for no fetch that stayed behind."""
+    manager: Any = manager_for(emulator)
+    token = manager.get_token()
+    with manager._state._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # a child that hangs is killed, and its status tells
+            os._exit(0 if manager.get_token(min_validity=1) == token else 1)  # not by way of the cache
+    assert os.waitpid(child, 0)[1] == 0
+    assert manager.get_token() is token
