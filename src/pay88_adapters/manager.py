@@ -218,4 +218,7 @@ _storages: WeakKeyDictionary[Clock, MemoryStorage] = WeakKeyDictionary()
 def _storage(clock: Clock) -> MemoryStorage:
     """Return the one storage of this process, on this clock."""
     with _storages_lock:
-        return _storages.setdefault(clock, MemoryStorage(clock.now))
+        storage = _storages.get(clock)
+        if storage is None:
+            storage = _storages[clock] = MemoryStorage(clock.now)
+        return storage
