@@ -405,6 +405,19 @@ def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
     assert driven.ask(20.0, seen=0, min_validity=39.0) == Use(token())
 
 
+def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
+    """No answer in time: a token that would not last long, or that was refused, is better than none."""
+    driven = holding()
+    assert isinstance(driven.ask(20.0, min_validity=39.0), Fetch)
+    assert driven.ask(21.0, wait=0.0, min_validity=39.0) == Use(token())
+
+    driven = holding()
+    assert driven.machine.token_refused(token(), 20.0)
+    driven.send(driven.lead(20.0), 20.0)
+    assert isinstance(driven.ask(21.0, wait=1.0), Wait)
+    assert driven.ask(21.0, wait=0.0) == Use(token())
+
+
 # Refusals
 
 

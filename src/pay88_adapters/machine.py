@@ -174,7 +174,7 @@ class TokenMachine:
         if min_validity and (source is Source.BARRED or self.failed_fetches > seen):
             age = self._age(now)  # no fetch can improve on what there is
         if age is Age.ABSENT and self._failed is not None and self.failed_fetches > seen:
-            return Fail(self._failed, max(self._barred_until - now, 0.0))
+            return Fail(self._failed, self.blocked_for(now))
         if age is Age.ABSENT and self._rotating and source is Source.BARRED and self._rejected:
             source = Source.FREE  # ask for the credentials again: they may have changed             rule 9
         match ANSWERS[age][source]:
@@ -185,7 +185,7 @@ class TokenMachine:
             case Answer.FETCH:
                 return Fetch(self._depart(now, forced=age is Age.REFUSED))
             case Answer.WAIT:
-                return Fetch(self._depart(now, forced=False)) if alone else self._wait(now, deadline, min_validity)
+                return Fetch(self._depart(now, forced=False)) if alone else self._wait(now, deadline)
             case Answer.HOLD:
                 return self._hold(now, deadline)
 
@@ -202,6 +202,10 @@ class TokenMachine:
         if source is Source.BUSY:
             return held.token, min([held.reuse_until, *(flight.due_at for flight in self._flights.values())])
         return held.token, min(held.usable_until, max(self._barred_until, 0.0 if self._refused else held.refresh_at))
+
+    def blocked_for(self, now: float) -> float:
+        """Return for how many seconds no token may be requested."""
+        return max(self._barred_until - now, 0.0)
 
     @property
     def in_flight(self) -> frozenset[int]:
@@ -379,11 +383,11 @@ class TokenMachine:
         assert self._held is not None
         return Use(self._held.token, refresh)
 
-    def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:
+    def _wait(self, now: float, deadline: float) -> Decision:
         until = min([deadline, *(flight.due_at for flight in self._flights.values())])
-        if self._age(now, min_validity) is Age.STALE:
+        if self._age(now) is not Age.ABSENT:
             assert self._held is not None
-            # Rule 6: whoever has a usable token does not wait until it has none.
+            # Rule 6: whoever has a usable token waits neither until it has none nor for an error.
             until = min(until, self._held.usable_until - self._policy.expiry_skew)
             if now >= until:
                 return self._use()
