@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
+from pay88_adapters.events import Listener
 from pay88_adapters.testing import Emulator, ManualClock
 from stacks import STACKS, Options, Stack, close_files
 
@@ -61,12 +62,13 @@ class World:
             assert time.monotonic() < deadline, "the fetch does not end"
             time.sleep(0.001)
 
-    def new_manager(self, credentials: Any = None, **policy: Any) -> TokenManager:
+    def new_manager(self, credentials: Any = None, listeners: Iterable[Listener] = (), **policy: Any) -> TokenManager:
         """Return another manager for the same emulator."""
         return TokenManager(
             credentials or self.credentials,
             base_url=self.emulator.url,
             policy=TokenPolicy(**policy),
+            listeners=listeners,
             clock=self.clock,
         )
 

@@ -317,8 +317,10 @@ class _Attempt:
 
 
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
+    failure = network_failure(exc)
     with state.deciding() as (machine, now):
-        machine.fetch_abandoned(ticket, network_failure(exc), now)
+        machine.fetch_abandoned(ticket, failure, now)
+        state.fetch_failed(failure, now)
 
 
 async def _awaited(answer: Awaitable[T]) -> T:

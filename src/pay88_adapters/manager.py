@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
@@ -16,6 +16,7 @@ from .credentials import Credentials
 from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
+from .events import Listener
 from .policy import LIFETIME, TokenPolicy
 from .runtimes import current_runtime
 from .secret import Hidden
@@ -40,6 +41,7 @@ class TokenManager:
         store: Where the budget is kept. ``memory://`` is *per process*: each process spends a budget
             of its own, though the service counts them together.
         policy: When tokens are refreshed and what may be spent.
+        listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
         clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
 
     Raises:
@@ -53,6 +55,7 @@ class TokenManager:
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
         policy: TokenPolicy | None = None,
+        listeners: Iterable[Listener] = (),
         clock: Clock | None = None,
     ) -> None:
         endpoint = Endpoint.parse(base_url)
@@ -66,7 +69,7 @@ class TokenManager:
         clock = clock or _process_clock
         budget = TokenBudget(policy, _storage(clock), endpoint.base_url)
         rotating = not isinstance(credentials, Credentials)
-        self._state = SharedState(endpoint, policy, clock, budget, rotating=rotating)
+        self._state = SharedState(endpoint, policy, clock, budget, rotating=rotating, listeners=_checked(listeners))
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
         self._threads = ThreadDriver(self._state, credentials)
@@ -101,17 +104,21 @@ class TokenManager:
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
         policy: TokenPolicy | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
 
         Raises:
             ConfigurationError: The configuration cannot work.
         """
-        key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy())
+        listeners = _checked(listeners)
+        key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy(), listeners)
         with _shared_lock:
             manager = _shared.get(key)
             if manager is None or manager._state.closed:
-                manager = _shared[key] = cls(credentials, base_url=base_url, store=store, policy=policy)
+                manager = _shared[key] = cls(
+                    credentials, base_url=base_url, store=store, policy=policy, listeners=listeners
+                )
             return manager
 
     @property
@@ -208,6 +215,15 @@ class TokenManager:
         longest = LIFETIME - self._state.policy.expiry_skew
         if not 0 <= min_validity <= longest:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
+
+
+def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
+    if callable(listeners):
+        raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
+    checked = tuple(listeners)
+    if not all(callable(each) for each in checked):
+        raise ConfigurationError("listeners must be callables that take one event")
+    return checked
 
 
 _process_clock = Clock()

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from .budget import Grant
 from .credentials import Credentials
 from .errors import Failure
+from .events import BudgetExhausted, CallReplayed, TokenFetched, TokenRefused
 from .machine import Fail, Fetch, Use, Wait
 from .runtimes import Gate
 from .state import SharedState
@@ -158,8 +159,8 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
     credentials = yield AskCredentials()
     with state.deciding() as (machine, now):
         if isinstance(credentials, Failure):
-            state.counters.failed_fetches += 1
-            return machine.fetch_failed(ticket, credentials, now)
+            machine.fetch_failed(ticket, credentials, now)
+            return state.fetch_failed(credentials, now)
         state.merchant_id, digest = credentials.merchant_id, credentials.digest
         if not machine.credentials_arrived(ticket, digest, now):
             return None
@@ -169,6 +170,8 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
             extra = machine.next_is_extra(ticket, now)
         grant = yield Acquire(credentials.merchant_id, extra)
         with state.deciding() as (machine, now):
+            if not grant.granted:
+                state.tell(BudgetExhausted, grant.retry_in)
             if not machine.budget_answered(ticket, grant, now, extra=extra):
                 return None
             state.counters.token_requests += 1
@@ -181,11 +184,11 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
         with state.deciding() as (machine, now):
             if isinstance(outcome, Token):
                 state.counters.tokens += 1
+                state.tell(TokenFetched, outcome.expires_in)
                 return machine.token_arrived(ticket, outcome, now)
             pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=digest)
             if pause is None:
-                state.counters.failed_fetches += 1
-                return None
+                return state.fetch_failed(outcome, now)
         yield Pause(pause)
 
 
@@ -205,7 +208,9 @@ def exchange(
         return response
     yield DISCARD
     token = state.cached() or (yield from acquired())
-    state.count_replay()
+    with state.deciding():
+        state.counters.replayed += 1
+        state.tell(CallReplayed)
     response = yield token
     if call.status(response) != UNAUTHORIZED:
         _accepted(state, call, response, token)
@@ -223,4 +228,6 @@ def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -
 def _refused(state: SharedState, token: Token) -> bool:
     with state.deciding() as (machine, now):
         state.counters.refused += 1
-        return machine.token_refused(token, now)
+        replaced = machine.token_refused(token, now)
+        state.tell(TokenRefused, replaced)
+        return replaced

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,12 +14,15 @@ from .budget import TokenBudget
 from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
-from .errors import ConfigurationError
+from .errors import ConfigurationError, Failure
+from .events import Event, Listener, RefreshFailed
 from .forks import survive_forks
 from .machine import TokenMachine
 from .policy import TokenPolicy
 from .runtimes import Gate
 from .token import Token
+
+_log = logging.getLogger("pay88_adapters.events")
 
 T = TypeVar("T")
 _NEVER = float("-inf")
@@ -42,7 +46,14 @@ class SharedState:
     """One lock, held to decide and to queue, and never while acting."""
 
     def __init__(
-        self, endpoint: Endpoint, policy: TokenPolicy, clock: Clock, budget: TokenBudget, *, rotating: bool
+        self,
+        endpoint: Endpoint,
+        policy: TokenPolicy,
+        clock: Clock,
+        budget: TokenBudget,
+        *,
+        rotating: bool,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self.endpoint = endpoint
         self.policy = policy
@@ -56,6 +67,8 @@ class SharedState:
         self._lock = threading.Lock()
         self._gates: dict[object, Gate] = {}
         self._async_flights: dict[int, int] = {}
+        self._listeners = listeners
+        self._untold: list[Event] = []
         self._published: tuple[Token | None, float] = (None, _NEVER)
         survive_forks(self)
 
@@ -64,6 +77,7 @@ class SharedState:
         self._lock = threading.Lock()
         self._gates.clear()
         self._async_flights.clear()
+        self._untold.clear()
         self._machine.forget_flights()
         self._published = (None, _NEVER)
 
@@ -91,7 +105,8 @@ class SharedState:
     def deciding(self) -> Generator[tuple[TokenMachine, float], None, None]:
         """Hold the lock; give the machine and the time; afterwards publish what calls may use.
 
-        Whoever waited for a fetch is woken when one has ended, after the lock has been let go.
+        After the lock has been let go, whoever waited for a fetch that has ended is woken, and then the
+        listeners hear of what happened.
         """
         gates: dict[object, Gate] = {}
         with self._lock:
@@ -103,8 +118,23 @@ class SharedState:
                 self._published = (None, _NEVER) if self.closed else self._machine.unasked(now)
                 if len(self._machine.in_flight) < flying:
                     gates, self._gates = self._gates, {}
+                untold, self._untold = self._untold, []
         for gate in gates.values():
             gate.open()
+        for event in untold:
+            self._notify(event)
+
+    def tell(self, kind: Callable[..., Event], *details: object) -> None:
+        """Let the listeners hear of an event, once the lock has been let go. The lock must be held."""
+        if self._listeners:
+            self._untold.append(kind(self.endpoint.base_url, self.merchant_id, *details))
+
+    def _notify(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - a listener is the user's
+                _log.exception("a listener raised at %s", event)
 
     def gate(self, key: object, make: Callable[[], G]) -> G:
         """Join the waiters of one event loop, or the threads. The lock must be held."""
@@ -135,10 +165,10 @@ class SharedState:
         """Note that it no longer does."""
         self._async_flights.pop(ticket, None)
 
-    def count_replay(self) -> None:
-        """Count a call that is sent a second time."""
-        with self._lock:
-            self.counters.replayed += 1
+    def fetch_failed(self, failure: Failure, now: float) -> None:
+        """Note that a fetch ended without a token. The lock must be held."""
+        self.counters.failed_fetches += 1
+        self.tell(RefreshFailed, failure.error(self._machine.blocked_for(now)))
 
     def drop(self, token: Token) -> None:
         """Forget *token* if it is the current one."""
