@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -116,6 +118,7 @@ class AsyncioRuntime:
         for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
             self._tasks.discard(dead)
         task = contextvars.Context().run(self.key.create_task, job())
+        _quiet(task)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -124,9 +127,41 @@ class AsyncioRuntime:
 
     async def bounded(self, work: Awaitable[T], seconds: float) -> T:
         try:
-            return await asyncio.wait_for(work, seconds)
+            async with _timeout(seconds):
+                return await work
         except asyncio.TimeoutError:  # not the builtin one on Python 3.10
             raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+# Not asyncio.wait_for(): before Python 3.12 it makes a task, which a loop that ends cancels a second time, in the
+# middle of its cleaning up.
+if sys.version_info >= (3, 11):
+    _timeout = asyncio.timeout
+else:
+
+    @asynccontextmanager
+    async def _timeout(seconds: float) -> AsyncGenerator[None, None]:
+        task, expired = asyncio.current_task(), threading.Event()
+        assert task is not None
+
+        def expire() -> None:
+            expired.set()
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(seconds, expire)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if expired.is_set():
+                raise asyncio.TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
+
+
+def _quiet(task: asyncio.Task[Any]) -> None:
+    """Let *task* die without a word if its loop is closed under it."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather() does
 
 
 def current_runtime() -> AsyncRuntime:
