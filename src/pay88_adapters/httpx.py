@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ except ModuleNotFoundError as exc:
 import anyio  # httpx stands on it
 
 from .bodies import Bookmark
-from .drivers import Sender
+from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import TokenManager
@@ -34,11 +35,17 @@ class _Wrapper:
     def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: httpx.Timeout | None = None) -> None:
         self.wrapped = self._default() if transport is None else transport
         self._manager, self._timeout = manager, timeout
+        self._closings = 0
 
     def _is_ours(self, request: httpx.Request) -> bool:
         url = request.url
         authorization = request.headers.get("authorization")
         return self._manager.covers(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+
+    def _watch(self) -> Callable[[], bool]:
+        """Return what tells whether the transport was closed since now. One that is used again is open again."""
+        before = self._closings
+        return lambda: self._closings != before
 
 
 class Pay88Transport(_Wrapper, httpx.BaseTransport):
@@ -57,11 +64,12 @@ class Pay88Transport(_Wrapper, httpx.BaseTransport):
             response: httpx.Response = self.wrapped.handle_request(request)
             return response
         try:
-            return self._manager.call(_SyncCall(self.wrapped, request, self._timeout))
+            return self._manager.call(_SyncCall(self.wrapped, request, self._timeout, self._watch()))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
     def close(self) -> None:
+        self._closings += 1
         self.wrapped.close()
 
     def __enter__(self) -> Pay88Transport:
@@ -69,6 +77,7 @@ class Pay88Transport(_Wrapper, httpx.BaseTransport):
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self._closings += 1
         self.wrapped.__exit__(*exc)
 
 
@@ -88,11 +97,12 @@ class AsyncPay88Transport(_Wrapper, httpx.AsyncBaseTransport):
             response: httpx.Response = await self.wrapped.handle_async_request(request)
             return response
         try:
-            return await self._manager.acall(_AsyncCall(self.wrapped, request, self._timeout))
+            return await self._manager.acall(_AsyncCall(self.wrapped, request, self._timeout, self._watch()))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
     async def aclose(self) -> None:
+        self._closings += 1
         await self.wrapped.aclose()
 
     async def __aenter__(self) -> AsyncPay88Transport:
@@ -100,6 +110,7 @@ class AsyncPay88Transport(_Wrapper, httpx.AsyncBaseTransport):
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
+        self._closings += 1
         await self.wrapped.__aexit__(*exc)
 
 
@@ -136,8 +147,15 @@ class _Call:
     network_errors = (httpx.HTTPError, httpx.StreamError, OSError)
     patience = None
 
-    def __init__(self, transport: Any, request: httpx.Request, timeout: httpx.Timeout | None) -> None:
+    def __init__(
+        self,
+        transport: Any,
+        request: httpx.Request,
+        timeout: httpx.Timeout | None,
+        was_closed: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._transport, self._request, self._timeout = transport, request, timeout
+        self._was_closed = was_closed
         self._bookmarks = _bookmarks(request.stream)
 
     def status(self, response: httpx.Response) -> int:
@@ -150,6 +168,9 @@ class _Call:
         return self._bookmarks is not None and all(each.replayable for each in self._bookmarks)
 
     def _with(self, token: Token) -> httpx.Request:
+        # httpx would open a connection that nobody closes.
+        if self._was_closed():
+            raise httpx.TransportError("the client was closed while this call waited for a token; it was not sent")
         request = self._request
         for bookmark in self._bookmarks or ():
             bookmark.rewind()
@@ -161,6 +182,8 @@ class _Call:
         )
 
     def _token_request(self, request: TokenRequest) -> httpx.Request:
+        if self._was_closed():
+            raise CarrierLost
         extensions: dict[str, Any] = {"timeout": _bounded(self._timeout, request.timeout)}
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
