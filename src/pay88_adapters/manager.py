@@ -17,6 +17,7 @@ from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .events import Listener
+from .forks import survive_forks
 from .policy import LIFETIME, TokenPolicy
 from .runtimes import current_runtime
 from .secret import Hidden
@@ -27,8 +28,32 @@ from .token import Token
 
 MEMORY = "memory://"
 
-_shared: dict[tuple[object, ...], TokenManager] = {}
-_shared_lock = threading.Lock()
+
+class _Process:
+    """What the managers of this process share."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.managers: dict[tuple[object, ...], TokenManager] = {}
+        self.storages: WeakKeyDictionary[Clock, MemoryStorage] = WeakKeyDictionary()
+        self.after_fork()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Replace the locks: another thread may have held them."""
+        self.managers_lock = threading.Lock()
+        self.storages_lock = threading.Lock()
+
+    def storage(self, clock: Clock) -> MemoryStorage:
+        """Return the one storage of this process, on this clock."""
+        with self.storages_lock:
+            storage = self.storages.get(clock)
+            if storage is None:
+                storage = self.storages[clock] = MemoryStorage(clock.now)
+            return storage
+
+
+_process = _Process()
 
 
 class TokenManager:
@@ -66,15 +91,15 @@ class TokenManager:
         if store != MEMORY:
             raise ConfigurationError("store must be 'memory://'")
         policy = policy or TokenPolicy()
-        clock = clock or _process_clock
-        budget = TokenBudget(policy, _storage(clock), endpoint.base_url)
+        clock = clock or _process.clock
+        budget = TokenBudget(policy, _process.storage(clock), endpoint.base_url)
         rotating = not isinstance(credentials, Credentials)
         self._state = SharedState(endpoint, policy, clock, budget, rotating=rotating, listeners=_checked(listeners))
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
         self._threads = ThreadDriver(self._state, credentials)
         self._tasks = TaskDriver(self._state, credentials)
-        self._sender: Sender | None = None
+        self._senders: dict[int, Sender] = {}  # by process: a forked child must not read from its parent's sockets
         # What the adapters use, bound once.
         self.covers = endpoint.covers
         self.call = self._threads.call
@@ -113,10 +138,10 @@ class TokenManager:
         """
         listeners = _checked(listeners)
         key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy(), listeners)
-        with _shared_lock:
-            manager = _shared.get(key)
+        with _process.managers_lock:
+            manager = _process.managers.get(key)
             if manager is None or manager._state.closed:
-                manager = _shared[key] = cls(
+                manager = _process.managers[key] = cls(
                     credentials, base_url=base_url, store=store, policy=policy, listeners=listeners
                 )
             return manager
@@ -207,9 +232,11 @@ class TokenManager:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
     def _standalone(self) -> Sender:
-        if self._sender is None:
-            self._sender = standalone_sender(self)
-        return self._sender
+        process = os.getpid()
+        sender = self._senders.get(process)
+        if sender is None:
+            sender = self._senders[process] = standalone_sender(self)
+        return sender
 
     def _check_validity(self, min_validity: float) -> None:
         longest = LIFETIME - self._state.policy.expiry_skew
@@ -224,17 +251,3 @@ def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     if not all(callable(each) for each in checked):
         raise ConfigurationError("listeners must be callables that take one event")
     return checked
-
-
-_process_clock = Clock()
-_storages_lock = threading.Lock()
-_storages: WeakKeyDictionary[Clock, MemoryStorage] = WeakKeyDictionary()
-
-
-def _storage(clock: Clock) -> MemoryStorage:
-    """Return the one storage of this process, on this clock."""
-    with _storages_lock:
-        storage = _storages.get(clock)
-        if storage is None:
-            storage = _storages[clock] = MemoryStorage(clock.now)
-        return storage
