@@ -201,7 +201,9 @@ class ThreadDriver:
 
     def _ask(self) -> object:
         answer = self._source() if callable(self._source) else self._source
-        return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+        if not inspect.isawaitable(answer):
+            return answer
+        return asyncio.run(_awaited(answer, self._state.clock.real(self._state.policy.max_wait)))
 
 
 class TaskDriver:
@@ -323,13 +325,15 @@ def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
         state.fetch_failed(failure, now)
 
 
-async def _awaited(answer: Awaitable[T]) -> T:
-    return await answer
+async def _awaited(answer: Awaitable[T], seconds: float) -> T:
+    return await asyncio.wait_for(answer, seconds)
 
 
 def _read_credentials(state: SharedState, ask: Callable[[], object]) -> Credentials | Failure:
     try:
         return _checked(state, ask())
+    except asyncio.CancelledError as exc:  # its own: there is no task here that anybody else could cancel
+        return _no_credentials(exc)
     except Exception as exc:  # noqa: BLE001 - the callable is the user's
         return _no_credentials(exc)
 
@@ -353,7 +357,7 @@ def _checked(state: SharedState, answer: object) -> Credentials:
     return answer
 
 
-def _no_credentials(exc: Exception) -> Failure:
+def _no_credentials(exc: BaseException) -> Failure:
     if isinstance(exc, ConfigurationError):
         return Failure(ConfigurationError, str(exc))
     return Failure(

@@ -111,6 +111,7 @@ class Flight:
 
     due_at: float  # it is lost if it has not been heard of by then
     forced: bool
+    asking: bool  # for the credentials
     attempts: int = 0
     failure: Failure | None = None  # of the last attempt
 
@@ -230,7 +231,7 @@ class TokenMachine:
                 self._note_failure(self._bar)
                 return False
             self._lift_bar()  # nobody has rejected these
-        flight.due_at = self._due(now)
+        flight.due_at, flight.asking = self._due(now), False
         return True
 
     def next_is_extra(self, ticket: int, now: float) -> bool:
@@ -392,7 +393,8 @@ class TokenMachine:
             if now >= until:
                 return self._use()
         if now >= deadline:
-            return Fail(_NO_ANSWER_YET, _FIRST_COOLDOWN)
+            asking = all(flight.asking for flight in self._flights.values())
+            return Fail(_NO_CREDENTIALS_YET if asking else _NO_ANSWER_YET, _FIRST_COOLDOWN)
         return Wait(until)
 
     def _hold(self, now: float, deadline: float) -> Decision:
@@ -407,7 +409,7 @@ class TokenMachine:
         due_at = self._due(now)
         if self._rotating:  # a secrets manager may take longer than a token request
             due_at = max(due_at, now + self._policy.max_wait + _GRACE)
-        self._flights[self._last_ticket] = Flight(due_at, forced)
+        self._flights[self._last_ticket] = Flight(due_at, forced, asking=self._rotating)
         return self._last_ticket
 
     def _due(self, now: float) -> float:
@@ -495,6 +497,11 @@ _BUDGET_SPENT = Failure(
 _LOST = Failure(
     TokenEndpointUnavailable,
     "the token request was never heard of again; the call was not sent: try again",
+    retryable=True,
+)
+_NO_CREDENTIALS_YET = Failure(
+    TokenEndpointUnavailable,
+    "the credentials callable has not returned within the time this call can wait; the call was not sent",
     retryable=True,
 )
 _NO_ANSWER_YET = Failure(
