@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from .credentials import Credentials
 from .errors import ConfigurationError, Failure
@@ -101,6 +102,7 @@ class ThreadDriver:
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
+        self._lost: WeakSet[object] = WeakSet()  # senders
 
     def call(self, call: Call[R]) -> R:
         """Make a managed call."""
@@ -160,6 +162,7 @@ class ThreadDriver:
 
     def start(self, effect: Start, sender: Sender) -> None:
         """Start a fetch, in this thread if it is needed and no other can be had."""
+        _check_carrier(self._state, effect.ticket, sender, self._lost)
         thread = threading.Thread(
             target=self._fetch, args=(effect.ticket, sender), name="pay88-token-fetch", daemon=True
         )
@@ -189,6 +192,8 @@ class ThreadDriver:
         except StopIteration:
             pass
         except BaseException as exc:
+            if isinstance(exc, CarrierLost):
+                self._lost.add(sender)
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):
                 raise
@@ -212,6 +217,7 @@ class TaskDriver:
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
+        self._lost: WeakSet[object] = WeakSet()  # senders
 
     async def call(self, call: AsyncCall[R]) -> R:
         """Make a managed call."""
@@ -260,6 +266,7 @@ class TaskDriver:
             await effect.gate.wait(self._state.clock.nap(effect.seconds))  # type: ignore[attr-defined]
 
     def _spawn(self, ticket: int, sender: AsyncSender) -> None:
+        _check_carrier(self._state, ticket, sender, self._lost)
         runtime = current_runtime()
 
         async def job() -> None:
@@ -292,6 +299,8 @@ class TaskDriver:
         except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock
             raise
         except BaseException as exc:
+            if isinstance(exc, CarrierLost):
+                self._lost.add(sender)
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):
                 raise
@@ -321,8 +330,16 @@ class _Attempt:
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
     failure = network_failure(exc)
     with state.deciding() as (machine, now):
-        machine.fetch_abandoned(ticket, failure, now)
+        machine.fetch_abandoned(ticket, failure, now, counts=not isinstance(exc, CarrierLost))
         state.fetch_failed(failure, now)
+
+
+def _check_carrier(state: SharedState, ticket: int, sender: object, lost: WeakSet[object]) -> None:
+    """Fail a call that would lead again with a client that is known to be closed: it would only be in the way."""
+    if sender in lost:
+        exc = CarrierLost("the client was closed")
+        _abandon(state, ticket, exc)
+        raise network_failure(exc).error(None)
 
 
 async def _awaited(answer: Awaitable[T], seconds: float) -> T:

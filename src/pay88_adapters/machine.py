@@ -318,9 +318,12 @@ class TokenMachine:
         if self._flights.pop(ticket, None) is not None:
             self._cool_down(failure, now)
 
-    def fetch_abandoned(self, ticket: int, failure: Failure, now: float) -> None:
-        """Note that whatever carried a fetch is gone; somebody else leads next (rules 16 and 17)."""
-        if self._flights.pop(ticket, None) is None:
+    def fetch_abandoned(self, ticket: int, failure: Failure, now: float, *, counts: bool = True) -> None:
+        """Note that whatever carried a fetch is gone; somebody else leads next (rules 16 and 17).
+
+        It *counts* towards an outage unless it is plain that the token endpoint has no part in it.
+        """
+        if self._flights.pop(ticket, None) is None or not counts:
             return
         self._abandoned += 1
         if self._abandoned > _ABANDONED_IN_A_ROW:
