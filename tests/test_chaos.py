@@ -1,0 +1,53 @@
+"""Chaos: all stacks at once through one manager, while everything goes wrong that the emulator can do."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from chaos import Judge, Scale, Storm
+
+SEED = os.environ.get("PAY88_CHAOS_SEED")
+
+
+def a_seed() -> int:
+    """Return the seed that was asked for, or a new one."""
+    return int(SEED) if SEED else random.SystemRandom().randrange(2**32)
+
+
+def weather(seed: int, scale: Scale, replay: str) -> None:
+    """Let a storm pass, and hold what the servers saw against the rules."""
+    replay = f"PAY88_CHAOS_SEED={seed} pytest {replay}"
+    print(f"again: {replay}", flush=True)  # noqa: T201 - also where the run does not end
+    storm = Storm(seed, scale)
+    storm.run()
+    judge = Judge(storm)
+    print(judge.figures(), flush=True)  # noqa: T201 - what the run is for
+    complaints = judge.complaints()
+    if complaints:
+        shown = "\n".join(complaints[:10])
+        pytest.fail(f"{len(complaints)} complaints. Again: {replay}\n{shown}\n{judge.figures()}", pytrace=False)
+
+
+def test_chaos() -> None:
+    """A few minutes of the service's time, with a new seed each time."""
+    weather(a_seed(), Scale(speed=15, seconds=20), "tests/test_chaos.py::test_chaos")
+
+
+LONG = {
+    "an hour": Scale(speed=30, seconds=135),
+    "half an hour": Scale(speed=20, seconds=90),
+    "minutes": Scale(speed=10, seconds=45),
+}
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scale", LONG)
+@pytest.mark.parametrize("seed", [1, "new"])
+def test_chaos_for_hours(scale: str, seed: int | str) -> None:
+    """Long enough for the hour's window of the budget, with a seed that stays and a new one."""
+    replay = f"tests/test_chaos.py -m chaos -k '{scale} and new'"
+    weather(a_seed() if seed == "new" else int(seed), LONG[scale], replay)
