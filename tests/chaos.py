@@ -9,14 +9,13 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import random
 import socket
 import threading
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,6 +59,7 @@ TIMEOUT = 2.0
 RECOVERY = 150.0  # seconds of the service: the longest bar there can be, then the longest wait for a fetch
 SCHEDULING = 0.03  # real seconds that threads wait for their turn, besides what the pulse shows
 PULSE = 0.05  # real seconds
+PIECE = 16  # characters of a secret
 SAMPLES = 4  # of each kind of outcome are searched for secrets
 
 OWN_ERRORS: dict[str, tuple[type[Exception], ...]] = {
@@ -138,6 +138,7 @@ class Storm:
         self.complaints: list[str] = []
         self.outcomes: Counter[str] = Counter()
         self.calls = 0
+        self.log = Log("pay88-emulator", "chaos-pulse")
         self.texts: set[str] = set()
         """What some outcomes of each kind show."""
         self.disturbed: list[tuple[float, float]] = []
@@ -164,15 +165,20 @@ class Storm:
     # The whole of it
 
     def run(self) -> None:
-        """Let it happen, and wait until all is well again."""
-        before = _resources()
+        """Let it happen, wait until all is well again, and see that nothing is left over."""
+        threads, files = threading.active_count(), _open_files()
+        self._pass_over()
+        # The manager's own connections go with it.
+        self._visitors.clear()
+        del self.manager
+        self._nothing_left(threads, files)
+
+    def _pass_over(self) -> None:
         with ExitStack() as stack:
-            self.log = stack.enter_context(Log("pay88-emulator", "chaos-pulse"))
+            stack.enter_context(self.log)
             stack.enter_context(self.elsewhere)
             stack.enter_context(self.emulator)
-            self.manager = stack.enter_context(
-                TokenManager(self._ask, base_url=self.emulator.url, clock=self.clock)
-            )
+            self.manager = stack.enter_context(TokenManager(self._ask, base_url=self.emulator.url, clock=self.clock))
             clients = [stack.enter_context(kind(self.manager, Options(timeout=TIMEOUT))) for kind in STACKS]
             crew = [*self._crew(clients)]
             for thread in crew:
@@ -186,8 +192,6 @@ class Storm:
             self._recover(clients)
             for client in clients:
                 self._no_tasks_left(client)
-        self.manager = None  # type: ignore[assignment]  # its own connections go with it
-        self._nothing_left(before)
 
     def _crew(self, clients: list[Stack]) -> Iterator[threading.Thread]:
         for client, place in itertools.product(clients, range(3)):
@@ -276,9 +280,7 @@ class Storm:
             outcome = exc
         self._note(client, call, outcome, time.monotonic() - began, closed)
 
-    def _note(
-        self, client: Stack, call: Call, outcome: object, took: float, closed: threading.Event | None
-    ) -> None:
+    def _note(self, client: Stack, call: Call, outcome: object, took: float, closed: threading.Event | None) -> None:
         told_by = outcome.status if isinstance(outcome, Reply) else type(outcome).__qualname__
         what = "cancelled" if outcome is None else str(told_by)
         with self._lock:
@@ -371,27 +373,35 @@ class Storm:
 
     def _spell(self, rng: random.Random) -> None:
         # Calm, bad, and an outage of the token endpoint.
-        on_tokens, on_calls = rng.choice(((0.0, 0.01), (0.05, 0.05), (0.3, 0.1), (0.6, 0.3), (1.0, 0.1)))
+        on_tokens, on_calls = rng.choice(((0.0, 0.01), (0.0, 0.1), (0.05, 0.05), (0.2, 0.1), (0.5, 0.3), (1.0, 0.1)))
         for on, probability in (("token", on_tokens), ("call", on_calls)):
             faults = self._faults(rng, on)
             self._holds += [each for each in faults if isinstance(each, Hold)]
             few = rng.sample(faults, rng.randint(1, len(faults)))
             self.emulator.faults.random(rng.randrange(2**32), probability, few, on=on)
         events = [rng.choice(self._events(rng)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
-        for event in [*events, lambda: None]:
+        for event in events:
             self._pass(rng.uniform(2, 60) / (len(events) + 1))
             event()
+        self._pass(rng.uniform(2, 60) / (len(events) + 1))
         if rng.random() < 0.7:
             self._clear_up()
 
     def _faults(self, rng: random.Random, on: str) -> list[Fault]:
         """Return one of each kind, and more of some, with parameters by chance."""
         after = self.retry_after
-        nonsense = (b"", b"not json", b"null", b'{"data": {}}', b"[" * 5_000, _token("a\r\nX-Evil: 1"), _token("a" * 9_000))
+        nonsense = (
+            b"",
+            b"not json",
+            b"null",
+            b'{"data": {}}',
+            b"[" * 5_000,
+            _token("a\r\nX-Evil: 1"),
+            _token("a" * 9_000),
+        )
         headers = (
             {"X-RateLimit-Remaining": "0"},
             {"Set-Cookie": "a=b"},
-            {"Content-Encoding": "gzip"},
             {"Connection": "close"},
         )
         refusals = (400, 403, 404, 422) if on == "token" else (400, 403, 404, 422, 429)
@@ -403,7 +413,9 @@ class Storm:
             Status(rng.choice(refusals)),
             rng.choice((TooMany(after), TooMany(f"{after}"), TooMany(None, after), TooMany("soon", f"{after}"))),
             RefuseToken(),
-            Redirect(f"{self.elsewhere.url}/api/echo?moved={rng.randrange(10**9)}", rng.choice((301, 302, 303, 307, 308))),
+            Redirect(
+                f"{self.elsewhere.url}/api/echo?moved={rng.randrange(10**9)}", rng.choice((301, 302, 303, 307, 308))
+            ),
             ResetBeforeRead(),
             ResetAfterRead(),
             Truncated(rng.randint(1, 300)),
@@ -417,7 +429,7 @@ class Storm:
     def _events(self, rng: random.Random) -> list[Callable[[], None]]:
         service = self.emulator.service
         return [
-            lambda: self._disturbing(self.emulator.drop_connections),
+            partial(self._disturbing, self.emulator.drop_connections),
             lambda: self._blackout(rng.uniform(0.5, 30)),
             service.refuse_current_tokens,
             partial(self._suspended, rng.uniform(0.5, 45)),
@@ -469,8 +481,7 @@ class Storm:
         self.emulator.service.refuse_where = lambda received, now: zlib.crc32(b"%d" % received.peer[1]) % 2 == 0
 
     def _invite(self, rng: random.Random) -> None:
-        kind, chance = rng.choice(STACKS), random.Random(rng.random())
-        thread = self._thread(f"visit-{len(self._visitors)}", lambda _: self._visit(kind, chance))
+        thread = self._thread(f"visit-{len(self._visitors)}", partial(self._visit, rng.choice(STACKS)))
         self._visitors.append(thread)
         thread.start()
 
@@ -514,20 +525,23 @@ class Storm:
         if not _soon(lambda: client.run(others) == 0):
             self.complain(f"{client.name} has {client.run(others)} tasks left")
 
-    def _nothing_left(self, before: tuple[int, int]) -> None:
+    def _nothing_left(self, threads: int, files: Counter[str]) -> None:
         def clean() -> bool:
             gc.collect()
-            return all(now <= then for now, then in zip(_resources(), before, strict=True))
+            return threading.active_count() <= threads and not _open_files() - files
 
         if not _soon(clean):
-            threads = [each.name for each in threading.enumerate()]
-            self.complain(f"threads and files were {before}, are {_resources()}: {threads}")
+            left = [each.name for each in threading.enumerate()]
+            self.complain(f"left over: {_open_files() - files}, and of the threads {left} all but {threads}")
 
 
-def _resources() -> tuple[int, int]:
-    """Return how many threads there are, and how many files and sockets are open (0 where nobody knows)."""
-    listing = Path("/proc/self/fd")
-    return threading.active_count(), len(os.listdir(listing)) if listing.exists() else 0
+def _open_files() -> Counter[str]:
+    """Return what files and sockets are open; none where nobody knows."""
+    found: Counter[str] = Counter()
+    for each in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):  # the one that lists them
+            found[str(each.readlink())] += 1
+    return found
 
 
 def _soon(holds: Callable[[], bool]) -> bool:
@@ -625,7 +639,9 @@ class Judge:
         for this, that in (("authorization", "x-session-id"), ("x-session-id", "authorization")):
             seen: dict[str, str] = {}
             for entry in self.calls:
-                if seen.setdefault(entry.headers.get(this, ""), entry.headers.get(that, "")) != entry.headers.get(that, ""):
+                if seen.setdefault(entry.headers.get(this, ""), entry.headers.get(that, "")) != entry.headers.get(
+                    that, ""
+                ):
                     yield f"{this} and {that} do not belong together: {entry}"
 
     def _arrivals(self) -> Iterator[str]:
@@ -652,25 +668,26 @@ class Judge:
                 yield f"not the body that was given: {entry}"
 
     def _origins(self) -> Iterator[str]:
-        keys = {secret for secret in self.secrets if secret.startswith("sk_")}
+        keys = _pieces(secret for secret in self.secrets if secret.startswith("sk_"))
+        others = _pieces(self.secrets) - keys
         for entry in self.journal:
-            inside = _Haystack([*entry.headers.values(), entry.path, entry.body.decode("latin-1")])
-            if entry.kind != "token" and ("x-api-key" in entry.headers or inside.find(keys)):
+            text = _written(entry)
+            if entry.kind != "token" and ("x-api-key" in entry.headers or _shows(text, keys)):
                 yield f"an API key in {entry}"
-            if entry.kind != "call" and inside.find(self.secrets - keys):
+            if entry.kind != "call" and _shows(text, others):
                 yield f"a token in {entry}"
             if entry.kind == "token" and "cookie" in entry.headers:
                 yield f"a cookie in {entry}"
         for entry in self.elsewhere:
-            inside = _Haystack([*entry.headers.values(), entry.path, entry.body.decode("latin-1")])
             named = {"x-session-id", "x-api-key", "authorization"} & entry.headers.keys()
-            if named or inside.find(self.secrets):
+            if named or _shows(_written(entry), keys | others):
                 yield f"{named or 'a secret'} on another origin: {entry}"
 
     def _texts(self) -> Iterator[str]:
-        found = _Haystack([*self.storm.texts, *self.storm.log.seen]).find(self.secrets)
+        pieces = _pieces(self.secrets)
+        found = [text for text in (*self.storm.texts, *self.storm.log.seen) if _shows(text, pieces)]
         if found:
-            yield f"{len(found)} texts show secrets, such as {_masked(found[0])!r}"
+            yield f"{len(found)} texts show secrets; one begins with {found[0][:20]!r}"
 
     def figures(self) -> str:
         """Return what happened, for people."""
@@ -703,23 +720,17 @@ class Judge:
         return "\n".join(f"  {name}: {value}" for name, value in lines.items())
 
 
-class _Haystack:
-    """Texts to look for many secrets in at once: any aligned piece of one gives it away."""
-
-    PIECE = 16
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-
-    def find(self, secrets: set[str] | frozenset[str]) -> list[str]:
-        """Return the texts that hold a secret, or a piece of one."""
-        size = self.PIECE
-        pieces = {each[at : at + size] for each in secrets for at in range(0, len(each) - size + 1, size)}
-        return [text for text in self._texts if any(text[at : at + size] in pieces for at in range(len(text) - size + 1))]
+def _written(entry: Entry) -> str:
+    return "\n".join([*entry.headers.values(), entry.path, entry.body.decode("latin-1")])
 
 
-def _masked(text: str) -> str:
-    return f"{text[:20]}… ({len(text)} characters)"
+def _pieces(secrets: Iterable[str]) -> frozenset[str]:
+    """Cut secrets up: any piece gives one away, and a set of them is searched at once."""
+    return frozenset(each[at : at + PIECE] for each in secrets for at in range(0, len(each) - PIECE + 1, PIECE))
+
+
+def _shows(text: str, pieces: frozenset[str]) -> bool:
+    return any(text[at : at + PIECE] in pieces for at in range(len(text) - PIECE + 1))
 
 
 def _query(entry: Entry, name: str) -> str:
