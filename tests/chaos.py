@@ -262,7 +262,7 @@ class Storm:
             case _:
                 body = rng.randbytes(rng.choice((100, 1_000, 30_000)))
                 path = f"/api/echo?call={number}{_digest(body)}"
-                return Call("POST", path, body, streamed=rng.random() < 0.2, hurry=hurry)
+                return Call("POST", path, body, streamed=rng.random() < 0.5, hurry=hurry)
 
     def _send(self, client: Stack, call: Call, closed: threading.Event | None = None) -> None:
         began = time.monotonic()
@@ -353,7 +353,7 @@ class Storm:
 
         def one(call: Call) -> None:
             if isinstance(client, AsyncStack):
-                with suppress(*CLOSED):
+                with suppress(BaseException):  # the loop ends under it; what the call raises is noted
                     client.run(partial(job, call))
             else:
                 started.release()
@@ -449,7 +449,7 @@ class Storm:
             partial(self._suspended, rng.uniform(0.5, 45)),
             lambda: self._rotate(rng, rng.choice((0, 0, 20))),
             self._seal,
-            self._spoil_a_node,
+            partial(self._spoil_a_node, rng.choice((1, 2))),
             lambda: self._invite(rng),
             lambda: self._invite(rng),
         ]
@@ -490,9 +490,10 @@ class Storm:
     def _seal(self) -> None:
         self._sealed = True
 
-    def _spoil_a_node(self) -> None:
+    def _spoil_a_node(self, of: int) -> None:
         # Which one answers is a matter of the connection.
-        self.emulator.service.refuse_where = lambda received, now: zlib.crc32(b"%d" % received.peer[1]) % 2 == 0
+        service = self.emulator.service
+        service.refuse_where = lambda received, now: zlib.crc32(b"%d" % received.peer[1]) % of == 0
 
     def _invite(self, rng: random.Random) -> None:
         thread = self._thread(f"visit-{len(self._visitors)}", partial(self._visit, rng.choice(STACKS)))
@@ -588,9 +589,9 @@ class Judge:
         self.calls = self.journal.select("call")
         self.secrets = storm.emulator.service.secrets()
         pulses = [entry for entry in self.journal.select("other") if entry.path.startswith("/pulse")]
-        self.late = max((entry.at - float(_query(entry, "at")) for entry in pulses), default=0.0)
+        self.pulses = [(entry.at, entry.at - float(_query(entry, "at"))) for entry in pulses]
+        self.late = max((late for _, late in self.pulses), default=0.0)
         """How late a request arrived at worst, in seconds of the service."""
-        self.slack = 2 * self.late + SCHEDULING * storm.scale.speed
         self.by_call: dict[str, list[Entry]] = defaultdict(list)
         for entry in self.calls:
             self.by_call[_query(entry, "call")].append(entry)
@@ -602,6 +603,12 @@ class Judge:
             self._arrivals, self._charges, self._bodies, self._origins, self._texts,
         )  # fmt: skip
         return [*self.storm.complaints, *(f"{check.__name__}: {each}" for check in checks for each in check())]
+
+    def _slack(self, at: float) -> float:
+        """Return how late requests may have arrived about then, the clients' threads' waits included."""
+        speed = self.storm.scale.speed
+        near = [late for pulse, late in self.pulses if abs(pulse - at) <= speed]  # within a real second
+        return max(near, default=self.late) + SCHEDULING * speed
 
     def _budget(self) -> Iterator[str]:
         for seconds, most in ((60, 10), (3600, 100)):
@@ -617,16 +624,17 @@ class Judge:
         That it did not is certain where the same connection was used again, or the next request came
         before the first could have timed out.
         """
-        spent = FETCH_TIMEOUT - self.slack
         for place, entry in enumerate(self.tokens):
             if not (entry.fault or "").endswith("TooMany"):
                 continue
-            until = entry.at + self.storm.retry_after - self.slack
+            slack = self._slack(entry.at)
+            until = entry.at + self.storm.retry_after - slack
             for other in self.tokens[place + 1 :]:
                 if other.at >= until:
                     break
-                in_flight = other.at < entry.at + self.slack
-                if not in_flight and (other.at < entry.at + spent or self._heard(entry, other.at)):
+                in_flight = other.at < entry.at + slack
+                in_time = other.at < entry.at + FETCH_TIMEOUT - slack
+                if not in_flight and (in_time or self._heard(entry, other.at)):
                     yield f"{entry} was followed by {other}"
 
     def _heard(self, entry: Entry, before: float) -> bool:
@@ -635,10 +643,11 @@ class Judge:
     def _single_flight(self) -> Iterator[str]:
         """A token that arrived is used before another one is asked for."""
         for entry, other in itertools.pairwise(self.tokens):
-            if entry.event != "issued" or entry.fault is not None or other.at > entry.at + FETCH_TIMEOUT - self.slack:
+            slack = self._slack(entry.at)
+            if entry.event != "issued" or entry.fault is not None or other.at > entry.at + FETCH_TIMEOUT - slack:
                 continue
-            used = any(call.serial == entry.serial and call.at <= other.at + self.slack for call in self.calls)
-            lost = any(began <= other.at and entry.at - self.slack <= ended for began, ended in self.storm.disturbed)
+            used = any(call.serial == entry.serial and call.at <= other.at for call in self.calls)
+            lost = any(began <= other.at and entry.at - slack <= ended for began, ended in self.storm.disturbed)
             if not used and not lost:
                 yield f"{entry} was followed by {other}"
 
@@ -646,7 +655,7 @@ class Judge:
         for entry in self.calls:
             if entry.serial is None:
                 yield f"an unknown token, or none: {entry}"
-            elif entry.age is not None and entry.age > LIFETIME + self.slack:
+            elif entry.age is not None and entry.age > LIFETIME and entry.age > LIFETIME + self._slack(entry.at):
                 yield f"{entry.age:.1f} s old on arrival: {entry}"
 
     def _pairs(self) -> Iterator[str]:
