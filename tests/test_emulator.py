@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -912,3 +913,29 @@ def _raised(act: Callable[[], object]) -> bytes:
     except Exception as exc:  # noqa: BLE001 - whatever it is, the parent wants its name
         return type(exc).__name__.encode() + b" "
     return b"nothing "
+
+
+def test_stopping_closes_connections_that_were_just_accepted() -> None:
+    """Also where a connection and the stop reach the server's loop in the same turn: nothing stays open."""
+    emulator = Emulator().start()
+    loop, entered, go_on = emulator._loop, threading.Event(), threading.Event()
+    assert loop is not None
+
+    def busy() -> None:
+        entered.set()
+        go_on.wait(10)
+
+    loop.call_soon_threadsafe(busy)
+    assert entered.wait(10)
+    clients = [socket.create_connection(("127.0.0.1", emulator.port)) for _ in range(5)]
+    stopping = threading.Thread(target=emulator.stop)
+    stopping.start()
+    while not loop._ready:  # type: ignore[attr-defined]  # the stop is the first in line
+        time.sleep(0.001)
+    go_on.set()
+    stopping.join(10)
+    for client in clients:
+        client.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        client.close()

@@ -273,6 +273,8 @@ class Emulator:
         self._listener = await loop.create_server(connected, sock=sock, backlog=_BACKLOG, ssl=self._ssl_context)
 
     async def _shut_down(self) -> None:
+        # What has just been accepted is taken over in the next turn, and would stay open if that were too late.
+        await asyncio.sleep(0)
         if self._listener is not None:
             self._listener.close()
         me = asyncio.current_task()
