@@ -175,11 +175,34 @@ def test_rule_08_extras_leave_room_for_two_ordinary_requests_in_a_minute() -> No
     assert scene.take(3) == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("limits", "extras", "ordinary"),
+    [(("2/minute",), 0, 2), (("3/minute",), 1, 2), (("10/2minutes",), 8, 2), (("15/hour",), 15, 0)],
+)
+def test_rule_08_the_room_is_for_two_in_every_window_shorter_than_an_hour(
+    limits: tuple[str, ...], extras: int, ordinary: int
+) -> None:
+    """Over an hour the reserve itself is the bound."""
+    scene = Scene(limits=limits)
+    assert sum(scene.take(20, extra=True)) == extras
+    assert sum(scene.take(20)) == ordinary
+
+
+def test_rule_08_the_room_is_kept_for_the_whole_of_a_window() -> None:
+    """Of ten in two minutes, eight are for extras in two minutes, not in each."""
+    scene = Scene(limits=("10/2minutes",))
+    assert sum(scene.take(20, extra=True)) == 8
+    scene.now += 100.0
+    assert not any(scene.take(20, extra=True))
+    scene.now += 20.0 + GUARD + EPSILON
+    assert sum(scene.take(20, extra=True)) == 8
+
+
 def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
-    """None, whenever; and ordinary ones are as before."""
+    """None, whenever; and ordinary ones are as before, without pressure."""
     scene = Scene(forced_reserve=0)
     assert scene.take(2, extra=True) == [False, False]
-    assert scene.take() == [True]
+    assert scene.budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
 
 
 def test_rule_02_pressure_rises_from_nothing_to_one_over_the_last_twenty_units() -> None:
@@ -196,6 +219,14 @@ def test_rule_02_pressure_rises_from_nothing_to_one_over_the_last_twenty_units()
 def test_rule_02_other_limits_exert_no_pressure_while_they_are_roomy(limits: tuple[str, ...]) -> None:
     """A first request leaves at least four fifths of whatever there is."""
     assert Scene(limits=limits).budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
+
+
+def test_rule_02_the_longest_window_is_the_one_that_lasts_longest() -> None:
+    """Whatever it is counted in: the last fifth of forty in 120 minutes, not of a hundred an hour."""
+    scene = Scene(limits=("100/hour", "40/120minutes"))
+    pressures = [scene.budget.acquire("M", extra=False).pressure for _ in range(40)]
+    assert pressures[:32] == [0.0] * 32
+    assert pressures[32:] == pytest.approx([each / 8 for each in range(1, 9)])
 
 
 # The clock
@@ -250,12 +281,36 @@ def test_rule_05_threads_cannot_overdraw() -> None:
             scene.now += 66.0
 
 
+def test_rule_17_a_lock_that_nobody_will_release_is_replaced_in_a_forked_child() -> None:
+    """Another thread was in the middle of it when the process forked; here it stays there."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def now() -> float:
+        if threading.current_thread() is holder:
+            inside.set()
+            leave.wait()
+        return 0.0
+
+    storage = MemoryStorage(now)
+    window = Window("key", 1, 60.0)
+    holder = threading.Thread(target=storage.count, args=(window,))
+    holder.start()
+    try:
+        inside.wait()
+        storage.after_fork()
+        assert storage.acquire_all([window]) == 0
+        assert storage.count(window) == 1
+    finally:
+        leave.set()
+        holder.join()
+
+
 def test_the_storage_starts_no_thread() -> None:
     """Unlike the library's own, which prunes on a timer."""
     before = threading.enumerate()
     scene = Scene()
     scene.take(10)
-    scene.storage.acquire_entry("key", 1, 60)
+    assert scene.storage.acquire_entry("key", 1, 60)
     assert threading.enumerate() == before
 
 
@@ -273,6 +328,9 @@ def test_the_strategy_of_limits_works_on_the_storage() -> None:
     now = 510.0
     assert not strategy.test(item, "a")
     assert strategy.test(item, "b")
+    assert [strategy.hit(item, "b"), strategy.get_window_stats(item, "b")] == [True, (570.0, 2)]
+    now = 520.0
+    assert [strategy.hit(item, "b"), strategy.get_window_stats(item, "b")] == [True, (570.0, 1)]
     assert strategy.get_window_stats(item, "a") == (560.0, 0)
     now = 561.0
     assert strategy.hit(item, "a", cost=2)

@@ -180,6 +180,32 @@ def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, s
             assert driven.ask(at) == Use(cached)  # type: ignore[arg-type]
 
 
+def test_while_a_fetch_is_in_flight_the_token_is_used_without_asking_until_somebody_has_to_look() -> None:
+    """Until its window ends, or the fetch would count as lost."""
+    driven = holding()
+    driven.lead(45.0)
+    assert driven.machine.unasked(45.5) == (token(), 50.0)
+
+    driven = holding()
+    assert isinstance(driven.ask(30.0, min_validity=50.0), Fetch)
+    assert driven.machine.unasked(30.5) == (token(), 36.0)
+
+
+def test_while_none_can_be_fetched_the_token_is_used_without_asking_until_one_can_and_is_due() -> None:
+    """A fresh one until its refresh is due; a refused one until the bar lifts, and no longer."""
+    driven = holding()
+    decision = driven.ask(20.0, min_validity=50.0)
+    assert isinstance(decision, Fetch)
+    assert driven.send(decision.ticket, 20.0)
+    assert driven.fail(decision.ticket, 20.0, ODD) is None
+    assert driven.machine.unasked(20.5) == (token(), 45.0)
+
+    driven = holding()
+    assert driven.machine.token_refused(token(), 0.1)
+    assert not driven.send(driven.lead(0.2), 0.2, no(0.5))
+    assert driven.machine.unasked(0.3) == (token(), 0.7)
+
+
 # Reuse
 
 
@@ -196,7 +222,17 @@ def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> 
 
 @pytest.mark.parametrize(
     ("expires_in", "window"),
-    [(60.0, 50.0), (300.0, 50.0), (59.0, 49.0), (30.0, 20.0), (20.0, 10.0), (19.9, 9.95), (15.0, 7.5), (1.0, 0.5)],
+    [
+        (60.0, 50.0),
+        (300.0, 50.0),
+        (59.0, 49.0),
+        (30.0, 20.0),
+        (25.0, 15.0),
+        (20.0, 10.0),
+        (19.9, 9.95),
+        (15.0, 7.5),
+        (1.0, 0.5),
+    ],
 )
 def test_rule_01_the_window_follows_what_the_service_grants(expires_in: float, window: float) -> None:
     """``expires_in - margin``; half of it where less than twice the margin is granted; never over 50."""
@@ -283,6 +319,14 @@ def test_rule_05_a_denied_attempt_is_not_sent_and_bars_until_it_can_be() -> None
     assert driven.ask(0.0) == Wait(until=12.0)
     assert driven.ask(11.999, wait=5.0) == Wait(until=12.0)
     assert isinstance(driven.ask(12.0), Fetch)
+
+
+def test_rule_05_a_call_waits_for_a_unit_that_comes_with_its_last_moment() -> None:
+    """The bar lifts exactly at its deadline: that is soon enough, and a moment later is not."""
+    driven = Driven()
+    driven.send(driven.lead(0.0), 0.0, no(12.0))
+    assert driven.ask(0.0, wait=12.0) == Wait(until=12.0)
+    assert isinstance(driven.ask(0.0, wait=11.999), Fail)
 
 
 def test_rule_05_a_call_that_cannot_wait_so_long_fails_at_once_and_hears_how_long() -> None:
@@ -418,6 +462,14 @@ def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
     assert driven.ask(21.0, wait=0.0) == Use(token())
 
 
+def test_rule_06_a_wish_for_a_longer_life_is_waited_for() -> None:
+    """Who asked for one does not leave early with the token that is about to expire."""
+    driven = holding()
+    assert driven.send(driven.lead(55.0), 55.0)
+    assert driven.ask(55.0, min_validity=10.0) == Wait(until=61.0)
+    assert isinstance(driven.ask(58.0, min_validity=10.0), Wait)
+
+
 # Refusals
 
 
@@ -440,6 +492,20 @@ def test_rule_07_a_newer_token_is_not_dropped_for_an_older_one() -> None:
     newer = driven.get(1.0)
     assert driven.machine.token_refused(token(), 2.0)
     assert driven.ask(2.0) == Use(newer)
+
+
+def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_be_another() -> None:
+    """With a newer token whatever else holds; without one unless none can be fetched."""
+    old = token(name="older")
+    driven = holding()
+    barred_by("429", driven, 45.0)
+    assert driven.machine.token_refused(old, 46.0), "the newer token is held"
+    assert not driven.machine.token_refused(old, 59.0), "it has expired, and there will be no other"
+
+    driven = Driven()
+    assert driven.machine.token_refused(old, 0.0), "one may be requested"
+    driven.lead(0.0)
+    assert driven.machine.token_refused(old, 0.0), "one is in flight"
 
 
 def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() -> None:
@@ -520,6 +586,34 @@ def test_rule_08_after_three_in_a_row_the_callers_get_the_401() -> None:
     assert driven.machine.token_refused(current, last + 30.0)
 
 
+def test_rule_08_after_that_time_three_more_are_allowed() -> None:
+    """A new row begins with the first one after ``rejection_cooldown``."""
+    driven = holding()
+    now = storm(driven, 0.0, 3) + 30.0
+    for spacing in (0.0, 8.0, 16.0):
+        now += spacing
+        current, _ = driven.machine.unasked(now)
+        assert current is not None
+        assert driven.machine.token_refused(current, now)
+        driven.get(now)
+    current, _ = driven.machine.unasked(now)
+    assert current is not None
+    assert not driven.machine.token_refused(current, now + 29.9)
+
+
+def test_rule_08_a_refused_token_past_its_window_costs_no_forced_refresh() -> None:
+    """It would be replaced anyhow: from the very end of its window on."""
+    driven = holding(max_forced_refreshes=0)
+    assert not driven.machine.token_refused(token(), 49.999)
+    assert driven.machine.token_refused(token(), 50.0)
+    assert not driven.machine.unproven
+
+
+def test_rule_08_a_reserve_of_one_is_a_reserve() -> None:
+    """The smallest there is pays for one forced refresh."""
+    assert holding(forced_reserve=1).machine.token_refused(token(), 1.0)
+
+
 def test_rule_08_an_accepted_call_ends_the_row() -> None:
     """The fourth is allowed, once its spacing has passed, if a call was accepted in between."""
     driven = holding()
@@ -569,6 +663,27 @@ def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinar
     assert driven.extra is False
 
 
+def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:
+    """Also once the ordinary refresh would be due; and so does whoever has been given up as lost."""
+    driven = holding()
+    assert driven.machine.token_refused(token(), 44.0)
+    ticket = driven.lead(44.0)
+    assert driven.send(ticket, 44.0)
+    assert driven.fail(ticket, 44.9, BROKEN, draw=0.8) is not None
+    assert driven.attempt(ticket, 45.1)
+    assert driven.extra is True
+    assert driven.machine.next_is_extra(99, 100.0) is True
+
+
+def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
+    """What comes sooner than the refresh of the token at hand is no ordinary request."""
+    driven = holding(300.0, reuse_for=200)
+    decision = driven.ask(100.0, min_validity=250.0)
+    assert isinstance(decision, Fetch)
+    assert driven.machine.next_is_extra(decision.ticket, 194.9) is True
+    assert driven.machine.next_is_extra(decision.ticket, 195.0) is False
+
+
 def test_rule_08_while_none_can_be_fetched_a_401_is_handed_over() -> None:
     """With a bar in force a replay would only meet the same token."""
     driven = holding()
@@ -586,7 +701,7 @@ def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
     driven.lose(0.0, REJECTED)
     assert driven.ask(0.0, seen=0) == Fail(REJECTED, 30.0)
     assert driven.ask(29.0) == Fail(REJECTED, 1.0)
-    assert isinstance(driven.ask(30.0), Fetch)
+    assert driven.send(driven.lead(30.0), 30.0), "with the same credentials"
 
 
 def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
@@ -673,6 +788,37 @@ def test_rule_10_the_longer_of_two_bars_counts() -> None:
     driven.fail(second.ticket, 1.0, ODD)
     assert isinstance(driven.ask(60.0, wait=0.5), Fail)
     assert isinstance(driven.ask(61.0), Fetch)
+
+
+@pytest.mark.parametrize(("failure", "barred"), [(limited(60.0), True), (ODD, False)])
+def test_rule_10_what_a_token_proves_is_not_that_more_may_be_asked_for(failure: Failure, barred: bool) -> None:
+    """Of two fetches one fails, the other brings a token: an outage is over then, a 429 is not."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, alone=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(first, 0.0)
+    assert driven.fail(first, 0.1, failure) is None
+    assert driven.machine.credentials_arrived(second.ticket, ONE, 0.2)
+    assert driven.machine.budget_answered(second.ticket, YES, 0.2, extra=True)
+    driven.machine.token_arrived(second.ticket, token(0.2), 0.3)
+    assert driven.machine.token_refused(token(0.2), 0.4) is not barred
+
+
+def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> None:
+    """Only a rejection is about the credentials."""
+    driven = Driven(rotating=True)
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, alone=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(first, 0.0)
+    assert driven.fail(first, 0.1, limited(60.0)) is None
+    driven.machine.credentials_arrived(second.ticket, TWO, 0.2)
+    driven.machine.fetch_abandoned(second.ticket, GONE, 0.3)
+    decision = driven.ask(0.3)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is TokenRateLimited
+    assert decision.retry_after == pytest.approx(59.8)
 
 
 def test_rule_10_a_429_is_not_retried_inside_the_fetch() -> None:
@@ -765,16 +911,19 @@ def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> Non
     assert isinstance(driven.ask(1.5), Fetch)
 
 
-def test_rule_12_a_token_that_expired_on_its_way_is_a_failure() -> None:
-    """It is never handed out, and has a cool-down like any nonsense."""
+@pytest.mark.parametrize("arrives", [1.0, 3.0])
+def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) -> None:
+    """Just now or long ago: it is never handed out, and has a cool-down like any nonsense."""
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    driven.machine.token_arrived(ticket, token(0.0, 2.0), 3.0)
-    decision = driven.ask(3.0, seen=0)
+    driven.machine.token_arrived(ticket, token(0.0, 2.0), arrives)
+    decision = driven.ask(arrives, seen=0)
     assert isinstance(decision, Fail)
     assert (decision.failure.kind, decision.retry_after) == (TokenResponseInvalid, 1.0)
-    assert isinstance(driven.ask(3.5), Fail)
+    assert (decision.failure.status, decision.failure.retryable) == (200, True)
+    assert isinstance(driven.ask(arrives + 0.5), Fail)
+    assert driven.machine.failed_fetches == 1
 
 
 def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:

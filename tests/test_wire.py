@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pay88_adapters import (
     Credentials,
@@ -196,35 +194,6 @@ def test_rule_12_a_200_that_makes_no_sense(body: bytes) -> None:
             assert secret not in shown
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(TOKEN),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["data", "access_token", "session_id", "expires_in", "message"]), inner)
-    ),
-    max_leaves=12,
-)
-
-
-@given(
-    body=st.binary(max_size=200)
-    | json_values.map(lambda value: json.dumps(value).encode())
-    | st.builds(granted, access_token=json_values, session_id=json_values, expires_in=json_values),
-    status=st.sampled_from([200, 401, 403, 429, 500, 404, 302]),
-)
-@settings(deadline=None, max_examples=300)
-def test_rule_12_no_answer_raises_and_no_bad_value_reaches_a_header(body: bytes, status: int) -> None:
-    """Whatever comes is a failure, or a token that is safe to attach."""
-    outcome = answer(status, body)
-    if isinstance(outcome, Token):
-        assert status == 200
-        assert 0 < outcome.expires_in <= 86_400
-        for value in outcome.headers().values():
-            assert all(" " <= each <= "~" for each in str(value))
-    else:
-        assert outcome.retry_after is None or 1 <= outcome.retry_after < float("inf")
-
-
 # Other answers
 
 
@@ -402,8 +371,8 @@ def test_rule_10_a_429_without_any_body_or_field_waits_a_minute() -> None:
 
 
 def chunks(size: int, consumed: list[int]) -> Iterator[bytes]:
-    """Yield chunks without end, and note each."""
-    while True:
+    """Yield more chunks than anybody should read, and note each."""
+    for _ in range(1_000):
         consumed.append(size)
         yield b"x" * size
 

@@ -186,7 +186,7 @@ class TokenMachine:
             case Answer.FETCH:
                 return Fetch(self._depart(now, forced=age is Age.REFUSED))
             case Answer.WAIT:
-                return Fetch(self._depart(now, forced=False)) if alone else self._wait(now, deadline)
+                return Fetch(self._depart(now, forced=False)) if alone else self._wait(now, deadline, min_validity)
             case Answer.HOLD:
                 return self._hold(now, deadline)
 
@@ -387,15 +387,17 @@ class TokenMachine:
         assert self._held is not None
         return Use(self._held.token, refresh)
 
-    def _wait(self, now: float, deadline: float) -> Decision:
+    def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:
         until = min([deadline, *(flight.due_at for flight in self._flights.values())])
-        if self._age(now) is not Age.ABSENT:
+        if self._age(now, min_validity) is Age.STALE:
             assert self._held is not None
-            # Rule 6: whoever has a usable token waits neither until it has none nor for an error.
+            # Rule 6: whoever has a usable token does not wait until it has none.
             until = min(until, self._held.usable_until - self._policy.expiry_skew)
             if now >= until:
                 return self._use()
         if now >= deadline:
+            if self._age(now) is not Age.ABSENT:
+                return self._use()  # refused, or too short for the wish: better than none
             asking = all(flight.asking for flight in self._flights.values())
             return Fail(_NO_CREDENTIALS_YET if asking else _NO_ANSWER_YET, _FIRST_COOLDOWN)
         return Wait(until)
