@@ -51,8 +51,9 @@ def token(sent_at: float = 0.0, expires_in: float = 60.0, name: str | None = Non
 class Driven:
     """A machine, and what the manager does around it in one step each."""
 
-    def __init__(self, *, rotating: bool = False, **policy: Any) -> None:
-        self.machine = TokenMachine(TokenPolicy(**policy), rotating=rotating)
+    def __init__(self, *, rotating: bool | None = None, **policy: Any) -> None:
+        known = {} if rotating is None else {"rotating": rotating}
+        self.machine = TokenMachine(TokenPolicy(**policy), **known)
         self.extra: bool | None = None
 
     def ask(self, now: float, *, seen: int | None = None, wait: float = 20.0, **more: Any) -> Decision:
@@ -500,6 +501,7 @@ def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_b
     driven = holding()
     barred_by("429", driven, 45.0)
     assert driven.machine.token_refused(old, 46.0), "the newer token is held"
+    assert driven.machine.token_refused(old, 58.9)
     assert not driven.machine.token_refused(old, 59.0), "it has expired, and there will be no other"
 
     driven = Driven()
@@ -616,7 +618,9 @@ def test_rule_08_a_reserve_of_one_is_a_reserve() -> None:
 
 def test_rule_08_an_accepted_call_ends_the_row() -> None:
     """The fourth is allowed, once its spacing has passed, if a call was accepted in between."""
-    driven = holding()
+    driven = Driven()
+    assert not driven.machine.unproven
+    driven.get(0.0)
     last = storm(driven, 0.0, 3)
     current, _ = driven.machine.unasked(last)
     assert current is not None
@@ -635,6 +639,18 @@ def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
     last = storm(driven, 0.0, 3)
     newer = driven.get(last + 45.0)
     assert driven.machine.token_refused(newer, last + 46.0)
+
+
+def test_rule_08_a_token_that_somebody_fetched_alone_ends_the_row() -> None:
+    """It was not fetched because of a refusal either."""
+    driven = holding(rejection_cooldown=1_000)
+    now = storm(driven, 0.0, 3) + 52.0
+    driven.lead(now)
+    decision = driven.ask(now, alone=True)
+    assert isinstance(decision, Fetch)
+    assert driven.machine.unproven
+    driven.machine.token_arrived(decision.ticket, token(now), now)
+    assert not driven.machine.unproven
 
 
 @pytest.mark.parametrize("policy", [{"max_forced_refreshes": 0}, {"forced_reserve": 0}])
@@ -719,7 +735,7 @@ def test_rule_09_rotating_credentials_are_asked_again_and_not_sent_again() -> No
     for now in (1.0, 2.0):
         seen = driven.machine.failed_fetches
         ticket = driven.lead(now)
-        assert not driven.send(ticket, now, digest=ONE)
+        assert not driven.machine.credentials_arrived(ticket, ONE, now), "and no unit is asked for"
         assert driven.ask(now, seen=seen) == Fail(REJECTED, 30.0 - now)
 
 
@@ -989,6 +1005,16 @@ def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
     assert driven.ask(6.0, seen=0) == Fetch(2)
 
 
+def test_rule_17_fetches_that_keep_getting_lost_count_as_an_outage() -> None:
+    """Like those that keep dying, with an error of their own."""
+    driven = Driven()
+    assert [driven.lead(now) for now in (0.0, 6.0, 12.0)] == [1, 2, 3]
+    decision = driven.ask(18.0, seen=0)
+    assert isinstance(decision, Fail)
+    assert (decision.failure.kind, decision.failure.retryable) == (TokenEndpointUnavailable, True)
+    assert decision.retry_after == 1.0
+
+
 def test_rule_17_each_attempt_has_its_own_time() -> None:
     """The pause and the next timeout count anew."""
     driven = Driven()
@@ -1033,9 +1059,19 @@ def test_rule_19_slow_credentials_are_waited_for() -> None:
     """A secrets manager may take longer than a token request: the fetch is not given up meanwhile."""
     driven = Driven(rotating=True)
     ticket = driven.lead(0.0)
-    assert isinstance(driven.ask(10.0), Wait)
-    assert driven.send(ticket, 15.0)
-    assert driven.ask(15.0) == Wait(until=21.0)
+    assert isinstance(driven.ask(20.9), Wait)
+    assert driven.machine.credentials_arrived(ticket, ONE, 20.9)
+    assert driven.ask(20.9) == Wait(until=pytest.approx(26.9))  # type: ignore[arg-type]
+    assert driven.attempt(ticket, 25.0)
+    assert driven.ask(25.0) == Wait(until=31.0)
+
+
+def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
+    """A second after the longest wait of any call, somebody else asks for them."""
+    driven = Driven(rotating=True)
+    driven.lead(0.0)
+    assert driven.ask(20.999) == Wait(until=21.0)
+    assert driven.ask(21.0) == Fetch(2)
 
 
 # Invalidation
