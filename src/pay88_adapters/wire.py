@@ -7,7 +7,6 @@ traceback with locals would print it: failures are returned as values.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping
@@ -209,8 +208,7 @@ def _until_date(fields: Mapping[str, str]) -> float | None:
     if moment is None:
         return None
     sent = _timestamp(fields.get("date"))
-    wait = moment - (time.time() if sent is None else sent)
-    return wait if math.isfinite(wait) else None
+    return moment - (time.time() if sent is None else sent)
 
 
 def _timestamp(value: str | None) -> float | None:
