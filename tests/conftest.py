@@ -51,7 +51,7 @@ class World:
                 looks += 1
                 # Client and emulator are both in this process. Those who wait on the clock look at it often,
                 # so a slow machine may be busy with nothing else.
-                if time.process_time() - busy < 0.006 or looks == 20:
+                if time.process_time() - busy < 0.006 or looks == 8:
                     self.clock.advance(step)
                     looks = 0
 
