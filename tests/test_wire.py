@@ -262,6 +262,14 @@ def test_rule_15_what_the_service_said_is_cleaned(said: str, heard: str) -> None
     assert heard in outcome.message
 
 
+def test_rule_15_a_key_of_any_shape_is_cleaned() -> None:
+    """Also one that does not look like 88Pay's."""
+    body = json.dumps({"message": "key opaque.0123456789 is unknown"}).encode()
+    outcome = read_reply(TokenReply(401, {}, body), 7.0, Credentials("opaque.0123456789", "MCH-COL-1"))
+    assert isinstance(outcome, Failure)
+    assert outcome.server_message == "key [secret] is unknown"
+
+
 @pytest.mark.parametrize("said", [None, "", 5, ["x"], {"x": 1}, True])
 def test_rule_18_a_message_that_is_no_text_is_none(said: object) -> None:
     """And does no harm."""
