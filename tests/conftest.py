@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.events import Listener
@@ -16,6 +17,15 @@ from pay88_adapters.testing import Emulator, ManualClock
 from stacks import STACKS, Options, Stack, close_files
 
 T = TypeVar("T")
+
+# What breaks is not to be made small, only to be seen; and the same run again is the same run.
+settings.register_profile(
+    "mutation",
+    derandomize=True,
+    max_examples=20,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 class World:

@@ -41,11 +41,12 @@ TOKEN, SESSION = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln", "sess_53a2cfc4-441e-455
 SECRETS = (KEY, TOKEN, SESSION)
 
 MOST_SECONDS = 2.0  # of the processor, for one answer; milliseconds on any machine
-MOST_BYTES = 16 * 2**20  # at the peak, for one answer
+MOST_BYTES = 4 * 2**20  # at the peak, for one answer
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-settings_here = settings(deadline=None, max_examples=200)
+examples = settings().max_examples  # a hundred, unless the profile says otherwise
+settings_here = settings(deadline=None, max_examples=2 * examples)
 
 
 # What holds for any answer
@@ -72,7 +73,7 @@ def judge_token(token: Token) -> None:
     assert list(token.headers()) == ["Authorization", "x-session-id"]
     for value in (token.access_token, token.session_id):
         assert re.fullmatch(r"[!-~]{1,8192}", str(value))
-        assert len(value) < 8 or str(value) not in repr(token)
+    assert repr(token) == f"Token(expires_in={token.expires_in}, requested_at=7.0)"
 
 
 def judge_failure(failure: Failure, status: int) -> None:
@@ -194,7 +195,7 @@ statuses = st.sampled_from([200, 200, 200, 401, 403, 429, 429, 500]) | st.intege
 
 
 @given(status=statuses, fields=headers, body=bodies)
-@settings(settings_here, max_examples=600)
+@settings(settings_here, max_examples=6 * examples)
 def test_rule_12_any_answer_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
     """Whatever the status, the header fields and the body are."""
     judge(status, fields, body)
@@ -364,7 +365,7 @@ def test_rule_12_no_more_is_kept_than_the_bound_and_no_more_is_read(
         for chunk in given_chunks:
             read.append(chunk)
             yield chunk
-        while endless:
+        for _ in range(1_000 if endless else 0):  # more than anybody should read
             read.append(b"yy")
             yield b"yy"
 
