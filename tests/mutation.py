@@ -6,6 +6,7 @@ A mistake in the words of a message is left out: tests assert on data, not on pr
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +47,7 @@ def check_names() -> None:
         check=True,
         stdout=subprocess.DEVNULL,
         cwd="mutants",
+        env={**os.environ, "PYTHONPATH": "src"},
     )
 
 
