@@ -38,6 +38,7 @@ def weather(seed: int, scale: Scale, replay: str) -> None:
         pytest.fail(f"{len(complaints)} complaints. Again: {replay}\n{shown}\n{judge.figures()}", pytrace=False)
 
 
+@pytest.mark.deep
 def test_chaos() -> None:
     """A few minutes of the service's time, with a new seed each time."""
     weather(a_seed(), Scale(speed=15, seconds=20), "tests/test_chaos.py::test_chaos")

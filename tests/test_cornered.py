@@ -12,6 +12,8 @@ import pytest
 import cornered
 from pay88_adapters.testing import Emulator
 
+pytestmark = pytest.mark.deep
+
 SCRIPT = Path(__file__).with_name("cornered.py")
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", str(SCRIPT)]
 

@@ -485,6 +485,8 @@ EXPLORATIONS: dict[str, tuple[Callable[[], Model], int]] = {
 }
 
 
+@pytest.mark.deep
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("which", EXPLORATIONS)
 def test_rules_03_to_12_hold_in_every_interleaving(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One fetch in flight; whoever waits, somebody leads; no token past its end; no error while there is one.
