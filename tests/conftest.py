@@ -65,20 +65,23 @@ class World:
                     self.clock.advance(step)
                     looks = 0
 
-    def settle(self) -> None:
-        """Wait until no fetch is in flight."""
+    def settle(self, manager: TokenManager | None = None) -> None:
+        """Wait until no fetch is under way."""
         deadline = time.monotonic() + 10
-        while self.manager.stats().fetching:
+        while (manager or self.manager).stats().fetching:
             assert time.monotonic() < deadline, "the fetch does not end"
             time.sleep(0.001)
 
-    def new_manager(self, credentials: Any = None, listeners: Iterable[Listener] = (), **policy: Any) -> TokenManager:
+    def new_manager(
+        self, credentials: Any = None, listeners: Iterable[Listener] = (), store: str = "memory://", **policy: Any
+    ) -> TokenManager:
         """Return another manager for the same emulator."""
         return TokenManager(
             credentials or self.credentials,
             base_url=self.emulator.url,
             policy=TokenPolicy(**policy),
             listeners=listeners,
+            store=store,
             clock=self.clock,
         )
 

@@ -657,18 +657,18 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         token = here.manager.get_token()
         state: Any = here.manager
         state = state._state
-        storage: Any = pay88_adapters.manager._process.storage(here.clock)
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.manager._process
+        store, known = process.stores[here.clock]["memory://"], state.fleet.budget
 
         def child() -> object:
-            fetched = here.new_manager().get_token()
-            return here.manager.get_token(min_validity=1) == token and fetched != token and shared().get_token()
+            kept = here.manager.get_token(min_validity=1) == token
+            return kept and here.new_manager().get_token() == token and shared().get_token() != token
 
-        with state._lock, storage._lock, process.managers_lock, process.storages_lock:
+        with state._lock, store._lock, store.budget._lock, known._lock, known._telling, process.managers_lock:
             held = fork(child)
         assert ended(held)
-        assert here.journal.token_requests == 3
+        assert here.journal.token_requests == 2
 
         inside, leave = threading.Event(), threading.Event()
 

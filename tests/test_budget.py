@@ -14,7 +14,8 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters import TokenPolicy
 from pay88_adapters.budget import AtomicMovingWindow, Grant, TokenBudget
-from pay88_adapters.stores.memory import MemoryStorage, Window
+from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
 
 GUARD = 5.0  # seconds: the policy's fetch_timeout
@@ -95,13 +96,13 @@ def test_rule_05_all_limits_are_taken_or_none() -> None:
     storage = MemoryStorage(lambda: now)
     strategy = AtomicMovingWindow(storage, guard=0.0)
     small, middle, large = RateLimitItemPerMinute(5), RateLimitItemPerMinute(1, 2), RateLimitItemPerHour(9)
-    assert strategy.hit_all([(middle, ("a",))]) == 0
+    assert strategy.hit_all([(middle, ("a",))]).wait == 0
     now = 30.0
     for order in ([small, middle, large], [large, middle, small], [middle, small, large]):
-        assert strategy.hit_all([(item, ("a",)) for item in order]) == pytest.approx(90.0, abs=EPSILON)
+        assert strategy.hit_all([(item, ("a",)) for item in order]).wait == pytest.approx(90.0, abs=EPSILON)
     assert [strategy.left(item, "a") for item in (small, middle, large)] == [5, 0, 9]
     now = 121.0
-    assert strategy.hit_all([(item, ("a",)) for item in (small, middle, large)]) == 0
+    assert strategy.hit_all([(item, ("a",)) for item in (small, middle, large)]).wait == 0
     assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 8]
 
 
@@ -293,13 +294,13 @@ def test_rule_17_a_lock_that_nobody_will_release_is_replaced_in_a_forked_child()
 
     storage = MemoryStorage(now)
     window = Window("key", 1, 60.0)
-    holder = threading.Thread(target=storage.count, args=(window,))
+    holder = threading.Thread(target=storage.ages, args=(window,))
     holder.start()
     try:
         inside.wait()
         storage.after_fork()
-        assert storage.acquire_all([window]) == 0
-        assert storage.count(window) == 1
+        assert storage.acquire_all([window]).wait == 0
+        assert len(storage.ages(window)) == 1
     finally:
         leave.set()
         holder.join()
@@ -345,7 +346,7 @@ def test_the_strategy_of_limits_sees_what_the_budget_has_spent() -> None:
     scene = Scene()
     scene.take(4)
     stats = MovingWindowRateLimiter(scene.storage).get_window_stats(
-        RateLimitItemPerMinute(10), "token", "https://api.example", "M"
+        RateLimitItemPerMinute(10), *scene.budget.names("M")
     )
     assert stats.remaining == 6
 
@@ -354,16 +355,16 @@ def test_the_storage_counts_forgets_and_says_what_it_cannot_do() -> None:
     """The rest of the interface."""
     storage = MemoryStorage(lambda: 0.0)
     window = Window("key", 2, 60.0)
-    assert storage.acquire_all([window]) == 0
-    assert (storage.get("key"), storage.get("other"), storage.count(window)) == (1, 0, 1)
+    assert storage.acquire_all([window]).wait == 0
+    assert (storage.get("key"), storage.get("other"), len(storage.ages(window))) == (1, 0, 1)
     storage.clear("key")
     storage.clear("never seen")
-    assert storage.count(window) == 0
+    assert not storage.ages(window)
     storage.acquire_all([window, Window("second", 1, 60.0)])
     assert storage.reset() == 2
-    assert storage.count(window) == 0
+    assert not storage.ages(window)
     assert storage.check()
-    assert storage.base_exceptions == ()
+    assert storage.base_exceptions == (StoreError,)
     with pytest.raises(NotImplementedError):
         storage.incr("key", 60)
     with pytest.raises(NotImplementedError):

@@ -296,6 +296,7 @@ def test_a_manager_comes_from_the_environment() -> None:
 
 # The policy
 
+POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after", "fallback_share")
 NAMES = [each.name for each in fields(TokenPolicy) if each.name != "limits"]
 
 
@@ -346,7 +347,7 @@ def test_limits_that_are_none(limits: Any) -> None:
 
 def test_good_policies_are_accepted() -> None:
     """Zeroes where they switch something off, whole numbers and fractions, other limits."""
-    zero = [name for name in NAMES if name not in ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after")]
+    zero = [name for name in NAMES if name not in POSITIVE]
     TokenPolicy(**dict.fromkeys(zero, 0))  # type: ignore[arg-type]
     TokenPolicy(reuse_for=0.5, margin=59.9, max_wait=3_600, fetch_attempts=1)
     assert [str(each) for each in TokenPolicy(limits=("5 per 2 minutes", "1/second")).rate_limits()] == [
@@ -369,7 +370,7 @@ def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
 @pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5])
 def test_a_store_nobody_knows(store: Any) -> None:
     """The message names one that works."""
-    refused(TokenManager, CREDENTIALS, store=store, says="memory://")
+    refused(TokenManager, CREDENTIALS, store=store, says="store must be")
 
 
 @pytest.mark.parametrize("min_validity", [-1, 59.1, 60, math.nan, math.inf])

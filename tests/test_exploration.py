@@ -28,6 +28,7 @@ from pay88_adapters.errors import (
     TokenResponseInvalid,
 )
 from pay88_adapters.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.snapshot import Snapshot
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
 
@@ -38,6 +39,7 @@ REJECTED = Failure(CredentialsRejected, "rejected", status=401)
 LIMITED = Failure(TokenRateLimited, "limited", status=429, retry_after=15.0, retryable=True)
 GONE = Failure(TokenEndpointUnavailable, "its loop was closed", retryable=True)
 FAILURES = (BROKEN, ODD, REJECTED, LIMITED)
+FOUND = ("a token", "an old token", "a limit", "a failure")
 
 INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at")
 COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "_held", "_flights")
@@ -59,8 +61,9 @@ class Carrier(NamedTuple):
     """What carries one fetch."""
 
     ticket: int
-    stage: str = "credentials"  # then "budget", "answer", "pause"
+    stage: str = "credentials"  # then "store" if there is one, "budget", "answer", "pause"
     at: float = 0.0  # when its request was sent, or its pause ends
+    then: str = "budget"  # what comes after the pause
     digest: str = ""
 
 
@@ -77,7 +80,8 @@ def token(serial: int, sent_at: float, expires_in: float) -> Token:
 class World:
     """What does not change along a path: the policy, and a budget whose entries are put in and taken out."""
 
-    def __init__(self, *, rotating: bool = False, **policy: Any) -> None:
+    def __init__(self, *, rotating: bool = False, shared: bool = False, **policy: Any) -> None:
+        self.shared = shared
         self.policy = TokenPolicy(**policy)
         self.limits = self.policy.rate_limits()
         self.rotating = rotating
@@ -151,7 +155,8 @@ class Model:
                 )
             ),
             tuple(
-                (each.ticket - machine._last_ticket, each.stage, each.at - now, each.digest) for each in self.carriers
+                (each.ticket - machine._last_ticket, each.stage, each.at - now, each.digest, each.then)
+                for each in self.carriers
             ),
             tuple(tuple(at - now for at in entries) for entries in self.entries.values()),
             self.digest,
@@ -186,6 +191,11 @@ class Model:
                 case "credentials":
                     yield "credentials arrive", partial(Model.credentials, index=index)
                     yield "the credentials callable raises", partial(Model.no_credentials, index=index)
+                case "store":
+                    yield "the lease is ours", partial(Model.lead, index=index)
+                    yield "somebody else leads", partial(Model.wait_for_another, index=index)
+                    for found, name in enumerate(FOUND):
+                        yield f"somebody else has found {name}", partial(Model.consult, index=index, found=found)
                 case "budget":
                     yield "the budget is asked", partial(Model.attempt, index=index)
                 case "answer":
@@ -207,7 +217,7 @@ class Model:
                         yield "the answer takes a while", partial(Model.pass_time, seconds=2.0)
                 case _:
                     if self.now >= carrier.at:
-                        yield "the next attempt", partial(Model.attempt, index=index)
+                        yield f"on to the {carrier.then}", partial(Model.go_on, index=index)
         if self.usable is not None:
             yield "the token is invalidated", Model.invalidate
         if self.world.rotating and self.digest == "first":
@@ -311,9 +321,57 @@ class Model:
         """The credentials are there."""
         carrier = self.carriers[index]
         if self._told(lambda: self.machine.credentials_arrived(carrier.ticket, self.digest, self.now)):
-            self.carriers[index] = carrier._replace(stage="budget", digest=self.digest)
+            stage = "store" if self.world.shared else "budget"
+            self.carriers[index] = carrier._replace(stage=stage, digest=self.digest)
         else:
             del self.carriers[index]
+
+    def lead(self, index: int) -> None:
+        """The store gives the lease to this fetch."""
+        if self._told(lambda: self.machine.still_there(self.carriers[index].ticket, self.now)):
+            self.carriers[index] = self.carriers[index]._replace(stage="budget")
+        else:
+            del self.carriers[index]
+
+    def wait_for_another(self, index: int) -> None:
+        """The store has given it to somebody else."""
+        carrier = self.carriers[index]
+        if self._told(lambda: self.machine.still_there(carrier.ticket, self.now, pause=1.0)):
+            self.carriers[index] = carrier._replace(stage="pause", at=self.now + 1.0, then="store")
+        else:
+            del self.carriers[index]
+
+    def consult(self, index: int, found: int) -> None:
+        """The store holds what somebody else has found out."""
+        carrier, now = self.carriers[index], self.now
+        heard = carrier.ticket in self.machine.in_flight
+        match list(FOUND)[found]:
+            case "a token":
+                self.serial += 1
+                arrived = token(self.serial, now - 1.0, 60.0)
+                told = Snapshot(arrived, ordinary_at=now - 1.0)
+                if heard and (self.usable is None or self.usable.requested_at <= now - 1.0):
+                    self.usable = arrived
+            case "an old token":
+                self.serial += 1
+                arrived = token(self.serial, now - 55.0, 60.0)
+                told = Snapshot(arrived, ordinary_at=now - 55.0)
+                if heard and (self.usable is None or self.usable.requested_at <= now - 55.0):
+                    self.usable = arrived
+            case "a limit":
+                told = Snapshot(bar=LIMITED, barred_until=now + 15.0)
+                self.silent_until = max(now + 15.0, self.silent_until) if heard else self.silent_until
+            case _:
+                told = Snapshot(bar=BROKEN, barred_until=now + 2.0, failures=2)
+        if not self._told(lambda: self.machine.consulted(carrier.ticket, told, now, digest=carrier.digest)):
+            del self.carriers[index]
+
+    def go_on(self, index: int) -> None:
+        """A pause has ended."""
+        carrier = self.carriers[index]
+        self.carriers[index] = carrier._replace(stage=carrier.then, then="budget")
+        if carrier.then == "budget":
+            self.attempt(index)
 
     def no_credentials(self, index: int) -> None:
         """There are none."""
@@ -323,6 +381,9 @@ class Model:
     def attempt(self, index: int) -> None:
         """The budget decides about the next request."""
         carrier = self.carriers[index]
+        if self._told(lambda: self.machine.stopped(carrier.ticket, self.now)):
+            del self.carriers[index]
+            return
         extra = self.machine.next_is_extra(carrier.ticket, self.now)
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
         if not self._told(lambda: self.machine.budget_answered(carrier.ticket, grant, self.now, extra=extra)):
@@ -481,6 +542,7 @@ EXPLORATIONS: dict[str, tuple[Callable[[], Model], int]] = {
     "credentials rotate": (lambda: Model(World(rotating=True), 2), 9),
     "hardly any budget": (lambda: Model(World(limits=("1/minute", "3/hour"), forced_reserve=1), 2), 9),
     "no budget to speak of": (lambda: Model(World(limits=("1000/second",), forced_reserve=1000), 2), 9),
+    "two callers of a fleet": (lambda: Model(World(shared=True), 2), 9),
     "impatient callers": (lambda: Model(World(max_wait=2.0, limits=("2/minute",)), 3), 8),
 }
 
@@ -505,7 +567,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model(World(rotating=True, limits=("4/minute", "12/hour"), forced_reserve=4), 4)
+        self.model = Model(World(rotating=True, shared=True, limits=("4/minute", "12/hour"), forced_reserve=4), 4)
 
     @rule(pick=st.integers(0, 1000))
     def happen(self, pick: int) -> None:

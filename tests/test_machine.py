@@ -19,6 +19,7 @@ from pay88_adapters import (
 from pay88_adapters.budget import Grant
 from pay88_adapters.errors import Failure
 from pay88_adapters.machine import ANSWERS, Age, Answer, Decision, Fail, Fetch, Source, TokenMachine, Use, Wait
+from pay88_adapters.snapshot import Snapshot
 
 POLICY = TokenPolicy()
 YES = Grant(True, 0.0, 0.0)
@@ -472,6 +473,69 @@ def test_rule_06_a_wish_for_a_longer_life_is_waited_for() -> None:
 
 
 # Refusals
+
+
+def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
+    """One that pauses, or that came alone, sends nothing after a 429; nor after one that was heard of too late."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    assert driven.send(first, 0.0)
+    second = driven.ask(0.0, alone=True)
+    assert isinstance(second, Fetch)
+    assert not driven.machine.stopped(second.ticket, 0.0)
+    driven.fail(first, 0.0, limited(30.0))
+    assert driven.machine.stopped(second.ticket, 29.9)
+    assert not driven.machine.in_flight
+    assert not driven.machine.stopped(second.ticket, 30.0)
+
+    lost = Driven()
+    late = lost.lead(0.0)
+    assert lost.send(late, 0.0)
+    assert isinstance(lost.ask(6.0), Fetch)
+    assert lost.fail(late, 6.0, limited(30.0)) is None
+    assert lost.machine.stopped(2, 7.0)
+    assert isinstance(lost.ask(7.0), Fail)
+
+
+def test_rule_04_what_others_found_out_is_taken_over() -> None:
+    """A young token ends the fetch; an old one is held, and the fetch goes on; a bar is everybody's."""
+    driven = Driven()
+    ticket = driven.lead(100.0)
+    assert driven.machine.consulted(ticket, Snapshot(token(50.0)), 100.0, digest=ONE)
+    assert driven.ask(100.0, wait=0.0) == Use(token(50.0)), "old, and better than none"
+    assert not driven.machine.consulted(ticket, Snapshot(token(90.0), ordinary_at=90.0), 100.0, digest=ONE)
+    assert driven.ask(100.0) == Use(token(90.0))
+    assert not driven.machine.in_flight
+
+    again = driven.lead(135.0)
+    assert driven.send(again, 135.0)
+    driven.extra = driven.machine.next_is_extra(again, 134.9)
+    assert driven.extra, "rule 8: 44.9 seconds after somebody else's ordinary request"
+
+    for bar, failed in ((BROKEN, 1), (limited(9.0), 0)):
+        driven = Driven()
+        ticket = driven.lead(0.0)
+        assert not driven.machine.consulted(ticket, Snapshot(bar=bar, barred_until=8.0, failures=4), 0.0, digest=ONE)
+        assert driven.machine.failed_fetches == failed
+        answer = driven.ask(1.0, wait=1.0)
+        assert isinstance(answer, Fail)
+        assert (answer.failure, answer.retry_after) == (bar, 7.0)
+        driven.lose(8.0)
+        cooldown = driven.ask(8.0, wait=0.0)
+        assert isinstance(cooldown, Fail)
+        assert cooldown.retry_after == 16.0
+
+
+def test_rule_04_a_token_that_was_refused_is_not_taken_over_again() -> None:
+    """Nor one that is older than ours; nobody is told of a refused one."""
+    driven = holding()
+    assert driven.machine.snapshot({}).token == token()
+    assert driven.machine.token_refused(token(), 1.0)
+    assert driven.machine.snapshot({}).token is None
+    ticket = driven.lead(1.0)
+    assert driven.machine.consulted(ticket, Snapshot(token()), 1.0, digest=ONE)
+    assert driven.machine.consulted(ticket, Snapshot(token(-9.0)), 1.0, digest=ONE)
+    assert driven.machine.in_flight == {ticket}
 
 
 def test_rule_07_the_first_refusal_is_replaced_at_once_by_one_fetch() -> None:

@@ -98,11 +98,25 @@ def test_invalidate_forgets_only_the_current_token(emulator: Emulator) -> None:
     assert manager.get_token() is second is not first
 
 
-def test_managers_of_one_process_share_the_budget(emulator: Emulator) -> None:
-    """Two managers on one clock for one merchant spend the same units."""
+def test_rule_04_managers_of_one_process_share_the_token(emulator: Emulator) -> None:
+    """Two of them for one key: one token request, and the refresh of one serves both."""
     one, other = manager_for(emulator), manager_for(emulator)
-    one.get_token()
-    other.get_token()
+    assert one.get_token() == other.get_token()
+    assert emulator.journal.token_requests == 1
+    advance(emulator, 51)
+    assert one.get_token() == other.get_token()
+    assert emulator.journal.token_requests == 2
+    assert other.stats().token_requests == 0
+
+
+def test_rule_04_managers_of_one_merchant_share_the_budget(emulator: Emulator) -> None:
+    """Another key has a token of its own; what was spent is spent for both."""
+    emulator.service.accept_credentials("sk_test_another")
+    one = manager_for(emulator)
+    other = TokenManager(
+        Credentials("sk_test_another", emulator.merchant_id), base_url=emulator.url, clock=emulator.clock
+    )
+    assert one.get_token() != other.get_token()
     assert one.stats().budget_left == other.stats().budget_left == {"10 per 1 minute": 8, "100 per 1 hour": 98}
 
 

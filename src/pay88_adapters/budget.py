@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
 from .policy import TokenPolicy
-from .stores.memory import MemoryStorage, Window
+from .stores.base import Acquired, BudgetStorage, Window
 
 _HOUR = 3600
 
@@ -28,28 +29,27 @@ class Grant:
 class AtomicMovingWindow(MovingWindowRateLimiter):
     """The moving-window strategy of ``limits``, for several limits in one step.
 
-    One ``hit`` after another would charge the first limit for what the second one refuses.
-
     Args:
         storage: Must take several windows at once.
         guard: Seconds added to each window. A request may reach the service as late as its timeout
             after it was counted here, so entries less than that apart may be closer over there.
     """
 
-    def __init__(self, storage: MemoryStorage, guard: float) -> None:
+    def __init__(self, storage: BudgetStorage, guard: float) -> None:
         super().__init__(storage)
         self._windows = storage
         self._guard = guard
 
-    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> float:
-        """Take a unit of every limit, or none; return 0, or the seconds until they can be taken."""
-        return self._windows.acquire_all([self._window(item, *names) for item, names in items])
+    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> Acquired:
+        """Take a unit of every limit, or none."""
+        return self._windows.acquire_all([self.window(item, *names) for item, names in items])
 
     def left(self, item: RateLimitItem, *identifiers: str) -> int:
         """Return how many units of *item* are left."""
-        return max(item.amount - self._windows.count(self._window(item, *identifiers)), 0)
+        return max(item.amount - len(self._windows.ages(self.window(item, *identifiers))), 0)
 
-    def _window(self, item: RateLimitItem, *identifiers: str) -> Window:
+    def window(self, item: RateLimitItem, *identifiers: str) -> Window:
+        """Return the window that *item* stands for."""
         return Window(item.key_for(*identifiers), item.amount, item.get_expiry() + self._guard)
 
 
@@ -66,10 +66,10 @@ class TokenBudget:
         base_url: The budget is counted per base URL and merchant.
     """
 
-    def __init__(self, policy: TokenPolicy, storage: MemoryStorage, base_url: str) -> None:
+    def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=policy.fetch_timeout)
         self._base_url = base_url
-        self._limits = policy.rate_limits()
+        self._limits = tuple(dict.fromkeys(policy.rate_limits()))
         self._longest = max(self._limits, key=RateLimitItem.get_expiry)
         self._reserve = (
             RateLimitItemPerHour(policy.forced_reserve),
@@ -78,16 +78,22 @@ class TokenBudget:
 
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
-        names = self._names(merchant_id)
-        taken: list[tuple[RateLimitItem, tuple[str, ...]]] = [(item, names) for item in self._limits]
-        if extra:
-            taken += [(item, (*names, "extra")) for item in self._reserve]
-        retry_in = self._strategy.hit_all(taken)
-        return Grant(retry_in == 0, retry_in, self._pressure(self._strategy.left(self._longest, *names)))
+        acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
+        used = len(acquired.ages[self._limits.index(self._longest)])
+        return Grant(acquired.wait == 0, acquired.wait, self._pressure(max(self._longest.amount - used, 0)))
+
+    def windows(self, merchant_id: str) -> list[Window]:
+        """Return every window that the merchant's requests count in."""
+        return [self._strategy.window(item, *names) for item, names in self._items(merchant_id, extra=True)]
+
+    def _items(self, merchant_id: str, *, extra: bool) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
+        names = self.names(merchant_id)
+        items: list[tuple[RateLimitItem, tuple[str, ...]]] = [(item, names) for item in self._limits]
+        return items + [(item, (*names, "extra")) for item in self._reserve] if extra else items
 
     def left(self, merchant_id: str) -> dict[str, int]:
         """Return the units left, by limit, such as ``{"10 per 1 minute": 9}``."""
-        names = self._names(merchant_id)
+        names = self.names(merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
     def _pressure(self, left: int) -> float:
@@ -95,8 +101,10 @@ class TokenBudget:
         roomy = min(self._reserve[0].amount, self._longest.amount / 5)
         return max(0.0, 1.0 - left / roomy) if roomy else 0.0
 
-    def _names(self, merchant_id: str) -> tuple[str, str, str]:
-        return ("token", self._base_url, merchant_id)
+    def names(self, merchant_id: str) -> tuple[str, str]:
+        """Return what the merchant's entries are kept under; a store is not told the merchant."""
+        digest = hashlib.sha256(f"{self._base_url}\n{merchant_id}".encode()).hexdigest()[:32]
+        return ("token", digest)
 
 
 def _with_room(item: RateLimitItem) -> RateLimitItem:

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .errors import ConfigurationError
-from .secret import Hidden, Secret
+from .secret import Hidden, Secret, hidden
 
 # Checked once, here: what a stack does with a bad header value ranges from sending it to raising an
 # exception that holds the whole key.
@@ -35,7 +35,7 @@ class Credentials:
 
     def __init__(self, api_key: str, merchant_id: str) -> None:
         # First of all: a traceback with locals may follow, and either of them may be the key.
-        api_key, merchant_id = _hidden(api_key), _hidden(merchant_id)
+        api_key, merchant_id = hidden(api_key), hidden(merchant_id)
         object.__setattr__(self, "api_key", api_key)
         object.__setattr__(self, "merchant_id", merchant_id)
         _check("api_key", api_key)
@@ -61,10 +61,6 @@ class Credentials:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials are secrets and are not pickled: use Credentials.from_env() in each process")
-
-
-def _hidden(value: Any) -> Any:
-    return Secret(value) if isinstance(value, str) else value
 
 
 def _check(name: str, value: object) -> None:

@@ -16,11 +16,10 @@ from .errors import ConfigurationError, Failure
 from .runtimes import AsyncRuntime, ThreadGate, current_runtime
 from .secret import forget_locals
 from .sequences import (
-    Acquire,
     Acquisition,
     AskCredentials,
+    Consult,
     Discard,
-    FetchResult,
     Hold,
     Managed,
     Pause,
@@ -176,14 +175,14 @@ class ThreadDriver:
 
     def _fetch(self, ticket: int, sender: Sender) -> None:
         sequence = fetch(self._state, ticket)
-        answer: FetchResult = None
+        answer: Any = None
         try:
             while True:
                 match sequence.send(answer):
                     case AskCredentials():
                         answer = _read_credentials(self._state, self._ask)
-                    case Acquire(merchant_id, extra):
-                        answer = self._state.budget.acquire(merchant_id, extra=extra)
+                    case Consult(operation):
+                        answer = operation()
                     case Post(request):
                         answer = self._post(sender, request)
                     case Pause(seconds):
@@ -281,14 +280,15 @@ class TaskDriver:
 
     async def _fetch(self, runtime: AsyncRuntime, ticket: int, sender: AsyncSender) -> None:
         sequence = fetch(self._state, ticket)
-        answer: FetchResult = None
+        answer: Any = None
         try:
             while True:
                 match sequence.send(answer):
                     case AskCredentials():
                         answer = await _aread_credentials(self._state, self._source, runtime)
-                    case Acquire(merchant_id, extra):
-                        answer = self._state.budget.acquire(merchant_id, extra=extra)
+                    case Consult(operation):
+                        # A store on a disk or behind a network must not keep the event loop.
+                        answer = await runtime.in_thread(operation) if self._state.fleet.blocking else operation()
                     case Post(request):
                         answer = await self._post(runtime, sender, request)
                     case Pause(seconds):

@@ -75,4 +75,14 @@ class CallReplayed(Event):
     """A refused call is sent once more, with a fresh token."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreDegraded(Event):
+    """The store fails: this process goes on alone, with a share of the budget (``fallback_share``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRestored(Event):
+    """The store is back."""
+
+
 Listener = Callable[[Event], object]

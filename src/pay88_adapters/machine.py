@@ -7,7 +7,7 @@ them. What a call gets depends on two things: how old the token is, and whether 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -21,13 +21,14 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME, TokenPolicy
+from .snapshot import Snapshot
 from .token import Token
 
 _HOUR = 3600.0
 _NEVER = float("-inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
 _FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles                             rule 8
-_GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost         rule 17
+GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost          rule 17
 _ABANDONED_IN_A_ROW = 2  # fetches that may die with their task before it counts as an outage rule 16
 
 
@@ -132,11 +133,13 @@ class TokenMachine:
     Args:
         policy: The durations and counts of the rules.
         rotating: Whether the credentials can change, so that a rejection has to be looked at again.
+        grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
     """
 
-    def __init__(self, policy: TokenPolicy, *, rotating: bool = False) -> None:
+    def __init__(self, policy: TokenPolicy, *, rotating: bool = False, grace: float = GRACE) -> None:
         self._policy = policy
         self._rotating = rotating
+        self._grace = grace
         self._held: _Held | None = None
         self._refused = False
         self._flights: dict[int, Flight] = {}
@@ -234,6 +237,45 @@ class TokenMachine:
         flight.due_at, flight.asking = self._due(now), False
         return True
 
+    def still_there(self, ticket: int, now: float, *, pause: float = 0.0) -> bool:
+        """Note that a fetch is under way and will be heard of again after *pause* seconds; return whether it counts."""
+        flight = self._flights.get(ticket)
+        if flight is None:
+            return False
+        flight.due_at = self._due(now) + pause
+        return True
+
+    def consulted(self, ticket: int, found: Snapshot, now: float, *, digest: str) -> bool:
+        """Take over what others have found out; return whether the fetch has to go on (rule 4)."""
+        if not self.still_there(ticket, now):
+            return False
+        self._ordinary_at = max(self._ordinary_at, found.ordinary_at)
+        if found.token is not None and self._take_over(found.token, now):
+            del self._flights[ticket]
+            return False
+        if found.bar is None or now >= found.barred_until:
+            return True
+        del self._flights[ticket]
+        self._failures = found.failures
+        if found.bar.kind is CredentialsRejected:
+            self._rejected_digest = digest
+        if found.bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
+            self._note_failure(found.bar)
+        self._raise_bar(found.bar, found.barred_until)
+        return False
+
+    def snapshot(self, spent: Mapping[str, Sequence[float]]) -> Snapshot:
+        """Return what others should know."""
+        token = None if self._held is None or self._refused else self._held.token
+        return Snapshot(token, self._bar, self._barred_until, self._failures, self._ordinary_at, spent)
+
+    def stopped(self, ticket: int, now: float) -> bool:
+        """Return whether a fetch ends here, because the service has asked to wait meanwhile (rule 10)."""
+        if self._bar is None or self._bar.kind is not TokenRateLimited or now >= self._barred_until:
+            return False
+        self._flights.pop(ticket, None)
+        return True
+
     def next_is_extra(self, ticket: int, now: float) -> bool:
         """Say whether the next attempt draws on the reserve (rule 8).
 
@@ -275,10 +317,7 @@ class TokenMachine:
         if held.usable_until <= now:
             self._cool_down(_expired_on_its_way(token), now)
             return
-        self._held, self._refused = held, False
-        self._failed, self._failures, self._abandoned = None, 0, 0
-        if self._bar is not None and self._bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
-            self._lift_bar()
+        self._hold_on_to(held)
         if not flight.forced:
             self._forced_in_row = 0
 
@@ -294,6 +333,8 @@ class TokenMachine:
         """
         flight = self._flights.get(ticket)
         if flight is None:
+            if failure.kind is TokenRateLimited:  # it is true, however late it comes
+                self._rate_limited(failure, now)
             return None
         if self._may_retry(flight, failure):
             bound = self._policy.backoff_base * 2.0 ** min(flight.attempts - 1, 32)
@@ -308,7 +349,7 @@ class TokenMachine:
                 self._held, self._refused = None, False
             self._fail(failure, now, self._policy.rejection_cooldown)
         elif failure.kind is TokenRateLimited:
-            self._raise_bar(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))
+            self._rate_limited(failure, now)
         else:
             self._cool_down(failure, now)
         return None
@@ -413,12 +454,12 @@ class TokenMachine:
         self._last_ticket += 1
         due_at = self._due(now)
         if self._rotating:  # a secrets manager may take longer than a token request
-            due_at = max(due_at, now + self._policy.max_wait + _GRACE)
+            due_at = max(due_at, now + self._policy.max_wait + self._grace)
         self._flights[self._last_ticket] = Flight(due_at, forced, asking=self._rotating)
         return self._last_ticket
 
     def _due(self, now: float) -> float:
-        return now + self._policy.fetch_timeout + _GRACE
+        return now + self._policy.fetch_timeout + self._grace
 
     def _drop_lost_flights(self, now: float) -> None:
         for ticket, flight in list(self._flights.items()):
@@ -451,6 +492,21 @@ class TokenMachine:
         at = token.requested_at
         return _Held(token, at + window - self._ahead(reuse_for), at + window, at + usable_for)
 
+    def _hold_on_to(self, held: _Held) -> None:
+        self._held, self._refused = held, False
+        self._failed, self._failures, self._abandoned = None, 0, 0
+        if self._bar is not None and self._bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
+            self._lift_bar()
+
+    def _take_over(self, token: Token, now: float) -> bool:
+        """Take a token that somebody else fetched, if it is better; return whether it is young enough to stay."""
+        if self._held is not None and (self._held.token == token or self._held.token.requested_at > token.requested_at):
+            return False  # the very one that has to be replaced, or an older one
+        held = self._hold_token(token)
+        if now < held.usable_until:
+            self._hold_on_to(held)
+        return now < held.refresh_at
+
     def _may_retry(self, flight: Flight, failure: Failure) -> bool:
         if failure.kind in (CredentialsRejected, TokenRateLimited) or not failure.retryable:
             return False
@@ -470,6 +526,9 @@ class TokenMachine:
     def _note_failure(self, failure: Failure) -> None:
         self._failed = failure
         self.failed_fetches += 1
+
+    def _rate_limited(self, failure: Failure, now: float) -> None:
+        self._raise_bar(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))
 
     def _raise_bar(self, failure: Failure, until: float) -> None:
         if until >= self._barred_until:

@@ -10,23 +10,22 @@ from types import TracebackType
 from typing import NoReturn
 from weakref import WeakKeyDictionary
 
-from .budget import TokenBudget
 from .clock import Clock
 from .credentials import Credentials
 from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .events import Listener
+from .fleet import Fleet
 from .forks import survive_forks
 from .policy import LIFETIME, TokenPolicy
 from .runtimes import current_runtime
-from .secret import Hidden
+from .secret import Hidden, hidden
 from .standalone import standalone_sender
 from .state import CredentialsSource, SharedState, Stats
-from .stores.memory import MemoryStorage
+from .stores import MEMORY, open_store
+from .stores.base import Store
 from .token import Token
-
-MEMORY = "memory://"
 
 
 class _Process:
@@ -35,22 +34,27 @@ class _Process:
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: dict[tuple[object, ...], TokenManager] = {}
-        self.storages: WeakKeyDictionary[Clock, MemoryStorage] = WeakKeyDictionary()
+        self.stores: WeakKeyDictionary[Clock, dict[str, Store]] = WeakKeyDictionary()
+        self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, float], Fleet]] = WeakKeyDictionary()
         self.after_fork()
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Replace the locks: another thread may have held them."""
         self.managers_lock = threading.Lock()
-        self.storages_lock = threading.Lock()
+        self.stores_lock = threading.Lock()
 
-    def storage(self, clock: Clock) -> MemoryStorage:
-        """Return the one storage of this process, on this clock."""
-        with self.storages_lock:
-            storage = self.storages.get(clock)
-            if storage is None:
-                storage = self.storages[clock] = MemoryStorage(clock.now)
-            return storage
+    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+        """Return this process's one view of a store, on this clock."""
+        with self.stores_lock:
+            fleets = self.fleets.setdefault(clock, {})
+            fleet = fleets.get((url, share))
+            if fleet is None:
+                stores = self.stores.setdefault(clock, {})
+                if url not in stores:
+                    stores[url] = open_store(url, clock)
+                fleet = fleets[url, share] = Fleet(stores[url], clock, share)
+            return fleet
 
 
 _process = _Process()
@@ -63,8 +67,10 @@ class TokenManager:
         credentials: Or a callable, sync or async, that returns them; it is asked at each fetch. A sync
             one is called on the event loop's thread where the call that leads is async.
         base_url: ``SANDBOX_URL`` unless given.
-        store: Where the budget is kept. ``memory://`` is *per process*: each process spends a budget
-            of its own, though the service counts them together.
+        store: Where managers meet: those with the same store share the token and the budget.
+            ``memory://`` is *per process*: each process has a token and a budget of its own, though the
+            service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
+            ``redis://host:port`` for a fleet.
         policy: When tokens are refreshed and what may be spent.
         listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
         clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
@@ -83,18 +89,17 @@ class TokenManager:
         listeners: Iterable[Listener] = (),
         clock: Clock | None = None,
     ) -> None:
+        store = hidden(store)  # its URL may hold a password
         endpoint = Endpoint.parse(base_url)
         if isinstance(credentials, Credentials):
             endpoint.check_key(credentials)
         elif not callable(credentials):
             raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
-        if store != MEMORY:
-            raise ConfigurationError("store must be 'memory://'")
         policy = policy or TokenPolicy()
         clock = clock or _process.clock
-        budget = TokenBudget(policy, _process.storage(clock), endpoint.base_url)
+        fleet = _process.fleet(store, clock, policy.fallback_share)
         rotating = not isinstance(credentials, Credentials)
-        self._state = SharedState(endpoint, policy, clock, budget, rotating=rotating, listeners=_checked(listeners))
+        self._state = SharedState(endpoint, policy, clock, fleet, rotating=rotating, listeners=_checked(listeners))
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
         self._threads = ThreadDriver(self._state, credentials)
@@ -136,6 +141,7 @@ class TokenManager:
         Raises:
             ConfigurationError: The configuration cannot work.
         """
+        store = hidden(store)
         listeners = _checked(listeners)
         key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy(), listeners)
         with _process.managers_lock:

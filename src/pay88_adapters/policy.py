@@ -14,7 +14,7 @@ LIFETIME = 60.0
 _MOST = 86_400  # a day
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
-_POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after")
+_POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after", "fallback_share")
 _WITHIN_LIFETIME = ("margin", "expiry_skew")
 
 
@@ -36,6 +36,8 @@ class TokenPolicy:
         max_forced_refreshes: Refused tokens replaced in a row before 401s are handed to the callers.
         forced_reserve: Token requests an hour that refusals, retries and probes may use in all.
         max_retry_after: Longest wait that a 429 of the token endpoint can impose.
+        fallback_share: Part of the budget that one process may spend while the store that it shares with
+            others fails.
         limits: The budget of token requests, in the notation of the ``limits`` library.
 
     Raises:
@@ -55,12 +57,15 @@ class TokenPolicy:
     max_forced_refreshes: int = 3
     forced_reserve: int = 20
     max_retry_after: float = 3600
+    fallback_share: float = 0.25
     limits: tuple[str, ...] = ("10/minute", "100/hour")
 
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.name != "limits":
                 self._check_number(each.name, getattr(self, each.name))
+        if self.fallback_share > 1:
+            raise ConfigurationError(f"fallback_share is {_shown(self.fallback_share)}: it is a part, at most 1")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
         self.rate_limits()
@@ -74,6 +79,12 @@ class TokenPolicy:
             raise ConfigurationError(f"{name} is {_shown(value)}: it must be {least}, and at most {_MOST}")
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
             raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
+
+    @property
+    def longest_fetch(self) -> float:
+        """Seconds that a fetch can take: all its attempts, and the pauses between them."""
+        pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))
+        return self.fetch_attempts * self.fetch_timeout + sum(pauses)
 
     def rate_limits(self) -> tuple[RateLimitItem, ...]:
         """Return the parsed limits.

@@ -10,6 +10,8 @@ import trio
 
 T = TypeVar("T")
 
+_limiter = trio.CapacityLimiter(1_000)  # not the one that the caller's own threads may have used up
+
 
 class TrioGate:
     """An event of one trio run."""
@@ -46,3 +48,6 @@ class TrioRuntime:
         with trio.move_on_after(seconds):
             return await work
         raise TimeoutError(f"no answer within {seconds:g} s")
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_limiter)

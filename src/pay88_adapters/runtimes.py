@@ -7,7 +7,8 @@ import contextvars
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -61,6 +62,10 @@ class AsyncRuntime(Protocol):
 
     async def bounded(self, work: Awaitable[T], seconds: float) -> T:
         """Await *work*; raise ``TimeoutError`` after *seconds*."""
+        ...
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Let a thread of its own do *work*. Who is cancelled meanwhile does not wait for it."""
         ...
 
 
@@ -131,6 +136,27 @@ class AsyncioRuntime:
                 return await work
         except asyncio.TimeoutError:  # not the builtin one on Python 3.10
             raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        done: asyncio.Future[T] = self.key.create_future()
+
+        def tell(result: Callable[[], None]) -> None:
+            if not done.done():
+                result()
+
+        def run() -> None:
+            try:
+                answer = work()
+            except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+                told = partial(done.set_exception, exc)
+            else:
+                told = partial(done.set_result, answer)
+            with suppress(RuntimeError):  # the loop is closed
+                self.key.call_soon_threadsafe(tell, told)
+
+        # Not the loop's executor: it may be full of the caller's work, and holds up the loop's end.
+        threading.Thread(target=run, name="pay88-store", daemon=True).start()
+        return await done
 
 
 # Not asyncio.wait_for(): before Python 3.12 it makes a task, which a loop that ends cancels a second time, in the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 REDACTED = "[secret]"
 
@@ -31,6 +31,11 @@ class Secret(str):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("secrets are not pickled: build Credentials and TokenManager in the new process")
+
+
+def hidden(value: Any) -> Any:
+    """Return a string as a :class:`Secret`, and anything else as it is."""
+    return Secret(value) if isinstance(value, str) else value
 
 
 class Attached(Secret):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from .budget import Grant
@@ -16,9 +17,11 @@ from .errors import Failure
 from .events import BudgetExhausted, CallReplayed, TokenFetched, TokenRefused
 from .machine import Fail, Fetch, Use, Wait
 from .runtimes import Gate
+from .snapshot import load
 from .state import SharedState
+from .stores.base import Lead
 from .token import Token
-from .wire import TokenReply, TokenRequest, network_failure, read_reply, token_request
+from .wire import TokenRequest, network_failure, read_reply, token_request
 
 UNAUTHORIZED = 401
 
@@ -54,11 +57,10 @@ class AskCredentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Acquire:
-    """Take a unit of the budget; result: :class:`Grant`."""
+class Consult:
+    """Do something with the store, which may take its time; result: what it returns."""
 
-    merchant_id: str
-    extra: bool
+    operation: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,12 @@ class Pause:
 
 
 Acquisition = Generator[Start | Hold, None, Token]
-FetchEffect = AskCredentials | Acquire | Post | Pause
-FetchResult = Credentials | Failure | Grant | TokenReply | BaseException | None
+FetchEffect = AskCredentials | Consult | Post | Pause
 
 DISCARD = Discard()
+
+_FIRST_LOOK = 0.1  # seconds, give or take half, until a fetch of somebody else's is looked after; doubles
+_LAST_LOOK = 1.0  # up to this
 
 
 class Managed(Protocol[R_contra]):
@@ -155,20 +159,78 @@ def acquire(
 
 
 def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
-    """Fetch a token and tell the machine how it went (rules 5 and 9 to 12)."""
-    credentials = yield AskCredentials()
+    """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12)."""
+    state.under_way.add(ticket)
+    try:
+        credentials = yield AskCredentials()
+        with state.deciding() as (machine, now):
+            if isinstance(credentials, Failure):
+                machine.fetch_failed(ticket, credentials, now)
+                return state.fetch_failed(credentials, now)
+            state.merchant_id = credentials.merchant_id
+            if not machine.credentials_arrived(ticket, credentials.digest, now):
+                return None
+        fence = yield from _lead(state, ticket, credentials)
+        if fence is not None:
+            led_at = state.clock.now()
+            yield from _request(state, ticket, credentials)
+            yield from _publish(state, credentials, fence, led_at)
+    finally:
+        state.under_way.discard(ticket)
+
+
+def _publish(
+    state: SharedState, credentials: Credentials, fence: int, led_at: float
+) -> Generator[FetchEffect, Any, None]:
+    """Tell the others what came of it, and let another one lead (rule 4)."""
+    spent = state.spent(credentials)
     with state.deciding() as (machine, now):
-        if isinstance(credentials, Failure):
-            machine.fetch_failed(ticket, credentials, now)
-            return state.fetch_failed(credentials, now)
-        state.merchant_id, digest = credentials.merchant_id, credentials.digest
-        if not machine.credentials_arrived(ticket, digest, now):
-            return None
+        snapshot = machine.snapshot(spent)
+    publish = partial(
+        state.fleet.publish,
+        state.key(credentials),
+        fence=fence,
+        content=snapshot.dump(now),
+        keep=snapshot.lasts(now),
+        after=now - led_at,
+    )
+    if (yield Consult(publish)):
+        state.version = fence
+
+
+def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, int | None]:
+    """Become the one of all who share the store; return the fence, or ``None`` where there is no need to."""
+    key, pause = state.key(credentials), _FIRST_LOOK
+    while True:
+        asked_at = state.clock.now()  # what is found is older by the way it comes
+        led: Lead = yield Consult(partial(state.lead, key, state.version))
+        with state.deciding() as (machine, now):
+            if led.fence is not None:
+                return led.fence if machine.still_there(ticket, now) else None
+            if led.record is not None:
+                state.version = led.record.version
+                found = load(led.record.content, led.record.age, asked_at)
+                if found is not None:
+                    state.learn(credentials, found.spent, now)
+                    if not machine.consulted(ticket, found, now, digest=credentials.digest):
+                        return None
+                continue
+            wait = min(led.busy_for, pause * (0.5 + state.draw()))
+            if not machine.still_there(ticket, now, pause=wait):
+                return None
+        yield Pause(wait)
+        pause = min(2 * pause, _LAST_LOOK)
+
+
+def _request(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, None]:
+    """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12)."""
     request = token_request(state.endpoint, credentials, state.clock.real(state.policy.fetch_timeout))
     while True:
         with state.deciding() as (machine, now):
+            if machine.stopped(ticket, now):
+                return None
             extra = machine.next_is_extra(ticket, now)
-        grant = yield Acquire(credentials.merchant_id, extra)
+        grant: Grant = yield Consult(partial(state.budget.acquire, credentials.merchant_id, extra=extra))
         with state.deciding() as (machine, now):
             if not grant.granted:
                 state.tell(BudgetExhausted, grant.retry_in)
@@ -186,7 +248,7 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
                 state.counters.tokens += 1
                 state.tell(TokenFetched, outcome.expires_in)
                 return machine.token_arrived(ticket, outcome, now)
-            pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=digest)
+            pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=credentials.digest)
             if pause is None:
                 return state.fetch_failed(outcome, now)
         yield Pause(pause)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Generator, Sequence
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,17 +17,21 @@ from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
-from .events import Event, Listener, RefreshFailed
+from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
+from .fleet import Fleet
 from .forks import survive_forks
-from .machine import TokenMachine
+from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
 from .runtimes import Gate
+from .stores.base import Lead
 from .token import Token
 
 _log = logging.getLogger("pay88_adapters.events")
 
 T = TypeVar("T")
 _NEVER = float("-inf")
+_LEASE_GRACE = 2.0  # seconds
+_STORE_PATIENCE = 5.0  # real seconds
 G = TypeVar("G", bound=Gate)
 
 
@@ -50,7 +56,7 @@ class SharedState:
         endpoint: Endpoint,
         policy: TokenPolicy,
         clock: Clock,
-        budget: TokenBudget,
+        fleet: Fleet,
         *,
         rotating: bool,
         listeners: Sequence[Listener] = (),
@@ -58,12 +64,19 @@ class SharedState:
         self.endpoint = endpoint
         self.policy = policy
         self.clock = clock
-        self.budget = budget
+        self.fleet = fleet
+        self.budget = TokenBudget(policy, fleet.budget, endpoint.base_url)
         self.counters = Counters()
         self.draw = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self._machine = TokenMachine(policy, rotating=rotating)
+        self.version = 0  # of the record in the store that was seen or published last
+        self._owner = uuid.uuid4().hex
+        self._alone = False
+        self.under_way: set[int] = set()  # the tickets of all fetches that have not come to their end
+        # A store that does not answer takes that long to say so, on a real clock.
+        grace = GRACE + (_STORE_PATIENCE * clock.speed if fleet.blocking else 0.0)
+        self._machine = TokenMachine(policy, rotating=rotating, grace=grace)
         self._lock = threading.Lock()
         self._gates: dict[object, Gate] = {}
         self._async_flights: dict[int, int] = {}
@@ -75,6 +88,8 @@ class SharedState:
     def after_fork(self) -> None:
         """Go on without the parent's threads: whoever held the lock or carried a fetch is not here."""
         self._lock = threading.Lock()
+        self._owner = uuid.uuid4().hex
+        self.under_way.clear()
         self._gates.clear()
         self._async_flights.clear()
         self._untold.clear()
@@ -98,8 +113,8 @@ class SharedState:
 
     @property
     def fetching(self) -> bool:
-        """Whether a fetch is in flight."""
-        return bool(self._machine.in_flight)
+        """Whether a fetch is under way, or its outcome on its way into the store."""
+        return bool(self.under_way or self._machine.in_flight)
 
     @contextmanager
     def deciding(self) -> Generator[tuple[TokenMachine, float], None, None]:
@@ -118,6 +133,9 @@ class SharedState:
                 self._published = (None, _NEVER) if self.closed else self._machine.unasked(now)
                 if len(self._machine.in_flight) < flying:
                     gates, self._gates = self._gates, {}
+                if self.fleet.alone != self._alone:
+                    self._alone = self.fleet.alone
+                    self.tell(StoreDegraded if self._alone else StoreRestored)
                 untold, self._untold = self._untold, []
         for gate in gates.values():
             gate.open()
@@ -135,6 +153,31 @@ class SharedState:
                 listener(event)
             except Exception:  # noqa: BLE001 - a listener is the user's
                 _log.exception("a listener raised at %s", event)
+
+    def key(self, credentials: Credentials) -> str:
+        """Name the record that managers with these credentials share. It does not give them away."""
+        return hashlib.sha256(f"{self.endpoint.base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
+
+    def lead(self, key: str, known: int) -> Lead:
+        """Ask the store to be the one who fetches (rule 4). May block."""
+        # Seconds more than a fetch can take, for the operations of the store itself.
+        lease = self.policy.longest_fetch + _LEASE_GRACE
+        return self.fleet.lead(key, owner=self._owner, known=known, lease=lease)
+
+    def spent(self, credentials: Credentials) -> dict[str, list[float]]:
+        """Return when each unit of the budget was taken, as far as this process knows."""
+        now = self.clock.now()
+        known = self.fleet.budget
+        return {
+            window.key: [now - age for age in known.ages(window)]
+            for window in self.budget.windows(credentials.merchant_id)
+        }
+
+    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> None:
+        """Take over what somebody else knew of the budget, for when the store fails."""
+        for window in self.budget.windows(credentials.merchant_id):
+            if window.key in spent:
+                self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
 
     def gate(self, key: object, make: Callable[[], G]) -> G:
         """Join the waiters of one event loop, or the threads. The lock must be held."""
@@ -198,7 +241,7 @@ class Stats:
         replayed: Calls sent a second time after a 401.
         waited: Calls that had to wait for a token.
         budget_left: Token requests left, by limit.
-        fetching: Whether a fetch is in flight.
+        fetching: Whether a fetch is under way.
     """
 
     token_requests: int

@@ -156,9 +156,9 @@ def _read_token(body: bytes, requested_at: float) -> Token | Failure:
     if not data:
         return _invalid("is not a JSON object with a 'data' object")
     access_token, session_id = data.get("access_token"), data.get("session_id")
-    if not _is_header_value(access_token):
+    if not is_header_value(access_token):
         return _invalid("has no usable 'access_token'")
-    if not _is_header_value(session_id):
+    if not is_header_value(session_id):
         return _invalid("has no usable 'session_id'")
     lifetime = _seconds(data.get("expires_in"))
     if lifetime is None or not 0 < lifetime <= _MAX_LIFETIME:
@@ -175,7 +175,8 @@ def _invalid(what: str) -> Failure:
     )
 
 
-def _is_header_value(value: object) -> TypeGuard[str]:
+def is_header_value(value: object) -> TypeGuard[str]:
+    """Whether *value* can go into a header field as it is."""
     return isinstance(value, str) and len(value) <= _MAX_VALUE and bool(_PRINTABLE.fullmatch(value))
 
 

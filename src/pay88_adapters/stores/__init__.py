@@ -1,1 +1,36 @@
-"""Where budgets are kept."""
+"""Where managers meet: in this process, on this host, or in a fleet of hosts."""
+
+from __future__ import annotations
+
+from pay88_adapters.clock import Clock
+from pay88_adapters.errors import ConfigurationError
+
+from .base import Store
+from .memory import MemoryStore
+
+MEMORY = "memory://"
+
+_REDIS = ("redis", "rediss", "unix")
+
+
+def open_store(url: str, clock: Clock) -> Store:
+    """Return the store that *url* names.
+
+    Raises:
+        ConfigurationError: It names none, or one whose driver is not installed.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"store must be a str, not {type(url).__name__}")
+    if url == MEMORY:
+        return MemoryStore(clock.now)
+    scheme = url.partition(":")[0].lower()
+    # Imported where they are needed: neither driver is for everybody.
+    if scheme == "sqlite":
+        from .sqlite import sqlite_store
+
+        return sqlite_store(url, clock)
+    if scheme.partition("+")[0] in _REDIS:
+        from .redis import redis_store
+
+        return redis_store(url, clock)
+    raise ConfigurationError("store must be memory://, sqlite:////absolute/path or redis://host:port")

@@ -1,27 +1,19 @@
-"""A moving-window storage for ``limits``, in this process's memory and on the core's clock."""
+"""The store of one process, on the core's clock."""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
-
-from limits.storage import MovingWindowSupport, Storage
+from typing import ClassVar
 
 from pay88_adapters.forks import survive_forks
 
-
-class Window(NamedTuple):
-    """One limit on one key."""
-
-    key: str
-    limit: int
-    expiry: float
-    """Seconds that an entry counts."""
+from .base import Acquired, Ages, BudgetStorage, Lead, Window, wait_for
+from .place import Place
 
 
-class MemoryStorage(Storage, MovingWindowSupport):
+class MemoryStorage(BudgetStorage):
     """Entries in memory, one list of instants a key.
 
     The library's own ``MemoryStorage`` reads the wall clock, which can be set, and starts timer
@@ -30,8 +22,6 @@ class MemoryStorage(Storage, MovingWindowSupport):
     Args:
         now: The clock, in seconds.
     """
-
-    STORAGE_SCHEME = None  # made by the package alone, never from a URL
 
     def __init__(self, now: Callable[[], float]) -> None:
         super().__init__()
@@ -44,54 +34,38 @@ class MemoryStorage(Storage, MovingWindowSupport):
         """Replace the lock: another thread may have held it."""
         self._lock = threading.Lock()
 
-    @property
-    def base_exceptions(self) -> tuple[type[Exception], ...]:
-        return ()
-
-    def acquire_all(self, windows: Sequence[Window]) -> float:
-        """Add an entry to every window, or to none.
-
-        Returns:
-            0 if the entries were added, else the seconds until they could be.
-        """
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
         with self._lock:
             now = self._now()
-            wait = max(self._wait(window, now) for window in windows)
+            wait = max(wait_for(window, self._ages(window, now), amount) for window in windows)
             if wait == 0:
                 for window in windows:
-                    self._entries[window.key] = [*self._live(window, now), now]
-            return wait
+                    self._entries[window.key] = [*self._live(window, now), *([now] * amount)]
+            return Acquired(wait, [self._ages(window, now) for window in windows])
 
-    def count(self, window: Window) -> int:
-        """Return how many entries count in *window* now."""
+    def add(self, window: Window, ages: Ages) -> None:
         with self._lock:
-            return len(self._live(window, self._now()))
+            now = self._now()
+            self._entries[window.key] = sorted([*self._live(window, now), *(now - age for age in ages)])
 
-    def _wait(self, window: Window, now: float) -> float:
-        live = self._live(window, now)
-        if len(live) < window.limit:
-            return 0.0
-        if not window.limit:
-            return window.expiry
-        # The window is closed at both ends: an entry still counts at the instant it leaves.
-        return max(live[-window.limit] + window.expiry - now, 0.0) + 1e-3
+    def replace(self, window: Window, ages: Ages) -> None:
+        """Forget what counted in *window*; these entries count from now on."""
+        with self._lock:
+            now = self._now()
+            self._entries[window.key] = [now - age for age in ages]
+
+    def ages(self, window: Window) -> Ages:
+        with self._lock:
+            return self._ages(window, self._now())
+
+    def _ages(self, window: Window, now: float) -> Ages:
+        return [now - at for at in self._live(window, now)]
 
     def _live(self, window: Window, now: float) -> list[float]:
         entries = self._entries.get(window.key, [])
         return entries[bisect_left(entries, now - window.expiry) :]
 
-    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Add *amount* entries if they fit: the interface of ``limits``."""
-        with self._lock:
-            now = self._now()
-            live = self._live(Window(key, limit, expiry), now)
-            if len(live) + amount > limit:
-                return False
-            self._entries[key] = live + [now] * amount
-            return True
-
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """Return when the oldest entry was added, and how many there are."""
         with self._lock:
             now = self._now()
             live = self._live(Window(key, limit, expiry), now)
@@ -118,8 +92,32 @@ class MemoryStorage(Storage, MovingWindowSupport):
         with self._lock:
             return len(self._entries.get(key, ()))
 
-    def incr(self, key: str, expiry: int, amount: int = 1) -> NoReturn:
-        raise NotImplementedError("this storage keeps moving windows only")
 
-    def get_expiry(self, key: str) -> NoReturn:
-        raise NotImplementedError("this storage keeps moving windows only")
+class MemoryStore:
+    """The default: what the managers of one process share."""
+
+    blocking: ClassVar[bool] = False
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.budget = MemoryStorage(now)
+        self._now = now
+        self._lock = threading.Lock()
+        self._places: dict[str, Place] = {}
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads: replace the lock, and let go of the leases they held."""
+        self._lock = threading.Lock()
+        for place in self._places.values():
+            place.leased_until = 0.0
+
+    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+        with self._lock:
+            return self._place(key).lead(self._now(), owner=owner, known=known, lease=lease)
+
+    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+        with self._lock:
+            return self._place(key).publish(self._now(), fence=fence, content=content, keep=keep, after=after)
+
+    def _place(self, key: str) -> Place:
+        return self._places.setdefault(key, Place())

@@ -1,0 +1,148 @@
+"""What managers that share a store tell each other: the token, and why none may be requested.
+
+A snapshot holds instants on one manager's clock; on its way through the store they are ages and
+remaining seconds. What comes out of a store is checked like an answer of the service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import (
+    CredentialsRejected,
+    Failure,
+    Pay88Error,
+    TokenBudgetExhausted,
+    TokenEndpointUnavailable,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from .token import Token
+from .wire import is_header_value
+
+_NEVER = float("-inf")
+_LONGEST = 86_400.0  # seconds; nothing in a snapshot lasts longer
+_FORMAT = 1
+_KINDS: dict[str, type[Pay88Error]] = {
+    kind.__name__: kind
+    for kind in (
+        CredentialsRejected,
+        TokenBudgetExhausted,
+        TokenRateLimited,
+        TokenEndpointUnavailable,
+        TokenResponseInvalid,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one manager knows.
+
+    Attributes:
+        token: The newest one.
+        bar: Why no token may be requested before *barred_until*.
+        failures: Fetches that failed in a row.
+        ordinary_at: When the last ordinary token request was sent.
+        spent: When each unit of the budget was taken, by the window's key.
+    """
+
+    token: Token | None = None
+    bar: Failure | None = None
+    barred_until: float = _NEVER
+    failures: int = 0
+    ordinary_at: float = _NEVER
+    spent: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+
+    def dump(self, now: float) -> str:
+        """Write it down for others."""
+        token, bar = self.token, self.bar
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "token": token
+                and {
+                    "access_token": str(token.access_token),
+                    "session_id": str(token.session_id),
+                    "expires_in": token.expires_in,
+                    "age": now - token.requested_at,
+                },
+                "bar": bar
+                and now < self.barred_until
+                and {
+                    "kind": bar.kind.__name__,
+                    "message": bar.message,
+                    "status": bar.status,
+                    "server_message": bar.server_message,
+                    "retryable": bar.retryable,
+                    "remaining": self.barred_until - now,
+                },
+                "failures": self.failures,
+                "ordinary_age": None if self.ordinary_at == _NEVER else now - self.ordinary_at,
+                "spent": {key: [round(now - at, 3) for at in instants] for key, instants in self.spent.items()},
+            }
+        )
+
+    def lasts(self, now: float) -> float:
+        """Return for how many seconds it is of any use to others."""
+        ends = [self.barred_until]
+        if self.token is not None:
+            ends.append(self.token.requested_at + self.token.expires_in)
+        return max(*ends, now) - now
+
+
+def load(content: str, age: float, now: float) -> Snapshot | None:
+    """Read what somebody wrote down *age* seconds ago; ``None`` if it makes no sense."""
+    try:
+        return _load(json.loads(content), now - age)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ):  # the ValueError would hold the whole content
+        return None
+
+
+def _load(document: Any, written_at: float) -> Snapshot:
+    if document["format"] != _FORMAT:
+        raise ValueError
+    token, bar, ordinary_age = document["token"], document["bar"], document["ordinary_age"]
+    return Snapshot(
+        token=_token(token, written_at) if token else None,
+        bar=_bar(bar) if bar else None,
+        barred_until=written_at + _seconds(bar["remaining"]) if bar else _NEVER,
+        failures=int(_seconds(document["failures"])),
+        ordinary_at=_NEVER if ordinary_age is None else written_at - _seconds(ordinary_age),
+        spent={str(key): [written_at - _seconds(age) for age in ages] for key, ages in document["spent"].items()},
+    )
+
+
+def _token(said: Any, written_at: float) -> Token:
+    access_token, session_id = said["access_token"], said["session_id"]
+    if not (is_header_value(access_token) and is_header_value(session_id)):
+        raise ValueError
+    return Token(access_token, session_id, _seconds(said["expires_in"]), written_at - _seconds(said["age"]))
+
+
+def _bar(said: Any) -> Failure:
+    status, server_message = said["status"], said["server_message"]
+    if not isinstance(said["message"], str) or not isinstance(server_message, (str, type(None))):
+        raise TypeError
+    return Failure(
+        _KINDS[said["kind"]],
+        said["message"],
+        status=None if status is None else int(_seconds(status)),
+        server_message=server_message,
+        retryable=said["retryable"] is True,
+    )
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LONGEST:
+        raise ValueError
+    return float(value)

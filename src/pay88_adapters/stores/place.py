@@ -1,0 +1,40 @@
+"""Where one record is kept: what any store does that can hold it still for a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .base import Lead, Record
+
+
+@dataclass(slots=True)
+class Place:
+    """A record, the lease to replace it, and how many fences were given out. All instants are on one clock."""
+
+    version: int = 0
+    content: str = field(default="", repr=False)
+    written_at: float = 0.0
+    keep_until: float = 0.0
+    fences: int = 0
+    owner: str = ""
+    leased_at: float = 0.0
+    leased_until: float = 0.0
+
+    def lead(self, now: float, *, owner: str, known: int, lease: float) -> Lead:
+        """Answer :meth:`Store.lead`."""
+        if self.version not in (0, known) and now < self.keep_until:
+            return Lead(Record(self.version, self.content, now - self.written_at))
+        if now < self.leased_until and self.owner != owner:
+            return Lead(busy_for=self.leased_until - now)
+        self.fences += 1
+        self.owner, self.leased_at, self.leased_until = owner, now, now + lease
+        return Lead(fence=self.fences)
+
+    def publish(self, now: float, *, fence: int, content: str, keep: float, after: float) -> bool:
+        """Answer :meth:`Store.publish`."""
+        if not self.version < fence == self.fences:
+            return False
+        self.version, self.content = fence, content
+        self.written_at, self.keep_until = min(self.leased_at + after, now), now + keep
+        self.leased_until = 0.0
+        return True

