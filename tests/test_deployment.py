@@ -20,13 +20,14 @@ import pytest
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores import open_store
+from pay88_adapters.stores.base import Window
 from pay88_adapters.testing import Emulator, Entry, Latency
 from servers import Valkey, free_port
 
 DOCS = Path(__file__).parent.parent / "docs" / "deployment"
 WORKERS = 4
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+posix = pytest.mark.skipif(os.name != "posix", reason="no such servers here")
 
 
 def page(name: str) -> str:
@@ -246,7 +247,7 @@ def left_no_trace_of_trouble(host: Host, emulator: Emulator) -> None:
 
 
 @pytest.mark.deep
-@needs_fork
+@posix
 @pytest.mark.parametrize("command", commands("gunicorn"))
 def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, store: str) -> None:
     """Four sync workers, loaded apart or before the fork."""
@@ -259,7 +260,7 @@ def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, stor
 
 
 @pytest.mark.deep
-@needs_fork
+@posix
 def test_rule_04_memory_is_per_process_as_the_page_says(tmp_path: Path, emulator: Emulator) -> None:
     """Without a store, four workers send four token requests to start with."""
     port = free_port()
@@ -274,6 +275,7 @@ def test_rule_04_memory_is_per_process_as_the_page_says(tmp_path: Path, emulator
 
 
 @pytest.mark.deep
+@posix
 def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None:
     """Four workers, each with an event loop."""
     port = free_port()
@@ -286,7 +288,7 @@ def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None
 
 
 @pytest.mark.deep
-@needs_fork
+@posix
 @pytest.mark.parametrize("command", commands("multiprocessing"))
 def test_rule_04_multiprocessing(command: str, tmp_path: Path, emulator: Emulator, store: str) -> None:
     """A pool of four processes, forked or spawned."""
@@ -297,7 +299,7 @@ def test_rule_04_multiprocessing(command: str, tmp_path: Path, emulator: Emulato
 
 
 @pytest.mark.deep
-@needs_fork
+@posix
 def test_rule_04_celery(tmp_path: Path, emulator: Emulator) -> None:
     """A prefork pool of four, with Redis for both the queue and the store."""
     worker, ask = commands("celery")
@@ -323,3 +325,22 @@ def stores_named() -> list[str]:
 def test_every_store_that_a_page_names_is_one(url: str, tmp_path: Path) -> None:
     """The forms in the pages are understood; the directory is another here."""
     open_store(url.replace("/var/lib/shop", str(tmp_path)), Clock())
+
+
+@posix
+def test_the_rights_that_the_page_gives_are_enough(tmp_path: Path) -> None:
+    """A user with these rights and no others can do all that a store does, in a database of its own."""
+    [right] = re.findall(r"^<!-- acl -->\n```text\n(.*?)\n```$", page("index"), re.MULTILINE)
+    with Valkey(tmp_path) as server:
+        server.command(*right.split())
+        store = open_store(f"redis://shop:password@127.0.0.1:{server.port}/1", Clock())
+        window = Window("key", 2, 60.0)
+        assert store.budget.acquire_all([window]).wait == 0
+        store.budget.add(window, [0.0])
+        assert store.budget.acquire_all([window]).wait > 0
+        known = 0
+        for _ in range(2):  # the second time, there is a record to replace
+            fence = store.lead("key", owner="me", known=known, lease=10.0).fence
+            assert fence is not None
+            assert store.publish("key", fence=fence, content="text", keep=10.0)
+            known = fence
