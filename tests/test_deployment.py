@@ -261,6 +261,21 @@ def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, stor
 
 @pytest.mark.deep
 @posix
+def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emulator: Emulator) -> None:
+    """With preload and Redis, the parent asks for a token; the workers use it, over connections of their own."""
+    port = free_port()
+    with Valkey(tmp_path) as server:
+        host = Host(tmp_path, emulator, "gunicorn", PAY88_STORE=server.url, PORT=str(port))
+        with (tmp_path / "app.py").open("a", encoding="utf-8") as app:
+            app.write("\nmanager.get_token()\n")
+        with host.running(commands("gunicorn")[1]) as process:
+            wait_for_port(process, port)
+            share_one_token(emulator, requests_to(port))
+    left_no_trace_of_trouble(host, emulator)
+
+
+@pytest.mark.deep
+@posix
 def test_rule_04_memory_is_per_process_as_the_page_says(tmp_path: Path, emulator: Emulator) -> None:
     """Without a store, four workers send four token requests to start with."""
     port = free_port()
