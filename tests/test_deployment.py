@@ -55,7 +55,7 @@ class Host:
         files = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)
         for file, text in files:
             (directory / file).write_text(text, encoding="utf-8")
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PAY88_", "COV_"))}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PAY88_")}
         self._environment = inherited | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PAY88_API_KEY": emulator.api_key,
