@@ -342,6 +342,17 @@ def test_every_store_that_a_page_names_is_one(url: str, tmp_path: Path) -> None:
     open_store(url.replace("/var/lib/shop", str(tmp_path)), Clock())
 
 
+def test_the_code_of_the_page_about_stores_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without a service."""
+    monkeypatch.setenv("PAY88_API_KEY", "sk_live_key")
+    monkeypatch.setenv("PAY88_MERCHANT_ID", "MCH-COL-1")
+    monkeypatch.setenv("PAY88_STORE", f"sqlite:///{tmp_path}/pay88.db")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page("index"), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        exec(block, {})
+    assert blocks
+
+
 @posix
 def test_the_rights_that_the_page_gives_are_enough(tmp_path: Path) -> None:
     """A user with these rights and no others can do all that a store does, in a database of its own."""
