@@ -42,6 +42,12 @@ class Fleet:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
 
         def operation() -> Lead:
+            self.budget.tell()  # here, because who never leads never asks for the shared budget
+            return self._store.lead(key, owner=owner, known=known, lease=lease)
+
+        return self.attempt(operation) or Lead(fence=NO_LEASE)
+
+        def operation() -> Lead:
             self.budget.tell()
             return self._store.lead(key, owner=owner, known=known, lease=lease)
 
@@ -86,7 +92,7 @@ class _Budget(MemoryStorage):
         self._fleet = fleet
         self._shared = store.budget
         self._weight = math.ceil(1 / share)
-        self._untold: list[tuple[Window, float]] = []  # what the store has not seen, and when it was taken
+        self._untold: dict[Window, list[float]] = {}  # what the store has not seen, and when it was taken
         self._telling = threading.Lock()
 
     def after_fork(self) -> None:
@@ -103,20 +109,24 @@ class _Budget(MemoryStorage):
         alone = super().acquire_all(windows, amount * self._weight)
         if alone.wait == 0:
             with self._telling:
-                self._untold += [(window, self._now()) for window in windows for _ in range(amount)]
+                now = self._now()
+                for window in windows:
+                    live = [at for at in self._untold.get(window, ()) if at >= now - window.expiry]
+                    self._untold[window] = [*live, *([now] * amount)]
         return alone
 
     def tell(self) -> None:
-        """Let the store know what was taken without it.
+        """Add to the store what was taken without it.
 
         Raises:
-            StoreError: It still fails.
+            StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
         with self._telling:
             while self._untold:
-                window, at = self._untold[0]
-                self._shared.add(window, [self._now() - at])
-                del self._untold[0]
+                window, instants = next(iter(self._untold.items()))
+                now = self._now()
+                self._shared.add(window, [now - at for at in instants])
+                del self._untold[window]
 
     def _acquire_shared(self, windows: Sequence[Window], amount: int) -> Acquired:
         self.tell()
