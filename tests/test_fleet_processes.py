@@ -369,6 +369,23 @@ def test_rule_24_the_store_hangs_for_three_lifetimes(stage: Callable[[float], St
     outage(scene, scene.shared.slow, 3)
 
 
+@pytest.mark.parametrize("shared", [SqliteFile], indirect=True, ids=["sqlite"])
+def test_rule_05_shares_add_up_to_the_budget(stage: Callable[[float], Stage], shared: SqliteFile) -> None:
+    """Without their store four processes meet a node that refuses every token: in sum the budget holds all the same."""
+    scene = stage(FAST)
+    workers = scene.workers(4)
+    assert workers.do("call") == ["200"] * 4
+    with shared.down():
+        scene.emulator.service.refuse_where = lambda received, now: True
+        workers.do("start", 0.02)
+        ends = scene.clock.now() + 120
+        while scene.clock.now() < ends:
+            time.sleep(0.1)
+        workers.do("stop")
+    assert scene.journal.token_requests >= 8, "they tried"
+    assert scene.budget_held()
+
+
 def test_rule_24_no_event_loop_waits_for_the_store(stage: Callable[[float], Stage]) -> None:
     """The store hangs when tokens are refreshed, and the loops go on: far less than its timeout is between ticks."""
     scene = stage(10.0)
