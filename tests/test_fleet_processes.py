@@ -170,7 +170,7 @@ class Stage:
         )
         budget = manager._state.budget
         names = budget.names(credentials.merchant_id)
-        hour = budget._strategy._window(budget._longest, *names)
+        hour = budget._strategy.window(budget._longest, *names)
         return len(manager._state.fleet._store.budget.ages(hour))
 
 

@@ -526,6 +526,16 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
         assert cooldown.retry_after == 16.0
 
 
+def test_rule_02_pressure_is_felt_by_those_who_follow() -> None:
+    """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pressure=1.0)
+    assert driven.ask(53.9) == Use(token())
+    assert isinstance(driven.ask(54.0), Use)
+    assert driven.machine.in_flight
+
+
 def test_rule_04_a_token_that_was_refused_is_not_taken_over_again() -> None:
     """Nor one that is older than ours; nobody is told of a refused one."""
     driven = holding()

@@ -28,6 +28,8 @@ from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from servers import Valkey, free_port
 
+pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
+
 PASSWORD = "a-password-of-the-store"
 TOKEN = "a-token-that-nobody-may-see"
 MINUTE, HOUR = Window("minute", 10, 65.0), Window("hour", 100, 3605.0)

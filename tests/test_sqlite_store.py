@@ -23,6 +23,8 @@ from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 from pay88_adapters.testing import ManualClock
 
+pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
+
 posix = pytest.mark.skipif(os.name != "posix", reason="no such permissions or signals here")
 
 SECRET = "a-secret-token"
@@ -276,6 +278,21 @@ def test_rule_24_a_deleted_file_is_made_anew(store: SqliteStore, path: Path, clo
         assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
+    store: SqliteStore, path: Path, clock: ManualClock
+) -> None:
+    """Who knows the record that was lost is told of the one that came after it, and cannot publish into a new file."""
+    first = publish(store)
+    clock.advance(1)
+    path.unlink()
+    assert not store.publish("key", fence=first, content="late", keep=100.0)
+    second = publish(store, content="new")
+    assert second != first
+    record = store.lead("key", owner="somebody", known=first, lease=10.0).record
+    assert record is not None
+    assert (record.version, record.content) == (second, "new")
+
+
 def test_rule_24_a_file_put_in_its_place_is_used(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """As it is."""
     take(store)
@@ -363,7 +380,7 @@ def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: M
     "statement",
     [
         "UPDATE records SET version = 'one'",
-        "UPDATE records SET version = 99",
+        "UPDATE records SET version = fences + 1",
         "UPDATE records SET version = -1",
         "UPDATE records SET version = 0.5",
         "UPDATE records SET fences = x'00'",
@@ -553,13 +570,14 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.stores.base import Window
 from pay88_adapters.stores.sqlite import SqliteStore
 store = SqliteStore(sys.argv[1], Clock())
-known = 0
+known = turns = 0
 while True:
     granted = store.budget.acquire_all([Window("one", 10**6, 1e5), Window("two", 10**6, 1e5)]).wait == 0
     fence = store.lead("key", owner="a", known=known, lease=9.0).fence
     assert store.publish("key", fence=fence, content=str(fence) * 2_000, keep=1e5)
     known = fence
-    print(fence, flush=True)
+    turns += 1
+    print(turns, flush=True)
 """
 
 

@@ -79,8 +79,7 @@ class TokenBudget:
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
         acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
-        used = len(acquired.ages[self._limits.index(self._longest)])
-        return Grant(acquired.wait == 0, acquired.wait, self._pressure(max(self._longest.amount - used, 0)))
+        return Grant(acquired.wait == 0, acquired.wait, self.pressure(merchant_id))
 
     def windows(self, merchant_id: str) -> list[Window]:
         """Return every window that the merchant's requests count in."""
@@ -96,7 +95,9 @@ class TokenBudget:
         names = self.names(merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
-    def _pressure(self, left: int) -> float:
+    def pressure(self, merchant_id: str) -> float:
+        """Return 0 while the longest window is roomy, rising to 1 as the last of it goes."""
+        left = self._strategy.left(self._longest, *self.names(merchant_id))
         # What steady traffic leaves over: 80 of 100 an hour are for the ordinary refresh.
         roomy = min(self._reserve[0].amount, self._longest.amount / 5)
         return max(0.0, 1.0 - left / roomy) if roomy else 0.0

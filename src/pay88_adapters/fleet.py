@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .clock import Clock
+from .forks import survive_forks
 from .stores.base import Acquired, Lead, Store, StoreError, Window
 from .stores.memory import MemoryStorage
 
@@ -37,18 +38,18 @@ class Fleet:
         self._store = store
         self._clock = clock
         self._rests_until = float("-inf")
+        self._turning = threading.Lock()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Replace the lock: another thread may have held it."""
+        self._turning = threading.Lock()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
 
         def operation() -> Lead:
             self.budget.tell()  # here, because who never leads never asks for the shared budget
-            return self._store.lead(key, owner=owner, known=known, lease=lease)
-
-        return self.attempt(operation) or Lead(fence=NO_LEASE)
-
-        def operation() -> Lead:
-            self.budget.tell()
             return self._store.lead(key, owner=owner, known=known, lease=lease)
 
         return self.attempt(operation) or Lead(fence=NO_LEASE)
@@ -71,14 +72,17 @@ class Fleet:
             result = operation()
         except StoreError as exc:
             self._rests_until = self._clock.now() + _REST
-            if not self.alone:
-                self.alone = True
+            if self._turns(alone=True):
                 _log.warning("the store fails (%s): this process goes on alone with a share of the budget", exc)
             return None
-        if self.alone:
-            self.alone = False
+        if self.alone and self._turns(alone=False):
             _log.warning("the store is back: this process shares its token and budget again")
         return result
+
+    def _turns(self, *, alone: bool) -> bool:
+        with self._turning:  # managers of one process warn once together
+            before, self.alone = self.alone, alone
+            return before != alone
 
 
 class _Budget(MemoryStorage):

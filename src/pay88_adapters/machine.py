@@ -245,10 +245,19 @@ class TokenMachine:
         flight.due_at = self._due(now) + pause
         return True
 
-    def consulted(self, ticket: int, found: Snapshot, now: float, *, digest: str) -> bool:
-        """Take over what others have found out; return whether the fetch has to go on (rule 4)."""
+    def consulted(self, ticket: int, found: Snapshot, now: float, *, digest: str, pressure: float = 0.0) -> bool:
+        """Take over what others have found out; return whether the fetch has to go on (rule 4).
+
+        Args:
+            ticket: The fetch.
+            found: What they have found out.
+            now: The time.
+            digest: Names the credentials of all of them.
+            pressure: On the budget, by what they know of it.
+        """
         if not self.still_there(ticket, now):
             return False
+        self._pressure = pressure
         self._ordinary_at = max(self._ordinary_at, found.ordinary_at)
         if found.token is not None and self._take_over(found.token, now):
             del self._flights[ticket]

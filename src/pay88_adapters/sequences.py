@@ -211,8 +211,8 @@ def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generato
                 state.version = led.record.version
                 found = load(led.record.content, led.record.age, asked_at)
                 if found is not None:
-                    state.learn(credentials, found.spent, now)
-                    if not machine.consulted(ticket, found, now, digest=credentials.digest):
+                    pressure = state.learn(credentials, found.spent, now)
+                    if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
                         return None
                 continue
             wait = min(led.busy_for, pause * (0.5 + state.draw()))

@@ -26,6 +26,9 @@ class Place:
             return Lead(Record(self.version, self.content, now - self.written_at))
         if now < self.leased_until and self.owner != owner:
             return Lead(busy_for=self.leased_until - now)
+        if not self.fences:
+            # Not from 1: no fence from before a loss of all data may ever be given out again.
+            self.version = self.fences = int(now * 1e6)
         self.fences += 1
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
         return Lead(fence=self.fences)
