@@ -665,7 +665,15 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
             kept = here.manager.get_token(min_validity=1) == token
             return kept and here.new_manager().get_token() == token and shared().get_token() != token
 
-        with state._lock, store._lock, store.budget._lock, known._lock, known._telling, process.managers_lock:
+        with (
+            state._lock,
+            store._lock,
+            store.budget._lock,
+            known._lock,
+            known._owning,
+            state.fleet._turning,
+            process.managers_lock,
+        ):
             held = fork(child)
         assert ended(held)
         assert here.journal.token_requests == 2

@@ -7,6 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -189,7 +190,7 @@ class ThreadDriver:
                         answer = None
                         self._state.clock.wait(threading.Event(), seconds)
         except StopIteration:
-            pass
+            self._state.ended(ticket)
         except BaseException as exc:
             if isinstance(exc, CarrierLost):
                 self._lost.add(sender)
@@ -287,16 +288,16 @@ class TaskDriver:
                     case AskCredentials():
                         answer = await _aread_credentials(self._state, self._source, runtime)
                     case Consult(operation):
-                        # A store on a disk or behind a network must not keep the event loop.
-                        answer = await runtime.in_thread(operation) if self._state.fleet.blocking else operation()
+                        answer = await self._consult(runtime, operation)
                     case Post(request):
                         answer = await self._post(runtime, sender, request)
                     case Pause(seconds):
                         answer = None
                         await self._state.clock.sleep(seconds, runtime.sleep)
         except StopIteration:
-            pass
+            self._state.ended(ticket)
         except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock
+            self._state.under_way.discard(ticket)
             raise
         except BaseException as exc:
             if isinstance(exc, CarrierLost):
@@ -306,6 +307,13 @@ class TaskDriver:
                 raise
         finally:
             self._state.put_down(ticket)
+
+    async def _consult(self, runtime: AsyncRuntime, operation: Callable[[], object]) -> object:
+        # A store on a disk or behind a network must not keep the event loop.
+        if self._state.fleet.blocking:
+            with suppress(RuntimeError):  # no thread can be started: the store counts as failing, and does not block
+                return await runtime.in_thread(operation)
+        return operation()
 
     async def _post(self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest) -> TokenReply | Exception:
         async def attempt() -> _Attempt:
@@ -332,6 +340,7 @@ def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
     with state.deciding() as (machine, now):
         machine.fetch_abandoned(ticket, failure, now, counts=not isinstance(exc, CarrierLost))
         state.fetch_failed(failure, now)
+    state.ended(ticket)
 
 
 def _check_carrier(state: SharedState, ticket: int, sender: object, lost: WeakSet[object]) -> None:

@@ -6,24 +6,29 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from .clock import Clock
 from .forks import survive_forks
-from .stores.base import Acquired, Lead, Store, StoreError, Window
+from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
 
 _log = logging.getLogger("pay88_adapters.store")
 
 T = TypeVar("T")
 
+PATIENCE = 4.0
+"""Real seconds for which an operation of a store may take; longer, and the store fails."""
+
 _REST = 5.0  # seconds for which a store that failed is left alone
+_TOLD_AT_ONCE = 20  # windows that one operation tells the store of
+_NEVER = float("-inf")
 NO_LEASE = 0
-"""The fence of whoever leads without a lease, because the store fails."""
+"""The fence of whoever leads without a lease, because the store fails or cannot be waited for."""
 
 
 class Fleet:
-    """A store, from the point of view of one process. No operation raises :class:`StoreError`.
+    """A store, from the point of view of one process. A store that fails raises nothing here.
 
     Args:
         store: What is shared.
@@ -35,15 +40,19 @@ class Fleet:
         self.blocking = store.blocking
         self.alone = False
         self.budget = _Budget(self, store, clock, share)
+        self.carried: dict[
+            tuple[int, int], tuple[Callable[[], Any], int]
+        ] = {}  # what the event loops of this process carry: see SharedState.carry
         self._store = store
         self._clock = clock
-        self._rests_until = float("-inf")
+        self._failed_at = _NEVER
         self._turning = threading.Lock()
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Replace the lock: another thread may have held it."""
+        """Go on without the parent's threads and event loops."""
         self._turning = threading.Lock()
+        self.carried.clear()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
@@ -66,23 +75,62 @@ class Fleet:
 
     def attempt(self, operation: Callable[[], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for a while after it did."""
-        if self._clock.now() < self._rests_until:
+        began_at = self._clock.now()
+        if began_at < self._failed_at + _REST:
             return None
         try:
-            result = operation()
-        except StoreError as exc:
-            self._rests_until = self._clock.now() + _REST
-            if self._turns(alone=True):
-                _log.warning("the store fails (%s): this process goes on alone with a share of the budget", exc)
+            result = _bounded(operation) if self.blocking else operation()
+        except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
+            self._fails(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
             return None
-        if self.alone and self._turns(alone=False):
-            _log.warning("the store is back: this process shares its token and budget again")
+        if self.alone:
+            self._works(began_at)
         return result
 
-    def _turns(self, *, alone: bool) -> bool:
-        with self._turning:  # managers of one process warn once together
-            before, self.alone = self.alone, alone
-            return before != alone
+    def _fails(self, problem: str) -> None:
+        with self._turning:  # the managers of one process warn once together
+            was_alone, self.alone = self.alone, True
+            self._failed_at = self._clock.now()
+        if not was_alone:
+            _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
+
+    def _works(self, began_at: float) -> None:
+        with self._turning:
+            if began_at < self._failed_at or not self.alone:  # it began before the store failed
+                return
+            self.alone = False
+        _log.warning("the store is back: this process shares its token and budget again")
+
+
+class _Operation(threading.Thread, Generic[T]):
+    """An operation in a thread of its own, so that nobody has to wait for its end."""
+
+    def __init__(self, operation: Callable[[], T]) -> None:
+        super().__init__(name="pay88-store-operation", daemon=True)
+        self._operation = operation
+        self.result: list[T] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result.append(self._operation())
+        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
+            self.error = exc
+
+
+def _bounded(operation: Callable[[], T]) -> T:
+    """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout."""
+    thread = _Operation(operation)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise StoreError("no thread can be started for it") from None
+    thread.join(PATIENCE)
+    if thread.error is not None:
+        raise thread.error
+    if not thread.result:
+        raise StoreError(f"no answer within {PATIENCE:g} s")
+    return thread.result[0]
 
 
 class _Budget(MemoryStorage):
@@ -92,32 +140,48 @@ class _Budget(MemoryStorage):
     """
 
     def __init__(self, fleet: Fleet, store: Store, clock: Clock, share: float) -> None:
-        super().__init__(clock.now)
         self._fleet = fleet
         self._shared = store.budget
         self._weight = math.ceil(1 / share)
-        self._untold: dict[Window, list[float]] = {}  # what the store has not seen, and when it was taken
-        self._telling = threading.Lock()
+        self._own: dict[Window, list[float]] = {}  # when what the store has not seen was taken
+        self._owning = threading.Lock()
+        super().__init__(clock.now)
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._telling = threading.Lock()
-        self._untold.clear()  # the parent tells
+        self._owning = threading.Lock()
+        self._own.clear()  # the parent tells
 
     def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
-        shared = self._fleet.attempt(lambda: self._acquire_shared(windows, amount))
-        if shared is not None:
-            for window, ages in zip(windows, shared.ages, strict=True):
-                self.replace(window, ages)
-            return shared
-        alone = super().acquire_all(windows, amount * self._weight)
-        if alone.wait == 0:
-            with self._telling:
-                now = self._now()
+        def operation() -> Acquired:
+            self.tell()
+            return self._shared.acquire_all(windows, amount)
+
+        shared = self._fleet.attempt(operation)
+        if shared is None:
+            return self._acquire_alone(windows, amount)
+        for window, ages in zip(windows, shared.ages, strict=True):
+            self.replace(window, ages)
+        return shared
+
+    def _acquire_alone(self, windows: Sequence[Window], amount: int) -> Acquired:
+        with self._owning:
+            waits = [wait_for(window, self.ages(window), amount * self._weight_in(window)) for window in windows]
+            if not any(waits):
                 for window in windows:
-                    live = [at for at in self._untold.get(window, ()) if at >= now - window.expiry]
-                    self._untold[window] = [*live, *([now] * amount)]
-        return alone
+                    self._own[window] = [*self._own_in(window), *([self._now()] * amount)]
+            # The store may be back before there is room.
+            return Acquired(min(max(waits), _REST), [self.ages(window) for window in windows])
+
+    def ages(self, window: Window) -> Ages:
+        own = [self._now() - at for at in self._own_in(window) for _ in range(self._weight_in(window))]
+        return sorted([*super().ages(window), *own], reverse=True)
+
+    def _weight_in(self, window: Window) -> int:
+        return min(self._weight, window.limit) or 1  # one fits into any window that is empty
+
+    def _own_in(self, window: Window) -> list[float]:
+        return [at for at in self._own.get(window, ()) if at >= self._now() - window.expiry]
 
     def tell(self) -> None:
         """Add to the store what was taken without it.
@@ -125,13 +189,14 @@ class _Budget(MemoryStorage):
         Raises:
             StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
-        with self._telling:
-            while self._untold:
-                window, instants = next(iter(self._untold.items()))
-                now = self._now()
-                self._shared.add(window, [now - at for at in instants])
-                del self._untold[window]
-
-    def _acquire_shared(self, windows: Sequence[Window], amount: int) -> Acquired:
-        self.tell()
-        return self._shared.acquire_all(windows, amount)
+        for window in list(self._own)[:_TOLD_AT_ONCE]:
+            instants = self._own_in(window)
+            ages = [self._now() - at for at in instants]
+            if ages:
+                self._shared.add(window, ages)
+            with self._owning:
+                self.add(window, ages)
+                left = [at for at in self._own_in(window) if at not in instants]
+                self._own.pop(window, None)
+                if left:
+                    self._own[window] = left

@@ -113,6 +113,7 @@ class Flight:
     due_at: float  # it is lost if it has not been heard of by then
     forced: bool
     asking: bool  # for the credentials
+    digest: str = ""  # of the credentials
     attempts: int = 0
     failure: Failure | None = None  # of the last attempt
 
@@ -141,6 +142,7 @@ class TokenMachine:
         self._rotating = rotating
         self._grace = grace
         self._held: _Held | None = None
+        self._held_digest = ""  # of the credentials that bought it
         self._refused = False
         self._flights: dict[int, Flight] = {}
         self._last_ticket = 0
@@ -234,7 +236,7 @@ class TokenMachine:
                 self._note_failure(self._bar)
                 return False
             self._lift_bar()  # nobody has rejected these
-        flight.due_at, flight.asking = self._due(now), False
+        flight.due_at, flight.asking, flight.digest = self._due(now), False, digest
         return True
 
     def still_there(self, ticket: int, now: float, *, pause: float = 0.0) -> bool:
@@ -259,7 +261,7 @@ class TokenMachine:
             return False
         self._pressure = pressure
         self._ordinary_at = max(self._ordinary_at, found.ordinary_at)
-        if found.token is not None and self._take_over(found.token, now):
+        if found.token is not None and self._take_over(found.token, digest, now):
             del self._flights[ticket]
             return False
         if found.bar is None or now >= found.barred_until:
@@ -268,21 +270,36 @@ class TokenMachine:
         self._failures = found.failures
         if found.bar.kind is CredentialsRejected:
             self._rejected_digest = digest
-        if found.bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
+        until = found.barred_until
+        if found.bar.kind is TokenRateLimited:
+            until = min(until, now + self._policy.max_retry_after)
+        else:
             self._note_failure(found.bar)
-        self._raise_bar(found.bar, found.barred_until)
+        self._raise_bar(found.bar, until)
         return False
 
-    def snapshot(self, spent: Mapping[str, Sequence[float]]) -> Snapshot:
-        """Return what others should know."""
-        token = None if self._held is None or self._refused else self._held.token
-        return Snapshot(token, self._bar, self._barred_until, self._failures, self._ordinary_at, spent)
+    def snapshot(self, digest: str, spent: Mapping[str, Sequence[float]]) -> Snapshot:
+        """Return what others with the same credentials should know; *spent* is what is known of the budget."""
+        ours = self._held is not None and not self._refused and self._held_digest == digest
+        others_too = self._bar is not None and self._bar.kind is not TokenBudgetExhausted  # the budget says it itself
+        if self._rejected and self._rejected_digest != digest:
+            others_too = False
+        return Snapshot(
+            self._held.token if self._held is not None and ours else None,
+            self._bar if others_too else None,
+            self._barred_until if others_too else _NEVER,
+            self._failures,
+            self._ordinary_at,
+            spent,
+        )
 
     def stopped(self, ticket: int, now: float) -> bool:
-        """Return whether a fetch ends here, because the service has asked to wait meanwhile (rule 10)."""
+        """Return whether a fetch ends here: given up as lost, or the service has asked to wait meanwhile (rule 10)."""
+        if ticket not in self._flights:
+            return True
         if self._bar is None or self._bar.kind is not TokenRateLimited or now >= self._barred_until:
             return False
-        self._flights.pop(ticket, None)
+        del self._flights[ticket]
         return True
 
     def next_is_extra(self, ticket: int, now: float) -> bool:
@@ -326,7 +343,7 @@ class TokenMachine:
         if held.usable_until <= now:
             self._cool_down(_expired_on_its_way(token), now)
             return
-        self._hold_on_to(held)
+        self._hold_on_to(held, flight.digest)
         if not flight.forced:
             self._forced_in_row = 0
 
@@ -501,19 +518,19 @@ class TokenMachine:
         at = token.requested_at
         return _Held(token, at + window - self._ahead(reuse_for), at + window, at + usable_for)
 
-    def _hold_on_to(self, held: _Held) -> None:
-        self._held, self._refused = held, False
+    def _hold_on_to(self, held: _Held, digest: str) -> None:
+        self._held, self._held_digest, self._refused = held, digest, False
         self._failed, self._failures, self._abandoned = None, 0, 0
         if self._bar is not None and self._bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
             self._lift_bar()
 
-    def _take_over(self, token: Token, now: float) -> bool:
+    def _take_over(self, token: Token, digest: str, now: float) -> bool:
         """Take a token that somebody else fetched, if it is better; return whether it is young enough to stay."""
         if self._held is not None and (self._held.token == token or self._held.token.requested_at > token.requested_at):
             return False  # the very one that has to be replaced, or an older one
         held = self._hold_token(token)
         if now < held.usable_until:
-            self._hold_on_to(held)
+            self._hold_on_to(held, digest)
         return now < held.refresh_at
 
     def _may_retry(self, flight: Flight, failure: Failure) -> bool:

@@ -90,6 +90,8 @@ class TokenManager:
         clock: Clock | None = None,
     ) -> None:
         store = hidden(store)  # its URL may hold a password
+        if not isinstance(store, str):
+            raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
         endpoint = Endpoint.parse(base_url)
         if isinstance(credentials, Credentials):
             endpoint.check_key(credentials)

@@ -10,8 +10,6 @@ import trio
 
 T = TypeVar("T")
 
-_limiter = trio.CapacityLimiter(1_000)  # not the one that the caller's own threads may have used up
-
 
 class TrioGate:
     """An event of one trio run."""
@@ -50,4 +48,5 @@ class TrioRuntime:
         raise TimeoutError(f"no answer within {seconds:g} s")
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_limiter)
+        # Not trio's own limiter, which the caller's threads may have used up.
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))

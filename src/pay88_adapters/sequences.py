@@ -137,6 +137,8 @@ def acquire(
             if waited and not machine.in_flight:
                 min_validity = 0.0  # one fetch is all that a call can ask for
             decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
+            if isinstance(decision, Fetch) and alone:
+                state.lone.add(decision.ticket)
             if isinstance(decision, (Fetch, Wait)):
                 alone = False  # it has sent its own
                 state.counters.waited += not waited
@@ -161,63 +163,40 @@ def acquire(
 def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
     """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12)."""
     state.under_way.add(ticket)
-    try:
-        credentials = yield AskCredentials()
-        with state.deciding() as (machine, now):
-            if isinstance(credentials, Failure):
-                machine.fetch_failed(ticket, credentials, now)
-                return state.fetch_failed(credentials, now)
-            state.merchant_id = credentials.merchant_id
-            if not machine.credentials_arrived(ticket, credentials.digest, now):
-                return None
-        fence = yield from _lead(state, ticket, credentials)
-        if fence is not None:
-            led_at = state.clock.now()
-            yield from _request(state, ticket, credentials)
-            yield from _publish(state, credentials, fence, led_at)
-    finally:
-        state.under_way.discard(ticket)
-
-
-def _publish(
-    state: SharedState, credentials: Credentials, fence: int, led_at: float
-) -> Generator[FetchEffect, Any, None]:
-    """Tell the others what came of it, and let another one lead (rule 4)."""
-    spent = state.spent(credentials)
+    credentials = yield AskCredentials()
     with state.deciding() as (machine, now):
-        snapshot = machine.snapshot(spent)
-    publish = partial(
-        state.fleet.publish,
-        state.key(credentials),
-        fence=fence,
-        content=snapshot.dump(now),
-        keep=snapshot.lasts(now),
-        after=now - led_at,
-    )
-    if (yield Consult(publish)):
-        state.version = fence
+        if isinstance(credentials, Failure):
+            machine.fetch_failed(ticket, credentials, now)
+            return state.fetch_failed(credentials, now)
+        state.merchant_id = credentials.merchant_id
+        if not machine.credentials_arrived(ticket, credentials.digest, now):
+            return None
+    if (yield from _lead(state, ticket, credentials)):
+        yield from _request(state, ticket, credentials)
+        yield Consult(state.take_lease(ticket))
+    return None
 
 
-def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, int | None]:
-    """Become the one of all who share the store; return the fence, or ``None`` where there is no need to."""
-    key, pause = state.key(credentials), _FIRST_LOOK
+def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, bool]:
+    """Become the one of all who share the store; return whether there is still need of one."""
+    pause = _FIRST_LOOK
     while True:
-        asked_at = state.clock.now()  # what is found is older by the way it comes
-        led: Lead = yield Consult(partial(state.lead, key, state.version))
+        asked_at = state.clock.now()
+        led: Lead = yield Consult(partial(state.lead, ticket, credentials))
         with state.deciding() as (machine, now):
             if led.fence is not None:
-                return led.fence if machine.still_there(ticket, now) else None
+                machine.still_there(ticket, now)
+                return True
             if led.record is not None:
-                state.version = led.record.version
-                found = load(led.record.content, led.record.age, asked_at)
+                found = load(led.record.content, led.record.age, asked_at, now)
                 if found is not None:
                     pressure = state.learn(credentials, found.spent, now)
                     if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
-                        return None
+                        return False
                 continue
             wait = min(led.busy_for, pause * (0.5 + state.draw()))
             if not machine.still_there(ticket, now, pause=wait):
-                return None
+                return False
         yield Pause(wait)
         pause = min(2 * pause, _LAST_LOOK)
 

@@ -20,6 +20,7 @@ from .errors import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
+from .secret import Secret, redact
 from .token import Token
 from .wire import is_header_value
 
@@ -57,10 +58,10 @@ class Snapshot:
     ordinary_at: float = _NEVER
     spent: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
 
-    def dump(self, now: float) -> str:
+    def dump(self, now: float) -> Secret:
         """Write it down for others."""
         token, bar = self.token, self.bar
-        return json.dumps(
+        text = json.dumps(
             {
                 "format": _FORMAT,
                 "token": token
@@ -85,6 +86,7 @@ class Snapshot:
                 "spent": {key: [round(now - at, 3) for at in instants] for key, instants in self.spent.items()},
             }
         )
+        return Secret(text)
 
     def lasts(self, now: float) -> float:
         """Return for how many seconds it is of any use to others."""
@@ -94,31 +96,29 @@ class Snapshot:
         return max(*ends, now) - now
 
 
-def load(content: str, age: float, now: float) -> Snapshot | None:
-    """Read what somebody wrote down *age* seconds ago; ``None`` if it makes no sense."""
+def load(content: str, age: float, asked_at: float, now: float) -> Snapshot | None:
+    """Read what somebody wrote down *age* seconds ago; ``None`` if it makes no sense.
+
+    The question and the answer took from *asked_at* to *now*. What is in doubt is held to be against us:
+    a token is older, and a bar or a unit of the budget younger, by as much.
+    """
     try:
-        return _load(json.loads(content), now - age)
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ):  # the ValueError would hold the whole content
-        return None
+        return _load(json.loads(content), asked_at - age, now - age)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None  # not raised from it, which holds the whole content
 
 
-def _load(document: Any, written_at: float) -> Snapshot:
+def _load(document: Any, earliest: float, latest: float) -> Snapshot:
     if document["format"] != _FORMAT:
         raise ValueError
     token, bar, ordinary_age = document["token"], document["bar"], document["ordinary_age"]
     return Snapshot(
-        token=_token(token, written_at) if token else None,
+        token=_token(token, earliest) if token else None,
         bar=_bar(bar) if bar else None,
-        barred_until=written_at + _seconds(bar["remaining"]) if bar else _NEVER,
+        barred_until=latest + _seconds(bar["remaining"]) if bar else _NEVER,
         failures=int(_seconds(document["failures"])),
-        ordinary_at=_NEVER if ordinary_age is None else written_at - _seconds(ordinary_age),
-        spent={str(key): [written_at - _seconds(age) for age in ages] for key, ages in document["spent"].items()},
+        ordinary_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age),
+        spent={str(key): sorted(latest - _seconds(age) for age in ages) for key, ages in document["spent"].items()},
     )
 
 
@@ -135,9 +135,9 @@ def _bar(said: Any) -> Failure:
         raise TypeError
     return Failure(
         _KINDS[said["kind"]],
-        said["message"],
+        redact(said["message"]),
         status=None if status is None else int(_seconds(status)),
-        server_message=server_message,
+        server_message=server_message and redact(server_message),
         retryable=said["retryable"] is True,
     )
 

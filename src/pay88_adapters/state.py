@@ -7,8 +7,9 @@ import logging
 import random
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
-from .fleet import Fleet
+from .fleet import NO_LEASE, PATIENCE, Fleet
 from .forks import survive_forks
 from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
@@ -31,7 +32,6 @@ _log = logging.getLogger("pay88_adapters.events")
 T = TypeVar("T")
 _NEVER = float("-inf")
 _LEASE_GRACE = 2.0  # seconds
-_STORE_PATIENCE = 5.0  # real seconds
 G = TypeVar("G", bound=Gate)
 
 
@@ -70,16 +70,17 @@ class SharedState:
         self.draw = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self.version = 0  # of the record in the store that was seen or published last
+        self.versions: dict[str, int] = {}  # of the records in the store that were seen or published last
         self._owner = uuid.uuid4().hex
         self._alone = False
         self.under_way: set[int] = set()  # the tickets of all fetches that have not come to their end
+        self.lone: set[int] = set()  # those of them that cannot wait for a lease
+        self._leases: dict[int, tuple[Credentials, int, float]] = {}
         # A store that does not answer takes that long to say so, on a real clock.
-        grace = GRACE + (_STORE_PATIENCE * clock.speed if fleet.blocking else 0.0)
+        grace = GRACE + ((PATIENCE + 1.0) * clock.speed if fleet.blocking else 0.0)
         self._machine = TokenMachine(policy, rotating=rotating, grace=grace)
         self._lock = threading.Lock()
         self._gates: dict[object, Gate] = {}
-        self._async_flights: dict[int, int] = {}
         self._listeners = listeners
         self._untold: list[Event] = []
         self._published: tuple[Token | None, float] = (None, _NEVER)
@@ -90,8 +91,9 @@ class SharedState:
         self._lock = threading.Lock()
         self._owner = uuid.uuid4().hex
         self.under_way.clear()
+        self.lone.clear()
+        self._leases.clear()
         self._gates.clear()
-        self._async_flights.clear()
         self._untold.clear()
         self._machine.forget_flights()
         self._published = (None, _NEVER)
@@ -158,11 +160,39 @@ class SharedState:
         """Name the record that managers with these credentials share. It does not give them away."""
         return hashlib.sha256(f"{self.endpoint.base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 
-    def lead(self, key: str, known: int) -> Lead:
+    def lead(self, ticket: int, credentials: Credentials) -> Lead:
         """Ask the store to be the one who fetches (rule 4). May block."""
+        if ticket in self.lone:
+            return Lead(fence=NO_LEASE)
+        key = self.key(credentials)
         # Seconds more than a fetch can take, for the operations of the store itself.
         lease = self.policy.longest_fetch + _LEASE_GRACE
-        return self.fleet.lead(key, owner=self._owner, known=known, lease=lease)
+        led = self.fleet.lead(key, owner=self._owner, known=self.versions.get(key, 0), lease=lease)
+        if led.record is not None:
+            self.versions[key] = led.record.version
+        if led.fence:
+            self._leases[ticket] = (credentials, led.fence, self.clock.now())
+            if ticket not in self.under_way:  # whoever wanted to know is gone
+                self.ended(ticket)
+        return led
+
+    def take_lease(self, ticket: int) -> Callable[[], object]:
+        """Return what publishes the outcome of a fetch and ends its lease, if it has one."""
+        lease = self._leases.pop(ticket, None)
+        return self.publication(*lease) if lease else bool
+
+    def publication(self, credentials: Credentials, fence: int, led_at: float) -> Callable[[], None]:
+        """Return what tells the others, with what is known now, and lets another one lead. It may block."""
+        spent = self.spent(credentials)
+        with self.deciding() as (machine, now):
+            snapshot = machine.snapshot(credentials.digest, spent)
+        key, content, keep = self.key(credentials), snapshot.dump(now), snapshot.lasts(now)
+
+        def publish() -> None:
+            if self.fleet.publish(key, fence=fence, content=content, keep=keep, after=now - led_at):
+                self.versions[key] = fence
+
+        return publish
 
     def spent(self, credentials: Credentials) -> dict[str, list[float]]:
         """Return when each unit of the budget was taken, as far as this process knows."""
@@ -194,20 +224,38 @@ class SharedState:
             raise ConfigurationError("this TokenManager is closed: make a new one")
 
     def carried_by_this_thread(self) -> bool:
-        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it."""
+        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
+
+        Any manager's fetch that shares the store: it may hold the lease that this one would wait for.
+        """
         here = threading.get_ident()
-        with self._lock:
-            carried = [ticket for ticket, thread in self._async_flights.items() if thread == here]
-            # A loop that was closed under its fetch never said that it put it down.
-            return any(ticket in self._machine.in_flight for ticket in carried)
+        return any(
+            thread == here and (state := carrier()) is not None and ticket in state.under_way
+            for (_, ticket), (carrier, thread) in list(self.fleet.carried.items())
+        )
 
     def carry(self, ticket: int) -> None:
         """Note that a task of this thread's event loop carries a fetch."""
-        self._async_flights[ticket] = threading.get_ident()
+        self.under_way.add(ticket)
+        self.fleet.carried[id(self), ticket] = (weakref.ref(self), threading.get_ident())
 
     def put_down(self, ticket: int) -> None:
         """Note that it no longer does."""
-        self._async_flights.pop(ticket, None)
+        self.fleet.carried.pop((id(self), ticket), None)
+
+    def ended(self, ticket: int) -> None:
+        """Note that nobody carries a fetch any longer; give back the lease that it may have."""
+        self.under_way.discard(ticket)
+        self.lone.discard(ticket)
+        lease = self._leases.pop(ticket, None)
+        if lease is None:
+            return
+        publish = self.publication(*lease)
+        if not self.fleet.blocking:
+            publish()
+            return
+        with suppress(RuntimeError):  # the interpreter ends: the lease will, too
+            threading.Thread(target=publish, name="pay88-lease", daemon=True).start()
 
     def fetch_failed(self, failure: Failure, now: float) -> None:
         """Note that a fetch ended without a token. The lock must be held."""

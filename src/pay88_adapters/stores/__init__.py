@@ -19,8 +19,6 @@ def open_store(url: str, clock: Clock) -> Store:
     Raises:
         ConfigurationError: It names none, or one whose driver is not installed.
     """
-    if not isinstance(url, str):
-        raise ConfigurationError(f"store must be a str, not {type(url).__name__}")
     if url == MEMORY:
         return MemoryStore(clock.now)
     scheme = url.partition(":")[0].lower()

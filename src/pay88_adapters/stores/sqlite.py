@@ -31,7 +31,8 @@ from .base import Acquired, Ages, BudgetStorage, Lead, StoreError, Window, wait_
 from .place import Place
 
 _SCHEME = "sqlite://"
-_PATIENCE = 1.0  # real seconds: to wait for other threads, and for other processes
+_PATIENCE = 1.0  # real seconds, to wait for other processes
+_THREADS_PATIENCE = 2.5  # real seconds, to wait for other threads: hundreds of merchants may start at once
 _DAY = 86_400.0
 _FORMAT = 1
 _COLUMNS = "version, content, written_at, keep_until, fences, owner, leased_at, leased_until"
@@ -98,7 +99,7 @@ class _File:
     def transaction(self) -> Generator[tuple[sqlite3.Connection, float], None, None]:
         """Keep everybody else out; give the connection and the time."""
         lock = _turnstile.lock
-        if not lock.acquire(timeout=_PATIENCE):
+        if not lock.acquire(timeout=_THREADS_PATIENCE):
             raise StoreError(f"{self._path} is busy: too many threads wait for it")
         try:
             with closing(self._begin()) as db:
