@@ -367,7 +367,7 @@ def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
     refused(TokenManager, credentials, says="Credentials(")
 
 
-@pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5])
+@pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5, {}, [KEY], b"memory://"])
 def test_a_store_nobody_knows(store: Any) -> None:
     """The message names one that works."""
     refused(TokenManager, CREDENTIALS, store=store, says="store must be")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from pay88_adapters.fleet import Fleet
-from pay88_adapters.stores.base import Window
+from pay88_adapters.stores.base import Acquired, Ages, StoreError, Window
+from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 
@@ -52,3 +55,140 @@ def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
     away.rename(directory)
     fleet.lead("key", owner="me", known=0, lease=30)
     assert store.budget.get_moving_window(MINUTE.key, MINUTE.limit, 3_600) == (10_950.0, 1)
+
+
+class Ledger(MemoryStore):
+    """A store that notes what it is told; *before* each operation of its budget something may happen."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.now)
+        self.told: list[tuple[str, list[float]]] = []
+        self.before: Callable[[str], object] = lambda _: None
+        self.budget = _LedgerStorage(clock, self)
+
+
+class _LedgerStorage(MemoryStorage):
+    def __init__(self, clock: ManualClock, ledger: Ledger) -> None:
+        super().__init__(clock.now)
+        self._ledger = ledger
+
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
+        self._ledger.before("acquire")
+        return super().acquire_all(windows, amount)
+
+    def add(self, window: Window, ages: Ages) -> None:
+        self._ledger.before("add")
+        self._ledger.told.append((window.key, list(ages)))
+        super().add(window, ages)
+
+
+def down(_: str) -> None:
+    """Fail."""
+    raise StoreError("down")
+
+
+def works(_: str) -> None:
+    """Let it be done."""
+
+
+def lead(fleet: Fleet) -> None:
+    """Ask for the lease of any record."""
+    fleet.lead("key", owner="me", known=0, lease=30)
+
+
+def hours_alone(fleet: Fleet, clock: ManualClock, merchants: int) -> list[Window]:
+    """Let many merchants spend their shares of three hours."""
+    windows = [Window(f"hour {number}", 100, 3_600.0) for number in range(merchants)]
+    for _ in range(75):
+        for window in windows:
+            fleet.budget.acquire_all([window])
+        clock.advance(145)
+    return windows
+
+
+def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
+    """A hundred merchants: a bounded number of operations, all units of a window in one; the rest in its turn."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = Fleet(store, clock, 0.25)
+    store.before = down
+    windows = hours_alone(fleet, clock, 100)
+    store.before = works
+    lead(fleet)
+    assert 0 < len(store.told) <= 25
+    for _ in range(20):
+        lead(fleet)
+    assert len(store.told) == len(windows)
+    assert {key for key, _ in store.told} == {window.key for window in windows}
+    assert all(20 <= len(ages) <= 25 and max(ages) <= 3_600 for _, ages in store.told)
+
+
+def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
+    """What it took alone long ago counts nowhere, though it never asked again."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = Fleet(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    clock.advance(70)
+    store.before = works
+    lead(fleet)
+    assert store.told == [("hour", [70.0])]
+
+
+def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
+    """It fails between two windows: each is heard of once in the end."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = Fleet(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+
+    def once(_: str) -> None:
+        if store.told:
+            raise StoreError("down")
+
+    clock.advance(10)
+    store.before = once
+    lead(fleet)
+    clock.advance(10)
+    store.before = works
+    for _ in range(2):
+        lead(fleet)
+    assert sorted(key for key, _ in store.told) == ["hour", "minute"]
+    assert [ages for _, ages in store.told] == [[10.0], [20.0]]
+
+
+def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
+    """While the store takes its time to hear it, others take from it, or go on alone."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = Fleet(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    clock.advance(10)
+    hearing, heard, done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(operation: str) -> None:
+        if operation == "add" and threading.current_thread() is teller:
+            hearing.set()
+            heard.wait()
+
+    def others() -> None:
+        store.before = down
+        fleet.budget.acquire_all([MINUTE])
+        lead(fleet)
+        done.set()
+
+    teller = threading.Thread(target=lead, args=(fleet,))
+    other = threading.Thread(target=others)
+    store.before = slow
+    teller.start()
+    assert hearing.wait(5)
+    other.start()
+    try:
+        assert done.wait(3), "they wait for the one who tells"
+    finally:
+        heard.set()
+        teller.join()
+        other.join()
