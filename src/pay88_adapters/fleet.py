@@ -144,6 +144,7 @@ class _Budget(MemoryStorage):
         self._shared = store.budget
         self._weight = math.ceil(1 / share)
         self._own: dict[Window, list[float]] = {}  # when what the store has not seen was taken
+        self._told: dict[Window, list[float]] = {}  # and of what it has been told
         self._owning = threading.Lock()
         super().__init__(clock.now)
 
@@ -151,6 +152,7 @@ class _Budget(MemoryStorage):
         super().after_fork()
         self._owning = threading.Lock()
         self._own.clear()  # the parent tells
+        self._told.clear()
 
     def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
         def operation() -> Acquired:
@@ -166,7 +168,7 @@ class _Budget(MemoryStorage):
 
     def _acquire_alone(self, windows: Sequence[Window], amount: int) -> Acquired:
         with self._owning:
-            waits = [wait_for(window, self.ages(window), amount * self._weight_in(window)) for window in windows]
+            waits = [wait_for(window, self._ages_alone(window), amount * self._weight_in(window)) for window in windows]
             if not any(waits):
                 for window in windows:
                     self._own[window] = [*self._own_in(window), *([self._now()] * amount)]
@@ -177,11 +179,19 @@ class _Budget(MemoryStorage):
         own = [self._now() - at for at in self._own_in(window) for _ in range(self._weight_in(window))]
         return sorted([*super().ages(window), *own], reverse=True)
 
+    def _ages_alone(self, window: Window) -> Ages:
+        # Told, it counts once over there; but what the others took in the same time may still be untold.
+        others = [self._now() - at for at in self._told_in(window) for _ in range(self._weight_in(window) - 1)]
+        return sorted([*self.ages(window), *others], reverse=True)
+
     def _weight_in(self, window: Window) -> int:
         return min(self._weight, window.limit) or 1  # one fits into any window that is empty
 
     def _own_in(self, window: Window) -> list[float]:
         return [at for at in self._own.get(window, ()) if at >= self._now() - window.expiry]
+
+    def _told_in(self, window: Window) -> list[float]:
+        return [at for at in self._told.get(window, ()) if at >= self._now() - window.expiry]
 
     def tell(self) -> None:
         """Add to the store what was taken without it.
@@ -196,6 +206,7 @@ class _Budget(MemoryStorage):
                 self._shared.add(window, ages)
             with self._owning:
                 self.add(window, ages)
+                self._told[window] = [*self._told_in(window), *instants]
                 left = [at for at in self._own_in(window) if at not in instants]
                 self._own.pop(window, None)
                 if left:
