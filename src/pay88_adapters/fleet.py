@@ -21,6 +21,7 @@ PATIENCE = 4.0
 """Real seconds for which an operation of a store may take; longer, and the store fails."""
 
 _REST = 5.0  # seconds for which a store that failed is left alone
+_QUIET = 60.0  # seconds between two warnings about a store that comes and goes
 _TOLD_AT_ONCE = 20  # windows that one operation tells the store of
 _NEVER = float("-inf")
 NO_LEASE = 0
@@ -45,7 +46,8 @@ class Fleet:
         ] = {}  # what the event loops of this process carry: see SharedState.carry
         self._store = store
         self._clock = clock
-        self._failed_at = _NEVER
+        self._failed_at = self._warned_at = _NEVER
+        self._warned = False
         self._turning = threading.Lock()
         survive_forks(self)
 
@@ -89,17 +91,21 @@ class Fleet:
 
     def _fails(self, problem: str) -> None:
         with self._turning:  # the managers of one process warn once together
-            was_alone, self.alone = self.alone, True
-            self._failed_at = self._clock.now()
-        if not was_alone:
+            self._failed_at = now = self._clock.now()
+            news = not self.alone and now >= self._warned_at + _QUIET
+            self.alone = True
+            if news:
+                self._warned_at, self._warned = now, True
+        if news:
             _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
 
     def _works(self, began_at: float) -> None:
         with self._turning:
             if began_at < self._failed_at or not self.alone:  # it began before the store failed
                 return
-            self.alone = False
-        _log.warning("the store is back: this process shares its token and budget again")
+            self.alone, warned, self._warned = False, self._warned, False
+        if warned:
+            _log.warning("the store is back: this process shares its token and budget again")
 
 
 class _Operation(threading.Thread, Generic[T]):
