@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +152,28 @@ def test_rule_04_merchants_and_base_urls_have_budgets_of_their_own() -> None:
     assert scene.take(who="another") == [True]
     assert TokenBudget(TokenPolicy(), scene.storage, "https://other.example").acquire("M", extra=False).granted
     assert not TokenBudget(TokenPolicy(), scene.storage, "https://api.example").acquire("M", extra=False).granted
+
+
+def test_rule_04_what_the_entries_are_kept_under_stays_as_it_is() -> None:
+    """Processes with different versions of the package share a store while one replaces the other."""
+    digest = hashlib.sha256(b"https://api.example\nM").hexdigest()[:32]
+    windows = [
+        RateLimitItemPerMinute(10).key_for("token", digest),
+        RateLimitItemPerHour(100).key_for("token", digest),
+        RateLimitItemPerHour(20).key_for("token", digest, "extra"),
+        RateLimitItemPerMinute(8).key_for("token", digest, "extra"),
+    ]
+    assert [window.key for window in Scene().budget.windows("M")] == windows
+
+
+def test_rule_04_the_windows_are_those_that_a_request_counts_in() -> None:
+    """An extra one in all of them, and in no other merchant's."""
+    scene = Scene()
+    assert scene.take(extra=True) == [True]
+    windows = scene.budget.windows("M")
+    assert [(limit, expiry) for _, limit, expiry in windows] == [(10, 65), (100, 3_605), (20, 3_605), (8, 65)]
+    assert [list(scene.storage.ages(window)) for window in windows] == [[0.0]] * 4
+    assert not any(scene.storage.ages(window) for window in scene.budget.windows("another"))
 
 
 # The reserve
@@ -369,6 +392,18 @@ def test_the_storage_counts_forgets_and_says_what_it_cannot_do() -> None:
         storage.incr("key", 60)
     with pytest.raises(NotImplementedError):
         storage.get_expiry("key")
+
+
+def test_what_is_replaced_counts_from_now_on() -> None:
+    """With the ages it is given; what was there is forgotten, and other keys keep theirs."""
+    now = 100.0
+    storage = MemoryStorage(lambda: now)
+    window, other = Window("key", 9, 60.0), Window("other", 9, 60.0)
+    storage.acquire_all([window, other])
+    storage.replace(window, [5.0, 3.0])
+    assert (list(storage.ages(window)), list(storage.ages(other))) == ([5.0, 3.0], [0.0])
+    now = 156.0
+    assert list(storage.ages(window)) == [59.0]
 
 
 def test_old_entries_do_not_pile_up() -> None:

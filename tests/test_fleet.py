@@ -306,6 +306,101 @@ def test_rule_04_a_snapshot_travels_as_ages() -> None:
     assert load(Snapshot(bar=REJECTED, barred_until=5.0).dump(5.0), 0.0, 9.0, 9.0) == Snapshot(), "it has ended"
 
 
+def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
+    """Processes with different versions of the package share a store while one replaces the other."""
+    broken = Failure(TokenEndpointUnavailable, "503", status=503, retryable=True)
+    told = Snapshot(TOKEN, broken, 1_020.0, 3, 998.0, {"window": [900.0, 1_000.0004]})
+    document = json.loads(told.dump(1_010.0))
+    assert document == {
+        "format": 1,
+        "token": {"access_token": "eyJ.a.b", "session_id": "sess_1", "expires_in": 60.0, "age": 10.0},
+        "bar": {
+            "kind": "TokenEndpointUnavailable",
+            "message": "503",
+            "status": 503,
+            "server_message": None,
+            "retryable": True,
+            "remaining": 10.0,
+        },
+        "failures": 3,
+        "ordinary_age": 12.0,
+        "spent": {"window": [110.0, 10.0]},
+    }
+    found = load(json.dumps({**document, "spent": {"window": [10.0, 110.0]}}), 0.0, 50.0, 50.0)
+    assert found is not None
+    assert (found.bar, found.spent) == (broken, {"window": [-60.0, 40.0]}), "oldest first"
+    document["bar"].update(message="5\r\n3", server_message="a\nb", status=None)
+    found = load(json.dumps(document), 0.0, 50.0, 50.0)
+    assert found is not None
+    assert found.bar == Failure(TokenEndpointUnavailable, "5  3", server_message="a b", retryable=True)
+
+
+def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
+    """And a snapshot lasts as long as the longer of token and bar."""
+    barred = Snapshot(bar=REJECTED, barred_until=1_100.0)
+    assert json.loads(barred.dump(1_099.0))["bar"]["remaining"] == 1.0
+    assert not json.loads(barred.dump(1_100.0))["bar"]
+    assert barred.lasts(1_000.0) == 100.0
+    assert Snapshot(TOKEN).lasts(1_010.0) == 50.0
+    assert Snapshot(TOKEN, REJECTED, 1_100.0).lasts(1_010.0) == 90.0
+    assert Snapshot(TOKEN, REJECTED, 1_100.0).lasts(2_000.0) == 0.0
+    assert Snapshot().lasts(5.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["format"], 2),
+        (["token", "access_token"], "x\r\ny"),
+        (["token", "session_id"], "x\r\ny"),
+        (["token", "access_token"], 7),
+        (["token", "expires_in"], 86_401),
+        (["token", "expires_in"], True),
+        (["token", "expires_in"], "60"),
+        (["token", "age"], -0.001),
+        (["token"], {}),
+        (["token"], [7]),
+        (["bar", "kind"], "Exception"),
+        (["bar", "message"], 7),
+        (["bar", "message"], None),
+        (["bar", "server_message"], 7),
+        (["bar", "status"], "401"),
+        (["bar", "remaining"], None),
+        (["failures"], -1),
+        (["ordinary_age"], "12"),
+        (["spent"], []),
+        (["spent", "window"], 7),
+        (["spent", "window"], [-1]),
+    ],
+)
+def test_rule_12_one_wrong_field_spoils_the_snapshot(path: list[str], value: Any) -> None:
+    """Nothing of it is taken, except that an empty token is none."""
+    document = json.loads(Snapshot(TOKEN, REJECTED, 1_020.0, 3, 998.0, {"window": [900.0]}).dump(1_010.0))
+    assert load(json.dumps(document), 0.0, 1_000.0, 1_000.0) is not None
+    inner = document
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    found = load(json.dumps(document), 0.0, 1_000.0, 1_000.0)
+    assert found is None or (value == {} and found.token is None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", "null", "{}", "[" * 100_000], ids=len)
+def test_rule_12_what_is_no_snapshot_is_nothing(content: str) -> None:
+    """Nor does it raise."""
+    assert load(content, 0.0, 1_000.0, 1_000.0) is None
+
+
+@pytest.mark.parametrize("seconds", [0, 86_400])
+def test_rule_12_times_may_be_nothing_or_a_day(seconds: int) -> None:
+    """Both ends are still times."""
+    document = json.loads(Snapshot(TOKEN).dump(1_010.0))
+    document["token"].update(expires_in=seconds, age=seconds)
+    found = load(json.dumps(document), 0.0, 1_000.0, 1_000.0)
+    assert found is not None
+    assert found.token == Token("eyJ.a.b", "sess_1", seconds, 1_000.0 - seconds)
+
+
 def test_rule_15_a_snapshot_shows_nothing() -> None:
     """Not in its repr."""
     assert "eyJ" not in repr(Snapshot(TOKEN))

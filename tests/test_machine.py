@@ -528,6 +528,108 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
         assert cooldown.retry_after == 16.0
 
 
+def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
+    """At the very instant, too: the fetch goes on, and nothing has failed."""
+    driven = Driven()
+    ticket = driven.lead(8.0)
+    assert driven.machine.consulted(ticket, Snapshot(bar=BROKEN, barred_until=8.0, failures=4), 8.0, digest=ONE)
+    assert driven.machine.in_flight == {ticket}
+    assert driven.machine.failed_fetches == 0
+
+
+def test_rule_04_what_failed_elsewhere_answers_who_waited_here() -> None:
+    """Also a call that hears of it after the bar has ended."""
+    driven = Driven()
+    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=BROKEN, barred_until=8.0), 0.0, digest=ONE)
+    assert driven.ask(8.0, seen=0) == Fail(BROKEN, 0.0)
+    assert isinstance(driven.ask(8.0), Fetch)
+
+
+def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here() -> None:
+    """The rejection is about those that the others know; any others are tried at once."""
+    driven = Driven(rotating=True)
+    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=REJECTED, barred_until=30.0), 0.0, digest=ONE)
+    assert driven.machine.failed_fetches == 1
+    assert not driven.machine.credentials_arrived(driven.lead(1.0), ONE, 1.0)
+    assert driven.machine.credentials_arrived(driven.lead(2.0), TWO, 2.0)
+
+
+def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
+    """Whoever replaced it decides."""
+    driven = Driven()
+    late = driven.lead(0.0)
+    ticket = driven.lead(6.0)
+    assert not driven.machine.consulted(late, Snapshot(token(6.0)), 6.0, digest=ONE)
+    assert driven.machine.unasked(6.0)[0] is None
+    assert driven.machine.in_flight == {ticket}
+
+
+def test_rule_04_a_token_is_taken_over_for_as_long_as_it_would_have_lasted() -> None:
+    """At the instant of its refresh it is held, and the fetch goes on; at the end of its life it is nothing."""
+    driven = Driven()
+    ticket = driven.lead(45.0)
+    assert driven.machine.consulted(ticket, Snapshot(token()), 45.0, digest=ONE)
+    assert driven.machine.unasked(45.0)[0] == token()
+    driven = Driven()
+    assert driven.machine.consulted(driven.lead(59.0), Snapshot(token()), 59.0, digest=ONE)
+    assert driven.machine.unasked(59.0)[0] is None
+
+
+def test_rule_07_another_token_of_the_same_instant_replaces_a_refused_one() -> None:
+    """It is not the one that was refused, and not older."""
+    driven = holding()
+    assert driven.machine.token_refused(token(), 1.0)
+    other = token(name="another")
+    assert not driven.machine.consulted(driven.lead(1.0), Snapshot(other), 1.0, digest=ONE)
+    assert driven.ask(1.0) == Use(other)
+
+
+def test_rule_04_others_are_told_what_concerns_them() -> None:
+    """The token of their credentials, an outage or a 429, the failures in a row, and what is known of the budget."""
+    spent = {"window": [0.0]}
+    driven = holding()
+    assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), ordinary_at=0.0, spent=spent)
+    assert driven.machine.snapshot(TWO, spent) == Snapshot(ordinary_at=0.0, spent=spent)
+    driven.lose(45.0)
+    assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), ODD, 46.0, 1, 45.0, spent)
+    assert driven.machine.snapshot(TWO, spent) == Snapshot(None, ODD, 46.0, 1, 45.0, spent)
+
+    driven = Driven()
+    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(token()), 0.0, digest=TWO)
+    assert driven.machine.snapshot(TWO, spent).token == token()
+    assert driven.machine.snapshot(ONE, spent).token is None
+
+
+def test_rule_09_others_are_told_of_a_rejection_of_their_own_credentials() -> None:
+    """And of no other."""
+    driven = Driven()
+    driven.lose(0.0, REJECTED)
+    told = driven.machine.snapshot(ONE, {})
+    assert (told.bar, told.barred_until) == (REJECTED, 30.0)
+    told = driven.machine.snapshot(TWO, {})
+    assert (told.bar, told.barred_until) == (None, float("-inf"))
+
+
+def test_rule_05_others_are_not_told_that_the_budget_is_spent() -> None:
+    """They share it: it tells them."""
+    driven = Driven()
+    assert not driven.send(driven.lead(0.0), 0.0, no(12.0))
+    told = driven.machine.snapshot(ONE, {})
+    assert (told.bar, told.barred_until) == (None, float("-inf"))
+
+
+def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> None:
+    """At most ``max_retry_after``; nothing has failed here."""
+    driven = Driven()
+    bar = limited(9_000.0)
+    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=bar, barred_until=9_000.0), 0.0, digest=ONE)
+    assert driven.machine.failed_fetches == 0
+    assert driven.ask(0.0) == Fail(bar, 3_600.0)
+    driven = Driven()
+    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=bar, barred_until=30.0), 0.0, digest=ONE)
+    assert driven.ask(0.0) == Fail(bar, 30.0)
+
+
 def test_rule_02_pressure_is_felt_by_those_who_follow() -> None:
     """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
     driven = Driven()
@@ -1062,6 +1164,14 @@ def test_rule_16_fetches_that_keep_dying_count_as_an_outage() -> None:
     assert driven.ask(0.2, seen=0) == Fail(GONE, 1.0)
 
 
+def test_rule_16_what_is_plainly_no_outage_never_counts_as_one() -> None:
+    """However often it happens, the next caller leads."""
+    driven = Driven()
+    for ticket in range(1, 6):
+        assert driven.ask(0.0, seen=0) == Fetch(ticket)
+        driven.machine.fetch_abandoned(ticket, GONE, 0.0, counts=False)
+
+
 def test_rule_16_a_token_makes_up_for_the_fetches_that_died() -> None:
     """Two abandoned, one that came, two abandoned again: no outage."""
     driven = Driven()
@@ -1089,6 +1199,18 @@ def test_rule_17_fetches_that_keep_getting_lost_count_as_an_outage() -> None:
     assert isinstance(decision, Fail)
     assert (decision.failure.kind, decision.failure.retryable) == (TokenEndpointUnavailable, True)
     assert decision.retry_after == 1.0
+
+
+def test_rule_17_a_fetch_that_says_for_how_long_is_waited_for() -> None:
+    """Its time counts from the end of the pause; without one, from now; and one that was given up has none."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.machine.still_there(ticket, 1.0, pause=3.0)
+    assert driven.ask(1.0) == Wait(until=10.0)
+    assert driven.machine.still_there(ticket, 2.0)
+    assert driven.ask(2.0) == Wait(until=8.0)
+    assert driven.ask(8.0, seen=0) == Fetch(2)
+    assert not driven.machine.still_there(ticket, 8.0)
 
 
 def test_rule_17_each_attempt_has_its_own_time() -> None:
@@ -1148,6 +1270,18 @@ def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
     driven.lead(0.0)
     assert driven.ask(20.999) == Wait(until=21.0)
     assert driven.ask(21.0) == Fetch(2)
+
+
+def test_rule_19_who_has_no_more_time_hears_what_it_was_waiting_for() -> None:
+    """The credentials, or the token endpoint: not the same failure."""
+    rotating, fixed = Driven(rotating=True), Driven()
+    ticket = rotating.lead(0.0)
+    fixed.lead(0.0)
+    no_answer = fixed.ask(0.0, wait=0.0)
+    assert isinstance(no_answer, Fail)
+    assert rotating.ask(0.0, wait=0.0) != no_answer
+    assert rotating.machine.credentials_arrived(ticket, ONE, 0.0)
+    assert rotating.ask(0.0, wait=0.0) == no_answer
 
 
 # Invalidation

@@ -20,6 +20,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters.stores.base import Lead, Record, Store, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStore
+from pay88_adapters.stores.place import Place
 from pay88_adapters.testing import ManualClock
 from scenes import SCENES, Scene
 
@@ -214,6 +215,64 @@ def test_rule_04_a_record_is_as_old_as_what_is_in_it(scene: Scene) -> None:
         assert record.age == pytest.approx(age * scene.unit, abs=0.01 if scene.exact else 0.4)
 
 
+def test_rule_04_without_a_word_it_was_written_when_the_lease_was_given(scene: Scene) -> None:
+    """What is in doubt is held to be older."""
+    fence = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
+    assert fence is not None
+    scene.advance(2 * scene.unit)
+    assert scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
+    record = scene.store.lead("key", owner="b", known=0, lease=scene.unit).record
+    assert record is not None
+    assert record.age == about(scene, 2 * scene.unit)
+
+
+def test_rule_04_a_record_is_forgotten_at_the_instant_it_was_kept_for(exact: Scene) -> None:
+    """Not before."""
+    version = publish(exact, keep=1)
+    exact.advance(exact.unit - 0.5)
+    assert exact.store.lead("key", owner="b", known=0, lease=1.0).record is not None
+    exact.advance(0.5)
+    assert (exact.store.lead("key", owner="b", known=0, lease=1.0).fence or 0) > version
+
+
+def test_rule_04_no_fence_is_given_out_again_after_all_was_lost() -> None:
+    """However soon afterwards, and though a thousand a millisecond were given out before."""
+    before, after = Place(), Place()
+    fences = [before.lead(1_000.0, owner="a", known=0, lease=1.0).fence or 0 for _ in range(999)]
+    assert fences == list(range(fences[0], fences[0] + 999))
+    fence = after.lead(1_000.001, owner="a", known=0, lease=1.0).fence
+    assert (fence or 0) > fences[-1]
+    assert not after.publish(1_000.001, fence=fences[-1], content="late", keep=60.0, after=0.0)
+
+
+def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> None:
+    """Another thread was in the middle of it, and led; here it stays there."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def now() -> float:
+        if threading.current_thread() is holder:
+            inside.set()
+            leave.wait()
+        return 0.5
+
+    store = MemoryStore(now)
+
+    def lead(owner: str) -> Lead:
+        return store.lead("key", owner=owner, known=0, lease=60.0)
+
+    holder = threading.Thread(target=lead, args=("thread",))
+    assert lead("parent").fence is not None
+    assert lead("child").busy_for == 60.0
+    holder.start()
+    try:
+        inside.wait()
+        store.after_fork()
+        assert lead("child").fence is not None
+    finally:
+        leave.set()
+        holder.join()
+
+
 def test_rule_04_a_fence_that_was_overtaken_publishes_nothing(scene: Scene) -> None:
     """Neither does one for the second time: the record stays as it is."""
     old = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
@@ -245,7 +304,11 @@ def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene
         assert scene.store.lead("key", owner="b", known=0, lease=scene.unit).busy_for > 0
 
 
-@pytest.mark.parametrize("content", ["", '{"token": "x"}', "ñ → 🙂", "it's; DROP TABLE\r\n%s", "x" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"token": "x"}', "ñ → 🙂", "it's; DROP TABLE\r\n%s", "x" * 100_000],
+    ids=["empty", "json", "beyond ascii", "quotes", "long"],
+)
 def test_a_record_comes_back_as_it_was_published(scene: Scene, content: str) -> None:
     """Character by character, under any key and owner."""
     version = publish(scene, content + "key", content=content)
