@@ -1,6 +1,7 @@
 """Let mutmut make one small mistake after another in the parts that decide; fail if the tests see too few of them.
 
-A mistake in the words of a message is left out: tests assert on data, not on prose.
+A mistake in the words of a message is left out: tests assert on data, not on prose. So is one that writes the
+name of a header field in another case: HTTP does not tell them apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RESULT = re.compile(
     r"^ +pay88_adapters\.(?P<module>[\w.]+)\.x(?:_|ǁ(?P<owner>\w+)ǁ)(?P<function>\w+?)__mutmut_\d+: (.+)$"
 )
 PROSE = re.compile(r'f?"[^"]* [^"]*"')
+FIELD = re.compile(r'"[A-Za-z-]+":')
 
 
 def mutmut(*args: str) -> str:
@@ -37,6 +39,14 @@ def change(name: str) -> tuple[str, str]:
         for sign in "-+"
     )
     return old, new
+
+
+def left_out(function: str, old: str, new: str) -> str | None:
+    """Say what kind of mistake it is if it is none that a test should see."""
+    if PROSE.sub("None", old) == PROSE.sub("None", new):
+        return "prose"
+    lower, again = (FIELD.sub(lambda name: name[0].lower(), lines) for lines in (old, new))
+    return "case" if function == "token_request" and lower == again else None
 
 
 def check_names() -> None:
@@ -65,8 +75,8 @@ def main() -> int:
         module, owner, function, verdict = found.groups()
         if verdict not in SEEN:
             old, new = change(line.strip().removesuffix(f": {verdict}"))
-            if PROSE.sub("None", old) == PROSE.sub("None", new):
-                counts[module]["prose"] += 1
+            if kind := left_out(function, old, new):
+                counts[module][kind] += 1
                 continue
             where = ".".join(filter(None, [module, owner, function]))
             print(f"{verdict}: {where}: {old} → {new}")
@@ -74,7 +84,7 @@ def main() -> int:
 
     good = bool(counts)
     for module, count in sorted(counts.items()):
-        total = count.total() - count["prose"]
+        total = count.total() - count["prose"] - count["case"]
         score = 100 * sum(count[verdict] for verdict in SEEN) / total
         print(f"{module}: {score:.1f} % of {total} seen; {dict(count)}")
         good = good and score >= LEAST
