@@ -22,7 +22,7 @@ class Place:
 
     def lead(self, now: float, *, owner: str, known: int, lease: float) -> Lead:
         """Answer :meth:`Store.lead`."""
-        if self.version not in (0, known) and now < self.keep_until:
+        if self.version != known and now < self.keep_until:
             return Lead(Record(self.version, self.content, now - self.written_at))
         if now < self.leased_until and self.owner != owner:
             return Lead(busy_for=self.leased_until - now)
