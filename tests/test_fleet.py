@@ -309,7 +309,7 @@ def test_rule_04_a_snapshot_travels_as_ages() -> None:
 def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
     """Processes with different versions of the package share a store while one replaces the other."""
     broken = Failure(TokenEndpointUnavailable, "503", status=503, retryable=True)
-    told = Snapshot(TOKEN, broken, 1_020.0, 3, 998.0, {"window": [900.0, 1_000.0004]})
+    told = Snapshot(TOKEN, broken, 1_020.0, 3, 998.0, {"window": [900.0, 999.75, 1_000.0004]})
     document = json.loads(told.dump(1_010.0))
     assert document == {
         "format": 1,
@@ -324,7 +324,7 @@ def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
         },
         "failures": 3,
         "ordinary_age": 12.0,
-        "spent": {"window": [110.0, 10.0]},
+        "spent": {"window": [110.0, 10.25, 10.0]},
     }
     found = load(json.dumps({**document, "spent": {"window": [10.0, 110.0]}}), 0.0, 50.0, 50.0)
     assert found is not None
@@ -364,6 +364,7 @@ def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
         (["bar", "message"], 7),
         (["bar", "message"], None),
         (["bar", "server_message"], 7),
+        (["bar", "server_message"], 0),
         (["bar", "status"], "401"),
         (["bar", "remaining"], None),
         (["failures"], -1),

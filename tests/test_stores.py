@@ -245,6 +245,14 @@ def test_rule_04_no_fence_is_given_out_again_after_all_was_lost() -> None:
     assert not after.publish(1_000.001, fence=fences[-1], content="late", keep=60.0, after=0.0)
 
 
+def test_rule_04_a_clock_may_have_only_just_begun() -> None:
+    """A lease that has ended has ended, also a moment after zero."""
+    place = Place()
+    version = place.lead(0.25, owner="a", known=0, lease=9.0).fence or 0
+    assert place.publish(0.5, fence=version, content="a token", keep=60.0, after=0.0)
+    assert place.lead(0.5, owner="b", known=version, lease=9.0).fence == version + 1
+
+
 def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> None:
     """Another thread was in the middle of it, and led; here it stays there."""
     inside, leave = threading.Event(), threading.Event()
