@@ -23,6 +23,8 @@ from pay88_adapters.testing import (
 )
 from stacks import Reply
 
+pytestmark = pytest.mark.deep
+
 HOUR = 3600
 
 
