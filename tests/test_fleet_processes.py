@@ -89,7 +89,7 @@ class SqliteFile(Shared):
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        with closing(sqlite3.connect(self.path, 10, isolation_level=None)) as db:
+        with closing(sqlite3.connect(self.path, timeout=10, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
             yield
 

@@ -129,7 +129,7 @@ class _File:
                 with suppress(FileExistsError):
                     os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
                 continue
-            db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", 0, isolation_level=None, uri=True)
+            db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
             try:
                 db.text_factory = _decode
                 _lock(db, until)
