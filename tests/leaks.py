@@ -59,7 +59,7 @@ def shown(thing: object, depth: int = 2) -> Iterator[str]:
 
 
 def _parts(thing: object) -> Iterator[object]:
-    yield from getattr(thing, "__dict__", {}).values()
+    yield from getattr(thing, "__dict__", {}).copy().values()  # other threads may be at it
     for kind in type(thing).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
