@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from pay88_adapters import Credentials, TokenManager, TokenPolicy
+from pay88_adapters import BreakerPolicy, Credentials, RetryPolicy, TokenManager, TokenPolicy
 from pay88_adapters.events import Listener
 from pay88_adapters.testing import Emulator, ManualClock
 from stacks import STACKS, Options, Stack, close_files
@@ -73,14 +73,24 @@ class World:
             time.sleep(0.001)
 
     def new_manager(
-        self, credentials: Any = None, listeners: Iterable[Listener] = (), store: str = "memory://", **policy: Any
+        self,
+        credentials: Any = None,
+        listeners: Iterable[Listener] = (),
+        store: str = "memory://",
+        retry: RetryPolicy | None = None,
+        pacing: bool = False,
+        breaker: BreakerPolicy | None = None,
+        **policy: Any,
     ) -> TokenManager:
         """Return another manager for the same emulator."""
         return TokenManager(
             credentials or self.credentials,
             base_url=self.emulator.url,
             policy=TokenPolicy(**policy),
+            retry=retry,
             listeners=listeners,
+            pacing=pacing,
+            breaker=breaker,
             store=store,
             clock=self.clock,
         )

@@ -64,7 +64,7 @@ DEADLINE = 60.0
 CASES: dict[str, tuple[str, ...]] = {}
 """The stacks of each case."""
 
-THREADS = ("urllib3", "httpx")
+THREADS = ("urllib3", "requests", "httpx", "httpx2")
 TASKS = ("httpx-asyncio", "httpx-trio", "aiohttp")
 ALONE = "manager"  # asked by itself, without a client
 OPTIONS = Options(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # one for all: they take long to make

@@ -16,11 +16,16 @@ from typing import IO, Any, ClassVar, TypeVar
 
 import aiohttp
 import httpx
+import httpx2
+import requests
 import trio
 import urllib3
+from requests.adapters import HTTPAdapter
 
 import pay88_adapters.aiohttp
 import pay88_adapters.httpx
+import pay88_adapters.httpx2
+import pay88_adapters.requests
 import pay88_adapters.urllib3
 from pay88_adapters import TokenManager
 
@@ -59,6 +64,8 @@ class Stack(ABC):
 
     name: ClassVar[str]
     base_error: ClassVar[type[Exception]]
+    network_error: ClassVar[type[Exception] | None] = None
+    """What it comes from when the network fails, where that is somebody else's."""
     bodies: ClassVar[Mapping[str, Callable[[], dict[str, Any]]]]
     """Request bodies by kind, as arguments in the library's own terms."""
 
@@ -191,6 +198,60 @@ class Urllib3(SyncStack):
         self.client.clear()
 
 
+class Requests(SyncStack):
+    """requests' Session."""
+
+    name = "requests"
+    base_error = requests.RequestException
+    network_error = urllib3.exceptions.HTTPError
+    bodies: ClassVar = {
+        "none": dict,
+        "bytes": lambda: {"data": BYTES},
+        "str": lambda: {"data": BYTES.decode()},
+        "json": lambda: {"json": PAYLOAD},
+        "form": lambda: {"data": FORM},
+        "multipart": lambda: {"data": FORM, "files": {"file": ("a.txt", BYTES)}},
+        "file": lambda: {"data": file()},
+        "generator": lambda: {"data": generator()},
+    }
+
+    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+        super().__init__(manager, options)
+        self.client = requests.Session()
+        self.client.trust_env = False
+        self.client.headers.update(self.options.headers)
+        if self.options.proxy:
+            self.client.proxies = {"http": self.options.proxy, "https": self.options.proxy}
+        adapter = _TlsAdapter(self.options)
+        for prefix in ("http://", "https://"):
+            self.client.mount(prefix, adapter)
+        pay88_adapters.requests.attach(self.client, manager)
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+        response = self.client.request(method, url, headers=headers, timeout=self.options.timeout, **kw)
+        return Reply(response.status_code, response.headers, response.content, response)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _TlsAdapter(HTTPAdapter):
+    """An adapter with options of its own, as users write them."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        super().__init__(pool_maxsize=options.connections, pool_block=True)
+
+    def init_poolmanager(self, *args: Any, **kw: Any) -> None:
+        super().init_poolmanager(*args, **{**kw, **self._tls()})
+
+    def proxy_manager_for(self, proxy: str, **kw: Any) -> Any:
+        return super().proxy_manager_for(proxy, **kw, **self._tls())
+
+    def _tls(self) -> dict[str, Any]:
+        return {} if self._options.tls is None else {"ssl_context": self._options.tls}
+
+
 _HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "none": dict,
     "bytes": lambda: {"content": BYTES},
@@ -202,10 +263,10 @@ _HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def _httpx_client(kind: Callable[..., T], options: Options) -> T:
-    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
+def _httpx_client(library: Any, kind: str, options: Options) -> Any:
+    limits = library.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
     verify: Any = True if options.tls is None else options.tls
-    return kind(
+    return getattr(library, kind)(
         proxy=options.proxy,
         verify=verify,
         limits=limits,
@@ -216,7 +277,7 @@ def _httpx_client(kind: Callable[..., T], options: Options) -> T:
     )
 
 
-def _httpx_reply(response: httpx.Response) -> Reply:
+def _httpx_reply(response: Any) -> Reply:
     return Reply(response.status_code, response.headers, response.content, response)
 
 
@@ -224,6 +285,8 @@ class Httpx(SyncStack):
     """httpx's Client."""
 
     name = "httpx"
+    library: ClassVar[Any] = httpx
+    adapter: ClassVar[Any] = pay88_adapters.httpx
     # With a crowd of threads, httpcore now and then takes a connection that it has just handed to one of
     # them for an idle one that the server closed, and closes it: "Bad file descriptor", also without any
     # adapter. Connections that are not kept are never idle.
@@ -237,13 +300,22 @@ class Httpx(SyncStack):
 
     def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.Client, self.options), manager)
+        self.client = self.adapter.attach(_httpx_client(self.library, "Client", self.options), manager)
 
     def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         return _httpx_reply(self.client.request(method, url, headers=headers, **kw))
 
     def close(self) -> None:
         self.client.close()
+
+
+class Httpx2(Httpx):
+    """httpx2's Client."""
+
+    name = "httpx2"
+    library: ClassVar[Any] = httpx2
+    adapter: ClassVar[Any] = pay88_adapters.httpx2
+    base_error: ClassVar[Any] = httpx2.TransportError
 
 
 class AsyncStack(Stack):
@@ -331,7 +403,7 @@ class HttpxAsyncio(AsyncioStack):
 
     def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.AsyncClient, self.options), manager)
+        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx, "AsyncClient", self.options), manager)
 
     async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
@@ -349,7 +421,7 @@ class HttpxTrio(AsyncStack):
 
     def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx.AsyncClient, self.options), manager)
+        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx, "AsyncClient", self.options), manager)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -440,4 +512,4 @@ class Aiohttp(AsyncioStack):
         await self.client.close()
 
 
-STACKS: tuple[type[Stack], ...] = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
+STACKS: tuple[type[Stack], ...] = (Urllib3, Requests, Httpx, HttpxAsyncio, HttpxTrio, Httpx2, Aiohttp)

@@ -198,7 +198,7 @@ class Story:
         moments.append(Moment(END, len(journal), waited))
         phases = [Phase(scene, *moments[number : number + 2]) for number, (scene, _) in enumerate(SCENES)]
         sent = len(self.tokens) - self.uncounted
-        stats = Stats(sent, 4, 3, 3, 1, 1, waited, {"10 per 1 minute": 9, "100 per 1 hour": 91}, fetching=False)
+        stats = Stats(sent, 4, 3, 3, 1, 1, 0, waited, {"10 per 1 minute": 9, "100 per 1 hour": 91}, fetching=False)
         charges = [Charge(str(call), call.at, {"description": call.name}) for call in self.calls if not call.refused]
         return Evidence(journal, self._outcomes(), phases, stats, charges, self.unfinished)
 

@@ -20,6 +20,7 @@ import pytest
 from pay88_adapters import (
     Credentials,
     Pay88Error,
+    RetryPolicy,
     Token,
     TokenBudgetExhausted,
     TokenEndpointUnavailable,
@@ -31,6 +32,7 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.drivers import TaskDriver, ThreadDriver
 from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.fleet import Fleet
+from pay88_adapters.retry import Broken
 from pay88_adapters.sequences import Start
 from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import Acquired, Ages, Lead, StoreError, Window
@@ -178,6 +180,8 @@ def fleet() -> Fleetlet:
 class Call:
     """An API call of a stack that has no network; its token requests go to *endpoint*."""
 
+    method, path = "POST", "/api/balance"
+    retry: RetryPolicy | None = None
     patience: float | None = None
     network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
 
@@ -192,8 +196,15 @@ class Call:
         del response
         return token
 
-    def replayable(self, response: Any) -> bool:
+    def headers(self, response: Any) -> dict[str, str]:
         del response
+        return {}
+
+    def broken(self, exc: Exception) -> Broken | None:
+        del exc
+        return None
+
+    def replayable(self) -> bool:
         return True
 
     def send(self, token: Token) -> Token:

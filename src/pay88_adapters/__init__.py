@@ -1,11 +1,15 @@
 """One 88Pay token, shared by every HTTP stack, thread and task, within the service's budget."""
 
+from .breaker import BreakerPolicy
+from .contexts import unmanaged
 from .credentials import Credentials
 from .endpoint import PRODUCTION_URL, SANDBOX_URL
 from .errors import (
+    CircuitOpen,
     ConfigurationError,
     CredentialsRejected,
     Pay88Error,
+    RequestBudgetExhausted,
     TokenBudgetExhausted,
     TokenEndpointUnavailable,
     TokenRateLimited,
@@ -13,16 +17,21 @@ from .errors import (
 )
 from .manager import TokenManager
 from .policy import TokenPolicy
+from .retry import RetryPolicy
 from .state import Stats
 from .token import Token
 
 __all__ = [
     "PRODUCTION_URL",
     "SANDBOX_URL",
+    "BreakerPolicy",
+    "CircuitOpen",
     "ConfigurationError",
     "Credentials",
     "CredentialsRejected",
     "Pay88Error",
+    "RequestBudgetExhausted",
+    "RetryPolicy",
     "Stats",
     "Token",
     "TokenBudgetExhausted",
@@ -31,6 +40,7 @@ __all__ = [
     "TokenPolicy",
     "TokenRateLimited",
     "TokenResponseInvalid",
+    "unmanaged",
 ]
 
 __version__ = "0.1.0"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 try:
@@ -10,10 +11,12 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[aiohttp]'") from exc
 from aiohttp.client_middlewares import ClientHandlerType
+from aiohttp.http_exceptions import HttpProcessingError
 
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
+from .retry import Broken
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
@@ -22,6 +25,11 @@ __all__ = ["Pay88Middleware", "attach"]
 S = TypeVar("S", bound=aiohttp.ClientSession)
 
 _flavours = Flavours(aiohttp.ClientError, globals())
+
+_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+# The request and the error of a task's last call, if a broken connection ended it: see _raise_again().
+_given_up: ContextVar[tuple[aiohttp.ClientRequest, Exception] | None] = ContextVar("pay88_given_up", default=None)
 
 
 class Pay88Middleware:
@@ -37,12 +45,17 @@ class Pay88Middleware:
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url = request.url
         authorization = request.headers.get("Authorization")
-        if not self._manager.covers(url.scheme, url.raw_host or "", url.port, url.path, authorization):
+        manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        if manager is None:
             return await handler(request)
+        _raise_again(request)
         try:
-            return await self._manager.acall(_Call(request, handler))
+            return await manager.acall(_Call(request, handler))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            _given_up.set((request, error))
+            raise
 
 
 def attach(session: S, manager: TokenManager) -> S:
@@ -61,14 +74,32 @@ def attach(session: S, manager: TokenManager) -> S:
     return session
 
 
+def _raise_again(request: aiohttp.ClientRequest) -> None:
+    """Raise what ended the call before, where it is aiohttp that calls again, and not whoever made the call.
+
+    After some broken connections aiohttp sends GET, PUT and others once more by itself, with a new request on
+    the call's old timer. Whether that does no harm has been decided by then.
+    """
+    before = _given_up.get()
+    if before is None:
+        return
+    _given_up.set(None)
+    given_up, error = before
+    timer = getattr(request, "_timer", None)
+    if request is not given_up and timer is not None and timer is getattr(given_up, "_timer", None):
+        raise error
+
+
 class _Call:
     """One call, and the token requests it may lead to."""
 
     network_errors = (aiohttp.ClientError, OSError)
     patience = None  # the caller's own timeout cancels the call
+    retry = None
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
+        self.method, self.path = request.method, request.url.path
 
     async def send(self, token: Token) -> aiohttp.ClientResponse:
         headers = self._request.headers
@@ -85,10 +116,19 @@ class _Call:
     def status(self, response: aiohttp.ClientResponse) -> int:
         return response.status
 
+    def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
+        return response.headers
+
+    def broken(self, exc: Exception) -> Broken | None:
+        connection = isinstance(exc, aiohttp.ClientConnectionError)
+        # This is what a response that is no HTTP is told by.
+        garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
+        return Broken.by(exc, never_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
+
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token
 
-    def replayable(self, response: aiohttp.ClientResponse) -> bool:
+    def replayable(self) -> bool:
         return all(_is_replayable(part) for part in _parts(self._request.body))
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:

@@ -103,9 +103,13 @@ class TokenBudget:
         return max(0.0, 1.0 - left / roomy) if roomy else 0.0
 
     def names(self, merchant_id: str) -> tuple[str, str]:
-        """Return what the merchant's entries are kept under; a store is not told the merchant."""
-        digest = hashlib.sha256(f"{self._base_url}\n{merchant_id}".encode()).hexdigest()[:32]
-        return ("token", digest)
+        """Return what the merchant's entries are kept under."""
+        return ("token", merchant_digest(self._base_url, merchant_id))
+
+
+def merchant_digest(base_url: str, merchant_id: str) -> str:
+    """Name a merchant at a base URL without giving it away."""
+    return hashlib.sha256(f"{base_url}\n{merchant_id}".encode()).hexdigest()[:32]
 
 
 def _with_room(item: RateLimitItem) -> RateLimitItem:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from .credentials import Credentials
 from .errors import ConfigurationError, Failure
+from .retry import Broken
 from .runtimes import AsyncRuntime, ThreadGate, current_runtime
 from .secret import forget_locals
 from .sequences import (
@@ -21,14 +22,17 @@ from .sequences import (
     AskCredentials,
     Consult,
     Discard,
+    Exchange,
     Hold,
     Managed,
     Pause,
     Post,
     Start,
+    Verdict,
     acquire,
     exchange,
     fetch,
+    paced,
 )
 from .state import CredentialsSource, SharedState
 from .token import Token
@@ -69,7 +73,15 @@ class AsyncSender(Protocol):
         ...
 
 
-class Call(Managed[R], Sender, Protocol[R]):
+class Breakable(Protocol):
+    """Tells what became of an attempt that got no response."""
+
+    def broken(self, exc: Exception) -> Broken | None:
+        """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
+        ...
+
+
+class Call(Managed[R], Sender, Breakable, Protocol[R]):
     """One API call of a sync stack."""
 
     def send(self, token: Token) -> R:
@@ -81,7 +93,7 @@ class Call(Managed[R], Sender, Protocol[R]):
         ...
 
 
-class AsyncCall(Managed[R], AsyncSender, Protocol[R]):
+class AsyncCall(Managed[R], AsyncSender, Breakable, Protocol[R]):
     """One API call of an async stack."""
 
     async def send(self, token: Token) -> R:
@@ -121,26 +133,35 @@ class ThreadDriver:
                 result: R = stop.value
                 return result
             answer = None
-            if isinstance(effect, Token):
-                try:
-                    answer = response = call.send(effect)
-                except BaseException as exc:
-                    forget_locals(exc, but=handled)
-                    raise
-            elif isinstance(effect, Discard):
-                call.discard(response)
-            else:
-                self._wait(effect, call)
+            match effect:
+                case Token():
+                    try:
+                        answer = response = call.send(effect)
+                    except BaseException as exc:
+                        forget_locals(exc, but=handled)
+                        if not _goes_on(sequence, call, exc):
+                            raise
+                case Discard():
+                    call.discard(response)
+                case _:
+                    answer = self._do(effect, call)
+
+    def token_for(self, call: Call[Any]) -> Token:
+        """Get a token for another attempt that the stack makes by itself."""
+        return self._run(paced(self._state, call, lambda: self.acquisition(call.patience)), call)
 
     def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
         """Get a token."""
-        sequence = self.acquisition(patience, min_validity)
+        return self._run(self.acquisition(patience, min_validity), sender)
+
+    def _run(self, sequence: Generator[Any, Any, T], sender: Sender) -> T:
+        answer: Any = None
         try:
             while True:
-                self._wait(next(sequence), sender)
+                answer = self._do(sequence.send(answer), sender)
         except StopIteration as stop:
-            token: Token = stop.value
-            return token
+            result: T = stop.value
+            return result
 
     def acquisition(self, patience: float | None, min_validity: float = 0.0) -> Acquisition:
         """Return the sequence that gets a token, for a thread."""
@@ -153,12 +174,24 @@ class ThreadDriver:
             alone=state.carried_by_this_thread(),
         )
 
-    def _wait(self, effect: Start | Hold, sender: Sender) -> None:
-        if isinstance(effect, Start):
-            self.start(effect, sender)
-        else:
-            assert isinstance(effect.gate, ThreadGate)
-            self._state.clock.wait(effect.gate.event, effect.seconds)
+    def _do(self, effect: object, sender: Sender) -> Any:
+        match effect:
+            case Start():
+                self.start(effect, sender)
+            case Hold(gate, seconds):
+                assert isinstance(gate, ThreadGate)
+                self._state.clock.wait(gate.event, seconds)
+            case Pause(seconds):
+                self._state.clock.wait(threading.Event(), seconds)
+            case Consult(operation):
+                return operation()
+            case AskCredentials():
+                return _read_credentials(self._state, self._ask)
+            case Post(request):
+                return self._post(sender, request)
+            case _:
+                raise AssertionError(effect)
+        return None
 
     def start(self, effect: Start, sender: Sender) -> None:
         """Start a fetch, in this thread if it is needed and no other can be had."""
@@ -175,28 +208,16 @@ class ThreadDriver:
                 self._fetch(effect.ticket, sender)
 
     def _fetch(self, ticket: int, sender: Sender) -> None:
-        sequence = fetch(self._state, ticket)
-        answer: Any = None
         try:
-            while True:
-                match sequence.send(answer):
-                    case AskCredentials():
-                        answer = _read_credentials(self._state, self._ask)
-                    case Consult(operation):
-                        answer = operation()
-                    case Post(request):
-                        answer = self._post(sender, request)
-                    case Pause(seconds):
-                        answer = None
-                        self._state.clock.wait(threading.Event(), seconds)
-        except StopIteration:
-            self._state.ended(ticket)
+            self._run(fetch(self._state, ticket), sender)
         except BaseException as exc:
             if isinstance(exc, CarrierLost):
                 self._lost.add(sender)
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):
                 raise
+        else:
+            self._state.ended(ticket)
 
     def _post(self, sender: Sender, request: TokenRequest) -> TokenReply | Exception:
         try:
@@ -236,16 +257,18 @@ class TaskDriver:
                 result: R = stop.value
                 return result
             answer = None
-            if isinstance(effect, Token):
-                try:
-                    answer = response = await call.send(effect)
-                except BaseException as exc:
-                    forget_locals(exc, but=handled)
-                    raise
-            elif isinstance(effect, Discard):
-                await call.discard(response)
-            else:
-                await self.wait(effect, lambda start: self._spawn(start.ticket, call))
+            match effect:
+                case Token():
+                    try:
+                        answer = response = await call.send(effect)
+                    except BaseException as exc:
+                        forget_locals(exc, but=handled)
+                        if not _goes_on(sequence, call, exc):
+                            raise
+                case Discard():
+                    await call.discard(response)
+                case _:
+                    answer = await self.do(effect, lambda start: self._spawn(start.ticket, call))
 
     def acquisition(self, runtime: AsyncRuntime, patience: float | None, min_validity: float = 0.0) -> Acquisition:
         """Return the sequence that gets a token, for a task."""
@@ -257,13 +280,21 @@ class TaskDriver:
             min_validity=min_validity,
         )
 
-    async def wait(self, effect: Start | Hold, start: Callable[[Start], None]) -> None:
-        """Carry out one step of an acquisition; *start* starts a fetch."""
-        if isinstance(effect, Start):
-            start(effect)
-        else:
-            # Waking early is harmless: the sequence asks again.
-            await effect.gate.wait(self._state.clock.nap(effect.seconds))  # type: ignore[attr-defined]
+    async def do(self, effect: object, start: Callable[[Start], None]) -> Any:
+        """Carry out one step of a sequence; *start* starts a fetch."""
+        match effect:
+            case Start():
+                start(effect)
+            case Hold(gate, seconds):
+                # Waking early is harmless: the sequence asks again.
+                await gate.wait(self._state.clock.nap(seconds))  # type: ignore[attr-defined]
+            case Pause(seconds):
+                await self._state.clock.sleep(seconds, current_runtime().sleep)
+            case Consult(operation):
+                return await self._consult(current_runtime(), operation)
+            case _:
+                raise AssertionError(effect)
+        return None
 
     def _spawn(self, ticket: int, sender: AsyncSender) -> None:
         _check_carrier(self._state, ticket, sender, self._lost)
@@ -333,6 +364,18 @@ class _Attempt:
     """What a task comes back with: in debug mode asyncio logs results and exceptions, whatever they quote."""
 
     outcome: TokenReply | Exception = field(repr=False)
+
+
+def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> bool:
+    """Tell *sequence* how an attempt ended; return whether another one follows. It is over if not."""
+    broken = call.broken(exc) if isinstance(exc, Exception) else None
+    if broken is not None:
+        verdict = sequence.send(broken)
+        assert isinstance(verdict, Verdict)
+        if verdict.again:
+            return True
+    sequence.close()
+    return False
 
 
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:

@@ -84,6 +84,12 @@ class Endpoint:
             return False
         return path.partition("?")[0] != self.token_path
 
+    def route(self, path: str) -> str:
+        """Return what follows the base URL in *path*, without its query; empty where that does not begin it."""
+        prefix = self.token_path[: -len(TOKEN_PATH)]
+        path = path.partition("?")[0]
+        return path[len(prefix) :] if path.startswith(prefix) else ""
+
     def check_key(self, credentials: Credentials) -> None:
         """Refuse a key that belongs to the other environment.
 
@@ -98,6 +104,13 @@ class Endpoint:
                 raise ConfigurationError(
                     f"a {prefix}… key does not work with {self.base_url}: use base_url={other}, or the other key"
                 )
+
+
+def group_of(route: str) -> str:
+    """Return which of the service's documented limits a call falls under, if any."""
+    if route.startswith("/api/transactions/"):
+        return "transactions"
+    return "balance" if route == "/api/balance" else "other"
 
 
 def url_from_env(environ: Mapping[str, str]) -> str:

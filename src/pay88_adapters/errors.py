@@ -62,6 +62,14 @@ class TokenResponseInvalid(TokenEndpointUnavailable):
     """The token endpoint answered 200 with something that is not a token."""
 
 
+class RequestBudgetExhausted(Pay88Error):
+    """The call was not sent: its limit at the service is spent for ``retry_after`` seconds (``pacing=True``)."""
+
+
+class CircuitOpen(Pay88Error):
+    """The call was not sent: the service fails, and calls fail at once for ``retry_after`` seconds (``breaker=``)."""
+
+
 RAISED = (
     ConfigurationError,
     CredentialsRejected,
@@ -69,6 +77,8 @@ RAISED = (
     TokenRateLimited,
     TokenEndpointUnavailable,
     TokenResponseInvalid,
+    RequestBudgetExhausted,
+    CircuitOpen,
 )
 
 
@@ -116,10 +126,10 @@ class Flavours:
         namespace.update({kind.__name__: flavour for kind, flavour in self._classes.items()})
 
     def of(self, error: Pay88Error) -> Pay88Error:
-        """Return the stack's flavour of a core error."""
-        flavour = self._classes.get(type(error))
-        if flavour is None:  # already this stack's
+        """Return the stack's flavour of a core error, or of another stack's."""
+        if isinstance(error, self._base):
             return error
+        flavour = next(self._classes[kind] for kind in type(error).__mro__ if kind in self._classes)
         translated: Pay88Error = flavour(str(error), **vars(error))
         self._base.__init__(translated, str(error))  # ValueError, which is first in line, would not call it
         translated.__cause__ = error.__cause__

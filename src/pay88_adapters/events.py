@@ -76,6 +76,47 @@ class CallReplayed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CallRetried(Event):
+    """A call that failed, or was told to slow down, will be sent again.
+
+    Attributes:
+        group: ``"transactions"``, ``"balance"`` or ``"other"``.
+        attempt: The number of the attempt to come; the first one was 1.
+        pause: Seconds until then.
+        status: What the last attempt was answered with; ``None`` where it got no answer.
+    """
+
+    group: str
+    attempt: int
+    pause: float
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerOpened(Event):
+    """The service fails: calls of *group* fail at once for a while.
+
+    Attributes:
+        group: ``"transactions"``, ``"balance"`` or ``"other"``.
+        retry_after: Seconds until one call is let through as a probe.
+    """
+
+    group: str
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerClosed(Event):
+    """The service works again: calls of *group* are sent again.
+
+    Attributes:
+        group: ``"transactions"``, ``"balance"`` or ``"other"``.
+    """
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreDegraded(Event):
     """The store fails: this process goes on alone, with a share of the budget (``fallback_share``)."""
 

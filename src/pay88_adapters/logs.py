@@ -34,7 +34,7 @@ def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _HideText(logging.Filter):
-    """httpcore logs what it could not read, which may be part of an answer of the token endpoint."""
+    """httpcore and httpcore2 log what they could not read, which may be part of an answer of the token endpoint."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = mask(record.getMessage()), ()
@@ -45,8 +45,9 @@ _hide_fields, _hide_text = _HideFields(), _HideText()
 
 
 def hide_secrets_in_logs() -> None:
-    """Redact what httpx's own libraries print at DEBUG; calling this again changes nothing."""
+    """Redact what the libraries of httpx and httpx2 print at DEBUG; calling this again changes nothing."""
     for name in ("hpack.hpack", "hpack.table"):
         logging.getLogger(name).addFilter(_hide_fields)
-    for name in ("httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy"):
-        logging.getLogger(name).addFilter(_hide_text)
+    for library in ("httpcore", "httpcore2"):
+        for part in ("connection", "http11", "http2", "proxy"):
+            logging.getLogger(f"{library}.{part}").addFilter(_hide_text)

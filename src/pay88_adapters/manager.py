@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
 from weakref import WeakKeyDictionary
 
+from .breaker import BreakerPolicy
 from .clock import Clock
+from .contexts import choose, chosen
 from .credentials import Credentials
 from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
@@ -18,7 +22,10 @@ from .errors import ConfigurationError
 from .events import Listener
 from .fleet import Fleet
 from .forks import survive_forks
+from .guards import Guards
+from .pacing import Pacing
 from .policy import LIFETIME, TokenPolicy
+from .retry import RetryPolicy
 from .runtimes import current_runtime
 from .secret import Hidden, hidden
 from .standalone import standalone_sender
@@ -34,6 +41,7 @@ class _Process:
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: dict[tuple[object, ...], TokenManager] = {}
+        self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
         self.stores: WeakKeyDictionary[Clock, dict[str, Store]] = WeakKeyDictionary()
         self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, float], Fleet]] = WeakKeyDictionary()
         self.after_fork()
@@ -72,6 +80,11 @@ class TokenManager:
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
             ``redis://host:port`` for a fleet.
         policy: When tokens are refreshed and what may be spent.
+        retry: When a call is sent again; ``RetryPolicy()`` unless given, ``RetryPolicy.none()`` for never.
+        pacing: Hold calls within the limits that 88Pay documents for them: 60 a minute and 1,000 an hour
+            of ``/api/transactions/…``, and as many of ``/api/balance``. A call waits for its turn at most
+            ``max_wait`` seconds, then it fails with :class:`RequestBudgetExhausted`.
+        breaker: Let calls fail at once with :class:`CircuitOpen` while the service fails.
         listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
         clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
 
@@ -86,7 +99,10 @@ class TokenManager:
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
         policy: TokenPolicy | None = None,
+        retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
+        pacing: bool = False,
+        breaker: BreakerPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
         store = hidden(store)  # its URL may hold a password
@@ -97,11 +113,28 @@ class TokenManager:
             endpoint.check_key(credentials)
         elif not callable(credentials):
             raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
+        _check_type("policy", policy, TokenPolicy)
+        _check_type("retry", retry, RetryPolicy)
+        _check_type("breaker", breaker, BreakerPolicy)
+        if not isinstance(pacing, bool):
+            raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or TokenPolicy()
         clock = clock or _process.clock
         fleet = _process.fleet(store, clock, policy.fallback_share)
         rotating = not isinstance(credentials, Credentials)
-        self._state = SharedState(endpoint, policy, clock, fleet, rotating=rotating, listeners=_checked(listeners))
+        guards = None
+        if pacing or breaker is not None:
+            guards = Guards(Pacing(fleet.budget, endpoint.base_url) if pacing else None, breaker)
+        self._state = SharedState(
+            endpoint,
+            policy,
+            clock,
+            fleet,
+            rotating=rotating,
+            retry=retry,
+            guards=guards,
+            listeners=_checked(listeners),
+        )
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
         self._threads = ThreadDriver(self._state, credentials)
@@ -111,7 +144,7 @@ class TokenManager:
         self.covers = endpoint.covers
         self.call = self._threads.call
         self.acall = self._tasks.call
-        self.token_for = self._threads.token
+        self.token_for = self._threads.token_for
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
@@ -136,7 +169,10 @@ class TokenManager:
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
         policy: TokenPolicy | None = None,
+        retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
+        pacing: bool = False,
+        breaker: BreakerPolicy | None = None,
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
 
@@ -145,12 +181,20 @@ class TokenManager:
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        key = (credentials, Endpoint.parse(base_url).base_url, store, policy or TokenPolicy(), listeners)
+        options = (policy or TokenPolicy(), retry or RetryPolicy(), listeners, pacing, breaker)
+        key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         with _process.managers_lock:
             manager = _process.managers.get(key)
             if manager is None or manager._state.closed:
                 manager = _process.managers[key] = cls(
-                    credentials, base_url=base_url, store=store, policy=policy, listeners=listeners
+                    credentials,
+                    base_url=base_url,
+                    store=store,
+                    policy=policy,
+                    retry=retry,
+                    listeners=listeners,
+                    pacing=pacing,
+                    breaker=breaker,
                 )
             return manager
 
@@ -158,6 +202,11 @@ class TokenManager:
     def base_url(self) -> str:
         """The checked base URL, without a slash at its end."""
         return self._state.endpoint.base_url
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """When a call is sent again."""
+        return self._state.retry
 
     def get_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token that may be attached now; fetch one, or wait for the one who does.
@@ -193,10 +242,26 @@ class TokenManager:
         sequence = self._tasks.acquisition(current_runtime(), None, min_validity)
         try:
             while True:
-                await self._tasks.wait(next(sequence), lambda start: self._threads.start(start, sender))
+                await self._tasks.do(next(sequence), lambda start: self._threads.start(start, sender))
         except StopIteration as stop:
             fetched: Token = stop.value
             return fetched
+
+    def activated(self) -> AbstractContextManager[None]:
+        """Let the calls of a context use this manager: ``with manager.activated(): …``.
+
+        For one client and many merchants. It holds for this thread or task, and for the tasks that are
+        started in it; only calls through a client with a manager attached are managed at all. A new
+        thread starts without; ``contextvars.copy_context().run`` takes it along.
+        """
+        return choose(self)
+
+    def managing(
+        self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
+    ) -> TokenManager | None:
+        """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
+        manager = chosen(self)
+        return manager if manager is not None and manager.covers(scheme, host, port, path, authorization) else None
 
     def invalidate(self, token: Token) -> None:
         """Forget *token* if it is the current one; the next call fetches another."""
@@ -252,6 +317,11 @@ class TokenManager:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
 
 
+def _check_type(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
 def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     if callable(listeners):
         raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
@@ -259,3 +329,43 @@ def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     if not all(callable(each) for each in checked):
         raise ConfigurationError("listeners must be callables that take one event")
     return checked
+
+
+def reference(manager: TokenManager | Missing) -> tuple[str, str]:
+    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
+    if isinstance(manager, Missing):
+        return manager.reference
+    name = _process.names.setdefault(manager, uuid.uuid4().hex)
+    return name, manager.base_url
+
+
+def find(reference: tuple[str, str]) -> TokenManager | Missing:
+    """Return the manager that *reference* was made for, or what stands in for it in another process."""
+    name, _ = reference
+    return next((manager for manager, known in _process.names.items() if known == name), Missing(reference))
+
+
+class Missing:
+    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
+
+    def __init__(self, reference: tuple[str, str]) -> None:
+        self.reference = reference
+        self._endpoint = Endpoint.parse(reference[1])
+
+    def managing(
+        self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
+    ) -> TokenManager | None:
+        """Do what :meth:`TokenManager.managing` does.
+
+        Raises:
+            ConfigurationError: It is this manager's call.
+        """
+        manager = chosen(self)
+        if not isinstance(manager, Missing):
+            return manager and manager.managing(scheme, host, port, path, authorization)
+        if self._endpoint.covers(scheme, host, port, path, authorization):
+            raise ConfigurationError(
+                "this client was pickled in another process, and managers are not pickled, for they hold the key:"
+                " make a TokenManager in this process and attach() it"
+            )
+        return None

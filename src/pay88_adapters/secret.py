@@ -56,17 +56,18 @@ def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
 
     HTTP libraries keep the raw header block in a local while they send it.
     """
-    for link in _chain(exc, but):
+    for link in chain(exc, but):
         traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
 
 
 def tells_secrets(exc: BaseException, *secrets: str) -> bool:
     """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
-    text = " ".join(f"{link!r} {link}" for link in _chain(exc, None))
+    text = " ".join(f"{link!r} {link}" for link in chain(exc))
     return mask(text, *secrets) != text
 
 
-def _chain(exc: BaseException, but: BaseException | None) -> list[BaseException]:
+def chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
+    """Return *exc* and all it came from, up to *but*."""
     links = [exc]
     for link in links:
         causes = (link.__cause__, link.__context__)

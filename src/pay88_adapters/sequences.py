@@ -6,24 +6,32 @@ driver sends back is the effect's result. Nothing here blocks, awaits or knows a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
+from .breaker import Open, Passage
 from .budget import Grant
 from .credentials import Credentials
-from .errors import Failure
-from .events import BudgetExhausted, CallReplayed, TokenFetched, TokenRefused
+from .endpoint import group_of
+from .errors import CircuitOpen, Failure, RequestBudgetExhausted
+from .events import BudgetExhausted, CallReplayed, CallRetried, TokenFetched, TokenRefused
+from .guards import Guards
 from .machine import Fail, Fetch, Use, Wait
+from .pacing import PACED, Pacing
+from .retry import Attempts, Broken, RetryPolicy
 from .runtimes import Gate
 from .snapshot import load
 from .state import SharedState
 from .stores.base import Lead
 from .token import Token
-from .wire import TokenRequest, network_failure, read_reply, token_request
+from .wire import TokenRequest, asked_wait, network_failure, read_reply, token_request
 
-UNAUTHORIZED = 401
+_UNAUTHORIZED = 401
+_TOO_MANY = 429  # the least status after which a call may be sent again
+_FOREVER = float("inf")
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -77,7 +85,15 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from an attempt without a response; where there is no other one, its error is the caller's."""
+
+    again: bool
+
+
 Acquisition = Generator[Start | Hold, None, Token]
+Exchange = Generator[Start | Hold | Consult | Pause | Token | Verdict | Discard, Any, R]
 FetchEffect = AskCredentials | Consult | Post | Pause
 
 DISCARD = Discard()
@@ -90,19 +106,38 @@ class Managed(Protocol[R_contra]):
     """What the exchange needs to know of a call, without any I/O."""
 
     @property
+    def method(self) -> str:
+        """The HTTP method."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The path, with or without the query."""
+        ...
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """The call's own policy; ``None`` for the manager's."""
+        ...
+
+    @property
     def patience(self) -> float | None:
-        """Real seconds that the caller is ready to wait for a token, if it said so."""
+        """Real seconds that the caller is ready to wait for the whole call, if it said so."""
         ...
 
     def status(self, response: R_contra) -> int:
         """Return the status code."""
         ...
 
+    def headers(self, response: R_contra) -> Mapping[str, str]:
+        """Return the header fields, names in any case."""
+        ...
+
     def token_used(self, response: R_contra, token: Token) -> Token:
         """Return the token that the answered attempt carried; *token* is what it was given."""
         ...
 
-    def replayable(self, response: R_contra) -> bool:
+    def replayable(self) -> bool:
         """Whether the body can be sent again, byte for byte."""
         ...
 
@@ -233,31 +268,168 @@ def _request(state: SharedState, ticket: int, credentials: Credentials) -> Gener
         yield Pause(pause)
 
 
-def exchange(
-    state: SharedState, call: Managed[R], acquired: Callable[[], Acquisition]
-) -> Generator[Start | Hold | Token | Discard, Any, R]:
-    """Make one managed call: attach, look at the answer, replace a refused token, replay (rules 7, 8).
+def exchange(state: SharedState, call: Managed[R], acquired: Callable[[], Acquisition]) -> Exchange[R]:
+    """Make one managed call: attach, look at the answer, replace a refused token, send again (rules 7, 8, 20).
 
-    A :class:`Token` as an effect means: send the call with it; result: the response.
+    A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`Broken`.
     """
-    token = state.cached() or (yield from acquired())
-    response: R = yield token
-    if call.status(response) != UNAUTHORIZED:
-        _accepted(state, call, response, token)
-        return response
-    if not _refused(state, call.token_used(response, token)) or not call.replayable(response):
-        return response
-    yield DISCARD
-    token = state.cached() or (yield from acquired())
+    policy = call.retry or state.retry
+    attempts = Attempts(policy, _deadline(state, call, policy))
+    replayable, replaying = policy.replay_refused, False
+    while True:
+        entry = None if state.guards is None else (yield from _enter(state, state.guards, call, acquired))
+        try:
+            token = state.cached() or (yield from acquired())
+            if replaying:
+                _count_replay(state)
+            outcome: R | Broken = yield token
+        except BaseException:
+            if entry is not None:
+                entry.abandon()
+            raise
+        if entry is not None:
+            _leave(state, entry, call, outcome)
+        if isinstance(outcome, Broken):
+            pause = _pause(state, call, attempts, outcome)
+            yield Verdict(again=pause is not None)
+            assert pause is not None  # or else the driver raises what the attempt did
+            yield Pause(pause)
+            continue
+        status = call.status(outcome)
+        if status == _UNAUTHORIZED:
+            replaced = _refused(state, call.token_used(outcome, token))
+            if not (replaced and replayable and call.replayable()):
+                return outcome
+            replayable, replaying = False, True
+            yield DISCARD
+            continue
+        replaying = False
+        _accepted(state, call, outcome, token)
+        if status < _TOO_MANY:
+            return outcome
+        pause = _pause(state, call, attempts, status, call.headers(outcome))
+        if pause is None:
+            return outcome
+        yield DISCARD
+        yield Pause(pause)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An attempt that the guards have let pass."""
+
+    guards: Guards
+    group: str
+    passage: Passage
+
+    def abandon(self) -> None:
+        """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
+        self.guards.abandoned(self.group, self.passage)
+
+
+def _enter(
+    state: SharedState, guards: Guards, call: Managed[Any], acquired: Callable[[], Acquisition]
+) -> Exchange[_Entry]:
+    """Pass the circuit breaker, and wait for the pacing (rules 22 and 23)."""
+    group = group_of(state.endpoint.route(call.path))
+    with state.deciding() as (_, now):
+        answer = guards.ask(group, now)
+    if isinstance(answer, Open):
+        raise CircuitOpen(
+            f"88Pay fails: calls ({group}) fail at once until it works again; the call was not sent: see retry_after",
+            retry_after=answer.retry_after,
+            retryable=True,
+        )
+    entry = _Entry(guards, group, answer)
+    try:
+        yield from _paced(state, guards.pacing, group, call, acquired)
+    except BaseException:
+        entry.abandon()
+        raise
+    return entry
+
+
+def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Broken) -> None:
+    with state.deciding() as (_, now):
+        if isinstance(outcome, Broken):
+            news = entry.guards.heard(entry.group, entry.passage, None, {}, now)
+        else:
+            status, headers = call.status(outcome), call.headers(outcome)
+            news = entry.guards.heard(entry.group, entry.passage, status, headers, now)
+        if news is not None:
+            event, details = news
+            state.tell(event, *details)
+
+
+def paced(state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]) -> Exchange[Token]:
+    """Get a token for another attempt that the stack makes by itself (rules 20 and 22)."""
+    if state.guards is not None:
+        yield from _paced(state, state.guards.pacing, group_of(state.endpoint.route(call.path)), call, acquired)
+    return state.cached() or (yield from acquired())
+
+
+def _paced(
+    state: SharedState, pacing: Pacing | None, group: str, call: Managed[Any], acquired: Callable[[], Acquisition]
+) -> Exchange[None]:
+    """Wait for a unit of the limits of *group*, at most ``max_wait`` (rule 22)."""
+    if pacing is None or group not in PACED:
+        return
+    if not state.merchant_id:  # known once there is a token
+        yield from acquired()
+    longest = state.policy.max_wait
+    patience = longest if call.patience is None else min(call.patience * state.clock.speed, longest)
+    deadline = state.clock.now() + patience
+    while True:
+        with state.deciding() as (_, now):
+            wait = pacing.announced(group, now)
+        if not wait:
+            wait = yield Consult(partial(pacing.take, group, state.merchant_id))
+        if not wait:
+            return
+        if state.clock.now() + wait > deadline:
+            raise RequestBudgetExhausted(
+                f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; the call was not sent",
+                retry_after=wait,
+                retryable=True,
+            )
+        yield Pause(wait)
+
+
+def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy) -> float:
+    patience = call.patience
+    if patience is None and policy.total_timeout is None:
+        return _FOREVER  # nearly always, without a look at the clock
+    longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
+    if patience is not None:
+        longest = min(longest, patience * state.clock.speed)
+    return state.clock.now() + longest
+
+
+def _pause(
+    state: SharedState,
+    call: Managed[Any],
+    attempts: Attempts,
+    outcome: int | Broken,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> float | None:
+    """Return for how long to wait before the call is sent again, or ``None`` if it is not (rule 20)."""
+    route = state.endpoint.route(call.path)
+    safe = attempts.policy.is_safe(call.method, route)
+    if not call.replayable() or (state.guards is not None and state.guards.is_open(group_of(route))):
+        return None
+    with state.deciding() as (_, now):
+        pause = attempts.pause(outcome, now, state.draw, safe=safe, asked=asked_wait(headers))
+        if pause is not None:
+            state.counters.retried += 1
+            status = None if isinstance(outcome, Broken) else outcome
+            state.tell(CallRetried, group_of(route), attempts.made, pause, status)
+    return pause
+
+
+def _count_replay(state: SharedState) -> None:
     with state.deciding():
         state.counters.replayed += 1
         state.tell(CallReplayed)
-    response = yield token
-    if call.status(response) != UNAUTHORIZED:
-        _accepted(state, call, response, token)
-    else:
-        _refused(state, call.token_used(response, token))
-    return response
 
 
 def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:

@@ -26,11 +26,15 @@ def standalone_sender(manager: TokenManager) -> Sender:
         from . import httpx
 
         return httpx.standalone_sender()
+    if find_spec("httpx2"):
+        from . import httpx2
+
+        return httpx2.standalone_sender()
     if find_spec("aiohttp"):
         from . import aiohttp
 
         return aiohttp.standalone_sender()
     raise ConfigurationError(
         "no HTTP library is installed to request a token with: pip install 'pay88-adapters[urllib3]',"
-        " or [httpx], or [aiohttp]"
+        " or [requests], [httpx], [httpx2] or [aiohttp]"
     )

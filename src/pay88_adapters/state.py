@@ -21,8 +21,10 @@ from .errors import ConfigurationError, Failure
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fleet import NO_LEASE, PATIENCE, Fleet
 from .forks import survive_forks
+from .guards import Guards
 from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
+from .retry import RetryPolicy
 from .runtimes import Gate
 from .stores.base import Lead
 from .token import Token
@@ -45,6 +47,7 @@ class Counters:
     failed_fetches: int = 0
     refused: int = 0
     replayed: int = 0
+    retried: int = 0
     waited: int = 0
 
 
@@ -59,6 +62,8 @@ class SharedState:
         fleet: Fleet,
         *,
         rotating: bool,
+        retry: RetryPolicy | None = None,
+        guards: Guards | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.endpoint = endpoint
@@ -66,6 +71,8 @@ class SharedState:
         self.clock = clock
         self.fleet = fleet
         self.budget = TokenBudget(policy, fleet.budget, endpoint.base_url)
+        self.retry = retry or RetryPolicy()
+        self.guards = guards
         self.counters = Counters()
         self.draw = random.random
         self.closed = False
@@ -288,6 +295,7 @@ class Stats:
         failed_fetches: Fetches that ended without a token.
         refused: Calls answered 401.
         replayed: Calls sent a second time after a 401.
+        retried: Times that a call was sent again after it failed, or was told to slow down.
         waited: Calls that had to wait for a token.
         budget_left: Token requests left, by limit.
         fetching: Whether a fetch is under way.
@@ -299,6 +307,7 @@ class Stats:
     failed_fetches: int
     refused: int
     replayed: int
+    retried: int
     waited: int
     budget_left: dict[str, int]
     fetching: bool

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any, TypeVar
 
 try:
     import urllib3
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
-from urllib3.exceptions import ClosedPoolError, HTTPError, UnrewindableBodyError
+from urllib3.exceptions import (
+    ClosedPoolError,
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    SSLError,
+    TimeoutError,
+    UnrewindableBodyError,
+)
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
+from urllib3.util.retry import RequestHistory
 
 from .bodies import Bookmark
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
+from .retry import Broken, RetryPolicy, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
-__all__ = ["Pay88PoolManager", "attach"]
+__all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
 P = TypeVar("P", bound=urllib3.PoolManager)
+
+_NEVER_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
+_BROKEN = (*_NEVER_SENT, ProtocolError, TimeoutError, SSLError)
 
 _flavours = Flavours(HTTPError, globals())
 
@@ -68,7 +84,7 @@ def attach(pool_manager: P, manager: TokenManager) -> P:
 def standalone_sender(manager: TokenManager) -> Sender:
     """Return a sender with a pool of its own."""
     pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
-    return _Call(pool, "POST", "/", None, [], {})
+    return _Call(manager, pool, "POST", "/", None, [], {"retries": False})
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
@@ -93,28 +109,30 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         fields = [(_text(name), value) for name, value in items if type(value) is not Attached]
         # With fields of ours in it, this is urllib3 sending again what an outer level began.
         again = len(fields) < len(items)
-        if not self._is_ours(url, fields):
+        manager = self._managing(url, fields)
+        if manager is None:
+            if isinstance(retries, Pay88Retry):  # a redirect has led here
+                kw["retries"] = retries.plain()
             return super().urlopen(method, url, body, _headers(fields) if again else headers, **kw)
-        call = _Call(self, method, url, body, fields, kw)
+        call = _Call(manager, self, method, url, body, fields, kw)
         try:
-            return call.send_again() if again else self.pay88_manager.call(call)
+            return call.send_again() if again else call.finish(manager.call(call))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
-    def _is_ours(self, url: str, fields: list[tuple[str, str]]) -> bool:
+    def _managing(self, url: str, fields: list[tuple[str, str]]) -> TokenManager | None:
         authorization = next((_text(value) for name, value in fields if name.lower() == "authorization"), None)
 
-        def covers(scheme: str | None, host: str | None, port: int | None, path: str) -> bool:
-            return self.pay88_manager.covers(scheme or "http", host or "", port, path, authorization)
+        def managing(scheme: str | None, host: str | None, port: int | None, path: str) -> TokenManager | None:
+            return self.pay88_manager.managing(scheme or "http", host or "", port, path, authorization)
 
         if url.startswith("/"):
-            return covers(self.scheme, self.host, self.port, url)
+            return managing(self.scheme, self.host, self.port, url)
         target = parse_url(url)
-        if not covers(target.scheme, target.host, target.port, target.path or "/"):
-            return False
+        manager = managing(target.scheme, target.host, target.port, target.path or "/")
         # Whatever the URL says, the bytes go where the pool's connections go, unless that is a proxy.
         forwards = self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)
-        return forwards or covers(self.scheme, self.host, self.port, "/")
+        return manager if forwards else manager and managing(self.scheme, self.host, self.port, "/")
 
     def send_unmanaged(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         return super().urlopen(*args, **kw)
@@ -142,15 +160,74 @@ def _headers(fields: list[tuple[str, str]]) -> Mapping[str, str]:
     return plain if len(plain) == len(fields) else _Headers(fields)
 
 
+class Pay88Retry(urllib3.Retry):
+    """What ``retries=`` says of a call to 88Pay that is sent again as a :class:`RetryPolicy` allows.
+
+    Calls have one by default; pass one to let a single call follow another policy. Every other value of
+    ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again
+    what that allows. Redirects are counted as urllib3 counts them, and so is everything where it leads to
+    another origin.
+
+    Args:
+        policy: The manager's unless given.
+        kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
+    """
+
+    def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:
+        kw.setdefault("total", urllib3.Retry.DEFAULT.total)
+        super().__init__(**kw)
+        self.policy = policy
+
+    def new(self, **kw: Any) -> Pay88Retry:
+        other = super().new(**kw)
+        other.policy = self.policy
+        return other
+
+    def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
+        return False  # the call's own sequence decides
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> Pay88Retry:
+        if error is not None:  # this, too; and nothing is wrapped around it
+            raise error.with_traceback(_stacktrace)
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+    def after(self, call: _Call, *, status: int | None = None, error: Exception | None = None) -> Pay88Retry:
+        """Return what stands after one more attempt."""
+        return self.new(history=(*self.history, RequestHistory(call.method, call.path, error, status, None)))
+
+    def plain(self) -> urllib3.Retry:
+        """Return what urllib3 would have in its place."""
+        plain: Any = copy(self)
+        plain.__class__ = urllib3.Retry
+        result: urllib3.Retry = plain
+        return result
+
+
 class _Call:
     """One call, and the token requests it may lead to."""
 
     network_errors = (HTTPError, OSError)
 
     def __init__(
-        self, pool: _ManagedPool, method: str, url: str, body: Any, fields: list[tuple[str, str]], kw: dict[str, Any]
+        self,
+        manager: TokenManager,
+        pool: _ManagedPool,
+        method: str,
+        url: str,
+        body: Any,
+        fields: list[tuple[str, str]],
+        kw: dict[str, Any],
     ) -> None:
-        self._pool, self._method, self._url, self._body, self._kw = pool, method, url, body, kw
+        self._manager, self._pool, self._url, self._body, self._kw = manager, pool, url, body, kw
+        self.method = method
         self._fields = [(name, value) for name, value in fields if name.lower() not in MANAGED_FIELDS]
         self._bookmark = Bookmark(body)
         # urllib3 rewinds to this before each send. Its own mark for "cannot tell" must not be passed on.
@@ -159,32 +236,64 @@ class _Call:
         timeout = kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         self.patience = total if isinstance(total, (int, float)) else None
+        if kw["retries"] is None and pool.retries is urllib3.Retry.DEFAULT:
+            kw["retries"] = Pay88Retry()
+        retries = kw["retries"]
+        self._preload = False
+        if isinstance(retries, Pay88Retry):
+            self.retry = retries.policy
+            # Reading is left until it is clear that this response is the one, and is no part of an attempt.
+            self._preload, kw["preload_content"] = kw.get("preload_content", True), False
+        else:
+            self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
+
+    @property
+    def path(self) -> str:
+        return self._url if self._url.startswith("/") else parse_url(self._url).path or "/"
 
     def send(self, token: Token) -> BaseHTTPResponse:
         headers = _headers([*self._fields, *token.attached.items()])
-        return self._pool.send_unmanaged(self._method, self._url, self._body, headers, **self._kw)
+        return self._pool.send_unmanaged(self.method, self._url, self._body, headers, **self._kw)
 
     def send_again(self) -> BaseHTTPResponse:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
         if not self._bookmark.replayable:  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
-        token = self._pool.pay88_manager.token_for(self, patience=self.patience)
+        token = self._manager.token_for(self)
         response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
 
+    def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
+        """Read the response if the caller wants that."""
+        if self._preload:
+            _ = response.data
+        return response
+
     def status(self, response: BaseHTTPResponse) -> int:
         return response.status
+
+    def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
+        return response.headers
+
+    def broken(self, exc: Exception) -> Broken | None:
+        if not isinstance(exc, _BROKEN):
+            return None
+        self._note(self._kw["retries"], error=exc)
+        return Broken.by(exc, never_sent=isinstance(exc, _NEVER_SENT))
+
+    def _note(self, retries: Any, **attempt: Any) -> None:
+        self._kw["retries"] = retries.after(self, **attempt) if isinstance(retries, Pay88Retry) else retries
 
     def token_used(self, response: BaseHTTPResponse, token: Token) -> Token:
         return getattr(response, "pay88_token", token)
 
-    def replayable(self, response: BaseHTTPResponse) -> bool:
+    def replayable(self) -> bool:
         return self._bookmark.replayable
 
     def discard(self, response: BaseHTTPResponse) -> None:
-        self._kw["retries"] = response.retries  # what is left of the caller's
+        self._note(response.retries, status=response.status)  # what is left of the caller's
         drained = False
         with suppress(*self.network_errors):
             drained = len(response.read(MAX_DRAINED + 1, decode_content=False)) <= MAX_DRAINED

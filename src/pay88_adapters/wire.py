@@ -129,12 +129,29 @@ def network_failure(cause: BaseException, *secrets: str) -> Failure:
 
 def retry_after(headers: Mapping[str, str], document: Mapping[str, object]) -> float:
     """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
-    fields = {name.lower(): value for name, value in headers.items()}
-    said = document.get("retry_after")
-    for wait in (_seconds(fields.get("retry-after")), _until_date(fields), _seconds(said)):
+    for wait in (asked_wait(headers), _seconds(document.get("retry_after"))):
         if wait is not None:
             return max(wait, 1.0)  # zero would ask again at once and be refused again
     return _DEFAULT_RETRY_AFTER
+
+
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds ``Retry-After`` asks to wait, in either of its forms; ``None`` if it makes no sense."""
+    fields = _lower(headers)
+    wait = _seconds(fields.get("retry-after"))
+    return _until(_timestamp(fields.get("retry-after")), fields) if wait is None else wait
+
+
+def calls_left(headers: Mapping[str, str]) -> tuple[int, float] | None:
+    """Return how many calls the service says are left, and for how many seconds that holds, if it says so."""
+    fields = _lower(headers)
+    remaining = _seconds(fields.get("x-ratelimit-remaining"))
+    reset_in = _until(_seconds(fields.get("x-ratelimit-reset")), fields)
+    return None if remaining is None or reset_in is None else (int(remaining), reset_in)
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _meaning(status: int) -> tuple[type[Any], str, bool]:
@@ -203,9 +220,8 @@ def _seconds(value: object) -> float | None:
     return float(value)
 
 
-def _until_date(fields: Mapping[str, str]) -> float | None:
-    """Read ``Retry-After`` as a date, against the answer's own ``Date`` where it has one."""
-    moment = _timestamp(fields.get("retry-after"))
+def _until(moment: float | None, fields: Mapping[str, str]) -> float | None:
+    """Return the seconds until a Unix time, by the answer's own ``Date`` where it has one."""
     if moment is None:
         return None
     sent = _timestamp(fields.get("date"))

@@ -1,0 +1,116 @@
+"""The circuit breaker of API calls (rule 23): events in with ``now``, decisions out, and nothing else."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, fields
+
+from .errors import ConfigurationError
+
+_NEVER = float("-inf")
+_MOST = 86_400  # seconds; a day
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """When calls fail at once because the service does. Durations are in seconds.
+
+    Args:
+        failure_threshold: So many 5xx answers or broken connections within *window* open the circuit.
+        window: For how long one of them counts.
+        open_for: For how long calls fail at once; then one call is let through as a probe.
+
+    Raises:
+        ConfigurationError: A value makes no sense.
+    """
+
+    failure_threshold: int = 5
+    window: float = 30
+    open_for: float = 30
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            wanted = int if each.name == "failure_threshold" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise ConfigurationError(f"{each.name} must be a number, not {type(value).__name__}")
+            if not 0 < value <= _MOST:  # false for NaN, too
+                raise ConfigurationError(f"{each.name} must be more than 0, and at most {_MOST}")
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Send the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Send the call: it decides for all. Its *number* goes back with its outcome."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Do not send the call; it may help to try again *retry_after* seconds from now."""
+
+    retry_after: float
+
+
+Passage = Closed | Probe
+CLOSED = Closed()
+
+
+class Breaker:
+    """One circuit: closed, open, or half open with one probe under way."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        self.policy = policy
+        self._failed_at: deque[float] = deque(maxlen=policy.failure_threshold)
+        self._open_until: float | None = None
+        self._probes = 0
+        self._probe_due = _NEVER  # it is lost if it has not been heard of by then
+
+    def ask(self, now: float) -> Passage | Open:
+        """Say whether a call may be sent."""
+        if self._open_until is None:
+            return CLOSED
+        until = max(self._open_until, self._probe_due)
+        if now < until:
+            return Open(until - now)
+        self._probes += 1
+        self._probe_due = now + self.policy.open_for
+        return Probe(self._probes)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls fail at once, or only a probe is let through."""
+        return self._open_until is not None
+
+    def succeeded(self, passage: Passage) -> bool:
+        """Note that the service works; return whether that closed the circuit."""
+        if not self._decides(passage):
+            return False
+        self._open_until, self._probe_due = None, _NEVER
+        self._failed_at.clear()
+        return True
+
+    def failed(self, passage: Passage, now: float) -> bool:
+        """Note a 5xx or a broken connection; return whether that opened the circuit, or keeps it open."""
+        if self._open_until is None:
+            self._failed_at.append(now)
+            full = len(self._failed_at) == self.policy.failure_threshold
+            if not full or self._failed_at[0] < now - self.policy.window:
+                return False
+        elif not self._decides(passage):  # it was sent before the circuit opened
+            return False
+        self._open_until, self._probe_due = now + self.policy.open_for, _NEVER
+        return True
+
+    def abandoned(self, passage: Passage) -> None:
+        """Note that a call came to nothing that says anything of the service; another one may probe."""
+        if self._decides(passage):
+            self._probe_due = _NEVER
+
+    def _decides(self, passage: Passage) -> bool:
+        return self._open_until is not None and passage == Probe(self._probes) and self._probe_due != _NEVER

@@ -1,0 +1,57 @@
+"""What may hold an API call back: the circuit breakers and the pacing. The manager's lock guards both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .breaker import CLOSED, Breaker, BreakerPolicy, Open, Passage
+from .events import BreakerClosed, BreakerOpened, Event
+from .pacing import Pacing
+
+_SERVER_ERROR = 500
+
+
+class Guards:
+    """The circuit breakers and the pacing of one manager, by group of calls.
+
+    Args:
+        pacing: Keeps calls within their limits, if given.
+        breaker: Makes calls fail at once while the service does, if given.
+    """
+
+    def __init__(self, pacing: Pacing | None, breaker: BreakerPolicy | None) -> None:
+        self.pacing = pacing
+        self._policy = breaker
+        self._breakers: dict[str, Breaker] = {}
+
+    def ask(self, group: str, now: float) -> Passage | Open:
+        """Say whether a call of *group* may be sent."""
+        if self._policy is None:
+            return CLOSED
+        breaker = self._breakers.get(group)
+        if breaker is None:
+            breaker = self._breakers[group] = Breaker(self._policy)
+        return breaker.ask(now)
+
+    def is_open(self, group: str) -> bool:
+        """Whether calls of *group* fail at once, or only a probe is let through."""
+        return group in self._breakers and self._breakers[group].is_open
+
+    def abandoned(self, group: str, passage: Passage) -> None:
+        """Note that a call came to nothing that says anything of the service. Needs no lock."""
+        if group in self._breakers:
+            self._breakers[group].abandoned(passage)
+
+    def heard(
+        self, group: str, passage: Passage, status: int | None, headers: Mapping[str, str], now: float
+    ) -> tuple[Callable[..., Event], tuple[object, ...]] | None:
+        """Note how an attempt ended, without a *status* if it got no answer; return what to tell of."""
+        if self.pacing is not None and status is not None:
+            self.pacing.heard(group, status, headers, now)
+        breaker = self._breakers.get(group)
+        if breaker is None:
+            return None
+        if status is None or status >= _SERVER_ERROR:
+            opened = breaker.failed(passage, now)
+            return (BreakerOpened, (group, breaker.policy.open_for)) if opened else None
+        return (BreakerClosed, (group,)) if breaker.succeeded(passage) else None

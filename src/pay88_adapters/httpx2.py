@@ -1,0 +1,65 @@
+"""httpx2: transports whose calls to 88Pay carry a token."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+try:
+    import httpx2
+except ModuleNotFoundError as exc:
+    raise ImportError("httpx2 is not installed: pip install 'pay88-adapters[httpx2]'") from exc
+
+from . import httpx_family as family
+from .drivers import Sender
+from .errors import Flavours
+from .manager import TokenManager
+
+__all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
+
+C = TypeVar("C", httpx2.Client, httpx2.AsyncClient)
+
+_flavours = Flavours(httpx2.TransportError, globals())
+_library = family.Library(httpx2, _flavours)
+
+
+class Pay88Transport(family.SyncTransport, httpx2.BaseTransport):
+    """Wraps a transport: calls to ``manager.base_url`` carry a token, all others pass untouched.
+
+    Args:
+        manager: Shared by every stack.
+        transport: Any transport; a new :class:`httpx2.HTTPTransport` unless given.
+        timeout: An :class:`httpx2.Timeout` that bounds each token request, besides the policy's ``fetch_timeout``.
+    """
+
+    library = _library
+
+
+class AsyncPay88Transport(family.AsyncTransport, httpx2.AsyncBaseTransport):
+    """The same for an async transport, on asyncio and trio.
+
+    Args:
+        manager: Shared by every stack.
+        transport: Any transport; a new :class:`httpx2.AsyncHTTPTransport` unless given.
+        timeout: An :class:`httpx2.Timeout` that bounds each token request, besides the policy's ``fetch_timeout``.
+    """
+
+    library = _library
+
+
+def attach(client: C, manager: TokenManager) -> C:
+    """Let the calls that *client* makes to ``manager.base_url`` carry a token.
+
+    Its proxies, TLS settings, limits and mounts stay in force; attaching again replaces the manager.
+
+    Returns:
+        *client*.
+
+    Raises:
+        ConfigurationError: *client* is not one of httpx2's.
+    """
+    return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
+
+
+def standalone_sender() -> Sender:
+    """Return a sender with a transport of its own."""
+    return family.standalone_sender(_library)

@@ -1,0 +1,140 @@
+"""requests: adapters whose calls to 88Pay carry a token, over urllib3's pools. This file translates."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+try:
+    import requests
+except ModuleNotFoundError as exc:
+    raise ImportError("requests is not installed: pip install 'pay88-adapters[requests]'") from exc
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from . import urllib3
+from .errors import ConfigurationError, Flavours, Pay88Error
+from .manager import TokenManager, find, reference
+from .urllib3 import Pay88Retry
+
+__all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
+
+S = TypeVar("S", bound=requests.Session)
+
+_flavours = Flavours(requests.RequestException, globals())
+
+
+class _Managed(HTTPAdapter):
+    """Mixed into an adapter class: its pools are managed ones."""
+
+    __attrs__ = [*HTTPAdapter.__attrs__, "pay88_manager"]  # noqa: RUF012 - as requests has it
+    pay88_manager: TokenManager
+
+    def init_poolmanager(self, *args: Any, **kw: Any) -> None:
+        super().init_poolmanager(*args, **kw)
+        urllib3.attach(self.poolmanager, self.pay88_manager)
+
+    def proxy_manager_for(self, proxy: str, **kw: Any) -> Any:
+        known = proxy in self.proxy_manager
+        pools = super().proxy_manager_for(proxy, **kw)
+        return pools if known else urllib3.attach(pools, self.pay88_manager)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kw: Any) -> requests.Response:
+        try:
+            return super().send(request, *args, **kw)
+        except Pay88Error as error:
+            translated: Any = _flavours.of(error)
+            translated.request = request
+            raise translated  # noqa: B904 - carries its cause
+        except NewConnectionError as error:  # requests knows the two only inside of urllib3's MaxRetryError
+            raise requests.ConnectionError(error, request=request) from error
+        except ConnectTimeoutError as error:
+            raise requests.ConnectTimeout(error, request=request) from error
+
+    # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]  # the stubs lack it
+        return {**state, "pay88_manager": reference(self.pay88_manager)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {**state, "pay88_manager": find(state["pay88_manager"])}
+        super().__setstate__(state)  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new, (type(self).__mro__[type(self).__mro__.index(_Managed) + 1],), self.__getstate__()
+
+
+class Pay88Adapter(_Managed):
+    """A :class:`requests.adapters.HTTPAdapter` whose calls to ``manager.base_url`` carry a token.
+
+    It may be mounted at any prefix: only the exact origin of ``base_url`` counts. A call is sent again as
+    the manager's :class:`~pay88_adapters.RetryPolicy` says, unless ``max_retries`` is given.
+
+    Args:
+        manager: Shared by every stack.
+        kw: As for :class:`requests.adapters.HTTPAdapter`.
+    """
+
+    def __init__(self, manager: TokenManager, **kw: Any) -> None:
+        self.pay88_manager = manager
+        kw.setdefault("max_retries", _default_retries())
+        super().__init__(**kw)
+
+
+def attach(session: S, manager: TokenManager) -> S:
+    """Let the calls that *session* makes to ``manager.base_url`` carry a token.
+
+    All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is
+    mounted later is not managed.
+
+    Returns:
+        *session*.
+
+    Raises:
+        ConfigurationError: What is mounted for ``base_url`` is no :class:`requests.adapters.HTTPAdapter`.
+    """
+    mounted = session.get_adapter(f"{manager.base_url}/")
+    if not isinstance(mounted, HTTPAdapter):
+        raise ConfigurationError(
+            f"what is mounted for {manager.base_url} is no HTTPAdapter but {type(mounted).__name__}:"
+            " mount a Pay88Adapter there"
+        )
+    for adapter in session.adapters.values():
+        if isinstance(adapter, HTTPAdapter):
+            _take_over(adapter, manager)
+    return session
+
+
+def _take_over(adapter: Any, manager: TokenManager) -> None:
+    if not isinstance(adapter, _Managed):
+        adapter.__class__ = _managed(adapter.__class__)
+        if _is_default(adapter.max_retries):
+            adapter.max_retries = _default_retries()
+    adapter.pay88_manager = manager
+    for pools in (adapter.poolmanager, *adapter.proxy_manager.values()):
+        urllib3.attach(pools, manager)
+
+
+def _default_retries() -> Pay88Retry:
+    return Pay88Retry(total=0, read=False)  # what requests has in its place
+
+
+def _is_default(retries: Retry) -> bool:
+    return type(retries) is Retry and vars(retries) == vars(Retry(0, read=False))
+
+
+_classes: dict[type[HTTPAdapter], type[_Managed]] = {HTTPAdapter: Pay88Adapter}
+
+
+def _managed(kind: type[HTTPAdapter]) -> type[_Managed]:
+    if kind not in _classes:
+        attributes = {"__attrs__": [*kind.__attrs__, "pay88_manager"]}
+        _classes[kind] = type(f"Pay88{kind.__name__}", (_Managed, kind), attributes)
+    return _classes[kind]
+
+
+def _new(kind: type[HTTPAdapter]) -> HTTPAdapter:
+    """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
+    cls = _managed(kind)
+    return cls.__new__(cls)

@@ -1,0 +1,162 @@
+"""When an API call is sent again (rule 20): decisions only; who waits and sends is the driver."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+from .errors import ConfigurationError
+from .secret import chain
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_TOO_MANY = 429
+_TRANSIENT = frozenset({500, 502, 503, 504})
+_MOST = 86_400  # a day
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When an API call is sent again. Durations are in seconds.
+
+    A call that may have been executed is sent again only if executing it twice does no harm: GET, HEAD,
+    OPTIONS and the POST paths in *safe_posts* are, on 429, 500, 502, 503, 504 and broken connections.
+    Every other call is sent again only after a 429, or after a connection could not even be made.
+
+    Args:
+        attempts: How often a call is sent at most. The replay of a refused call does not count.
+        backoff_base: Bound on the first random pause; it doubles each time.
+        backoff_cap: Largest bound on such a pause.
+        max_retry_after: A ``Retry-After`` up to this is waited for; with a longer one the response is
+            handed over at once.
+        total_timeout: No pause lasts beyond this long after the call began; ``None`` for no such limit.
+            The caller's own total timeout, where its stack tells, bounds the pauses as well.
+        safe_posts: Paths of POST calls without side effects, as 88Pay documents them, after the base URL.
+        replay_refused: Whether a call that was answered 401 is sent once more with a fresh token.
+
+    Raises:
+        ConfigurationError: A value makes no sense.
+    """
+
+    attempts: int = 3
+    backoff_base: float = 0.5
+    backoff_cap: float = 8
+    max_retry_after: float = 30
+    total_timeout: float | None = None
+    safe_posts: tuple[str, ...] = ("/api/balance",)
+    replay_refused: bool = True
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("total_timeout", "safe_posts", "replay_refused") or (
+                each.name == "total_timeout" and value is not None
+            ):
+                _check_number(each.name, value, whole=each.name == "attempts")
+        if self.attempts < 1:
+            raise ConfigurationError("attempts is 0: the first one counts, so 1 is the least; see RetryPolicy.none()")
+        if self.backoff_cap < self.backoff_base:
+            raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
+        if not isinstance(self.safe_posts, tuple) or not all(
+            isinstance(path, str) and path.startswith("/") for path in self.safe_posts
+        ):
+            raise ConfigurationError('safe_posts must be a tuple of paths such as ("/api/balance",)')
+
+    @classmethod
+    def none(cls) -> RetryPolicy:
+        """Return the policy that sends nothing again, but for the replay of a refused call (``replay_refused``)."""
+        return cls(attempts=1)
+
+    def is_safe(self, method: str, path: str) -> bool:
+        """Whether executing a call twice does no harm; *path* has no query and starts after the base URL."""
+        method = method.upper()
+        return method in _SAFE_METHODS or (method == "POST" and path in self.safe_posts)
+
+
+@lru_cache
+def once(policy: RetryPolicy) -> RetryPolicy:
+    """Return *policy* with a single attempt: the stack makes the others by itself."""
+    return replace(policy, attempts=1)
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
+    if not 0 <= value <= _MOST:  # false for NaN, too
+        raise ConfigurationError(f"{name} must be 0 or more, and at most {_MOST}")
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An attempt that got no response.
+
+    Attributes:
+        never_sent: The service cannot have seen it: no connection was made.
+        hopeless: Trying again cannot help, such as where a certificate is not trusted.
+    """
+
+    never_sent: bool = False
+    hopeless: bool = False
+
+    @classmethod
+    def by(cls, exc: BaseException, *, never_sent: bool) -> Broken:
+        """Return what *exc*, or whatever it came from, says of an attempt."""
+        ssl: Any = sys.modules.get("ssl")  # slow to import; without it, there is no such error
+        links = chain(exc) if ssl else []
+        # Stacks tell a failed handshake from a connection that broke later in ways of their own.
+        secured = any(isinstance(link, ssl.SSLError) for link in links)
+        untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in links)
+        return cls(never_sent and not secured, untrusted)
+
+
+class Attempts:
+    """The attempts of one call.
+
+    Args:
+        policy: What is allowed.
+        deadline: Until when the last pause has to be over.
+    """
+
+    __slots__ = ("_deadline", "made", "policy")
+
+    def __init__(self, policy: RetryPolicy, deadline: float) -> None:
+        self.policy, self._deadline = policy, deadline
+        self.made = 1
+
+    def pause(
+        self,
+        outcome: int | Broken,
+        now: float,
+        draw: Callable[[], float],
+        *,
+        safe: bool,
+        asked: float | None = None,
+    ) -> float | None:
+        """Return for how many seconds to wait before the next attempt, or ``None`` if that was the last.
+
+        Args:
+            outcome: A status, or that there is none.
+            now: The time.
+            draw: Returns a random number in [0, 1), for full jitter.
+            safe: Whether executing the call twice does no harm.
+            asked: Seconds that the response's ``Retry-After`` asks for.
+        """
+        policy = self.policy
+        if self.made >= policy.attempts or not _allowed(outcome, safe):
+            return None
+        if asked is not None and asked > policy.max_retry_after:
+            return None
+        bound = policy.backoff_base * 2.0 ** min(self.made - 1, 32)
+        pause = max(min(policy.backoff_cap, bound) * draw(), asked or 0.0)
+        if now + pause >= self._deadline:
+            return None
+        self.made += 1
+        return pause
+
+
+def _allowed(outcome: int | Broken, safe: bool) -> bool:
+    if isinstance(outcome, Broken):
+        return not outcome.hopeless and (safe or outcome.never_sent)
+    return outcome == _TOO_MANY or (safe and outcome in _TRANSIENT)
