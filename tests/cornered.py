@@ -360,6 +360,7 @@ async def _leader_leaves(stack: str, leave: Leave, here: Corner, crowd: Crowd, h
 @case(*THREADS, ALONE)
 def the_leader_is_interrupted(stack: str) -> None:
     """Ctrl-C reaches the main thread while it waits for the fetch that it started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started all this in the background
     with corner() as here, Crowd(here) as crowd, here.emulator.hold("token") as held, caller(stack, here) as call:
 
         def interrupt() -> None:

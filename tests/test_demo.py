@@ -7,7 +7,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -47,10 +48,22 @@ def test_every_promise_is_kept_and_the_output_is_plain_where_there_is_no_termina
     assert max(map(len, lines)) <= 80
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Start processes that SIGINT ends, even where a shell started this one in the background, without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT between processes")
 def test_an_interrupt_ends_it_cleanly() -> None:
     """Exit code 130, one line, no traceback."""
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with interruptible():
+        started = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with started as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "steady load" in line:
