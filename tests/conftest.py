@@ -18,6 +18,10 @@ from stacks import STACKS, Options, Stack, close_files
 
 T = TypeVar("T")
 
+Report = Callable[[str], None]
+
+_REPORTED = pytest.StashKey[list[str]]()
+
 # What breaks is not to be made small, only to be seen; and the same run again is the same run.
 settings.register_profile(
     "mutation",
@@ -26,6 +30,22 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Return what takes a text for the end of the run: what the test has found out, or what it cost."""
+    texts = request.config.stash.setdefault(_REPORTED, [])
+    return lambda text: texts.append(f"{request.node.name}: {text}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was reported; the list of what failed comes after it, and last."""
+    texts = terminalreporter.config.stash.get(_REPORTED, [])
+    if texts:
+        terminalreporter.section("reported")
+    for text in texts:
+        terminalreporter.write_line(text)
 
 
 class World:

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from chaos import Judge, Scale, Storm
+from conftest import Report
 
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so. Clients that are closed
 # under their callers leave connections to the collector: what is still open after it is counted.
@@ -24,14 +25,14 @@ def a_seed() -> int:
     return int(SEED) if SEED else random.SystemRandom().randrange(2**32)
 
 
-def weather(seed: int, scale: Scale, replay: str) -> None:
+def weather(seed: int, scale: Scale, replay: str, report: Report) -> None:
     """Let a storm pass, and hold what the servers saw against the rules."""
     replay = f"PAY88_CHAOS_SEED={seed} pytest {replay}"
-    print(f"again: {replay}", flush=True)  # noqa: T201 - also where the run does not end
+    print(f"again: {replay}", flush=True)  # noqa: T201 - shown where the run does not end
     storm = Storm(seed, scale)
     storm.run()
     judge = Judge(storm)
-    print(judge.figures(), flush=True)  # noqa: T201 - what the run is for
+    report(f"\n{judge.figures()}")
     complaints = judge.complaints()
     if complaints:
         shown = "\n".join(complaints[:10])
@@ -39,9 +40,9 @@ def weather(seed: int, scale: Scale, replay: str) -> None:
 
 
 @pytest.mark.deep
-def test_chaos() -> None:
+def test_chaos(report: Report) -> None:
     """A few minutes of the service's time, with a new seed each time."""
-    weather(a_seed(), Scale(speed=15, seconds=20), "tests/test_chaos.py::test_chaos")
+    weather(a_seed(), Scale(speed=15, seconds=20), "tests/test_chaos.py::test_chaos", report)
 
 
 LONG = {
@@ -55,7 +56,7 @@ LONG = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("scale", LONG)
 @pytest.mark.parametrize("seed", [1, "new"])
-def test_chaos_for_hours(scale: str, seed: int | str) -> None:
+def test_chaos_for_hours(scale: str, seed: int | str, report: Report) -> None:
     """Long enough for the hour's window of the budget, with a seed that stays and a new one."""
     replay = f"'tests/test_chaos.py::test_chaos_for_hours[new-{scale}]'"
-    weather(a_seed() if seed == "new" else int(seed), LONG[scale], replay)
+    weather(a_seed() if seed == "new" else int(seed), LONG[scale], replay, report)

@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from conftest import Report
 from pay88_adapters import Token, TokenPolicy
 from pay88_adapters.budget import Grant, TokenBudget
 from pay88_adapters.errors import (
@@ -550,15 +551,14 @@ EXPLORATIONS: dict[str, tuple[Callable[[], Model], int]] = {
 @pytest.mark.deep
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("which", EXPLORATIONS)
-def test_rules_03_to_12_hold_in_every_interleaving(which: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rules_03_to_12_hold_in_every_interleaving(which: str, report: Report) -> None:
     """One fetch in flight; whoever waits, somebody leads; no token past its end; no error while there is one.
 
     And never past the budget, before ``Retry-After`` or with credentials that were just rejected.
     """
     start, depth = EXPLORATIONS[which]
     states, transitions, ways = explore(start(), depth)
-    with capsys.disabled():
-        print(f"\n{which}: {states:,} states, {transitions:,} transitions, {ways:,} interleavings of {depth} events")  # noqa: T201
+    report(f"{states:,} states, {transitions:,} transitions, {ways:,} interleavings of {depth} events")
     assert states > 10_000
 
 

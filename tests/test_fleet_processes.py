@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from conftest import Report
 from fleet_worker import Plan, Team, team
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
@@ -272,10 +273,10 @@ def test_rule_04_many_processes_ask_for_what_one_would(stage: Callable[[float], 
 
 @pytest.mark.figures
 @pytest.mark.timeout(600)
-def test_rule_04_many_processes_over_20_lifetimes(stage: Callable[[float], Stage]) -> None:
+def test_rule_04_many_processes_over_20_lifetimes(stage: Callable[[float], Stage], report: Report) -> None:
     """The same, for longer."""
     many, one = steady_load(stage(20.0), 8, lifetimes=20)
-    print(f"token requests in 20 lifetimes: {many} by 8 processes, {one} by one")  # noqa: T201
+    report(f"{many} token requests by 8 processes, {one} by one")
     assert abs(many - one) <= 1
 
 
