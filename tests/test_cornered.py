@@ -37,7 +37,11 @@ def test_rule_17_the_interpreter_ends(case: str, stack: str) -> None:
     """The process ends at once, with code 0 and without a word, whatever the token endpoint does not answer."""
     with Emulator() as emulator, emulator.hold("token") as held:
         process = subprocess.Popen(
-            [*COMMAND, case, stack, emulator.url], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*COMMAND, case, stack, emulator.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         if case == "exit_with_a_last_call":
             held.release()
@@ -47,6 +51,8 @@ def test_rule_17_the_interpreter_ends(case: str, stack: str) -> None:
             held.release(1)
             emulator.journal.wait_for(2, "token", timeout=cornered.DEADLINE)
         assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()
         process.stdin.write("go on\n")
         process.stdin.flush()
         if case == "exit_while_threads_wait":
