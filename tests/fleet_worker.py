@@ -30,6 +30,7 @@ from stacks import STACKS, AsyncioStack, Outcome, Reply, Stack
 
 THREADS_AND_TASKS = ("urllib3", "httpx", "httpx-asyncio", "aiohttp")
 """The stacks of one process, all at once."""
+BEAT = 0.005  # real seconds
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Site:
         self._loads: dict[str, Load] = {}
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
-        self._gaps: list[float] = []
+        self._beats = 0
+        self._gaps: list[int] = []
 
     def call(self, stack: str = "") -> str:
         """Make one call."""
@@ -102,6 +104,7 @@ class Site:
         for name in self._clients:
             self._loads[name] = Load()
             self._threads.append(threading.Thread(target=self._steadily, args=(name, self._loads[name], pause)))
+        self._threads.append(threading.Thread(target=self._beat))
         for client in self._clients.values():
             if isinstance(client, AsyncioStack):
                 asyncio.run_coroutine_threadsafe(self._tick(), client.loop)
@@ -115,8 +118,11 @@ class Site:
             self._threads.pop().join()
         return self._loads
 
-    def gap(self) -> float:
-        """Return for how long any event loop did nothing else, at most, since this was asked last."""
+    def gap(self) -> int:
+        """Return for how many beats any event loop did nothing else, at most, since this was asked last.
+
+        Beats come from a thread that does nothing but sleep: a busy machine holds up both, and what blocks a loop, one.
+        """
         gaps, self._gaps = self._gaps, []
         return max(gaps)
 
@@ -150,11 +156,15 @@ class Site:
             load.slowest = max(load.slowest, time.monotonic() - started)
             self._over.wait(pause)
 
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            self._beats += 1
+
     async def _tick(self) -> None:
         while not self._over.is_set():
-            started = time.monotonic()
-            await asyncio.sleep(0.005)
-            self._gaps.append(time.monotonic() - started)
+            started = self._beats
+            await asyncio.sleep(BEAT)
+            self._gaps.append(self._beats - started)
 
 
 def serve(connection: Connection) -> None:

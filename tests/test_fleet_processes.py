@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from conftest import Report
-from fleet_worker import Plan, Team, team
+from fleet_worker import BEAT, Plan, Team, team
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Emulator
@@ -157,10 +157,15 @@ class Stage:
         """Return the token that each worker used last."""
         return {call.headers["x-worker"]: call.serial or 0 for call in self.journal.select("call")}
 
-    def settled(self, workers: Team, token: int) -> bool:
-        """Whether all have used this token: nobody is at the store until the next refresh is due."""
+    def users(self, token: int | None) -> set[str]:
+        """Return the workers that have used this token."""
+        return {call.headers["x-worker"] for call in self.journal.select("call") if call.serial == token}
+
+    def settled(self, workers: Team) -> bool:
+        """Whether all use the same token, and not the first: nobody is at the store until the next refresh is due."""
         used = self.serials()
-        return all(used.get(worker.name) == token for worker in workers)
+        tokens = {used.get(worker.name, 0) for worker in workers}
+        return len(tokens) == 1 and min(tokens) > 1
 
     def seen_by_store(self) -> int:
         """Return how many token requests the store says were sent within the hour."""
@@ -247,7 +252,7 @@ def steady_load(stage: Stage, count: int, lifetimes: float) -> tuple[int, int]:
     for worker in workers:  # the first call of each waits
         assert worker.do("call") == "200"
     started = stage.clock.now()
-    workers.do("start", 0.1)
+    workers.do("start", 0.2)
     while stage.clock.now() < started + lifetimes * 60:
         time.sleep(0.1)
     ended = stage.clock.now()
@@ -266,9 +271,9 @@ def steady_load(stage: Stage, count: int, lifetimes: float) -> tuple[int, int]:
 
 def test_rule_04_many_processes_ask_for_what_one_would(stage: Callable[[float], Stage]) -> None:
     """Four stacks in each of eight processes, half of them with wrong wall clocks: one token for all, and no wait."""
-    many, one = steady_load(stage(24.0), 8, lifetimes=2.5)
+    many, one = steady_load(stage(16.0), 8, lifetimes=2)
     assert abs(many - one) <= 1
-    assert many <= 60 * 2.5 / EVERY + 1
+    assert many <= 60 * 2 / EVERY + 1
 
 
 @pytest.mark.figures
@@ -280,13 +285,14 @@ def test_rule_04_many_processes_over_20_lifetimes(stage: Callable[[float], Stage
     assert abs(many - one) <= 1
 
 
-ONE_SHOT = TokenPolicy(fetch_timeout=20, fetch_attempts=1, max_wait=100)
+ONE_SHOT = TokenPolicy(fetch_attempts=1, max_wait=100)
 LEASE = ONE_SHOT.longest_fetch + 2
+UNHURRIED = 2.5  # so that half a lease is more than any machine takes to notice that it is over
 
 
 def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> None:
     """Its lease runs out, nobody asks before that, then one does, and all others are served."""
-    scene = stage(10.0)
+    scene = stage(UNHURRIED)
     workers = scene.workers(8, ONE_SHOT, stacks=["urllib3"])
     leader, others = workers[0], Team(workers[1:])
     before = scene.clock.now()
@@ -301,14 +307,14 @@ def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> Non
     assert undisturbed(others)
     assert scene.journal.token_requests == 2
     second = scene.journal.select("token")[1]
-    assert before + LEASE <= second.at <= leased + LEASE + 5  # 5: half a real second for a busy machine
+    assert before + LEASE <= second.at < leased + 2 * LEASE
     assert scene.seen_by_store() == 2
     assert {call.serial for call in scene.journal.select("call")} == {2}
 
 
 def test_rule_04_a_leader_that_comes_late(stage: Callable[[float], Stage]) -> None:
     """It is stopped until its lease has run out and another has fetched: its late token replaces nobody's."""
-    scene = stage(10.0)
+    scene = stage(UNHURRIED)
     workers = scene.workers(5, ONE_SHOT, stacks=["urllib3"])
     leader, others, newcomer = workers[0], Team(workers[1:4]), workers[4]
     with scene.emulator.hold("token") as held:
@@ -343,10 +349,12 @@ def outage(scene: Stage, fail: Callable[[], Any], lifetimes: float) -> None:
     until(lambda: all(each["StoreRestored"] for each in workers.do("events")), timeout=60)
     alone = scene.journal.count("token", since=failed)
     together = scene.journal.mark()
-    scene.journal.wait_for(2, "token", since=together, timeout=60)
+    scene.journal.wait_for(3, "token", since=together, timeout=60)
     stop(workers)
-    asked = [entry.at for entry in scene.journal.select("token", since=together)]
-    assert all(later - earlier >= EVERY - 5 for earlier, later in pairwise(asked)), asked
+    asked = scene.journal.select("token", since=together)
+    # When a request arrives, and not when it was sent, is a matter of the machine, too.
+    assert all(later.at - earlier.at >= EVERY / 2 for earlier, later in pairwise(asked)), asked
+    assert scene.users(asked[1].serial) == {worker.name for worker in workers}
     assert alone >= 4 * lifetimes, "each fetched for itself"
     assert scene.budget_held()
     for worker in workers:
@@ -387,7 +395,7 @@ def test_rule_05_shares_add_up_to_the_budget(stage: Callable[[float], Stage], sh
     assert scene.budget_held()
 
 
-def test_rule_24_no_event_loop_waits_for_the_store(stage: Callable[[float], Stage]) -> None:
+def test_rule_24_no_event_loop_waits_for_the_store(stage: Callable[[float], Stage], report: Report) -> None:
     """The store hangs when tokens are refreshed, and the loops go on: far less than its timeout is between ticks."""
     scene = stage(10.0)
     workers = scene.workers(2, EAGER, stacks=["httpx-asyncio", "aiohttp"])
@@ -400,8 +408,8 @@ def test_rule_24_no_event_loop_waits_for_the_store(stage: Callable[[float], Stag
     slow = max(workers.do("gap"))
     until(lambda: all(each["StoreRestored"] for each in workers.do("events")))
     stop(workers)
-    print(f"longest gap: {usual * 1e3:.0f} ms, with a store that hangs {slow * 1e3:.0f} ms")  # noqa: T201
-    assert slow < 0.25
+    report(f"the longest gap was {usual} beats, with a store that hangs {slow}")
+    assert slow * BEAT < 0.25
 
 
 def deleted(path: Path) -> Iterator[bool]:
@@ -441,7 +449,7 @@ def test_rule_24_a_file_that_breaks_under_load(
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2
     workers.do("start", 0.05)
-    until(lambda: scene.settled(workers, 2))
+    until(lambda: scene.settled(workers))
     mark = scene.journal.mark()
     for fails in damage(shared.path):
         if fails:
@@ -449,10 +457,11 @@ def test_rule_24_a_file_that_breaks_under_load(
         scene.journal.wait_for(3, "token", since=mark)
     until(lambda: all(each["StoreRestored"] == each["StoreDegraded"] for each in workers.do("events")))
     together = scene.journal.mark()
-    scene.journal.wait_for(2, "token", since=together)
+    scene.journal.wait_for(3, "token", since=together)
     stop(workers)
-    first, second = (entry.at for entry in scene.journal.select("token", since=together)[:2])
-    assert second - first >= 15 - 5
+    first, second, third, *_ = scene.journal.select("token", since=together)
+    assert scene.users(second.serial) == {worker.name for worker in workers}
+    assert third.at - first.at > 15, "each fetched for itself"
     assert scene.budget_held()
     assert {(call.status, call.serial is None) for call in scene.journal.select("call")} == {(200, False)}
 
@@ -464,7 +473,7 @@ def test_rule_24_no_room_on_the_disk_under_load(stage: Callable[[float], Stage],
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2
     workers.do("start", 0.05)
-    until(lambda: scene.settled(workers, 2))
+    until(lambda: scene.settled(workers))
     workers.do("fill_disk", 0)
     until(lambda: all(each["StoreDegraded"] for each in workers.do("events")))
     workers.do("fill_disk", -1)
