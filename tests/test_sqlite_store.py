@@ -78,7 +78,7 @@ def fails(operate: Callable[[], object]) -> str:
     started = time.monotonic()
     with pytest.raises(StoreError) as caught:
         operate()
-    assert time.monotonic() - started < 5, "it hung"
+    assert time.monotonic() - started < 6, "it hung"
     assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
     return str(caught.value)
 
@@ -467,13 +467,13 @@ def test_rule_24_a_lock_that_another_process_holds(store: SqliteStore, path: Pat
     publish(store)
     with child(LOCK, path, begin) as holder:
         assert line(holder) == "locked"
-        threads = [threading.Thread(target=fails, args=(lambda: take(store),)) for _ in range(4)]
+        threads = [threading.Thread(target=fails, args=(lambda: take(store),)) for _ in range(8)]
         started = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
-        assert 0.9 < time.monotonic() - started < 4
+            thread.join()
+        assert 0.9 < time.monotonic() - started < 6, "they waited one after the other"
         assert "locked" in fails(lambda: take(store))
         holder.communicate("\n")
     assert (take(store), count(store)) == (0, 1)
