@@ -7,6 +7,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,15 @@ def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
     assert Snapshot().lasts(5.0) == 0.0
 
 
+def test_rule_04_a_token_that_has_expired_is_not_told() -> None:
+    """Nor does the rest of a snapshot get lost with it, or with what happened days ago."""
+    assert json.loads(Snapshot(TOKEN).dump(1_059.9))["token"]
+    assert json.loads(Snapshot(TOKEN).dump(1_060.0))["token"] is None
+    later = 1_000.0 + 3 * 86_400
+    told = Snapshot(TOKEN, REJECTED, later + 20.0, 3, 998.0, {"window": [998.0]})
+    assert load(told.dump(later), 0.0, later, later) == replace(told, token=None)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -372,9 +382,11 @@ def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
         (["bar", "remaining"], None),
         (["failures"], -1),
         (["ordinary_age"], "12"),
+        (["ordinary_age"], 1e11),
         (["spent"], []),
         (["spent", "window"], 7),
         (["spent", "window"], [-1]),
+        (["spent", "window"], [10**400]),
     ],
 )
 def test_rule_12_one_wrong_field_spoils_the_snapshot(path: list[str], value: Any) -> None:

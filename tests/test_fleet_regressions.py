@@ -614,6 +614,29 @@ def test_rule_10_a_429_bars_others_for_as_long_as_they_would_be_barred(fleet: Fl
     assert isinstance(other.call(), Token)
 
 
+def test_rule_10_a_429_bars_others_after_days_of_silence_too(fleet: Fleetlet) -> None:
+    """The process that meets it still holds what was a token the day before yesterday."""
+    one, other = fleet.process(), fleet.process()
+    assert isinstance(one.call(), Token)
+    fleet.clock.advance(2 * 86_400)
+    fleet.endpoint.answers = [answer(429, retry_after="100")]
+    assert isinstance(one.call(), TokenRateLimited)
+    assert isinstance(other.call(), TokenRateLimited)
+    assert len(fleet.endpoint.sent) == 2
+
+
+@pytest.mark.parametrize("limit", ["1000/day", "2000/2 days", "9000/month"])
+def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet: Fleetlet, limit: str) -> None:
+    """Units that were taken more than a day ago are told like all others."""
+    one, other = (fleet.process(limits=("10/minute", limit)) for _ in range(2))
+    assert isinstance(one.call(), Token)
+    fleet.clock.advance(86_402)
+    token = one.call()
+    assert isinstance(token, Token)
+    assert other.call() == token
+    assert len(fleet.endpoint.sent) == 2
+
+
 def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetlet) -> None:
     """It has spent its own; the others have theirs, and ask it themselves."""
     small, other = fleet.process(limits=("1/minute", "100/hour")), fleet.process()

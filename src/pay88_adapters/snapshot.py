@@ -26,6 +26,7 @@ from .wire import is_header_value
 
 _NEVER = float("-inf")
 _LONGEST = 86_400.0  # seconds; nothing in a snapshot lasts longer
+_OLDEST = 1e10  # seconds; nothing in a snapshot happened earlier, whatever the limits of the budget are
 _FORMAT = 1
 _KINDS: dict[str, type[Pay88Error]] = {
     kind.__name__: kind
@@ -61,6 +62,8 @@ class Snapshot:
     def dump(self, now: float) -> Secret:
         """Write it down for others."""
         token, bar = self.token, self.bar
+        if token is not None and now >= token.requested_at + token.expires_in:
+            token = None
         text = json.dumps(
             {
                 "format": _FORMAT,
@@ -117,8 +120,10 @@ def _load(document: Any, earliest: float, latest: float) -> Snapshot:
         bar=_bar(bar) if bar else None,
         barred_until=latest + _seconds(bar["remaining"]) if bar else _NEVER,
         failures=int(_seconds(document["failures"])),
-        ordinary_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age),
-        spent={str(key): sorted(latest - _seconds(age) for age in ages) for key, ages in document["spent"].items()},
+        ordinary_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
+        spent={
+            str(key): sorted(latest - _seconds(age, _OLDEST) for age in ages) for key, ages in document["spent"].items()
+        },
     )
 
 
@@ -142,7 +147,7 @@ def _bar(said: Any) -> Failure:
     )
 
 
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LONGEST:
+def _seconds(value: Any, most: float = _LONGEST) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         raise ValueError
     return float(value)
