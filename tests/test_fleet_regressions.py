@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ import pytest
 
 from pay88_adapters import (
     Credentials,
+    CredentialsRejected,
     Pay88Error,
     RetryPolicy,
     Token,
@@ -31,6 +32,7 @@ from pay88_adapters import (
 from pay88_adapters.clock import Clock
 from pay88_adapters.drivers import TaskDriver, ThreadDriver
 from pay88_adapters.endpoint import Endpoint
+from pay88_adapters.events import Event
 from pay88_adapters.fleet import Fleet
 from pay88_adapters.retry import Broken
 from pay88_adapters.sequences import Start
@@ -378,6 +380,44 @@ def test_rule_17_a_fetch_that_dies_gives_its_lease_back(kind: str, tmp_path: Pat
     clock.advance(2)  # should they have heard of an outage
     with at_once(clock):
         assert isinstance(other.call(Call()), Token)
+
+
+def _bursts() -> TokenReply:
+    raise AssertionError("a bug of the stack")
+
+
+@STORES
+@pytest.mark.parametrize("reply", [None, answer(401), _bursts], ids=["token", "401", "dies"])
+def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply: Reply | None, tmp_path: Path) -> None:
+    """What the fetch came to is in the store, and its lease given back, before any listener hears of it."""
+    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(event: Event) -> None:
+        blocked.set()
+        assert go_on.wait(30)
+
+    one = TokenManager(OLD, store=store, clock=clock, listeners=[block])
+    other = TokenManager(OLD, store=store, clock=clock)
+    threads = set(threading.enumerate())
+    endpoint = Endpoint88()
+    endpoint.always = reply
+    try:
+        with suppress(Pay88Error):
+            one.call(Call(endpoint))
+        assert blocked.wait(10)
+        await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
+        clock.advance(2)  # should they have heard of an outage
+        with at_once(clock):
+            if reply and reply is not _bursts:
+                with pytest.raises(CredentialsRejected):
+                    other.call(Call())
+            else:
+                assert isinstance(other.call(Call()), Token)
+    finally:
+        go_on.set()
+        await_threads(threads)
+    assert len(endpoint.sent) == (3 if reply is _bursts else 1)
 
 
 @STORES

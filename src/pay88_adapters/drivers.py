@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from .credentials import Credentials
 from .errors import ConfigurationError, Failure
+from .events import Event
 from .retry import Broken
 from .runtimes import AsyncRuntime, ThreadGate, current_runtime
 from .secret import forget_locals
@@ -380,10 +381,12 @@ def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> bo
 
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
     failure = network_failure(exc)
-    with state.deciding() as (machine, now):
+    news: list[Event] = []
+    with state.deciding(news) as (machine, now):
         machine.fetch_abandoned(ticket, failure, now, counts=not isinstance(exc, CarrierLost))
         state.fetch_failed(failure, now)
     state.ended(ticket)
+    state.notify(news)
 
 
 def _check_carrier(state: SharedState, ticket: int, sender: object, lost: WeakSet[object]) -> None:

@@ -1,8 +1,8 @@
 """What a manager tells its listeners: small frozen values, and no secret in any of them.
 
 A listener is called where the event happened, on that thread or event loop, with no lock held and
-after everybody who waited has been woken: it may call the manager. A slow one delays the call, or
-the loop, that it is called on, and nobody else. One that raises is logged and changes nothing.
+after everybody who waited has been woken, in other processes too: it may call the manager. A slow one
+delays the call, or the loop, that it is called on, and nobody else. One that raises is logged and changes nothing.
 """
 
 from __future__ import annotations

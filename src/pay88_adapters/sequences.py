@@ -17,7 +17,7 @@ from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
 from .errors import CircuitOpen, Failure, RequestBudgetExhausted
-from .events import BudgetExhausted, CallReplayed, CallRetried, TokenFetched, TokenRefused
+from .events import BudgetExhausted, CallReplayed, CallRetried, Event, TokenFetched, TokenRefused
 from .guards import Guards
 from .machine import Fail, Fetch, Use, Wait
 from .pacing import PACED, Pacing
@@ -207,8 +207,10 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
         if not machine.credentials_arrived(ticket, credentials.digest, now):
             return None
     if (yield from _lead(state, ticket, credentials)):
-        yield from _request(state, ticket, credentials)
+        news: list[Event] = []
+        yield from _request(state, ticket, credentials, news)
         yield Consult(state.take_lease(ticket))
+        state.notify(news)  # not before: a listener may take its time
     return None
 
 
@@ -236,16 +238,18 @@ def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generato
         pause = min(2 * pause, _LAST_LOOK)
 
 
-def _request(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, None]:
+def _request(
+    state: SharedState, ticket: int, credentials: Credentials, news: list[Event]
+) -> Generator[FetchEffect, Any, None]:
     """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12)."""
     request = token_request(state.endpoint, credentials, state.clock.real(state.policy.fetch_timeout))
     while True:
-        with state.deciding() as (machine, now):
+        with state.deciding(news) as (machine, now):
             if machine.stopped(ticket, now):
                 return None
             extra = machine.next_is_extra(ticket, now)
         grant: Grant = yield Consult(partial(state.budget.acquire, credentials.merchant_id, extra=extra))
-        with state.deciding() as (machine, now):
+        with state.deciding(news) as (machine, now):
             if not grant.granted:
                 state.tell(BudgetExhausted, grant.retry_in)
             if not machine.budget_answered(ticket, grant, now, extra=extra):
@@ -257,7 +261,7 @@ def _request(state: SharedState, ticket: int, credentials: Credentials) -> Gener
             outcome: Token | Failure = network_failure(reply, credentials.api_key)
         else:
             outcome = read_reply(reply, sent_at, credentials)
-        with state.deciding() as (machine, now):
+        with state.deciding(news) as (machine, now):
             if isinstance(outcome, Token):
                 state.counters.tokens += 1
                 state.tell(TokenFetched, outcome.expires_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import random
 import threading
@@ -126,11 +127,11 @@ class SharedState:
         return bool(self.under_way or self._machine.in_flight)
 
     @contextmanager
-    def deciding(self) -> Generator[tuple[TokenMachine, float], None, None]:
+    def deciding(self, news: list[Event] | None = None) -> Generator[tuple[TokenMachine, float], None, None]:
         """Hold the lock; give the machine and the time; afterwards publish what calls may use.
 
         After the lock has been let go, whoever waited for a fetch that has ended is woken, and then the
-        listeners hear of what happened.
+        listeners hear of what happened; or it is added to *news*, for whoever has more to do before that.
         """
         gates: dict[object, Gate] = {}
         with self._lock:
@@ -148,16 +149,19 @@ class SharedState:
                 untold, self._untold = self._untold, []
         for gate in gates.values():
             gate.open()
-        for event in untold:
-            self._notify(event)
+        if news is None:
+            self.notify(untold)
+        else:
+            news += untold
 
     def tell(self, kind: Callable[..., Event], *details: object) -> None:
         """Let the listeners hear of an event, once the lock has been let go. The lock must be held."""
         if self._listeners:
             self._untold.append(kind(self.endpoint.base_url, self.merchant_id, *details))
 
-    def _notify(self, event: Event) -> None:
-        for listener in self._listeners:
+    def notify(self, events: Sequence[Event]) -> None:
+        """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for."""
+        for event, listener in itertools.product(events, self._listeners):
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - a listener is the user's
