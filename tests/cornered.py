@@ -672,6 +672,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
             store.budget._lock,
             known._lock,
             known._owning,
+            known._telling,
             state.fleet._turning,
             process.managers_lock,
         ):

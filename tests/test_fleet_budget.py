@@ -192,3 +192,34 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
         heard.set()
         teller.join()
         other.join()
+
+
+def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
+    """Each comes with another merchant's question while the store hears of what was taken alone."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = Fleet(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    clock.advance(10)
+    hearing, heard = threading.Event(), threading.Event()
+
+    def slow(operation: str) -> None:
+        if operation == "add":
+            hearing.set()
+            heard.wait(10)
+
+    store.before = slow
+    threads = [threading.Thread(target=lead, args=(fleet,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        assert hearing.wait(5)
+    for thread in threads[1:]:
+        thread.join(0.2)  # whether they wait or go on is their affair
+    assert fleet.budget.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
+    heard.set()
+    for thread in threads:
+        thread.join(5)
+    lead(fleet)
+    assert store.told == [("hour", [10.0])]
+    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0]

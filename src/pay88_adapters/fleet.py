@@ -152,11 +152,13 @@ class _Budget(MemoryStorage):
         self._own: dict[Window, list[float]] = {}  # when what the store has not seen was taken
         self._told: dict[Window, list[float]] = {}  # and of what it has been told
         self._owning = threading.Lock()
+        self._telling = threading.Lock()
         super().__init__(clock.now)
 
     def after_fork(self) -> None:
         super().after_fork()
         self._owning = threading.Lock()
+        self._telling = threading.Lock()
         self._own.clear()  # the parent tells
         self._told.clear()
 
@@ -205,6 +207,17 @@ class _Budget(MemoryStorage):
         Raises:
             StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
+        if not self._own:
+            return
+        telling = self._telling  # one at a time, or the store would hear it twice
+        if not telling.acquire(timeout=PATIENCE / 2):
+            raise StoreError("it takes long to hear what was taken without it")
+        try:
+            self._tell()
+        finally:
+            telling.release()
+
+    def _tell(self) -> None:
         for window in list(self._own)[:_TOLD_AT_ONCE]:
             instants = self._own_in(window)
             ages = [self._now() - at for at in instants]
