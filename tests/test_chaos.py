@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+from typing import get_args
 
 import pytest
 
 from chaos import Judge, Scale, Storm
 from conftest import Report
+from pay88_adapters.testing import Fault
 
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so. Clients that are closed
 # under their callers leave connections to the collector: what is still open after it is counted.
@@ -43,6 +45,14 @@ def weather(seed: int, scale: Scale, replay: str, report: Report) -> None:
 def test_chaos(report: Report) -> None:
     """A few minutes of the service's time, with a new seed each time."""
     weather(a_seed(), Scale(speed=15, seconds=20), "tests/test_chaos.py::test_chaos", report)
+
+
+def test_the_storm_knows_every_fault() -> None:
+    """What the emulator can do, a storm may bring."""
+    storm = Storm(1, Scale(speed=1, seconds=0))
+    with storm.elsewhere:
+        faults = storm._faults(random.Random(1), "token")
+    assert {type(each) for each in faults} == set(get_args(Fault))
 
 
 LONG = {
