@@ -100,6 +100,13 @@ class World:
                     self.clock.advance(step)
             return result.result()
 
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until *condition* holds, with the clock standing still."""
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, "it does not come to that"
+            time.sleep(0.001)
+
     def settle(self, manager: TokenManager | None = None) -> None:
         """Wait until no fetch is under way."""
         deadline = time.monotonic() + 10

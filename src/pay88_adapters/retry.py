@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,16 +49,16 @@ class RetryPolicy:
     replay_refused: bool = True
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name not in ("total_timeout", "safe_posts", "replay_refused") or (
-                each.name == "total_timeout" and value is not None
-            ):
-                _check_number(each.name, value, whole=each.name == "attempts")
+        for name in ("attempts", "backoff_base", "backoff_cap", "max_retry_after"):
+            _check_number(name, getattr(self, name), whole=name == "attempts")
+        if self.total_timeout is not None:
+            _check_number("total_timeout", self.total_timeout, whole=False)
         if self.attempts < 1:
             raise ConfigurationError("attempts is 0: the first one counts, so 1 is the least; see RetryPolicy.none()")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
+        if not isinstance(self.replay_refused, bool):
+            raise ConfigurationError(f"replay_refused must be True or False, not {type(self.replay_refused).__name__}")
         if not isinstance(self.safe_posts, tuple) or not all(
             isinstance(path, str) and path.startswith("/") for path in self.safe_posts
         ):

@@ -111,8 +111,8 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         again = len(fields) < len(items)
         manager = self._managing(url, fields)
         if manager is None:
-            if isinstance(retries, Pay88Retry):  # a redirect has led here
-                kw["retries"] = retries.plain()
+            if isinstance(told := self.retries_for(retries), Pay88Retry):  # of the pool, or a redirect has led here
+                kw["retries"] = told.plain()
             return super().urlopen(method, url, body, _headers(fields) if again else headers, **kw)
         call = _Call(manager, self, method, url, body, fields, kw)
         try:
@@ -133,6 +133,9 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         # Whatever the URL says, the bytes go where the pool's connections go, unless that is a proxy.
         forwards = self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)
         return manager if forwards else manager and managing(self.scheme, self.host, self.port, "/")
+
+    def retries_for(self, given: Any) -> Any:
+        return self.retries if given is None else given
 
     def send_unmanaged(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         return super().urlopen(*args, **kw)
@@ -236,12 +239,12 @@ class _Call:
         timeout = kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         self.patience = total if isinstance(total, (int, float)) else None
-        if kw["retries"] is None and pool.retries is urllib3.Retry.DEFAULT:
-            kw["retries"] = Pay88Retry()
-        retries = kw["retries"]
+        retries = pool.retries_for(kw["retries"])
+        if kw["retries"] is None and retries is urllib3.Retry.DEFAULT:
+            retries = Pay88Retry()
         self._preload = False
         if isinstance(retries, Pay88Retry):
-            self.retry = retries.policy
+            self.retry, kw["retries"] = retries.policy, retries
             # Reading is left until it is clear that this response is the one, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
