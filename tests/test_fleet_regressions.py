@@ -32,7 +32,7 @@ from pay88_adapters import (
 from pay88_adapters.clock import Clock
 from pay88_adapters.drivers import TaskDriver, ThreadDriver
 from pay88_adapters.endpoint import Endpoint
-from pay88_adapters.events import Event
+from pay88_adapters.events import Event, Listener
 from pay88_adapters.fleet import Fleet
 from pay88_adapters.retry import Broken
 from pay88_adapters.sequences import Start
@@ -99,11 +99,19 @@ class _Inline(ThreadDriver):
 class Process:
     """One process of a fleet, in simulated time; it asks *endpoint*, with credentials that can be changed."""
 
-    def __init__(self, store: Any, endpoint: Endpoint88, clock: Clock, credentials: Credentials = OLD, **policy: Any):
+    def __init__(
+        self,
+        store: Any,
+        endpoint: Endpoint88,
+        clock: Clock,
+        credentials: Credentials = OLD,
+        listeners: Sequence[Listener] = (),
+        **policy: Any,
+    ) -> None:
         self.credentials, self.endpoint = credentials, endpoint
         settings = TokenPolicy(**policy)
         fleet = Fleet(store, clock, settings.fallback_share)
-        self.state = SharedState(Endpoint.parse(URL), settings, clock, fleet, rotating=True)
+        self.state = SharedState(Endpoint.parse(URL), settings, clock, fleet, rotating=True, listeners=listeners)
         self._driver = _Inline(self.state, lambda: self.credentials)
 
     def call(self) -> Token | Pay88Error:
@@ -159,9 +167,9 @@ class Fleetlet:
         self.store = FragileStore(self.clock)
         self.endpoint = Endpoint88(self.clock)
 
-    def process(self, credentials: Credentials = OLD, **policy: Any) -> Process:
+    def process(self, credentials: Credentials = OLD, listeners: Sequence[Listener] = (), **policy: Any) -> Process:
         """Return one more process."""
-        return Process(self.store, self.endpoint, self.clock, credentials, **policy)
+        return Process(self.store, self.endpoint, self.clock, credentials, listeners, **policy)
 
     def until_token(self, process: Process, within: int) -> float:
         """Call once a second; return after how many seconds there was a token."""
@@ -418,6 +426,20 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
         go_on.set()
         await_threads(threads)
     assert len(endpoint.sent) == (3 if reply is _bursts else 1)
+
+
+def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
+    """That it is back is known as soon as the lease is there, and told when that has been given back."""
+    happened: list[str] = []
+    process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
+    fleet.store.broken = True
+    assert isinstance(process.call(), Token)
+    fleet.store.broken = False
+    fleet.clock.advance(60)
+    fleet.store.before = happened.append
+    assert isinstance(process.call(), Token)
+    assert happened[:2] == ["StoreDegraded", "TokenFetched"]
+    assert happened.index("StoreRestored") > happened.index("publish") > happened.index("lead")
 
 
 @STORES

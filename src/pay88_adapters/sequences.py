@@ -206,21 +206,23 @@ def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
         state.merchant_id = credentials.merchant_id
         if not machine.credentials_arrived(ticket, credentials.digest, now):
             return None
-    if (yield from _lead(state, ticket, credentials)):
-        news: list[Event] = []
+    news: list[Event] = []
+    if (yield from _lead(state, ticket, credentials, news)):
         yield from _request(state, ticket, credentials, news)
         yield Consult(state.take_lease(ticket))
-        state.notify(news)  # not before: a listener may take its time
+    state.notify(news)  # not before: a listener may take its time
     return None
 
 
-def _lead(state: SharedState, ticket: int, credentials: Credentials) -> Generator[FetchEffect, Any, bool]:
+def _lead(
+    state: SharedState, ticket: int, credentials: Credentials, news: list[Event]
+) -> Generator[FetchEffect, Any, bool]:
     """Become the one of all who share the store; return whether there is still need of one."""
     pause = _FIRST_LOOK
     while True:
         asked_at = state.clock.now()
         led: Lead = yield Consult(partial(state.lead, ticket, credentials))
-        with state.deciding() as (machine, now):
+        with state.deciding(news) as (machine, now):
             if led.fence is not None:
                 machine.still_there(ticket, now)
                 return True

@@ -195,8 +195,9 @@ class SharedState:
     def publication(self, credentials: Credentials, fence: int, led_at: float) -> Callable[[], None]:
         """Return what tells the others, with what is known now, and lets another one lead. It may block."""
         spent = self.spent(credentials)
-        with self.deciding() as (machine, now):
-            snapshot = machine.snapshot(credentials.digest, spent)
+        now = self.clock.now()
+        with self._lock:  # and no more than that: others wait for the lease, and listeners may take their time
+            snapshot = self._machine.snapshot(credentials.digest, spent)
         key, content, keep = self.key(credentials), snapshot.dump(now), snapshot.lasts(now)
 
         def publish() -> None:
