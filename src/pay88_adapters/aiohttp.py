@@ -16,7 +16,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
-from .retry import Broken
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
@@ -119,11 +118,11 @@ class _Call:
     def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def never_sent(self, exc: Exception) -> bool | None:
         connection = isinstance(exc, aiohttp.ClientConnectionError)
         # This is what a response that is no HTTP is told by.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
-        return Broken.by(exc, never_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
+        return isinstance(exc, _NEVER_SENT) if connection or garbage else None
 
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token

@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -77,8 +77,8 @@ class AsyncSender(Protocol):
 class Breakable(Protocol):
     """Tells what became of an attempt that got no response."""
 
-    def broken(self, exc: Exception) -> Broken | None:
-        """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
+    def never_sent(self, exc: Exception) -> bool | None:
+        """Whether *exc* says that no connection was made; ``None`` where it is not about the connection."""
         ...
 
 
@@ -127,25 +127,26 @@ class ThreadDriver:
         answer: Any = None
         response: Any = None
         handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
-        while True:
-            try:
-                effect = sequence.send(answer)
-            except StopIteration as stop:
-                result: R = stop.value
-                return result
-            answer = None
-            match effect:
-                case Token():
-                    try:
-                        answer = response = call.send(effect)
-                    except BaseException as exc:
-                        forget_locals(exc, but=handled)
-                        if not _goes_on(sequence, call, exc):
-                            raise
-                case Discard():
-                    call.discard(response)
-                case _:
-                    answer = self._do(effect, call)
+        with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
+            while True:
+                try:
+                    effect = sequence.send(answer)
+                except StopIteration as stop:
+                    result: R = stop.value
+                    return result
+                answer = None
+                match effect:
+                    case Token():
+                        try:
+                            answer = response = call.send(effect)
+                        except BaseException as exc:
+                            forget_locals(exc, but=handled)
+                            if not _goes_on(sequence, call, exc, handled):
+                                raise
+                    case Discard():
+                        call.discard(response)
+                    case _:
+                        answer = self._do(effect, call)
 
     def token_for(self, call: Call[Any]) -> Token:
         """Get a token for another attempt that the stack makes by itself."""
@@ -251,25 +252,26 @@ class TaskDriver:
         answer: Any = None
         response: Any = None
         handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
-        while True:
-            try:
-                effect = sequence.send(answer)
-            except StopIteration as stop:
-                result: R = stop.value
-                return result
-            answer = None
-            match effect:
-                case Token():
-                    try:
-                        answer = response = await call.send(effect)
-                    except BaseException as exc:
-                        forget_locals(exc, but=handled)
-                        if not _goes_on(sequence, call, exc):
-                            raise
-                case Discard():
-                    await call.discard(response)
-                case _:
-                    answer = await self.do(effect, lambda start: self._spawn(start.ticket, call))
+        with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
+            while True:
+                try:
+                    effect = sequence.send(answer)
+                except StopIteration as stop:
+                    result: R = stop.value
+                    return result
+                answer = None
+                match effect:
+                    case Token():
+                        try:
+                            answer = response = await call.send(effect)
+                        except BaseException as exc:
+                            forget_locals(exc, but=handled)
+                            if not _goes_on(sequence, call, exc, handled):
+                                raise
+                    case Discard():
+                        await call.discard(response)
+                    case _:
+                        answer = await self.do(effect, lambda start: self._spawn(start.ticket, call))
 
     def acquisition(self, runtime: AsyncRuntime, patience: float | None, min_validity: float = 0.0) -> Acquisition:
         """Return the sequence that gets a token, for a task."""
@@ -367,16 +369,14 @@ class _Attempt:
     outcome: TokenReply | Exception = field(repr=False)
 
 
-def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> bool:
-    """Tell *sequence* how an attempt ended; return whether another one follows. It is over if not."""
-    broken = call.broken(exc) if isinstance(exc, Exception) else None
-    if broken is not None:
-        verdict = sequence.send(broken)
-        assert isinstance(verdict, Verdict)
-        if verdict.again:
-            return True
-    sequence.close()
-    return False
+def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handled: BaseException | None) -> bool:
+    """Tell *sequence* how an attempt ended; return whether another one follows."""
+    never_sent = call.never_sent(exc) if isinstance(exc, Exception) else None
+    if never_sent is None:
+        return False
+    verdict = sequence.send(Broken.by(exc, never_sent=never_sent, but=handled))
+    assert isinstance(verdict, Verdict)
+    return verdict.again
 
 
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:

@@ -101,10 +101,10 @@ class Broken:
     hopeless: bool = False
 
     @classmethod
-    def by(cls, exc: BaseException, *, never_sent: bool) -> Broken:
-        """Return what *exc*, or whatever it came from, says of an attempt."""
+    def by(cls, exc: BaseException, *, never_sent: bool, but: BaseException | None = None) -> Broken:
+        """Return what *exc*, or whatever it came from up to *but*, says of an attempt."""
         ssl: Any = sys.modules.get("ssl")  # slow to import; without it, there is no such error
-        links = chain(exc) if ssl else []
+        links = chain(exc, but) if ssl else []
         # Stacks tell a failed handshake from a connection that broke later in ways of their own.
         secured = any(isinstance(link, ssl.SSLError) for link in links)
         untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in links)

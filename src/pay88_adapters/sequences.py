@@ -288,6 +288,7 @@ def exchange(state: SharedState, call: Managed[R], acquired: Callable[[], Acquis
             token = state.cached() or (yield from acquired())
             if replaying:
                 _count_replay(state)
+                replaying = False
             outcome: R | Broken = yield token
         except BaseException:
             if entry is not None:
@@ -309,7 +310,6 @@ def exchange(state: SharedState, call: Managed[R], acquired: Callable[[], Acquis
             replayable, replaying = False, True
             yield DISCARD
             continue
-        replaying = False
         _accepted(state, call, outcome, token)
         if status < _TOO_MANY:
             return outcome

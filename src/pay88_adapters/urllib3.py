@@ -30,7 +30,7 @@ from .bodies import Bookmark
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
-from .retry import Broken, RetryPolicy, once
+from .retry import RetryPolicy, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
@@ -39,8 +39,8 @@ __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
 P = TypeVar("P", bound=urllib3.PoolManager)
 
-_NEVER_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
-_BROKEN = (*_NEVER_SENT, ProtocolError, TimeoutError, SSLError)
+_NEVER_SENT = (NewConnectionError, ConnectTimeoutError)
+_BROKEN = (*_NEVER_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
 
 _flavours = Flavours(HTTPError, globals())
 
@@ -280,11 +280,11 @@ class _Call:
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def never_sent(self, exc: Exception) -> bool | None:
         if not isinstance(exc, _BROKEN):
             return None
         self._note(self._kw["retries"], error=exc)
-        return Broken.by(exc, never_sent=isinstance(exc, _NEVER_SENT))
+        return _never_sent(exc)
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._kw["retries"] = retries.after(self, **attempt) if isinstance(retries, Pay88Retry) else retries
@@ -324,6 +324,16 @@ class _Call:
         finally:
             _let_go(response, finished=0 < len(body) <= MAX_BODY)
         return TokenReply(response.status, response.headers, body)
+
+
+def _never_sent(exc: Exception) -> bool:
+    if not isinstance(exc, ProxyError):
+        return isinstance(exc, _NEVER_SENT)
+    # Whatever breaks a connection through a proxy comes as this, also where the request had been sent: urllib3
+    # goes by whether the connection is open, and http.client has closed it by then.
+    cause = exc.original_error
+    refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
+    return refused or isinstance(cause, _NEVER_SENT)
 
 
 def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:

@@ -1,0 +1,113 @@
+"""Faults of API calls that a review has found, on every stack."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+import trustme
+
+from conftest import World
+from pay88_adapters import BreakerPolicy, Credentials, RetryPolicy, TokenManager
+from pay88_adapters.aiohttp import attach
+from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
+from proxies import Proxy
+from stacks import AsyncStack, Reply
+
+CHARGES = "/api/transactions/charges"
+
+
+def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.mark.parametrize("tunnel", [False, True], ids=["forwarded", "tunnelled"])
+def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
+    make_world: Callable[..., World], tunnel: bool
+) -> None:
+    server, client = _tls() if tunnel else (None, None)
+    world = make_world(ssl_context=server)
+    manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
+    with Proxy() as proxy:
+        stack = world.client(manager, proxy=proxy.url, tls=client)
+        world.emulator.faults.add(ResetAfterRead(), on=CHARGES, times=None)
+        outcome = stack.attempt("POST", world.emulator.url + CHARGES)
+        assert isinstance(outcome, stack.base_error)
+    assert world.emulator.journal.count(path=CHARGES) == 1
+
+
+def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World) -> None:
+    manager = world.new_manager(retry=RetryPolicy(attempts=2, backoff_base=0, backoff_cap=0))
+    stack = world.client(manager)
+    manager.get_token()
+    world.emulator.faults.add(ResetBeforeRead(), on="/api/balance")
+
+    async def sent() -> Reply:
+        assert isinstance(stack, AsyncStack)
+        try:
+            raise ssl.SSLCertVerificationError("of another server")
+        except ssl.SSLCertVerificationError:
+            return await stack.asend("POST", world.url)
+
+    if isinstance(stack, AsyncStack):
+        assert stack.run(sent).status == 200
+        return
+    try:
+        raise ssl.SSLCertVerificationError("of another server")
+    except ssl.SSLCertVerificationError:
+        assert stack.request("POST", world.url).status == 200
+
+
+def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
+    manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
+    stack = world.client(manager)
+    world.emulator.faults.add(RefuseToken(), on="/api/balance")
+    world.emulator.faults.add(ResetBeforeRead(), on="/api/balance")
+    assert stack.request("POST", world.url).status == 200
+    assert (manager.stats().refused, manager.stats().replayed, manager.stats().retried) == (1, 1, 1)
+
+
+def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_of_the_next() -> None:
+    clock = ManualClock()
+
+    async def scene(emulator: Emulator) -> None:
+        manager = TokenManager(
+            Credentials(emulator.api_key, emulator.merchant_id),
+            base_url=emulator.url,
+            retry=RetryPolicy.none(),
+            breaker=BreakerPolicy(failure_threshold=1),
+            clock=clock,
+        )
+        async with aiohttp.ClientSession() as session:
+            attach(session, manager)
+
+            async def call() -> int:
+                async with session.post(f"{emulator.url}/api/balance") as response:
+                    return response.status
+
+            emulator.faults.add(Status(500), on="/api/balance")
+            assert await call() == 500
+            clock.advance(31)
+            manager.invalidate(await manager.aget_token())
+            hold = Hold()
+            emulator.faults.add(hold, on="token")
+            probe = asyncio.create_task(call())
+            while not manager.stats().fetching:
+                await asyncio.sleep(0.001)
+            probe.cancel()
+            # Whoever keeps the exception keeps the frames of the call, and all that was in them.
+            (kept,) = await asyncio.gather(probe, return_exceptions=True)
+            assert isinstance(kept, asyncio.CancelledError)
+            hold.release()
+            assert await call() == 200
+            del kept
+
+    with Emulator(clock=clock) as emulator:
+        asyncio.run(scene(emulator))
