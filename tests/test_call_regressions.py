@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import ssl
 from collections.abc import Callable
 
 import aiohttp
 import pytest
+import requests
 import trustme
+from requests.adapters import HTTPAdapter
 
 from conftest import World
 from pay88_adapters import BreakerPolicy, Credentials, RetryPolicy, TokenManager
 from pay88_adapters.aiohttp import attach
+from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
 from proxies import Proxy
 from stacks import AsyncStack, Reply
@@ -75,6 +80,7 @@ def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
 
 
 def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_of_the_next() -> None:
+    """Rules 16 and 23."""
     clock = ManualClock()
 
     async def scene(emulator: Emulator) -> None:
@@ -99,8 +105,7 @@ def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_
             hold = Hold()
             emulator.faults.add(hold, on="token")
             probe = asyncio.create_task(call())
-            while not manager.stats().fetching:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(emulator.journal.wait_for, 2, "token")
             probe.cancel()
             # Whoever keeps the exception keeps the frames of the call, and all that was in them.
             (kept,) = await asyncio.gather(probe, return_exceptions=True)
@@ -111,3 +116,49 @@ def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_
 
     with Emulator(clock=clock) as emulator:
         asyncio.run(scene(emulator))
+
+
+class _OfItsOwn(HTTPAdapter):
+    """An adapter that pickles in its own way."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__()
+
+    def __getstate__(self) -> str:
+        return self.key
+
+    def __setstate__(self, state: str) -> None:
+        _OfItsOwn.__init__(self, state)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda session: pickle.loads(pickle.dumps(session))])
+def test_a_copied_session_keeps_an_adapter_that_has_a_state_of_its_own(
+    again: Callable[[requests.Session], requests.Session],
+) -> None:
+    """Rule 21."""
+    with Emulator() as emulator, requests.Session() as session:
+        session.trust_env = False
+        session.mount("http://", _OfItsOwn("key"))
+        manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url)
+        attach_session(session, manager)
+        with again(session) as copied:
+            adapter = copied.get_adapter(emulator.url)
+            assert isinstance(adapter, _OfItsOwn)
+            assert adapter.key == "key"
+            assert copied.post(f"{emulator.url}/api/balance").status_code == 200
+
+
+def test_an_error_of_a_proxy_tells_the_request_as_it_does_without_the_adapter() -> None:
+    """Rule 21."""
+    with Emulator() as emulator, Proxy() as proxy, requests.Session() as session:
+        session.trust_env = False
+        session.proxies = {"http": proxy.url}
+        retry = RetryPolicy.none()
+        manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url, retry=retry)
+        attach_session(session, manager)
+        emulator.faults.add(ResetAfterRead(), on="/api/balance")
+        with pytest.raises(requests.exceptions.ProxyError) as caught:
+            session.post(f"{emulator.url}/api/balance")
+        assert caught.value.request is not None
+        assert caught.value.request.url == f"{emulator.url}/api/balance"

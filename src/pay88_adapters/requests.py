@@ -27,7 +27,6 @@ _flavours = Flavours(requests.RequestException, globals())
 class _Managed(HTTPAdapter):
     """Mixed into an adapter class: its pools are managed ones."""
 
-    __attrs__ = [*HTTPAdapter.__attrs__, "pay88_manager"]  # noqa: RUF012 - as requests has it
     pay88_manager: TokenManager
 
     def init_poolmanager(self, *args: Any, **kw: Any) -> None:
@@ -50,19 +49,14 @@ class _Managed(HTTPAdapter):
             raise requests.ConnectionError(error, request=request) from error
         except ConnectTimeoutError as error:
             raise requests.ConnectTimeout(error, request=request) from error
-
-    # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]  # the stubs lack it
-        return {**state, "pay88_manager": reference(self.pay88_manager)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {**state, "pay88_manager": find(state["pay88_manager"])}
-        super().__setstate__(state)  # type: ignore[misc]
+        except requests.exceptions.ProxyError as error:  # which it gives no request outside of that
+            error.request = error.request or request
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new, (type(self).__mro__[type(self).__mro__.index(_Managed) + 1],), self.__getstate__()
+        # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
+        kind = type(self).__mro__[type(self).__mro__.index(_Managed) + 1]
+        return _new, (kind, reference(self.pay88_manager)), super().__getstate__()  # type: ignore[misc]
 
 
 class Pay88Adapter(_Managed):
@@ -129,12 +123,13 @@ _classes: dict[type[HTTPAdapter], type[_Managed]] = {HTTPAdapter: Pay88Adapter}
 
 def _managed(kind: type[HTTPAdapter]) -> type[_Managed]:
     if kind not in _classes:
-        attributes = {"__attrs__": [*kind.__attrs__, "pay88_manager"]}
-        _classes[kind] = type(f"Pay88{kind.__name__}", (_Managed, kind), attributes)
+        _classes[kind] = type(f"Pay88{kind.__name__}", (_Managed, kind), {})
     return _classes[kind]
 
 
-def _new(kind: type[HTTPAdapter]) -> HTTPAdapter:
+def _new(kind: type[HTTPAdapter], manager: tuple[str, str]) -> HTTPAdapter:
     """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
     cls = _managed(kind)
-    return cls.__new__(cls)
+    adapter: Any = cls.__new__(cls)
+    adapter.pay88_manager = find(manager)  # before the state: that makes the pools
+    return adapter  # type: ignore[no-any-return]
