@@ -70,6 +70,7 @@ class Http2Server:
         connection = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         connection.initiate_connection()
         requests: dict[int, dict[str, str]] = {}
+        bodies: dict[int, bytes] = {}
         while True:
             writer.write(connection.data_to_send())
             data = await reader.read(65_536)
@@ -80,14 +81,16 @@ class Http2Server:
                     case RequestReceived():
                         requests[event.stream_id] = {str(name): str(value) for name, value in event.headers}
                     case DataReceived():
+                        bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
                         connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                     case StreamEnded():
-                        self._answer(connection, event.stream_id, requests.pop(event.stream_id))
+                        body = bodies.pop(event.stream_id, b"")
+                        self._answer(connection, event.stream_id, requests.pop(event.stream_id), body)
                     case _:
                         pass  # settings, pings and the like
 
-    def _answer(self, connection: H2Connection, stream_id: int, headers: dict[str, str]) -> None:
-        received = Received(headers[":method"], headers[":path"], headers)
+    def _answer(self, connection: H2Connection, stream_id: int, headers: dict[str, str], body: bytes) -> None:
+        received = Received(headers[":method"], headers[":path"], headers, body)
         self.received.append(received)
         answer = self._service.handle(received, self._clock.now(), time.time())
         fields = [(name.lower(), value) for name, value in answer.headers]

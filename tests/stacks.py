@@ -60,7 +60,7 @@ class Options:
 
 
 class Stack(ABC):
-    """A client of one HTTP library, with a token manager attached to it."""
+    """A client of one HTTP library, with a token manager attached to it, or without one."""
 
     name: ClassVar[str]
     base_error: ClassVar[type[Exception]]
@@ -69,9 +69,24 @@ class Stack(ABC):
     bodies: ClassVar[Mapping[str, Callable[[], dict[str, Any]]]]
     """Request bodies by kind, as arguments in the library's own terms."""
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
-        self.manager = manager
+    adapter: ClassVar[Any]
+    """The module whose ``attach`` is meant."""
+
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
+        self._manager = manager
         self.options = options or Options()
+
+    @property
+    def manager(self) -> TokenManager:
+        """The one attached."""
+        assert self._manager is not None
+        return self._manager
+
+    def attached(self, client: T) -> T:
+        """Return *client*, one of the library's own, with the manager attached if there is one."""
+        if self._manager is not None:
+            self.adapter.attach(client, self._manager)
+        return client
 
     def __enter__(self) -> Stack:
         return self
@@ -162,6 +177,7 @@ class Urllib3(SyncStack):
     """urllib3's PoolManager, or ProxyManager."""
 
     name = "urllib3"
+    adapter: ClassVar[Any] = pay88_adapters.urllib3
     base_error = urllib3.exceptions.HTTPError
     bodies: ClassVar = {
         "none": dict,
@@ -174,7 +190,7 @@ class Urllib3(SyncStack):
         "generator": lambda: {"body": generator()},
     }
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
         kw: dict[str, Any] = {
             "maxsize": self.options.connections,
@@ -188,7 +204,7 @@ class Urllib3(SyncStack):
             self.client: urllib3.PoolManager = urllib3.ProxyManager(self.options.proxy, **kw)
         else:
             self.client = urllib3.PoolManager(**kw)
-        pay88_adapters.urllib3.attach(self.client, manager)
+        self.attached(self.client)
 
     def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         response = self.client.request(method, url, headers=headers, **kw)
@@ -202,6 +218,7 @@ class Requests(SyncStack):
     """requests' Session."""
 
     name = "requests"
+    adapter: ClassVar[Any] = pay88_adapters.requests
     base_error = requests.RequestException
     network_error = urllib3.exceptions.HTTPError
     bodies: ClassVar = {
@@ -215,7 +232,7 @@ class Requests(SyncStack):
         "generator": lambda: {"data": generator()},
     }
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
         self.client = requests.Session()
         self.client.trust_env = False
@@ -225,7 +242,7 @@ class Requests(SyncStack):
         adapter = _TlsAdapter(self.options)
         for prefix in ("http://", "https://"):
             self.client.mount(prefix, adapter)
-        pay88_adapters.requests.attach(self.client, manager)
+        self.attached(self.client)
 
     def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         response = self.client.request(method, url, headers=headers, timeout=self.options.timeout, **kw)
@@ -298,9 +315,9 @@ class Httpx(SyncStack):
         "generator": lambda: {"content": generator()},
     }
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = self.adapter.attach(_httpx_client(self.library, "Client", self.options), manager)
+        self.client = self.attached(_httpx_client(self.library, "Client", self.options))
 
     def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         return _httpx_reply(self.client.request(method, url, headers=headers, **kw))
@@ -349,7 +366,7 @@ class AsyncStack(Stack):
 class AsyncioStack(AsyncStack):
     """On asyncio."""
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -398,12 +415,13 @@ class HttpxAsyncio(AsyncioStack):
     """httpx's AsyncClient on asyncio."""
 
     name = "httpx-asyncio"
+    adapter: ClassVar[Any] = pay88_adapters.httpx
     base_error = httpx.TransportError
     bodies: ClassVar = {**_HTTPX_BODIES, "async generator": lambda: {"content": async_generator()}}
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx, "AsyncClient", self.options), manager)
+        self.client = self.attached(_httpx_client(httpx, "AsyncClient", self.options))
 
     async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
@@ -416,12 +434,13 @@ class HttpxTrio(AsyncStack):
     """httpx's AsyncClient on trio."""
 
     name = "httpx-trio"
+    adapter: ClassVar[Any] = pay88_adapters.httpx
     base_error = httpx.TransportError
     bodies = HttpxAsyncio.bodies
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = pay88_adapters.httpx.attach(_httpx_client(httpx, "AsyncClient", self.options), manager)
+        self.client = self.attached(_httpx_client(httpx, "AsyncClient", self.options))
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -478,6 +497,7 @@ class Aiohttp(AsyncioStack):
     """aiohttp's ClientSession."""
 
     name = "aiohttp"
+    adapter: ClassVar[Any] = pay88_adapters.aiohttp
     base_error = aiohttp.ClientError
     bodies: ClassVar = {
         "none": dict,
@@ -491,10 +511,10 @@ class Aiohttp(AsyncioStack):
         "async generator": lambda: {"data": async_generator()},
     }
 
-    def __init__(self, manager: TokenManager, options: Options | None = None) -> None:
+    def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
         self.client = self.run(self._open)
-        pay88_adapters.aiohttp.attach(self.client, manager)
+        self.attached(self.client)
 
     async def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -148,7 +148,8 @@ def _text(value: str | bytes) -> str:
 def _managed(pool_class: type[Any], manager: TokenManager) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
-    return type(f"Pay88{pool_class.__name__}", (_ManagedPool, pool_class), {"pay88_manager": manager})
+    # By the same name, for errors and logs show it.
+    return type(pool_class.__name__, (_ManagedPool, pool_class), {"pay88_manager": manager})
 
 
 class _Headers(urllib3.HTTPHeaderDict):
