@@ -57,6 +57,8 @@ class Options:
     tls: ssl.SSLContext | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 30.0
+    http2: bool = False
+    """Of httpx and httpx2 only."""
 
 
 class Stack(ABC):
@@ -286,6 +288,7 @@ def _httpx_client(library: Any, kind: str, options: Options) -> Any:
     return getattr(library, kind)(
         proxy=options.proxy,
         verify=verify,
+        http2=options.http2,
         limits=limits,
         timeout=options.timeout,
         headers=options.headers,

@@ -55,7 +55,7 @@ class _Managed(HTTPAdapter):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
-        kind = type(self).__mro__[type(self).__mro__.index(_Managed) + 1]
+        kind = next((kind for kind, made in _classes.items() if made is type(self)), type(self))
         return _new, (kind, reference(self.pay88_manager)), super().__getstate__()  # type: ignore[misc]
 
 
@@ -129,7 +129,7 @@ def _managed(kind: type[HTTPAdapter]) -> type[_Managed]:
 
 def _new(kind: type[HTTPAdapter], manager: tuple[str, str]) -> HTTPAdapter:
     """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
-    cls = _managed(kind)
+    cls = kind if issubclass(kind, _Managed) else _managed(kind)
     adapter: Any = cls.__new__(cls)
     adapter.pay88_manager = find(manager)  # before the state: that makes the pools
     return adapter  # type: ignore[no-any-return]
