@@ -169,8 +169,9 @@ class Pay88Retry(urllib3.Retry):
 
     Calls have one by default; pass one to let a single call follow another policy. Every other value of
     ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again
-    what that allows. Redirects are counted as urllib3 counts them, and so is everything where it leads to
-    another origin.
+    what that allows. When the attempts are used up, the last response or the last error comes out as it is,
+    where urllib3 by itself raises a ``MaxRetryError`` around it. Redirects are counted as urllib3 counts them,
+    and so is everything where it leads to another origin.
 
     Args:
         policy: The manager's unless given.
