@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +40,7 @@ import pay88_adapters.aiohttp
 import pay88_adapters.requests
 from http2 import Http2Server
 from origins import OURS, Origin, Seen
-from pay88_adapters import Credentials, TokenManager
+from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.requests import Pay88Adapter
 from pay88_adapters.testing import ManualClock, Received, Service
 from pay88_adapters.testing.service import TOKEN_PATH
@@ -186,12 +186,14 @@ def origins() -> Iterator[tuple[Origin, Origin, Proxy]]:
     close_files()
 
 
-def manager_of(origin: Origin | None) -> TokenManager:
+def manager_of(origin: Origin | None, retry: RetryPolicy | None = None) -> TokenManager:
     """Return a manager for *origin*, or for one where nobody answers."""
     if origin is None:
         return TokenManager(Credentials("sk_test_1", "MCH-1"), base_url="http://127.0.0.1:1")
     service = origin.service
-    return TokenManager(Credentials(service.api_key, service.merchant_id), base_url=origin.base, clock=origin.clock)
+    return TokenManager(
+        Credentials(service.api_key, service.merchant_id), base_url=origin.base, retry=retry, clock=origin.clock
+    )
 
 
 def played(
@@ -505,6 +507,15 @@ def urllib3_options(on: Setting) -> object:
         on.does("POST", on.here.url(), headers=urllib3.HTTPHeaderDict([("X-Twice", "1"), ("x-twice", "2")])),
         on.does("POST", on.here.url(), headers={b"X-Bytes": b"1"}),
     ]
+
+
+@scenario(Urllib3)
+def urllib3_retries_elsewhere(on: Setting) -> object:
+    """Where a redirect has led to somebody else's server, urllib3's own retries are what counts."""
+    away = on.there.url("/busy", status=503, field="Retry-After: 0")
+    outcome = on.does("GET", on.here.url("/start", status=302, field=f"Location: {away}"))
+    assert [each.method for each in on.there.seen] == ["GET"] * 3  # the redirect was one of four
+    return outcome
 
 
 @scenario(Urllib3)
@@ -958,6 +969,25 @@ def test_rule_21_nothing_changes(kind: type[Stack], case: Scenario, origins: tup
         assert [without_ours(each) for each in again[1]] == seen
         assert again[2:] == (elsewhere, proxied)
         assert here.token_requests == 1
+
+
+def test_rule_21_a_server_that_is_gone_is_the_librarys_own_error(kind: type[Stack]) -> None:
+    """Of 88Pay's, too; only urllib3 would have wrapped it in one that counts its retries."""
+
+    def raised(manager_for: Callable[[Origin], TokenManager | None]) -> list[type[Exception]]:
+        with ExitStack() as stack:
+            origin = stack.enter_context(Origin())
+            client = stack.enter_context(kind(manager_for(origin), Options(timeout=10, tls=TLS)))
+            assert isinstance(client.attempt("POST", origin.url(), headers={"Connection": "close"}), Reply)
+            origin.__exit__(None, None, None)
+            error = client.attempt("POST", origin.url())
+            assert isinstance(error, Exception)
+            reason = getattr(error, "reason", error)
+            return [type(reason if kind is Urllib3 else error)]
+
+    expected = raised(lambda origin: None)
+    assert raised(lambda origin: manager_of(None)) == expected
+    assert raised(lambda origin: manager_of(origin, RetryPolicy.none())) == expected
 
 
 @pytest.mark.parametrize("kind", HTTPX, ids=lambda kind: kind.name)
