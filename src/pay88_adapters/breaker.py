@@ -42,6 +42,9 @@ class BreakerPolicy:
 class Closed:
     """Send the call."""
 
+    round: int = 0
+    """How often the circuit had been closed again by then: what is older says nothing of the service now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -66,6 +69,7 @@ class Breaker:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
+        self._closed = CLOSED
         self._failed_at: deque[float] = deque(maxlen=policy.failure_threshold)
         self._open_until: float | None = None
         self._probes = 0
@@ -74,7 +78,7 @@ class Breaker:
     def ask(self, now: float) -> Passage | Open:
         """Say whether a call may be sent."""
         if self._open_until is None:
-            return CLOSED
+            return self._closed
         until = max(self._open_until, self._probe_due)
         if now < until:
             return Open(until - now)
@@ -92,17 +96,18 @@ class Breaker:
         if not self._decides(passage):
             return False
         self._open_until, self._probe_due = None, _NEVER
+        self._closed = Closed(self._closed.round + 1)
         self._failed_at.clear()
         return True
 
     def failed(self, passage: Passage, now: float) -> bool:
         """Note a 5xx or a broken connection; return whether that opened the circuit, or keeps it open."""
-        if self._open_until is None:
+        if passage == self._closed and self._open_until is None:
             self._failed_at.append(now)
             full = len(self._failed_at) == self.policy.failure_threshold
             if not full or self._failed_at[0] < now - self.policy.window:
                 return False
-        elif not self._decides(passage):  # it was sent before the circuit opened
+        elif not self._decides(passage):  # it was sent before the circuit opened, or a lost probe
             return False
         self._open_until, self._probe_due = now + self.policy.open_for, _NEVER
         return True
