@@ -34,6 +34,8 @@ from .stores import MEMORY, open_store
 from .stores.base import Store
 from .token import Token
 
+_CROWD = 32  # calls that may ask a store at once for leave to go out
+
 
 class _Process:
     """What the managers of this process share."""
@@ -124,7 +126,8 @@ class TokenManager:
         rotating = not isinstance(credentials, Credentials)
         guards = None
         if pacing or breaker is not None:
-            guards = Guards(Pacing(fleet.budget, endpoint.base_url) if pacing else None, breaker)
+            crowd = _CROWD if fleet.blocking else None
+            guards = Guards(Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if pacing else None, breaker)
         self._state = SharedState(
             endpoint,
             policy,

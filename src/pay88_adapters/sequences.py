@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from .breaker import Open, Passage
+from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
@@ -20,7 +20,7 @@ from .errors import CircuitOpen, Failure, RequestBudgetExhausted
 from .events import BudgetExhausted, CallReplayed, CallRetried, Event, TokenFetched, TokenRefused
 from .guards import Guards
 from .machine import Fail, Fetch, Use, Wait
-from .pacing import PACED, Pacing
+from .pacing import APART, PACED, Pacing, Turn
 from .retry import Attempts, Broken, RetryPolicy
 from .runtimes import Gate
 from .snapshot import load
@@ -338,6 +338,18 @@ def _enter(
 ) -> Exchange[_Entry]:
     """Pass the circuit breaker, and wait for the pacing (rules 22 and 23)."""
     group = group_of(state.endpoint.route(call.path))
+    entry = _pass(state, guards, group)
+    try:
+        yield from _paced(state, guards.pacing, group, call, acquired)
+    except BaseException:
+        entry.abandon()
+        raise
+    if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
+        return _pass(state, guards, group)
+    return entry
+
+
+def _pass(state: SharedState, guards: Guards, group: str) -> _Entry:
     with state.deciding() as (_, now):
         answer = guards.ask(group, now)
     if isinstance(answer, Open):
@@ -346,13 +358,7 @@ def _enter(
             retry_after=answer.retry_after,
             retryable=True,
         )
-    entry = _Entry(guards, group, answer)
-    try:
-        yield from _paced(state, guards.pacing, group, call, acquired)
-    except BaseException:
-        entry.abandon()
-        raise
-    return entry
+    return _Entry(guards, group, answer)
 
 
 def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Broken) -> None:
@@ -380,25 +386,34 @@ def _paced(
     """Wait for a unit of the limits of *group*, at most ``max_wait`` (rule 22)."""
     if pacing is None or group not in PACED:
         return
-    if not state.merchant_id:  # known once there is a token
-        yield from acquired()
     longest = state.policy.max_wait
     patience = longest if call.patience is None else min(call.patience * state.clock.speed, longest)
     deadline = state.clock.now() + patience
+    if state.cached() is None:
+        yield from acquired()
     while True:
         with state.deciding() as (_, now):
-            wait = pacing.announced(group, now)
-        if not wait:
-            wait = yield Consult(partial(pacing.take, group, state.merchant_id))
+            turn = pacing.turn(group, now)
+        if isinstance(turn, Turn):
+            try:
+                wait: float = yield Consult(partial(pacing.take, group, state.merchant_id))
+            except BaseException:
+                pacing.abandoned(turn)
+                raise
+            with state.deciding() as (_, now):
+                pacing.ended(turn, wait, now)
+        else:
+            wait = turn
         if not wait:
             return
-        if state.clock.now() + wait > deadline:
+        left = deadline - state.clock.now()
+        if wait > left:
             raise RequestBudgetExhausted(
                 f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; the call was not sent",
                 retry_after=wait,
                 retryable=True,
             )
-        yield Pause(wait)
+        yield Pause(min(wait + APART * state.draw(), left))  # a crowd that comes back at one instant asks in vain
 
 
 def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy) -> float:
