@@ -1,4 +1,4 @@
-"""Faults of API calls that a review has found, on every stack."""
+"""What once went wrong with API calls, on every stack."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
     make_world: Callable[..., World], tunnel: bool
 ) -> None:
+    """Rule 20: that a connection through a proxy broke does not mean that nothing was sent."""
     server, client = _tls() if tunnel else (None, None)
     world = make_world(ssl_context=server)
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
@@ -49,6 +50,7 @@ def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
 
 
 def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World) -> None:
+    """Rule 20: an error that is being handled is no part of the attempt's own."""
     manager = world.new_manager(retry=RetryPolicy(attempts=2, backoff_base=0, backoff_cap=0))
     stack = world.client(manager)
     manager.get_token()
@@ -71,6 +73,7 @@ def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World)
 
 
 def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
+    """Rule 7: what is sent after the broken connection is a retry."""
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
     stack = world.client(manager)
     world.emulator.faults.add(RefuseToken(), on="/api/balance")

@@ -34,6 +34,7 @@ from pay88_adapters.drivers import TaskDriver, ThreadDriver
 from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.events import Event, Listener
 from pay88_adapters.fleet import Fleet
+from pay88_adapters.retry import Broken
 from pay88_adapters.sequences import Start
 from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import Acquired, Ages, Lead, StoreError, Window
@@ -209,7 +210,7 @@ class Call:
         del response
         return {}
 
-    def never_sent(self, exc: Exception) -> bool | None:
+    def broken(self, exc: Exception) -> Broken | None:
         del exc
         return None
 

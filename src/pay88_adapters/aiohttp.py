@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
+from .retry import Broken
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
@@ -118,11 +120,16 @@ class _Call:
     def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
         return response.headers
 
-    def never_sent(self, exc: Exception) -> bool | None:
+    def broken(self, exc: Exception) -> Broken | None:
+        if isinstance(exc, asyncio.TimeoutError) and not isinstance(exc, aiohttp.ClientError):
+            return Broken(hopeless=True)  # the call's own time is up
+        cause = exc.__cause__
+        if type(exc) is aiohttp.ClientConnectionError and cause and not isinstance(cause, self.network_errors):
+            return None  # what makes the body has raised
         connection = isinstance(exc, aiohttp.ClientConnectionError)
         # This is what a response that is no HTTP is told by.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
-        return isinstance(exc, _NEVER_SENT) if connection or garbage else None
+        return Broken(never_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
 
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token
@@ -166,8 +173,6 @@ class _StandaloneSender:
     network_errors = (aiohttp.ClientError, OSError, TimeoutError)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        import asyncio
-
         async def job() -> TokenReply:
             async with aiohttp.ClientSession(**_options(None, request.timeout)) as session:
                 return await _post(session, request)

@@ -77,8 +77,8 @@ class AsyncSender(Protocol):
 class Breakable(Protocol):
     """Tells what became of an attempt that got no response."""
 
-    def never_sent(self, exc: Exception) -> bool | None:
-        """Whether *exc* says that no connection was made; ``None`` where it is not about the connection."""
+    def broken(self, exc: Exception) -> Broken | None:
+        """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
         ...
 
 
@@ -371,10 +371,10 @@ class _Attempt:
 
 def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handled: BaseException | None) -> bool:
     """Tell *sequence* how an attempt ended; return whether another one follows."""
-    never_sent = call.never_sent(exc) if isinstance(exc, Exception) else None
-    if never_sent is None:
+    broken = call.broken(exc) if isinstance(exc, Exception) else None
+    if broken is None:
         return False
-    verdict = sequence.send(Broken.by(exc, never_sent=never_sent, but=handled))
+    verdict = sequence.send(broken.by(exc, but=handled))
     assert isinstance(verdict, Verdict)
     return verdict.again
 

@@ -13,6 +13,7 @@ from .drivers import CarrierLost, Sender
 from .errors import ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import TokenManager
+from .retry import Broken
 from .token import Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
@@ -176,11 +177,11 @@ class _Call:
     def headers(self, response: Any) -> Any:
         return response.headers
 
-    def never_sent(self, exc: Exception) -> bool | None:
+    def broken(self, exc: Exception) -> Broken | None:
         # A pool without a free connection says nothing of the service.
         if not isinstance(exc, self._library.broken) or isinstance(exc, self._library.module.PoolTimeout):
             return None
-        return isinstance(exc, self._library.never_sent)
+        return Broken(never_sent=isinstance(exc, self._library.never_sent))
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token

@@ -100,15 +100,14 @@ class Broken:
     never_sent: bool = False
     hopeless: bool = False
 
-    @classmethod
-    def by(cls, exc: BaseException, *, never_sent: bool, but: BaseException | None = None) -> Broken:
-        """Return what *exc*, or whatever it came from up to *but*, says of an attempt."""
+    def by(self, exc: BaseException, *, but: BaseException | None = None) -> Broken:
+        """Return what remains true if *exc*, or what it came from up to *but*, is about TLS."""
         ssl: Any = sys.modules.get("ssl")  # slow to import; without it, there is no such error
-        links = chain(exc, but) if ssl else []
+        links = [link for link in chain(exc, but) if ssl and isinstance(link, ssl.SSLError)]
         # Stacks tell a failed handshake from a connection that broke later in ways of their own.
-        secured = any(isinstance(link, ssl.SSLError) for link in links)
+        never_sent = self.never_sent and not links
         untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in links)
-        return cls(never_sent and not secured, untrusted)
+        return Broken(never_sent, self.hopeless or untrusted)
 
 
 class Attempts:

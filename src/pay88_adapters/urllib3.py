@@ -30,7 +30,7 @@ from .bodies import Bookmark
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
-from .retry import RetryPolicy, once
+from .retry import Broken, RetryPolicy, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
@@ -282,11 +282,11 @@ class _Call:
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
-    def never_sent(self, exc: Exception) -> bool | None:
+    def broken(self, exc: Exception) -> Broken | None:
         if not isinstance(exc, _BROKEN):
             return None
         self._note(self._kw["retries"], error=exc)
-        return _never_sent(exc)
+        return Broken(never_sent=_never_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._kw["retries"] = retries.after(self, **attempt) if isinstance(retries, Pay88Retry) else retries
