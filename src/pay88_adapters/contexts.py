@@ -14,28 +14,30 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
     manager: TokenManager | None
 
 
-_choice: ContextVar[_Choice | None] = ContextVar("pay88_manager", default=None)
+_choices: ContextVar[tuple[_Choice, ...]] = ContextVar("pay88_managers", default=())  # those still open, innermost last
 
 
 def chosen(own: M) -> TokenManager | M | None:
     """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
-    choice = _choice.get()
-    return own if choice is None else choice.manager
+    choices = _choices.get()
+    return choices[-1].manager if choices else own
 
 
 @contextmanager
 def choose(manager: TokenManager | None) -> Generator[None, None, None]:
     """Let the calls of this context use *manager*, or none."""
-    before = _choice.set(_Choice(manager))
+    mine = _Choice(manager)
+    _choices.set((*_choices.get(), mine))
     try:
         yield
     finally:
-        _choice.reset(before)
+        # No reset(): generators that share a context end in any order, or in another context.
+        _choices.set(tuple(each for each in _choices.get() if each is not mine))
 
 
 @contextmanager
@@ -43,7 +45,8 @@ def unmanaged() -> Generator[None, None, None]:
     """Leave the calls of a context alone: ``with unmanaged(): …``. They go out as the caller made them.
 
     It holds for this thread or task, and for the tasks that are started in it. A new thread starts
-    without; ``contextvars.copy_context().run`` takes it along.
+    without; ``contextvars.copy_context().run`` takes it along. A generator that yields inside of the block
+    shares its context with whoever iterates over it: they see it as well, until the block ends.
     """
     with choose(None):
         yield
