@@ -34,6 +34,7 @@ from .sequences import (
     exchange,
     fetch,
     paced,
+    settled,
 )
 from .state import CredentialsSource, SharedState
 from .token import Token
@@ -119,14 +120,39 @@ class ThreadDriver:
 
     def call(self, call: Call[R]) -> R:
         """Make a managed call."""
+        state = self._state
+        token, now = state.ready()
+        if token is None:
+            return self._carry_out(self._exchange(call, now), call)
+        # Nearly every call ends here; only for the others there is anything to decide.
+        answer: Any = None
+        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+        try:
+            response = call.send(token)
+        except BaseException as exc:
+            forget_locals(exc, but=handled)
+            sequence = self._exchange(call, now, token)
+            if not _goes_on(sequence, call, exc, handled):
+                sequence.close()
+                raise
+        else:
+            if settled(state, call.status(response)):
+                return response
+            sequence, answer = self._exchange(call, now, token), response
+        return self._carry_out(sequence, call, answer)
 
+    def _exchange(self, call: Call[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
         def acquired() -> Acquisition:
             return self.acquisition(call.patience)
 
-        sequence = exchange(self._state, call, acquired)
-        answer: Any = None
-        response: Any = None
-        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+        sequence = exchange(self._state, call, acquired, began_at, sent)
+        if sent is not None:
+            next(sequence)  # up to where it waits for the answer
+        return sequence
+
+    def _carry_out(self, sequence: Exchange[R], call: Call[R], response: Any = None) -> R:
+        answer = response
+        handled = sys.exc_info()[1]
         with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
             while True:
                 try:
@@ -244,14 +270,39 @@ class TaskDriver:
 
     async def call(self, call: AsyncCall[R]) -> R:
         """Make a managed call."""
+        state = self._state
+        token, now = state.ready()
+        if token is None:
+            return await self._carry_out(self._exchange(call, now), call)
+        # Nearly every call ends here; only for the others there is anything to decide.
+        answer: Any = None
+        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+        try:
+            response = await call.send(token)
+        except BaseException as exc:
+            forget_locals(exc, but=handled)
+            sequence = self._exchange(call, now, token)
+            if not _goes_on(sequence, call, exc, handled):
+                sequence.close()
+                raise
+        else:
+            if settled(state, call.status(response)):
+                return response
+            sequence, answer = self._exchange(call, now, token), response
+        return await self._carry_out(sequence, call, answer)
 
+    def _exchange(self, call: AsyncCall[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
         def acquired() -> Acquisition:
             return self.acquisition(current_runtime(), call.patience)
 
-        sequence = exchange(self._state, call, acquired)
-        answer: Any = None
-        response: Any = None
-        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+        sequence = exchange(self._state, call, acquired, began_at, sent)
+        if sent is not None:
+            next(sequence)  # up to where it waits for the answer
+        return sequence
+
+    async def _carry_out(self, sequence: Exchange[R], call: AsyncCall[R], response: Any = None) -> R:
+        answer = response
+        handled = sys.exc_info()[1]
         with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
             while True:
                 try:

@@ -76,13 +76,15 @@ class Endpoint:
         Only the exact origin counts. A request that brings its own ``Bearer`` is the caller's, and so
         is one to the token endpoint itself, where a token means nothing.
         """
-        if host.lower().strip("[]") != self.host or scheme.lower() != self.scheme:
+        if host != self.host and host.lower().strip("[]") != self.host:
             return False
-        if (port or _DEFAULT_PORTS[self.scheme]) != self.port:
+        if scheme != self.scheme and scheme.lower() != self.scheme:
+            return False
+        if port != self.port and (port or _DEFAULT_PORTS[self.scheme]) != self.port:
             return False
         if authorization is not None and authorization[:7].lower() == "bearer ":
             return False
-        return path.partition("?")[0] != self.token_path
+        return not path.startswith(self.token_path) or path.partition("?")[0] != self.token_path
 
     def route(self, path: str) -> str:
         """Return what follows the base URL in *path*, without its query; empty where that does not begin it."""

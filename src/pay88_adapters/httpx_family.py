@@ -200,7 +200,8 @@ class _Call:
             bookmark.rewind()
         # A copy: the caller's own object would print the session id.
         headers = request.headers.copy()
-        headers.update(token.attached)
+        for name, value in token.attached.items():  # update() would make another copy
+            headers[name] = value
         return self._library.module.Request(
             request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
         )

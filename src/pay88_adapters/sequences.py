@@ -274,18 +274,30 @@ def _request(
         yield Pause(pause)
 
 
-def exchange(state: SharedState, call: Managed[R], acquired: Callable[[], Acquisition]) -> Exchange[R]:
+def settled(state: SharedState, status: int) -> bool:
+    """Whether nothing follows from the answer to a call, as from nearly all: it is the caller's as it is."""
+    return status < _UNAUTHORIZED and not state.unproven
+
+
+def exchange(
+    state: SharedState,
+    call: Managed[R],
+    acquired: Callable[[], Acquisition],
+    began_at: float,
+    first: Token | None = None,
+) -> Exchange[R]:
     """Make one managed call: attach, look at the answer, replace a refused token, send again (rules 7, 8, 20).
 
     A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`Broken`.
+    With a *first* token the first attempt is one that has been sent already.
     """
     policy = call.retry or state.retry
-    attempts = Attempts(policy, _deadline(state, call, policy))
+    attempts = Attempts(policy, _deadline(state, call, policy, began_at))
     replayable, replaying = policy.replay_refused, False
     while True:
         entry = None if state.guards is None else (yield from _enter(state, state.guards, call, acquired))
         try:
-            token = state.cached() or (yield from acquired())
+            token, first = first or state.cached() or (yield from acquired()), None
             if replaying:
                 _count_replay(state)
                 replaying = False
@@ -416,14 +428,11 @@ def _paced(
         yield Pause(min(wait + APART * state.draw(), left))  # a crowd that comes back at one instant asks in vain
 
 
-def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy) -> float:
-    patience = call.patience
-    if patience is None and policy.total_timeout is None:
-        return _FOREVER  # nearly always, without a look at the clock
+def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy, began_at: float) -> float:
     longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
-    if patience is not None:
-        longest = min(longest, patience * state.clock.speed)
-    return state.clock.now() + longest
+    if call.patience is not None:
+        longest = min(longest, call.patience * state.clock.speed)
+    return began_at + longest
 
 
 def _pause(

@@ -111,6 +111,12 @@ class SharedState:
         token, until = self._published  # one read: the two belong together
         return token if self.clock.now() < until else None
 
+    def ready(self) -> tuple[Token | None, float]:
+        """Return the token if a call may be sent with it at once, with nothing to decide before; and the time."""
+        now = self.clock.now()
+        token, until = self._published
+        return (token if now < until and self.guards is None else None), now
+
     @property
     def unproven(self) -> bool:
         """Whether the machine wants to hear of accepted calls."""

@@ -216,6 +216,9 @@ class Pay88Retry(urllib3.Retry):
         return result
 
 
+_DEFAULT = Pay88Retry()
+
+
 class _Call:
     """One call, and the token requests it may lead to."""
 
@@ -243,7 +246,7 @@ class _Call:
         self.patience = total if isinstance(total, (int, float)) else None
         retries = pool.retries_for(kw["retries"])
         if kw["retries"] is None and retries is urllib3.Retry.DEFAULT:
-            retries = Pay88Retry()
+            retries = _DEFAULT
         self._preload = False
         if isinstance(retries, Pay88Retry):
             self.retry, kw["retries"] = retries.policy, retries
