@@ -62,6 +62,7 @@ def test_httpx_retries_outside_makes_the_attempts(run: Run, emulator: Emulator) 
     emulator.faults.add(Status(401), on="call", times=1)
     names = run("httpx-retries")
     assert names["response"].status_code == 200
+    assert names["response"].extensions["retry"].attempts_made == 2
     assert sorted(entry.status or 0 for entry in calls(emulator)) == [200, 401, 503, 503]
     assert emulator.journal.token_requests == 2
 

@@ -36,6 +36,10 @@ _given_up: ContextVar[tuple[aiohttp.ClientRequest, Exception] | None] = ContextV
 class Pay88Middleware:
     """A client middleware: calls to ``manager.base_url`` carry a token, all others pass untouched.
 
+    Responses show what the caller sent. Middlewares closer to the wire, and the session's traces, see what goes
+    out, token and all. aiohttp by itself sends some calls once more where a kept connection turns out to be
+    broken; of the managed ones, only the manager's :class:`~pay88_adapters.RetryPolicy` sends any again.
+
     Args:
         manager: Shared by every stack.
     """

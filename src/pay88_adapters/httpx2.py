@@ -25,6 +25,9 @@ _library = family.Library(httpx2, _flavours)
 class Pay88Transport(family.SyncTransport, httpx2.BaseTransport):
     """Wraps a transport: calls to ``manager.base_url`` carry a token, all others pass untouched.
 
+    Hooks and responses show what the caller sent. The wrapped transport, and a call's own ``trace`` extension,
+    see what goes out, token and all.
+
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new :class:`httpx2.HTTPTransport` unless given.
