@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from copy import copy
 from typing import Any, TypeVar
 
 try:
@@ -24,15 +23,15 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
-from urllib3.util.retry import RequestHistory
 
 from .bodies import Bookmark
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
-from .retry import Broken, RetryPolicy, once
+from .retry import Broken, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
+from .urllib3_retry import Pay88Retry
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
@@ -164,58 +163,6 @@ def _headers(fields: list[tuple[str, str]]) -> Mapping[str, str]:
     return plain if len(plain) == len(fields) else _Headers(fields)
 
 
-class Pay88Retry(urllib3.Retry):
-    """What ``retries=`` says of a call to 88Pay that is sent again as a :class:`RetryPolicy` allows.
-
-    Calls have one by default; pass one to let a single call follow another policy. Every other value of
-    ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again
-    what that allows. When the attempts are used up, the last response or the last error comes out as it is,
-    where urllib3 by itself raises a ``MaxRetryError`` around it. Redirects are counted as urllib3 counts them,
-    and so is everything where it leads to another origin.
-
-    Args:
-        policy: The manager's unless given.
-        kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
-    """
-
-    def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:
-        kw.setdefault("total", urllib3.Retry.DEFAULT.total)
-        super().__init__(**kw)
-        self.policy = policy
-
-    def new(self, **kw: Any) -> Pay88Retry:
-        other = super().new(**kw)
-        other.policy = self.policy
-        return other
-
-    def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
-        return False  # the call's own sequence decides
-
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: Any = None,
-        error: Exception | None = None,
-        _pool: Any = None,
-        _stacktrace: Any = None,
-    ) -> Pay88Retry:
-        if error is not None:  # this, too; and nothing is wrapped around it
-            raise error.with_traceback(_stacktrace)
-        return super().increment(method, url, response, error, _pool, _stacktrace)
-
-    def after(self, call: _Call, *, status: int | None = None, error: Exception | None = None) -> Pay88Retry:
-        """Return what stands after one more attempt."""
-        return self.new(history=(*self.history, RequestHistory(call.method, call.path, error, status, None)))
-
-    def plain(self) -> urllib3.Retry:
-        """Return what urllib3 would have in its place."""
-        plain: Any = copy(self)
-        plain.__class__ = urllib3.Retry
-        result: urllib3.Retry = plain
-        return result
-
-
 _DEFAULT = Pay88Retry()
 
 
@@ -292,7 +239,9 @@ class _Call:
         return Broken(never_sent=_never_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
-        self._kw["retries"] = retries.after(self, **attempt) if isinstance(retries, Pay88Retry) else retries
+        self._kw["retries"] = (
+            retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
+        )
 
     def token_used(self, response: BaseHTTPResponse, token: Token) -> Token:
         return getattr(response, "pay88_token", token)

@@ -1,0 +1,63 @@
+"""What ``retries=`` says to urllib3 of a call that the core sends again."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import urllib3
+from urllib3.util.retry import RequestHistory
+
+from .retry import RetryPolicy
+
+
+class Pay88Retry(urllib3.Retry):
+    """What ``retries=`` says of a call to 88Pay that is sent again as a :class:`RetryPolicy` allows.
+
+    Calls have one by default; pass one to let a single call follow another policy. Every other value of
+    ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again
+    what that allows. When the attempts are used up, the last response or the last error comes out as it is,
+    where urllib3 by itself raises a ``MaxRetryError`` around it. Redirects are counted as urllib3 counts them,
+    and so is everything where it leads to another origin.
+
+    Args:
+        policy: The manager's unless given.
+        kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
+    """
+
+    def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:
+        kw.setdefault("total", urllib3.Retry.DEFAULT.total)
+        super().__init__(**kw)
+        self.policy = policy
+
+    def new(self, **kw: Any) -> Pay88Retry:
+        other = super().new(**kw)
+        other.policy = self.policy
+        return other
+
+    def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
+        return False  # the call's own sequence decides
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> Pay88Retry:
+        if error is not None:  # this, too; and nothing is wrapped around it
+            raise error.with_traceback(_stacktrace)
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+    def after(self, method: str, path: str, *, status: int | None = None, error: Exception | None = None) -> Pay88Retry:
+        """Return what stands after one more attempt."""
+        return self.new(history=(*self.history, RequestHistory(method, path, error, status, None)))
+
+    def plain(self) -> urllib3.Retry:
+        """Return what urllib3 would have in its place."""
+        plain: Any = copy(self)
+        plain.__class__ = urllib3.Retry
+        result: urllib3.Retry = plain
+        return result
