@@ -7,6 +7,7 @@ import copy
 import pickle
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,7 +21,7 @@ from pay88_adapters.aiohttp import attach
 from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
 from proxies import Proxy
-from stacks import AsyncStack, Reply
+from stacks import AsyncStack, Reply, Requests, Urllib3
 
 CHARGES = "/api/transactions/charges"
 
@@ -46,6 +47,22 @@ def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
         world.emulator.faults.add(ResetAfterRead(), on=CHARGES, times=None)
         outcome = stack.attempt("POST", world.emulator.url + CHARGES)
         assert isinstance(outcome, stack.base_error)
+    assert world.emulator.journal.count(path=CHARGES) == 1
+
+
+@pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind: kind.name)
+def test_the_callers_own_retries_send_a_payment_through_a_proxy_once(make_world: Callable[..., World]) -> None:
+    """Rule 20: they do not allow POST, which urllib3 does not ask after an error of a proxy."""
+    world = make_world()
+    with Proxy() as proxy:
+        stack = world.client(proxy=proxy.url)
+        kw: dict[str, Any] = {"retries": 3}
+        if isinstance(stack, Requests):
+            kw = {}
+            stack.client.mount("http://", HTTPAdapter(max_retries=3))
+            attach_session(stack.client, world.manager)
+        world.emulator.faults.add(ResetAfterRead(), on=CHARGES, times=None)
+        assert isinstance(stack.attempt("POST", world.emulator.url + CHARGES, **kw), stack.base_error)
     assert world.emulator.journal.count(path=CHARGES) == 1
 
 

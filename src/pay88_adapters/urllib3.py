@@ -214,11 +214,19 @@ class _Call:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
         if not self._bookmark.replayable:  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
+        self._check_allowed(self._kw["retries"])
         token = self._manager.token_for(self)
         response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
+
+    def _check_allowed(self, retries: urllib3.Retry) -> None:
+        # urllib3 asks the caller's allowed_methods after other errors, and not after what it takes for a proxy's.
+        error = retries.history[-1].error if retries.history else None
+        allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
+        if isinstance(error, ProxyError) and not (allowed or _never_sent(error)):
+            raise error
 
     def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
         """Read the response if the caller wants that."""
