@@ -125,7 +125,8 @@ def shown(outcome: object) -> object:
     if isinstance(raw, requests.Response):
         jar = [(each.name, each.value, each.domain, each.path) for each in raw.cookies]
         seen = raw.status_code, raw.reason, [*raw.headers.items()], raw.url, raw.encoding, raw.is_redirect, jar
-        return name(raw), body, seen, asked(raw.request), [shown(each) for each in raw.history]
+        history = [(each.status_code, each.url, [*each.headers.items()], asked(each.request)) for each in raw.history]
+        return name(raw), body, seen, asked(raw.request), history  # of which, in older versions, each holds itself
     if isinstance(raw, (httpx.Response, httpx2.Response)):
         more = {name: value for name, value in raw.extensions.items() if isinstance(value, (bytes, str))}
         start = raw.status_code, raw.reason_phrase, raw.http_version, raw.headers.multi_items(), str(raw.url), more
@@ -137,8 +138,8 @@ def shown(outcome: object) -> object:
             [(each.status, str(each.url), each.raw_headers) for each in raw.history],  # it may hold itself
         )  # fmt: skip
     if isinstance(raw, urllib3.BaseHTTPResponse):
-        history = [replaced(each) for each in (raw.retries.history if raw.retries else ())]
-        return name(raw), body, raw.status, raw.reason, raw.version, [*raw.headers.items()], raw.geturl(), history
+        steps = [replaced(each) for each in (raw.retries.history if raw.retries else ())]
+        return name(raw), body, raw.status, raw.reason, raw.version, [*raw.headers.items()], raw.geturl(), steps
     return raw
 
 
