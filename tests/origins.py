@@ -46,6 +46,8 @@ class Origin:
         self.token_requests = 0
         self.began = threading.Event()
         """Set when the first piece of a body has arrived."""
+        self.silences = threading.Semaphore(0)
+        """How many calls of ``/silent`` have arrived: their clients may be gone before."""
         self.go_on = threading.Event()
         """Lets ``/drip`` send the rest."""
         self._connections: dict[int, int] = {}
@@ -143,6 +145,7 @@ class Origin:
         status = int(query.get("status", ["200"])[0])
         match path:
             case "/silent":
+                self.silences.release()
                 self._over.wait(60)
                 return False
             case "/reset":

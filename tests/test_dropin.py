@@ -84,7 +84,10 @@ class Setting:
 
     def does(self, method: str, url: str, **kw: Any) -> object:
         """Send a request; return what the caller gets to see of the outcome."""
-        return shown(self.client.attempt(method, url, **kw))
+        outcome = self.client.attempt(method, url, **kw)
+        if url.endswith("/silent"):
+            assert self.here.silences.acquire(timeout=10)
+        return shown(outcome)
 
 
 Play = Callable[[Setting], object]
@@ -423,13 +426,16 @@ def jar(client: Any) -> object:
 def calls_that_break(on: Setting) -> object:
     """A POST that meets a reset, silence or garbage: the library's own error, and nothing is sent again."""
     quick: Any = {"timeout": 0.1}
+    patient = on.client.options
     if isinstance(on.client, Requests):
-        on.client.options = replace(on.client.options, timeout=0.1)
+        on.client.options = replace(patient, timeout=0.1)
         quick = {}
     elif isinstance(on.client, Aiohttp):
         quick = {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}
+    silence = on.does("POST", on.here.url("/silent"), **quick)
+    on.client.options = patient
     return [
-        on.does("POST", on.here.url("/silent"), **quick),
+        silence,
         on.does("POST", on.here.url("/reset")),
         on.does("POST", on.here.url("/garbage")),
         on.does("POST", on.here.url()),
@@ -590,6 +596,7 @@ def requests_options(on: Setting) -> object:
     for timeout in ((5, 0.05), urllib3.Timeout(read=0.05)):
         with pytest.raises(requests.ReadTimeout) as caught:
             session.post(silent, timeout=timeout)
+        assert on.here.silences.acquire(timeout=10)
         replies += [shown(caught.value), asked(caught.value.request)]
     return replies, hooked
 
@@ -840,7 +847,7 @@ def aiohttp_options(on: Setting) -> object:
         on.does("GET", start, max_redirects=1),
         on.does("GET", start, max_redirects=2, raise_for_status=True),
         on.does("POST", silent, timeout=aiohttp.ClientTimeout(sock_read=0.05)),
-        on.does("POST", silent, timeout=aiohttp.ClientTimeout(total=0.05)),
+        on.does("POST", silent, timeout=aiohttp.ClientTimeout(total=0.3)),
         on.does("POST", on.here.url(), read_until_eof=False, ssl=False),
         *(on.does("POST", on.here.url("/a", status=404), raise_for_status=wanted) for wanted in (True, False)),
     ]
