@@ -16,8 +16,8 @@ import trustme
 from requests.adapters import HTTPAdapter
 
 from conftest import World
-from pay88_adapters import BreakerPolicy, Credentials, RetryPolicy, TokenManager
-from pay88_adapters.aiohttp import attach
+from pay88_adapters import BreakerPolicy, ConfigurationError, Credentials, RetryPolicy, TokenManager
+from pay88_adapters.aiohttp import Pay88Middleware, attach
 from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
 from proxies import Proxy
@@ -34,6 +34,7 @@ def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # asyncio's own, on Python 3.10
 @pytest.mark.parametrize("tunnel", [False, True], ids=["forwarded", "tunnelled"])
 def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
     make_world: Callable[..., World], tunnel: bool
@@ -182,3 +183,46 @@ def test_an_error_of_a_proxy_tells_the_request_as_it_does_without_the_adapter() 
             session.post(f"{emulator.url}/api/balance")
         assert caught.value.request is not None
         assert caught.value.request.url == f"{emulator.url}/api/balance"
+
+
+def test_sessions_with_one_adapter_and_two_managers_are_refused() -> None:
+    """Rule 13: no merchant's calls go out with another one's token; nothing has changed then."""
+    with Emulator() as emulator, requests.Session() as one, requests.Session() as other:
+        managers = [
+            TokenManager(Credentials(emulator.api_key, merchant), base_url=emulator.url)
+            for merchant in (emulator.merchant_id, "MCH-COL-OTHER")
+        ]
+        shared = HTTPAdapter()
+        for session in (one, other):
+            session.mount("http://", shared)
+        attach_session(one, managers[0])
+        attach_session(other, managers[0])
+        with pytest.raises(ConfigurationError, match="another session"):
+            attach_session(one, managers[1])
+        assert one.post(f"{emulator.url}/api/balance").status_code == 200
+        other.mount("http://", HTTPAdapter())
+        other.mount("https://", HTTPAdapter())
+        attach_session(other, managers[1])
+        assert one.post(f"{emulator.url}/api/balance").status_code == 200
+
+
+@pytest.mark.parametrize("hops", [False, True], ids=["in one task", "in many"])
+def test_aiohttp_sends_nothing_again_whatever_stands_outside(hops: bool) -> None:
+    """Rule 20: also where a middleware goes on in another task; and one that tries again itself does so."""
+
+    async def outside(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        return await (asyncio.create_task(handler(request)) if hops else handler(request))  # type: ignore[arg-type]
+
+    async def scene(emulator: Emulator) -> None:
+        manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url)
+        async with aiohttp.ClientSession(middlewares=(outside, Pay88Middleware(manager))) as session:
+            async with session.post(f"{emulator.url}/api/balance") as response:
+                assert response.status == 200
+            emulator.faults.add(ResetAfterRead(), on="/api/echo", times=None)
+            for calls in (1, 2):
+                with pytest.raises(aiohttp.ClientError):
+                    await session.put(f"{emulator.url}/api/echo")
+                assert emulator.journal.count(path="/api/echo") == calls
+
+    with Emulator() as emulator:
+        asyncio.run(scene(emulator))

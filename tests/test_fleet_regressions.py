@@ -192,6 +192,7 @@ class Call:
 
     method, path = "POST", "/api/balance"
     retry: RetryPolicy | None = None
+    total: float | None = None
     patience: float | None = None
     network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
 

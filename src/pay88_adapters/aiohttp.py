@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 try:
     import aiohttp
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[aiohttp]'") from exc
+from aiohttp.client import IDEMPOTENT_METHODS
 from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -29,8 +29,7 @@ _flavours = Flavours(aiohttp.ClientError, globals())
 
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
-# The request and the error of a task's last call, if a broken connection ended it: see _raise_again().
-_given_up: ContextVar[tuple[aiohttp.ClientRequest, Exception] | None] = ContextVar("pay88_given_up", default=None)
+_MOST_KEPT = 64  # calls that ended with a broken connection and that aiohttp has not begun again
 
 
 class Pay88Middleware:
@@ -46,6 +45,8 @@ class Pay88Middleware:
 
     def __init__(self, manager: TokenManager) -> None:
         self._manager = manager
+        # By the call's timer, which all its requests have: the last request, and what became of it.
+        self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url = request.url
@@ -53,14 +54,32 @@ class Pay88Middleware:
         manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
         if manager is None:
             return await handler(request)
-        _raise_again(request)
+        self._raise_again(request)
         try:
             return await manager.acall(_Call(request, handler))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            _given_up.set((request, error))
+            self._give_up(request, error)
             raise
+
+    def _give_up(self, request: aiohttp.ClientRequest, error: Exception) -> None:
+        if request.method not in IDEMPOTENT_METHODS:  # aiohttp sends no other again
+            return
+        while len(self._given_up) >= _MOST_KEPT:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[id(_timer(request))] = (request, error)
+
+    def _raise_again(self, request: aiohttp.ClientRequest) -> None:
+        """Raise what ended the call before, where it is aiohttp that calls again, and not whoever made the call.
+
+        After some broken connections aiohttp sends GET, PUT and others once more by itself, with a new request
+        on the call's old timer. Whether that does no harm has been decided by then.
+        """
+        before, error = self._given_up.pop(id(_timer(request)), (None, None))
+        # The old request holds its timer, so that no other one has its identity.
+        if before is not None and error is not None and before is not request and _timer(before) is _timer(request):
+            raise error
 
 
 def attach(session: S, manager: TokenManager) -> S:
@@ -79,20 +98,8 @@ def attach(session: S, manager: TokenManager) -> S:
     return session
 
 
-def _raise_again(request: aiohttp.ClientRequest) -> None:
-    """Raise what ended the call before, where it is aiohttp that calls again, and not whoever made the call.
-
-    After some broken connections aiohttp sends GET, PUT and others once more by itself, with a new request on
-    the call's old timer. Whether that does no harm has been decided by then.
-    """
-    before = _given_up.get()
-    if before is None:
-        return
-    _given_up.set(None)
-    given_up, error = before
-    timer = getattr(request, "_timer", None)
-    if request is not given_up and timer is not None and timer is getattr(given_up, "_timer", None):
-        raise error
+def _timer(request: aiohttp.ClientRequest) -> Any:
+    return getattr(request, "_timer", request)  # there is no public name; it is the same in all versions
 
 
 class _Call:
@@ -100,6 +107,7 @@ class _Call:
 
     network_errors = (aiohttp.ClientError, OSError)
     patience = None  # the caller's own timeout cancels the call
+    total = None
     retry = None
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:

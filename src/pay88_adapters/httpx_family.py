@@ -150,6 +150,7 @@ class _Call:
     """One call, and the token requests it may lead to."""
 
     patience = None
+    total = None
     retry = None
 
     def __init__(

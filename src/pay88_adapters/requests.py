@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 try:
     import requests
@@ -22,6 +24,8 @@ __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
 S = TypeVar("S", bound=requests.Session)
 
 _flavours = Flavours(requests.RequestException, globals())
+
+_owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKeyDictionary()  # as attach() saw them
 
 
 class _Managed(HTTPAdapter):
@@ -80,13 +84,15 @@ def attach(session: S, manager: TokenManager) -> S:
     """Let the calls that *session* makes to ``manager.base_url`` carry a token.
 
     All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is
-    mounted later is not managed.
+    mounted later is not managed; one that another session has, too, is managed there as well.
+    ``max_retries=0`` is what requests has by default, and gives way to the manager's policy.
 
     Returns:
         *session*.
 
     Raises:
-        ConfigurationError: What is mounted for ``base_url`` is no :class:`requests.adapters.HTTPAdapter`.
+        ConfigurationError: What is mounted for ``base_url`` is no :class:`requests.adapters.HTTPAdapter`,
+            or an adapter is another session's, too, with another manager.
     """
     mounted = session.get_adapter(f"{manager.base_url}/")
     if not isinstance(mounted, HTTPAdapter):
@@ -94,9 +100,17 @@ def attach(session: S, manager: TokenManager) -> S:
             f"what is mounted for {manager.base_url} is no HTTPAdapter but {type(mounted).__name__}:"
             " mount a Pay88Adapter there"
         )
-    for adapter in session.adapters.values():
-        if isinstance(adapter, HTTPAdapter):
-            _take_over(adapter, manager)
+    adapters = [adapter for adapter in session.adapters.values() if isinstance(adapter, HTTPAdapter)]
+    for adapter in adapters:
+        owner = _owners.get(adapter, lambda: None)()
+        if owner not in (None, session) and getattr(adapter, "pay88_manager", manager) is not manager:
+            raise ConfigurationError(
+                f"a {type(adapter).__name__} of this session is another session's, too, which has another manager:"
+                " mount one of its own first"
+            )
+    for adapter in adapters:
+        _owners[adapter] = weakref.ref(session)
+        _take_over(adapter, manager)
     return session
 
 

@@ -122,7 +122,12 @@ class Managed(Protocol[R_contra]):
 
     @property
     def patience(self) -> float | None:
-        """Real seconds that the caller is ready to wait for the whole call, if it said so."""
+        """Real seconds that the caller is ready to wait for a token, if it said so."""
+        ...
+
+    @property
+    def total(self) -> float | None:
+        """Real seconds that the caller has for the call with all its attempts, if it said so."""
         ...
 
     def status(self, response: R_contra) -> int:
@@ -430,8 +435,8 @@ def _paced(
 
 def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy, began_at: float) -> float:
     longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
-    if call.patience is not None:
-        longest = min(longest, call.patience * state.clock.speed)
+    if call.total is not None:
+        longest = min(longest, call.total * state.clock.speed)
     return began_at + longest
 
 

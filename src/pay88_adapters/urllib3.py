@@ -191,6 +191,8 @@ class _Call:
         timeout = kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         self.patience = total if isinstance(total, (int, float)) else None
+        # A plain number is for each phase of each attempt.
+        self.total = self.patience if isinstance(timeout, urllib3.Timeout) else None
         retries = pool.retries_for(kw["retries"])
         if kw["retries"] is None and retries is urllib3.Retry.DEFAULT:
             retries = _DEFAULT

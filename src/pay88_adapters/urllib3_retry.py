@@ -8,6 +8,7 @@ from typing import Any
 import urllib3
 from urllib3.util.retry import RequestHistory
 
+from .errors import ConfigurationError
 from .retry import RetryPolicy
 
 
@@ -23,9 +24,14 @@ class Pay88Retry(urllib3.Retry):
     Args:
         policy: The manager's unless given.
         kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
+
+    Raises:
+        ConfigurationError: *policy* is none.
     """
 
     def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:
+        if not isinstance(policy, (RetryPolicy, type(None))):
+            raise ConfigurationError(f"policy must be a RetryPolicy, not {type(policy).__name__}")
         kw.setdefault("total", urllib3.Retry.DEFAULT.total)
         super().__init__(**kw)
         self.policy = policy
