@@ -371,7 +371,7 @@ def _pass(state: SharedState, guards: Guards, group: str) -> _Entry:
         answer = guards.ask(group, now)
     if isinstance(answer, Open):
         raise CircuitOpen(
-            f"88Pay fails: calls ({group}) fail at once until it works again; the call was not sent: see retry_after",
+            f"88Pay fails: calls ({group}) fail at once for a while; this attempt was not sent: see retry_after",
             retry_after=answer.retry_after,
             retryable=True,
         )
@@ -426,7 +426,7 @@ def _paced(
         left = deadline - state.clock.now()
         if wait > left:
             raise RequestBudgetExhausted(
-                f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; the call was not sent",
+                f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; this attempt was not sent",
                 retry_after=wait,
                 retryable=True,
             )
