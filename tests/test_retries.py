@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from random import Random
 from typing import Any
 
@@ -123,10 +124,37 @@ def test_rule_20_what_is_safe(method: str, path: str, safe: bool) -> None:
     assert RetryPolicy().is_safe(method, path) is safe
 
 
+def test_rule_20_what_is_about_tls_was_perhaps_sent() -> None:
+    """No stack's word is taken that nothing was sent; and a certificate that is not trusted will not be later."""
+    handshake, untrusted = ssl.SSLError("handshake"), ssl.SSLCertVerificationError("untrusted")
+    broken = ConnectionError("broken")
+    assert Broken(never_sent=True).by(broken) == Broken(never_sent=True)
+    assert Broken(hopeless=True).by(broken) == Broken(hopeless=True)
+    assert Broken().by(broken) == Broken()
+    broken.__cause__ = handshake
+    assert Broken(never_sent=True).by(broken) == Broken()
+    broken.__cause__, broken.__context__ = None, untrusted
+    assert Broken(never_sent=True).by(broken) == Broken(hopeless=True)
+    assert Broken(never_sent=True).by(broken, but=untrusted) == Broken(never_sent=True)
+
+
+def test_rule_20_bounds_belong_to_what_is_allowed() -> None:
+    """A wait of exactly ``max_retry_after`` is honoured, and a pause that ends at the deadline is too long."""
+    attempts = Attempts(RetryPolicy(attempts=9, max_retry_after=30), deadline=100.0)
+    assert attempts.pause(503, 0.0, lambda: 0.0, safe=True, asked=30.0) == 30.0
+    assert attempts.pause(503, 69.9, lambda: 0.0, safe=True, asked=30.0) == 30.0
+    assert attempts.pause(503, 70.0, lambda: 0.0, safe=True, asked=30.0) is None
+    day = 86_400
+    RetryPolicy(attempts=day, backoff_base=day, backoff_cap=day, max_retry_after=day, total_timeout=day)
+    RetryPolicy(backoff_base=0, backoff_cap=0, max_retry_after=0, total_timeout=0.5)
+    assert RetryPolicy.none() == RetryPolicy(attempts=1)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"attempts": 0},
+        {"total_timeout": "30"},
         {"attempts": 1.5},
         {"attempts": True},
         {"backoff_base": -1},
