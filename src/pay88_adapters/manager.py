@@ -227,20 +227,20 @@ class TokenManager:
             TokenEndpointUnavailable: None is left and none could be had; see ``__cause__``.
             ConfigurationError: No token lives as long as *min_validity*, or the manager is closed.
         """
-        self._check_validity(min_validity)
         if not min_validity:
             token = self._state.cached()
             if token is not None:
                 return token
+        self._check_validity(min_validity)
         return self._threads.token(self._standalone(), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
-        self._check_validity(min_validity)
         if not min_validity:
             token = self._state.cached()
             if token is not None:
                 return token
+        self._check_validity(min_validity)
         sender = self._standalone()
         sequence = self._tasks.acquisition(current_runtime(), None, min_validity)
         try:
