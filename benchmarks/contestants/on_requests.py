@@ -1,0 +1,116 @@
+"""requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from .. import stubs
+from ..byhand import Manager
+from ..service import Service
+from . import BARE, BY_HAND, CONTROL, OURS, STATIC, Call, Contestant
+
+
+class _StubAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        stubs.install(self.poolmanager)
+
+
+def _prepared(session: Any, service: Service) -> Any:
+    kind = _StubAdapter if service.in_memory else HTTPAdapter
+    session.mount("http://", kind(pool_maxsize=64))
+    return session
+
+
+def _calling(session: Any, service: Service) -> Call:
+    url = service.call_url
+    return lambda: session.post(url).status_code
+
+
+def _bare(service: Service) -> Call:
+    return _calling(_prepared(requests.Session(), service), service)
+
+
+def _static(service: Service) -> Call:
+    session = _prepared(requests.Session(), service)
+    session.headers.update(service.ask().headers())
+    return _calling(session, service)
+
+
+def _by_hand(service: Service) -> Call:
+    session, manager = _prepared(requests.Session(), service), Manager(service.ask, service.margin)
+    url = service.call_url
+
+    def call() -> int:
+        headers = manager.headers()
+        response = session.post(url, headers=headers)
+        if response.status_code == 401:
+            manager.invalidate(headers)
+            response = session.post(url, headers=manager.headers())
+        status: int = response.status_code
+        return status
+
+    return call
+
+
+def _ours(service: Service) -> Call:
+    from pay88_adapters.requests import attach
+
+    from .ours import manager
+
+    return _calling(attach(_prepared(requests.Session(), service), manager(service)), service)
+
+
+def _google(service: Service) -> Call:
+    from google.auth.transport.requests import AuthorizedSession
+
+    from ..peers import google_credentials
+
+    return _calling(_prepared(AuthorizedSession(google_credentials(service)), service), service)
+
+
+def _authlib(service: Service) -> Call:
+    from authlib.integrations.requests_client import OAuth2Session
+
+    from ..peers import authlib_options, hook_authlib
+
+    session = _prepared(OAuth2Session(**authlib_options(service)), service)
+    return _calling(hook_authlib(session, service), service)
+
+
+def _azure(service: Service) -> Call:
+    from azure.core import PipelineClient
+    from azure.core.pipeline.transport import RequestsTransport
+    from azure.core.rest import HttpRequest
+
+    from ..peers import azure_policy
+
+    session, url = _prepared(requests.Session(), service), service.call_url
+    transport = RequestsTransport(session=session, session_owner=False)
+    client: Any = PipelineClient(service.url, policies=[azure_policy(service)], transport=transport)
+
+    def call() -> int:
+        status: int = client.send_request(HttpRequest("POST", url), enforce_https=False).status_code
+        return status
+
+    return call
+
+
+_ALL = (
+    Contestant(BARE, _bare, both=False, survives=False),
+    Contestant(CONTROL, _bare, both=False, survives=False),
+    Contestant(STATIC, _static, survives=False),
+    Contestant(BY_HAND, _by_hand),
+    Contestant(OURS, _ours),
+    Contestant("google-auth", _google),
+    Contestant("authlib", _authlib, survives=False),
+    Contestant("azure-core", _azure, survives=False),
+)
+
+
+def contestant(name: str, library: str, tasks: bool) -> Contestant:
+    """Return one row."""
+    return next(each for each in _ALL if each.name == name)

@@ -1,0 +1,232 @@
+"""The other libraries, set up as well as they allow for a token that lives 60 seconds.
+
+Each asks the emulator's token endpoint and sends both header fields, and each replaces a token ten seconds
+before it expires. With its own defaults most of them would ask for a token for every call.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from .service import Grant, Service
+
+
+def google_credentials(service: Service) -> Any:
+    """Return google-auth credentials that are refreshed in a thread of their own.
+
+    Its threshold of 3:45 minutes is a constant of a private module, and has to be replaced there.
+    """
+    from google.auth import _helpers, credentials
+
+    _helpers.REFRESH_THRESHOLD = timedelta(seconds=service.margin)
+
+    class Credentials(credentials.Credentials):  # type: ignore[misc]
+        session_id = ""
+
+        def refresh(self, request: Any) -> None:
+            grant = service.ask()
+            expiry = datetime.now(timezone.utc) + timedelta(seconds=grant.expires_in)
+            self.token, self.session_id = grant.access_token, grant.session_id
+            self.expiry = expiry.replace(tzinfo=None)  # as google-auth has it
+
+        def apply(self, headers: Any, token: str | None = None) -> None:
+            super().apply(headers, token)
+            headers["x-session-id"] = self.session_id
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    made = Credentials()
+    made.with_non_blocking_refresh()
+    return made
+
+
+class GoogleRequest:
+    """What google-auth hands to ``refresh``; it copies it for its thread, and a pool manager cannot be copied."""
+
+    def __deepcopy__(self, memo: Any) -> GoogleRequest:
+        return self
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError("the credentials ask by themselves")
+
+
+def botocore_credentials(service: Service) -> Any:
+    """Return botocore credentials: the access token as the access key, the session id as the token."""
+    from botocore.credentials import RefreshableCredentials
+
+    def ask() -> dict[str, str]:
+        grant = service.ask()
+        expiry = datetime.now(timezone.utc) + timedelta(seconds=grant.expires_in)
+        return {
+            "access_key": grant.access_token,
+            "secret_key": "",
+            "token": grant.session_id,
+            "expiry_time": expiry.isoformat(),
+        }
+
+    return RefreshableCredentials(
+        "",
+        "",
+        "",
+        datetime.now(timezone.utc),  # nothing yet
+        ask,
+        "pay88",
+        advisory_timeout=service.margin,
+        mandatory_timeout=service.margin / 2,
+    )
+
+
+def _azure_token(grant: Grant, margin: float, session_ids: dict[str, str]) -> Any:
+    from azure.core.credentials import AccessTokenInfo
+
+    now = time.time()
+    session_ids.clear()
+    session_ids[grant.access_token] = grant.session_id
+    # refresh_on takes the place of a window of five minutes; azure-core adds up to a minute of jitter to it.
+    expires_on = int(now + grant.expires_in - margin)
+    return AccessTokenInfo(grant.access_token, expires_on, refresh_on=expires_on)
+
+
+def azure_policy(service: Service) -> Any:
+    """Return azure-core's policy for a sync pipeline."""
+    from azure.core.pipeline.policies import BearerTokenCredentialPolicy
+
+    session_ids: dict[str, str] = {}
+
+    class Credential:
+        def get_token_info(self, *scopes: str, options: Any = None) -> Any:
+            return _azure_token(service.ask(), service.margin, session_ids)
+
+        def get_token(self, *scopes: str, **options: Any) -> Any:
+            return self.get_token_info(*scopes)
+
+    class Policy(BearerTokenCredentialPolicy):  # type: ignore[misc]
+        def on_request(self, request: Any) -> None:
+            super().on_request(request)
+            request.http_request.headers["x-session-id"] = session_ids[self._token.token]
+
+    return Policy(Credential(), "pay88")
+
+
+def azure_async_policy(service: Service, ask: Callable[[], Awaitable[Grant]]) -> Any:
+    """Return azure-core's policy for an async pipeline."""
+    from azure.core.pipeline.policies import AsyncBearerTokenCredentialPolicy
+
+    session_ids: dict[str, str] = {}
+
+    class Credential:
+        async def get_token_info(self, *scopes: str, options: Any = None) -> Any:
+            return _azure_token(await ask(), service.margin, session_ids)
+
+        async def get_token(self, *scopes: str, **options: Any) -> Any:
+            return await self.get_token_info(*scopes)
+
+    class Policy(AsyncBearerTokenCredentialPolicy):  # type: ignore[misc]
+        async def on_request(self, request: Any) -> None:
+            await super().on_request(request)
+            request.http_request.headers["x-session-id"] = session_ids[self._token.token]
+
+    return Policy(Credential(), "pay88")
+
+
+def choose_authlib(library: str) -> None:
+    """Let authlib, which takes httpx2 where that is installed, take *library*. Before anything of it is imported."""
+    if library == "httpx":
+        sys.modules["httpx2"] = None  # type: ignore[assignment]
+
+
+def authlib_httpx_client(library: str, tasks: bool) -> Any:
+    """Return authlib's client class for httpx or httpx2."""
+    import warnings
+
+    choose_authlib(library)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from authlib.integrations import httpx_client
+
+    return httpx_client.AsyncOAuth2Client if tasks else httpx_client.OAuth2Client
+
+
+def authlib_options(service: Service) -> dict[str, Any]:
+    """Return the options of any of authlib's clients; the first token is asked for by the first call."""
+
+    def with_keys(client: Any, method: str, url: str, headers: Any, body: Any) -> Any:
+        headers.update(service.keys)
+        return url, headers, body
+
+    return {
+        "client_id": service.merchant_id,
+        "client_secret": service.api_key,
+        "token_endpoint": service.token_url,
+        "token_endpoint_auth_method": with_keys,
+        "grant_type": "client_credentials",
+        "leeway": service.margin,
+        "token": {"access_token": "none yet", "session_id": "", "expires_at": 1},
+    }
+
+
+class _Envelope:
+    """A reply of the token endpoint, without what 88Pay wraps around the token."""
+
+    def __init__(self, response: Any) -> None:
+        self.status_code = response.status_code
+        self._response = response
+
+    def raise_for_status(self) -> None:
+        self._response.raise_for_status()
+
+    def json(self) -> Any:
+        return {"token_type": "Bearer", **self._response.json()["data"]}
+
+
+def hook_authlib(client: Any, service: Service) -> Any:
+    """Teach a client of authlib 88Pay's reply and its second header field."""
+
+    def with_session(url: str, headers: Any, body: Any) -> Any:
+        headers["x-session-id"] = client.token["session_id"]
+        return url, headers, body
+
+    client.register_compliance_hook("access_token_response", _Envelope)
+    client.register_compliance_hook("protected_request", with_session)
+    return client
+
+
+def httpx_auth(service: Service) -> Any:
+    """Return an ``auth=`` of httpx-auth."""
+    from httpx_auth import OAuth2ClientCredentials
+
+    class Auth(OAuth2ClientCredentials):  # type: ignore[misc]
+        def request_new_token(self) -> tuple[str, str, int]:
+            grant = service.ask()
+            self.session_ids = {grant.access_token: grant.session_id}
+            return self.state, grant.access_token, int(grant.expires_in)
+
+        def _update_user_request(self, request: Any, token: str) -> None:
+            super()._update_user_request(request, token)
+            request.headers["x-session-id"] = self.session_ids[token]
+
+    return Auth(service.token_url, service.merchant_id, service.api_key, early_expiry=service.margin)
+
+
+def _azure_request(service: Service) -> Any:
+    from azure.core.pipeline import PipelineContext, PipelineRequest
+    from azure.core.rest import HttpRequest
+
+    return PipelineRequest(HttpRequest("POST", service.call_url), PipelineContext(None, enforce_https=False))
+
+
+def azure_reader(service: Service) -> Callable[[], object]:
+    """Return azure-core's way to a token: its policy on a request."""
+    policy, request = azure_policy(service), _azure_request(service)
+    return lambda: policy.on_request(request)
+
+
+def azure_areader(service: Service, ask: Callable[[], Awaitable[Grant]]) -> Callable[[], Awaitable[object]]:
+    """Return the same for tasks."""
+    policy, request = azure_async_policy(service, ask), _azure_request(service)
+    return lambda: policy.on_request(request)

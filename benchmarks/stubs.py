@@ -1,0 +1,112 @@
+"""Answers from memory, in place of the network: as far down as each stack can be cut off, the same for all rows.
+
+Whatever is asked is answered with a token. Calls do not look at it, and whoever asks over the same client has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import Any
+
+_TOKEN = {"access_token": "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9." + 180 * "x", "expires_in": 60}
+_DATA = {**_TOKEN, "session_id": "sess_53a2cfc4-441e-4554-b560-4e008784d98e"}
+BODY = json.dumps({"status": "Success", "code": 200, "message": "Token generated successfully", "data": _DATA}).encode()
+FIELDS = [("Content-Type", "application/json; charset=utf-8"), ("Content-Length", str(len(BODY)))]
+RESPONSE = b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (b"".join(f"{k}: {v}\r\n".encode() for k, v in FIELDS), BODY)
+
+
+def pool_classes() -> dict[str, Any]:
+    """Return pool classes for urllib3 whose connections swallow requests and have their responses ready."""
+    import urllib3
+    from urllib3.connection import HTTPConnection
+
+    class Connection(HTTPConnection):
+        def connect(self) -> None:
+            """Nothing to connect to."""
+
+        @property
+        def is_connected(self) -> bool:
+            return True
+
+        def request(self, method: str, url: str, *args: Any, **options: Any) -> None:
+            self._asked = method, url
+
+        def getresponse(self) -> Any:
+            method, url = self._asked
+            return urllib3.HTTPResponse(
+                body=io.BytesIO(BODY),
+                headers=urllib3.HTTPHeaderDict(FIELDS),
+                status=200,
+                version=11,
+                version_string="HTTP/1.1",
+                reason="OK",
+                preload_content=False,
+                decode_content=False,
+                request_method=method,
+                request_url=url,
+            )
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls: Any = Connection
+
+    return {"http": Pool, "https": urllib3.HTTPSConnectionPool}
+
+
+def install(pool_manager: Any) -> Any:
+    """Let *pool_manager* answer from memory."""
+    pool_manager.pool_classes_by_scheme = pool_classes()
+    return pool_manager
+
+
+def httpx_transport(library: Any) -> Any:
+    """Return a transport for httpx or httpx2, sync and async."""
+
+    class Transport(library.BaseTransport, library.AsyncBaseTransport):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
+
+        async def handle_async_request(self, request: Any) -> Any:
+            return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
+
+    return Transport()
+
+
+class Wire(asyncio.Transport):
+    """For aiohttp: a connection whose other end answers in the next turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Any) -> None:
+        super().__init__()
+        self._answer = lambda: protocol.data_received(RESPONSE)
+        self._loop = loop
+        protocol.connection_made(self)
+
+    def write(self, data: Any) -> None:
+        """Answer a request once it is there; a POST without a body is written at once."""
+        self._loop.call_soon(self._answer)
+
+    def writelines(self, list_of_data: Any) -> None:
+        """Do the same."""
+        self.write(b"")
+
+    def is_closing(self) -> bool:
+        """Return that it never is."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def aiohttp_connector() -> Any:
+    """Return a connector for aiohttp. Call it on the loop."""
+    import aiohttp
+    from aiohttp.client_proto import ResponseHandler
+
+    class Connector(aiohttp.BaseConnector):
+        async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+            protocol = ResponseHandler(self._loop)
+            Wire(self._loop, protocol)
+            return protocol
+
+    return Connector(limit=0)

@@ -1,0 +1,19 @@
+"""The tables, in the order in which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..report import Options, Table
+from . import boundary, cached, fleet, imports, loopback, managers, reads, storms
+
+TABLES: dict[str, Callable[[Options], list[Table]]] = {
+    "cached": cached.run,
+    "loopback": loopback.run,
+    "reads": reads.run,
+    "storms": storms.run,
+    "boundary": boundary.run,
+    "fleet": fleet.run,
+    "managers": managers.run,
+    "imports": imports.run,
+}
