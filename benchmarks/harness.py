@@ -27,14 +27,24 @@ Job = tuple[str, Mapping[str, Any]]
 """A key, and what to measure."""
 
 
+class TooLong(Exception):  # noqa: N818
+    """A measurement did not end."""
+
+
 def fresh(spec: Mapping[str, Any], *, prefix: Iterable[str] = (), timeout: float = 300) -> tuple[Any, str]:
     """Measure in a process of its own; return the result, and what it wrote to its standard error.
 
     Raises:
         RuntimeError: It failed.
+        TooLong: It did not end.
     """
     command = [*prefix, sys.executable, "-m", "benchmarks.probe", json.dumps(spec)]
-    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TooLong(f"{spec} took more than {timeout:.0f} s") from error
     if done.returncode:
         raise RuntimeError(f"{spec}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -43,7 +53,7 @@ def fresh(spec: Mapping[str, Any], *, prefix: Iterable[str] = (), timeout: float
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     # What is hashed, and so how often tables collide, must not differ from process to process.
-    return {**kept, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "", "PAY88_BENCHMARK": "1"}
+    return {**kept, "PYTHONHASHSEED": "0"}
 
 
 def interleaved(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) -> dict[str, list[Any]]:

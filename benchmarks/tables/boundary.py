@@ -1,7 +1,68 @@
+"""Who waits for a token while calls come at a fixed rate."""
+
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from pay88_adapters.testing import Latency
+
+from .. import harness
+from ..contestants import BARE, CONTROL, STATIC, rows
 from ..report import Options, Table
+
+_LATENCY = 0.2
+_RATE = 100.0
+_LIFETIME = 6.0  # a token lives a tenth of what it lives at 88Pay; every margin is a tenth, too
+_AGAIN = f"{STATIC} again"
 
 
 def run(options: Options) -> list[Table]:
-    return []
+    """Measure each row once. Quick runs measure the rows of a stack side by side, three refreshes long."""
+    refreshes = 3 if options.quick else 10
+    seconds = refreshes * _LIFETIME * 5 / 6
+    tables = []
+    for stack in options.stacks:
+        who = [STATIC, _AGAIN, *(row for row in rows(stack) if row not in (BARE, CONTROL, STATIC))]
+        with ThreadPoolExecutor(len(who) if options.quick else 1) as pool:
+            results = dict(zip(who, pool.map(lambda row: _load(stack, row, seconds), who), strict=True))  # noqa: B023
+        table = Table(
+            f"boundary.{stack}",
+            f"{_RATE:.0f} calls a second across {refreshes} refreshes, the token endpoint takes 200 ms: {stack}",
+            ("", "waited", "p50 ms", "p99 ms", "p99.9 ms", "failed", "token requests"),
+            ("", ",.0f", ".2f", ".1f", ".1f", ",.0f", ",.0f"),
+            chart=("waited",),
+            notes="Tokens live 6 s in place of 60, margins are a tenth too. A call waited if it took over 100 ms."
+            + (" Rows ran at the same time: their latencies say little." if options.quick else ""),
+        )
+        for row in who:
+            latencies, failed, requests = results[row]
+            table.rows.append(
+                [
+                    row,
+                    float(sum(each > _LATENCY / 2 for each in latencies)),
+                    *(_quantile(latencies, share) * 1e3 for share in (0.5, 0.99, 0.999)),
+                    float(failed),
+                    float(requests),
+                ]
+            )
+        tables.append(table)
+    return tables
+
+
+def _load(stack: str, row: str, seconds: float) -> tuple[list[float], int, int]:
+    with ExitStack() as stack_of:
+        # Static headers are not replaced: theirs live on.
+        fixed = row in (STATIC, _AGAIN)
+        emulator = stack_of.enter_context(harness.emulator(lifetime=3_600.0 if fixed else _LIFETIME))
+        emulator.faults.add(Latency(_LATENCY), on="token", times=None)
+        service = harness.service(emulator, lifetime=_LIFETIME)
+        named = STATIC if fixed else row
+        spec = {"measure": "boundary:load", "stack": stack, "row": named, "rate": _RATE, "seconds": seconds}
+        result: Any = harness.fresh({**spec, "service": service})[0]
+        return sorted(result["latencies"]), len(result["failed"]), emulator.journal.token_requests
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
