@@ -19,6 +19,7 @@ from .harness import ROOT, valgrind
 from .report import Options, Table
 from .tables import TABLES
 
+_QUICK = ("urllib3", "aiohttp")
 _LIBRARIES = (
     "pay88-adapters", "urllib3", "requests", "httpx", "httpx2", "aiohttp", "limits",
     "google-auth", "authlib", "httpx-auth", "botocore", "azure-core",
@@ -28,18 +29,18 @@ _LIBRARIES = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about two minutes for what the full run takes hours for")
+    parser.add_argument("--quick", action="store_true", help=f"a few minutes: few rounds, {' and '.join(_QUICK)} only")
     parser.add_argument("--full", action="store_true", help="cold starts and storms of 1,000 threads or 10,000 tasks")
     parser.add_argument("--only", action="append", choices=TABLES, metavar="TABLE", help=", ".join(TABLES))
     parser.add_argument("--stack", action="append", choices=STACKS, metavar="NAME", help=", ".join(STACKS))
     parser.add_argument("--json", type=Path, help="where the figures go, benchmarks/results/ unless given")
-    parser.add_argument("--plots", type=Path, help="where the plots go, if any are wanted: docs/benchmarks for the docs")
+    parser.add_argument("--plots", type=Path, help="where the plots go; docs/benchmarks/, and none with --quick")
     asked = parser.parse_args(arguments)
     compileall.compile_dir(str(ROOT / "benchmarks"), quiet=1)  # or the first process that measures would
     compileall.compile_dir(str(ROOT / "src"), quiet=1)
     tables: list[Table] = []
     for name in asked.only or TABLES:
-        options = Options(asked.quick, asked.full, asked.stack or STACKS, _telling(name))
+        options = Options(asked.quick, asked.full, asked.stack or (_QUICK if asked.quick else STACKS), _telling(name))
         made = TABLES[name](options)
         _clear()
         for table in made:
@@ -47,9 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables += made
     path = asked.json or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures = {"made": _circumstances(quick=asked.quick, full=asked.full), "tables": [asdict(table) for table in tables]}
+    figures = {
+        "made": _circumstances(quick=asked.quick, full=asked.full),
+        "tables": [asdict(table) for table in tables],
+    }
     path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")
+    if asked.plots is None and not asked.quick:
+        asked.plots = ROOT / "docs" / "benchmarks"
     if asked.plots is not None:
         for drawn in plots.draw(tables, asked.plots):
             print(f"drawn: {drawn}")
@@ -63,7 +69,14 @@ def _circumstances(*, quick: bool, full: bool) -> dict[str, object]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return {"python": python, "system": platform.system(), "quick": quick, "full": full, "valgrind": valgrind(), **versions}
+    return {
+        "python": python,
+        "system": platform.system(),
+        "quick": quick,
+        "full": full,
+        "valgrind": valgrind(),
+        **versions,
+    }
 
 
 def _telling(name: str) -> Callable[[str], None]:

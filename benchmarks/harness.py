@@ -27,7 +27,7 @@ Job = tuple[str, Mapping[str, Any]]
 """A key, and what to measure."""
 
 
-class TooLong(Exception):  # noqa: N818
+class TooLong(Exception):
     """A measurement did not end."""
 
 
@@ -91,7 +91,9 @@ def _count(spec: Mapping[str, Any]) -> int:
     return int(found[1].replace(",", ""))
 
 
-def instructions(jobs: Iterable[Job], name: str, fewer: int, more: int, tell: Callable[[str], None]) -> dict[str, float]:
+def instructions(
+    jobs: Iterable[Job], name: str, fewer: int, more: int, tell: Callable[[str], None]
+) -> dict[str, float]:
     """Return the instructions that one of what each job does *name* times takes.
 
     Each job runs twice, *fewer* and *more* times: the difference is free of the start-up.

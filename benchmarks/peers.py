@@ -14,6 +14,9 @@ from typing import Any
 
 from .service import Grant, Service
 
+now: Callable[[timezone], datetime] = datetime.now
+"""Replaced where time is simulated, as ``time`` is."""
+
 
 def google_credentials(service: Service) -> Any:
     """Return google-auth credentials that are refreshed in a thread of their own.
@@ -29,16 +32,17 @@ def google_credentials(service: Service) -> Any:
 
         def refresh(self, request: Any) -> None:
             grant = service.ask()
-            expiry = datetime.now(timezone.utc) + timedelta(seconds=grant.expires_in)
+            expiry = now(timezone.utc) + timedelta(seconds=grant.expires_in)
             self.token, self.session_id = grant.access_token, grant.session_id
             self.expiry = expiry.replace(tzinfo=None)  # as google-auth has it
+
+        def before_request(self, request: Any, method: str, url: str, headers: Any) -> None:
+            # It copies the request for its thread, and one that holds urllib3's pools cannot be copied.
+            super().before_request(GoogleRequest(), method, url, headers)
 
         def apply(self, headers: Any, token: str | None = None) -> None:
             super().apply(headers, token)
             headers["x-session-id"] = self.session_id
-
-        def __deepcopy__(self, memo: Any) -> Any:
-            return self
 
     made = Credentials()
     made.with_non_blocking_refresh()
@@ -46,13 +50,11 @@ def google_credentials(service: Service) -> Any:
 
 
 class GoogleRequest:
-    """What google-auth hands to ``refresh``; it copies it for its thread, and a pool manager cannot be copied."""
-
-    def __deepcopy__(self, memo: Any) -> GoogleRequest:
-        return self
+    """What google-auth hands to ``refresh``."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("the credentials ask by themselves")
+        """Do nothing: the credentials ask by themselves."""
+        raise NotImplementedError
 
 
 def botocore_credentials(service: Service) -> Any:
@@ -61,7 +63,7 @@ def botocore_credentials(service: Service) -> Any:
 
     def ask() -> dict[str, str]:
         grant = service.ask()
-        expiry = datetime.now(timezone.utc) + timedelta(seconds=grant.expires_in)
+        expiry = now(timezone.utc) + timedelta(seconds=grant.expires_in)
         return {
             "access_key": grant.access_token,
             "secret_key": "",
@@ -73,7 +75,7 @@ def botocore_credentials(service: Service) -> Any:
         "",
         "",
         "",
-        datetime.now(timezone.utc),  # nothing yet
+        now(timezone.utc),  # nothing yet
         ask,
         "pay88",
         advisory_timeout=service.margin,
@@ -84,11 +86,11 @@ def botocore_credentials(service: Service) -> Any:
 def _azure_token(grant: Grant, margin: float, session_ids: dict[str, str]) -> Any:
     from azure.core.credentials import AccessTokenInfo
 
-    now = time.time()
+    seconds = time.time()
     session_ids.clear()
     session_ids[grant.access_token] = grant.session_id
     # refresh_on takes the place of a window of five minutes; azure-core adds up to a minute of jitter to it.
-    expires_on = int(now + grant.expires_in - margin)
+    expires_on = int(seconds + grant.expires_in - margin)
     return AccessTokenInfo(grant.access_token, expires_on, refresh_on=expires_on)
 
 
@@ -196,8 +198,8 @@ def hook_authlib(client: Any, service: Service) -> Any:
     return client
 
 
-def httpx_auth(service: Service) -> Any:
-    """Return an ``auth=`` of httpx-auth."""
+def httpx_auth(service: Service, name: str = "") -> Any:
+    """Return an ``auth=`` of httpx-auth. All of a process that have the same *name* share a token."""
     from httpx_auth import OAuth2ClientCredentials
 
     class Auth(OAuth2ClientCredentials):  # type: ignore[misc]
@@ -210,7 +212,17 @@ def httpx_auth(service: Service) -> Any:
             super()._update_user_request(request, token)
             request.headers["x-session-id"] = self.session_ids[token]
 
-    return Auth(service.token_url, service.merchant_id, service.api_key, early_expiry=service.margin)
+    return Auth(service.token_url, service.merchant_id + name, service.api_key, early_expiry=service.margin)
+
+
+def httpx_auth_reader(service: Service, name: str = "") -> Callable[[], object]:
+    """Return httpx-auth's way to a token."""
+    from httpx_auth import OAuth2
+
+    auth = httpx_auth(service, name)
+    return lambda: OAuth2.token_cache.get_token(
+        auth.state, early_expiry=auth.early_expiry, on_missing_token=auth.request_new_token
+    )
 
 
 def _azure_request(service: Service) -> Any:

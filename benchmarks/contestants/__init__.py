@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ..service import Service
+from benchmarks.service import Service
 
 BARE, CONTROL, STATIC, BY_HAND, OURS = "bare", "bare again", "static headers", "by hand", "pay88-adapters"
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import aiohttp
 
-from .. import stubs
-from ..byhand import AsyncManager
-from ..service import Grant, Service
+from benchmarks import stubs
+from benchmarks.byhand import AsyncManager
+from benchmarks.service import Grant, Service
+
 from . import BARE, BY_HAND, CONTROL, OURS, STATIC, Call, Contestant
 
 
@@ -95,7 +96,7 @@ def _google(service: Service) -> Call:
     from google.auth.aio.transport.aiohttp import Request
     from google.auth.aio.transport.sessions import AsyncAuthorizedSession
 
-    from ..peers import google_credentials
+    from benchmarks.peers import google_credentials
 
     session = AsyncAuthorizedSession(google_credentials(service), auth_request=Request(_session(service)))
     url = service.call_url
@@ -114,7 +115,7 @@ def _azure(service: Service) -> Call:
     from azure.core.pipeline.transport import AioHttpTransport
     from azure.core.rest import HttpRequest
 
-    from ..peers import azure_async_policy
+    from benchmarks.peers import azure_async_policy
 
     transport = AioHttpTransport(session=_session(service), session_owner=False)
     policy = azure_async_policy(service, _asking(service))

@@ -7,9 +7,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from .. import stubs
-from ..byhand import AsyncManager, Manager
-from ..service import Grant, Service
+from benchmarks import stubs
+from benchmarks.byhand import AsyncManager, Manager
+from benchmarks.service import Grant, Service
+
 from . import BARE, BY_HAND, CONTROL, OURS, STATIC, Call, Contestant
 
 
@@ -124,7 +125,7 @@ def _ours(side: _Side, service: Service) -> Call:
 
 
 def _authlib(side: _Side, service: Service) -> Call:
-    from ..peers import authlib_httpx_client, authlib_options, hook_authlib
+    from benchmarks.peers import authlib_httpx_client, authlib_options, hook_authlib
 
     kind = authlib_httpx_client(side.name, side.tasks)
     client = kind(**authlib_options(service), **side.options(service))
@@ -132,7 +133,7 @@ def _authlib(side: _Side, service: Service) -> Call:
 
 
 def _httpx_auth(side: _Side, service: Service) -> Call:
-    from ..peers import httpx_auth
+    from benchmarks.peers import httpx_auth
 
     return side.calling(side.client(service, auth=httpx_auth(service)), service)
 
@@ -153,7 +154,7 @@ def contestant(name: str, library: str, tasks: bool) -> Contestant:
     """Return one row."""
     make, both, survives = _ALL[name]
     if name == "authlib":
-        from ..peers import choose_authlib
+        from benchmarks.peers import choose_authlib
 
         choose_authlib(library)
     return Contestant(name, partial(make, _Side(library, tasks)), both, survives)

@@ -7,9 +7,10 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .. import stubs
-from ..byhand import Manager
-from ..service import Service
+from benchmarks import stubs
+from benchmarks.byhand import Manager
+from benchmarks.service import Service
+
 from . import BARE, BY_HAND, CONTROL, OURS, STATIC, Call, Contestant
 
 
@@ -67,7 +68,7 @@ def _ours(service: Service) -> Call:
 def _google(service: Service) -> Call:
     from google.auth.transport.requests import AuthorizedSession
 
-    from ..peers import google_credentials
+    from benchmarks.peers import google_credentials
 
     return _calling(_prepared(AuthorizedSession(google_credentials(service)), service), service)
 
@@ -75,7 +76,7 @@ def _google(service: Service) -> Call:
 def _authlib(service: Service) -> Call:
     from authlib.integrations.requests_client import OAuth2Session
 
-    from ..peers import authlib_options, hook_authlib
+    from benchmarks.peers import authlib_options, hook_authlib
 
     session = _prepared(OAuth2Session(**authlib_options(service)), service)
     return _calling(hook_authlib(session, service), service)
@@ -86,7 +87,7 @@ def _azure(service: Service) -> Call:
     from azure.core.pipeline.transport import RequestsTransport
     from azure.core.rest import HttpRequest
 
-    from ..peers import azure_policy
+    from benchmarks.peers import azure_policy
 
     session, url = _prepared(requests.Session(), service), service.call_url
     transport = RequestsTransport(session=session, session_owner=False)

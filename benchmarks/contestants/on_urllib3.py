@@ -6,9 +6,10 @@ from typing import Any
 
 import urllib3
 
-from .. import stubs
-from ..byhand import Manager
-from ..service import Service
+from benchmarks import stubs
+from benchmarks.byhand import Manager
+from benchmarks.service import Service
+
 from . import BARE, BY_HAND, CONTROL, OURS, STATIC, Call, Contestant
 
 
@@ -57,13 +58,13 @@ def _ours(service: Service) -> Call:
 def _google(service: Service) -> Call:
     from google.auth.transport.urllib3 import AuthorizedHttp
 
-    from ..peers import google_credentials
+    from benchmarks.peers import google_credentials
 
     return _calling(AuthorizedHttp(google_credentials(service), http=_pool(service)), service)
 
 
 def _botocore(service: Service) -> Call:
-    from ..peers import botocore_credentials
+    from benchmarks.peers import botocore_credentials
 
     pool, credentials, url = _pool(service), botocore_credentials(service), service.call_url
 

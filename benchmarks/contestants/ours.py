@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.service import Service
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
-
-from ..service import Service
 
 
 def manager(service: Service, **options: object) -> TokenManager:

@@ -8,15 +8,16 @@ import time
 from itertools import count
 from typing import Any
 
-from ..contestants import Call, contestant, is_async
-from ..service import Service
+from benchmarks.contestants import Call, contestant, is_async
+from benchmarks.service import Service
+
 from . import on_a_loop
 
 _THREADS = 64
 
 
 def load(stack: str, row: str, rate: float, seconds: float, service: dict[str, Any]) -> dict[str, Any]:
-    """Return the latency of each call in seconds, from the instant at which it was due, and the failures."""
+    """Return when each call was due and when it was answered, on ``time.perf_counter``, and the failures."""
     made, place = contestant(stack, row), Service(**service)
     due_in = [number / rate for number in range(int(rate * seconds))]
     if is_async(stack):
@@ -27,7 +28,7 @@ def load(stack: str, row: str, rate: float, seconds: float, service: dict[str, A
 
 def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
     call()  # the first waits for a token
-    latencies: list[float] = []
+    answered: list[tuple[float, float]] = []
     failed: list[str] = []
     numbers, lock = count(), threading.Lock()
     begin = time.perf_counter() + 0.2
@@ -45,7 +46,7 @@ def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
             except Exception as error:  # noqa: BLE001 - whatever a library raises is how its call ended
                 failed.append(type(error).__name__)
             else:
-                latencies.append(time.perf_counter() - due)
+                answered.append((due, time.perf_counter()))
                 if status != 200:
                     failed.append(str(status))
 
@@ -54,13 +55,13 @@ def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
         thread.start()
     for thread in threads:
         thread.join()
-    return {"latencies": latencies, "failed": failed}
+    return {"answered": answered, "failed": failed}
 
 
 async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
     call = make()
     await call()  # the first waits for a token
-    latencies: list[float] = []
+    answered: list[tuple[float, float]] = []
     failed: list[str] = []
     begin = time.perf_counter() + 0.2
 
@@ -70,7 +71,7 @@ async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever a library raises is how its call ended
             failed.append(type(error).__name__)
         else:
-            latencies.append(time.perf_counter() - due)
+            answered.append((due, time.perf_counter()))
             if status != 200:
                 failed.append(str(status))
 
@@ -79,4 +80,4 @@ async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
         await asyncio.sleep(max(begin + after - time.perf_counter(), 0))
         running.append(asyncio.ensure_future(one(begin + after)))
     await asyncio.gather(*running)
-    return {"latencies": latencies, "failed": failed}
+    return {"answered": answered, "failed": failed}

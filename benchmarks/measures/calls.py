@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..contestants import contestant, is_async
-from ..service import Service
+from benchmarks.contestants import contestant, is_async
+from benchmarks.service import Service
+
 from . import atimed, on_a_loop, timed
 
 _WARM_UP = 50

@@ -6,12 +6,12 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .. import peers, stubs
-from ..byhand import Manager
-from ..service import Grant, Service
+from benchmarks import peers, stubs
+from benchmarks.byhand import Manager
+from benchmarks.service import Grant, Service
 
 ROWS = ("by hand", "pay88-adapters", "google-auth", "botocore", "authlib")
 
@@ -57,7 +57,7 @@ def _maker(row: str) -> Callable[[int], Any]:
         def ask(self) -> Grant:
             return next(grants)
 
-    grants = map(_grant, iter(int, 1))
+    grants: Iterator[Grant] = iter(())
     service = Asked(service.url, service.api_key, service.merchant_id)
 
     def make(number: int) -> Any:
@@ -88,6 +88,7 @@ def _maker(row: str) -> Callable[[int], Any]:
 def _ours() -> Callable[[int], Any]:
     """Every manager asks over one pool that answers from memory."""
     import urllib3
+
     from pay88_adapters import Credentials, TokenManager
     from pay88_adapters.urllib3 import attach
 

@@ -6,14 +6,25 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..byhand import AsyncManager, Floor, Manager
-from ..service import Grant, Service
+from benchmarks.byhand import AsyncManager, Floor, Manager
+from benchmarks.service import Grant, Service
+
 from . import atimed, on_a_loop, timed
 
 FLOOR = "clock + attribute"
 CONTROL = "clock + attribute again"
 ROWS = {
-    "sync": (FLOOR, CONTROL, "by hand", "pay88-adapters", "google-auth", "authlib", "httpx-auth", "botocore", "azure-core"),
+    "sync": (
+        FLOOR,
+        CONTROL,
+        "by hand",
+        "pay88-adapters",
+        "google-auth",
+        "authlib",
+        "httpx-auth",
+        "botocore",
+        "azure-core",
+    ),
     "awaited": (FLOOR, CONTROL, "by hand", "pay88-adapters", "authlib", "azure-core"),
 }
 
@@ -63,15 +74,14 @@ def _reader(row: str, service: Service) -> Callable[[], object]:
     if row == "by hand":
         return Manager(service.ask, service.margin).headers
     if row == "pay88-adapters":
-        from ..contestants.ours import manager
+        from benchmarks.contestants.ours import manager
 
         return manager(service).get_token
-    from .. import peers
+    from benchmarks import peers
 
     if row == "google-auth":
         google, headers = peers.google_credentials(service), dict[str, str]()
-        request = peers.GoogleRequest()
-        return lambda: google.before_request(request, "POST", service.call_url, headers)
+        return lambda: google.before_request(None, "POST", service.call_url, headers)
     if row == "authlib":
         from authlib.integrations.requests_client import OAuth2Session
 
@@ -79,15 +89,7 @@ def _reader(row: str, service: Service) -> Callable[[], object]:
         ensure: Callable[[], object] = session.ensure_active_token
         return ensure
     if row == "httpx-auth":
-        auth = peers.httpx_auth(service)
-        from httpx_auth import OAuth2
-
-        def get() -> object:
-            return OAuth2.token_cache.get_token(
-                auth.state, early_expiry=auth.early_expiry, on_missing_token=auth.request_new_token
-            )
-
-        return get
+        return peers.httpx_auth_reader(service)
     if row == "botocore":
         frozen: Callable[[], object] = peers.botocore_credentials(service).get_frozen_credentials
         return frozen
@@ -103,10 +105,10 @@ def _areader(row: str, service: Service) -> Callable[[], Awaitable[object]]:
     if row == "by hand":
         return AsyncManager(ask, service.margin).headers
     if row == "pay88-adapters":
-        from ..contestants.ours import manager
+        from benchmarks.contestants.ours import manager
 
         return manager(service).aget_token
-    from .. import peers
+    from benchmarks import peers
 
     if row == "authlib":
         kind = peers.authlib_httpx_client("httpx2", tasks=True)

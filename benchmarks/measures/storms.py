@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from pay88_adapters.testing import Emulator, Latency
+from benchmarks.contestants import Call, contestant, is_async
+from benchmarks.service import Service
+from pay88_adapters.testing import Emulator, Hold, Latency
 
-from ..contestants import Call, contestant, is_async
-from ..service import Service
 from . import on_a_loop
 
 _LATENCY = 0.2  # seconds that the token endpoint takes
@@ -23,32 +23,27 @@ def storm(stack: str, row: str, callers: int, refused: bool) -> dict[str, Any]:
         emulator.faults.add(Latency(_LATENCY), on="token", times=None)
         service = Service(emulator.url, emulator.api_key, emulator.merchant_id)
         made = contestant(stack, row)
-        asked = 0
+        before = 0
+        hold = Hold()
 
-        def refuse() -> None:
+        def referee() -> None:
             """Let all calls arrive with the token there is, and refuse it."""
-            nonlocal asked
-            asked = emulator.journal.token_requests
             hold.wait_for(callers, timeout=120)
             emulator.service.refuse_current_tokens()
             hold.release()
 
-        referee = threading.Thread(target=refuse)
-
         def begin() -> None:
-            nonlocal hold
+            nonlocal before, hold
             if refused:
+                before = emulator.journal.token_requests
                 hold = emulator.hold()
-                referee.start()
+                threading.Thread(target=referee).start()
 
-        hold: Any = None
         if is_async(stack):
             ended = on_a_loop(lambda: _tasks(lambda: made.make(service), callers, refused, begin))
         else:
             ended = _threads(made.make(service), callers, refused, begin)
-        if refused:
-            referee.join()
-        return {"token requests": emulator.journal.token_requests - asked, "ended": dict(ended)}
+        return {"token requests": emulator.journal.token_requests - before, "ended": dict(ended)}
 
 
 def _threads(call: Call, callers: int, warm: bool, begin: Callable[[], None]) -> Counter[str]:

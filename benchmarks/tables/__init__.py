@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..report import Options, Table
+from benchmarks.report import Options, Table
+
 from . import boundary, cached, fleet, imports, loopback, managers, reads, storms
 
 TABLES: dict[str, Callable[[Options], list[Table]]] = {

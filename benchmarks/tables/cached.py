@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import harness
-from ..contestants import BARE, rows
-from ..report import Cell, Options, Table
+from benchmarks import harness
+from benchmarks.contestants import BARE, rows
+from benchmarks.report import Cell, Options, Table
 
 _NO_VALGRIND = "valgrind is not installed: no instructions were counted."
 
@@ -23,7 +23,10 @@ def run(options: Options) -> list[Table]:
         if harness.valgrind():
             counted = harness.instructions(jobs, "calls", 50, 250 if options.quick else 1_050, options.tell)
         results = harness.interleaved([(key, {**spec, "calls": calls}) for key, spec in jobs], rounds, options.tell)
-    return [_table(stack, counted, {key: harness.medians(each) for key, each in results.items()}) for stack in options.stacks]
+    return [
+        _table(stack, counted, {key: harness.medians(each) for key, each in results.items()})
+        for stack in options.stacks
+    ]
 
 
 def _table(stack: str, counted: dict[str, float], timed: dict[str, harness.Figures]) -> Table:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .. import harness
-from ..report import Options, Table
+from benchmarks import harness
+from benchmarks.report import Options, Table
 
 _LIMITS = "limits"
 _ROWS = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import harness
-from ..contestants import STATIC, contestants_marks, rows
-from ..report import Options, Table
+from benchmarks import harness
+from benchmarks.contestants import STATIC, contestants_marks, rows
+from benchmarks.report import Options, Table
 
 
 def run(options: Options) -> list[Table]:

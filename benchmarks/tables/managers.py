@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import harness
-from ..measures.managers import ROWS
-from ..report import Options, Table
+from benchmarks import harness
+from benchmarks.measures.managers import ROWS
+from benchmarks.report import Options, Table
 
 
 def run(options: Options) -> list[Table]:

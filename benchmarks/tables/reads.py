@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from .. import harness
-from ..measures.reads import FLOOR, ROWS
-from ..report import Cell, Options, Table
+from benchmarks import harness
+from benchmarks.measures.reads import FLOOR, ROWS
+from benchmarks.report import Cell, Options, Table
 
 
 def run(options: Options) -> list[Table]:
     """Measure one thread, eight threads that share a manager, and a task."""
-    rounds, times = (5, 20_000) if options.quick else (25, 100_000)
+    rounds, times = (3, 20_000) if options.quick else (25, 100_000)
     with harness.emulator() as emulator:
         service = harness.service(emulator)
         return [
             _table("one thread", "sync", {"measure": "reads:read", "threads": 1}, rounds, times, service, options),
-            _table("eight threads", "sync", {"measure": "reads:read", "threads": 8}, rounds, times // 8, service, options),
+            _table(
+                "eight threads", "sync", {"measure": "reads:read", "threads": 8}, rounds, times // 8, service, options
+            ),
             _table("awaited", "awaited", {"measure": "reads:aread"}, rounds, times, service, options),
         ]
 

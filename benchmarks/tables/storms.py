@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import harness
-from ..contestants import BARE, CONTROL, STATIC, is_async, rows
-from ..report import Cell, Options, Table
+from benchmarks import harness
+from benchmarks.contestants import BARE, CONTROL, STATIC, is_async, rows
+from benchmarks.report import Cell, Options, Table
 
 
 def run(options: Options) -> list[Table]:
@@ -28,7 +28,9 @@ def run(options: Options) -> list[Table]:
             cells: list[Cell] = [row]
             for refused in (False, True):
                 options.tell(f"{stack} {row}")
-                cells += _counts({"measure": "storms:storm", "stack": stack, "row": row, "callers": callers, "refused": refused})
+                cells += _counts(
+                    {"measure": "storms:storm", "stack": stack, "row": row, "callers": callers, "refused": refused}
+                )
             table.rows.append(cells)
         tables.append(table)
     return tables
