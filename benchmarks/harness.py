@@ -113,6 +113,16 @@ def instructions(
     return {key: (counted[key, more] - counted[key, fewer]) / (more - fewer) for key, _ in jobs}
 
 
+def allow_many_sockets() -> None:
+    """Let this process, and those that it starts, open as many as it may at all."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # where there is no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 @contextmanager
 def emulator(*, lifetime: float = 60.0) -> Any:
     """Run 88Pay, without its limits: many measurements share it."""

@@ -1,4 +1,4 @@
-"""Many callers at once: nobody has a token, or everybody's token is refused. The emulator runs beside them."""
+"""Many callers at once: nobody has a token, or everybody's token is refused."""
 
 from __future__ import annotations
 
@@ -10,46 +10,22 @@ from typing import Any
 
 from benchmarks.contestants import Call, contestant, is_async
 from benchmarks.service import Service
-from pay88_adapters.testing import Emulator, Hold, Latency
 
 from . import on_a_loop
 
-_LATENCY = 0.2  # seconds that the token endpoint takes
+
+def storm(stack: str, row: str, callers: int, warm: bool, service: dict[str, Any]) -> dict[str, int]:
+    """Make *callers* calls at once, after one alone if *warm*; return how many ended in which way."""
+    made, place = contestant(stack, row), Service(**service)
+    if is_async(stack):
+        ended: Counter[str] = on_a_loop(lambda: _tasks(lambda: made.make(place), callers, warm))
+        return dict(ended)
+    return dict(_threads(made.make(place), callers, warm))
 
 
-def storm(stack: str, row: str, callers: int, refused: bool) -> dict[str, Any]:
-    """Return how many token requests the server saw, and how the calls ended."""
-    with Emulator(token_limits=(), call_limits=()) as emulator:
-        emulator.faults.add(Latency(_LATENCY), on="token", times=None)
-        service = Service(emulator.url, emulator.api_key, emulator.merchant_id)
-        made = contestant(stack, row)
-        before = 0
-        hold = Hold()
-
-        def referee() -> None:
-            """Let all calls arrive with the token there is, and refuse it."""
-            hold.wait_for(callers, timeout=120)
-            emulator.service.refuse_current_tokens()
-            hold.release()
-
-        def begin() -> None:
-            nonlocal before, hold
-            if refused:
-                before = emulator.journal.token_requests
-                hold = emulator.hold()
-                threading.Thread(target=referee).start()
-
-        if is_async(stack):
-            ended = on_a_loop(lambda: _tasks(lambda: made.make(service), callers, refused, begin))
-        else:
-            ended = _threads(made.make(service), callers, refused, begin)
-        return {"token requests": emulator.journal.token_requests - before, "ended": dict(ended)}
-
-
-def _threads(call: Call, callers: int, warm: bool, begin: Callable[[], None]) -> Counter[str]:
+def _threads(call: Call, callers: int, warm: bool) -> Counter[str]:
     if warm:
         call()
-    begin()
     ended: list[str] = []
     together = threading.Barrier(callers)
 
@@ -69,10 +45,9 @@ def _threads(call: Call, callers: int, warm: bool, begin: Callable[[], None]) ->
     return Counter(ended)
 
 
-async def _tasks(make: Callable[[], Call], callers: int, warm: bool, begin: Callable[[], None]) -> Counter[str]:
+async def _tasks(make: Callable[[], Call], callers: int, warm: bool) -> Counter[str]:
     call = make()
     if warm:
         await call()
-    begin()
     results = await asyncio.gather(*(call() for _ in range(callers)), return_exceptions=True)
     return Counter(type(each).__name__ if isinstance(each, BaseException) else str(each) for each in results)
