@@ -6,6 +6,7 @@ Whatever is asked is answered with a token. Calls do not look at it, and whoever
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 from typing import Any
@@ -22,6 +23,19 @@ def pool_classes() -> dict[str, Any]:
     import urllib3
     from urllib3.connection import HTTPConnection
 
+    class Read:
+        """What a response is read from gives its connection back once it is closed."""
+
+        msg = http.client.HTTPMessage()
+
+        def isclosed(self) -> bool:
+            return True
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    original: Any = Read()
+
     class Connection(HTTPConnection):
         def connect(self) -> None:
             """Nothing to connect to."""
@@ -31,10 +45,10 @@ def pool_classes() -> dict[str, Any]:
             return True
 
         def request(self, method: str, url: str, *args: Any, **options: Any) -> None:
-            self._asked = method, url
+            self._asked = method, url, options["preload_content"], options["decode_content"]
 
         def getresponse(self) -> Any:
-            method, url = self._asked
+            method, url, preload_content, decode_content = self._asked
             return urllib3.HTTPResponse(
                 body=io.BytesIO(BODY),
                 headers=urllib3.HTTPHeaderDict(FIELDS),
@@ -42,8 +56,9 @@ def pool_classes() -> dict[str, Any]:
                 version=11,
                 version_string="HTTP/1.1",
                 reason="OK",
-                preload_content=False,
-                decode_content=False,
+                preload_content=preload_content,
+                decode_content=decode_content,
+                original_response=original,
                 request_method=method,
                 request_url=url,
             )

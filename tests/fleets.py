@@ -120,7 +120,7 @@ class Worker:
 
     def _plan(self) -> None:
         # The calls until then find the token without asking: they would change nothing.
-        _, until = self.state._published
+        _, until = self.state.published
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)
 

@@ -280,7 +280,7 @@ def await_threads(known: set[threading.Thread]) -> None:
 def fetch(manager: TokenManager, call: Call) -> Token:
     """Make a call; return once what it fetched is in the store."""
     threads = set(threading.enumerate())
-    token: Token = manager.call(call)
+    token: Token = manager.threads.call(call)
     await_threads(threads)
     return token
 
@@ -334,14 +334,14 @@ def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str,
 
     async def main() -> None:
         call = AsyncCall()
-        task = asyncio.ensure_future(one.acall(call))
+        task = asyncio.ensure_future(one.tasks.call(call))
         await call.asked.wait()
         del task
 
     asyncio.run(main())
     await_threads(threads)
     with at_once(clock):
-        assert isinstance(other.call(Call()), Token)
+        assert isinstance(other.threads.call(Call()), Token)
 
 
 def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> No
     threads = set(threading.enumerate())
 
     async def main() -> None:
-        task = asyncio.ensure_future(one.acall(AsyncCall()))
+        task = asyncio.ensure_future(one.tasks.call(AsyncCall()))
         while set(threading.enumerate()) == threads:  # noqa: ASYNC110 - nothing tells of a thread
             await asyncio.sleep(0)
         del task
@@ -364,7 +364,7 @@ def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> No
         db.execute("ROLLBACK")
     await_threads(threads)
     with at_once(clock):
-        assert isinstance(other.call(Call()), Token)
+        assert isinstance(other.threads.call(Call()), Token)
 
 
 @STORES
@@ -384,11 +384,11 @@ def test_rule_17_a_fetch_that_dies_gives_its_lease_back(kind: str, tmp_path: Pat
     clock.advance(61)
     endpoint.always = burst
     with pytest.raises(TokenEndpointUnavailable):
-        one.call(Call(endpoint))
+        one.threads.call(Call(endpoint))
     await_threads(threads)
     clock.advance(2)  # should they have heard of an outage
     with at_once(clock):
-        assert isinstance(other.call(Call()), Token)
+        assert isinstance(other.threads.call(Call()), Token)
 
 
 def _bursts() -> TokenReply:
@@ -413,16 +413,16 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
     endpoint.always = reply
     try:
         with suppress(Pay88Error):
-            one.call(Call(endpoint))
+            one.threads.call(Call(endpoint))
         assert blocked.wait(10)
         await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
         clock.advance(2)  # should they have heard of an outage
         with at_once(clock):
             if reply and reply is not _bursts:
                 with pytest.raises(CredentialsRejected):
-                    other.call(Call())
+                    other.threads.call(Call())
             else:
-                assert isinstance(other.call(Call()), Token)
+                assert isinstance(other.threads.call(Call()), Token)
     finally:
         go_on.set()
         await_threads(threads)
@@ -451,10 +451,10 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
 
     async def main() -> None:
         call = AsyncCall()
-        task = asyncio.ensure_future(one.acall(call))
+        task = asyncio.ensure_future(one.tasks.call(call))
         await call.asked.wait()
         with at_once(clock):
-            assert isinstance(other.call(Call()), Token)
+            assert isinstance(other.threads.call(Call()), Token)
         call.answered.set()
         assert isinstance(await task, Token)
 

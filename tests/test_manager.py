@@ -290,7 +290,7 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     with state.deciding() as (machine, now):
         ticket = machine.decide(now, seen=0, deadline=now + 1).ticket
     carrier = NeverAnswers()
-    fetch = manager._tasks._fetch(carrier, ticket, carrier)
+    fetch = manager.tasks._fetch(carrier, ticket, carrier)
     fetch.send(None)
     collector = threading.Thread(target=fetch.close)
     with state._lock:

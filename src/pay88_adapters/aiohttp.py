@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, TypeVar
 
 try:
@@ -13,12 +14,13 @@ except ModuleNotFoundError as exc:
 from aiohttp.client import IDEMPOTENT_METHODS
 from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict, istr
 
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
 from .retry import Broken
-from .token import MANAGED_FIELDS, Token
+from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
 __all__ = ["Pay88Middleware", "attach"]
@@ -26,6 +28,8 @@ __all__ = ["Pay88Middleware", "attach"]
 S = TypeVar("S", bound=aiohttp.ClientSession)
 
 _flavours = Flavours(aiohttp.ClientError, globals())
+
+_AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -49,19 +53,28 @@ class Pay88Middleware:
         self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
-        url = request.url
-        authorization = request.headers.get("Authorization")
+        url, headers = request.url, request.headers
+        before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
+        authorization = headers.get(_AUTHORIZATION) if before else None
         manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
         if manager is None:
             return await handler(request)
-        self._raise_again(request)
+        if self._given_up:
+            self._raise_again(request)
         try:
-            return await manager.acall(_Call(request, handler))
+            response: aiohttp.ClientResponse = await manager.tasks.call(_Call(request, handler))
+            return response
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             self._give_up(request, error)
             raise
+        finally:
+            # They are on the wire by now, and the response's request_info shows these very headers.
+            headers.popall(_AUTHORIZATION, None)
+            headers.popall(_SESSION_ID, None)
+            if before:
+                headers.extend(before)
 
     def _give_up(self, request: aiohttp.ClientRequest, error: Exception) -> None:
         if request.method not in IDEMPOTENT_METHODS:  # aiohttp sends no other again
@@ -109,25 +122,23 @@ class _Call:
     patience = None  # the caller's own timeout cancels the call
     total = None
     retry = None
+    status = staticmethod(attrgetter("status"))
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
-        self.method, self.path = request.method, request.url.path
 
-    async def send(self, token: Token) -> aiohttp.ClientResponse:
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def path(self) -> str:
+        return self._request.url.path
+
+    def send(self, token: Token) -> Awaitable[aiohttp.ClientResponse]:
         headers = self._request.headers
-        before = [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
-        headers.update(token.attached)
-        try:
-            return await self._handler(self._request)
-        finally:
-            # They are on the wire by now, and the response's request_info shows these very headers.
-            for name in token.attached:
-                headers.popall(name, None)
-            headers.extend(before)
-
-    def status(self, response: aiohttp.ClientResponse) -> int:
-        return response.status
+        headers[_AUTHORIZATION], headers[_SESSION_ID] = token.attached.values()
+        return self._handler(self._request)
 
     def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
         return response.headers
@@ -224,6 +235,10 @@ async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connect
         if len(body) > MAX_BODY:
             response.close()
         return TokenReply(response.status, response.headers, body)
+
+
+def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
 
 
 def _parts(body: Any) -> Iterable[Any]:

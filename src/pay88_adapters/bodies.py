@@ -36,6 +36,15 @@ class Bookmark:
             self._body.seek(self.position)
 
 
+_WHOLE = Bookmark(b"")
+_PLAIN = (type(None), bytes, str)
+
+
+def bookmark(body: Any) -> Bookmark:
+    """Return the bookmark of *body*, which has not been sent yet."""
+    return _WHOLE if type(body) in _PLAIN else Bookmark(body)
+
+
 def _position(file: Any) -> int | None:
     try:
         if hasattr(file, "seekable") and not file.seekable():

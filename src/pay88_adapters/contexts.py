@@ -19,12 +19,12 @@ class _Choice:
     manager: TokenManager | None
 
 
-_choices: ContextVar[tuple[_Choice, ...]] = ContextVar("pay88_managers", default=())  # those still open, innermost last
+CHOICES: ContextVar[tuple[_Choice, ...]] = ContextVar("pay88_managers", default=())  # those still open, innermost last
 
 
 def chosen(own: M) -> TokenManager | M | None:
     """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
-    choices = _choices.get()
+    choices = CHOICES.get()
     return choices[-1].manager if choices else own
 
 
@@ -32,12 +32,12 @@ def chosen(own: M) -> TokenManager | M | None:
 def choose(manager: TokenManager | None) -> Generator[None, None, None]:
     """Let the calls of this context use *manager*, or none."""
     mine = _Choice(manager)
-    _choices.set((*_choices.get(), mine))
+    CHOICES.set((*CHOICES.get(), mine))
     try:
         yield
     finally:
         # No reset(): generators that share a context end in any order, or in another context.
-        _choices.set(tuple(each for each in _choices.get() if each is not mine))
+        CHOICES.set(tuple(each for each in CHOICES.get() if each is not mine))
 
 
 @contextmanager

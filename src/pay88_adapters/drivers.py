@@ -19,6 +19,7 @@ from .retry import Broken
 from .runtimes import AsyncRuntime, ThreadGate, current_runtime
 from .secret import forget_locals
 from .sequences import (
+    REFUSED,
     Acquisition,
     AskCredentials,
     Consult,
@@ -34,7 +35,6 @@ from .sequences import (
     exchange,
     fetch,
     paced,
-    settled,
 )
 from .state import CredentialsSource, SharedState
 from .token import Token
@@ -43,6 +43,7 @@ from .wire import TokenReply, TokenRequest, network_failure
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
+_lost: WeakSet[object] = WeakSet()  # senders whose client was closed
 
 
 class CarrierLost(Exception):
@@ -98,7 +99,7 @@ class Call(Managed[R], Sender, Breakable, Protocol[R]):
 class AsyncCall(Managed[R], AsyncSender, Breakable, Protocol[R]):
     """One API call of an async stack."""
 
-    async def send(self, token: Token) -> R:
+    def send(self, token: Token) -> Awaitable[R]:
         """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
         ...
 
@@ -116,30 +117,29 @@ class ThreadDriver:
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
-        self._lost: WeakSet[object] = WeakSet()  # senders
 
     def call(self, call: Call[R]) -> R:
-        """Make a managed call."""
+        """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
         state = self._state
-        token, now = state.ready()
-        if token is None:
+        now = state.now()
+        token, until = state.published
+        if token is None or now >= until or state.guards is not None:
             return self._carry_out(self._exchange(call, now), call)
         # Nearly every call ends here; only for the others there is anything to decide.
-        answer: Any = None
-        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
         try:
             response = call.send(token)
-        except BaseException as exc:
-            forget_locals(exc, but=handled)
-            sequence = self._exchange(call, now, token)
-            if not _goes_on(sequence, call, exc, handled):
-                sequence.close()
-                raise
+        except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
+            failed = exc
         else:
-            if settled(state, call.status(response)):
+            if call.status(response) < REFUSED and not state.unproven:
                 return response
-            sequence, answer = self._exchange(call, now, token), response
-        return self._carry_out(sequence, call, answer)
+            return self._carry_out(self._exchange(call, now, token), call, response)
+        try:
+            sequence = self._exchange(call, now, token)
+            _after_failure(sequence, call, failed)
+            return self._carry_out(sequence, call)
+        finally:
+            del failed
 
     def _exchange(self, call: Call[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
         def acquired() -> Acquisition:
@@ -223,7 +223,7 @@ class ThreadDriver:
 
     def start(self, effect: Start, sender: Sender) -> None:
         """Start a fetch, in this thread if it is needed and no other can be had."""
-        _check_carrier(self._state, effect.ticket, sender, self._lost)
+        _check_carrier(self._state, effect.ticket, sender)
         thread = threading.Thread(
             target=self._fetch, args=(effect.ticket, sender), name="pay88-token-fetch", daemon=True
         )
@@ -240,7 +240,7 @@ class ThreadDriver:
             self._run(fetch(self._state, ticket), sender)
         except BaseException as exc:
             if isinstance(exc, CarrierLost):
-                self._lost.add(sender)
+                _lost.add(sender)
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):
                 raise
@@ -266,30 +266,29 @@ class TaskDriver:
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
-        self._lost: WeakSet[object] = WeakSet()  # senders
 
     async def call(self, call: AsyncCall[R]) -> R:
-        """Make a managed call."""
+        """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
         state = self._state
-        token, now = state.ready()
-        if token is None:
+        now = state.now()
+        token, until = state.published
+        if token is None or now >= until or state.guards is not None:
             return await self._carry_out(self._exchange(call, now), call)
         # Nearly every call ends here; only for the others there is anything to decide.
-        answer: Any = None
-        handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
         try:
             response = await call.send(token)
-        except BaseException as exc:
-            forget_locals(exc, but=handled)
-            sequence = self._exchange(call, now, token)
-            if not _goes_on(sequence, call, exc, handled):
-                sequence.close()
-                raise
+        except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
+            failed = exc
         else:
-            if settled(state, call.status(response)):
+            if call.status(response) < REFUSED and not state.unproven:
                 return response
-            sequence, answer = self._exchange(call, now, token), response
-        return await self._carry_out(sequence, call, answer)
+            return await self._carry_out(self._exchange(call, now, token), call, response)
+        try:
+            sequence = self._exchange(call, now, token)
+            _after_failure(sequence, call, failed)
+            return await self._carry_out(sequence, call)
+        finally:
+            del failed
 
     def _exchange(self, call: AsyncCall[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
         def acquired() -> Acquisition:
@@ -351,7 +350,7 @@ class TaskDriver:
         return None
 
     def _spawn(self, ticket: int, sender: AsyncSender) -> None:
-        _check_carrier(self._state, ticket, sender, self._lost)
+        _check_carrier(self._state, ticket, sender)
         runtime = current_runtime()
 
         async def job() -> None:
@@ -386,7 +385,7 @@ class TaskDriver:
             raise
         except BaseException as exc:
             if isinstance(exc, CarrierLost):
-                self._lost.add(sender)
+                _lost.add(sender)
             _abandon(self._state, ticket, exc)
             if not isinstance(exc, Exception):
                 raise
@@ -430,6 +429,20 @@ def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handl
     return verdict.again
 
 
+def _after_failure(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> None:
+    """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
+    handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    context = exc.__context__
+    try:
+        forget_locals(exc, but=handled)
+        if not _goes_on(sequence, call, exc, handled):
+            sequence.close()
+            raise exc
+    finally:
+        exc.__context__ = context  # where raise has put what is being handled here
+        del exc
+
+
 def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
     failure = network_failure(exc)
     news: list[Event] = []
@@ -440,9 +453,9 @@ def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
     state.notify(news)
 
 
-def _check_carrier(state: SharedState, ticket: int, sender: object, lost: WeakSet[object]) -> None:
+def _check_carrier(state: SharedState, ticket: int, sender: object) -> None:
     """Fail a call that would lead again with a client that is known to be closed: it would only be in the way."""
-    if sender in lost:
+    if sender in _lost:
         exc = CarrierLost("the client was closed")
         _abandon(state, ticket, exc)
         raise network_failure(exc).error(None)

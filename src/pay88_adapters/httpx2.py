@@ -63,6 +63,6 @@ def attach(client: C, manager: TokenManager) -> C:
     return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
 
 
-def standalone_sender() -> Sender:
+def standalone_sender(manager: TokenManager) -> Sender:
     """Return a sender with a transport of its own."""
-    return family.standalone_sender(_library)
+    return family.standalone_sender(Pay88Transport(manager), manager)

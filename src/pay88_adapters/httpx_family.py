@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 import anyio  # both libraries stand on it
 
-from .bodies import Bookmark
+from .bodies import Bookmark, bookmark
 from .drivers import CarrierLost, Sender
 from .errors import ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import TokenManager
 from .retry import Broken
-from .token import Token
+from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
 C = TypeVar("C")
+
+_FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
+_MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
 
 
 class Library:
@@ -34,13 +37,143 @@ class Library:
         self.network_errors = (module.HTTPError, module.StreamError, OSError)
         self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
         self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
+        self._appends = _can_append(module.Headers)
         hide_secrets_in_logs()
 
-    def managing(self, request: Any, manager: TokenManager) -> TokenManager | None:
-        """Return the manager for *request* of a client with *manager*; ``None`` leaves it alone."""
-        url = request.url
-        authorization = request.headers.get("authorization")
-        return manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+    def has_managed_field(self, headers: Any) -> bool:
+        """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
+        if not self._appends:
+            return True
+        for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
+            if name in _MANAGED_FIELDS:
+                return True
+        return False
+
+    def with_token(self, request: Any, token: Token, *, replaces: bool) -> Any:
+        """Return a copy of *request* with *token*: the caller's own object would print the session id."""
+        headers = self.module.Headers(request.headers)
+        if replaces:
+            for name, value in token.attached.items():
+                headers[name] = value
+        else:
+            headers._list += _entries(token)
+        copy: Any = object.__new__(
+            type(request)
+        )  # what its constructor would make of the same, at a third of the price
+        copy.__dict__ = {**request.__dict__, "headers": headers}
+        return copy
+
+
+def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
+    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
+
+
+def _can_append(kind: type[Any]) -> bool:
+    """Whether :class:`Headers` is inside what all versions have been: then two fields cost a tenth."""
+    name, value = "x-field", "value"
+    headers, appended = kind({"Host": "h"}), kind({"Host": "h"})
+    headers[name] = value
+    try:
+        appended._list.append((name.encode(), name.encode(), value.encode()))
+    except (AttributeError, TypeError):
+        return False
+    return bool(vars(appended) == vars(headers) and appended.raw == headers.raw)
+
+
+class _Call:
+    """One call, and the token requests it may lead to."""
+
+    patience = None
+    total = None
+    retry = None
+    status = staticmethod(attrgetter("status_code"))
+
+    def __init__(self, transport: _Transport, manager: TokenManager, request: Any, replaces: bool) -> None:
+        self.manager = manager
+        self._transport, self._request, self._replaces = transport, request, replaces
+        self._closings = transport.closings
+        self._bookmarks = _bookmarks(transport.library, request.stream)
+
+    @property
+    def network_errors(self) -> tuple[type[Exception], ...]:
+        return self._transport.library.network_errors
+
+    @property
+    def method(self) -> str:
+        method: str = self._request.method
+        return method
+
+    @property
+    def path(self) -> str:
+        path: str = self._request.url.path
+        return path
+
+    def headers(self, response: Any) -> Any:
+        return response.headers
+
+    def broken(self, exc: Exception) -> Broken | None:
+        library = self._transport.library
+        # A pool without a free connection says nothing of the service.
+        if not isinstance(exc, library.broken) or isinstance(exc, library.module.PoolTimeout):
+            return None
+        return Broken(never_sent=isinstance(exc, library.never_sent))
+
+    def token_used(self, response: Any, token: Token) -> Token:
+        return token
+
+    def replayable(self) -> bool:
+        return self._bookmarks is not None and all(each.replayable for each in self._bookmarks)
+
+    def _with(self, token: Token) -> Any:
+        transport = self._transport
+        if transport.closings != self._closings:  # httpx would open a connection that nobody closes
+            raise transport.library.module.TransportError(
+                "the client was closed while this call waited for a token; it was not sent"
+            )
+        if self._bookmarks:
+            for each in self._bookmarks:
+                each.rewind()
+        return transport.library.with_token(self._request, token, replaces=self._replaces)
+
+    def _token_request(self, request: TokenRequest) -> Any:
+        transport = self._transport
+        if transport.closings != self._closings:
+            raise CarrierLost
+        extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
+        if "sni_hostname" in self._request.extensions:
+            extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
+        return transport.library.module.Request(
+            request.method, request.url, headers=request.headers, extensions=extensions
+        )
+
+
+class _SyncCall(_Call):
+    def send(self, token: Token) -> Any:
+        return self._transport.wrapped.handle_request(self._with(token))
+
+    def discard(self, response: Any) -> None:
+        with closing(response), suppress(*self.network_errors):
+            _read(response, MAX_DRAINED)
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        with closing(self._transport.wrapped.handle_request(self._token_request(request))) as response:
+            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
+
+
+class _AsyncCall(_Call):
+    def send(self, token: Token) -> Any:  # to be awaited
+        return self._transport.wrapped.handle_async_request(self._with(token))
+
+    async def discard(self, response: Any) -> None:
+        async with aclosing(response):
+            with suppress(*self.network_errors):
+                await _aread(response, MAX_DRAINED)
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        async with aclosing(
+            await self._transport.wrapped.handle_async_request(self._token_request(request))
+        ) as response:
+            return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
 
 
 class _Transport:
@@ -53,36 +186,42 @@ class _Transport:
     """
 
     library: ClassVar[Library]
+    _call: ClassVar[type[_Call]]
     default: ClassVar[str]
     """The name of the library's own transport."""
 
     def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: Any = None) -> None:
         self.wrapped = getattr(self.library.module, self.default)() if transport is None else transport
-        self._manager, self._timeout = manager, timeout
-        self._closings = 0
+        self.timeout = timeout
+        self.closings = 0
+        self._manager = manager
 
-    def _watch(self) -> Callable[[], bool]:
-        """Return what tells whether the transport was closed since now. One that is used again is open again."""
-        before = self._closings
-        return lambda: self._closings != before
+    def _begin(self, request: Any) -> Any:
+        """Return the managed call that *request* is; ``None`` leaves it alone."""
+        url = request.url
+        replaces = self.library.has_managed_field(request.headers)
+        authorization = request.headers.get("authorization") if replaces else None
+        manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+        return None if manager is None else self._call(self, manager, request, replaces)
 
 
 class SyncTransport(_Transport):
     """For ``Client``."""
 
     default = "HTTPTransport"
+    _call = _SyncCall
 
     def handle_request(self, request: Any) -> Any:
-        manager = self.library.managing(request, self._manager)
-        if manager is None:
+        call = self._begin(request)
+        if call is None:
             return self.wrapped.handle_request(request)
         try:
-            return manager.call(_SyncCall(self.library, self.wrapped, request, self._timeout, self._watch()))
+            return call.manager.threads.call(call)
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
 
     def close(self) -> None:
-        self._closings += 1
+        self.closings += 1
         self.wrapped.close()
 
     def __enter__(self) -> Any:
@@ -90,7 +229,7 @@ class SyncTransport(_Transport):
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._closings += 1
+        self.closings += 1
         self.wrapped.__exit__(*exc)
 
 
@@ -98,18 +237,19 @@ class AsyncTransport(_Transport):
     """For ``AsyncClient``, on asyncio and trio."""
 
     default = "AsyncHTTPTransport"
+    _call = _AsyncCall
 
     async def handle_async_request(self, request: Any) -> Any:
-        manager = self.library.managing(request, self._manager)
-        if manager is None:
+        call = self._begin(request)
+        if call is None:
             return await self.wrapped.handle_async_request(request)
         try:
-            return await manager.acall(_AsyncCall(self.library, self.wrapped, request, self._timeout, self._watch()))
+            return await call.manager.tasks.call(call)
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
 
     async def aclose(self) -> None:
-        self._closings += 1
+        self.closings += 1
         await self.wrapped.aclose()
 
     async def __aenter__(self) -> Any:
@@ -117,7 +257,7 @@ class AsyncTransport(_Transport):
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        self._closings += 1
+        self.closings += 1
         await self.wrapped.__aexit__(*exc)
 
 
@@ -140,107 +280,9 @@ def attach(client: C, manager: TokenManager, sync: type[SyncTransport], tasks: t
     return client
 
 
-def standalone_sender(library: Library) -> Sender:
-    """Return a sender with a transport of its own."""
-    hx = library.module
-    return _SyncCall(library, hx.HTTPTransport(), hx.Request("POST", "/"), None)
-
-
-class _Call:
-    """One call, and the token requests it may lead to."""
-
-    patience = None
-    total = None
-    retry = None
-
-    def __init__(
-        self,
-        library: Library,
-        transport: Any,
-        request: Any,
-        timeout: Any,
-        was_closed: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._library, self._transport, self._request, self._timeout = library, transport, request, timeout
-        self._was_closed = was_closed
-        self.method, self.network_errors = request.method, library.network_errors
-        self._bookmarks = _bookmarks(library, request.stream)
-
-    @property
-    def path(self) -> str:
-        path: str = self._request.url.path
-        return path
-
-    def status(self, response: Any) -> int:
-        status: int = response.status_code
-        return status
-
-    def headers(self, response: Any) -> Any:
-        return response.headers
-
-    def broken(self, exc: Exception) -> Broken | None:
-        # A pool without a free connection says nothing of the service.
-        if not isinstance(exc, self._library.broken) or isinstance(exc, self._library.module.PoolTimeout):
-            return None
-        return Broken(never_sent=isinstance(exc, self._library.never_sent))
-
-    def token_used(self, response: Any, token: Token) -> Token:
-        return token
-
-    def replayable(self) -> bool:
-        return self._bookmarks is not None and all(each.replayable for each in self._bookmarks)
-
-    def _with(self, token: Token) -> Any:
-        # httpx would open a connection that nobody closes.
-        if self._was_closed():
-            raise self._library.module.TransportError(
-                "the client was closed while this call waited for a token; it was not sent"
-            )
-        request = self._request
-        for bookmark in self._bookmarks or ():
-            bookmark.rewind()
-        # A copy: the caller's own object would print the session id.
-        headers = request.headers.copy()
-        for name, value in token.attached.items():  # update() would make another copy
-            headers[name] = value
-        return self._library.module.Request(
-            request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
-        )
-
-    def _token_request(self, request: TokenRequest) -> Any:
-        if self._was_closed():
-            raise CarrierLost
-        extensions: dict[str, Any] = {"timeout": _bounded(self._library, self._timeout, request.timeout)}
-        if "sni_hostname" in self._request.extensions:
-            extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
-        return self._library.module.Request(request.method, request.url, headers=request.headers, extensions=extensions)
-
-
-class _SyncCall(_Call):
-    def send(self, token: Token) -> Any:
-        return self._transport.handle_request(self._with(token))
-
-    def discard(self, response: Any) -> None:
-        with closing(response), suppress(*self.network_errors):
-            _read(response, MAX_DRAINED)
-
-    def post(self, request: TokenRequest) -> TokenReply:
-        with closing(self._transport.handle_request(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
-
-
-class _AsyncCall(_Call):
-    async def send(self, token: Token) -> Any:
-        return await self._transport.handle_async_request(self._with(token))
-
-    async def discard(self, response: Any) -> None:
-        async with aclosing(response):
-            with suppress(*self.network_errors):
-                await _aread(response, MAX_DRAINED)
-
-    async def post(self, request: TokenRequest) -> TokenReply:
-        async with aclosing(await self._transport.handle_async_request(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+def standalone_sender(transport: SyncTransport, manager: TokenManager) -> Sender:
+    """Return a sender over *transport*."""
+    return _SyncCall(transport, manager, transport.library.module.Request("POST", "/"), False)
 
 
 def _read(response: Any, bound: int) -> bytes:
@@ -271,10 +313,10 @@ def _bookmarks(library: Library, stream: Any) -> list[Bookmark] | None:
         return []
     if hasattr(stream, "fields"):  # multipart; it puts its files back to their beginning by itself
         files = [getattr(each, "file", b"") for each in stream.fields]
-        return [Bookmark(file) for file in files]
+        return [bookmark(file) for file in files]
     # Iterators and files are wrapped in classes that neither library exports: look inside if that is possible.
     if type(stream).__name__ in ("IteratorByteStream", "AsyncIteratorByteStream") and hasattr(stream, "_stream"):
-        return [Bookmark(stream._stream)]
+        return [bookmark(stream._stream)]
     return None
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from .breaker import BreakerPolicy
 from .clock import Clock
-from .contexts import choose, chosen
+from .contexts import CHOICES, choose, chosen
 from .credentials import Credentials
 from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
@@ -128,6 +128,8 @@ class TokenManager:
         if pacing or breaker is not None:
             crowd = _CROWD if fleet.blocking else None
             guards = Guards(Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if pacing else None, breaker)
+        self._endpoint = endpoint
+        self._now = clock.now
         self._state = SharedState(
             endpoint,
             policy,
@@ -140,14 +142,9 @@ class TokenManager:
         )
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
-        self._threads = ThreadDriver(self._state, credentials)
-        self._tasks = TaskDriver(self._state, credentials)
+        self.threads = ThreadDriver(self._state, credentials)
+        self.tasks = TaskDriver(self._state, credentials)
         self._senders: dict[int, Sender] = {}  # by process: a forked child must not read from its parent's sockets
-        # What the adapters use, bound once.
-        self.covers = endpoint.covers
-        self.call = self._threads.call
-        self.acall = self._tasks.call
-        self.token_for = self._threads.token_for
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
@@ -228,24 +225,24 @@ class TokenManager:
             ConfigurationError: No token lives as long as *min_validity*, or the manager is closed.
         """
         if not min_validity:
-            token = self._state.cached()
-            if token is not None:
+            token, until = self._state.published
+            if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
-        return self._threads.token(self._standalone(), min_validity=min_validity)
+        return self.threads.token(self._standalone(), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
         if not min_validity:
-            token = self._state.cached()
-            if token is not None:
+            token, until = self._state.published
+            if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
         sender = self._standalone()
-        sequence = self._tasks.acquisition(current_runtime(), None, min_validity)
+        sequence = self.tasks.acquisition(current_runtime(), None, min_validity)
         try:
             while True:
-                await self._tasks.do(next(sequence), lambda start: self._threads.start(start, sender))
+                await self.tasks.do(next(sequence), lambda start: self.threads.start(start, sender))
         except StopIteration as stop:
             fetched: Token = stop.value
             return fetched
@@ -263,8 +260,11 @@ class TokenManager:
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
-        manager = chosen(self)
-        return manager if manager is not None and manager.covers(scheme, host, port, path, authorization) else None
+        choices = CHOICES.get()
+        manager = choices[-1].manager if choices else self
+        if manager is None or not manager._endpoint.covers(scheme, host, port, path, authorization):
+            return None
+        return manager
 
     def invalidate(self, token: Token) -> None:
         """Forget *token* if it is the current one; the next call fetches another."""

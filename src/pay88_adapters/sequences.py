@@ -29,7 +29,8 @@ from .stores.base import Lead
 from .token import Token
 from .wire import TokenRequest, asked_wait, network_failure, read_reply, token_request
 
-_UNAUTHORIZED = 401
+REFUSED = 401
+"""The status of a refused call, and the least after which there is anything to decide."""
 _TOO_MANY = 429  # the least status after which a call may be sent again
 _FOREVER = float("inf")
 
@@ -130,7 +131,7 @@ class Managed(Protocol[R_contra]):
         """Real seconds that the caller has for the call with all its attempts, if it said so."""
         ...
 
-    def status(self, response: R_contra) -> int:
+    def status(self, response: R_contra, /) -> int:
         """Return the status code."""
         ...
 
@@ -279,11 +280,6 @@ def _request(
         yield Pause(pause)
 
 
-def settled(state: SharedState, status: int) -> bool:
-    """Whether nothing follows from the answer to a call, as from nearly all: it is the caller's as it is."""
-    return status < _UNAUTHORIZED and not state.unproven
-
-
 def exchange(
     state: SharedState,
     call: Managed[R],
@@ -320,7 +316,7 @@ def exchange(
             yield Pause(pause)
             continue
         status = call.status(outcome)
-        if status == _UNAUTHORIZED:
+        if status == REFUSED:
             replaced = _refused(state, call.token_used(outcome, token))
             if not (replaced and replayable and call.replayable()):
                 return outcome

@@ -25,11 +25,11 @@ def standalone_sender(manager: TokenManager) -> Sender:
     if find_spec("httpx"):
         from . import httpx
 
-        return httpx.standalone_sender()
+        return httpx.standalone_sender(manager)
     if find_spec("httpx2"):
         from . import httpx2
 
-        return httpx2.standalone_sender()
+        return httpx2.standalone_sender(manager)
     if find_spec("aiohttp"):
         from . import aiohttp
 

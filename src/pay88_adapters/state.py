@@ -70,6 +70,7 @@ class SharedState:
         self.endpoint = endpoint
         self.policy = policy
         self.clock = clock
+        self.now = clock.now
         self.fleet = fleet
         self.budget = TokenBudget(policy, fleet.budget, endpoint.base_url)
         self.retry = retry or RetryPolicy()
@@ -91,7 +92,10 @@ class SharedState:
         self._gates: dict[object, Gate] = {}
         self._listeners = listeners
         self._untold: list[Event] = []
-        self._published: tuple[Token | None, float] = (None, _NEVER)
+        # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
+        # the machine wants to hear that it was accepted.
+        self.published: tuple[Token | None, float] = (None, _NEVER)
+        self.unproven = False
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -104,23 +108,12 @@ class SharedState:
         self._gates.clear()
         self._untold.clear()
         self._machine.forget_flights()
-        self._published = (None, _NEVER)
+        self.published = (None, _NEVER)
 
     def cached(self) -> Token | None:
         """Return the token if calls may use it without asking. Takes no lock."""
-        token, until = self._published  # one read: the two belong together
-        return token if self.clock.now() < until else None
-
-    def ready(self) -> tuple[Token | None, float]:
-        """Return the token if a call may be sent with it at once, with nothing to decide before; and the time."""
-        now = self.clock.now()
-        token, until = self._published
-        return (token if now < until and self.guards is None else None), now
-
-    @property
-    def unproven(self) -> bool:
-        """Whether the machine wants to hear of accepted calls."""
-        return self._machine.unproven
+        token, until = self.published
+        return token if self.now() < until else None
 
     @property
     def failed_fetches(self) -> int:
@@ -146,7 +139,8 @@ class SharedState:
             try:
                 yield self._machine, now
             finally:
-                self._published = (None, _NEVER) if self.closed else self._machine.unasked(now)
+                self.unproven = self._machine.unproven
+                self.published = (None, _NEVER) if self.closed else self._machine.unasked(now)
                 if len(self._machine.in_flight) < flying:
                     gates, self._gates = self._gates, {}
                 if self.fleet.alone != self._alone:
@@ -289,7 +283,7 @@ class SharedState:
         """Refuse everything from now on, and wake whoever waits."""
         with self._lock:
             self.closed = True
-            self._published = (None, _NEVER)
+            self.published = (None, _NEVER)
             gates, self._gates = self._gates, {}
         for gate in gates.values():
             gate.open()

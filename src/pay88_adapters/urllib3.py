@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, TypeVar
 
 try:
@@ -24,7 +25,7 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
-from .bodies import Bookmark
+from .bodies import bookmark
 from .drivers import CarrierLost, Sender
 from .errors import Flavours, Pay88Error
 from .manager import TokenManager
@@ -83,7 +84,7 @@ def attach(pool_manager: P, manager: TokenManager) -> P:
 def standalone_sender(manager: TokenManager) -> Sender:
     """Return a sender with a pool of its own."""
     pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
-    return _Call(manager, pool, "POST", "/", None, [], {"retries": False})
+    return _Call(manager, pool, "POST", "/", None, [], False, False, False, {})
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
@@ -102,42 +103,56 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         assert_same_host: bool = True,
         **kw: Any,
     ) -> BaseHTTPResponse:
-        kw.update(retries=retries, redirect=redirect, assert_same_host=assert_same_host)
         given = self.headers if headers is None else headers
-        items = list(given.items())  # a field that occurs twice is there twice, and counts once in the mapping
-        fields = [(_text(name), value) for name, value in items if type(value) is not Attached]
-        # With fields of ours in it, this is urllib3 sending again what an outer level began.
-        again = len(fields) < len(items)
-        manager = self._managing(url, fields)
+        fields, authorization, again = _sorted(given) if given else ([], None, False)
+        manager = self._managing(url, authorization)
         if manager is None:
             if isinstance(told := self.retries_for(retries), Pay88Retry):  # of the pool, or a redirect has led here
-                kw["retries"] = told.plain()
-            return super().urlopen(method, url, body, _headers(fields) if again else headers, **kw)
-        call = _Call(manager, self, method, url, body, fields, kw)
+                retries = told.plain()
+            if again:
+                headers = _headers([each for each in given.items() if type(each[1]) is not Attached])
+            return super().urlopen(method, url, body, headers, retries, redirect, assert_same_host, **kw)
+        call = _Call(manager, self, method, url, body, fields, retries, redirect, assert_same_host, kw)
         try:
-            return call.send_again() if again else call.finish(manager.call(call))
+            return call.send_again() if again else call.finish(manager.threads.call(call))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
-    def _managing(self, url: str, fields: list[tuple[str, str]]) -> TokenManager | None:
-        authorization = next((_text(value) for name, value in fields if name.lower() == "authorization"), None)
-
-        def managing(scheme: str | None, host: str | None, port: int | None, path: str) -> TokenManager | None:
-            return self.pay88_manager.managing(scheme or "http", host or "", port, path, authorization)
-
-        if url.startswith("/"):
-            return managing(self.scheme, self.host, self.port, url)
+    def _managing(self, url: str, authorization: str | None) -> TokenManager | None:
+        managing = self.pay88_manager.managing
+        if url[:1] == "/":
+            return managing(self.scheme or "http", self.host, self.port, url, authorization)
         target = parse_url(url)
-        manager = managing(target.scheme, target.host, target.port, target.path or "/")
+        path = target.path or "/"
+        manager = managing(target.scheme or "http", target.host or "", target.port, path, authorization)
         # Whatever the URL says, the bytes go where the pool's connections go, unless that is a proxy.
-        forwards = self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)
-        return manager if forwards else manager and managing(self.scheme, self.host, self.port, "/")
+        if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
+            return manager
+        return managing(self.scheme or "http", self.host, self.port, "/", authorization)
 
     def retries_for(self, given: Any) -> Any:
         return self.retries if given is None else given
 
-    def send_unmanaged(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
-        return super().urlopen(*args, **kw)
+
+def _sorted(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
+    """Return the caller's fields without those that a token goes into, its ``Authorization``, and whether any is ours.
+
+    With fields of ours in it, this is urllib3 sending again what an outer level began.
+    """
+    fields: list[tuple[str, str]] = []
+    authorization, again = None, False
+    for name, value in given.items():  # one that occurs twice is there twice
+        if type(value) is Attached:
+            again = True
+            continue
+        if type(name) is not str:
+            name = _text(name)  # noqa: PLW2901
+        lowered = name.lower()
+        if lowered not in MANAGED_FIELDS:
+            fields.append((name, value))
+        elif authorization is None and lowered == "authorization":
+            authorization = _text(value)
+    return fields, authorization, again
 
 
 def _text(value: str | bytes) -> str:
@@ -170,6 +185,7 @@ class _Call:
     """One call, and the token requests it may lead to."""
 
     network_errors = (HTTPError, OSError)
+    status = staticmethod(attrgetter("status"))
 
     def __init__(
         self,
@@ -179,45 +195,67 @@ class _Call:
         url: str,
         body: Any,
         fields: list[tuple[str, str]],
+        retries: Any,
+        redirect: bool,
+        assert_same_host: bool,
         kw: dict[str, Any],
     ) -> None:
-        self._manager, self._pool, self._url, self._body, self._kw = manager, pool, url, body, kw
         self.method = method
-        self._fields = [(name, value) for name, value in fields if name.lower() not in MANAGED_FIELDS]
-        self._bookmark = Bookmark(body)
+        self._manager, self._pool, self._url, self._body, self._fields = manager, pool, url, body, fields
+        self._redirect, self._assert_same_host, self._kw = redirect, assert_same_host, kw
+        self._bookmark = bookmark(body)
         # urllib3 rewinds to this before each send. Its own mark for "cannot tell" must not be passed on.
-        if kw.get("body_pos") is None and self._bookmark.position is not None:
+        if self._bookmark.position is not None and kw.get("body_pos") is None:
             kw["body_pos"] = self._bookmark.position
-        timeout = kw.get("timeout")
-        total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
-        self.patience = total if isinstance(total, (int, float)) else None
-        # A plain number is for each phase of each attempt.
-        self.total = self.patience if isinstance(timeout, urllib3.Timeout) else None
-        retries = pool.retries_for(kw["retries"])
-        if kw["retries"] is None and retries is urllib3.Retry.DEFAULT:
-            retries = _DEFAULT
+        if retries is None:
+            retries = pool.retries
+            if retries is urllib3.Retry.DEFAULT:
+                retries = _DEFAULT
+        self._retries = retries
         self._preload = False
         if isinstance(retries, Pay88Retry):
-            self.retry, kw["retries"] = retries.policy, retries
+            self.retry = retries.policy
             # Reading is left until it is clear that this response is the one, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
             self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
 
     @property
+    def patience(self) -> float | None:
+        timeout = self._kw.get("timeout")
+        total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
+        return total if isinstance(total, (int, float)) else None
+
+    @property
+    def total(self) -> float | None:
+        # A plain number is for each phase of each attempt.
+        return self.patience if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
+
+    @property
     def path(self) -> str:
         return self._url if self._url.startswith("/") else parse_url(self._url).path or "/"
 
     def send(self, token: Token) -> BaseHTTPResponse:
-        headers = _headers([*self._fields, *token.attached.items()])
-        return self._pool.send_unmanaged(self.method, self._url, self._body, headers, **self._kw)
+        fields = self._fields
+        headers = _headers([*fields, *token.attached.items()]) if fields else token.attached.copy()
+        # What the pool does without us; looked up here, for others wrap it, too.
+        return super(_ManagedPool, self._pool).urlopen(
+            self.method,
+            self._url,
+            self._body,
+            headers,
+            self._retries,
+            self._redirect,
+            self._assert_same_host,
+            **self._kw,
+        )
 
     def send_again(self) -> BaseHTTPResponse:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
         if not self._bookmark.replayable:  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
-        self._check_allowed(self._kw["retries"])
-        token = self._manager.token_for(self)
+        self._check_allowed(self._retries)
+        token = self._manager.threads.token_for(self)
         response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
@@ -236,22 +274,17 @@ class _Call:
             _ = response.data
         return response
 
-    def status(self, response: BaseHTTPResponse) -> int:
-        return response.status
-
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
     def broken(self, exc: Exception) -> Broken | None:
         if not isinstance(exc, _BROKEN):
             return None
-        self._note(self._kw["retries"], error=exc)
+        self._note(self._retries, error=exc)
         return Broken(never_sent=_never_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
-        self._kw["retries"] = (
-            retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
-        )
+        self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
 
     def token_used(self, response: BaseHTTPResponse, token: Token) -> Token:
         return getattr(response, "pay88_token", token)
@@ -269,7 +302,7 @@ class _Call:
     def post(self, request: TokenRequest) -> TokenReply:
         pool = self._pool
         try:
-            response = pool.send_unmanaged(
+            response = super(_ManagedPool, pool).urlopen(
                 request.method,
                 request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
                 headers=dict(request.headers),
@@ -277,7 +310,7 @@ class _Call:
                 redirect=False,
                 assert_same_host=False,
                 timeout=_bounded(pool.timeout, request.timeout),
-                pool_timeout=request.timeout,
+                pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
                 preload_content=False,
             )
         except ClosedPoolError as exc:
