@@ -211,7 +211,24 @@ class Story:
         moments.append(Moment(END, len(journal), waited))
         phases = [Phase(scene, *moments[number : number + 2]) for number, (scene, _) in enumerate(SCENES)]
         sent = len(self.tokens) - self.uncounted
-        stats = Stats(sent, 4, 3, 3, 1, 1, 0, waited, {"10 per 1 minute": 9, "100 per 1 hour": 91}, fetching=False)
+        stats = Stats(
+            token_requests=sent,
+            tokens=4,
+            refreshes=3,
+            failed_fetches=3,
+            failed_in_a_row=0,
+            refused=1,
+            replayed=1,
+            retried=0,
+            waited=waited,
+            held=0,
+            not_sent=0,
+            budget_left={"10 per 1 minute": 9, "100 per 1 hour": 91},
+            fetching=False,
+            token_expires_in=50.0,
+            circuits_open={},
+            store_degraded=False,
+        )
         charges = [Charge(str(call), call.at, {"description": call.name}) for call in self.calls if not call.refused]
         return Evidence(journal, self._outcomes(), phases, stats, charges, self.unfinished)
 

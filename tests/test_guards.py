@@ -229,8 +229,8 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
     told = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
-    again = BreakerClosed(*where) if works else BreakerOpened(*where, 30)
-    assert told == [BreakerOpened(*where, 30), again]
+    again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, again=True)
+    assert told == [BreakerOpened(*where, 30, again=False), again]
 
 
 @pytest.mark.parametrize("fault", [Status(422), TooMany(), RefuseToken()], ids=repr)

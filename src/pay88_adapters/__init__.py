@@ -1,5 +1,7 @@
 """One 88Pay token, shared by every HTTP stack, thread and task, within the service's budget."""
 
+import logging
+
 from .breaker import BreakerPolicy
 from .contexts import unmanaged
 from .credentials import Credentials
@@ -44,3 +46,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged, and where to, is the application's

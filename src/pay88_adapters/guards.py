@@ -37,6 +37,10 @@ class Guards:
         """Whether calls of *group* fail at once, or only a probe is let through."""
         return group in self._breakers and self._breakers[group].is_open
 
+    def circuits(self) -> dict[str, bool]:
+        """Return whether calls fail at once, by group called so far."""
+        return {group: breaker.is_open for group, breaker in tuple(self._breakers.items())}
+
     def abandoned(self, group: str, passage: Passage) -> None:
         """Note that a call came to nothing that says anything of the service. Needs no lock."""
         if group in self._breakers:
@@ -52,6 +56,7 @@ class Guards:
         if breaker is None:
             return None
         if status is None or status >= _SERVER_ERROR:
+            again = breaker.is_open
             opened = breaker.failed(passage, now)
-            return (BreakerOpened, (group, breaker.policy.open_for)) if opened else None
+            return (BreakerOpened, (group, breaker.policy.open_for, again)) if opened else None
         return (BreakerClosed, (group,)) if breaker.succeeded(passage) else None

@@ -331,7 +331,7 @@ class TokenMachine:
         until = now + grant.retry_in
         if extra:
             until = min(until, max(self._ordinary_at + self._interval(), now))
-        self._raise_bar(_BUDGET_SPENT, until)
+        self._raise_bar(BUDGET_SPENT, until)
         return False
 
     def token_arrived(self, ticket: int, token: Token, now: float) -> None:
@@ -579,7 +579,7 @@ class TokenMachine:
         self._forced_in_row += 1
 
 
-_BUDGET_SPENT = Failure(
+BUDGET_SPENT = Failure(
     TokenBudgetExhausted,
     "no usable token, and the budget of token requests is spent; the call was not sent: see retry_after",
     retryable=True,

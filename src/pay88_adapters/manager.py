@@ -274,8 +274,21 @@ class TokenManager:
         """Return what has been done so far, and the budget left."""
         state = self._state
         return Stats(
-            **asdict(state.counters), budget_left=state.budget.left(state.merchant_id), fetching=state.fetching
+            **asdict(state.counters),
+            budget_left=state.budget.left(state.merchant_id),
+            fetching=state.fetching,
+            token_expires_in=state.expires_in(),
+            circuits_open=state.guards.circuits() if state.guards else {},
+            store_degraded=state.fleet.alone,
         )
+
+    def listen(self, listener: Listener) -> None:
+        """Call *listener* with each event from now on, as if it had been in ``listeners=[…]``.
+
+        Raises:
+            ConfigurationError: It is not callable.
+        """
+        self._state.listen(*_checked([listener]))
 
     def close(self) -> None:
         """Refuse all further calls. Clients that the manager was attached to stay open."""

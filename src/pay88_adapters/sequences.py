@@ -16,10 +16,21 @@ from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
-from .errors import CircuitOpen, Failure, RequestBudgetExhausted
-from .events import BudgetExhausted, CallReplayed, CallRetried, Event, TokenFetched, TokenRefused
+from .errors import RAISED, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
+from .events import (
+    BudgetExhausted,
+    CallNotSent,
+    CallReplayed,
+    CallRetried,
+    CallWaited,
+    Event,
+    TokenFetched,
+    TokenRefused,
+    TokenRequestFailed,
+    TokenTakenOver,
+)
 from .guards import Guards
-from .machine import Fail, Fetch, Use, Wait
+from .machine import BUDGET_SPENT, Fail, Fetch, Use, Wait
 from .pacing import APART, PACED, Pacing, Turn
 from .retry import Attempts, Broken, RetryPolicy
 from .runtimes import Gate
@@ -171,19 +182,22 @@ def acquire(
     longest = state.policy.max_wait
     deadline = state.clock.now() + (longest if patience is None else min(patience, longest))
     seen = state.failed_fetches
-    waited = False
+    since: float | None = None  # when it began to wait
     while True:
         state.check_open()
         with state.deciding() as (machine, now):
-            if waited and not machine.in_flight:
+            if since is not None and not machine.in_flight:
                 min_validity = 0.0  # one fetch is all that a call can ask for
             decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
             if isinstance(decision, Fetch) and alone:
                 state.lone.add(decision.ticket)
             if isinstance(decision, (Fetch, Wait)):
                 alone = False  # it has sent its own
-                state.counters.waited += not waited
-                waited = True
+                if since is None:
+                    since = now
+                    state.counters.waited += 1
+            elif since is not None:
+                state.tell(CallWaited, "token", now - since)
             hold = Hold(join(), decision.until - now) if isinstance(decision, Wait) else None
             if isinstance(decision, Use) and decision.refresh is not None:
                 state.counters.refreshes += 1
@@ -237,6 +251,8 @@ def _lead(
                 if found is not None:
                     pressure = state.learn(credentials, found.spent, now)
                     if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
+                        if found.token is not None and found.token == machine.unasked(now)[0]:
+                            state.token_came(TokenTakenOver)
                         return False
                 continue
             wait = min(led.busy_for, pause * (0.5 + state.draw()))
@@ -251,6 +267,7 @@ def _request(
 ) -> Generator[FetchEffect, Any, None]:
     """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12)."""
     request = token_request(state.endpoint, credentials, state.clock.real(state.policy.fetch_timeout))
+    failure = BUDGET_SPENT
     while True:
         with state.deciding(news) as (machine, now):
             if machine.stopped(ticket, now):
@@ -261,7 +278,7 @@ def _request(
             if not grant.granted:
                 state.tell(BudgetExhausted, grant.retry_in)
             if not machine.budget_answered(ticket, grant, now, extra=extra):
-                return None
+                return None if grant.granted else state.fetch_failed(failure, now)
             state.counters.token_requests += 1
         sent_at = state.clock.now()
         reply = yield Post(request)
@@ -272,8 +289,10 @@ def _request(
         with state.deciding(news) as (machine, now):
             if isinstance(outcome, Token):
                 state.counters.tokens += 1
-                state.tell(TokenFetched, outcome.expires_in)
+                state.token_came(TokenFetched, outcome.expires_in, now - sent_at)
                 return machine.token_arrived(ticket, outcome, now)
+            failure = outcome
+            state.tell(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
             pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=credentials.digest)
             if pause is None:
                 return state.fetch_failed(outcome, now)
@@ -292,6 +311,20 @@ def exchange(
     A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`Broken`.
     With a *first* token the first attempt is one that has been sent already.
     """
+    try:
+        return (yield from _attempts(state, call, acquired, began_at, first))
+    except Pay88Error as error:
+        _count_not_sent(state, call, error)
+        raise
+
+
+def _attempts(
+    state: SharedState,
+    call: Managed[R],
+    acquired: Callable[[], Acquisition],
+    began_at: float,
+    first: Token | None,
+) -> Exchange[R]:
     policy = call.retry or state.retry
     attempts = Attempts(policy, _deadline(state, call, policy, began_at))
     replayable, replaying = policy.replay_refused, False
@@ -388,9 +421,13 @@ def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Bro
 
 def paced(state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]) -> Exchange[Token]:
     """Get a token for another attempt that the stack makes by itself (rules 20 and 22)."""
-    if state.guards is not None:
-        yield from _paced(state, state.guards.pacing, group_of(state.endpoint.route(call.path)), call, acquired)
-    return state.cached() or (yield from acquired())
+    try:
+        if state.guards is not None:
+            yield from _paced(state, state.guards.pacing, group_of(state.endpoint.route(call.path)), call, acquired)
+        return state.cached() or (yield from acquired())
+    except Pay88Error as error:
+        _count_not_sent(state, call, error)
+        raise
 
 
 def _paced(
@@ -404,6 +441,7 @@ def _paced(
     deadline = state.clock.now() + patience
     if state.cached() is None:
         yield from acquired()
+    since: float | None = None  # when it was first held back
     while True:
         with state.deciding() as (_, now):
             turn = pacing.turn(group, now)
@@ -417,9 +455,13 @@ def _paced(
                 pacing.ended(turn, wait, now)
         else:
             wait = turn
+        now = state.clock.now()
+        left = deadline - now
+        if since is not None and (not wait or wait > left):
+            _count_held(state, group, now - since)
         if not wait:
             return
-        left = deadline - state.clock.now()
+        since = now if since is None else since
         if wait > left:
             raise RequestBudgetExhausted(
                 f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; this attempt was not sent",
@@ -461,6 +503,23 @@ def _count_replay(state: SharedState) -> None:
     with state.deciding():
         state.counters.replayed += 1
         state.tell(CallReplayed)
+
+
+def _count_held(state: SharedState, group: str, seconds: float) -> None:
+    with state.deciding():
+        state.counters.held += 1
+        state.tell(CallWaited, group, seconds)
+
+
+def _count_not_sent(state: SharedState, call: Managed[Any], error: Pay88Error) -> None:
+    with state.deciding():
+        state.counters.not_sent += 1
+        state.tell(CallNotSent, group_of(state.endpoint.route(call.path)), _kind(error), error.retry_after)
+
+
+def _kind(error: Pay88Error) -> type[Pay88Error]:
+    """Return the core's class of an error that may be a stack's flavour of it."""
+    return next(kind for kind in type(error).__mro__ if kind in RAISED)
 
 
 def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import logging
 import random
 import threading
 import uuid
@@ -19,6 +17,7 @@ from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
+from .event_log import Guarded, log, logs
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fleet import NO_LEASE, PATIENCE, Fleet
 from .forks import survive_forks
@@ -29,8 +28,6 @@ from .retry import RetryPolicy
 from .runtimes import Gate
 from .stores.base import Lead
 from .token import Token
-
-_log = logging.getLogger("pay88_adapters.events")
 
 T = TypeVar("T")
 _NEVER = float("-inf")
@@ -46,10 +43,13 @@ class Counters:
     tokens: int = 0
     refreshes: int = 0
     failed_fetches: int = 0
+    failed_in_a_row: int = 0
     refused: int = 0
     replayed: int = 0
     retried: int = 0
     waited: int = 0
+    held: int = 0
+    not_sent: int = 0
 
 
 class SharedState:
@@ -90,7 +90,7 @@ class SharedState:
         self._machine = TokenMachine(policy, rotating=rotating, grace=grace)
         self._lock = threading.Lock()
         self._gates: dict[object, Gate] = {}
-        self._listeners = listeners
+        self._listeners = tuple(map(Guarded, listeners))
         self._untold: list[Event] = []
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
@@ -156,16 +156,20 @@ class SharedState:
 
     def tell(self, kind: Callable[..., Event], *details: object) -> None:
         """Let the listeners hear of an event, once the lock has been let go. The lock must be held."""
-        if self._listeners:
+        if self._listeners or logs(kind):
             self._untold.append(kind(self.endpoint.base_url, self.merchant_id, *details))
 
     def notify(self, events: Sequence[Event]) -> None:
         """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for."""
-        for event, listener in itertools.product(events, self._listeners):
-            try:
+        for event in events:
+            log(event)
+            for listener in self._listeners:
                 listener(event)
-            except Exception:  # noqa: BLE001 - a listener is the user's
-                _log.exception("a listener raised at %s", event)
+
+    def listen(self, listener: Listener) -> None:
+        """Let another listener hear of what happens from now on."""
+        with self._lock:
+            self._listeners = (*self._listeners, Guarded(listener))
 
     def key(self, credentials: Credentials) -> str:
         """Name the record that managers with these credentials share. It does not give them away."""
@@ -272,7 +276,20 @@ class SharedState:
     def fetch_failed(self, failure: Failure, now: float) -> None:
         """Note that a fetch ended without a token. The lock must be held."""
         self.counters.failed_fetches += 1
-        self.tell(RefreshFailed, failure.error(self._machine.blocked_for(now)))
+        self.counters.failed_in_a_row += 1
+        error = failure.error(self._machine.blocked_for(now))
+        self.tell(RefreshFailed, error, self.counters.failed_in_a_row)
+
+    def token_came(self, kind: Callable[..., Event], *details: object) -> None:
+        """Note that there is a new token. The lock must be held."""
+        self.tell(kind, *details, self.counters.failed_in_a_row)
+        self.counters.failed_in_a_row = 0
+
+    def expires_in(self) -> float | None:
+        """Return for how many seconds the token stays valid, if there is one."""
+        token, _ = self._published
+        left = 0.0 if token is None else token.requested_at + token.expires_in - self.clock.now()
+        return left if left > 0 else None
 
     def drop(self, token: Token) -> None:
         """Forget *token* if it is the current one."""
@@ -298,24 +315,36 @@ class Stats:
         tokens: Tokens received.
         refreshes: Fetches that were started beside the traffic, failed ones included.
         failed_fetches: Fetches that ended without a token.
+        failed_in_a_row: How many of them since there was a new token.
         refused: Calls answered 401.
         replayed: Calls sent a second time after a 401.
         retried: Times that a call was sent again after it failed, or was told to slow down.
         waited: Calls that had to wait for a token.
+        held: Calls that had to wait for room in the limits of calls (``pacing=True``).
+        not_sent: Calls that got an error of this package and were not sent, or not once more.
         budget_left: Token requests left, by limit.
         fetching: Whether a fetch is under way.
+        token_expires_in: Seconds for which the token stays valid; ``None`` without one.
+        circuits_open: Whether the circuit is open, by group of calls made so far (``breaker=``).
+        store_degraded: Whether the store fails, and this process goes on alone.
     """
 
     token_requests: int
     tokens: int
     refreshes: int
     failed_fetches: int
+    failed_in_a_row: int
     refused: int
     replayed: int
     retried: int
     waited: int
-    budget_left: dict[str, int]
+    held: int
+    not_sent: int
+    budget_left: Mapping[str, int]
     fetching: bool
+    token_expires_in: float | None
+    circuits_open: Mapping[str, bool]
+    store_degraded: bool
 
 
 CredentialsSource = Credentials | Callable[[], object]

@@ -1,0 +1,79 @@
+"""What the log says of events: trouble and its end at WARNING, however long it lasts, all else at DEBUG.
+
+Trouble that goes on is told at its first, second, fourth, eighth … occurrence: an outage of an hour makes a
+handful of lines. That a store fails is told by :mod:`~pay88_adapters.fleet`, once for all managers of a process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .events import (
+    BreakerClosed,
+    BreakerOpened,
+    BudgetExhausted,
+    Event,
+    Listener,
+    RefreshFailed,
+    StoreDegraded,
+    StoreRestored,
+    TokenFetched,
+    TokenRefused,
+    TokenRequestFailed,
+    TokenTakenOver,
+)
+
+_tokens = logging.getLogger("pay88_adapters.tokens")
+_calls = logging.getLogger("pay88_adapters.calls")
+_listeners = logging.getLogger("pay88_adapters.events")
+
+_ABOUT_TOKENS = (TokenFetched, TokenTakenOver, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRefused)
+_TROUBLE: frozenset[object] = frozenset(
+    (TokenFetched, TokenTakenOver, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
+)
+
+
+def logs(kind: Callable[..., Event]) -> bool:
+    """Whether an event of this class can be worth a line, as things are set."""
+    return kind in _TROUBLE or _calls.isEnabledFor(logging.DEBUG) or _tokens.isEnabledFor(logging.DEBUG)
+
+
+def log(event: Event) -> None:
+    """Write the line that *event* is worth."""
+    whose = f"{event.base_url} {event.merchant_id}"
+    match event:
+        case RefreshFailed(error=error, in_a_row=count) if _worth_a_line(count):
+            _tokens.warning("%s: no token, %d in a row: %s: %s", whose, count, type(error).__name__, error)
+        case TokenFetched(failed_before=count) | TokenTakenOver(failed_before=count) if count:
+            _tokens.warning("%s: there is a token again, after %d failed fetches", whose, count)
+        case BreakerOpened(group=group, again=False):
+            _calls.warning("%s: 88Pay fails, the circuit is open: calls (%s) fail at once", whose, group)
+        case BreakerClosed(group=group):
+            _calls.warning("%s: 88Pay works, the circuit is closed: calls (%s) are sent again", whose, group)
+        case StoreDegraded() | StoreRestored():
+            pass
+        case _:
+            (_tokens if isinstance(event, _ABOUT_TOKENS) else _calls).debug("%s", event)
+
+
+class Guarded:
+    """A listener that raises nothing. What it raised is logged, as often as trouble that goes on."""
+
+    __slots__ = ("_listener", "_raised")
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._raised = 0
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._listener(event)
+        except Exception:  # noqa: BLE001 - it is the user's
+            self._raised += 1
+            level = logging.ERROR if _worth_a_line(self._raised) else logging.DEBUG
+            _listeners.log(level, "a listener raised at %s", event, exc_info=True)
+
+
+def _worth_a_line(count: int) -> bool:
+    return count & (count - 1) == 0
