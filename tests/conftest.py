@@ -161,3 +161,10 @@ def make_world(kind: type[Stack]) -> Iterator[Callable[..., World]]:
 def world(make_world: Callable[..., World]) -> World:
     """An emulator and a manager as they come."""
     return make_world()
+
+
+@pytest.fixture
+def one_world() -> Iterator[World]:
+    """One on a single stack: for what all of them share."""
+    with ExitStack() as stack:
+        yield World(STACKS[0], stack)

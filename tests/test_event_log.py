@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 
@@ -14,16 +13,8 @@ from conftest import World
 from pay88_adapters import BreakerPolicy
 from pay88_adapters.events import Event
 from pay88_adapters.testing import Status
-from stacks import Httpx
 
 HOUR = 3600
-
-
-@pytest.fixture
-def one_world() -> Iterator[World]:
-    """A world of one stack: lines are written by what all of them share."""
-    with ExitStack() as stack:
-        yield World(Httpx, stack)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:

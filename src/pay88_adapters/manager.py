@@ -204,6 +204,11 @@ class TokenManager:
         return self._state.endpoint.base_url
 
     @property
+    def merchant_id(self) -> str:
+        """Of the credentials seen last; empty before the first fetch of a credentials callable."""
+        return self._state.merchant_id
+
+    @property
     def retry(self) -> RetryPolicy:
         """When a call is sent again."""
         return self._state.retry
