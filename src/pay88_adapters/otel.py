@@ -126,8 +126,8 @@ class _Instruments:
 
         gauge("pay88.token.budget.remaining", "{request}", "Token requests left, by limit.", _budget, min)
         gauge("pay88.token.remaining", "s", "For how long the token stays valid, while there is one.", _token, min)
-        gauge("pay88.breaker.open", "1", "1 while calls fail at once, or else 0.", _circuits, max)
-        gauge("pay88.store.degraded", "1", "1 while the store fails, or else 0.", _store, max)
+        gauge("pay88.breaker.open", "{circuit}", "1 while calls fail at once, or else 0.", _circuits, max)
+        gauge("pay88.store.degraded", "{store}", "1 while the store fails, or else 0.", _store, max)
 
     def _observe(self, read: Callable[[Stats], Iterable[_Reading]], worst: _Worst) -> Iterator[metrics.Observation]:
         found: dict[tuple[tuple[str, object], ...], _Reading] = {}
