@@ -16,7 +16,7 @@ from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
-from .errors import RAISED, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
+from .errors import CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
 from .events import (
     BudgetExhausted,
     CallNotSent,
@@ -514,12 +514,7 @@ def _count_held(state: SharedState, group: str, seconds: float) -> None:
 def _count_not_sent(state: SharedState, call: Managed[Any], error: Pay88Error) -> None:
     with state.deciding():
         state.counters.not_sent += 1
-        state.tell(CallNotSent, group_of(state.endpoint.route(call.path)), _kind(error), error.retry_after)
-
-
-def _kind(error: Pay88Error) -> type[Pay88Error]:
-    """Return the core's class of an error that may be a stack's flavour of it."""
-    return next(kind for kind in type(error).__mro__ if kind in RAISED)
+        state.tell(CallNotSent, group_of(state.endpoint.route(call.path)), type(error), error.retry_after)
 
 
 def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:
