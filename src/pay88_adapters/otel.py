@@ -32,6 +32,7 @@ from .events import (
     TokenRequestFailed,
     TokenTakenOver,
 )
+from .forks import survive_forks
 from .manager import TokenManager
 from .state import Stats
 
@@ -83,11 +84,11 @@ def instrument(
     Returns:
         *manager*.
     """
-    with _lock:
+    with _process.lock:
         key = metrics if meter_provider is None else meter_provider  # the global one may be set later
-        instruments = _instruments.get(key)
+        instruments = _process.instruments.get(key)
         if instruments is None:
-            instruments = _instruments[key] = _Instruments(meter_provider)
+            instruments = _process.instruments[key] = _Instruments(meter_provider)
         if manager in instruments.managers:
             return manager
         instruments.managers[manager] = merchant_id
@@ -131,7 +132,7 @@ class _Instruments:
 
     def _observe(self, read: Callable[[Stats], Iterable[_Reading]], worst: _Worst) -> Iterator[metrics.Observation]:
         found: dict[tuple[tuple[str, object], ...], _Reading] = {}
-        with _lock:
+        with _process.lock:
             managers = list(self.managers.items())
         for manager, with_merchant in managers:
             stats, shared = manager.stats(), _server(manager)
@@ -233,5 +234,17 @@ def _store(stats: Stats) -> Iterable[_Reading]:
     return [({}, int(stats.store_degraded))]
 
 
-_lock = threading.Lock()
-_instruments: WeakKeyDictionary[object, _Instruments] = WeakKeyDictionary()  # by meter provider
+class _Process:
+    """What this process measures with."""
+
+    def __init__(self) -> None:
+        self.instruments: WeakKeyDictionary[object, _Instruments] = WeakKeyDictionary()  # by meter provider
+        self.after_fork()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Replace the lock: another thread may have held it."""
+        self.lock = threading.Lock()
+
+
+_process = _Process()
