@@ -287,8 +287,10 @@ class SharedState:
 
     def expires_in(self) -> float | None:
         """Return for how many seconds the token stays valid, if there is one."""
-        token, _ = self._published
-        left = 0.0 if token is None else token.requested_at + token.expires_in - self.clock.now()
+        now = self.clock.now()
+        with self._lock:
+            token, _ = self._machine.unasked(now)
+        left = 0.0 if token is None else token.requested_at + token.expires_in - now
         return left if left > 0 else None
 
     def drop(self, token: Token) -> None:
