@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator
 from itertools import count
 from typing import Any, ClassVar
 
-from pay88_adapters import Credentials, Pay88Error, Token, TokenPolicy
+from pay88_adapters import Credentials, Pay88Error, TokenPolicy
 from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.fleet import Fleet
-from pay88_adapters.sequences import AskCredentials, Consult, Hold, Post, Start, acquire, fetch
+from pay88_adapters.sequences import Acquisition, AskCredentials, Consult, Hold, Post, Start, acquire, fetch
 from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import BudgetStorage, Lead, Store
 from pay88_adapters.testing import ManualClock
@@ -124,7 +124,7 @@ class Worker:
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)
 
-    def _go_on(self, sequence: Generator[Start | Hold, None, Token], since: float) -> None:
+    def _go_on(self, sequence: Acquisition, since: float) -> None:
         simulation = self._simulation
         try:
             effect = next(sequence)
@@ -147,6 +147,7 @@ class Worker:
                 woken = True
                 self._go_on(sequence, since)
 
+        assert isinstance(effect, Hold)  # this clock skips no pauses
         gate: Any = effect.gate
         gate.waiting.append(wake)
         simulation.after(effect.seconds, wake)

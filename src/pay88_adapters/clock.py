@@ -32,6 +32,9 @@ class Clock:
             manager and an emulator on one fast clock; everything else leaves it at 1.
     """
 
+    skips_pauses = False
+    """Whether a pause moves this clock, instead of lasting."""
+
     def __init__(self, speed: float = 1.0) -> None:
         if not 0 < speed < float("inf"):
             raise ValueError(f"speed must be a positive number, not {speed!r}")
@@ -54,8 +57,12 @@ class Clock:
             event.wait(self.nap(left))
         return event.is_set()
 
+    def pause(self, seconds: float) -> None:
+        """Let *seconds* of this clock pass."""
+        self.wait(threading.Event(), seconds)
+
     async def sleep(self, seconds: float, sleep: Callable[[float], Awaitable[object]]) -> None:
-        """Let *seconds* of this clock pass; *sleep* is the event loop's own."""
+        """Do what :meth:`pause` does, in a task; *sleep* is the event loop's own."""
         until = self.now() + seconds
         while (left := until - self.now()) > 0:
             await sleep(self.nap(left))

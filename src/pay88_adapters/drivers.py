@@ -210,7 +210,7 @@ class ThreadDriver:
                 assert isinstance(gate, ThreadGate)
                 self._state.clock.wait(gate.event, seconds)
             case Pause(seconds):
-                self._state.clock.wait(threading.Event(), seconds)
+                self._state.clock.pause(seconds)
             case Consult(operation):
                 return operation()
             case AskCredentials():

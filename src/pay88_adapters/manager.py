@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
@@ -68,6 +68,20 @@ class _Process:
 
 
 _process = _Process()
+
+
+@contextmanager
+def default_clock(clock: Clock) -> Generator[None, None, None]:
+    """Let the managers that are made in the block run on *clock* unless they are given one; for tests.
+
+    Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
+    """
+    kept = _process.clock, _process.managers
+    _process.clock, _process.managers = clock, {}
+    try:
+        yield
+    finally:
+        _process.clock, _process.managers = kept
 
 
 class TokenManager:

@@ -104,7 +104,7 @@ class Verdict:
     again: bool
 
 
-Acquisition = Generator[Start | Hold, None, Token]
+Acquisition = Generator[Start | Hold | Pause, None, Token]
 Exchange = Generator[Start | Hold | Consult | Pause | Token | Verdict | Discard, Any, R]
 FetchEffect = AskCredentials | Consult | Post | Pause
 
@@ -198,7 +198,11 @@ def acquire(
                     state.counters.waited += 1
             elif since is not None:
                 state.tell(CallWaited, "token", now - since)
-            hold = Hold(join(), decision.until - now) if isinstance(decision, Wait) else None
+            hold: Hold | Pause | None = None
+            if isinstance(decision, Wait):
+                left = decision.until - now
+                skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
+                hold = Pause(left) if skips else Hold(join(), left)
             if isinstance(decision, Use) and decision.refresh is not None:
                 state.counters.refreshes += 1
         match decision:

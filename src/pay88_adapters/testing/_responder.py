@@ -67,8 +67,7 @@ class Responder:
 
     async def until(self, instant: float) -> None:
         """Wait until the emulator's clock shows *instant*."""
-        while (left := instant - self._clock.now()) > 0:  # noqa: ASYNC110 - the clock is all there is
-            await asyncio.sleep(self._clock.nap(left))
+        await self._clock.sleep(instant - self._clock.now(), asyncio.sleep)
 
     def handle(self, received: Received) -> Answer:
         """Let the service act on a request, now."""

@@ -151,6 +151,11 @@ class Emulator:
         return self.service.merchant_id
 
     @property
+    def environ(self) -> dict[str, str]:
+        """The variables that :meth:`.TokenManager.from_env` reads, for this emulator: also for a child process."""
+        return {"PAY88_API_KEY": self.api_key, "PAY88_MERCHANT_ID": self.merchant_id, "PAY88_BASE_URL": self.url}
+
+    @property
     def connections(self) -> int:
         """How many connections were opened so far."""
         return self._connections

@@ -14,7 +14,7 @@ from .windows import largest_window
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One request, and what became of it. Its repr shows no header and no body."""
+    """One request, and what became of it. Its repr shows no header and no body; ``str()`` is one short line."""
 
     at: float
     """When it arrived, in seconds of the emulator's clock."""
@@ -41,9 +41,16 @@ class Entry:
     finished: bool = False
     """Whether it was decided; no entry changes after that."""
 
+    def __str__(self) -> str:
+        path = self.path.encode("ascii", "backslashreplace").decode()
+        status = self.status or ("no answer" if self.finished else "under way")
+        token = "" if self.serial is None else f"token {self.serial}"
+        details = ", ".join(filter(None, [self.event, token, self.fault and f"fault {self.fault}"]))
+        return f"{self.at:9.3f} s  {self.method:4} {path}  {status}  {details}".rstrip()
+
 
 class Journal:
-    """A record of every request that arrived. Any thread may read it at any time.
+    """A record of every request that arrived, printed as one line for each. Any thread may read it at any time.
 
     A request is there from the moment its header fields have arrived. How it ended is there before
     the first byte of its answer is sent: a client that has an answer finds it in the journal.
@@ -55,6 +62,9 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"<Journal entries={len(self)} token_requests={self.token_requests} calls={self.calls}>"
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -82,6 +92,14 @@ class Journal:
     def calls(self) -> int:
         """How many API calls arrived, whatever became of them."""
         return self.count("call")
+
+    @property
+    def charged(self) -> int:
+        """How many charges were booked, counting those whose answer got lost or was replaced on the way.
+
+        What they were is in ``emulator.service.charges``.
+        """
+        return sum(entry.event == "charged" for entry in self)
 
     @property
     def issued(self) -> int:
