@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -22,11 +25,44 @@ FIXTURES = [f"pay88_{scope}{name}" for scope in ("", "session_") for name in ("c
 STRICT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "--strict-markers")
 
 
+Run = Callable[..., pytest.RunResult]
+
+
+class Keeper:
+    """Keeps the modules that runs within this process import first: pytester throws them away.
+
+    Who got hold of a class in one would not know it again after the next import.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, ModuleType] = {}
+
+    def pytest_unconfigure(self) -> None:
+        """Remember what is there at the end of a run."""
+        self.modules |= sys.modules
+
+
 @pytest.fixture
-def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A directory of its own for a run of pytest."""
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
+    """Put back what a test's runs have imported, except for their own files."""
+    keeper = Keeper()
+    yield keeper
+    for name, module in keeper.modules.items():
+        if not (getattr(module, "__file__", None) or "").startswith(str(tmp_path_factory.getbasetemp())):
+            sys.modules.setdefault(name, module)
+
+
+@pytest.fixture
+def pytester(keeper: Keeper, pytester: pytest.Pytester) -> pytest.Pytester:
+    """A directory of its own for a run of pytest. The keeper comes first, and so acts after it."""
     pytester.makeini("[pytest]")
     return pytester
+
+
+@pytest.fixture
+def run(keeper: Keeper, pytester: pytest.Pytester) -> Run:
+    """Return what runs pytest on the files, in this process."""
+    return lambda *options: pytester.runpytest_inprocess(*STRICT, *options, plugins=[keeper])
 
 
 def write_page(pytester: pytest.Pytester) -> int:
@@ -37,10 +73,10 @@ def write_page(pytester: pytest.Pytester) -> int:
     return sum(len(re.findall(r"^ *(?:async )?def test_", text, re.MULTILINE)) for text in texts)
 
 
-def test_the_page_works_as_it_stands(pytester: pytest.Pytester) -> None:
+def test_the_page_works_as_it_stands(run: Run, pytester: pytest.Pytester) -> None:
     """Every test on it passes, with warnings as errors; one is run twice, with two amounts."""
     count = write_page(pytester)
-    result = pytester.runpytest_inprocess(*STRICT, f"--ignore={FOR_ASYNCIO_PLUGIN}")
+    result = run(f"--ignore={FOR_ASYNCIO_PLUGIN}")
     result.assert_outcomes(passed=count + 1)
 
 
@@ -82,19 +118,26 @@ def test_nothing_is_imported_before_a_fixture_is_used(pytester: pytest.Pytester)
     result.stdout.fnmatch_lines(["E *ImportError: aiohttp is not installed: pip install 'pay88-adapters[[]testing]'"])
 
 
-def test_it_can_be_left_out(pytester: pytest.Pytester) -> None:
+def test_it_does_not_mind_that_the_package_is_there_already(run: Run, pytester: pytest.Pytester) -> None:
+    """A program that has imported it can run pytest, also with warnings as errors."""
+    pytester.makepyfile("def test_it(pay88_manager): pass")
+    program = f"import pay88_adapters, pytest, sys; sys.exit(pytest.main({list(STRICT)}))"
+    assert pytester.run(sys.executable, "-W", "error", "-c", program).ret == 0
+
+
+def test_it_can_be_left_out(run: Run, pytester: pytest.Pytester) -> None:
     """With `-p no:pay88` there are no such fixtures."""
     pytester.makepyfile("def test_it(pay88_emulator): pass")
-    result = pytester.runpytest_inprocess(*STRICT, "-p", "no:pay88")
+    result = run("-p", "no:pay88")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'pay88_emulator' not found*"])
 
 
-def test_fixtures_and_mark_are_documented(pytester: pytest.Pytester) -> None:
+def test_fixtures_and_mark_are_documented(run: Run) -> None:
     """`pytest --fixtures` and `pytest --markers` describe them."""
-    shown = pytester.runpytest_inprocess(*STRICT, "--fixtures").stdout.str()
+    shown = run("--fixtures").stdout.str()
     assert re.findall(r"^(pay88_\w+)(?: \[session scope\])? -- .*\n    \S", shown, re.MULTILINE) == FIXTURES
-    assert "@pytest.mark.pay88(" in pytester.runpytest_inprocess(*STRICT, "--markers").stdout.str()
+    assert "@pytest.mark.pay88(" in run("--markers").stdout.str()
 
 
 def ours() -> dict[str, str]:
@@ -102,7 +145,7 @@ def ours() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(("PAY88_", "EIGHTY_"))}
 
 
-def test_tests_share_nothing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_share_nothing(run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has an empty service, a budget of its own, its own managers and a clock at its start."""
     monkeypatch.setenv("PAY88_API_KEY", "sk_live_real")
     monkeypatch.setenv("PAY88_STORE", "redis://nowhere.invalid")
@@ -139,11 +182,11 @@ def test_tests_share_nothing(pytester: pytest.Pytester, monkeypatch: pytest.Monk
             pay88_emulator.service.refuse_current_tokens()
         """
     )
-    pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
+    run().assert_outcomes(passed=2)
     assert ours() == before
 
 
-def test_the_session_has_one(pytester: pytest.Pytester) -> None:
+def test_the_session_has_one(run: Run, pytester: pytest.Pytester) -> None:
     """It is there for all tests, beside those that tests have of their own, and leaves the environment alone."""
     pytester.makepyfile(
         """
@@ -163,10 +206,10 @@ def test_the_session_has_one(pytester: pytest.Pytester) -> None:
             assert pay88_session_emulator.journal.token_requests == 2
         """
     )
-    pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
+    run().assert_outcomes(passed=2)
 
 
-def test_a_failure_shows_what_arrived(pytester: pytest.Pytester) -> None:
+def test_a_failure_shows_what_arrived(run: Run, pytester: pytest.Pytester) -> None:
     """Line by line, the newest hundred, without a secret; a test that passes shows nothing."""
     pytester.makepyfile(
         """
@@ -188,7 +231,7 @@ def test_a_failure_shows_what_arrived(pytester: pytest.Pytester) -> None:
             assert len(pay88_emulator.journal) == expected
         """
     )
-    result = pytester.runpytest_inprocess(*STRICT)
+    result = run()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         ["*Captured 88Pay journal teardown*", "(3 earlier requests)", "*POST /api/balance  200*"]
@@ -198,7 +241,7 @@ def test_a_failure_shows_what_arrived(pytester: pytest.Pytester) -> None:
     assert not [secret for secret in (pytester.path / "secrets").read_text().split() if secret in shown]
 
 
-def test_the_mark_takes_what_the_emulator_does(pytester: pytest.Pytester) -> None:
+def test_the_mark_takes_what_the_emulator_does(run: Run, pytester: pytest.Pytester) -> None:
     """The closest one counts; what the emulator does not know is an error."""
     pytester.makepyfile(
         """
@@ -220,7 +263,7 @@ def test_the_mark_takes_what_the_emulator_does(pytester: pytest.Pytester) -> Non
         def test_nameless(pay88_emulator): pass
         """
     )
-    result = pytester.runpytest_inprocess(*STRICT)
+    result = run()
     result.assert_outcomes(passed=2, errors=2)
     result.stdout.fnmatch_lines(["E *TypeError: *'lifetme'*"])
 

@@ -1,4 +1,7 @@
-"""One 88Pay token, shared by every HTTP stack, thread and task, within the service's budget."""
+"""One 88Pay token, shared by every HTTP stack, thread and task, within the service's budget.
+
+PYTEST_DONT_REWRITE: says to pytest that this may be imported before it runs, though a plugin of its comes along.
+"""
 
 import logging
 
