@@ -13,7 +13,7 @@ from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.fleet import Fleet
 from pay88_adapters.sequences import Acquisition, AskCredentials, Consult, Hold, Post, Start, acquire, fetch
 from pay88_adapters.state import SharedState
-from pay88_adapters.stores.base import BudgetStorage, Lead, Store
+from pay88_adapters.stores.base import BudgetStorage, Lead, Look, Store
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.service import TOKEN_PATH, Received, Service
 from pay88_adapters.wire import TokenReply
@@ -41,6 +41,9 @@ class Counted:
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
         self.operations += 1
         return self._store.publish(key, fence=fence, content=content, keep=keep, after=after)
+
+    def look(self, key: str) -> Look:
+        return self._store.look(key)
 
 
 class Simulation:

@@ -59,6 +59,18 @@ class Scene:
 # What is counted here
 
 
+def test_rule_22_what_is_left_can_be_looked_at() -> None:
+    """Of each group by itself, in each limit; looking takes nothing."""
+    scene = Scene()
+    assert [scene.ask(), scene.ask(), scene.ask("transactions")] == [0, 0, 0]
+    for _ in range(2):
+        assert scene.pacing.left("balance", MERCHANT) == {"60 per 1 minute": 58, "1000 per 1 hour": 998}
+    assert scene.pacing.left("transactions", MERCHANT) == {"60 per 1 minute": 59, "1000 per 1 hour": 999}
+    assert scene.pacing.left("balance", "MCH-OTHER")["60 per 1 minute"] == 60
+    scene.clock.advance(62.0)
+    assert scene.pacing.left("balance", MERCHANT) == {"60 per 1 minute": 60, "1000 per 1 hour": 998}
+
+
 def test_rule_22_sixty_a_minute_and_not_one_more() -> None:
     """The sixty-first is told when there will be room, and finds it then."""
     scene = Scene()

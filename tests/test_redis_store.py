@@ -90,6 +90,7 @@ def operations(store: RedisStore) -> list[Callable[[], object]]:
         lambda: store.budget.get_moving_window("minute", 10, 60),
         lambda: store.lead("key", owner="a", known=0, lease=30.0),
         lambda: store.publish("key", fence=1, content=TOKEN, keep=50.0),
+        lambda: store.look("key"),
     ]
 
 
@@ -188,12 +189,13 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
     fence = lead(store)
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
-        acquire, add, *_, _, publish = operations(store)
+        acquire, add, *_, publish, look = operations(store)
         for ask in (acquire, add, lambda: lead(store, "another")):
             assert "full" in fails(ask)
         assert "full" in fails(lambda: store.publish("key", fence=fence, content=TOKEN, keep=50.0))
         assert list(store.budget.ages(MINUTE)) == []
         assert publish() is False
+        look()
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
     assert [len(ages) for ages in store.budget.acquire_all([MINUTE, HOUR]).ages] == [1, 1]
@@ -286,11 +288,12 @@ def test_rule_24_keys_of_another_type_are_an_error(server: Valkey) -> None:
     store = open_store(server)
     for key in ("{budget}minute", "{budget}hour", "{record}fences:key", "{record}content:key"):
         server.command("SADD", f"pay88:{key}", TOKEN)
-    acquire, add, ages, get, window, leading, publish = operations(store)
-    for ask in (acquire, add, ages, get, window, leading, publish):
+    acquire, add, ages, get, window, leading, publish, look = operations(store)
+    for ask in (acquire, add, ages, get, window, leading, publish, look):
         assert "WRONGTYPE" in fails(ask)
     server.command("DEL", "pay88:{record}fences:key")
     assert "WRONGTYPE" in fails(leading)
+    assert "WRONGTYPE" in fails(look)
 
 
 @pytest.mark.parametrize("value", ["", "rubbish", "-1", "1.5", "1e3", "nan"])
@@ -311,9 +314,12 @@ def test_rule_24_a_record_that_makes_no_sense_is_an_error(server: Valkey, value:
             if field in ("fences", "version") and name == "fences":
                 ask = lambda: store.publish("key", fence=fence + 1, content=TOKEN, keep=50.0)  # noqa: E731
             fails(ask)
+            if name == "content" or field in ("at", "until"):
+                fails(lambda: store.look("key"))
             server.command("HSET", key, field, before)
     server.command("HSET", "pay88:{record}content:key", "content", b"\xff" + TOKEN.encode())
     fails(lambda: store.lead("key", owner="b", known=0, lease=30.0))
+    fails(lambda: store.look("key"))
 
 
 def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: Valkey) -> None:

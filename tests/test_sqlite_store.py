@@ -416,6 +416,8 @@ def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, pat
 
     fails(operate)
     fails(operate)
+    if "records" in statement:
+        fails(lambda: store.look("key"))
     path.unlink()
     publish(store)
 

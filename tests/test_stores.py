@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.stores.base import Lead, Record, Store, StoreError, Window
+from pay88_adapters.stores.base import Lead, Look, Record, Store, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.place import Place
 from pay88_adapters.testing import ManualClock
@@ -124,6 +124,44 @@ def test_rule_04_keys_have_leases_and_records_of_their_own(scene: Scene) -> None
     scene.store.lead("two", owner="a", known=0, lease=scene.unit)
     assert scene.store.lead("three", owner="b", known=0, lease=scene.unit).fence is not None
     assert scene.store.lead("one", owner="b", known=0, lease=scene.unit).record is not None
+
+
+# Looking
+
+
+def test_looking_shows_the_record_and_the_lease(scene: Scene) -> None:
+    """Who has it and for how long, the record that is there meanwhile, and nothing where there is nothing."""
+    assert scene.store.look("key") == Look()
+    version = publish(scene, content="a token")
+    assert scene.store.look("key") == Look(Record(version, "a token", about(scene, 0.0)))
+    scene.store.lead("key", owner="a", known=version, lease=10 * scene.unit)
+    scene.advance(scene.unit)
+    look = scene.store.look("key")
+    assert look.record == Record(version, "a token", about(scene, scene.unit))
+    assert (look.owner, look.busy_for) == ("a", about(scene, 9 * scene.unit))
+    assert scene.store.look("another") == Look()
+
+
+def test_looking_takes_nothing(scene: Scene) -> None:
+    """However often somebody looks, the next to ask leads as if nobody had, and so does the budget."""
+    for _ in range(3):
+        assert scene.store.look("key") == Look()
+    fence = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
+    assert scene.store.look("key").owner == "a"
+    assert fence is not None
+    assert scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
+    again = scene.store.lead("key", owner="b", known=fence, lease=10 * scene.unit).fence
+    assert again == fence + 1
+
+
+def test_looking_shows_nothing_that_ran_out(exact: Scene) -> None:
+    """Neither a lease at its end, nor a record after its keep."""
+    publish(exact, keep=2)
+    exact.store.lead("key", owner="a", known=-1, lease=exact.unit)
+    exact.advance(exact.unit)
+    assert (exact.store.look("key").record is None, exact.store.look("key").owner) == (False, "")
+    exact.advance(exact.unit)
+    assert exact.store.look("key") == Look()
 
 
 # The record
@@ -513,6 +551,7 @@ STEPS = st.one_of(
     st.tuples(st.just("window"), WINDOWS),
     st.tuples(st.just("clear"), KEYS),
     st.tuples(st.just("lead"), KEYS, st.sampled_from("xyz"), st.integers(0, 6), UNITS),
+    st.tuples(st.just("look"), KEYS),
     st.tuples(st.just("publish"), KEYS, st.integers(-1, 8), st.text(max_size=3), UNITS),
 )
 
@@ -535,6 +574,8 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
             return None
         case "lead", key, owner, known, lease:
             return store.lead(prefix + key, owner=owner, known=known, lease=lease)
+        case "look", key:
+            return store.look(prefix + key)
         case "publish", key, fence, content, keep:
             return store.publish(prefix + key, fence=fence, content=content, keep=keep)
         case _:

@@ -88,8 +88,13 @@ class Pacing:
 
     def take(self, group: str, merchant_id: str) -> float:
         """Take a unit of every limit of *group*: return 0, or after how many seconds to ask again. May block."""
-        names = (group, merchant_digest(self._base_url, merchant_id))
+        names = self._names(group, merchant_id)
         return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
+
+    def left(self, group: str, merchant_id: str) -> dict[str, int]:
+        """Return the calls left, by limit, such as ``{"60 per 1 minute": 59}``. May block."""
+        names = self._names(group, merchant_id)
+        return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
     def ended(self, turn: Turn, wait: float, now: float) -> None:
         """Note what :meth:`take` returned."""
@@ -120,3 +125,6 @@ class Pacing:
             self._announced[group] = _Announced(remaining, until)
         elif remaining <= 0:
             said.until = max(said.until, until)
+
+    def _names(self, group: str, merchant_id: str) -> tuple[str, str]:
+        return group, merchant_digest(self._base_url, merchant_id)

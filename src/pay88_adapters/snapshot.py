@@ -6,11 +6,13 @@ remaining seconds. What comes out of a store is checked like an answer of the se
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .credentials import Credentials
 from .errors import (
     CredentialsRejected,
     Failure,
@@ -97,6 +99,11 @@ class Snapshot:
         if self.token is not None:
             ends.append(self.token.requested_at + self.token.expires_in)
         return max(*ends, now) - now
+
+
+def record_key(base_url: str, credentials: Credentials) -> str:
+    """Name the record that managers with these credentials share. It does not give them away."""
+    return hashlib.sha256(f"{base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 
 
 def load(content: str, age: float, asked_at: float, now: float) -> Snapshot | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 import uuid
@@ -26,6 +25,7 @@ from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
 from .retry import RetryPolicy
 from .runtimes import Gate
+from .snapshot import record_key
 from .stores.base import Lead
 from .token import Token
 
@@ -173,7 +173,7 @@ class SharedState:
 
     def key(self, credentials: Credentials) -> str:
         """Name the record that managers with these credentials share. It does not give them away."""
-        return hashlib.sha256(f"{self.endpoint.base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
+        return record_key(self.endpoint.base_url, credentials)
 
     def lead(self, ticket: int, credentials: Credentials) -> Lead:
         """Ask the store to be the one who fetches (rule 4). May block."""

@@ -128,6 +128,17 @@ class Lead(NamedTuple):
     """Somebody else's lease runs for so many seconds more, unless the record is replaced earlier."""
 
 
+class Look(NamedTuple):
+    """How things stand with one record, for whoever only looks."""
+
+    record: Record | None = None
+    """What was published last, if it is still kept."""
+    owner: str = ""
+    """Who has the lease, by the name given to :meth:`Store.lead`; "" for nobody."""
+    busy_for: float = 0.0
+    """For how many seconds more that lease runs."""
+
+
 class Store(Protocol):
     """Where managers meet. Any thread may use it, and a forked child, too."""
 
@@ -168,6 +179,14 @@ class Store(Protocol):
 
         Returns:
             Whether it was published.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+        ...
+
+    def look(self, key: str) -> Look:
+        """Return the record of *key* and who is about to replace it. Takes nothing and changes nothing.
 
         Raises:
             StoreError: The store cannot be used.

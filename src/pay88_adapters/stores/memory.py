@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pay88_adapters.forks import survive_forks
 
-from .base import Acquired, Ages, BudgetStorage, Lead, Window, wait_for
+from .base import Acquired, Ages, BudgetStorage, Lead, Look, Window, wait_for
 from .place import Place
 
 
@@ -118,6 +118,10 @@ class MemoryStore:
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
         with self._lock:
             return self._place(key).publish(self._now(), fence=fence, content=content, keep=keep, after=after)
+
+    def look(self, key: str) -> Look:
+        with self._lock:
+            return self._places.get(key, Place()).look(self._now())
 
     def _place(self, key: str) -> Place:
         return self._places.setdefault(key, Place())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base import Lead, Record
+from .base import Lead, Look, Record
 
 
 @dataclass(slots=True)
@@ -41,3 +41,10 @@ class Place:
         self.written_at, self.keep_until = min(self.leased_at + after, now), now + keep
         self.leased_until = 0.0
         return True
+
+    def look(self, now: float) -> Look:
+        """Answer :meth:`Store.look`."""
+        record = Record(self.version, self.content, now - self.written_at) if now < self.keep_until else None
+        if now < self.leased_until:
+            return Look(record, self.owner, self.leased_until - now)
+        return Look(record)

@@ -19,7 +19,7 @@ from pay88_adapters.errors import ConfigurationError
 from pay88_adapters.forks import survive_forks
 from pay88_adapters.secret import Secret, forget_locals
 
-from .base import Acquired, Ages, BudgetStorage, Lead, Record, StoreError, Window, wait_for
+from .base import Acquired, Ages, BudgetStorage, Lead, Look, Record, StoreError, Window, wait_for
 
 try:
     import redis
@@ -30,7 +30,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 
 from .redis_url import FORMS, parse
-from .scripts import ACQUIRE, ADD, AGES, LEAD, PUBLISH
+from .scripts import ACQUIRE, ADD, AGES, LEAD, LOOK, PUBLISH
 
 T = TypeVar("T")
 
@@ -202,14 +202,35 @@ class RedisStore:
         args = (fence, *micros, self._millis(keep), self._millis(keep + _DAY), content)
         return self._server.ask(lambda client: int(PUBLISH(client, self._keys(key), *args)) == 1)
 
+    def look(self, key: str) -> Look:
+        return self._server.ask(lambda client: self._look(LOOK(client, self._keys(key))))
+
     def _lead(self, reply: Any) -> Lead:
         match reply:
-            case [0, int(version), int(age), bytes(content)]:
-                return Lead(Record(version, content.decode(), _seconds(self._clock, age)))
+            case [0, *record]:
+                return Lead(self._record(record))
             case [1, int(left)]:
                 return Lead(busy_for=_seconds(self._clock, left))
             case [2, int(fence)]:
                 return Lead(fence=fence)
+            case _:
+                raise ValueError("no such answer")
+
+    def _look(self, reply: Any) -> Look:
+        record, lease = reply
+        found = self._record(record) if record else None
+        match lease:
+            case []:
+                return Look(found)
+            case [bytes(owner), int(left)]:
+                return Look(found, owner.decode(), _seconds(self._clock, left))
+            case _:
+                raise ValueError("no such answer")
+
+    def _record(self, reply: Any) -> Record:
+        match reply:
+            case [int(version), int(age), bytes(content)]:
+                return Record(version, content.decode(), _seconds(self._clock, age))
             case _:
                 raise ValueError("no such answer")
 

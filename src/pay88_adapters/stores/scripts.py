@@ -172,3 +172,24 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """,
 )
+
+LOOK = Script(
+    _BASICS,
+    """
+local record, lease = {}, {}
+local version, at, till, content = unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content'))
+if version then
+  version, at, till = whole(version), whole(at), whole(till)
+  if not (version and at and till and content) then return false end
+  if at <= now and now < till then record = {version, now - at, content} end
+end
+local owner
+owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'until'))
+if owner then
+  at, till = whole(at), whole(till)
+  if not (at and till) then return false end
+  if at <= now and now < till then lease = {owner, till - now} end
+end
+return {record, lease}
+""",
+)

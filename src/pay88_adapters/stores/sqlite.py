@@ -27,7 +27,7 @@ from urllib.parse import unquote
 from pay88_adapters.clock import Clock
 from pay88_adapters.errors import ConfigurationError
 
-from .base import Acquired, Ages, BudgetStorage, Lead, StoreError, Window, wait_for
+from .base import Acquired, Ages, BudgetStorage, Lead, Look, StoreError, Window, wait_for
 from .place import Place
 
 _SCHEME = "sqlite://"
@@ -270,6 +270,10 @@ class SqliteStore:
                 _save(db, key, place)
                 db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - _DAY,))
             return published
+
+    def look(self, key: str) -> Look:
+        with self._file.transaction() as (db, now):
+            return _load(db, key).look(now)
 
 
 def sqlite_store(url: str, clock: Clock) -> SqliteStore:
