@@ -939,3 +939,11 @@ def test_stopping_closes_connections_that_were_just_accepted() -> None:
         with suppress(ConnectionResetError):
             assert client.recv(1) == b""
         client.close()
+
+
+def test_the_date_is_that_of_the_wall_clock_it_was_given() -> None:
+    """As every date of an answer is, and errors are dated too."""
+    with Emulator(wall=lambda: 1_700_000_000.0) as emulator, urllib3.PoolManager() as http:
+        for path in ("/api/auth/token", "/api/balance", "/elsewhere"):
+            answer = http.request("POST", emulator.url + path)
+            assert answer.headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"

@@ -69,7 +69,7 @@ class Emulator:
         host: An address to bind; a name is resolved to one.
         port: The port, or 0 for one that is free.
         service: A service of your own, in place of the five arguments about it.
-        wall: Unix time, for ``X-RateLimit-Reset`` and the dates in tokens.
+        wall: Unix time, for ``Date``, ``X-RateLimit-Reset`` and the dates in tokens.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -404,7 +405,7 @@ class Service:
         return replace(answer, headers=(*answer.headers, ("Retry-After", str(seconds))))
 
     def _announced(self, answer: Answer, received: Received, now: float, wall: float) -> Answer:
-        """Add the ``X-RateLimit-*`` fields that every response carries."""
+        """Add the date and the ``X-RateLimit-*`` fields that every response carries."""
         with self._lock:
             state = self._window(received).state(now)
         # What nothing limits still says something: never that there is less than there is.
@@ -413,6 +414,7 @@ class Service:
             answer,
             headers=(
                 *answer.headers,
+                ("Date", formatdate(wall, usegmt=True)),
                 ("X-RateLimit-Limit", str(limit)),
                 ("X-RateLimit-Remaining", str(remaining)),
                 ("X-RateLimit-Reset", str(math.ceil(wall + back_in))),
