@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 from rich.console import Console
 
-from pay88_adapters import Stats, TokenBudgetExhausted, __version__
-from pay88_adapters.cli import main
+from commands import PAY88, run
+from pay88_adapters import Stats, TokenBudgetExhausted
 from pay88_adapters.cli.demo import conclude
 from pay88_adapters.cli.demo.clock import BusyClock
 from pay88_adapters.cli.demo.promises import PROMISES, judge
 from pay88_adapters.cli.demo.record import Evidence, Moment, Outcome, Phase, Scene
 from pay88_adapters.cli.demo.report import Snapshot
-from pay88_adapters.cli.demo.views import LiveView, PlainView, view
+from pay88_adapters.cli.demo.views import JsonView, LiveView, PlainView, view
 from pay88_adapters.testing import Charge, Journal, Received
 
-COMMAND = (sys.executable, "-m", "pay88_adapters.cli", "demo")
+COMMAND = (*PAY88, "demo")
 
 # --- the command ---------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ COMMAND = (sys.executable, "-m", "pay88_adapters.cli", "demo")
 def test_every_promise_is_kept_and_the_output_is_plain_where_there_is_no_terminal() -> None:
     """Exit code 0, a summary without control codes that fits 80 columns, and nothing left open."""
     ended = subprocess.run(
-        [sys.executable, "-W", "error", *COMMAND[1:], "--seconds", "12"],
+        [*COMMAND, "--seconds", "12"],
         capture_output=True,
         text=True,
         check=False,
@@ -75,32 +75,21 @@ def test_an_interrupt_ends_it_cleanly() -> None:
 
 
 @pytest.mark.parametrize("name", ["rich", "urllib3", "httpx", "aiohttp"])
-def test_a_missing_library_is_named_with_its_remedy(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_library_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line and exit code 2."""
     monkeypatch.setitem(sys.modules, name, None)
 
-    assert main(["demo"]) == 2
-    assert capsys.readouterr().err == f"pay88: {name} is not installed: pip install 'pay88-adapters[all]'\n"
+    ended = run("demo")
+    assert (ended.code, ended.err) == (2, f"pay88: {name} is not installed: pip install 'pay88-adapters[all]'\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo", "--seconds", "3"], ["demo", "--seconds", "soon"], ["nonsense"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("seconds", ["3", "soon", "601"])
+def test_wrong_usage_exits_with_2(seconds: str) -> None:
     """And says what is wrong."""
-    with pytest.raises(SystemExit) as exited:
-        main(arguments)
+    ended = run("demo", "--seconds", seconds)
 
-    assert exited.value.code == 2
-    assert "error: " in capsys.readouterr().err
-
-
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the package's."""
-    with pytest.raises(SystemExit) as exited:
-        main(["--version"])
-
-    assert (exited.value.code, capsys.readouterr().out) == (0, f"pay88-adapters {__version__}\n")
+    assert ended.code == 2
+    assert "Error: Invalid value for '--seconds'" in ended.err
 
 
 # --- the clock and the views ------------------------------------------------------------------------
@@ -154,6 +143,24 @@ def test_the_live_view_draws_tables() -> None:
     drawn = screen.getvalue()
     for text in ("1:01  storm of 401s: the token is refused", "httpx async", "1:05", "9 of 10 per 1 minute"):
         assert text in drawn
+
+
+def test_a_program_gets_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing before it; with the promises, and whether all of them were kept."""
+    story = Story()
+    with JsonView() as shown:
+        shown.phase(61.0, "storm of 401s", "the token is refused")
+        assert conclude(story.evidence(), shown) == 0
+        good = json.loads(capsys.readouterr().out)
+        _leaks_the_key(story)
+        assert conclude(story.evidence(), shown) == 1
+    bad = json.loads(capsys.readouterr().out)
+
+    assert (good["ok"], bad["ok"]) == (True, False)
+    assert [each["rule"] for each in good["promises"]] == [promise.rule for promise in PROMISES]
+    assert [each["kept"] for each in bad["promises"]].count(False) == 1
+    assert good["stats"]["budget_left"] == {"10 per 1 minute": 9, "100 per 1 hour": 91}
+    assert good["stacks"][-1]["calls"] == 5
 
 
 # --- the promises --------------------------------------------------------------------------------------

@@ -81,9 +81,9 @@ class TokenBudget:
         acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
         return Grant(acquired.wait == 0, acquired.wait, self.pressure(merchant_id))
 
-    def windows(self, merchant_id: str) -> list[Window]:
-        """Return every window that the merchant's requests count in."""
-        return [self._strategy.window(item, *names) for item, names in self._items(merchant_id, extra=True)]
+    def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:
+        """Return every window that the merchant's requests count in, those that are *extra* or not."""
+        return [self._strategy.window(item, *names) for item, names in self._items(merchant_id, extra=extra)]
 
     def _items(self, merchant_id: str, *, extra: bool) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
         names = self.names(merchant_id)

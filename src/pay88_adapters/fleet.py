@@ -81,7 +81,7 @@ class Fleet:
         if began_at < self._failed_at + _REST:
             return None
         try:
-            result = _bounded(operation) if self.blocking else operation()
+            result = bounded(operation) if self.blocking else operation()
         except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
             self._fails(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
             return None
@@ -124,8 +124,12 @@ class _Operation(threading.Thread, Generic[T]):
             self.error = exc
 
 
-def _bounded(operation: Callable[[], T]) -> T:
-    """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout."""
+def bounded(operation: Callable[[], T]) -> T:
+    """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout.
+
+    Raises:
+        StoreError: It took longer than ``PATIENCE``, or no thread can be started.
+    """
     thread = _Operation(operation)
     try:
         thread.start()

@@ -9,16 +9,16 @@ from .clock import BusyClock
 from .load import Load
 from .promises import judge
 from .record import Evidence, Ledger
-from .report import closing, opening, summary
+from .report import closing, document, opening, summary
 from .script import Script
-from .views import View, view
+from .views import JsonView, View, view
 
 __all__ = ["conclude", "run"]
 
 SPEED = 10.0  # of the service's seconds in a real one
 
 
-def run(seconds: float) -> int:
+def run(seconds: float, *, as_json: bool = False) -> int:
     """Show it for about *seconds*, then conclude, and return the exit code."""
     with (
         BusyClock(SPEED) as clock,
@@ -28,7 +28,7 @@ def run(seconds: float) -> int:
         ) as manager,
     ):
         ledger = Ledger(clock)
-        with view() as shown:
+        with JsonView() if as_json else view() as shown:
             shown.say(opening(SPEED))
             with Load(manager, ledger) as load:
                 script = Script(clock, emulator, manager, ledger, load, shown)
@@ -48,4 +48,6 @@ def conclude(evidence: Evidence, shown: View) -> int:
     """Show the summary; return 0, or 1 if a promise was broken or the run did not come to its end."""
     verdicts = judge(evidence)
     shown.say([*summary(evidence, verdicts), *closing(verdicts, evidence.unfinished)])
-    return 0 if all(verdict.kept for verdict in verdicts) and not evidence.unfinished else 1
+    good = all(verdict.kept for verdict in verdicts) and not evidence.unfinished
+    shown.conclude(document(evidence, verdicts, good=good))
+    return 0 if good else 1

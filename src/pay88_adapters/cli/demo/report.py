@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from statistics import median
 
@@ -125,6 +125,21 @@ def summary(evidence: Evidence, verdicts: Iterable[Verdict]) -> list[Line]:
         Line(),
         *_promise_table(verdicts),
     ]
+
+
+def document(evidence: Evidence, verdicts: Iterable[Verdict], *, good: bool) -> dict[str, object]:
+    """Return the result for a program."""
+    now = Snapshot.take(0.0, evidence.outcomes, evidence.journal, evidence.stats)
+    return {
+        "ok": good,
+        "unfinished": evidence.unfinished or None,
+        "stacks": [asdict(row) for row in now.rows],
+        "stats": asdict(evidence.stats),
+        "promises": [
+            {"rule": each.promise.rule, "promise": each.promise.text, "kept": each.kept, "seen": each.seen}
+            for each in verdicts
+        ],
+    }
 
 
 def _phase_table(evidence: Evidence) -> list[Line]:

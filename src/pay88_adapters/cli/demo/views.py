@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -13,13 +12,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from pay88_adapters.cli.terminal import is_plain
+
 from .report import Line, Snapshot, clock_time, stack_table, status_line, token_table
 
 
 def view() -> View:
     """Return what suits standard output."""
-    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
-    return PlainView() if plain else LiveView(Console(highlight=False))
+    return PlainView() if is_plain() else LiveView(Console(highlight=False))
 
 
 class View(ABC):
@@ -59,6 +59,9 @@ class View(ABC):
     def show(self, snapshot: Snapshot) -> None:
         """Show how things stand."""
 
+    def conclude(self, document: dict[str, object]) -> None:  # noqa: B027 - it has been said
+        """Give the result to a program that wants it."""
+
 
 class PlainView(View):
     """Lines without any control code."""
@@ -71,6 +74,21 @@ class PlainView(View):
 
     def show(self, snapshot: Snapshot) -> None:
         self.say([status_line(snapshot)])
+
+
+class JsonView(View):
+    """Nothing but one JSON document, at the end."""
+
+    every = 60.0
+
+    def say(self, lines: Iterable[Line]) -> None:
+        pass
+
+    def show(self, snapshot: Snapshot) -> None:
+        pass
+
+    def conclude(self, document: dict[str, object]) -> None:
+        print(json.dumps(document))
 
 
 class LiveView(View):

@@ -1,0 +1,129 @@
+"""The group of commands, and how a command ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from pay88_adapters import ConfigurationError, Pay88Error, __version__
+
+GOOD, FAILED, UNUSABLE = 0, 1, 2
+INTERRUPTED, CUT_OFF = 130, 141  # as shells count signals
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    good
+  1    it failed
+  2    wrong usage or configuration, or a library is missing
+  130  interrupted
+  141  nobody reads the output any longer
+"""
+
+
+class Missing(click.ClickException):
+    """Libraries are not installed.
+
+    Args:
+        names: Of the libraries.
+        extra: What brings them.
+    """
+
+    exit_code = UNUSABLE
+
+    def __init__(self, *names: str, extra: str) -> None:
+        needed = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed"
+        super().__init__(f"{needed}: pip install 'pay88-adapters[{extra}]'")
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"pay88: {self.message}", err=True)
+
+
+def require(*names: str, extra: str) -> None:
+    """Make sure that libraries are installed.
+
+    Raises:
+        Missing: One is not.
+    """
+    missing = [name for name in names if not _is_installed(name)]
+    if missing:
+        raise Missing(*missing, extra=extra)
+
+
+class Command(click.Command):
+    """A command whose function returns its exit code, or nothing for 0, and may raise a :class:`Pay88Error`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Pay88Error as error:
+            if ctx.params.get("as_json"):
+                click.echo(json.dumps({"error": described(error)}))
+            click.echo(f"pay88: {error}", err=True)
+            return UNUSABLE if isinstance(error, ConfigurationError) else FAILED
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    names = ("budget", "check", "demo", "emulator", "request", "token")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.names:
+            return None
+        command: click.Command = import_module(f".commands.{cmd_name}", __package__).command
+        return command
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command, and exit with its code."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            click.echo("pay88: interrupted", err=True)
+            code = INTERRUPTED
+        except BrokenPipeError:  # whoever read the output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            code = CUT_OFF
+        ctx.exit(code or GOOD)
+
+
+def described(error: Pay88Error) -> dict[str, object]:
+    """Return what there is to know of *error*, for JSON."""
+    return {
+        "kind": next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == Pay88Error.__module__),
+        "message": str(error),
+        "status": error.status,
+        "retry_after": error.retry_after,
+        "retryable": error.retryable,
+    }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+@click.group(
+    cls=Commands,
+    epilog=_EXIT_CODES,
+    no_args_is_help=False,  # that is wrong usage, whatever the version of click
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="pay88-adapters %(version)s")
+def pay88() -> None:
+    """Tools for 88Pay access tokens.
+
+    What is configured comes from the environment, as TokenManager.from_env() reads it: PAY88_API_KEY,
+    PAY88_MERCHANT_ID, PAY88_ENVIRONMENT or PAY88_BASE_URL, and PAY88_STORE.
+    """

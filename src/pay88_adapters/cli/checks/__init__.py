@@ -1,0 +1,25 @@
+"""Whether a configuration is good, check by check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from .configuration import Configuration
+from .finding import Finding
+from .fleet import Fleet
+from .network import Network
+
+__all__ = ["Finding", "findings"]
+
+
+def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check what *environ* configures: one finding after another, with at most one token request among them."""
+    configuration = Configuration(environ)
+    yield from configuration.check()
+    network = Network(configuration.endpoint)
+    yield from network.check()
+    fleet = Fleet(configuration)
+    yield from fleet.check_store()
+    yield network.clock(fleet.ahead)
+    yield from fleet.check_shared()
+    yield fleet.token(reached=network.reached)

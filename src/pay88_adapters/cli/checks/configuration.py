@@ -1,0 +1,71 @@
+"""The variables, and whether they fit together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from pay88_adapters import ConfigurationError, Credentials
+from pay88_adapters.endpoint import Endpoint, url_from_env
+from pay88_adapters.secret import hidden
+from pay88_adapters.stores import MEMORY
+
+from .finding import Finding, failed, ok, skipped
+
+_VENDORS = {"PAY88_API_KEY": "EIGHTY_EIGHT_PAY_API_KEY", "PAY88_MERCHANT_ID": "EIGHTY_EIGHT_PAY_MERCHANT_ID"}
+_OPTIONS = {"PAY88_BASE_URL": "--base-url", "PAY88_STORE": "--store"}
+
+
+class Configuration:
+    """What an environment says.
+
+    Args:
+        environ: The variables, as changed by the options.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.store: str = hidden(environ.get("PAY88_STORE") or MEMORY)
+        self.credentials: Credentials | None = None
+        self.endpoint: Endpoint | None = None
+        self.fits = False
+        """Whether the key is for this URL."""
+
+    def check(self) -> Iterator[Finding]:
+        """Check the variables, the base URL, and that the key fits it."""
+        yield self._check_environment()
+        yield self._check_url()
+        yield self._check_key()
+
+    def _check_environment(self) -> Finding:
+        try:
+            self.credentials = Credentials.from_env(self._environ)
+        except ConfigurationError as error:
+            return failed("environment", str(error))
+        return ok("environment", f"read {', '.join(self._read())}")
+
+    def _read(self) -> Iterator[str]:
+        for name, vendors in _VENDORS.items():
+            yield name if self._environ.get(name) else vendors
+        if not self._environ.get("PAY88_BASE_URL") and self._environ.get("PAY88_ENVIRONMENT"):
+            yield "PAY88_ENVIRONMENT"
+        for name, option in _OPTIONS.items():
+            if self._environ.get(name):
+                yield name if self._environ[name] == os.environ.get(name) else option
+
+    def _check_url(self) -> Finding:
+        try:
+            self.endpoint = Endpoint.parse(url_from_env(self._environ))
+        except ConfigurationError as error:
+            return failed("base URL", str(error))
+        return ok("base URL", self.endpoint.base_url)
+
+    def _check_key(self) -> Finding:
+        if self.endpoint is None or self.credentials is None:
+            return skipped("key", "there is no key and URL to compare")
+        try:
+            self.endpoint.check_key(self.credentials)
+        except ConfigurationError as error:
+            return failed("key", str(error))
+        self.fits = True
+        return ok("key", "not one of the other environment's")

@@ -1,0 +1,116 @@
+"""The store, what is left of the budget, and a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+from pay88_adapters import ConfigurationError, Pay88Error, TokenManager, TokenPolicy
+from pay88_adapters.cli.options import finishing
+from pay88_adapters.cli.standing import Shared, Standing
+from pay88_adapters.clock import Clock
+from pay88_adapters.fleet import bounded
+from pay88_adapters.stores import MEMORY, open_store
+from pay88_adapters.stores.base import Store, StoreError
+
+from .configuration import Configuration
+from .finding import Finding, failed, ok, skipped
+
+_LEASE = 5.0  # seconds, of the trial
+_OWN_CLOCK = ("sqlite", "memory")  # stores without a clock of their own
+
+
+class Fleet:
+    """What is shared with others.
+
+    Args:
+        configuration: What was checked before.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._store: Store | None = None
+        self._standing: Standing | None = None
+        self.ahead: float | None = None
+        """Seconds by which the store's clock is ahead of this host's."""
+
+    def check_store(self) -> Iterator[Finding]:
+        """Check that the store takes a lease and a record, beside those of the fleet."""
+        url = self._configuration.store
+        if url == MEMORY:
+            yield skipped("store", "memory:// is for one process: set PAY88_STORE where there are several")
+            return
+        try:
+            store = open_store(url, Clock())
+            took = bounded(lambda: _try(store))
+            if url.partition(":")[0] not in _OWN_CLOCK:
+                self.ahead = bounded(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
+        except ConfigurationError as error:
+            yield failed("store", str(error))
+        except StoreError as error:
+            yield failed("store", str(error), "start it, or correct PAY88_STORE; meanwhile each process goes on alone")
+        else:
+            self._store = store
+            yield ok("store", f"a lease and a record in {took * 1000:.0f} ms")
+
+    def check_shared(self) -> Iterator[Finding]:
+        """Look at the budget and at the lease, and take nothing."""
+        endpoint, credentials, store = self._configuration.endpoint, self._configuration.credentials, self._store
+        if endpoint is None or credentials is None or store is None:
+            why = "there is no store to look into" if store is None else "there is no key and URL to look for"
+            yield from (skipped(name, why) for name in ("budget", "lease"))
+            return
+        try:
+            standing = self._standing = bounded(Shared(store, endpoint.base_url, credentials).look)
+        except (Pay88Error, StoreError) as error:
+            yield failed("budget", str(error))
+            yield skipped("lease", "the store failed")
+            return
+        left = ", ".join(f"{left} of {limit}" for limit, left in standing.tokens.items())
+        if standing.free_in:
+            remedy = f"wait {standing.free_in:.0f} s, and let all that use this merchant share one PAY88_STORE"
+            yield failed("budget", f"it is spent ({left} left)", remedy)
+        else:
+            yield ok("budget", f"{left} left")
+        lease = standing.lease
+        yield ok("lease", f"{lease.owner} fetches a token, for {lease.busy_for:.1f} s at most" if lease else "free")
+
+    def token(self, *, reached: bool) -> Finding:
+        """Get a token, unless the fleet has one, or none may be requested."""
+        standing = self._standing
+        if standing is not None and standing.token is not None:
+            return ok("token", f"not asked for: the fleet has one, {standing.token.age:.0f} s old")
+        if standing is not None and standing.barred is not None:
+            return failed("token", f"not asked for, for {standing.barred.remaining:.0f} s more: {standing.barred.why}")
+        if standing is not None and standing.free_in:
+            return skipped("token", "no token request may be sent")
+        if not self._configuration.fits:
+            return skipped("token", "there is no key for this URL")
+        if not reached:
+            return skipped("token", "the service cannot be reached")
+        try:
+            return self._ask()
+        except Pay88Error as error:
+            return failed("token", str(error))
+
+    def _ask(self) -> Finding:
+        endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
+        assert endpoint is not None
+        assert credentials is not None
+        store = MEMORY if self._store is None else self._configuration.store
+        policy = TokenPolicy(fetch_attempts=1)
+        with TokenManager(credentials, base_url=endpoint.base_url, store=store, policy=policy) as manager:
+            with finishing(manager):
+                began_at = time.monotonic()
+                token = manager.get_token()
+            return ok("token", f"good for {token.expires_in:g} s, in {time.monotonic() - began_at:.2f} s")
+
+
+def _try(store: Store) -> float:
+    """Take a lease and write a record that is forgotten at once; return for how many seconds that took."""
+    began_at = time.monotonic()
+    lead = store.lead("check", owner=uuid4().hex, known=-1, lease=_LEASE)
+    if lead.fence is not None:  # or else another check is at it
+        store.publish("check", fence=lead.fence, content="", keep=0.0)
+    return time.monotonic() - began_at

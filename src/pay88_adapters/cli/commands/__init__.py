@@ -1,0 +1,1 @@
+"""What the command line says about each command. What it takes to run one is imported when it runs."""

@@ -1,0 +1,140 @@
+"""``pay88 emulator``: the emulator, for clients in any language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pay88_adapters.cli.app import Command, require
+
+if TYPE_CHECKING:
+    from pay88_adapters.cli.faults import Planned
+    from pay88_adapters.testing.windows import Limits
+
+_EPILOG = """\b
+Faults, as WHERE:WHAT, for one request unless it says how many:
+  token:500            the next token request is answered 500
+  call:401x3           the next three calls are answered 401
+  call:503xall         all calls are
+  call:429+2           the third call is: two are spared first
+  any:latency=0.5xall  every answer is decided half a second later
+
+WHERE is token, call, any or the beginning of a path. WHAT is a status, latency=SECONDS, drip=SECONDS (for each
+byte), reset (not executed), lost (executed, but the answer does not arrive), truncated, garbage or huge.
+
+\b
+Exit codes:
+  0    ended by an interrupt (Ctrl-C) or SIGTERM
+  1    it could not start: the port is taken, say
+  2    wrong usage, or a library is missing
+"""
+
+
+def _limits(ctx: click.Context, param: click.Parameter, value: str) -> Limits:
+    if value == "off":
+        return ()
+    from limits import parse_many
+
+    try:
+        return tuple((item.amount, float(item.get_expiry())) for item in parse_many(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: write 'off', or limits such as 10/minute,100/hour") from None
+
+
+def _faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Planned]:
+    if not values:
+        return []
+    from pay88_adapters.cli.faults import parse
+
+    try:
+        return [parse(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _made_up(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value.startswith("sk_live_"):
+        raise click.BadParameter("a real key does not belong here: make one up")
+    return value
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(cls=Command, short_help="Run a server that behaves like 88Pay.", epilog=_EPILOG)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to bind.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8088, show_default=True, help="0 for a free one.")
+@click.option("--api-key", default="sk_test_emulator", show_default=True, callback=_made_up, help="Made up, not yours.")
+@click.option("--merchant-id", default="MCH-COL-TEST-EMULATOR", show_default=True)
+@click.option(
+    "--lifetime",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a token lives.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of its seconds that pass in one real second.",
+)
+@click.option(
+    "--token-limits",
+    callback=_limits,
+    default="10/minute,100/hour",
+    show_default=True,
+    metavar="LIMITS",
+    help="Of token requests; or 'off'.",
+)
+@click.option(
+    "--call-limits",
+    callback=_limits,
+    default="60/minute,1000/hour",
+    show_default=True,
+    metavar="LIMITS",
+    help="Of transactions, and as many of balance; or 'off'.",
+)
+@click.option("--fault", "faults", callback=_faults, multiple=True, metavar="WHERE:WHAT", help="May be given again.")
+@click.option("--tls", type=(_FILE, _FILE), metavar="CERT KEY", help="Serve HTTPS with these PEM files.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document in place of each line.")
+def command(
+    host: str,
+    port: int,
+    api_key: str,
+    merchant_id: str,
+    lifetime: float,
+    speed: float,
+    token_limits: Limits,
+    call_limits: Limits,
+    faults: list[Planned],
+    tls: tuple[Path, Path] | None,
+    as_json: bool,
+) -> None:
+    """Run a server that behaves like 88Pay: tokens that expire, limits, every error, and faults on demand.
+
+    For clients in any language. It prints what to export, and a line for each request; with --json each line is a
+    JSON document. It accepts made-up credentials and moves no money.
+    """
+    require("aiohttp", extra="testing")
+    from pay88_adapters.cli.serving import serve, tls_context
+    from pay88_adapters.clock import Clock
+    from pay88_adapters.testing import Emulator
+
+    emulator = Emulator(
+        api_key=api_key,
+        merchant_id=merchant_id,
+        lifetime=lifetime,
+        token_limits=token_limits,
+        call_limits=call_limits,
+        clock=Clock(speed),
+        ssl_context=None if tls is None else tls_context(*tls),
+        host=host,
+        port=port,
+    )
+    for fault in faults:
+        emulator.faults.add(fault.what, on=fault.on, times=fault.times, after=fault.after)
+    serve(emulator, as_json=as_json)

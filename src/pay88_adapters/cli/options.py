@@ -1,0 +1,53 @@
+"""Options that commands share, and the environment that they read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from pay88_adapters import TokenManager, TokenPolicy
+from pay88_adapters.secret import Hidden
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _store_url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value and "@" in urlsplit(value).netloc:
+        raise click.BadParameter("a password would show in the list of processes: set PAY88_STORE instead")
+    return value
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+base_url = click.option("--base-url", metavar="URL", help="In place of PAY88_BASE_URL and PAY88_ENVIRONMENT.")
+store = click.option("--store", metavar="URL", callback=_store_url, help="In place of PAY88_STORE.")
+
+
+def configured(command: F) -> F:
+    """Add the options about configuration."""
+    return base_url(store(command))
+
+
+def environment(base_url: str | None, store: str | None) -> Mapping[str, str]:
+    """Return the environment, as changed by the options."""
+    given = {"PAY88_BASE_URL": base_url, "PAY88_STORE": store}
+    return Hidden({**os.environ, **{name: value for name, value in given.items() if value is not None}})
+
+
+@contextmanager
+def finishing(manager: TokenManager) -> Generator[None, None, None]:
+    """See to the end of what *manager* has begun.
+
+    A refresh that died with this process would leave its lease behind, for all who share the store to wait for.
+    """
+    try:
+        yield
+    finally:
+        until = time.monotonic() + TokenPolicy().longest_fetch
+        while manager.stats().fetching and time.monotonic() < until:
+            time.sleep(0.01)
