@@ -76,6 +76,7 @@ def test_the_version() -> None:
         ("nonsense",),
         ("token", "--format", "xml"),
         ("token", "--store", "redis://:secret@host"),
+        ("token", "--store", "redis+sentinel://me:secret@host,host/service"),
         ("budget", "--interval", "0"),
         ("request", "POST"),
     ],
@@ -423,6 +424,14 @@ def test_a_budget_that_nobody_else_could_see_is_refused(emulator: Emulator) -> N
     ended = run("budget", environ=configured(emulator))
     assert (ended.code, ended.out) == (2, "")
     assert "PAY88_STORE" in ended.err
+
+
+@pytest.mark.parametrize("url", ["redis://[::1", "sqlite://", "mysql://me"])
+def test_a_store_that_cannot_be_exits_with_2(environ: dict[str, str], url: str) -> None:
+    """And what there can be is said."""
+    ended = run("budget", "--store", url, environ=environ)
+    assert (ended.code, ended.out) == (2, "")
+    assert "redis://" in ended.err or "sqlite://" in ended.err
 
 
 def test_a_store_that_is_down_exits_with_1(environ: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from pay88_adapters.budget import TokenBudget
 from pay88_adapters.clock import Clock
 from pay88_adapters.snapshot import record_key
 from pay88_adapters.stores import open_store
+from pay88_adapters.stores.base import Look
 from pay88_adapters.testing import Emulator, Status, TooMany
 from servers import Valkey, free_port
 
@@ -76,6 +77,7 @@ def test_a_good_configuration_costs_one_token_request_and_then_none(
     assert "the fleet has one" in again.said("token")
     assert "9 of 10 per 1 minute" in again.said("budget")
     assert emulator.journal.token_requests == 1
+    assert open_store(environ["PAY88_STORE"], Clock()).look("check") == Look()  # no trace of the trial
 
 
 def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> None:
@@ -104,22 +106,6 @@ def test_a_wrong_key(emulator: Emulator, environ: dict[str, str]) -> None:
     assert "check the API key" in checked.said("token")
     assert "check the API key" in Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"}).said("token")
     assert emulator.journal.token_requests == 1
-
-
-def test_a_sandbox_key_on_production_and_the_other_way_round(
-    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is sent; in this test not even the question where those hosts are."""
-
-    def offline(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
-    for key, url in (("sk_test_x", "https://api.88pay.io"), ("sk_live_x", "https://api-sandbox.88pay.io")):
-        checked = Checked({**environ, "PAY88_API_KEY": key, "PAY88_BASE_URL": url})
-        assert "key" in checked.states("failed")
-        assert "the other key" in checked.said("key")
-        assert "token" in checked.states("skipped")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +201,27 @@ def test_a_certificate_that_is_not_valid_now(tmp_path: Path, begins: float, ends
     assert "clock" in checked.said("TLS")
 
 
+@pytest.mark.parametrize(("key", "host"), [("sk_test_x", "api.88pay.io"), ("sk_live_x", "api-sandbox.88pay.io")])
+def test_a_sandbox_key_on_production_and_the_other_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, host: str
+) -> None:
+    """The way there is checked, with a host of this name on loopback, and no key is sent."""
+    certified = Certified(tmp_path, host)
+    lookup = socket.getaddrinfo
+
+    def nearby(name: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        assert (name, port) == (host, 443)
+        return lookup("127.0.0.1", certified.emulator.port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", nearby)
+    trusted = str(certified.trusted)
+    checked = certified.checked(SSL_CERT_FILE=trusted, PAY88_API_KEY=key, PAY88_BASE_URL=f"https://{host}")
+    assert checked.states("failed") == ["key"]
+    assert "the other key" in checked.said("key")
+    assert checked.states("ok") == ["environment", "base URL", "DNS", "TCP", "TLS", "clock"]
+    assert certified.emulator.journal.token_requests == 0
+
+
 def test_a_port_that_speaks_no_tls(emulator: Emulator, environ: dict[str, str]) -> None:
     """An http server behind an https:// URL."""
     checked = Checked({**environ, "PAY88_BASE_URL": f"https://127.0.0.1:{emulator.port}"})
@@ -270,10 +277,10 @@ def test_a_budget_that_is_spent(emulator: Emulator, environ: dict[str, str]) -> 
 def test_a_limit_that_the_service_holds_is_not_asked_for_again(emulator: Emulator, environ: dict[str, str]) -> None:
     """It is in the store, for all to see."""
     emulator.faults.add(TooMany(retry_after=60), on="token")
-    for _ in range(2):
-        checked = Checked(environ)
-        assert checked.states("failed") == ["token"]
-        assert "429" in checked.said("token")
+    first, second = Checked(environ), Checked(environ)
+    assert first.states("failed") == second.states("failed") == ["token"]
+    assert "429" in first.said("token")
+    assert second.said("token").startswith("not asked for, for ")
     assert emulator.journal.token_requests == 1
 
 

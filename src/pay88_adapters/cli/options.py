@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _store_url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value and "@" in urlsplit(value).netloc:
+    if value and re.match(r"[^:/]+://[^/]*@", value):
         raise click.BadParameter("a password would show in the list of processes: set PAY88_STORE instead")
     return value
 

@@ -27,7 +27,12 @@ Exit codes:
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be given more than once.")
 @click.option("--query", "fields", multiple=True, metavar="NAME=VALUE", help="May be given more than once.")
 @click.option(
-    "--timeout", type=click.FloatRange(0, 600, min_open=True), default=30.0, metavar="SECONDS", show_default=True
+    "--timeout",
+    type=click.FloatRange(0, 600, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="To connect, and again between two pieces of the answer.",
 )
 @options.configured
 @options.as_json
