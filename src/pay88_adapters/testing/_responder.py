@@ -45,7 +45,7 @@ class Responder:
         received = _received(request)
         now = self.now()
         ticket = self._journal.arrived(received, now, *self._service().trace(received, now))
-        exchange = _Exchange(self, request, received, partial(self._journal.finished, ticket))
+        exchange = _Exchange(self, request, received, now, partial(self._journal.finished, ticket))
         if (unread := self._faults.unread(received)) is not None:
             return exchange.reset(unread)
         try:
@@ -86,10 +86,16 @@ class _Exchange:
     """One request and what is sent back."""
 
     def __init__(
-        self, owner: Responder, request: web.BaseRequest, received: Received, finished: Callable[..., None]
+        self,
+        owner: Responder,
+        request: web.BaseRequest,
+        received: Received,
+        at: float,
+        finished: Callable[..., None],
     ) -> None:
         self._owner = owner
         self._request = request
+        self._at = at
         self._finished = finished
         self.received = received
         self.met: list[str] = []
@@ -220,6 +226,7 @@ class _Exchange:
             event=None if answer is None else answer.event,
             serial=None if answer is None else answer.serial,
             fault="+".join(self.met) or None,
+            took=self._owner.now() - self._at,
         )
 
 

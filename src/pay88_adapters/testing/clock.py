@@ -32,7 +32,7 @@ class ManualClock(Clock):
         return f"<ManualClock at {self._now:g} s>"
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by *seconds*."""
+        """Move the clock forward by *seconds*. Any thread may do so."""
         if seconds < 0:
             raise ValueError("a clock of this kind never goes back")
         with self._moving:

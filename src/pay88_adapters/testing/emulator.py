@@ -24,6 +24,7 @@ from ._responder import Responder
 from .faults import FaultPlan, On
 from .holds import Hold
 from .journal import Journal
+from .page import PREFIX, Page
 from .service import CALL_LIMITS, TOKEN_LIMITS, Service
 from .windows import Limits
 
@@ -100,6 +101,7 @@ class Emulator:
         self.host = host
         self._port = port
         self._ssl_context = ssl_context
+        self._page = Page(self)
         self._responder = Responder(lambda: self.service, self.journal, self.faults, self.clock, wall)
         self._connections = 0
         self._pid: int | None = None  # of the process that runs it
@@ -141,6 +143,11 @@ class Emulator:
         return f"{scheme}://{host}:{self.port}"
 
     @property
+    def page_url(self) -> str:
+        """Where a browser sees what happens, and switches faults on and off."""
+        return f"{self.url}{PREFIX}/"
+
+    @property
     def api_key(self) -> str:
         """The key that it accepts from the start."""
         return self.service.api_key
@@ -157,13 +164,13 @@ class Emulator:
 
     @property
     def connections(self) -> int:
-        """How many connections were opened so far."""
+        """How many connections were opened so far, also for the page."""
         return self._connections
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
-        return 0 if self._server is None else len(self._server.connections)
+        """How many connections are open now, but for those that the page is answered on."""
+        return len(self._clients())
 
     # What a test does with it
 
@@ -179,8 +186,8 @@ class Emulator:
         return hold
 
     def drop_connections(self) -> None:
-        """Close every open connection, idle or not, as a server that restarts does."""
-        self._act(self._drop_connections())
+        """Close every open connection but the page's, idle or not, as a server that restarts does."""
+        self._act(self.close_connections())
 
     # Starting and stopping
 
@@ -227,8 +234,7 @@ class Emulator:
 
     def let_go(self) -> None:
         """Close this process's copies of the sockets, in a child that was forked off."""
-        connections = [] if self._server is None else self._server.connections
-        transports = [connection.transport for connection in connections]
+        transports = [connection.transport for connection in self._all()]
         sockets: list[Any] = [each.get_extra_info("socket") for each in transports if each is not None]
         sockets.append(self._socket)
         null = os.open(os.devnull, os.O_RDWR)
@@ -268,7 +274,7 @@ class Emulator:
 
     async def _serve(self, sock: socket.socket) -> None:
         # Bodies are not unpacked: the journal keeps what was sent.
-        server = self._server = web.Server(self._responder, access_log=None, auto_decompress=False)
+        server = self._server = web.Server(self._answer, access_log=None, auto_decompress=False)
 
         def connected() -> asyncio.Protocol:
             self._connections += 1
@@ -276,6 +282,11 @@ class Emulator:
 
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(connected, sock=sock, backlog=_BACKLOG, ssl=self._ssl_context)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if PREFIX in request.raw_path and self._page.owns(request):
+            return await self._page.answer(request)
+        return await self._responder(request)
 
     async def _shut_down(self) -> None:
         # What has just been accepted is taken over in the next turn, and would stay open if that were too late.
@@ -287,11 +298,18 @@ class Emulator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._drop_connections(abort=True)
+        await self.close_connections(abort=True)
         self._server = self._listener = None
 
-    async def _drop_connections(self, *, abort: bool = False) -> None:
-        for connection in [] if self._server is None else self._server.connections:
+    def _all(self) -> list[web.RequestHandler]:
+        return [] if self._server is None else self._server.connections
+
+    def _clients(self) -> list[web.RequestHandler]:
+        return [each for each in self._all() if each not in self._page.connections]
+
+    async def close_connections(self, *, abort: bool = False) -> None:
+        """Do what :meth:`drop_connections` does, on the server's own loop."""
+        for connection in self._all() if abort else self._clients():
             transport = connection.transport
             if abort and transport is not None:
                 transport.abort()  # a TLS transport that is closed would wait for its peer

@@ -6,9 +6,10 @@ clock. "Executed" means that the service acted on the request, although the clie
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, TypeAlias
@@ -160,13 +161,28 @@ class Rule:
     """
 
     def __init__(
-        self, plan: FaultPlan, draw: Callable[[], Fault | None], on: On, times: int | None, after: int
+        self,
+        plan: FaultPlan,
+        faults: Sequence[Fault],
+        draw: Callable[[], Fault | None],
+        on: On,
+        times: int | None,
+        after: int,
+        probability: float = 1.0,
     ) -> None:
         self._plan = plan
         self._draw = draw
         self._matches = _matcher(on)
-        self._left = times
-        self._skip = after
+        self.number = next(plan.numbers)
+        """Which rule of its plan it is, counted from 1."""
+        self.faults = tuple(faults)
+        """What may happen."""
+        self.probability = probability
+        self.on = on
+        self.left = times
+        """How many more requests it is going to strike; ``None`` is until it is removed."""
+        self.spared = after
+        """How many more matching requests it lets pass before."""
         self.upcoming = draw()
         """What the next request it applies to meets: drawn ahead, so that looking changes nothing."""
         self.used = 0
@@ -184,21 +200,21 @@ class Rule:
 
     def peek(self, received: Received) -> Fault | None:
         """Return what :meth:`take` would, and change nothing."""
-        if self._left == 0 or self._skip or not self._matches(received):
+        if self.left == 0 or self.spared or not self._matches(received):
             return None
         return self.upcoming
 
     def take(self, received: Received) -> Fault | None:
         """Offer the rule a request; return the fault that it meets, if any."""
-        if self._left == 0 or not self._matches(received):
+        if self.left == 0 or not self._matches(received):
             return None
-        if self._skip:
-            self._skip -= 1
+        if self.spared:
+            self.spared -= 1
             return None
         fault, self.upcoming = self.upcoming, self._draw()
         if fault is not None:
             self.used += 1
-            self._left = None if self._left is None else self._left - 1
+            self.left = None if self.left is None else self.left - 1
         return fault
 
 
@@ -213,9 +229,15 @@ class FaultPlan:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
+        self.numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"<FaultPlan rules={len(self._rules)}>"
+
+    def __iter__(self) -> Iterator[Rule]:
+        """Iterate over the rules that are there now, also those that have struck for the last time."""
+        with self._lock:
+            return iter(list(self._rules))
 
     def add(self, fault: Fault, on: On = "call", times: int | None = 1, after: int = 0) -> Rule:
         """Plan a fault.
@@ -227,7 +249,7 @@ class FaultPlan:
             times: How often; ``None`` is until it is removed.
             after: How many matching requests are spared first.
         """
-        return self._append(Rule(self, lambda: fault, on, times, after))
+        return self._append(Rule(self, [fault], lambda: fault, on, times, after))
 
     def random(
         self,
@@ -252,7 +274,7 @@ class FaultPlan:
         def draw() -> Fault | None:
             return source.choice(choices) if source.random() < probability else None
 
-        return self._append(Rule(self, draw, on, times, after))
+        return self._append(Rule(self, choices, draw, on, times, after, probability))
 
     def clear(self) -> None:
         """Forget the whole plan, and let go of what is held."""

@@ -38,6 +38,8 @@ class Entry:
     """How many seconds ago the token that it carried had been issued when the request arrived."""
     fault: str | None = None
     """The names of the faults it met, joined by ``+``."""
+    took: float | None = None
+    """How many seconds of the emulator's clock passed between its arrival and the decision."""
     finished: bool = False
     """Whether it was decided; no entry changes after that."""
 
@@ -178,6 +180,7 @@ class Journal:
         event: Event | None,
         serial: int | None,
         fault: str | None,
+        took: float | None = None,
     ) -> None:
         """Say how a request ended."""
         with self._changed:
@@ -190,5 +193,6 @@ class Journal:
                 event=event,
                 serial=entry.serial if serial is None else serial,
                 fault=fault,
+                took=took,
                 finished=True,
             )

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from .windows import Limits, MovingWindows
 
@@ -54,6 +55,7 @@ MESSAGES: Mapping[int, str] = MappingProxyType(
 )
 """What the service says with an error status, where the case itself has no better words."""
 
+_SECRET_SHAPES = r"eyJ[\w-]{8,}(?:\.[\w-]*)*|sess_[\w-]{8,}|sk_(?:test|live)_[\w-]+"
 _BAD_CREDENTIALS = "Invalid API key or merchant ID"
 
 
@@ -109,6 +111,31 @@ class Charge:
     reference: str
     at: float
     body: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of a limit is used up."""
+
+    group: str
+    """What is counted: ``token``, ``transactions`` or ``balance``."""
+    merchant_id: str
+    limit: int
+    seconds: float
+    used: int
+    frees_at: float | None
+    """When the next unit comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """A token that has not expired yet, without its value."""
+
+    serial: int
+    issued_at: float
+    expires_at: float
+    merchant_id: str
+    refused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +219,54 @@ class Service:
         with self._lock:
             issued = [value for token in self._tokens for value in (token.access_token, token.session_id)]
             return frozenset([*self._known_secrets, *issued])
+
+    def masked(self, text: str) -> str:
+        """Return *text* with a mark in place of every key, and of all that looks like a key or a token."""
+        with self._lock:
+            keys = {form for key in self._known_secrets for form in (key, quote(key, safe=""))}
+        exact = sorted(map(re.escape, keys), key=len, reverse=True)
+        return re.sub("|".join([_SECRET_SHAPES, *exact]), "•••", text)
+
+    def usage(self, now: float) -> list[Usage]:
+        """Return how much of each limit is used: of the merchant it began with, and of all that were here since."""
+        with self._lock:
+            owners = [*((group, self.merchant_id) for group in self._limits), *self._windows]
+            return [
+                Usage(group, owner, *state)
+                for group, owner in dict.fromkeys(owners)
+                for state in self._window_of(group, owner).usage(now)
+            ]
+
+    def current_tokens(self, now: float, at_most: int = 20) -> list[Current]:
+        """Return the tokens that have not expired, the newest first, without their values."""
+        with self._lock:
+            newest = reversed(self._tokens[-at_most:])
+            return [
+                Current(
+                    each.serial, each.at, each.at + self.lifetime, each.merchant_id,
+                    each.serial <= self._refused_up_to,
+                )
+                for each in newest
+                if now - each.at < self.lifetime
+            ]  # fmt: skip
+
+    @property
+    def suspended(self) -> frozenset[str]:
+        """The merchants that are suspended."""
+        with self._lock:
+            return frozenset(self._suspended)
+
+    def forget_usage(self) -> None:
+        """Count anew, as if no request had been here: every limit is free again."""
+        with self._lock:
+            self._windows.clear()
+
+    def rotate_credentials(self, api_key: str) -> None:
+        """Accept this key of the merchant, and none that it had. Tokens live on, as with :meth:`reject_credentials`."""
+        with self._lock:
+            others = {pair for pair in self._credentials if pair[1] != self.merchant_id}
+            self._credentials = {*others, (api_key, self.merchant_id)}
+            self._known_secrets.add(api_key)
 
     def refuse_current_tokens(self) -> None:
         """Refuse every token issued until now, as if they had been revoked."""
@@ -383,7 +458,9 @@ class Service:
     # Limits
 
     def _window(self, received: Received) -> MovingWindows:
-        group, owner = self._group(received)
+        return self._window_of(*self._group(received))
+
+    def _window_of(self, group: str, owner: str) -> MovingWindows:
         if (group, owner) not in self._windows:
             self._windows[group, owner] = MovingWindows(self._limits.get(group, ()))
         return self._windows[group, owner]

@@ -6,7 +6,7 @@ The package counts its own budget with the ``limits`` library; the judge must no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Limits = Sequence[tuple[int, float]]
 """How many requests in how many seconds, for instance ``((10, 60), (100, 3600))``."""
@@ -48,6 +48,12 @@ class MovingWindows:
             back_in = hits[0] + seconds - now if hits else 0.0
             states.append((count, max(0, count - len(hits)), back_in))
         return min(states, key=lambda state: state[1], default=None)
+
+    def usage(self, now: float) -> Iterator[tuple[int, float, int, float | None]]:
+        """Yield each limit's count and seconds, how much of it is used, and when a unit comes back, if one is out."""
+        for count, seconds, hits in self._windows:
+            _forget(hits, now, seconds)
+            yield count, seconds, len(hits), hits[0] + seconds if hits else None
 
 
 def largest_window(instants: Sequence[float], seconds: float) -> int:

@@ -1,0 +1,115 @@
+"""What the page's switches do to the emulator. All of it runs on the server's own loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+from pay88_adapters.testing.clock import ManualClock
+from pay88_adapters.testing.faults import Rule
+from pay88_adapters.testing.holds import Hold
+
+from . import forms
+from .forms import Form
+from .guards import Refused
+
+if TYPE_CHECKING:
+    from pay88_adapters.testing.emulator import Emulator
+
+
+class Controls:
+    """The actions by name, and the plan of faults."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._chance = random.Random()
+        self.actions: Mapping[str, Callable[[Form], Awaitable[None]]] = {
+            "refuse_tokens": self._refuse_tokens,
+            "rotate_key": self._rotate_key,
+            "suspend": self._suspend,
+            "reinstate": self._reinstate,
+            "forget_usage": self._forget_usage,
+            "drop_connections": self._drop_connections,
+            "release": self._release,
+            "advance": self._advance,
+        }
+
+    def plan(self, form: Form) -> Rule:
+        """Add a fault to the plan, for good, for some times, or by chance."""
+        fault, on = forms.fault(form), form.take("on", forms.target, "call")
+        times = form.take("times", forms.times) if "times" in form else 1
+        after, probability = form.take("after", forms.whole, 0), form.take("probability", forms.chance, 1.0)
+        form.end()
+        if isinstance(fault, Hold):
+            if probability < 1 or after or times is not None:
+                raise Refused(400, "a Hold is for good: it takes no after and no probability, and times is null")
+            hold = self._emulator.hold(on)
+            return next(rule for rule in self._emulator.faults if rule.upcoming is hold)
+        if probability < 1:
+            return self._emulator.faults.random(self._chance, probability, [fault], on, times, after)
+        return self._emulator.faults.add(fault, on, times, after)
+
+    def unplan(self, number: int) -> None:
+        """Take a fault out of the plan, and let go of what it holds."""
+        rule = self._rule(number)
+        rule.remove()
+        for fault in rule.faults:
+            if isinstance(fault, Hold):
+                fault.release()
+
+    def _rule(self, number: int) -> Rule:
+        for rule in self._emulator.faults:
+            if rule.number == number:
+                return rule
+        raise Refused(404, f"there is no fault {number}")
+
+    async def act(self, form: Form) -> str:
+        """Do what a form asks for, and return the name of it."""
+        name = form.take("do", forms.text)
+        if name not in self.actions:
+            raise Refused(400, f"do must be one of {', '.join(self.actions)}")
+        await self.actions[name](form)
+        return name
+
+    async def _refuse_tokens(self, form: Form) -> None:
+        form.end()
+        self._emulator.service.refuse_current_tokens()
+
+    async def _rotate_key(self, form: Form) -> None:
+        key = form.take("api_key", forms.key)
+        form.end()
+        self._emulator.service.rotate_credentials(key)
+
+    async def _suspend(self, form: Form) -> None:
+        form.end()
+        self._emulator.service.suspend()
+
+    async def _reinstate(self, form: Form) -> None:
+        form.end()
+        self._emulator.service.reinstate()
+
+    async def _forget_usage(self, form: Form) -> None:
+        form.end()
+        self._emulator.service.forget_usage()
+
+    async def _drop_connections(self, form: Form) -> None:
+        form.end()
+        await self._emulator.close_connections()
+
+    async def _release(self, form: Form) -> None:
+        rule, count = self._rule(form.take("id", forms.whole)), form.take("count", forms.whole, 1)
+        form.end()
+        for fault in rule.faults:
+            if isinstance(fault, Hold):
+                fault.release(count)
+                return
+        raise Refused(400, "only a Hold can be released")
+
+    async def _advance(self, form: Form) -> None:
+        seconds = form.take("seconds", forms.number)
+        form.end()
+        clock = self._emulator.clock
+        if not isinstance(clock, ManualClock):
+            raise Refused(409, "this emulator's clock goes by itself: only a ManualClock can be moved")
+        clock.advance(seconds)

@@ -1,0 +1,59 @@
+"""Which requests the page answers: none that another website made a browser send."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""What every answer carries."""
+
+
+class Refused(Exception):
+    """A request that is not carried out; the text says why, and is meant for the client."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def check_host(headers: Mapping[str, str], own: str) -> None:
+    """Refuse a host that a stranger's name server may have pointed here (DNS rebinding)."""
+    host = _name(headers.get("Host", ""))
+    if not (host == "localhost" or host.endswith(".localhost") or host == own.lower() or _is_address(host)):
+        raise Refused(421, "the host must be an address or localhost")
+
+
+def check_origin(headers: Mapping[str, str], scheme: str) -> None:
+    """Refuse what a page of another origin asks for; clients that are no browsers send neither field."""
+    origin = headers.get("Origin")
+    if origin is not None and origin.lower() != f"{scheme}://{headers.get('Host', '')}".lower():
+        raise Refused(403, "only the emulator's own page may ask for this")
+    if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        raise Refused(403, "only the emulator's own page may ask for this")
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""Answers requests for the page, its parts and its API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from .controls import Controls
+from .forms import Form, catalogue
+from .guards import HEADERS, Refused, check_host, check_origin
+from .stream import Stream
+from .view import View
+
+if TYPE_CHECKING:
+    from pay88_adapters.testing.emulator import Emulator
+
+PREFIX = "/_emulator"
+
+_FILES = {
+    "": ("index.html", "text/html"),
+    "page.css": ("page.css", "text/css"),
+    "page.js": ("page.js", "text/javascript"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_MOST_STREAMS = 16
+_LARGEST = 64 * 1024  # bytes of a form
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Page:
+    """The page of one emulator. It does nothing unless it is asked."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._view = View(emulator)
+        self._controls = Controls(emulator)
+        self.streams = 0
+        """How many readers listen."""
+        self.connections: set[web.RequestHandler] = set()
+        """The connections that are the page's and not a client's."""
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("GET", "state"): self._state,
+            ("GET", "events"): self._events,
+            ("GET", "faults"): self._faults,
+            ("POST", "faults"): self._add_fault,
+            ("DELETE", "faults"): self._clear_faults,
+            ("POST", "actions"): self._act,
+        }
+
+    def owns(self, request: web.BaseRequest) -> bool:
+        """Return whether a request is for the page."""
+        return request.path == PREFIX or request.path.startswith(f"{PREFIX}/")
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request, and end its connection: connections are counted and dropped among the clients'."""
+        self.connections = {each for each in self.connections if each.transport is not None} | {request.protocol}
+        try:
+            response = await self._answer(request)
+        except Refused as exc:
+            response = _json({"error": self._emulator.service.masked(str(exc))}, exc.status)
+        response.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        check_host(request.headers, self._emulator.host)
+        if request.path == PREFIX:
+            return web.Response(status=308, headers={**HEADERS, "Location": f"{PREFIX}/"})
+        name = request.path.removeprefix(f"{PREFIX}/")
+        if name:
+            check_origin(request.headers, request.scheme)
+        if request.method in ("GET", "HEAD") and name in _FILES:
+            return _file(name)
+        if request.method == "DELETE" and name.startswith("faults/"):
+            return self._remove_fault(name.removeprefix("faults/"))
+        handler = self._routes.get((request.method, name))
+        if handler is None:
+            raise Refused(404, f"nothing here answers {request.method} {request.path}")
+        return await handler(request)
+
+    async def _state(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(Stream(self._view, self._emulator.journal).whole())
+
+    async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.streams >= _MOST_STREAMS:
+            raise Refused(503, f"{self.streams} streams are open: close one")
+        self.streams += 1
+        try:
+            return await Stream(self._view, self._emulator.journal).serve(request)
+        finally:
+            self.streams -= 1
+
+    async def _faults(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json({"faults": self._view.faults(), "kinds": catalogue()})
+
+    async def _add_fault(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(self._view.rule(self._controls.plan(await _form(request))), 201)
+
+    async def _clear_faults(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._emulator.faults.clear()
+        return web.Response(status=204, headers=HEADERS)
+
+    def _remove_fault(self, number: str) -> web.StreamResponse:
+        if not (number.isascii() and number.isdigit()):
+            raise Refused(404, "a fault's id is a number")
+        self._controls.unplan(int(number[:9]))
+        return web.Response(status=204, headers=HEADERS)
+
+    async def _act(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json({"done": await self._controls.act(await _form(request))})
+
+
+def _json(data: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, text=json.dumps(data), headers={**HEADERS, "Content-Type": "application/json"})
+
+
+def _file(name: str) -> web.Response:
+    path, kind = _FILES[name]
+    text = resources.files("pay88_adapters.testing.page").joinpath("static").joinpath(path).read_text(encoding="utf-8")
+    return web.Response(text=text, headers={**HEADERS, "Content-Type": f"{kind}; charset=utf-8"})
+
+
+async def _form(request: web.BaseRequest) -> Form:
+    """Read a request's JSON, which no form of another website can send without asking first."""
+    if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "Content-Type must be application/json")
+    body = b""
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > _LARGEST:
+            raise Refused(413, f"a body has at most {_LARGEST} bytes")
+    try:
+        return Form(json.loads(body))
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON") from None

@@ -1,0 +1,80 @@
+"""Server-sent events: what has changed, as fast as whoever reads them can read, and no faster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from pay88_adapters.testing.journal import Journal
+
+from .guards import HEADERS
+from .view import TIMELINE, View
+
+_LOOKS_EVERY = 0.2  # real seconds, as all of them here
+_SPEAKS_EVERY = 10.0  # also when nothing happens, so that clocks agree and a gone reader is noticed
+_PATIENCE = 30.0  # with a reader that does not read
+
+
+class Stream:
+    """What one reader has been told, and what is new to it.
+
+    Nothing is queued for a reader: whoever is slow gets one message about all that happened meanwhile.
+    """
+
+    def __init__(self, view: View, journal: Journal) -> None:
+        self._view = view
+        self._journal = journal
+        self._told: dict[str, Any] = {}
+        self._now = math.inf
+        self._next = 0  # the first entry of the journal that was not told
+        self._open = set[int]()  # entries that were told before they had ended
+
+    async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Tell until the reader has gone, or does not read."""
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        response.force_close()
+        with suppress(ConnectionError, asyncio.TimeoutError):
+            await response.prepare(request)
+            await self._write(response, "state", self.whole())
+            quiet_for = 0.0
+            while request.transport is not None:
+                await asyncio.sleep(_LOOKS_EVERY)
+                quiet_for += _LOOKS_EVERY
+                if (change := self.change()) is None and quiet_for < _SPEAKS_EVERY:
+                    continue
+                await self._write(response, "change", change or {"now": self._view.now()})
+                quiet_for = 0.0
+        return response
+
+    async def _write(self, response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+        message = f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
+        await asyncio.wait_for(response.write(message), _PATIENCE)
+
+    def whole(self) -> dict[str, Any]:
+        """Return everything, with the latest requests."""
+        self._told, self._now = self._view.state(), self._view.now()
+        return {"now": self._now, **self._told, "timeline": self._timeline()}
+
+    def change(self) -> dict[str, Any] | None:
+        """Return the parts that have changed and the lines of the timeline that have; ``None`` without any."""
+        state, now = self._view.state(), self._view.now()
+        parts = {name: part for name, part in state.items() if part != self._told.get(name)}
+        timeline = self._timeline()
+        moved = state["emulator"]["movable"] and now != self._now
+        self._told, self._now = state, now
+        if not (parts or timeline or moved):
+            return None
+        return {"now": now, **parts, "timeline": timeline}
+
+    def _timeline(self) -> list[dict[str, Any]]:
+        end = self._journal.mark()
+        first = max(self._next, end - TIMELINE)
+        waited_for = sorted(each for each in self._open if end - TIMELINE <= each < first)
+        entries = [(number, self._journal[number]) for number in (*waited_for, *range(first, end))]
+        self._next, self._open = end, {number for number, entry in entries if not entry.finished}
+        return [self._view.entry(number + 1, entry) for number, entry in entries if number >= first or entry.finished]
