@@ -34,6 +34,11 @@ settings.register_profile(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what this project's tests can be told."""
+    parser.addoption("--save-images", action="store_true", help="put the images of docs/images there anew")
+
+
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
     """Return what takes a text for the end of the run: what the test has found out, or what it cost."""

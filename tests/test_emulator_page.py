@@ -108,6 +108,8 @@ def events(emulator: Emulator) -> Iterator[Events]:
     response = connection.getresponse()
     assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
 
+    assert [response.readline(), response.readline()] == [b"retry: 1000\n", b"\n"]
+
     def read() -> Events:
         while line := response.readline():
             name, data, end = line, response.readline(), response.readline()

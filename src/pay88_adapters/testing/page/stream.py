@@ -40,6 +40,7 @@ class Stream:
         response.force_close()
         with suppress(ConnectionError, asyncio.TimeoutError):
             await response.prepare(request)
+            await response.write(b"retry: 1000\n\n")  # milliseconds until a browser comes again
             await self._write(response, "state", self.whole())
             quiet_for = 0.0
             while request.transport is not None:

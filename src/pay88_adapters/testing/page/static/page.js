@@ -199,7 +199,7 @@ function drawTokens() {
     return make("li", { class: shade },
       make("div", { class: "name" }, make("b", {}, `#${token.serial}`),
         token.refused ? make("span", { class: "tag" }, "refused") : null,
-        make("span", { class: "quiet" }, `${span(now() - token.issued_at)} old, ${span(left)} left`)),
+        make("span", { class: "quiet" }, `${span(Math.floor(now() - token.issued_at))} old, ${span(left)} left`)),
       make("div", { class: "track", "aria-hidden": "true" }, fill),
       token.users.length ? make("ul", { "aria-label": `Who uses token ${token.serial}` }, ...token.users.map((user) =>
         make("li", {}, make("span", {}, `${user.client || "no User-Agent"}, ${user.peer}`),
@@ -386,7 +386,8 @@ function drawLanes() {
   const left = narrow ? 0 : 104;
   const end = now();
   const x = (at) => left + (width - left - 4) * (1 - (end - at) / SPAN);
-  const lanes = [["Tokens", 24], ["Token requests", 62], ["Calls", 100]];
+  const top = narrow ? 24 : 14; // narrow lanes have their names above
+  const lanes = [["Tokens", top], ["Token requests", top + 38], ["Calls", top + 76]];
   pen.textBaseline = "middle";
   lanes.forEach(([name, y]) => {
     pen.fillStyle = color("soft");
@@ -409,7 +410,7 @@ function drawLanes() {
   const half = narrow ? 6 : 8;
   for (const entry of state.timeline.values()) {
     if (end - entry.at > SPAN + state.emulator.lifetime) continue;
-    if (entry.event === "issued") lane(pen, entry, x, end, half, color);
+    if (entry.event === "issued") lane(pen, entry, x, end, half, top, color);
     pen.fillStyle = color(tone(entry));
     pen.beginPath();
     pen.roundRect(x(entry.at) - 2, (entry.kind === "token" ? lanes[1][1] : lanes[2][1]) - half + (narrow ? 1 : 0), 4, half * 2, 2);
@@ -418,7 +419,7 @@ function drawLanes() {
   pen.restore();
 }
 
-function lane(pen, entry, x, end, half, color) {
+function lane(pen, entry, x, end, half, top, color) {
   const known = state.tokens.find((token) => token.serial === entry.token);
   const until = Math.min(end, entry.at + state.emulator.lifetime);
   const width = Math.max(6, x(until) - x(entry.at) - 1);
@@ -427,12 +428,12 @@ function lane(pen, entry, x, end, half, color) {
   pen.strokeStyle = color(shade);
   pen.lineWidth = 1;
   pen.beginPath();
-  pen.roundRect(x(entry.at), 24 - half, width, half * 2 + (half < 8 ? 2 : 0), 4);
+  pen.roundRect(x(entry.at), top - half, width, half * 2 + (half < 8 ? 2 : 0), 4);
   pen.fill();
   pen.stroke();
   if (width > 30) {
     pen.fillStyle = color(shade);
-    pen.fillText(`#${entry.token}`, Math.max(x(entry.at), x(end - SPAN)) + 6, 25);
+    pen.fillText(`#${entry.token}`, Math.max(x(entry.at), x(end - SPAN)) + 6, top + 1);
   }
 }
 
