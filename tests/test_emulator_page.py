@@ -623,6 +623,19 @@ def test_anything_else_is_not_found(client: Client, method: str, path: str) -> N
     assert (response.status, set(response.json())) == (404, {"error"})
 
 
+def test_a_body_that_does_not_arrive_changes_nothing(
+    emulator: Emulator, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that goes away midway is no error of the server's."""
+    with socket.create_connection(("127.0.0.1", emulator.port)) as sock:
+        head = b"POST /_emulator/faults HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sock.sendall(head + b'Content-Length: 100\r\n\r\n{"fault": "Status"}')
+        until(lambda: len(emulator._page.connections) == 1)
+    until(lambda: all(each.transport is None for each in emulator._page.connections))
+    assert client.state()["faults"] == []
+    assert [record.name for record in caplog.records if record.name.startswith(("aiohttp", "asyncio"))] == []
+
+
 # What it is apart from
 
 

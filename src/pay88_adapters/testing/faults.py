@@ -178,6 +178,7 @@ class Rule:
         self.faults = tuple(faults)
         """What may happen."""
         self.probability = probability
+        """That one of them does."""
         self.on = on
         self.left = times
         """How many more requests it is going to strike; ``None`` is until it is removed."""
@@ -230,6 +231,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self.numbers = itertools.count(1)
+        """What rules take their numbers from."""
 
     def __repr__(self) -> str:
         return f"<FaultPlan rules={len(self._rules)}>"

@@ -129,10 +129,13 @@ async def _form(request: web.BaseRequest) -> Form:
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "Content-Type must be application/json")
     body = b""
-    async for piece in request.content.iter_any():
-        body += piece
-        if len(body) > _LARGEST:
-            raise Refused(413, f"a body has at most {_LARGEST} bytes")
+    try:
+        while len(body) <= _LARGEST and (piece := await request.content.readany()):
+            body += piece
+    except Exception:  # noqa: BLE001 - whatever aiohttp makes of a client that went away midway
+        raise Refused(400, "the body did not arrive") from None
+    if len(body) > _LARGEST:
+        raise Refused(413, f"a body has at most {_LARGEST} bytes")
     try:
         return Form(json.loads(body))
     except (ValueError, RecursionError):

@@ -189,6 +189,9 @@ const freed = (window) => (window.frees_at === null ? "all free" : `next free in
 
 function drawTokens() {
   const tokens = state.tokens.filter((token) => token.expires_at > now());
+  const shown = JSON.stringify(tokens.map((token) => [token, span(Math.floor(now() - token.issued_at)), span(token.expires_at - now())]));
+  if (shown === drawTokens.shown) return; // what is there can be selected, and read out in peace
+  drawTokens.shown = shown;
   $("no-tokens").hidden = tokens.length > 0;
   $("tokens").replaceChildren(...tokens.map((token) => {
     const left = token.expires_at - now();
