@@ -1,0 +1,123 @@
+"""An adapter for Python's own ``http.client``: calls to 88Pay carry a token, all others pass untouched."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pay88_adapters import Pay88Error, Token, TokenManager
+from pay88_adapters.bodies import Bookmark
+from pay88_adapters.errors import Flavours
+from pay88_adapters.retry import Broken
+from pay88_adapters.token import MANAGED_FIELDS
+from pay88_adapters.wire import MAX_BODY, TokenReply, TokenRequest
+
+# Each error is a Pay88Error and an HTTPException. Their classes end up in this module, where pickle finds them.
+_flavours = Flavours(http.client.HTTPException, globals())
+
+
+class ConnectFailed(OSError):
+    """No connection was made, so nothing was sent."""
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """Makes each request over a connection of its own, on any thread.
+
+    Args:
+        manager: Shared by every client.
+        timeout: Seconds for each step on the network.
+    """
+
+    def __init__(self, manager: TokenManager, timeout: float = 10) -> None:
+        self._manager, self._timeout = manager, timeout
+
+    def request(self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+        """Send a request; read the whole answer."""
+        parts, fields = urlsplit(url), dict(headers or {})
+        authorization = next((value for name, value in fields.items() if name.lower() == "authorization"), None)
+        # 1. Is it 88Pay's, and ours to manage? The core knows.
+        manager = self._manager.managing(
+            parts.scheme, parts.hostname or "", parts.port, parts.path or "/", authorization
+        )
+        if manager is None:
+            return exchange(method, url, body, fields, self._timeout)
+        # 2. Let the core make the call, and give its errors our flavour.
+        try:
+            return manager.call(_Call(method, url, body, fields, self._timeout))
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
+
+
+class _Call:
+    """3. What the core needs to know of one call, and what it may ask us to do."""
+
+    network_errors = (OSError, http.client.HTTPException)  # what post() may raise where there is no answer
+    retry = None  # no policy of its own: the manager's
+    patience = None  # the caller has not said how long to wait for a token
+    total = None  # nor how long the whole call may take
+
+    def __init__(self, method: str, url: str, body: Any, headers: dict[str, str], timeout: float) -> None:
+        self.method, self.path = method, urlsplit(url).path or "/"
+        self._url, self._body, self._timeout = url, body, timeout
+        self._headers = {name: value for name, value in headers.items() if name.lower() not in MANAGED_FIELDS}
+        self._bookmark = Bookmark(body)  # before the first send
+
+    # Doing
+
+    def send(self, token: Token) -> Answer:
+        self._bookmark.rewind()
+        return exchange(self.method, self._url, self._body, {**self._headers, **token.attached}, self._timeout)
+
+    def discard(self, response: Answer) -> None:
+        """Nothing: its connection is closed. One that goes back to a pool has to be drained here, or closed."""
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        answer = exchange(request.method, request.url, None, request.headers, request.timeout, most=MAX_BODY + 1)
+        return TokenReply(answer.status, answer.headers, answer.body)
+
+    # Telling
+
+    def status(self, response: Answer) -> int:
+        return response.status
+
+    def headers(self, response: Answer) -> Mapping[str, str]:
+        return response.headers
+
+    def token_used(self, response: Answer, token: Token) -> Token:
+        return token  # another one only where the library sends again by itself
+
+    def replayable(self) -> bool:
+        return self._bookmark.replayable
+
+    def broken(self, exc: Exception) -> Broken | None:
+        if isinstance(exc, self.network_errors):
+            return Broken(never_sent=isinstance(exc, ConnectFailed))
+        return None  # a mistake in the code, perhaps: none of the connection's
+
+
+def exchange(
+    method: str, url: str, body: Any, headers: Mapping[str, str], timeout: float, most: int | None = None
+) -> Answer:
+    """Send one request and read the answer, or *most* bytes of it. Follows no redirect."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with closing(kind(parts.hostname or "", parts.port, timeout=timeout)) as connection:
+        try:
+            connection.connect()
+        except OSError as exc:
+            raise ConnectFailed(f"no connection to {parts.netloc}") from exc
+        target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        connection.request(method, target, body, dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read(most))
