@@ -82,7 +82,7 @@ class TokenPolicy:
 
     @property
     def longest_fetch(self) -> float:
-        """Seconds that a fetch can take: all its attempts, and the pauses between them."""
+        """Seconds that a fetch can take, with all its attempts and the pauses between them."""
         pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))
         return self.fetch_attempts * self.fetch_timeout + sum(pauses)
 

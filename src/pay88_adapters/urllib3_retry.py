@@ -13,7 +13,7 @@ from .retry import RetryPolicy
 
 
 class Pay88Retry(urllib3.Retry):
-    """What ``retries=`` says of a call to 88Pay that is sent again as a :class:`RetryPolicy` allows.
+    """What ``retries=`` says of a call to 88Pay, which a :class:`~pay88_adapters.RetryPolicy` lets be sent again.
 
     Calls have one by default; pass one to let a single call follow another policy. Every other value of
     ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again

@@ -101,7 +101,7 @@ class Answer:
     serial: int | None = None
     """The number of the token that was issued or used, counted from 1."""
     executed: bool = False
-    """Whether the service acted on the request: issued a token, booked a charge, read something."""
+    """Whether the service acted on the request, as by issuing a token or booking a charge."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,69 @@
+"""How the site is built: ``tox run -e docs``."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+import pay88_adapters
+
+project = "pay88-adapters"
+copyright = "the pay88-adapters authors"
+release = version = metadata.version(project)
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"pay88-adapters {release}"
+html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+smartquotes_action = "D"  # dashes; quotes stay as they are typed
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+add_module_names = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+nitpicky = True
+nitpick_ignore_regex = [
+    # Other libraries' names: the build needs no network.
+    (
+        "py:.*",
+        r"(urllib3|requests|httpx2?|aiohttp|limits|ssl|contextlib|collections|random|threading|types|typing)\..*",
+    ),
+    ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
+    # Type variables.
+    ("py:class", r"(pay88_adapters\.\w+\.)?(R|R_contra|P|S|C)"),
+]
+
+
+def _public_modules() -> list[str]:
+    """Every module that says what is public in it, but for the command line's."""
+    root = Path(pay88_adapters.__file__).parent
+    files = [path for path in sorted(root.rglob("*.py")) if "cli" not in path.parts]
+    public = [path.relative_to(root.parent) for path in files if "\n__all__ = " in path.read_text(encoding="utf-8")]
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in public]
+
+
+def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn, which ends the build, of what is public and not in the reference."""
+    documented = env.domains["py"].objects  # type: ignore[attr-defined]
+    for module in _public_modules():
+        for name in importlib.import_module(module).__all__:
+            if f"{module}.{name}" not in documented:
+                logging.getLogger(__name__).warning("%s.%s is public and not in the reference", module, name)
+
+
+def setup(app: Sphinx) -> None:
+    """Register the check."""
+    app.connect("env-check-consistency", check_reference)

@@ -1,0 +1,205 @@
+"""Draw the diagrams of the documentation: ``python docs/diagrams.py`` writes them into docs/images.
+
+The first one is read off the table that the core decides by. A test compares all of them with what is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from pay88_adapters import TokenPolicy
+from pay88_adapters.machine import ANSWERS, Age, Answer, Source
+from pay88_adapters.policy import LIFETIME
+
+IMAGES = Path(__file__).parent / "images"
+
+# A background of their own: a page may be dark where the system is light, and the other way round.
+_STYLE = """
+text { font: 14px ui-sans-serif, system-ui, sans-serif; fill: #1c2733 }
+.small { font-size: 12.5px } .dim { fill: #586675 } .bold { font-weight: 600 } .mid { text-anchor: middle }
+.page { fill: #ffffff; stroke: #d5dce3 } .bare { fill: #ffffff } .box { fill: #eef2f6; stroke: #b8c3ce }
+.line { stroke: #9aa7b4; stroke-dasharray: 2 4 } .arrow { stroke: #1c2733; stroke-width: 1.3; fill: none }
+.back { stroke-dasharray: 5 4 } .head { fill: #1c2733 } .note { fill: #fff4d6; stroke: #e0c36c }
+.USE { fill: #d9f2e1 } .REFRESH { fill: #d8e9fb } .FETCH { fill: #ffe9c7 }
+.WAIT { fill: #e7e4f7 } .HOLD { fill: #fbdcdc }
+@media (prefers-color-scheme: dark) {
+text { fill: #e4eaf0 } .dim { fill: #9fb0c0 }
+.page { fill: #14191f; stroke: #303a45 } .bare { fill: #14191f } .box { fill: #222b35; stroke: #465463 }
+.line { stroke: #566676 } .arrow { stroke: #e4eaf0 } .head { fill: #e4eaf0 } .note { fill: #3d3415; stroke: #7d6a2a }
+.USE { fill: #173d27 } .REFRESH { fill: #16344f } .FETCH { fill: #4a3611 }
+.WAIT { fill: #302b55 } .HOLD { fill: #511f22 }
+}
+"""
+
+MEANINGS = {
+    Answer.USE: "go on with the token there is",
+    Answer.REFRESH: "go on with it, and start one token request beside the call",
+    Answer.FETCH: "send the one token request, and wait for it",
+    Answer.WAIT: "wait for the one who sends it",
+    Answer.HOLD: "wait for that to end if max_wait allows it; else fail, with retry_after",
+}
+_SOURCES = {
+    Source.FREE: ("may be asked", ""),
+    Source.BUSY: ("is being asked", "one request in flight"),
+    Source.BARRED: ("must not be asked", "budget, 429, outage, …"),
+}
+
+
+def _ages(policy: TokenPolicy) -> dict[Age, str]:
+    ahead, reuse = policy.reuse_for - policy.refresh_ahead, policy.reuse_for
+    last = LIFETIME - policy.expiry_skew
+    return {
+        Age.FRESH: f"up to {ahead:g} s",
+        Age.AGING: f"{ahead:g} to {reuse:g} s",
+        Age.STALE: f"{reuse:g} to {last:g} s",
+        Age.REFUSED: f"up to {reuse:g} s, answered 401",
+        Age.ABSENT: f"{last:g} s and more, or none yet",
+    }
+
+
+def _text(x: float, y: float, text: str, classes: str = "") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{classes}">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, title: str, body: Iterable[str]) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    marker = 'id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{_STYLE}</style>",
+            f'<defs><marker {marker}><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>',
+            f'<rect class="page" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>',
+            *body,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def answers() -> str:
+    """What a call is told, by the token's age and the token endpoint's state."""
+    left, top, wide, high = 236, 76, 168, 50
+    parts = [_text(20, 34, "the token", "bold"), _text(left, 34, "the token endpoint", "bold")]
+    for column, (says, why) in enumerate(_SOURCES.values()):
+        x = left + column * wide
+        parts += [_text(x, 54, says), _text(x, 69, why, "small dim")]
+    for row, (age, seconds) in enumerate(_ages(TokenPolicy()).items()):
+        y = top + row * high
+        parts += [_text(20, y + 22, age.name), _text(20, y + 38, seconds, "small dim")]
+        for column, source in enumerate(_SOURCES):
+            answer, x = ANSWERS[age][source].name, left + column * wide
+            parts.append(f'<rect class="{answer}" x="{x}" y="{y + 3}" width="{wide - 8}" height="{high - 8}" rx="6"/>')
+            parts.append(_text(x + wide / 2 - 4, y + 29, answer, "bold mid"))
+    bottom = top + len(Age) * high
+    for row, (told, meaning) in enumerate(MEANINGS.items()):
+        y = bottom + 30 + 22 * row
+        parts += [_text(20, y, told.name, "small bold"), _text(104, y, meaning, "small")]
+    return _svg(left + 3 * wide + 12, bottom + 30 + 22 * len(MEANINGS), "What a call is told", parts)
+
+
+Step = tuple[str, str, str] | tuple[str, str]
+"""From whom, to whom and what (an answer where that begins with ``<``); or a note at somebody."""
+
+
+def _sequence(title: str, who: Sequence[str], steps: Sequence[Step], apart: int = 190) -> str:
+    width, high, top = apart * len(who) + 20, 38, 70
+    at = {name: 10 + apart * (index + 0.5) for index, name in enumerate(who)}
+    bottom = top + high * len(steps) + 10
+    parts = []
+    for name, x in at.items():
+        parts.append(f'<line class="line" x1="{x:g}" y1="48" x2="{x:g}" y2="{bottom}"/>')
+        parts.append(f'<rect class="box" x="{x - 70:g}" y="16" width="140" height="32" rx="6"/>')
+        parts.append(_text(x, 37, name, "bold mid"))
+    for row, step in enumerate(steps):
+        y = top + high * row + 22
+        if len(step) == 2:
+            name, text = step
+            wide = 6.3 * len(text) + 20
+            x = min(max(at[name], wide / 2 + 10), width - wide / 2 - 10)
+            parts.append(f'<rect class="note" x="{x - wide / 2:g}" y="{y - 17}" width="{wide:g}" height="25" rx="5"/>')
+            parts.append(_text(x, y, text, "small mid"))
+            continue
+        start, end, text = step
+        back, text = text.startswith("<"), text.removeprefix("<")
+        parts.append(
+            f'<path class="arrow{" back" * back}" d="M{at[start]:g} {y + 4}H{at[end]:g}" marker-end="url(#head)"/>'
+        )
+        wide = 6.3 * len(text) + 4
+        x = min(max((at[start] + at[end]) / 2, wide / 2 + 8), width - wide / 2 - 8)
+        parts.append(f'<rect class="bare" x="{x - wide / 2:g}" y="{y - 16}" width="{wide:g}" height="16"/>')
+        parts.append(_text(x, y - 4, text, "small mid"))
+    return _svg(width, bottom + 10, title, parts)
+
+
+def replay() -> str:
+    """How a refused call is repaired."""
+    code, adapter, manager, service = who = ("your code", "adapter", "token manager", "88Pay")
+    return _sequence(
+        "A call that is answered 401",
+        who,
+        [
+            (code, adapter, "POST, a payment"),
+            (adapter, service, "the call, with token 7"),
+            (service, adapter, "<401: it was not executed"),
+            (adapter, manager, "token 7 was refused"),
+            (manager, service, "one token request"),
+            (service, manager, "<token 8"),
+            (manager, adapter, "<token 8, for all who wait"),
+            (adapter, service, "the same call, byte for byte, with token 8"),
+            (service, adapter, "<200"),
+            (adapter, code, "<200"),
+        ],
+    )
+
+
+def refresh() -> str:
+    """How a token is replaced without anybody waiting."""
+    calls, manager, service = who = ("calls", "token manager", "88Pay")
+    return _sequence(
+        "A token is replaced beside the traffic",
+        who,
+        [
+            (calls, "token 7 is 45 s old"),
+            (calls, manager, "a token?"),
+            (manager, calls, "<token 7"),
+            (manager, service, "one token request, in the background"),
+            (calls, service, "calls go on with token 7"),
+            (service, manager, "<token 8"),
+            (calls, manager, "a token?"),
+            (manager, calls, "<token 8"),
+        ],
+        apart=240,
+    )
+
+
+def lease() -> str:
+    """How the workers of a fleet get one token."""
+    one, store, other, service = who = ("worker A", "the store", "worker B", "88Pay")
+    return _sequence(
+        "Workers that share a store send one token request",
+        who,
+        [
+            (one, store, "who fetches?"),
+            (store, one, "<you, number 12"),
+            (other, store, "who fetches?"),
+            (store, other, "<somebody else does"),
+            (one, store, "a unit of the budget?"),
+            (store, one, "<it is yours"),
+            (one, service, "one token request"),
+            (service, one, "<token 8"),
+            (one, store, "token 8, from number 12"),
+            (other, store, "who fetches?"),
+            (store, other, "<token 8, 0.2 s old"),
+        ],
+    )
+
+
+DIAGRAMS = {"answers": answers, "replay": replay, "refresh": refresh, "lease": lease}
+
+if __name__ == "__main__":
+    for name, draw in DIAGRAMS.items():
+        (IMAGES / f"{name}.svg").write_text(draw(), encoding="utf-8")
