@@ -131,6 +131,7 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("PAY88_API_KEY", emulator.api_key)
         monkeypatch.setenv("PAY88_MERCHANT_ID", emulator.merchant_id)
         monkeypatch.setenv("PAY88_BASE_URL", emulator.url)
+        monkeypatch.delenv("PAY88_STORE", raising=False)
         monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         monkeypatch.setattr(pay88_adapters, "SANDBOX_URL", emulator.url)
         monkeypatch.setattr(pay88_adapters, "PRODUCTION_URL", emulator.url)
