@@ -3,7 +3,7 @@
 What a page says of a block, in comments that readers do not see:
 
 - ``<!-- first: CODE -->`` above it runs before it, with ``emulator`` and all of ``pay88_adapters.testing`` at hand.
-- ``<!-- then: EXPRESSION -->`` below it has to hold after it.
+- ``<!-- then: EXPRESSION -->`` below it has to hold after it; ``printed`` is what it printed.
 - ``<!-- file: NAME -->`` above it: it is written to that file, for a command further down to run.
 - ``<!-- output -->`` above a text: the command before it printed that.
 - ``<!-- not run: REASON -->`` above a command. Python always runs, and of a diff what it leads to.
@@ -17,7 +17,9 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,7 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
                 stage(code, hidden, names)
             printed = run(block, page, names, printed)
             for expression in block.said("then", block.below):
-                assert eval(expression, hidden | names), expression
+                assert eval(expression, hidden | names | {"printed": printed}), expression
         for each in opened:
             each.close()
         names.clear()
@@ -161,7 +163,7 @@ def stage(code: str, hidden: dict[str, Any], names: dict[str, Any]) -> None:
 
 
 def run(block: Block, page: str, names: dict[str, Any], printed: str) -> str:
-    """Run one block; return what the command that ran last has printed."""
+    """Run one block; return what it printed, or what was printed before."""
     text = block.text
     for placeholder, value in PLACEHOLDERS.items():
         text = text.replace(placeholder, value)
@@ -173,7 +175,9 @@ def run(block: Block, page: str, names: dict[str, Any], printed: str) -> str:
         for name in files:
             Path(name).write_text(text, encoding="utf-8")
         if not files:
-            exec(compile(text, page, "exec"), names)
+            with redirect_stdout(StringIO()) as out:
+                exec(compile(text, page, "exec"), names)
+            return out.getvalue()
     elif "output" in block.above:
         assert text == printed
     elif not (block.reasons or elsewhere(block)):
