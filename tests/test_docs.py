@@ -40,12 +40,16 @@ PAGES = {
 
 OWN_TESTS = {
     "docs/composition.md": "test_composition.py",
+    "docs/cli.md": "test_cli_page.py",
     "docs/deployment/celery.md": "test_deployment.py",
     "docs/deployment/gunicorn.md": "test_deployment.py",
     "docs/deployment/index.md": "test_deployment.py",
     "docs/deployment/multiprocessing.md": "test_deployment.py",
     "docs/deployment/serverless.md": "test_serverless.py",
     "docs/deployment/uvicorn.md": "test_deployment.py",
+    "docs/emulator.md": "test_emulator_docs.py",
+    "docs/observability.md": "test_observability.py",
+    "docs/testing.md": "test_pytest_plugin.py",
 }
 """Pages whose code a test module of their own runs; it also sees to it that none is left out."""
 
