@@ -54,7 +54,7 @@ class Client:
             return exchange(method, url, body, fields, self._timeout)
         # 2. Let the core make the call, and give its errors our flavour.
         try:
-            return manager.call(_Call(method, url, body, fields, self._timeout))
+            return manager.threads.call(_Call(method, url, body, fields, self._timeout))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
