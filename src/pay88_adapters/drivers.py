@@ -114,6 +114,8 @@ class ThreadDriver:
     A fetch outlives whoever started it: an interrupt or a short timeout of one caller wastes nothing.
     """
 
+    __slots__ = ("_source", "_state")
+
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
@@ -263,6 +265,8 @@ class ThreadDriver:
 class TaskDriver:
     """Runs the sequences in a task; a fetch gets a task of its own, on the loop of the call that leads."""
 
+    __slots__ = ("_source", "_state")
+
     def __init__(self, state: SharedState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
@@ -381,7 +385,7 @@ class TaskDriver:
         except StopIteration:
             self._state.ended(ticket)
         except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock
-            self._state.under_way.discard(ticket)
+            self._state.under_way.pop(ticket, None)
             raise
         except BaseException as exc:
             if isinstance(exc, CarrierLost):

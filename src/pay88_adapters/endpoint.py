@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from .credentials import Credentials
@@ -39,11 +40,16 @@ class Endpoint:
 
     @classmethod
     def parse(cls, base_url: str) -> Endpoint:
-        """Check *base_url* and take it apart."""
+        """Check *base_url* and take it apart. The managers of one base URL share what comes of it."""
         if not isinstance(base_url, str):
             raise ConfigurationError(f"base_url must be a str, not {type(base_url).__name__}")
         if not base_url.isascii() or not base_url.isprintable() or " " in base_url:
             raise ConfigurationError("base_url holds a space, control or non-ASCII character: remove it")
+        return cls._parse(base_url)
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def _parse(cls, base_url: str) -> Endpoint:
         try:
             parts = urlsplit(base_url)
             host, port = parts.hostname, parts.port

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from .budget import TokenBudget
 from .clock import Clock
 from .forks import survive_forks
+from .policy import TokenPolicy
 from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
 
@@ -44,6 +46,7 @@ class Fleet:
         self.carried: dict[
             tuple[int, int], tuple[Callable[[], Any], int]
         ] = {}  # what the event loops of this process carry: see SharedState.carry
+        self._budgets: dict[tuple[TokenPolicy, str], TokenBudget] = {}
         self._store = store
         self._clock = clock
         self._failed_at = self._warned_at = _NEVER
@@ -55,6 +58,13 @@ class Fleet:
         """Go on without the parent's threads and event loops."""
         self._turning = threading.Lock()
         self.carried.clear()
+
+    def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
+        """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
+        budget = self._budgets.get((policy, base_url))
+        if budget is None:
+            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
+        return budget
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from typing import Protocol
 from weakref import WeakSet
 
@@ -23,7 +24,16 @@ def survive_forks(thing: Forkable) -> None:
     _forkable.add(thing)
 
 
+_ids = [uuid.uuid4().hex]
+
+
+def fork_id() -> str:
+    """Name this process, as no other one and no fork of it is named."""
+    return _ids[-1]
+
+
 def _after_fork() -> None:
+    _ids[:] = [uuid.uuid4().hex]
     for thing in list(_forkable):
         thing.after_fork()
 

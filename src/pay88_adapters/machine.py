@@ -137,6 +137,29 @@ class TokenMachine:
         grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
     """
 
+    __slots__ = (
+        "_abandoned",
+        "_bar",
+        "_barred_until",
+        "_failed",
+        "_failures",
+        "_flights",
+        "_forced_at",
+        "_forced_in_row",
+        "_grace",
+        "_held",
+        "_held_digest",
+        "_last_ticket",
+        "_ordinary_at",
+        "_policy",
+        "_pressure",
+        "_refused",
+        "_rejected_digest",
+        "_rotating",
+        "_spacing",
+        "failed_fetches",
+    )
+
     def __init__(self, policy: TokenPolicy, *, rotating: bool = False, grace: float = GRACE) -> None:
         self._policy = policy
         self._rotating = rotating

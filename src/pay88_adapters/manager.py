@@ -21,11 +21,11 @@ from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .events import Listener
 from .fleet import Fleet
-from .forks import survive_forks
+from .forks import fork_id, survive_forks
 from .guards import Guards
 from .pacing import Pacing
 from .policy import LIFETIME, TokenPolicy
-from .retry import RetryPolicy
+from .retry import DEFAULT, RetryPolicy
 from .runtimes import current_runtime
 from .secret import Hidden, hidden
 from .standalone import standalone_sender
@@ -34,6 +34,7 @@ from .stores import MEMORY, open_store
 from .stores.base import Store
 from .token import Token
 
+_POLICY = TokenPolicy()  # one for all managers
 _CROWD = 32  # calls that may ask a store at once for leave to go out
 
 
@@ -108,6 +109,8 @@ class TokenManager:
         ConfigurationError: The configuration cannot work.
     """
 
+    __slots__ = ("__weakref__", "_endpoint", "_now", "_sender", "_state", "tasks", "threads")
+
     def __init__(
         self,
         credentials: CredentialsSource,
@@ -134,7 +137,7 @@ class TokenManager:
         _check_type("breaker", breaker, BreakerPolicy)
         if not isinstance(pacing, bool):
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
-        policy = policy or TokenPolicy()
+        policy = policy or _POLICY
         clock = clock or _process.clock
         fleet = _process.fleet(store, clock, policy.fallback_share)
         rotating = not isinstance(credentials, Credentials)
@@ -150,7 +153,7 @@ class TokenManager:
             clock,
             fleet,
             rotating=rotating,
-            retry=retry,
+            retry=retry or DEFAULT,
             guards=guards,
             listeners=_checked(listeners),
         )
@@ -158,7 +161,7 @@ class TokenManager:
             self._state.merchant_id = credentials.merchant_id
         self.threads = ThreadDriver(self._state, credentials)
         self.tasks = TaskDriver(self._state, credentials)
-        self._senders: dict[int, Sender] = {}  # by process: a forked child must not read from its parent's sockets
+        self._sender: tuple[str, Sender] | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
@@ -195,7 +198,7 @@ class TokenManager:
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        options = (policy or TokenPolicy(), retry or RetryPolicy(), listeners, pacing, breaker)
+        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         with _process.managers_lock:
             manager = _process.managers.get(key)
@@ -340,11 +343,10 @@ class TokenManager:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
     def _standalone(self) -> Sender:
-        process = os.getpid()
-        sender = self._senders.get(process)
-        if sender is None:
-            sender = self._senders[process] = standalone_sender(self)
-        return sender
+        # A forked child must not read from its parent's sockets.
+        if self._sender is None or self._sender[0] != fork_id():
+            self._sender = fork_id(), standalone_sender(self)
+        return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
         longest = LIFETIME - self._state.policy.expiry_skew

@@ -159,3 +159,6 @@ def _allowed(outcome: int | Broken, safe: bool) -> bool:
     if isinstance(outcome, Broken):
         return not outcome.hopeless and (safe or outcome.never_sent)
     return outcome == _TOO_MANY or (safe and outcome in _TRANSIENT)
+
+
+DEFAULT = RetryPolicy()  # one for all managers

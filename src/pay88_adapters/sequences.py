@@ -190,7 +190,7 @@ def acquire(
                 min_validity = 0.0  # one fetch is all that a call can ask for
             decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
             if isinstance(decision, Fetch) and alone:
-                state.lone.add(decision.ticket)
+                state.under_way[decision.ticket] = True
             if isinstance(decision, (Fetch, Wait)):
                 alone = False  # it has sent its own
                 if since is None:
@@ -221,7 +221,7 @@ def acquire(
 
 def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
     """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12)."""
-    state.under_way.add(ticket)
+    state.under_way.setdefault(ticket, False)
     credentials = yield AskCredentials()
     with state.deciding() as (machine, now):
         if isinstance(credentials, Failure):

@@ -89,7 +89,8 @@ class Snapshot:
                 "failures": self.failures,
                 "ordinary_age": None if self.ordinary_at == _NEVER else now - self.ordinary_at,
                 "spent": {key: [round(now - at, 3) for at in instants] for key, instants in self.spent.items()},
-            }
+            },
+            separators=(",", ":"),
         )
         return Secret(text)
 

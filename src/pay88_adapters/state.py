@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .budget import TokenBudget
 from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
@@ -19,11 +18,11 @@ from .errors import ConfigurationError, Failure
 from .event_log import Guarded, log, logs
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fleet import NO_LEASE, PATIENCE, Fleet
-from .forks import survive_forks
+from .forks import fork_id, survive_forks
 from .guards import Guards
 from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
-from .retry import RetryPolicy
+from .retry import DEFAULT, RetryPolicy
 from .runtimes import Gate
 from .snapshot import record_key
 from .stores.base import Lead
@@ -31,6 +30,8 @@ from .token import Token
 
 T = TypeVar("T")
 _NEVER = float("-inf")
+_NOTHING: tuple[Token | None, float] = (None, _NEVER)
+_numbers = itertools.count(1)
 _LEASE_GRACE = 2.0  # seconds
 G = TypeVar("G", bound=Gate)
 
@@ -53,7 +54,38 @@ class Counters:
 
 
 class SharedState:
-    """One lock, held to decide and to queue, and never while acting."""
+    """One lock, held to decide and to queue, and never while acting.
+
+    A process may have one for each of many merchants: what they can share, they share, and the rest is small.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_alone",
+        "_gates",
+        "_leases",
+        "_listeners",
+        "_lock",
+        "_machine",
+        "_number",
+        "_seen",
+        "_untold",
+        "budget",
+        "clock",
+        "closed",
+        "counters",
+        "draw",
+        "endpoint",
+        "fleet",
+        "guards",
+        "merchant_id",
+        "now",
+        "policy",
+        "published",
+        "retry",
+        "under_way",
+        "unproven",
+    )
 
     def __init__(
         self,
@@ -63,7 +95,7 @@ class SharedState:
         fleet: Fleet,
         *,
         rotating: bool,
-        retry: RetryPolicy | None = None,
+        retry: RetryPolicy = DEFAULT,
         guards: Guards | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
@@ -72,18 +104,18 @@ class SharedState:
         self.clock = clock
         self.now = clock.now
         self.fleet = fleet
-        self.budget = TokenBudget(policy, fleet.budget, endpoint.base_url)
-        self.retry = retry or RetryPolicy()
+        self.budget = fleet.token_budget(policy, endpoint.base_url)
+        self.retry = retry
         self.guards = guards
         self.counters = Counters()
         self.draw = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self.versions: dict[str, int] = {}  # of the records in the store that were seen or published last
-        self._owner = uuid.uuid4().hex
+        self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
+        self._number = next(_numbers)
         self._alone = False
-        self.under_way: set[int] = set()  # the tickets of all fetches that have not come to their end
-        self.lone: set[int] = set()  # those of them that cannot wait for a lease
+        # By the tickets of all fetches that have not come to their end: whether one cannot wait for a lease.
+        self.under_way: dict[int, bool] = {}
         self._leases: dict[int, tuple[Credentials, int, float]] = {}
         # A store that does not answer takes that long to say so, on a real clock.
         grace = GRACE + ((PATIENCE + 1.0) * clock.speed if fleet.blocking else 0.0)
@@ -94,21 +126,23 @@ class SharedState:
         self._untold: list[Event] = []
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
-        self.published: tuple[Token | None, float] = (None, _NEVER)
+        self.published = _NOTHING
         self.unproven = False
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Go on without the parent's threads: whoever held the lock or carried a fetch is not here."""
         self._lock = threading.Lock()
-        self._owner = uuid.uuid4().hex
         self.under_way.clear()
-        self.lone.clear()
         self._leases.clear()
         self._gates.clear()
         self._untold.clear()
         self._machine.forget_flights()
-        self.published = (None, _NEVER)
+        self.published = _NOTHING
+
+    @property
+    def _owner(self) -> str:
+        return f"{fork_id()}-{self._number}"
 
     def cached(self) -> Token | None:
         """Return the token if calls may use it without asking. Takes no lock."""
@@ -140,7 +174,7 @@ class SharedState:
                 yield self._machine, now
             finally:
                 self.unproven = self._machine.unproven
-                self.published = (None, _NEVER) if self.closed else self._machine.unasked(now)
+                self.published = _NOTHING if self.closed else self._machine.unasked(now)
                 if len(self._machine.in_flight) < flying:
                     gates, self._gates = self._gates, {}
                 if self.fleet.alone != self._alone:
@@ -177,14 +211,15 @@ class SharedState:
 
     def lead(self, ticket: int, credentials: Credentials) -> Lead:
         """Ask the store to be the one who fetches (rule 4). May block."""
-        if ticket in self.lone:
+        if self.under_way.get(ticket):
             return Lead(fence=NO_LEASE)
         key = self.key(credentials)
         # Seconds more than a fetch can take, for the operations of the store itself.
         lease = self.policy.longest_fetch + _LEASE_GRACE
-        led = self.fleet.lead(key, owner=self._owner, known=self.versions.get(key, 0), lease=lease)
+        seen, version = self._seen
+        led = self.fleet.lead(key, owner=self._owner, known=version if seen == key else 0, lease=lease)
         if led.record is not None:
-            self.versions[key] = led.record.version
+            self._seen = key, led.record.version
         if led.fence:
             self._leases[ticket] = (credentials, led.fence, self.clock.now())
             if ticket not in self.under_way:  # whoever wanted to know is gone
@@ -206,7 +241,7 @@ class SharedState:
 
         def publish() -> None:
             if self.fleet.publish(key, fence=fence, content=content, keep=keep, after=now - led_at):
-                self.versions[key] = fence
+                self._seen = key, fence
 
         return publish
 
@@ -252,7 +287,7 @@ class SharedState:
 
     def carry(self, ticket: int) -> None:
         """Note that a task of this thread's event loop carries a fetch."""
-        self.under_way.add(ticket)
+        self.under_way.setdefault(ticket, False)
         self.fleet.carried[id(self), ticket] = (weakref.ref(self), threading.get_ident())
 
     def put_down(self, ticket: int) -> None:
@@ -261,8 +296,8 @@ class SharedState:
 
     def ended(self, ticket: int) -> None:
         """Note that nobody carries a fetch any longer; give back the lease that it may have."""
-        self.under_way.discard(ticket)
-        self.lone.discard(ticket)
+        if self.under_way.pop(ticket, None) is not None and not self.under_way:
+            self.under_way = {}  # one that was filled stays large
         lease = self._leases.pop(ticket, None)
         if lease is None:
             return
@@ -302,7 +337,7 @@ class SharedState:
         """Refuse everything from now on, and wake whoever waits."""
         with self._lock:
             self.closed = True
-            self.published = (None, _NEVER)
+            self.published = _NOTHING
             gates, self._gates = self._gates, {}
         for gate in gates.values():
             gate.open()

@@ -12,30 +12,49 @@ SESSION_ID = "x-session-id"
 MANAGED_FIELDS = frozenset({"authorization", "x-session-id"})
 
 
-@dataclass(frozen=True, slots=True)
+_BEARER = "Bearer "
+
+
+@dataclass(frozen=True, slots=True, init=False, eq=False)
 class Token:
     """An access token with its session id: the two always travel together.
 
-    Attributes:
+    Args:
         access_token: Goes out as ``Authorization: Bearer …``.
         session_id: Goes out as ``x-session-id``.
         expires_in: Seconds the service granted, counted from *requested_at*.
         requested_at: When its token request was sent, on the manager's clock (seconds).
     """
 
-    access_token: str = field(repr=False)
-    session_id: str = field(repr=False)
     expires_in: float
-    requested_at: float = field(compare=False)
-    attached: dict[str, str] = field(init=False, repr=False, compare=False)
+    requested_at: float
+    attached: dict[str, str] = field(repr=False)
     """The header fields as an adapter attaches them; shared, so never changed."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, access_token: str, session_id: str, expires_in: float, requested_at: float) -> None:
         put = object.__setattr__  # frozen for everyone else
-        put(self, "access_token", Secret(self.access_token))
-        put(self, "session_id", Secret(self.session_id))
-        bearer = f"Bearer {self.access_token!s}"
-        put(self, "attached", {AUTHORIZATION: Attached(bearer), SESSION_ID: Attached(self.session_id)})
+        put(self, "expires_in", expires_in)
+        put(self, "requested_at", requested_at)
+        # The one copy of either that there is: a process may hold tokens of many merchants.
+        put(self, "attached", {AUTHORIZATION: Attached(f"{_BEARER}{access_token!s}"), SESSION_ID: Attached(session_id)})
+
+    @property
+    def access_token(self) -> str:
+        """Goes out as ``Authorization: Bearer …``."""
+        return Secret(self.attached[AUTHORIZATION][len(_BEARER) :])
+
+    @property
+    def session_id(self) -> str:
+        """Goes out as ``x-session-id``."""
+        return Secret(self.attached[SESSION_ID])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Token):
+            return NotImplemented
+        return (self.attached, self.expires_in) == (other.attached, other.expires_in)
+
+    def __hash__(self) -> int:
+        return hash(self.attached[AUTHORIZATION])
 
     def headers(self) -> dict[str, str]:
         """Return the two header fields of a managed call, as a new dict."""
