@@ -16,7 +16,8 @@ from pay88_adapters.testing import Emulator, Status
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^<!-- run: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
-PACKAGE = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "src" / "pay88_adapters").rglob("*.py")}
+SOURCE = ROOT / "src" / "pay88_adapters"
+PACKAGE = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
 
 
 def section(title: str) -> str:
