@@ -51,6 +51,8 @@ class Served:
         self.variables: dict[str, str] = {}
         if self.first.startswith("{"):
             self.variables = json.loads(self.first)["environment"]
+        else:
+            self.page = process.stdout.readline()
         for _ in range(0 if self.variables else 3):
             word, assignment = shlex.split(process.stdout.readline())
             assert word == "export"
@@ -97,6 +99,7 @@ def test_it_serves_until_a_signal_and_logs_each_request(number: int) -> None:
     """What to export works as it is; no secret is logged; exit code 0."""
     with serving("--fault", "call:503", "--merchant-id", "MCH-IT'S-MINE") as served:
         assert served.first == f"# 88Pay's emulator is at {served.variables['PAY88_BASE_URL']}; Ctrl-C ends it\n"
+        assert served.page.endswith(f" {served.variables['PAY88_BASE_URL']}/_emulator/\n")
         assert served.variables["PAY88_MERCHANT_ID"] == "MCH-IT'S-MINE"
         with served.manager() as manager:
             token = manager.get_token()

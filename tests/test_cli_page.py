@@ -79,8 +79,8 @@ def test_the_page_tells_what_the_emulator_prints(tmp_path: Path) -> None:
     word, *arguments = shlex.split(command)
     assert word == "pay88"
     with started(*arguments, "--port", port) as process:
-        lines = [process.stdout.readline() for _ in range(4)]
-        environ = dict(shlex.split(line)[1].split("=", 1) for line in lines[1:])
+        lines = [process.stdout.readline() for _ in range(5)]
+        environ = dict(shlex.split(line)[1].split("=", 1) for line in lines[2:])
         assert run("request", "POST", "/api/balance", environ=environ).code == 0
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)

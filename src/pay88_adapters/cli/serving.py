@@ -107,9 +107,12 @@ def _opening(emulator: Emulator, *, as_json: bool) -> None:
         "PAY88_BASE_URL": emulator.url,
     }
     if as_json:
-        click.echo(json.dumps({"event": "started", "url": emulator.url, "environment": variables}))
+        click.echo(
+            json.dumps({"event": "started", "url": emulator.url, "page": emulator.page_url, "environment": variables})
+        )
         return
     click.echo(f"# 88Pay's emulator is at {emulator.url}; Ctrl-C ends it")
+    click.echo(f"# watch it, and switch its faults, at {emulator.page_url}")
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 

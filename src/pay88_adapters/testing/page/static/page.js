@@ -229,24 +229,33 @@ function drawFaults() {
     const on = state.faults.some((rule) => matches(rule, preset));
     $("presets").children[index].setAttribute("aria-checked", on);
   });
-  const list = $("active");
-  const focused = document.activeElement?.dataset?.fault;
-  list.replaceChildren(...state.faults.map((rule) => {
-    const hints = [rule.parameters.map(describe).filter(Boolean).join("; "),
-      rule.after ? `after ${rule.after} more` : "", rule.probability < 1 ? `chance ${Math.round(rule.probability * 1000) / 10} %` : "",
-      rule.times === null ? "until removed" : `${rule.times} left`, `struck ${rule.used}`].filter(Boolean);
-    const name = `${rule.fault} on ${rule.on}`;
-    const remove = make("button", { type: "button", "data-fault": `remove ${rule.id}`, "aria-label": `Remove ${name}` }, "Remove");
-    remove.addEventListener("click", () => attempt(`${name} removed.`, () => ask("DELETE", `faults/${rule.id}`)));
-    let release = null;
-    if (rule.fault === "Hold") {
-      release = make("button", { type: "button", "data-fault": `release ${rule.id}`, "aria-label": `Let one go of ${name}` }, "Let one go");
-      release.addEventListener("click", () => attempt("Let go.", () => ask("POST", "actions", { do: "release", id: rule.id })));
-      hints.unshift(`${rule.held} held`);
-    }
-    return make("li", {}, make("div", {}, make("strong", {}, rule.fault), ` on ${rule.on}`, make("small", {}, hints.join(" · "))), release, remove);
-  }));
-  if (focused) list.querySelector(`[data-fault="${focused}"]`)?.focus();
+  const list = $("active"), known = new Map([...list.children].map((item) => [item.dataset.rule, item]));
+  const items = state.faults.map((rule) => known.get(String(rule.id)) ?? buildFault(rule));
+  // A button that is replaced between a key's going down and its coming up is not pressed: what is there stays.
+  if (items.length !== known.size || items.some((item) => !item.isConnected)) {
+    const focused = document.activeElement?.dataset?.fault;
+    list.replaceChildren(...items);
+    if (focused) list.querySelector(`[data-fault="${focused}"]`)?.focus();
+  }
+  state.faults.forEach((rule, index) => items[index].querySelector("small").replaceChildren(hintsOf(rule)));
+}
+
+function hintsOf(rule) {
+  return [rule.fault === "Hold" ? `${rule.held} held` : "", rule.parameters.map(describe).filter(Boolean).join("; "),
+    rule.after ? `after ${rule.after} more` : "", rule.probability < 1 ? `chance ${Math.round(rule.probability * 1000) / 10} %` : "",
+    rule.times === null ? "until removed" : `${rule.times} left`, `struck ${rule.used}`].filter(Boolean).join(" · ");
+}
+
+function buildFault(rule) {
+  const name = `${rule.fault} on ${rule.on}`;
+  const remove = make("button", { type: "button", "data-fault": `remove ${rule.id}`, "aria-label": `Remove ${name}` }, "Remove");
+  remove.addEventListener("click", () => attempt(`${name} removed.`, () => ask("DELETE", `faults/${rule.id}`)));
+  let release = null;
+  if (rule.fault === "Hold") {
+    release = make("button", { type: "button", "data-fault": `release ${rule.id}`, "aria-label": `Let one go of ${name}` }, "Let one go");
+    release.addEventListener("click", () => attempt("Let go.", () => ask("POST", "actions", { do: "release", id: rule.id })));
+  }
+  return make("li", { "data-rule": rule.id }, make("div", {}, make("strong", {}, rule.fault), ` on ${rule.on}`, make("small", {})), release, remove);
 }
 
 function buildPresets() {
