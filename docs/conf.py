@@ -25,6 +25,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 smartquotes_action = "D"  # dashes; quotes stay as they are typed
 myst_heading_anchors = 4
+myst_enable_extensions = ["html_image"]  # pictures with a width are copied, too
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
