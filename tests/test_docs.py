@@ -19,6 +19,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from html import unescape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ import pytest
 import pay88_adapters
 from conftest import Report
 from pay88_adapters import testing
+from pay88_adapters.cli.app import Commands
+from pay88_adapters.cli.demo.promises import PROMISES
 from pay88_adapters.testing import Emulator
 
 ROOT = Path(__file__).parent.parent
@@ -64,16 +67,6 @@ PLACEHOLDERS = {
     "MCH-COL-…": "MCH-COL-TEST-EMULATOR",
     "...  # your code": "manager.get_token()",
 }
-
-PRELUDES = {
-    "README.md": """
-import httpx, pay88_adapters.httpx
-from pay88_adapters import TokenManager
-manager_of_another_merchant = TokenManager.from_env()
-client = pay88_adapters.httpx.attach(httpx.Client(base_url=emulator.url), TokenManager.from_env())
-""",
-}
-"""What stands between the lines of a page without comments of ours."""
 
 _PARTS = re.compile(r"^<!--\s(.*?)\s-->$|^(`{3,})([^\s`]*)[^\n]*\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
 _RUN = ("python", "diff", "sh", "console")
@@ -122,9 +115,7 @@ def blocks(text: str) -> list[Block]:
 HERE = {
     page: found
     for page, text in PAGES.items()
-    if page not in OWN_TESTS
-    and page not in COMMANDS_ONLY
-    and (found := [each for each in blocks(text) if page != "README.md" or each.language != "diff"])
+    if page not in OWN_TESTS and page not in COMMANDS_ONLY and (found := blocks(text))
 }
 
 
@@ -144,8 +135,6 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
         hidden = {name: getattr(of, name) for of in (testing, pay88_adapters) for name in of.__all__}
         hidden["emulator"] = emulator
         names: dict[str, Any] = {"__name__": "docs"}
-        stage(PRELUDES.get(page, ""), hidden, names)
-        opened = [each for each in names.values() if hasattr(each, "close") and not isinstance(each, type)]
         printed = ""
         for block in HERE[page]:
             for code in block.said("first", block.above):
@@ -153,8 +142,6 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
             printed = run(block, page, names, printed)
             for expression in block.said("then", block.below):
                 assert eval(expression, hidden | names | {"printed": printed}), expression
-        for each in opened:
-            each.close()
         names.clear()
         gc.collect()  # what was left open is a warning, and an error
 
@@ -245,4 +232,29 @@ def test_the_diagrams_are_drawn_from_the_code() -> None:
     spec.loader.exec_module(diagrams)
     drawn = {f"{name}.svg": draw() for name, draw in diagrams.DIAGRAMS.items()}
     committed = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "images").glob("*.svg")}
+    del committed["demo.svg"]
     assert drawn == committed
+
+
+def test_the_picture_of_the_demo_shows_the_promises_of_today() -> None:
+    """All of them, kept; nothing of the machine that took it, and nothing to load: run ``python docs/demo.py``."""
+    picture = (DOCS / "images" / "demo.svg").read_text(encoding="utf-8")
+    shown = unescape(picture).replace("\xa0", " ")
+    assert [promise.text for promise in PROMISES if promise.text not in shown] == []
+    assert f"All {len(PROMISES)} promises kept." in shown
+    assert f"{len(PROMISES)} promises kept" in PAGES["README.md"]
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg\b)|/home|/root|/tmp", shown) == []
+    assert len(picture) < 50_000
+
+
+def test_what_the_readme_names_is_there() -> None:
+    """Its commands, its environments of tox, and its lowest versions are those of the package."""
+    readme = PAGES["README.md"]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    environments = re.findall(r"^\[testenv:(\w+)\]$", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
+    floors = re.findall(r"([\w-]+)`? ≥ ([\d.]+\d)", readme)
+
+    assert {"check", "demo"} <= set(re.findall(r"pay88 (\w+)", readme)) <= set(Commands.names)
+    assert {"docs", "figures"} <= set(re.findall(r"tox run -e ([a-z]+)\b(?!\d)", readme)) <= set(environments)
+    assert len(floors) > 5
+    assert [each for each in floors if f'"{each[0]}>={each[1]}' not in project] == []
