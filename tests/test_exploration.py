@@ -131,8 +131,8 @@ class Model:
         held = machine._held
         return (
             *(
-                value - now if name in INSTANTS else value
-                for name, value in vars(machine).items()
+                getattr(machine, name) - now if name in INSTANTS else getattr(machine, name)
+                for name in TokenMachine.__slots__
                 if name not in COUNTED_APART
             ),
             held and (held.refresh_at - now, held.reuse_until - now, held.usable_until - now),

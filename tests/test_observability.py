@@ -32,6 +32,7 @@ def first_column(title: str) -> list[str]:
 
 
 USE = """
+import time
 import urllib3
 import pay88_adapters.urllib3
 
@@ -40,6 +41,8 @@ with pay88_adapters.urllib3.Pay88PoolManager(manager) as http:
         http.request("POST", manager.base_url + "/api/transactions/charges")
     except pay88_adapters.TokenEndpointUnavailable:
         pass
+while manager.stats().fetching:  # until who fetched has told
+    time.sleep(0.01)
 print(manager.stats())
 metrics.get_meter_provider().shutdown()
 """

@@ -17,7 +17,7 @@ import urllib3
 
 import pay88_adapters.urllib3
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
-from pay88_adapters.testing import Emulator, ManualClock
+from pay88_adapters.testing import Emulator, Latency, ManualClock
 from servers import Valkey
 
 PAGE = (Path(__file__).parent.parent / "docs" / "deployment" / "serverless.md").read_text(encoding="utf-8")
@@ -95,8 +95,9 @@ def platform(directory: Path, lifetime: float = 60.0) -> Iterator[tuple[Platform
 @posix
 @pytest.mark.deep
 def test_rule_04_one_call_per_process(tmp_path: Path) -> None:
-    """Five processes, one after the other, ask for one token."""
+    """Five processes, one after the other, ask for one token, which is in the store before a call is answered."""
     with platform(tmp_path) as (functions, emulator):
+        emulator.faults.add(Latency(0.3), on="call", times=None)  # what a call takes that leaves the machine
         for _ in range(5):
             with functions.function() as function:
                 assert function.call() == 200
