@@ -148,6 +148,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         page.on("request", asked)
         page.goto(emulator.page_url)
         page.wait_for_selector("#link[data-state=live]")
+        page.locator("#kind option").nth(13).wait_for(state="attached")  # it asks for them
         return page
 
     yield open_it
@@ -201,7 +202,7 @@ def test_the_page_is_live_and_leaves_the_service_alone(page: Any, emulator: Emul
 def test_a_call_appears_in_the_timeline(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """At once, above the token request it needed, with who made it and with which token."""
     assert merchant.call(f"/api/balance?id={emulator.merchant_id}") == 200
-    shows(page, "#rows tr:nth-child(1)", "200")
+    page.locator("#rows tr").nth(1).wait_for()
     call, token = page.locator("#rows tr").all_inner_texts()
     for part in ("0:00.000", "POST", f"/api/balance?id={emulator.merchant_id}", "200", "ms", "#1", "billing/2.4"):
         assert part in call

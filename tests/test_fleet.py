@@ -482,11 +482,13 @@ def fleet(make_store: Callable[[ManualClock], Store], workers: int, seconds: flo
     assert operations <= 2 * workers * requests + 2 * requests
 
 
+@pytest.mark.deep
 def test_rule_04_hundreds_of_workers_ask_for_what_one_would(report: Report) -> None:
     """An hour of calls: at most 80 token requests, and less than two operations of the store a worker and refresh."""
     fleet(memory, 200, 3_600, report)
 
 
+@pytest.mark.deep
 def test_rule_04_workers_that_share_a_file(tmp_path: Path, report: Report) -> None:
     """The same, with the code that processes really use."""
     tmp_path.chmod(0o700)
