@@ -679,12 +679,17 @@ class Judge:
                     yield f"{this} and {that} do not belong together: {entry}"
 
     def _arrivals(self) -> Iterator[str]:
-        """A call arrives again once after a 401, and as its policy says after a 429, or where it does no harm twice."""
+        """A call arrives again once after a 401, and as its policy says after a 429, or where it does no harm twice.
+
+        A 401 that came when its client had given up is an attempt that failed.
+        """
+        patience = TIMEOUT * self.storm.scale.speed
         for entries in self.by_call.values():
-            again = [first.status for first, _ in itertools.pairwise(entries)]
+            again = [first for first, _ in itertools.pairwise(entries)]
             safe = entries[0].method == "GET" or "/api/balance" in entries[0].path
-            harmful = [status for status in again if status not in (401, 429)]
-            if (harmful and not safe) or again.count(401) > 1 or len(again) - again.count(401) >= ATTEMPTS:
+            harmful = [entry for entry in again if entry.status not in (401, 429)]
+            refused = [entry for entry in again if entry.status == 401 and (entry.took or 0.0) < patience]
+            if (harmful and not safe) or len(refused) > 1 or len(again) - len(refused) >= ATTEMPTS:
                 yield f"sent again: {entries}"
 
     def _charges(self) -> Iterator[str]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from pay88_adapters import BreakerPolicy, Credentials, RetryPolicy, TokenManager, TokenPolicy
 from pay88_adapters.events import Listener
 from pay88_adapters.testing import Emulator, ManualClock
+from servers import running
 from stacks import STACKS, Options, Stack, close_files
 
 T = TypeVar("T")
@@ -56,18 +57,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def at_rest() -> bool:
-    """Whether all other threads of this process wait for something, and none of them for a processor."""
-    tasks = Path("/proc/self/task")
-    if not tasks.is_dir():  # where nobody tells, time does
+    """Whether all other threads of this process, and the servers beside it, wait for something but a processor."""
+    if not Path("/proc/self/task").is_dir():  # where nobody tells, time does
         time.sleep(0.02)
         return True
     own = str(threading.get_native_id())
     try:
         # Twice, since one that was asleep may have been woken by one that is now.
         return all(
-            (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+            (task / "stat").read_text().rpartition(")")[2].split()[0] in "ST"  # asleep, or made to hang
             for _ in range(2)
-            for task in tasks.iterdir()
+            for process in ("self", *map(str, running))
+            for task in Path("/proc", process, "task").iterdir()
             if task.name != own
         )
     except (FileNotFoundError, ProcessLookupError):  # one that has just ended
@@ -96,13 +97,16 @@ class World:
         return f"{self.emulator.url}/api/echo"
 
     def as_time_passes(self, act: Callable[[], T], step: float = 0.25) -> T:
-        """Run *act*; whenever the whole process has nothing to do, move the clock by *step* seconds."""
+        """Run *act*; whenever the whole process does nothing but wait for the clock, move it by *step* seconds."""
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(act)
-            # Client and emulator are both in this process. Those who wait on the clock have seen it by then.
-            while not wait([result], timeout=0.006).done:
-                if at_rest():
+            # Client and emulator are both in this process. Those who wait on the clock are woken as it moves.
+            rested = False
+            while not wait([result], timeout=0.001).done:
+                rest = bool(self.clock.waiting) and at_rest()
+                if rest and rested:
                     self.clock.advance(step)
+                rested = rest and not rested
             return result.result()
 
     def until(self, condition: Callable[[], bool]) -> None:

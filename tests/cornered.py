@@ -120,13 +120,6 @@ class Corner:
         assert self.manager.stats().budget_left["10 per 1 minute"] == 10 - tokens
 
 
-class Bell(ManualClock):
-    """A clock that stands still, for a crowd: nobody looks at it again and again, gates are enough."""
-
-    def nap(self, seconds: float) -> float:
-        return 60.0
-
-
 @contextmanager
 def corner(clock: Clock | None = None, credentials: Any = None, **policy: Any) -> Iterator[Corner]:
     """Set up a case."""
@@ -409,7 +402,7 @@ def the_leaders_own_timeout_is_short(stack: str) -> None:
 def every_kind_of_caller_at_once(stack: str) -> None:
     """Two loops of each kind and threads share one flight: cold, past the window, and when all are refused."""
     kinds: tuple[type[Stack], ...] = (*STACKS, HttpxAsyncio, HttpxTrio, Aiohttp)
-    with corner(Bell()) as here, Crowd(here, *kinds, each=5) as crowd:
+    with corner(ManualClock()) as here, Crowd(here, *kinds, each=5) as crowd:
         with here.emulator.hold("token") as held:
             crowd.start()
             until(lambda: held.held == 1 and here.waiting == len(crowd))
@@ -830,7 +823,7 @@ def open_caller(stack: str, manager: TokenManager, url: str) -> Callable[[], obj
 def thousands_wait_for_a_fetch_that_fails(stack: str) -> None:
     """A thousand callers, or ten thousand without a client, hear of it, each by an error of its own with the cause."""
     count = 10_000 if stack == ALONE else 1_000
-    with corner(Bell(), fetch_attempts=1) as here, ExitStack() as clients, ThreadPoolExecutor(1) as pool:
+    with corner(ManualClock(), fetch_attempts=1) as here, ExitStack() as clients, ThreadPoolExecutor(1) as pool:
         if stack == ALONE:
             base: type[Exception] = TokenEndpointUnavailable
             gather = partial(asyncio.run, _askers(here.manager, count), debug=False)

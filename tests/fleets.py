@@ -99,6 +99,9 @@ class _Gate:
         for wake in self.waiting:
             self._simulation.after(0.0, wake)
 
+    def stir(self) -> None:
+        """Nobody waits at it on the clock."""
+
 
 class Worker:
     """One process with a manager; calls come at random, *gap* seconds apart."""

@@ -15,6 +15,9 @@ from typing import Any
 
 import redis
 
+running: set[int] = set()
+"""The servers' processes."""
+
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
@@ -64,6 +67,7 @@ class Valkey:
         log = self._directory / f"{self.port}.log"
         with log.open("ab") as out:
             self._process = subprocess.Popen([_binary(), self._config, *self._mode], stdout=out, stderr=out)
+        running.add(self._process.pid)
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -103,6 +107,7 @@ class Valkey:
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(10)
+            running.discard(self._process.pid)
             self._process = None
 
     def __enter__(self) -> Valkey:

@@ -35,6 +35,7 @@ from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.events import CallNotSent, CallWaited, Event, Listener
 from pay88_adapters.fleet import Fleet
 from pay88_adapters.retry import Broken
+from pay88_adapters.runtimes import ThreadGate
 from pay88_adapters.sequences import Start
 from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import Acquired, Ages, Lead, StoreError, Window
@@ -84,9 +85,8 @@ class Endpoint88:
 class JumpingClock(ManualClock):
     """Whoever waits on it makes the time pass: for one thread."""
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
+    def wait(self, gate: ThreadGate, seconds: float) -> None:
         self.advance(max(seconds, 0.0))
-        return event.is_set()
 
 
 class _Inline(ThreadDriver):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .runtimes import AsyncGate, AsyncRuntime, ThreadGate
 
 
 def _steady() -> Callable[[], float]:
@@ -50,19 +53,22 @@ class Clock:
         """Return for how many real seconds to sleep before looking again whether *seconds* have passed."""
         return self.real(seconds)
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait until *event* is set, at most *seconds* of this clock; return whether it is set."""
-        until = self.now() + seconds
-        while not event.is_set() and (left := until - self.now()) > 0:
-            event.wait(self.nap(left))
-        return event.is_set()
+    def wait(self, gate: ThreadGate, seconds: float) -> None:
+        """Wait until *gate* is open, at most *seconds* of this clock; or less, for whoever looks again."""
+        gate.wait(self.nap(seconds))
+
+    async def wait_in_task(self, gate: AsyncGate, seconds: float) -> None:
+        """Do what :meth:`wait` does, in a task."""
+        await gate.wait(self.nap(seconds))
 
     def pause(self, seconds: float) -> None:
         """Let *seconds* of this clock pass."""
-        self.wait(threading.Event(), seconds)
-
-    async def sleep(self, seconds: float, sleep: Callable[[float], Awaitable[object]]) -> None:
-        """Do what :meth:`pause` does, in a task; *sleep* is the event loop's own."""
         until = self.now() + seconds
         while (left := until - self.now()) > 0:
-            await sleep(self.nap(left))
+            time.sleep(self.nap(left))
+
+    async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
+        """Do what :meth:`pause` does, in a task."""
+        until = self.now() + seconds
+        while (left := until - self.now()) > 0:
+            await runtime.sleep(self.nap(left))

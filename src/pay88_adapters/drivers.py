@@ -210,7 +210,7 @@ class ThreadDriver:
                 self.start(effect, sender)
             case Hold(gate, seconds):
                 assert isinstance(gate, ThreadGate)
-                self._state.clock.wait(gate.event, seconds)
+                self._state.clock.wait(gate, seconds)
             case Pause(seconds):
                 self._state.clock.pause(seconds)
             case Consult(operation):
@@ -344,9 +344,9 @@ class TaskDriver:
                 start(effect)
             case Hold(gate, seconds):
                 # Waking early is harmless: the sequence asks again.
-                await gate.wait(self._state.clock.nap(seconds))  # type: ignore[attr-defined]
+                await self._state.clock.wait_in_task(gate, seconds)  # type: ignore[arg-type]
             case Pause(seconds):
-                await self._state.clock.sleep(seconds, current_runtime().sleep)
+                await self._state.clock.sleep(seconds, current_runtime())
             case Consult(operation):
                 return await self._consult(current_runtime(), operation)
             case _:
@@ -381,7 +381,7 @@ class TaskDriver:
                         answer = await self._post(runtime, sender, request)
                     case Pause(seconds):
                         answer = None
-                        await self._state.clock.sleep(seconds, runtime.sleep)
+                        await self._state.clock.sleep(seconds, runtime)
         except StopIteration:
             self._state.ended(ticket)
         except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock

@@ -282,7 +282,7 @@ class TokenManager:
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
-        choices = CHOICES.get()
+        choices = CHOICES.get()  # what chosen() does, in this frame: every call comes through here
         manager = choices[-1].manager if choices else self
         if manager is None or not manager._endpoint.covers(scheme, host, port, path, authorization):
             return None

@@ -17,10 +17,26 @@ class TrioGate:
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
         self._event = trio.Event()
+        self._is_open = False
 
     def open(self) -> None:
+        self._soon(self._open)
+
+    def stir(self) -> None:
+        self._soon(self._wake)
+
+    def _soon(self, act: Callable[[], None]) -> None:
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._event.set, idempotent=True)
+            self._token.run_sync_soon(act, idempotent=True)
+
+    def _open(self) -> None:
+        self._is_open = True
+        self._event.set()
+
+    def _wake(self) -> None:
+        if not self._is_open:
+            self._event.set()
+            self._event = trio.Event()
 
     async def wait(self, seconds: float) -> None:
         with trio.move_on_after(max(seconds, 0.0)):

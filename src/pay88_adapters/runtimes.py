@@ -21,12 +21,16 @@ class Gate(Protocol):
         """Let everybody through, now and later. Never raises, whatever became of the waiters."""
         ...
 
+    def stir(self) -> None:
+        """Wake who waits now, and stay closed. Never raises, either."""
+        ...
+
 
 class AsyncGate(Gate, Protocol):
     """A gate for the tasks of one event loop."""
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the gate is open, at most *seconds* (real ones)."""
+        """Wait until the gate is open, or stirred, at most *seconds* (real ones)."""
         ...
 
 
@@ -34,10 +38,23 @@ class ThreadGate:
     """A gate for threads."""
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self._moved = threading.Condition(threading.Lock())
+        self._is_open = False
 
     def open(self) -> None:
-        self.event.set()
+        with self._moved:
+            self._is_open = True
+            self._moved.notify_all()
+
+    def stir(self) -> None:
+        with self._moved:
+            self._moved.notify_all()
+
+    def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
+        """Wait until the gate is open, or stirred, at most *seconds* (real ones); not if *unless* holds by then."""
+        with self._moved:
+            if not self._is_open and not unless():
+                self._moved.wait(seconds)
 
 
 class AsyncRuntime(Protocol):
@@ -78,13 +95,22 @@ class AsyncioGate:
         self._is_open = False
 
     def open(self) -> None:
+        self._soon(self._open)
+
+    def stir(self) -> None:
+        self._soon(self._wake)
+
+    def _soon(self, act: Callable[[], None]) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(act)
         except RuntimeError:  # the loop is closed, and its tasks with it
             self._waiters.clear()
 
-    def _wake(self) -> None:
+    def _open(self) -> None:
         self._is_open = True
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             _resolve(waiter)
 

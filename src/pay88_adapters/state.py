@@ -296,8 +296,7 @@ class SharedState:
 
     def ended(self, ticket: int) -> None:
         """Note that nobody carries a fetch any longer; give back the lease that it may have."""
-        if self.under_way.pop(ticket, None) is not None and not self.under_way:
-            self.under_way = {}  # one that was filled stays large
+        self.under_way.pop(ticket, None)
         lease = self._leases.pop(ticket, None)
         if lease is None:
             return

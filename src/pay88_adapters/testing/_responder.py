@@ -14,6 +14,7 @@ from functools import partial
 from aiohttp import StreamReader, web
 
 from pay88_adapters.clock import Clock
+from pay88_adapters.runtimes import current_runtime
 
 from . import faults as fault_types
 from .faults import FaultPlan, Fields, Outcome
@@ -67,7 +68,7 @@ class Responder:
 
     async def until(self, instant: float) -> None:
         """Wait until the emulator's clock shows *instant*."""
-        await self._clock.sleep(instant - self._clock.now(), asyncio.sleep)
+        await self._clock.sleep(instant - self._clock.now(), current_runtime())
 
     def handle(self, received: Received) -> Answer:
         """Let the service act on a request, now."""

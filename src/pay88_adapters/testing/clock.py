@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from pay88_adapters.clock import Clock
+from pay88_adapters.runtimes import AsyncGate, AsyncRuntime, Gate, ThreadGate
 
-_LOOK_AGAIN = 0.002  # real seconds; nothing tells a waiter that the clock was moved
+_LOOK_AGAIN = 0.25  # real seconds; who waits is told that this clock was moved, but not if it shows another one's time
 
 
 class ManualClock(Clock):
@@ -26,30 +28,63 @@ class ManualClock(Clock):
         self.skips_pauses = skips_pauses
         self._now = start
         self._moving = threading.Lock()
+        self._alarms: dict[object, tuple[float, Gate]] = {}
         self.now: Callable[[], float] = lambda: self._now
 
     def __repr__(self) -> str:
         return f"<ManualClock at {self._now:g} s>"
 
+    @property
+    def waiting(self) -> int:
+        """How many threads and tasks wait for this clock to be moved, or for something else meanwhile."""
+        return len(self._alarms)
+
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by *seconds*. Any thread may do so."""
+        """Move the clock forward by *seconds*, and wake whose time has come. Any thread may do so."""
         if seconds < 0:
             raise ValueError("a clock of this kind never goes back")
         with self._moving:
             self._now += seconds
+            due = {gate for until, gate in self._alarms.values() if until <= self._now}
+        for gate in due:
+            gate.stir()
 
-    def nap(self, seconds: float) -> float:
-        return _LOOK_AGAIN
+    @contextmanager
+    def _alarm(self, until: float, gate: Gate) -> Generator[None, None, None]:
+        """Stir *gate* once the clock shows *until*, or has come that far by now."""
+        entry = object()
+        with self._moving:
+            self._alarms[entry] = until, gate
+        if until <= self.now():
+            gate.stir()
+        try:
+            yield
+        finally:
+            with self._moving:
+                del self._alarms[entry]
+
+    def wait(self, gate: ThreadGate, seconds: float) -> None:
+        until = self.now() + seconds
+        with self._alarm(until, gate):
+            gate.wait(_LOOK_AGAIN, unless=lambda: until <= self.now())
+
+    async def wait_in_task(self, gate: AsyncGate, seconds: float) -> None:
+        with self._alarm(self.now() + seconds, gate):
+            await gate.wait(_LOOK_AGAIN)
 
     def pause(self, seconds: float) -> None:
         if self.skips_pauses:
             self.advance(max(seconds, 0.0))
-        else:
-            super().pause(seconds)
+            return
+        gate, until = ThreadGate(), self.now() + seconds
+        while (left := until - self.now()) > 0:
+            self.wait(gate, left)
 
-    async def sleep(self, seconds: float, sleep: Callable[[float], Awaitable[object]]) -> None:
+    async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
         if self.skips_pauses:
             self.advance(max(seconds, 0.0))
-            await sleep(0)
-        else:
-            await super().sleep(seconds, sleep)
+            await runtime.sleep(0)
+            return
+        gate, until = runtime.gate(), self.now() + seconds
+        while (left := until - self.now()) > 0:
+            await self.wait_in_task(gate, left)
