@@ -334,7 +334,7 @@ def test_stopping_ends_streams_at_once() -> None:
         assert time.monotonic() - started < 2
     del emulator, stream
     gc.collect()
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
 
 
 def test_the_page_survives_a_restart(emulator: Emulator, client: Client) -> None:
