@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -14,9 +13,11 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
-    manager: TokenManager | None
+    __slots__ = ("manager",)
+
+    def __init__(self, manager: TokenManager | None) -> None:
+        self.manager = manager
 
 
 CHOICES: ContextVar[tuple[_Choice, ...]] = ContextVar("pay88_managers", default=())  # those still open, innermost last

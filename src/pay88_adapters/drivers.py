@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -416,11 +415,13 @@ class TaskDriver:
             return exc
 
 
-@dataclass(frozen=True, slots=True)
 class _Attempt:
     """What a task comes back with: in debug mode asyncio logs results and exceptions, whatever they quote."""
 
-    outcome: TokenReply | Exception = field(repr=False)
+    __slots__ = ("outcome",)
+
+    def __init__(self, outcome: TokenReply | Exception) -> None:
+        self.outcome = outcome
 
 
 def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handled: BaseException | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from typing import Protocol
 from weakref import WeakSet
 
@@ -24,7 +23,7 @@ def survive_forks(thing: Forkable) -> None:
     _forkable.add(thing)
 
 
-_ids = [uuid.uuid4().hex]
+_ids = [os.urandom(16).hex()]
 
 
 def fork_id() -> str:
@@ -33,7 +32,7 @@ def fork_id() -> str:
 
 
 def _after_fork() -> None:
-    _ids[:] = [uuid.uuid4().hex]
+    _ids[:] = [os.urandom(16).hex()]
     for thing in list(_forkable):
         thing.after_fork()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from .budget import Grant
 from .errors import (
@@ -73,30 +74,26 @@ ANSWERS: Mapping[Age, Mapping[Source, Answer]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """Attach *token*; with a ticket, also start that fetch beside the call."""
 
     token: Token
     refresh: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(NamedTuple):
     """You are the one: start a fetch, hand *ticket* back with every event, and wait for it."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """Ask again when a fetch has ended, at the latest at *until*."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """No token; *retry_after* is in seconds from now."""
 
     failure: Failure
@@ -118,8 +115,7 @@ class Flight:
     failure: Failure | None = None  # of the last attempt
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):
     """A token and the instants at which its age changes."""
 
     token: Token

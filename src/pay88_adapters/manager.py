@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -372,7 +371,7 @@ def reference(manager: TokenManager | Missing) -> tuple[str, str]:
     """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
     if isinstance(manager, Missing):
         return manager.reference
-    name = _process.names.setdefault(manager, uuid.uuid4().hex)
+    name = _process.names.setdefault(manager, os.urandom(16).hex())
     return name, manager.base_url
 
 

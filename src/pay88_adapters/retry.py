@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ConfigurationError
 from .secret import chain
@@ -88,8 +88,7 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
         raise ConfigurationError(f"{name} must be 0 or more, and at most {_MOST}")
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(NamedTuple):
     """An attempt that got no response.
 
     Attributes:

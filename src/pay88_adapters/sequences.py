@@ -7,10 +7,9 @@ driver sends back is the effect's result. Nothing here blocks, awaits or knows a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .breaker import Closed, Open, Passage
 from .budget import Grant
@@ -49,8 +48,7 @@ R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Start the fetch with this ticket; result: nothing."""
 
     ticket: int
@@ -58,47 +56,44 @@ class Start:
     """Whether the call goes on without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Wait at the gate; result: nothing."""
 
     gate: Gate
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
 class Discard:
     """Drain a refused response (to a bound) or close it, so that its connection is free again."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class AskCredentials:
     """Ask for the credentials; result: :class:`Credentials` or :class:`Failure`."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Consult:
+
+class Consult(NamedTuple):
     """Do something with the store, which may take its time; result: what it returns."""
 
     operation: Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(NamedTuple):
     """Send a token request; result: :class:`TokenReply`, or the exception of the network."""
 
     request: TokenRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Sleep; result: nothing."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows from an attempt without a response; where there is no other one, its error is the caller's."""
 
     again: bool
@@ -370,8 +365,7 @@ def _attempts(
         yield Pause(pause)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """An attempt that the guards have let pass."""
 
     guards: Guards
