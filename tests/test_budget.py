@@ -229,6 +229,21 @@ def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
     assert scene.budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
 
 
+def test_rule_05_what_is_refused_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
+    """At once where only the reserve is spent; and not before where the limit itself is."""
+    scene = Scene(limits=("10/minute", "100/hour"))
+    assert sum(scene.take(9, extra=True)) == 8
+    refused = scene.budget.acquire("M", extra=True)
+    assert (refused.granted, refused.ordinary_in) == (False, 0.0)
+    assert refused.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
+    scene = Scene(limits=("1/hour",))
+    assert scene.take() == [True]
+    scene.now += 10.0
+    refused = scene.budget.acquire("M", extra=True)
+    assert not refused.granted
+    assert refused.ordinary_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
+
+
 def test_rule_02_pressure_rises_from_nothing_to_one_over_the_last_twenty_units() -> None:
     """None while more than twenty are left, half at ten, all at zero."""
     scene, pressures = Scene(), []

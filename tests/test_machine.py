@@ -18,7 +18,19 @@ from pay88_adapters import (
 )
 from pay88_adapters.budget import Grant
 from pay88_adapters.errors import Failure
-from pay88_adapters.machine import ANSWERS, Age, Answer, Decision, Fail, Fetch, Source, TokenMachine, Use, Wait
+from pay88_adapters.machine import (
+    ANSWERS,
+    BUDGET_SPENT,
+    Age,
+    Answer,
+    Decision,
+    Fail,
+    Fetch,
+    Source,
+    TokenMachine,
+    Use,
+    Wait,
+)
 from pay88_adapters.snapshot import Snapshot
 
 POLICY = TokenPolicy()
@@ -360,6 +372,19 @@ def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_
     assert driven.extra
     assert driven.ask(44.9) == Use(token())
     assert isinstance(driven.ask(45.0), Fetch)
+
+
+def test_rule_05_a_denied_forced_refresh_bars_as_long_as_there_is_no_room_for_the_ordinary_one() -> None:
+    """With one request an hour, second 45 would only bring another refusal: callers are told when it helps."""
+    driven = holding()
+    driven.machine.token_refused(token(), 10.0)
+    ticket = driven.lead(10.0)
+    assert driven.send(ticket, 10.0, no(3_000.0)._replace(ordinary_in=500.0)) is False
+    assert not isinstance(driven.ask(59.0), Fetch)
+    decision = driven.ask(61.0)
+    assert isinstance(decision, Fail)
+    assert (decision.failure, decision.retry_after) == (BUDGET_SPENT, 449.0)
+    assert isinstance(driven.ask(510.0), Fetch)
 
 
 # Degrade

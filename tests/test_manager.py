@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,7 +37,7 @@ def advance(emulator: Emulator, seconds: float) -> None:
     emulator.clock.advance(seconds)
 
 
-def manager_for(emulator: Emulator, **policy: Any) -> TokenManager:
+def manager_for(emulator: Emulator, store: str = "memory://", **policy: Any) -> TokenManager:
     """A manager on the emulator's clock."""
     credentials = Credentials(emulator.api_key, emulator.merchant_id)
     return TokenManager(
@@ -44,6 +45,7 @@ def manager_for(emulator: Emulator, **policy: Any) -> TokenManager:
         base_url=emulator.url,
         policy=TokenPolicy(**policy),
         clock=emulator.clock,
+        store=store,
     )
 
 
@@ -77,6 +79,25 @@ def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
     for impossible in (-1, 60, float("nan")):
         with pytest.raises(ConfigurationError):
             manager.get_token(min_validity=impossible)
+
+
+def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_path: Path) -> None:
+    """A process that has just begun takes the fleet's token, and replaces it only where that ends too soon."""
+    store = f"sqlite:///{tmp_path}/tokens.db"
+    first = manager_for(emulator, store=store).get_token()
+    advance(emulator, 30)
+    assert manager_for(emulator, store=store).get_token(min_validity=20) == first
+    assert emulator.journal.token_requests == 1
+    assert manager_for(emulator, store=store).get_token(min_validity=45) != first
+    assert asyncio.run(manager_for(emulator, store=store).aget_token(min_validity=45)) != first
+    assert emulator.journal.token_requests == 2
+
+
+def test_min_validity_asks_once_where_no_token_lasts(emulator: Emulator) -> None:
+    """Tokens that live shorter than they should are no reason to ask for another one."""
+    emulator.service.lifetime = 20
+    assert manager_for(emulator).get_token(min_validity=45).expires_in == 20
+    assert emulator.journal.token_requests == 1
 
 
 def test_min_validity_does_without_where_no_fetch_can_be_made(emulator: Emulator) -> None:

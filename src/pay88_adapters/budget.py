@@ -10,7 +10,7 @@ from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
 from .policy import TokenPolicy
-from .stores.base import Acquired, BudgetStorage, Window
+from .stores.base import Acquired, BudgetStorage, Window, wait_for
 
 _HOUR = 3600
 
@@ -23,6 +23,8 @@ class Grant(NamedTuple):
     """Seconds until it could be granted; 0 if it was."""
     pressure: float
     """0 while the longest window is roomy, rising to 1 as the last of it goes."""
+    ordinary_in: float = 0.0
+    """Seconds until a request that is not extra could be granted, as far as is known now."""
 
 
 class AtomicMovingWindow(MovingWindowRateLimiter):
@@ -77,8 +79,13 @@ class TokenBudget:
 
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
-        acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
-        return Grant(acquired.wait == 0, acquired.wait, self.pressure(merchant_id))
+        items = self._items(merchant_id, extra=extra)
+        acquired = self._strategy.hit_all(items)
+        if acquired.wait == 0:
+            return Grant(True, 0.0, self.pressure(merchant_id))
+        ordinary = zip(items[: len(self._limits)], acquired.ages, strict=False)
+        ordinary_in = max(wait_for(self._strategy.window(item, *names), ages, 1) for (item, names), ages in ordinary)
+        return Grant(False, acquired.wait, self.pressure(merchant_id), ordinary_in)
 
     def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:
         """Return every window that the merchant's requests count in, those that are *extra* or not."""

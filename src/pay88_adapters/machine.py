@@ -349,7 +349,7 @@ class TokenMachine:
             return False
         until = now + grant.retry_in
         if extra:
-            until = min(until, max(self._ordinary_at + self._interval(), now))
+            until = min(until, max(self._ordinary_at + self._interval(), now + grant.ordinary_in))
         self._raise_bar(BUDGET_SPENT, until)
         return False
 

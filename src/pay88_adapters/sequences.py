@@ -178,11 +178,16 @@ def acquire(
     deadline = state.clock.now() + (longest if patience is None else min(patience, longest))
     seen = state.failed_fetches
     since: float | None = None  # when it began to wait
+    fetched = False
     while True:
         state.check_open()
         with state.deciding() as (machine, now):
             if since is not None and not machine.in_flight:
-                min_validity = 0.0  # one fetch is all that a call can ask for
+                token, _ = machine.unasked(now)
+                # One token request is all that a call can ask for; another's token may be older than the call.
+                if fetched or token is None or token.requested_at >= since:
+                    min_validity = 0.0
+                fetched = True
             decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
             if isinstance(decision, Fetch) and alone:
                 state.under_way[decision.ticket] = True

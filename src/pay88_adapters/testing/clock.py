@@ -45,23 +45,20 @@ class ManualClock(Clock):
             raise ValueError("a clock of this kind never goes back")
         with self._moving:
             self._now += seconds
-            due = {gate for until, gate in self._alarms.values() if until <= self._now}
-        for gate in due:
+        for gate in {gate for until, gate in list(self._alarms.values()) if until <= self._now}:
             gate.stir()
 
     @contextmanager
     def _alarm(self, until: float, gate: Gate) -> Generator[None, None, None]:
         """Stir *gate* once the clock shows *until*, or has come that far by now."""
         entry = object()
-        with self._moving:
-            self._alarms[entry] = until, gate
+        self._alarms[entry] = until, gate  # no lock: tasks that die with their loop leave anywhere
         if until <= self.now():
             gate.stir()
         try:
             yield
         finally:
-            with self._moving:
-                del self._alarms[entry]
+            del self._alarms[entry]
 
     def wait(self, gate: ThreadGate, seconds: float) -> None:
         until = self.now() + seconds

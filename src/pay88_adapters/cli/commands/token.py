@@ -78,7 +78,4 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
     needed one. With memory://, which is what there is without PAY88_STORE, it costs one each time.
     """
     with TokenManager.from_env(options.environment(base_url, store)) as manager, options.finishing(manager):
-        token = manager.get_token()
-        if min_validity:  # in two steps: what the fleet has is the answer to the first one, however old it is
-            token = manager.get_token(min_validity=min_validity)
-        click.echo(_FORMATS["json" if as_json else form](token))
+        click.echo(_FORMATS["json" if as_json else form](manager.get_token(min_validity=min_validity)))
