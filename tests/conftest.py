@@ -65,9 +65,9 @@ def at_rest() -> bool:
     try:
         # Twice, since one that was asleep may have been woken by one that is now.
         return all(
-            (task / "stat").read_text().rpartition(")")[2].split()[0] in "ST"  # asleep, or made to hang
+            (task / "stat").read_text().rpartition(")")[2].split()[0] in "STZ"  # asleep, made to hang, dead
             for _ in range(2)
-            for process in ("self", *map(str, running))
+            for process in ("self", *(str(each) for each in running if Path("/proc", str(each)).is_dir()))
             for task in Path("/proc", process, "task").iterdir()
             if task.name != own
         )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -83,13 +84,23 @@ def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
 
 def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_path: Path) -> None:
     """A process that has just begun takes the fleet's token, and replaces it only where that ends too soon."""
-    store = f"sqlite:///{tmp_path}/tokens.db"
-    first = manager_for(emulator, store=store).get_token()
+
+    def got(min_validity: float) -> Token:
+        manager = manager_for(emulator, store=f"sqlite:///{tmp_path}/tokens.db")
+        token = manager.get_token(min_validity=min_validity)
+        deadline = time.monotonic() + 10
+        while manager.stats().fetching:  # until the others can have it
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return token
+
+    first = got(0)
     advance(emulator, 30)
-    assert manager_for(emulator, store=store).get_token(min_validity=20) == first
+    assert got(20) == first
     assert emulator.journal.token_requests == 1
-    assert manager_for(emulator, store=store).get_token(min_validity=45) != first
-    assert asyncio.run(manager_for(emulator, store=store).aget_token(min_validity=45)) != first
+    second = got(45)
+    assert second != first
+    assert got(45) == second
     assert emulator.journal.token_requests == 2
 
 
