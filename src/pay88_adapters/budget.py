@@ -79,12 +79,11 @@ class TokenBudget:
 
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
-        items = self._items(merchant_id, extra=extra)
-        acquired = self._strategy.hit_all(items)
+        acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
         if acquired.wait == 0:
             return Grant(True, 0.0, self.pressure(merchant_id))
-        ordinary = zip(items[: len(self._limits)], acquired.ages, strict=False)
-        ordinary_in = max(wait_for(self._strategy.window(item, *names), ages, 1) for (item, names), ages in ordinary)
+        ordinary = zip(self.windows(merchant_id, extra=False), acquired.ages, strict=False)  # they come first
+        ordinary_in = max(wait_for(window, ages, 1) for window, ages in ordinary)
         return Grant(False, acquired.wait, self.pressure(merchant_id), ordinary_in)
 
     def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:

@@ -6,10 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .runtimes import AsyncGate, AsyncRuntime, ThreadGate
+from .runtimes import AsyncGate, AsyncRuntime, ThreadGate
 
 
 def _steady() -> Callable[[], float]:
@@ -63,12 +61,12 @@ class Clock:
 
     def pause(self, seconds: float) -> None:
         """Let *seconds* of this clock pass."""
-        until = self.now() + seconds
+        gate, until = ThreadGate(), self.now() + seconds
         while (left := until - self.now()) > 0:
-            time.sleep(self.nap(left))
+            self.wait(gate, left)
 
     async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
         """Do what :meth:`pause` does, in a task."""
-        until = self.now() + seconds
+        gate, until = runtime.gate(), self.now() + seconds
         while (left := until - self.now()) > 0:
-            await runtime.sleep(self.nap(left))
+            await self.wait_in_task(gate, left)

@@ -72,16 +72,12 @@ class ManualClock(Clock):
     def pause(self, seconds: float) -> None:
         if self.skips_pauses:
             self.advance(max(seconds, 0.0))
-            return
-        gate, until = ThreadGate(), self.now() + seconds
-        while (left := until - self.now()) > 0:
-            self.wait(gate, left)
+        else:
+            super().pause(seconds)
 
     async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
         if self.skips_pauses:
             self.advance(max(seconds, 0.0))
             await runtime.sleep(0)
-            return
-        gate, until = runtime.gate(), self.now() + seconds
-        while (left := until - self.now()) > 0:
-            await self.wait_in_task(gate, left)
+        else:
+            await super().sleep(seconds, runtime)
