@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -188,6 +188,52 @@ def test_rule_13_an_ipv6_address_is_an_origin(proxy: Proxy, make_world: Callable
     if not client.name.startswith("httpx"):  # which asks its proxy for http://::1
         assert ok(world.client(proxy=proxy.url).attempt("POST", world.url))
         assert len(proxy.asked) == 1
+
+
+SPELLINGS = {
+    "https://api.example": ["https://api.example", "https://API.Example:443", "HTTPS://api.example:443"],
+    "https://api.example:8443": ["https://Api.Example:8443"],
+    "https://münchen.example": [
+        "https://münchen.example",
+        "https://MÜNCHEN.example",
+        "https://xn--mnchen-3ya.example:443",
+        "https://XN--MNCHEN-3YA.example",
+    ],
+    "https://straße.example": ["https://straße.example", "https://xn--strae-oqa.example"],
+    "https://[2001:db8::1]": [
+        "https://[2001:db8::1]",
+        "https://[2001:DB8:0:0:0:0:0:1]:443",
+        "https://[2001:db8:0::0:1]",
+    ],
+    "https://[::ffff:192.0.2.1]": ["https://[::ffff:192.0.2.1]", "https://[::FFFF:C000:201]"],
+    "https://[fe80::1%25eth0]": ["https://[fe80::1%25eth0]", "https://[fe80::1%eth0]", "https://[FE80:0::1%25eth0]"],
+}
+OTHERS = {
+    "https://api.example": ["https://api.example.", "https://api.example:444", "https://api.example.:443"],
+    "https://api.example.": ["https://api.example"],
+    "https://münchen.example": ["https://munchen.example", "https://mnchen-3ya.example"],
+    "https://straße.example": ["https://strasse.example"],
+    "https://[2001:db8::1]": ["https://[2001:db8::2]", "https://[2001:db8::1%25eth0]"],
+    "https://[::ffff:192.0.2.1]": ["https://192.0.2.1", "https://[::192.0.2.1]"],
+    "https://[fe80::1%25eth0]": ["https://[fe80::1]", "https://[fe80::1%25eth1]"],
+}
+
+
+def _pairs(spellings: Mapping[str, list[str]], ours: bool) -> list[tuple[str, str, bool]]:
+    return [(base_url, url, ours) for base_url, urls in spellings.items() for url in urls]
+
+
+@pytest.mark.parametrize(("base_url", "url", "ours"), [*_pairs(SPELLINGS, True), *_pairs(OTHERS, False)], ids=ascii)
+def test_rule_13_an_origin_is_one_however_it_is_spelt(world: World, base_url: str, url: str, ours: bool) -> None:
+    """What is managed asks for a token first; the proxy answers nobody, so that nothing leaves this machine."""
+    policy = TokenPolicy(fetch_attempts=1)
+    manager = TokenManager(world.credentials, base_url=base_url, policy=policy, clock=world.clock)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        client = world.client(manager, proxy=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        outcome = world.as_time_passes(lambda: client.attempt("POST", f"{url}/api/balance"))
+    assert isinstance(outcome, client.base_error)
+    assert (manager.stats().token_requests, isinstance(outcome, Pay88Error)) == (int(ours), ours)
 
 
 def test_rule_13_another_scheme_is_another_origin(world: World) -> None:
