@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import fields
+import pickle
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pytest
 
-from pay88_adapters import PRODUCTION_URL, SANDBOX_URL, ConfigurationError, Credentials, TokenManager, TokenPolicy
+from pay88_adapters import (
+    PRODUCTION_URL,
+    SANDBOX_URL,
+    ConfigurationError,
+    Credentials,
+    Token,
+    TokenManager,
+    TokenPolicy,
+)
 from pay88_adapters.endpoint import Endpoint, url_from_env
 
 KEY, LIVE_KEY, MERCHANT = "sk_test_0123456789abcdef", "sk_live_fedcba9876543210", "MCH-COL-1"
@@ -423,3 +434,41 @@ def test_shared_managers_are_one_for_the_same_arguments() -> None:
     manager.close()
     assert TokenManager.shared(CREDENTIALS, base_url="https://shared.example") is not manager
     refused(TokenManager.shared, Credentials(LIVE_KEY, MERCHANT), base_url=SANDBOX_URL, says="PRODUCTION_URL")
+
+
+# Copies
+
+
+@dataclass
+class Settings:
+    """A configuration that holds what must not be copied."""
+
+    manager: TokenManager
+    credentials: Credentials
+    nested: dict[str, Any] = field(default_factory=dict)
+
+
+def test_copies_hold_the_same_manager_and_credentials() -> None:
+    """Alone, in containers, in dataclasses and in settings that are copied deeply."""
+    manager = TokenManager(CREDENTIALS)
+    settings = Settings(manager, CREDENTIALS, {"all": [manager]})
+    for copied in (copy.copy(settings), copy.deepcopy(settings), replace(settings)):
+        assert copied.manager is manager
+        assert copied.credentials is CREDENTIALS
+        assert copied.nested["all"][0] is manager
+    assert asdict(settings)["manager"] is manager
+    token = Token("access", "session", 60, 0)
+    for each in (manager, CREDENTIALS, token):
+        assert copy.copy(each) is copy.deepcopy(each) is each
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(TokenManager(CREDENTIALS), "from_env()"), (CREDENTIALS, "from_env()"), (Token("a", "b", 60, 0), "TokenManager")],
+    ids=lambda each: type(each).__name__,
+)
+def test_rule_15_pickling_stays_refused(value: Any, says: str) -> None:
+    """In a configuration, too; the message says what to do instead."""
+    for each in (value, Settings(value, value), [value]):
+        with pytest.raises(TypeError, match=re.escape(says)):
+            pickle.dumps(each)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
 from weakref import WeakKeyDictionary
 
+from .arguments import class_of
 from .breaker import BreakerPolicy
 from .clock import Clock
-from .contexts import CHOICES, choose, chosen
+from .contexts import CHOICES, Activation, chosen
 from .credentials import Credentials
 from .drivers import Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
@@ -268,14 +269,17 @@ class TokenManager:
             fetched: Token = stop.value
             return fetched
 
-    def activated(self) -> AbstractContextManager[None]:
+    def activated(self) -> Activation:
         """Let the calls of a context use this manager: ``with manager.activated(): …``.
 
         For one client and many merchants. It holds for this thread or task, and for the tasks that are
         started in it; only calls through a client with a manager attached are managed at all. A new
         thread starts without; ``contextvars.copy_context().run`` takes it along.
+
+        ``@manager.activated()`` does the same for all that a function does, or a coroutine function. On a generator
+        function it raises :class:`ConfigurationError`: its body runs after the call.
         """
-        return choose(self)
+        return Activation(self)
 
     def managing(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
@@ -338,6 +342,12 @@ class TokenManager:
     def __repr__(self) -> str:
         return f"<TokenManager {self.base_url}{' (closed)' if self._state.closed else ''}>"
 
+    def __copy__(self) -> TokenManager:
+        return self
+
+    def __deepcopy__(self, memo: object) -> TokenManager:
+        return self  # the same token and budget, wherever its owner is copied to
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
@@ -367,26 +377,29 @@ def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     return checked
 
 
-def reference(manager: TokenManager | Missing) -> tuple[str, str]:
-    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
-    if isinstance(manager, Missing):
-        return manager.reference
-    name = _process.names.setdefault(manager, os.urandom(16).hex())
-    return name, manager.base_url
+def check_manager(manager: object) -> None:
+    """Check what a client is to be attached to.
+
+    Raises:
+        ConfigurationError: It is no manager.
+    """
+    if not isinstance(manager, (TokenManager, _StandIn)):
+        raise ConfigurationError(
+            f"manager must be a TokenManager or an ActivatedManager, not {class_of(manager)}: pass"
+            " TokenManager(credentials) or TokenManager.from_env()"
+        )
 
 
-def find(reference: tuple[str, str]) -> TokenManager | Missing:
-    """Return the manager that *reference* was made for, or what stands in for it in another process."""
-    name, _ = reference
-    return next((manager for manager, known in _process.names.items() if known == name), Missing(reference))
+class _StandIn:
+    """Takes the place of a client's manager: calls to its base URL are those of whichever is activated, or fail."""
 
+    def __init__(self, base_url: str) -> None:
+        self._endpoint = Endpoint.parse(base_url)
 
-class Missing:
-    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
-
-    def __init__(self, reference: tuple[str, str]) -> None:
-        self.reference = reference
-        self._endpoint = Endpoint.parse(reference[1])
+    @property
+    def base_url(self) -> str:
+        """The checked base URL, without a slash at its end."""
+        return self._endpoint.base_url
 
     def managing(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
@@ -394,14 +407,90 @@ class Missing:
         """Do what :meth:`TokenManager.managing` does.
 
         Raises:
-            ConfigurationError: It is this manager's call.
+            ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
         """
-        manager = chosen(self)
-        if not isinstance(manager, Missing):
-            return manager and manager.managing(scheme, host, port, path, authorization)
+        active = chosen(self)
+        if active is None:  # unmanaged()
+            return None
+        if isinstance(active, TokenManager):
+            manager = active.managing(scheme, host, port, path, authorization)
+            if manager is not None:
+                return manager
         if self._endpoint.covers(scheme, host, port, path, authorization):
-            raise ConfigurationError(
-                "this client was pickled in another process, and managers are not pickled, for they hold the key:"
-                " make a TokenManager in this process and attach() it"
-            )
+            raise ConfigurationError(self._problem(active if isinstance(active, TokenManager) else None))
         return None
+
+    def _problem(self, active: TokenManager | None) -> str:
+        raise NotImplementedError
+
+
+class ActivatedManager(_StandIn):
+    """The manager of a client without a merchant of its own: ``attach(client, ActivatedManager())``.
+
+    Calls to *base_url* belong to the manager that is :meth:`~TokenManager.activated` around them. Outside of that they
+    raise :class:`ConfigurationError` and are not sent, so that no merchant ever pays for another. Calls in
+    ``unmanaged()`` and those with a ``Bearer`` of their own pass.
+
+    Args:
+        base_url: ``SANDBOX_URL`` unless given.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    def __init__(self, base_url: str = SANDBOX_URL) -> None:
+        super().__init__(base_url)
+
+    def _problem(self, active: TokenManager | None) -> str:
+        if active is not None:
+            return (
+                f"request not sent: the client is for {self.base_url}, the activated manager for {active.base_url};"
+                " activate one for the same base URL"
+            )
+        return (
+            f"request to {self.base_url} not sent: no manager is activated here; make it inside of"
+            " `with manager.activated():`, or of unmanaged()"
+        )
+
+    def __reduce__(self) -> tuple[type[ActivatedManager], tuple[str]]:
+        return ActivatedManager, (self.base_url,)
+
+    def __repr__(self) -> str:
+        return f"<ActivatedManager {self.base_url}>"
+
+
+AnyManager = TokenManager | ActivatedManager
+"""What a client can be attached to."""
+
+
+class Missing(_StandIn):
+    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
+
+    def __init__(self, reference: tuple[str, str]) -> None:
+        super().__init__(reference[1])
+        self.reference = reference
+
+    def _problem(self, active: TokenManager | None) -> str:
+        return (
+            "this client was unpickled without its TokenManager (managers hold the API key and cannot be pickled):"
+            " make a TokenManager in this process and attach() it"
+        )
+
+
+def reference(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
+    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
+    if isinstance(manager, Missing):
+        return manager.reference
+    if isinstance(manager, ActivatedManager):
+        return manager
+    assert isinstance(manager, TokenManager)
+    name = _process.names.setdefault(manager, os.urandom(16).hex())
+    return name, manager.base_url
+
+
+def find(reference: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | Missing:
+    """Return the manager that *reference* was made for, or what stands in for it in another process."""
+    if isinstance(reference, ActivatedManager):
+        return reference
+    name, _ = reference
+    return next((manager for manager, known in list(_process.names.items()) if known == name), Missing(reference))
