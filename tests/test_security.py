@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import pickle
 import secrets
 import socket
@@ -45,6 +46,7 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
     TokenResponseInvalid,
+    unmanaged,
 )
 from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.testing import (
@@ -541,8 +543,12 @@ ANY_CASE = ("Authorization", "authorization", "AUTHORIZATION")
 OTHER_SCHEMES = ("Basic bWluZQ==", "Digest a=1", "Bearers mine", "Token mine", "mine")
 
 
-def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World) -> None:
-    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's."""
+def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's.
+
+    It is counted, and logged: the first one so that it shows.
+    """
+    caplog.set_level(logging.DEBUG, "pay88_adapters")
     client = world.client()
     spellings = [(name, f"{scheme} mine") for name in ANY_CASE for scheme in ("Bearer", "bearer", "BEARER")]
     for name, value in spellings:
@@ -551,6 +557,21 @@ def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World) -> None:
         assert outcome.status == 401
     sent = [(entry.headers["authorization"], entry.headers["x-session-id"]) for entry in world.emulator.journal]
     assert sent == [(value, "mine") for _, value in spellings]
+    assert world.manager.stats().bypassed == len(spellings)
+    lines = [record for record in caplog.records if record.name == "pay88_adapters.calls"]
+    assert [line.levelno for line in lines] == [logging.WARNING, *[logging.DEBUG] * len(spellings)]
+    assert not any(" mine" in line.getMessage() for line in lines)
+
+
+def test_rule_14_what_is_not_ours_is_not_counted(world: World, other: Emulator) -> None:
+    """Another origin's Bearer, the token endpoint, another scheme, and what is unmanaged."""
+    client, mine = world.client(), {"Authorization": "Bearer mine"}
+    client.attempt("POST", f"{other.url}/api/echo", headers=mine)
+    client.attempt("POST", f"{world.emulator.url}/api/auth/token", headers=mine)
+    client.attempt("POST", world.url, headers={"Authorization": "Basic bWluZQ=="})
+    with unmanaged():
+        client.attempt("POST", world.url, headers=mine)
+    assert world.manager.stats().bypassed == 0
 
 
 def test_rule_14_a_bearer_of_the_clients_is_left_as_it_is(world: World) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .arguments import class_of
 from .breaker import BreakerPolicy
@@ -36,6 +37,78 @@ from .token import Token
 
 _POLICY = TokenPolicy()  # one for all managers
 _CROWD = 32  # calls that may ask a store at once for leave to go out
+_SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
+KEPT = 128
+"""How many managers that nothing refers to :meth:`TokenManager.shared` keeps: those that were used last."""
+
+
+class _Stores:
+    """The stores that are open on one clock, and what this process knows of each."""
+
+    def __init__(self) -> None:
+        self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
+        self._fleets: dict[tuple[str, float], Fleet] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return len(self._fleets)
+
+    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+        """Return this process's one view of a store."""
+        fleet = self._fleets.get((url, share))
+        if fleet is None:
+            if len(self._fleets) >= self._sweep_at:
+                # Not where the last manager goes: what it has used up of the budget counts on.
+                for key in [key for key, each in self._fleets.items() if each.is_unused()]:
+                    del self._fleets[key]
+                self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
+            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+            # A signal handler or a finalizer may have made it meanwhile, on this very thread.
+            fleet = self._fleets.setdefault((url, share), Fleet(store, clock, share))
+        return fleet
+
+
+class _Shared:
+    """The managers of :meth:`TokenManager.shared`: those that are in use, and the last ones that were."""
+
+    def __init__(self) -> None:
+        # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
+        # be referred to from here.
+        self._known: dict[int, list[weakref.ref[TokenManager]]] = {}
+        self._recent: dict[TokenManager, None] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return sum(len(refs) for refs in self._known.values())
+
+    def find(self, key: tuple[object, ...]) -> TokenManager | None:
+        """Return the manager that was made of *key*, if there is one."""
+        for manager in self._alike(key):
+            if manager.shared_key == key:
+                self._keep(manager)
+                return manager
+        return None
+
+    def add(self, key: tuple[object, ...], manager: TokenManager) -> None:
+        """Let *manager* be the one that was made of *key*."""
+        if len(self._known) >= self._sweep_at:
+            known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
+            self._known = {each: refs for each, refs in known.items() if refs}
+            self._sweep_at = max(_SWEPT, 2 * len(self._known))
+        manager.shared_key = key
+        others = [each for each in self._alike(key) if each.shared_key != key]
+        self._known[hash(key)] = [weakref.ref(each) for each in (*others, manager)]
+        self._keep(manager)
+
+    def _alike(self, key: tuple[object, ...]) -> list[TokenManager]:
+        found = [ref() for ref in self._known.get(hash(key), ())]
+        return [each for each in found if each is not None]
+
+    def _keep(self, manager: TokenManager) -> None:
+        self._recent.pop(manager, None)
+        self._recent[manager] = None
+        while len(self._recent) > KEPT:
+            self._recent.pop(next(iter(self._recent)), None)
 
 
 class _Process:
@@ -43,29 +116,22 @@ class _Process:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.managers: dict[tuple[object, ...], TokenManager] = {}
+        self.managers = _Shared()
         self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
-        self.stores: WeakKeyDictionary[Clock, dict[str, Store]] = WeakKeyDictionary()
-        self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, float], Fleet]] = WeakKeyDictionary()
         self.after_fork()
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Replace the locks: another thread may have held them."""
-        self.managers_lock = threading.Lock()
-        self.stores_lock = threading.Lock()
+        """Replace the lock: another thread may have held it."""
+        self.lock = threading.RLock()
 
     def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
         """Return this process's one view of a store, on this clock."""
-        with self.stores_lock:
-            fleets = self.fleets.setdefault(clock, {})
-            fleet = fleets.get((url, share))
-            if fleet is None:
-                stores = self.stores.setdefault(clock, {})
-                if url not in stores:
-                    stores[url] = open_store(url, clock)
-                fleet = fleets[url, share] = Fleet(stores[url], clock, share)
-            return fleet
+        with self.lock:
+            # On the clock itself, which the stores refer to: so they are collected together.
+            stores: _Stores = vars(clock).setdefault("_pay88_stores", None) or _Stores()
+            vars(clock)["_pay88_stores"] = stores
+            return stores.fleet(url, clock, share)
 
 
 _process = _Process()
@@ -78,7 +144,7 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
     """
     kept = _process.clock, _process.managers
-    _process.clock, _process.managers = clock, {}
+    _process.clock, _process.managers = clock, _Shared()
     try:
         yield
     finally:
@@ -109,7 +175,7 @@ class TokenManager:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_endpoint", "_now", "_sender", "_state", "tasks", "threads")
+    __slots__ = ("__weakref__", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
 
     def __init__(
         self,
@@ -162,6 +228,7 @@ class TokenManager:
         self.threads = ThreadDriver(self._state, credentials)
         self.tasks = TaskDriver(self._state, credentials)
         self._sender: tuple[str, Sender] | None = None
+        self.shared_key: tuple[object, ...] | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
@@ -193,6 +260,10 @@ class TokenManager:
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
 
+        It stays the same while anything refers to it: a client that it is attached to, or a variable. Of those that
+        nothing refers to, the 128 that were used last are kept. One that is made again later has the same token and
+        budget, for these are the store's, but counts from zero in :meth:`stats`.
+
         Raises:
             ConfigurationError: The configuration cannot work.
         """
@@ -200,20 +271,29 @@ class TokenManager:
         listeners = _checked(listeners)
         options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
-        with _process.managers_lock:
-            manager = _process.managers.get(key)
-            if manager is None or manager._state.closed:
-                manager = _process.managers[key] = cls(
-                    credentials,
-                    base_url=base_url,
-                    store=store,
-                    policy=policy,
-                    retry=retry,
-                    listeners=listeners,
-                    pacing=pacing,
-                    breaker=breaker,
-                )
-            return manager
+        try:
+            hash(key)
+        except TypeError as error:
+            raise ConfigurationError(f"shared() cannot compare its arguments ({error}): use TokenManager()") from None
+        managers = _process.managers
+        with _process.lock:
+            manager = managers.find(key)
+        if manager is None or manager._state.closed:
+            made = cls(
+                credentials,
+                base_url=base_url,
+                store=store,
+                policy=policy,
+                retry=retry,
+                listeners=listeners,
+                pacing=pacing,
+                breaker=breaker,
+            )
+            with _process.lock:  # others may have made it, too
+                manager = managers.find(key)
+                if manager is None or manager._state.closed:
+                    managers.add(key, manager := made)
+        return manager
 
     @property
     def base_url(self) -> str:
@@ -287,7 +367,11 @@ class TokenManager:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
         choices = CHOICES.get()  # what chosen() does, in this frame: every call comes through here
         manager = choices[-1].manager if choices else self
-        if manager is None or not manager._endpoint.covers(scheme, host, port, path, authorization):
+        if manager is None:
+            return None
+        if not manager._endpoint.covers(scheme, host, port, path, authorization):
+            if authorization is not None and manager._endpoint.covers(scheme, host, port, path, None):
+                manager._state.bypassed()
             return None
         return manager
 
