@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing, closing, suppress
+import time
+from collections.abc import Callable, Generator
+from contextlib import aclosing, closing, contextmanager, suppress
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 import anyio  # both libraries stand on it
 
 from .bodies import Bookmark, bookmark
-from .drivers import CarrierLost, Sender
-from .errors import ConfigurationError, Flavours, Pay88Error
+from .drivers import Sender
+from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import TokenManager
 from .retry import Broken
@@ -22,6 +23,9 @@ C = TypeVar("C")
 
 _FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
 _MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
+
+_CLOSE_PATIENCE = 1.0  # real seconds for which a client that is closed waits for the token request it carries
+_LOOK_AGAIN = 0.005  # real seconds
 
 
 class Library:
@@ -92,8 +96,12 @@ class _Call:
     def __init__(self, transport: _Transport, manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
-        self._closings = transport.closings
+        self.client = transport.opened
         self._bookmarks = _bookmarks(transport.library, request.stream)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.opened is not self.client
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
@@ -127,7 +135,7 @@ class _Call:
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:  # httpx would open a connection that nobody closes
+        if self.is_closed:  # httpx would open a connection that nobody closes
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
@@ -136,10 +144,21 @@ class _Call:
                 each.rewind()
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
+    @contextmanager
+    def _carried(self) -> Generator[None, None, None]:
+        """Hold the client open for a moment if it is closed; and tell that from a network that failed."""
+        with self._transport.held_open():
+            try:
+                yield
+            except self.network_errors as exc:
+                if self.is_closed:
+                    raise CarrierLost("the HTTP client was closed during the token request") from exc
+                raise
+
     def _token_request(self, request: TokenRequest) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:
-            raise CarrierLost
+        if self.is_closed:
+            raise CarrierLost("the HTTP client was closed")
         extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
@@ -157,7 +176,8 @@ class _SyncCall(_Call):
             _read(response, MAX_DRAINED)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        with closing(self._transport.wrapped.handle_request(self._token_request(request))) as response:
+        handle = self._transport.wrapped.handle_request
+        with self._carried(), closing(handle(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
 
 
@@ -171,10 +191,15 @@ class _AsyncCall(_Call):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
-        async with aclosing(
-            await self._transport.wrapped.handle_async_request(self._token_request(request))
-        ) as response:
-            return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+        with self._carried():
+            async with aclosing(
+                await self._transport.wrapped.handle_async_request(self._token_request(request))
+            ) as response:
+                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+
+
+class _Opened:
+    """Stands for a transport from one closing to the next."""
 
 
 class _Transport:
@@ -194,8 +219,21 @@ class _Transport:
     def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: Any = None) -> None:
         self.wrapped = getattr(self.library.module, self.default)() if transport is None else transport
         self.timeout = timeout
-        self.closings = 0
+        self.opened = _Opened()
         self._manager = manager
+        self._token_requests = 0  # in flight
+
+    @contextmanager
+    def held_open(self) -> Generator[None, None, None]:
+        """Keep the transport open for a token request in flight: others wait for its token (rule 16)."""
+        self._token_requests += 1
+        try:
+            yield
+        finally:
+            self._token_requests -= 1
+
+    def _is_held_open(self, since: float) -> bool:
+        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
@@ -222,7 +260,7 @@ class SyncTransport(_Transport):
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
 
     def close(self) -> None:
-        self.closings += 1
+        self._before_close()
         self.wrapped.close()
 
     def __enter__(self) -> Any:
@@ -230,8 +268,14 @@ class SyncTransport(_Transport):
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.closings += 1
+        self._before_close()
         self.wrapped.__exit__(*exc)
+
+    def _before_close(self) -> None:
+        since = time.monotonic()
+        while self._is_held_open(since):
+            time.sleep(_LOOK_AGAIN)
+        self.opened = _Opened()
 
 
 class AsyncTransport(_Transport):
@@ -250,7 +294,7 @@ class AsyncTransport(_Transport):
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
 
     async def aclose(self) -> None:
-        self.closings += 1
+        await self._before_close()
         await self.wrapped.aclose()
 
     async def __aenter__(self) -> Any:
@@ -258,8 +302,17 @@ class AsyncTransport(_Transport):
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        self.closings += 1
+        await self._before_close()
         await self.wrapped.__aexit__(*exc)
+
+    async def _before_close(self) -> None:
+        since = time.monotonic()
+        try:
+            with anyio.CancelScope(shield=True):
+                while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop
+                    await anyio.sleep(_LOOK_AGAIN)
+        finally:
+            self.opened = _Opened()
 
 
 def attach(client: C, manager: TokenManager, sync: type[SyncTransport], tasks: type[AsyncTransport]) -> C:
