@@ -30,6 +30,7 @@ from .token import Token
 T = TypeVar("T")
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
+_LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 G = TypeVar("G", bound=Gate)
 
@@ -212,8 +213,9 @@ class SharedState:
         else:
             now = self.now()
             token, until = machine.unasked(now)
-            # Now and then a request asks all the same: so it is known which clients and event loops live on.
-            self.published = token, min(until, now + self.policy.longest_fetch)
+            look_at = until - _LOOK_AHEAD * self.policy.longest_fetch
+            # Some time before, one request asks all the same: so it is known which clients and event loops live on.
+            self.published = token, look_at if now < look_at else until
         if machine.ended_fetches != self._ended_fetches:
             self._ended_fetches = machine.ended_fetches
             self._open_gates()
