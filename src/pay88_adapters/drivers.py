@@ -239,7 +239,9 @@ class ThreadDriver:
             return run
         state.fetches.begin(run)
         try:
-            worker = run.worker = Worker(partial(self._fetch, run, sender, caller), "pay88-token-fetch")
+            worker = run.worker = Worker(
+                partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.fleet.blocking
+            )
             worker.start()
         except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
             run.worker = None

@@ -126,7 +126,7 @@ class Fetches:
             del alive[:]
 
         try:
-            Worker(publish, "pay88-lease").start()
+            Worker(publish, "pay88-lease", finishes=True).start()
         except RuntimeError:  # no thread can be started: at the latest the lease expires
             self._forget(run)
 
@@ -140,7 +140,7 @@ class Fetches:
         """Note that what carried *run* has ended before it. That is no failure of the service (rule 16)."""
         if run.ticket not in self._runs:
             return
-        run.death = network_failure(cause)
+        run.death = _death(cause)
         events: list[Event] = []
         state = self._state
 
@@ -184,13 +184,18 @@ class Fetches:
         if not worker.is_alive() or not run.doing:
             self._stuck = None
             return None
-        worker.is_overdue = True
+        worker.finishes = False
         return Failure(
             TokenEndpointUnavailable,
             f"the {run.doing} has been hanging for {self._state.now() - run.since:.1f} s and no other fetch can be"
             " started; request not sent: let it return or time out",
             retryable=True,
         )
+
+    def on_another_loop(self) -> bool:
+        """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""
+        here = threading.get_ident()
+        return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
 
     def blocks_this_thread(self) -> bool:
         """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
@@ -243,6 +248,17 @@ class Fetches:
         content, keep = snapshot.dump(now), snapshot.lasts(now)
         if state.fleet.publish(key, fence=lease.fence, content=content, keep=keep, after=now - lease.led_at):
             self._seen = key, lease.fence
+
+
+def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, CarrierLost):
+        return network_failure(cause)
+    return Failure(
+        TokenEndpointUnavailable,
+        f"{cause}; request not sent: retry it with a client that is open",
+        retryable=True,
+        cause=cause,
+    )
 
 
 def sweep() -> None:

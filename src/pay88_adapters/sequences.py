@@ -271,6 +271,8 @@ class Acquirer:
             state.tell(CallWaited, "token", now - since)
         if isinstance(decision, Wait):
             left = decision.until - now
+            if state.fetches.on_another_loop():
+                left = min(left, _LAST_LOOK / 2 * state.clock.speed)
             skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
             self._wait = Pause(left) if skips else Hold(self._join(), left)
         if isinstance(decision, Use) and decision.refresh is not None:
