@@ -133,7 +133,7 @@ class Fetches:
     def _forget(self, run: FetchRun) -> None:
         self._runs.pop(run.ticket, None)
         _on_loops.pop((id(self), run.ticket), None)
-        if not self._runs:
+        if not self._runs and not self._leases:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:

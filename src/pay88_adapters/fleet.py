@@ -14,7 +14,7 @@ from .forks import survive_forks
 from .policy import TokenPolicy
 from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
-from .threads import is_worker
+from .threads import may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -146,7 +146,7 @@ def bounded(operation: Callable[[], T]) -> T:
     try:
         thread.start()
     except RuntimeError:  # there are too many, or the process ends
-        if is_worker():  # blocking this one blocks nobody else
+        if may_block():  # blocking this one blocks nobody else
             return operation()
         raise StoreError("cannot start a thread for the store operation") from None
     thread.join(PATIENCE)

@@ -67,9 +67,12 @@ class Worker(threading.Thread):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
 
 
-def is_worker() -> bool:
-    """Whether the current thread is one of the package's own, so that blocking it blocks nobody else."""
-    return isinstance(threading.current_thread(), Worker)
+_exiting = threading.Event()
+
+
+def may_block() -> bool:
+    """Whether blocking the current thread blocks no other work: it is one of the package's own, or the process ends."""
+    return _exiting.is_set() or isinstance(threading.current_thread(), Worker)
 
 
 class Finisher(Protocol):
@@ -95,6 +98,7 @@ def forget_finisher(key: int) -> None:
 
 @atexit.register
 def _at_exit() -> None:
+    _exiting.set()
     until = time.monotonic() + _EXIT_PATIENCE
     for worker in list(_workers):
         if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
