@@ -675,7 +675,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         inside, leave = threading.Event(), threading.Event()
 
         def decide() -> None:
-            with state.deciding():
+            with state._lock:
                 inside.set()
                 leave.wait(DEADLINE)
 

@@ -427,7 +427,7 @@ class Model:
     def abandon(self, index: int) -> None:
         """The task that carries the fetch ends, and says so."""
         ticket = self.carriers.pop(index).ticket
-        self._told(lambda: self.machine.fetch_abandoned(ticket, GONE, self.now))
+        self._told(lambda: self.machine.fetch_abandoned(ticket, self.now))
 
     def vanish(self, index: int) -> None:
         """It ends, and says nothing."""

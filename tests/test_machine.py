@@ -230,7 +230,7 @@ def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> 
     ticket = driven.lead(45.0)
     assert driven.ask(49.999) == Use(token())
     assert driven.ask(50.0) == Wait(until=51.0)
-    driven.machine.fetch_abandoned(ticket, GONE, 50.0)
+    driven.machine.fetch_abandoned(ticket, 50.0)
     assert isinstance(driven.ask(50.0), Fetch)
 
 
@@ -866,7 +866,7 @@ def test_rule_08_forced_refreshes_can_be_turned_off(policy: dict[str, int]) -> N
 
 
 def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinary() -> None:
-    """Retries, forced refreshes and probes draw on the reserve."""
+    """Retries, forced refreshes and trial requests consume the reserve."""
     driven = Driven()
     ticket = driven.lead(0.0)
     assert driven.send(ticket, 0.0)
@@ -874,11 +874,32 @@ def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinar
     driven.fail(ticket, 0.1, BROKEN, draw=0.5)
     assert driven.attempt(ticket, 0.2)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(ticket, GONE, 0.3)
-    assert driven.send(driven.lead(0.4), 0.4)
+    driven.machine.fetch_abandoned(ticket, 0.3)  # an attempt had failed: that counts
+    assert driven.send(driven.lead(1.4), 1.4)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(2, GONE, 0.5)
+    driven.machine.fetch_abandoned(2, 1.5)
     assert driven.send(driven.lead(45.0), 45.0)
+    assert driven.extra is False
+
+
+def test_rule_16_a_fetch_whose_carrier_dies_consumes_nothing_of_the_reserve() -> None:
+    """The next one takes its place: it is an ordinary one, however soon it comes."""
+    driven = Driven()
+    for now in (0.0, 0.4, 0.8, 1.2):
+        ticket = driven.lead(now)
+        assert driven.send(ticket, now)
+        assert driven.extra is False
+        assert driven.machine.fetch_abandoned(ticket, now + 0.1) is None
+    assert driven.machine.failed_fetches == 0
+
+
+def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
+    """Nothing was sent on it: the attempt that takes its place is the first one, and an ordinary one."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    driven.machine.grant_expired(ticket)
+    assert driven.attempt(ticket, 100.0)
     assert driven.extra is False
 
 
@@ -1033,7 +1054,7 @@ def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> No
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, limited(60.0)) is None
     driven.machine.credentials_arrived(second.ticket, TWO, 0.2)
-    driven.machine.fetch_abandoned(second.ticket, GONE, 0.3)
+    driven.machine.fetch_abandoned(second.ticket, 0.3)
     decision = driven.ask(0.3)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is TokenRateLimited
@@ -1175,36 +1196,29 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
 def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
     """A cancelled fetch is nobody's failure: whoever asks next fetches."""
     driven = Driven()
-    driven.machine.fetch_abandoned(driven.lead(0.0), GONE, 0.5)
+    driven.machine.fetch_abandoned(driven.lead(0.0), 0.5)
     assert driven.ask(0.5, seen=0) == Fetch(2)
-    driven.machine.fetch_abandoned(2, GONE, 0.6)
+    driven.machine.fetch_abandoned(2, 0.6)
     assert driven.ask(0.6, seen=0) == Fetch(3)
 
 
-def test_rule_16_fetches_that_keep_dying_count_as_an_outage() -> None:
-    """The third in a row without a token has a cool-down, so that nothing goes round in circles."""
+def test_rule_16_however_often_carriers_die_the_next_request_leads() -> None:
+    """That is no outage of the service: no cooldown, no failure."""
     driven = Driven()
-    for now in (0.0, 0.1, 0.2):
-        driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
-    assert driven.ask(0.2, seen=0) == Fail(GONE, 1.0)
-
-
-def test_rule_16_what_is_plainly_no_outage_never_counts_as_one() -> None:
-    """However often it happens, the next caller leads."""
-    driven = Driven()
-    for ticket in range(1, 6):
+    for ticket in range(1, 9):
         assert driven.ask(0.0, seen=0) == Fetch(ticket)
-        driven.machine.fetch_abandoned(ticket, GONE, 0.0, counts=False)
-
-
-def test_rule_16_a_token_makes_up_for_the_fetches_that_died() -> None:
-    """Two abandoned, one that came, two abandoned again: no outage."""
-    driven = Driven()
-    for start in (0.0, 46.0):
-        for now in (start, start + 0.1):
-            driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
-        driven.get(start + 0.2)
+        assert driven.machine.fetch_abandoned(ticket, 0.0) is None
     assert driven.machine.failed_fetches == 0
+
+
+def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure() -> None:
+    """Or else a client for each request would meet a failing service again and again, without a cooldown."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.1, BROKEN, draw=0.5) is not None
+    assert driven.machine.fetch_abandoned(ticket, 0.2) == BROKEN
+    assert driven.ask(0.2, seen=0) == Fail(BROKEN, 1.0)
 
 
 def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
@@ -1256,26 +1270,35 @@ def late_events(driven: Driven, ticket: int, now: float) -> None:
     assert machine.attempt_failed(ticket, REJECTED, now, draw=0.5, digest=ONE) is None
     assert machine.budget_answered(ticket, YES, now, extra=True) is False
     machine.fetch_failed(ticket, ODD, now)
-    machine.fetch_abandoned(ticket, ODD, now)
-    machine.token_arrived(ticket, token(now, name="late"), now)
+    machine.fetch_abandoned(ticket, now)
+    machine.token_arrived(ticket, token(1.0, name="late"), now)
 
 
-@pytest.mark.parametrize("then", ["somebody leads", "a token is held"])
-def test_rule_17_late_results_of_a_lost_fetch_change_nothing(then: str) -> None:
-    """Neither a failure nor a token of it counts, and it cannot send any more."""
+def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one() -> None:
+    """It was paid for; the fetch that has taken its place goes on."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    assert driven.send(lost, 0.0)
+    ticket = driven.lead(6.0)
+    driven.machine.token_arrived(lost, token(0.0), 7.0, digest=ONE)
+    assert driven.ask(7.0) == Use(token())
+    assert driven.machine.in_flight == {ticket}
+
+
+def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
+    """Neither a failure nor an older token of it counts, and it cannot send any more."""
     driven = Driven()
     lost = driven.lead(0.0)
     assert driven.send(lost, 0.0)
     ticket = driven.lead(6.0)
     assert driven.send(ticket, 6.0)
-    if then == "a token is held":
-        driven.machine.token_arrived(ticket, token(6.0), 6.1)
+    driven.machine.token_arrived(ticket, token(6.0), 6.1)
     before = driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches
 
     late_events(driven, lost, 7.0)
 
     assert (driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches) == before
-    assert driven.ask(7.0, seen=0) == (Wait(until=12.0) if then == "somebody leads" else Use(token(6.0)))
+    assert driven.ask(7.0, seen=0) == Use(token(6.0))
 
 
 def test_rule_19_slow_credentials_are_waited_for() -> None:

@@ -18,8 +18,8 @@ from multidict import CIMultiDict, istr
 
 from . import errors
 from .arguments import check_client, inside
-from .drivers import CarrierLost, Sender
-from .errors import Flavours, Pay88Error
+from .drivers import Sender
+from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, check_manager
 from .retry import Broken
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
@@ -167,6 +167,14 @@ class _Call:
         self._request, self._handler = request, handler
 
     @property
+    def client(self) -> aiohttp.ClientSession:
+        return self._request.session
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed or self.client.connector is None
+
+    @property
     def method(self) -> str:
         return self._request.method
 
@@ -212,21 +220,26 @@ class _Call:
     async def post(self, request: TokenRequest) -> TokenReply:
         mine = self._request
         # A session of its own over the caller's pool: none of its cookies, default headers or auth.
-        if mine.session.closed or mine.session.connector is None:
-            raise CarrierLost
+        if self.is_closed:
+            raise CarrierLost("the ClientSession was closed")
         session = aiohttp.ClientSession(
             connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
         )
-        async with session:
-            return await _post(
-                session,
-                request,
-                proxy=mine.proxy,
-                proxy_headers=mine.proxy_headers,
-                proxy_auth=mine.proxy_auth,
-                ssl=mine.ssl,
-                server_hostname=mine.server_hostname,
-            )
+        try:
+            async with session:
+                return await _post(
+                    session,
+                    request,
+                    proxy=mine.proxy,
+                    proxy_headers=mine.proxy_headers,
+                    proxy_auth=mine.proxy_auth,
+                    ssl=mine.ssl,
+                    server_hostname=mine.server_hostname,
+                )
+        except (*self.network_errors, RuntimeError) as exc:  # a connector that was closed raises the latter
+            if self.is_closed:
+                raise CarrierLost("the ClientSession was closed during the token request") from exc
+            raise
 
 
 class _StandaloneSender:

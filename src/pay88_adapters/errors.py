@@ -82,6 +82,10 @@ RAISED = (
 )
 
 
+class CarrierLost(Exception):
+    """What carried a fetch, such as its HTTP client, was closed under it; another one can carry the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error that has not been raised yet."""
@@ -94,6 +98,8 @@ class Failure:
     """Seconds that the *service* asked for."""
     retryable: bool = False
     cause: BaseException | None = field(default=None, repr=False)
+    is_bug: bool = False
+    """Whether the client raised what is no network error: that says nothing of the service."""
 
     def error(self, retry_after: float | None) -> Pay88Error:
         """Return a new exception; *retry_after* is in seconds from now."""

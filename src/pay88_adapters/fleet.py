@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from .budget import TokenBudget
@@ -15,6 +15,7 @@ from .forks import survive_forks
 from .policy import TokenPolicy
 from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
+from .threads import may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -44,9 +45,6 @@ class Fleet:
         self.blocking = store.blocking
         self.alone = False
         self.budget = _Budget(self, store, clock, share)
-        self.carried: dict[
-            tuple[int, int], tuple[Callable[[], Any], int]
-        ] = {}  # what the event loops of this process carry: see SharedState.carry
         self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
         self._store = store
         self._clock = clock
@@ -56,9 +54,13 @@ class Fleet:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads and event loops."""
+        """Go on without the parent's threads."""
         self._turning = threading.Lock()
-        self.carried.clear()
+
+    @property
+    def store(self) -> Store:
+        """The store that is shared."""
+        return self._store
 
     def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
         """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
@@ -148,8 +150,10 @@ def bounded(operation: Callable[[], T]) -> T:
     thread = _Operation(operation)
     try:
         thread.start()
-    except RuntimeError:
-        raise StoreError("no thread can be started for it") from None
+    except RuntimeError:  # there are too many, or the process ends
+        if may_block():  # blocking this one blocks nobody else
+            return operation()
+        raise StoreError("cannot start a thread for the store operation") from None
     thread.join(PATIENCE)
     if thread.error is not None:
         raise thread.error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing, closing, suppress
+import time
+from collections.abc import Callable, Generator
+from contextlib import aclosing, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
@@ -12,8 +13,8 @@ import anyio  # both libraries stand on it
 
 from .arguments import check_client, check_method, class_of, inside
 from .bodies import Bookmark, bookmark
-from .drivers import CarrierLost, Sender
-from .errors import ConfigurationError, Flavours, Pay88Error
+from .drivers import Sender
+from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
@@ -29,6 +30,9 @@ SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
 _FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
 _MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
+
+_CLOSE_PATIENCE = 1.0  # real seconds for which a client that is closed waits for the token request it carries
+_LOOK_AGAIN = 0.005  # real seconds
 
 
 class Library:
@@ -115,8 +119,12 @@ class _Call:
     def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
-        self._closings = transport.closings
+        self.client = transport.opened
         self._bookmarks = _bookmarks(transport.library, request.stream)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.opened is not self.client
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
@@ -150,7 +158,7 @@ class _Call:
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:  # httpx would open a connection that nobody closes
+        if self.is_closed:  # httpx would open a connection that nobody closes
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
@@ -159,10 +167,21 @@ class _Call:
                 each.rewind()
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
+    @contextmanager
+    def _carried(self) -> Generator[None, None, None]:
+        """Hold the client open for a moment if it is closed; and tell that from a network that failed."""
+        with self._transport.held_open():
+            try:
+                yield
+            except self.network_errors as exc:
+                if self.is_closed:
+                    raise CarrierLost("the HTTP client was closed during the token request") from exc
+                raise
+
     def _token_request(self, request: TokenRequest) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:
-            raise CarrierLost
+        if self.is_closed:
+            raise CarrierLost("the HTTP client was closed")
         extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
@@ -180,7 +199,8 @@ class _SyncCall(_Call):
             _read(response, MAX_DRAINED)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        with closing(self._transport.wrapped.handle_request(self._token_request(request))) as response:
+        handle = self._transport.wrapped.handle_request
+        with self._carried(), closing(handle(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
 
 
@@ -194,10 +214,15 @@ class _AsyncCall(_Call):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
-        async with aclosing(
-            await self._transport.wrapped.handle_async_request(self._token_request(request))
-        ) as response:
-            return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+        with self._carried():
+            async with aclosing(
+                await self._transport.wrapped.handle_async_request(self._token_request(request))
+            ) as response:
+                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+
+
+class _Opened:
+    """Stands for a transport from one closing to the next."""
 
 
 class _Transport(Generic[TransportT, TimeoutT]):
@@ -225,8 +250,21 @@ class _Transport(Generic[TransportT, TimeoutT]):
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
         self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
-        self.closings = 0
+        self.opened = _Opened()
         self._manager = manager
+        self._token_requests = 0  # in flight
+
+    @contextmanager
+    def held_open(self) -> Generator[None, None, None]:
+        """Keep the transport open for a token request in flight: others wait for its token (rule 16)."""
+        self._token_requests += 1
+        try:
+            yield
+        finally:
+            self._token_requests -= 1
+
+    def _is_held_open(self, since: float) -> bool:
+        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
@@ -257,7 +295,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         return unmanaged
 
     def close(self) -> None:
-        self.closings += 1
+        self._before_close()
         wrapped: Any = self.wrapped
         wrapped.close()
 
@@ -267,9 +305,15 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.closings += 1
+        self._before_close()
         wrapped: Any = self.wrapped
         wrapped.__exit__(*exc)
+
+    def _before_close(self) -> None:
+        since = time.monotonic()
+        while self._is_held_open(since):
+            time.sleep(_LOOK_AGAIN)
+        self.opened = _Opened()
 
 
 class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
@@ -292,7 +336,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         return unmanaged
 
     async def aclose(self) -> None:
-        self.closings += 1
+        await self._before_close()
         wrapped: Any = self.wrapped
         await wrapped.aclose()
 
@@ -302,9 +346,18 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        self.closings += 1
+        await self._before_close()
         wrapped: Any = self.wrapped
         await wrapped.__aexit__(*exc)
+
+    async def _before_close(self) -> None:
+        since = time.monotonic()
+        try:
+            with anyio.CancelScope(shield=True):
+                while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop
+                    await anyio.sleep(_LOOK_AGAIN)
+        finally:
+            self.opened = _Opened()
 
 
 def attach(

@@ -27,7 +27,7 @@ from .guards import Guards
 from .pacing import Pacing
 from .policy import LIFETIME, TokenPolicy
 from .retry import DEFAULT, RetryPolicy
-from .runtimes import current_runtime
+from .runtimes import current_run, current_runtime
 from .secret import Hidden, hidden
 from .standalone import standalone_sender
 from .state import CredentialsSource, SharedState, Stats
@@ -227,7 +227,7 @@ class TokenManager:
             self._state.merchant_id = credentials.merchant_id
         self.threads = ThreadDriver(self._state, credentials)
         self.tasks = TaskDriver(self._state, credentials)
-        self._sender: tuple[str, Sender] | None = None
+        self._sender: tuple[str, _OwnSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
 
     @classmethod
@@ -340,14 +340,12 @@ class TokenManager:
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
-        sender = self._standalone()
-        sequence = self.tasks.acquisition(current_runtime(), None, min_validity)
-        try:
-            while True:
-                await self.tasks.do(next(sequence), lambda start: self.threads.start(start, sender))
-        except StopIteration as stop:
-            fetched: Token = stop.value
-            return fetched
+        sender, runtime = self._standalone(), current_runtime()
+        # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
+        carriers = (current_run(),) if self._state.rotating else ()
+        return await self.tasks.token(
+            lambda start: self.threads.start(start, sender, runtime), carriers, min_validity=min_validity
+        )
 
     def activated(self) -> Activation:
         """Let the calls of a context use this manager: ``with manager.activated(): …``.
@@ -435,16 +433,26 @@ class TokenManager:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
-    def _standalone(self) -> Sender:
+    def _standalone(self) -> _OwnSender:
         # A forked child must not read from its parent's sockets.
         if self._sender is None or self._sender[0] != fork_id():
-            self._sender = fork_id(), standalone_sender(self)
+            self._sender = fork_id(), _OwnSender(standalone_sender(self))
         return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
         longest = LIFETIME - self._state.policy.expiry_skew
         if not 0 <= min_validity <= longest:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
+
+
+class _OwnSender:
+    """A sender over a client of the manager's own, which no caller closes."""
+
+    client = None
+
+    def __init__(self, sender: Sender) -> None:
+        self.network_errors = sender.network_errors
+        self.post = sender.post
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

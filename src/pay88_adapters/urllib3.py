@@ -28,8 +28,8 @@ from urllib3.util import parse_url
 from . import errors
 from .arguments import check_client, inside
 from .bodies import bookmark
-from .drivers import CarrierLost, Sender
-from .errors import Flavours, Pay88Error
+from .drivers import Sender
+from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, Missing, TokenManager, check_manager
 from .retry import Broken, once
 from .secret import Attached
@@ -265,6 +265,14 @@ class _Call:
             self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
 
     @property
+    def client(self) -> object:
+        return self._pool
+
+    @property
+    def is_closed(self) -> bool:
+        return self._pool.pool is None
+
+    @property
     def patience(self) -> float | None:
         timeout = self._kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
@@ -358,7 +366,7 @@ class _Call:
                 preload_content=False,
             )
         except ClosedPoolError as exc:
-            raise CarrierLost from exc
+            raise CarrierLost("the connection pool was closed") from exc
         body = b""
         try:
             body = capped(response.stream(MAX_BODY, decode_content=False))
