@@ -18,10 +18,11 @@ from multidict import CIMultiDict, istr
 
 from . import errors
 from .arguments import check_client, inside
-from .drivers import Sender
+from .drivers import AsyncSender
 from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import AnyManager, check_manager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
@@ -254,8 +255,44 @@ class _StandaloneSender:
 
         return asyncio.run(job())
 
+    def close(self) -> None:
+        """Close nothing: each session is closed where it is made."""
 
-def standalone_sender() -> Sender:
+
+class _ClientSender:
+    """Sends token requests over the connections of a session."""
+
+    network_errors = (aiohttp.ClientError, OSError)
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        # None of this has a public name; all of it is the same in all versions.
+        own: Any = self.client
+        if own._loop is not asyncio.get_running_loop():
+            raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
+        session = aiohttp.ClientSession(
+            connector=own.connector,
+            connector_owner=False,
+            trust_env=own.trust_env,
+            **_options(own.timeout, request.timeout),
+        )
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        async with session:
+            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
+
+
+def client_sender(manager: TokenManager, client: aiohttp.ClientSession) -> AsyncSender:
+    """Return a sender over the connections of *client*."""
+    return _ClientSender(client)
+
+
+def standalone_sender(manager: TokenManager) -> ClosableSender:
     """Return a sender with sessions of its own."""
     return _StandaloneSender()
 

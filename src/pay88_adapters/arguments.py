@@ -7,13 +7,14 @@ from typing import Any
 
 from .errors import ConfigurationError
 
-_CLIENTS = {
-    "urllib3": {"PoolManager"},
-    "requests": {"Session"},
-    "httpx": {"Client", "AsyncClient"},
-    "httpx2": {"Client", "AsyncClient"},
-    "aiohttp": {"ClientSession"},
+CLIENTS = {
+    "urllib3": ("PoolManager",),
+    "requests": ("Session",),
+    "httpx": ("Client", "AsyncClient"),
+    "httpx2": ("Client", "AsyncClient"),
+    "aiohttp": ("ClientSession",),
 }
+"""The classes of clients, by library."""
 
 
 def class_of(value: object) -> str:
@@ -44,7 +45,7 @@ def _remedy(client: object) -> str:
         return "create the client first"
     for each in type(client).__mro__:
         library = each.__module__.partition(".")[0]
-        if each.__name__ in _CLIENTS.get(library, ()):
+        if each.__name__ in CLIENTS.get(library, ()):
             return f"use pay88_adapters.{library}.attach()"
         if each.__name__ == "TokenManager":
             return "the client comes first, then the manager"

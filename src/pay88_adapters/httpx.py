@@ -11,9 +11,10 @@ except ModuleNotFoundError as exc:
 
 from . import errors
 from . import httpx_family as family
-from .drivers import Sender
+from .drivers import AsyncSender, Sender
 from .errors import Flavours
 from .manager import AnyManager, TokenManager
+from .standalone import ClosableSender
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
@@ -103,6 +104,11 @@ def attach(client: C, manager: AnyManager) -> C:
     return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
 
 
-def standalone_sender(manager: TokenManager) -> Sender:
-    """Return a sender with a transport of its own."""
-    return family.standalone_sender(Pay88Transport(manager), manager)
+def standalone_sender(manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    return family.standalone_sender(Pay88Transport, manager)
+
+
+def client_sender(manager: TokenManager, client: httpx.Client | httpx.AsyncClient) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    return family.client_sender(client, manager, Pay88Transport, AsyncPay88Transport)

@@ -13,11 +13,12 @@ import anyio  # both libraries stand on it
 
 from .arguments import check_client, check_method, class_of, inside
 from .bodies import Bookmark, bookmark
-from .drivers import Sender
+from .drivers import AsyncSender, Sender
 from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
@@ -274,6 +275,10 @@ class _Transport(Generic[TransportT, TimeoutT]):
         manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
+    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
+        """Return *request* as a call of *manager*'s."""
+        return self._call(self, manager, request, replaces)
+
 
 class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``Client``."""
@@ -383,9 +388,58 @@ def attach(
     return client
 
 
-def standalone_sender(transport: SyncTransport[Any, Any, Any, Any], manager: TokenManager) -> Sender:
-    """Return a sender over *transport*."""
-    return _SyncCall(transport, manager, transport.library.module.Request("POST", "/"), False)
+class _ClientSender:
+    """Sends token requests over the transports of a client."""
+
+    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+        self.client = client
+        self.network_errors = transport.library.network_errors
+        self._transport, self._manager = transport, manager
+
+    @property
+    def is_closed(self) -> bool:
+        closed: bool = self.client.is_closed
+        return closed
+
+    def _call(self, url: str) -> Any:
+        module = self._transport.library.module
+        transport = self.client._transport_for_url(module.URL(url))
+        if not isinstance(transport, self._transport):
+            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
+        return transport.call(self._manager, module.Request("POST", url), False)
+
+
+class _SyncClientSender(_ClientSender):
+    def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = self._call(request.url).post(request)
+        return reply
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _AsyncClientSender(_ClientSender):
+    async def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = await self._call(request.url).post(request)
+        return reply
+
+
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    module = transport.library.module
+    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+
+
+def client_sender(
+    client: Any,
+    manager: TokenManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    if isinstance(client, sync.library.module.Client):
+        return _SyncClientSender(sync, manager, client)
+    return _AsyncClientSender(tasks, manager, client)
 
 
 def _read(response: Any, bound: int) -> bytes:

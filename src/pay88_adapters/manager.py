@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import weakref
@@ -9,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .arguments import class_of
@@ -17,7 +18,7 @@ from .breaker import BreakerPolicy
 from .clock import Clock
 from .contexts import CHOICES, Activation, chosen
 from .credentials import Credentials
-from .drivers import Sender, TaskDriver, ThreadDriver
+from .drivers import AsyncSender, Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .events import Listener
@@ -29,7 +30,7 @@ from .policy import LIFETIME, TokenPolicy
 from .retry import DEFAULT, RetryPolicy
 from .runtimes import current_run, current_runtime
 from .secret import Hidden, hidden
-from .standalone import standalone_sender
+from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import CredentialsSource, SharedState, Stats
 from .stores import MEMORY, open_store
 from .stores.base import Store
@@ -169,13 +170,17 @@ class TokenManager:
             ``max_wait`` seconds, then it fails with :class:`RequestBudgetExhausted`.
         breaker: Let calls fail at once with :class:`CircuitOpen` while the service fails.
         listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
+        client: Sends the token requests of :meth:`get_token` and :meth:`aget_token`, with its proxies, TLS settings and
+            timeouts: a client of any supported library, sync or async. The manager does not close it. Without one, the
+            manager makes a client of its own, over urllib3, httpx, httpx2 or aiohttp, the first that is installed.
+            Clients that the manager is attached to send their token requests themselves.
         clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
 
     Raises:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
+    __slots__ = ("__weakref__", "_client", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
 
     def __init__(
         self,
@@ -188,6 +193,7 @@ class TokenManager:
         listeners: Iterable[Listener] = (),
         pacing: bool = False,
         breaker: BreakerPolicy | None = None,
+        client: object = None,
         clock: Clock | None = None,
     ) -> None:
         store = hidden(store)  # its URL may hold a password
@@ -201,6 +207,8 @@ class TokenManager:
         _check_type("policy", policy, TokenPolicy)
         _check_type("retry", retry, RetryPolicy)
         _check_type("breaker", breaker, BreakerPolicy)
+        if client is not None:
+            check_client(client)
         if not isinstance(pacing, bool):
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or _POLICY
@@ -227,11 +235,12 @@ class TokenManager:
             self._state.merchant_id = credentials.merchant_id
         self.threads = ThreadDriver(self._state, credentials)
         self.tasks = TaskDriver(self._state, credentials)
-        self._sender: tuple[str, _OwnSender] | None = None
+        self._client = client
+        self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
         ``PAY88_BASE_URL`` and ``PAY88_STORE``.
 
@@ -243,6 +252,7 @@ class TokenManager:
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
             store=environ.get("PAY88_STORE") or MEMORY,
+            client=client,
         )
 
     @classmethod
@@ -257,6 +267,7 @@ class TokenManager:
         listeners: Iterable[Listener] = (),
         pacing: bool = False,
         breaker: BreakerPolicy | None = None,
+        client: object = None,
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
 
@@ -269,7 +280,7 @@ class TokenManager:
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
+        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         try:
             hash(key)
@@ -288,6 +299,7 @@ class TokenManager:
                 listeners=listeners,
                 pacing=pacing,
                 breaker=breaker,
+                client=client,
             )
             with _process.lock:  # others may have made it, too
                 manager = managers.find(key)
@@ -315,6 +327,9 @@ class TokenManager:
 
         Any thread may call this. One that runs an event loop blocks it: prefer :meth:`aget_token` there.
 
+        A token request goes over the manager's *client* if it was given one. Otherwise it goes over urllib3, httpx,
+        httpx2 or aiohttp, the first that is installed, without a proxy and with that library's defaults for TLS.
+
         Args:
             min_validity: Seconds for which the token should stay usable, such as the length of an
                 upload. Where no fetch can be made, an older token is returned.
@@ -324,14 +339,19 @@ class TokenManager:
             TokenBudgetExhausted: None is left; none may be requested for ``retry_after`` seconds.
             TokenRateLimited: None is left; the service asked to wait for ``retry_after`` seconds.
             TokenEndpointUnavailable: None is left and none could be had; see ``__cause__``.
-            ConfigurationError: No token lives as long as *min_validity*, or the manager is closed.
+            ConfigurationError: No token lives as long as *min_validity*, the manager is closed, or its client is async.
         """
         if not min_validity:
             token, until = self._state.published
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
-        return self.threads.token(self._standalone(), min_validity=min_validity)
+        sender = self._standalone()
+        if inspect.iscoroutinefunction(sender.post):
+            raise ConfigurationError(
+                f"get_token() cannot use {class_of(self._client)}: await aget_token(), or give a sync client"
+            )
+        return self.threads.token(cast("Sender", sender), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
@@ -341,10 +361,14 @@ class TokenManager:
                 return token
         self._check_validity(min_validity)
         sender, runtime = self._standalone(), current_runtime()
+        if inspect.iscoroutinefunction(sender.post):
+            return await self.tasks.token_over(cast("AsyncSender", sender), min_validity=min_validity)
         # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
         carriers = (current_run(),) if self._state.rotating else ()
         return await self.tasks.token(
-            lambda start: self.threads.start(start, sender, runtime), carriers, min_validity=min_validity
+            lambda start: self.threads.start(start, cast("Sender", sender), runtime),
+            carriers,
+            min_validity=min_validity,
         )
 
     def activated(self) -> Activation:
@@ -398,8 +422,14 @@ class TokenManager:
         self._state.listen(*_checked([listener]))
 
     def close(self) -> None:
-        """Refuse all further calls. Clients that the manager was attached to stay open."""
+        """Refuse all further calls, and close the manager's own HTTP client.
+
+        Clients that the manager was given or attached to stay open. A token request in flight finishes first.
+        """
         self._state.close()
+        sender = self._sender
+        if sender is not None and sender[0] == fork_id() and isinstance(sender[1], OwnSender):
+            sender[1].close()
 
     async def aclose(self) -> None:
         """Do what :meth:`close` does."""
@@ -433,26 +463,17 @@ class TokenManager:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
-    def _standalone(self) -> _OwnSender:
+    def _standalone(self) -> OwnSender | Sender | AsyncSender:
         # A forked child must not read from its parent's sockets.
         if self._sender is None or self._sender[0] != fork_id():
-            self._sender = fork_id(), _OwnSender(standalone_sender(self))
+            sender = own_sender(self) if self._client is None else client_sender(self, self._client)
+            self._sender = fork_id(), sender
         return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
         longest = LIFETIME - self._state.policy.expiry_skew
         if not 0 <= min_validity <= longest:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
-
-
-class _OwnSender:
-    """A sender over a client of the manager's own, which no caller closes."""
-
-    client = None
-
-    def __init__(self, sender: Sender) -> None:
-        self.network_errors = sender.network_errors
-        self.post = sender.post
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

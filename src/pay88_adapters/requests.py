@@ -16,8 +16,9 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from . import errors, urllib3
 from .arguments import check_client, class_of, inside
+from .drivers import Sender
 from .errors import Flavours, Pay88Error
-from .manager import ActivatedManager, AnyManager, Missing, check_manager, find, reference
+from .manager import ActivatedManager, AnyManager, Missing, TokenManager, check_manager, find, reference
 from .urllib3 import Pay88Retry
 
 __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
@@ -149,6 +150,28 @@ def attach(session: S, manager: AnyManager) -> S:
         _owners[adapter] = weakref.ref(session)
         _take_over(adapter, manager)
     return session
+
+
+class _ClientSender(urllib3.ClientSender):
+    """Sends token requests over the pools that a session would use."""
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        session: requests.Session = self.client
+        settings = session.merge_environment_settings(url, {}, None, None, None)
+        adapter = session.get_adapter(url)
+        if not isinstance(adapter, HTTPAdapter):
+            raise ConfigurationError(f"the adapter mounted for {url} is {class_of(adapter)}, not an HTTPAdapter")
+        request = requests.Request("POST", url).prepare()  # not by the session, which would add what is its own
+        proxies = settings["proxies"]
+        pool = adapter.get_connection_with_tls_context(
+            request, settings["verify"], proxies=proxies, cert=settings["cert"]
+        )
+        return pool, adapter.request_url(request, proxies)
+
+
+def client_sender(manager: TokenManager, client: requests.Session) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return _ClientSender(manager, client)
 
 
 def _take_over(adapter: Any, manager: AnyManager) -> None:

@@ -24,6 +24,7 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
+from urllib3.util.proxy import connection_requires_http_tunnel
 
 from . import errors
 from .arguments import check_client, inside
@@ -122,10 +123,41 @@ def install(pool_manager: P, manager: AnyManager | Missing) -> P:
     return pool_manager
 
 
-def standalone_sender(manager: TokenManager) -> Sender:
-    """Return a sender with a pool of its own."""
-    pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
-    return _Call(manager, pool, "POST", "/", None, [], False, False, False, {})
+def standalone_sender(manager: TokenManager) -> ClientSender:
+    """Return a sender with pools of its own."""
+    return ClientSender(manager, urllib3.PoolManager())
+
+
+class ClientSender:
+    """Sends token requests over the pools of a client."""
+
+    network_errors = (HTTPError, OSError)
+
+    def __init__(self, manager: TokenManager, client: Any) -> None:
+        self._manager = manager
+        self.client = client
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        """Do what :meth:`Sender.post` does."""
+        pool, target = self._pool(request.url)
+        return _Call(self._manager, pool, "POST", target, None, [], False, False, False, {}).post(request)
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
+        pools: urllib3.PoolManager = self.client
+        forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
+            pools.proxy, pools.proxy_config, parse_url(url).scheme
+        )
+        return pools.connection_from_url(url), url if forwarded else "/"
+
+    def close(self) -> None:
+        """Close the pools."""
+        self.client.clear()
+
+
+def client_sender(manager: TokenManager, client: urllib3.PoolManager) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return ClientSender(manager, client)
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
@@ -354,7 +386,8 @@ class _Call:
     def post(self, request: TokenRequest) -> TokenReply:
         pool = self._pool
         try:
-            response = super(_ManagedPool, pool).urlopen(
+            urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+            response = urlopen(
                 request.method,
                 request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
                 headers=dict(request.headers),
