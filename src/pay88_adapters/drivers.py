@@ -184,9 +184,9 @@ class ThreadDriver:
         patience = _patience(self._state, call.patience)
         return self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
 
-    def token(self, sender: Sender, *, min_validity: float = 0.0) -> Token:
-        """Get a token."""
-        return self._run(self._acquisition(sender, _patience(self._state, None), min_validity), sender)
+    def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
+        """Get a token; wait for at most *patience* real seconds, if given."""
+        return self._run(self._acquisition(sender, _patience(self._state, patience), min_validity), sender)
 
     def _run(self, sequence: Generator[Any, Any, T], sender: Sender) -> T:
         answer: Any = None

@@ -339,7 +339,7 @@ class _Fetch:
         while True:
             asked_at = state.now()
             led: Lead = yield Consult(partial(state.fetches.lead, run, self._credentials))
-            wait = min(led.busy_for, pause * (0.5 + state.draw()))
+            wait = min(led.busy_for, pause * (0.5 + state.draw())) if led.busy_for else 0.0
             needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
             if needed is not None:
                 return needed
