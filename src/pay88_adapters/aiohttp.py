@@ -16,16 +16,44 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
-from .drivers import Sender
+from . import errors
+from .arguments import check_client, inside
+from .drivers import AsyncSender
 from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
 __all__ = ["Pay88Middleware", "attach"]
 
 S = TypeVar("S", bound=aiohttp.ClientSession)
+
+
+class ConfigurationError(errors.ConfigurationError, aiohttp.ClientError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, aiohttp.ClientError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, aiohttp.ClientError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, aiohttp.ClientError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, aiohttp.ClientError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, aiohttp.ClientError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, aiohttp.ClientError): ...
+
 
 _flavours = Flavours(aiohttp.ClientError, globals())
 
@@ -45,9 +73,13 @@ class Pay88Middleware:
 
     Args:
         manager: Shared by every stack.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
-    def __init__(self, manager: TokenManager) -> None:
+    def __init__(self, manager: AnyManager) -> None:
+        check_manager(manager)
         self._manager = manager
         # By the call's timer, which all its requests have: the last request, and what became of it.
         self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
@@ -56,7 +88,10 @@ class Pay88Middleware:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
-        manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        try:
+            manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
         if manager is None:
             return await handler(request)
         if self._given_up:
@@ -95,7 +130,7 @@ class Pay88Middleware:
             raise error
 
 
-def attach(session: S, manager: TokenManager) -> S:
+def attach(session: S, manager: AnyManager) -> S:
     """Let the calls that *session* makes to ``manager.base_url`` carry a token.
 
     Its other middlewares stay in force, closer to the wire; attaching again replaces the manager.
@@ -103,11 +138,16 @@ def attach(session: S, manager: TokenManager) -> S:
 
     Returns:
         *session*.
+
+    Raises:
+        ConfigurationError: *session* is not aiohttp's, or *manager* is no manager.
     """
+    check_client(session, "aiohttp", (aiohttp.ClientSession,))
     # aiohttp has no public way to add a middleware to a session; the name is the same in all versions.
-    inside: Any = session
-    others = tuple(each for each in inside._middlewares if not isinstance(each, Pay88Middleware))
-    inside._middlewares = (Pay88Middleware(manager), *others)
+    middlewares = inside(session, "_middlewares", tuple)
+    others = tuple(each for each in middlewares if not isinstance(each, Pay88Middleware))
+    own: Any = session
+    own._middlewares = (Pay88Middleware(manager), *others)
     return session
 
 
@@ -215,8 +255,44 @@ class _StandaloneSender:
 
         return asyncio.run(job())
 
+    def close(self) -> None:
+        """Close nothing: each session is closed where it is made."""
 
-def standalone_sender() -> Sender:
+
+class _ClientSender:
+    """Sends token requests over the connections of a session."""
+
+    network_errors = (aiohttp.ClientError, OSError)
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        # None of this has a public name; all of it is the same in all versions.
+        own: Any = self.client
+        if own._loop is not asyncio.get_running_loop():
+            raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
+        session = aiohttp.ClientSession(
+            connector=own.connector,
+            connector_owner=False,
+            trust_env=own.trust_env,
+            **_options(own.timeout, request.timeout),
+        )
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        async with session:
+            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
+
+
+def client_sender(manager: TokenManager, client: aiohttp.ClientSession) -> AsyncSender:
+    """Return a sender over the connections of *client*."""
+    return _ClientSender(client)
+
+
+def standalone_sender(manager: TokenManager) -> ClosableSender:
     """Return a sender with sessions of its own."""
     return _StandaloneSender()
 

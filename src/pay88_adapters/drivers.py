@@ -381,6 +381,11 @@ class TaskDriver:
             fetched: Token = stop.value
             return fetched
 
+    async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
+        """Get a token; *sender* sends the token requests, on this event loop."""
+        carriers = (*_carriers(sender), current_run())
+        return await self.token(partial(self._spawn, sender), carriers, min_validity=min_validity)
+
     def _acquisition(
         self, runtime: AsyncRuntime, patience: Patience, carriers: tuple[object, ...], min_validity: float = 0.0
     ) -> Acquisition:

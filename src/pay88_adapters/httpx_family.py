@@ -5,21 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import aclosing, closing, contextmanager, suppress
+from math import inf
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
+from .arguments import check_client, check_method, class_of, inside
 from .bodies import Bookmark, bookmark
-from .drivers import Sender
+from .drivers import AsyncSender, Sender
 from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
 
 C = TypeVar("C")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+TransportT = TypeVar("TransportT")
+TimeoutT = TypeVar("TimeoutT")
+SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
 _FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
 _MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
@@ -44,6 +52,22 @@ class Library:
         self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
         hide_secrets_in_logs()
+
+    def timeout(self, given: Any) -> Any:
+        """Return the library's own class for *given*, which may be a number of seconds.
+
+        Raises:
+            ConfigurationError: It is neither of the two, nor ``None``.
+        """
+        kind = self.module.Timeout
+        if given is None or isinstance(given, kind):
+            return given
+        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
+            return kind(given)
+        shown = given if isinstance(given, (int, float)) else class_of(given)
+        raise ConfigurationError(
+            f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
+        )
 
     def has_managed_field(self, headers: Any) -> bool:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
@@ -93,7 +117,7 @@ class _Call:
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
-    def __init__(self, transport: _Transport, manager: TokenManager, request: Any, replaces: bool) -> None:
+    def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
@@ -202,23 +226,31 @@ class _Opened:
     """Stands for a transport from one closing to the next."""
 
 
-class _Transport:
+class _Transport(Generic[TransportT, TimeoutT]):
     """Wraps a transport.
 
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new one of the library's own unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``.
+        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, or the library's own class.
     """
 
     library: ClassVar[Library]
     _call: ClassVar[type[_Call]]
     default: ClassVar[str]
     """The name of the library's own transport."""
+    method: ClassVar[str]
+    """What every transport of that kind has."""
 
-    def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: Any = None) -> None:
-        self.wrapped = getattr(self.library.module, self.default)() if transport is None else transport
-        self.timeout = timeout
+    def __init__(
+        self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
+    ) -> None:
+        check_manager(manager)
+        library = self.library
+        if transport is not None:
+            check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
+        self.timeout: TimeoutT | None = library.timeout(timeout)
+        self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
         self.opened = _Opened()
         self._manager = manager
         self._token_requests = 0  # in flight
@@ -243,33 +275,44 @@ class _Transport:
         manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
+    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
+        """Return *request* as a call of *manager*'s."""
+        return self._call(self, manager, request, replaces)
 
-class SyncTransport(_Transport):
+
+class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``Client``."""
 
     default = "HTTPTransport"
+    method = "handle_request"
     _call = _SyncCall
 
-    def handle_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return self.wrapped.handle_request(request)
+    def handle_request(self, request: RequestT) -> ResponseT:
         try:
-            return call.manager.threads.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = call.manager.threads.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = wrapped.handle_request(request)
+        return unmanaged
 
     def close(self) -> None:
         self._before_close()
-        self.wrapped.close()
+        wrapped: Any = self.wrapped
+        wrapped.close()
 
-    def __enter__(self) -> Any:
-        self.wrapped.__enter__()
+    def __enter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        wrapped.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._before_close()
-        self.wrapped.__exit__(*exc)
+        wrapped: Any = self.wrapped
+        wrapped.__exit__(*exc)
 
     def _before_close(self) -> None:
         since = time.monotonic()
@@ -278,32 +321,39 @@ class SyncTransport(_Transport):
         self.opened = _Opened()
 
 
-class AsyncTransport(_Transport):
+class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``AsyncClient``, on asyncio and trio."""
 
     default = "AsyncHTTPTransport"
+    method = "handle_async_request"
     _call = _AsyncCall
 
-    async def handle_async_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return await self.wrapped.handle_async_request(request)
+    async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
-            return await call.manager.tasks.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = await call.manager.tasks.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = await wrapped.handle_async_request(request)
+        return unmanaged
 
     async def aclose(self) -> None:
         await self._before_close()
-        await self.wrapped.aclose()
+        wrapped: Any = self.wrapped
+        await wrapped.aclose()
 
-    async def __aenter__(self) -> Any:
-        await self.wrapped.__aenter__()
+    async def __aenter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        await wrapped.__aenter__()
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
         await self._before_close()
-        await self.wrapped.__aexit__(*exc)
+        wrapped: Any = self.wrapped
+        await wrapped.__aexit__(*exc)
 
     async def _before_close(self) -> None:
         since = time.monotonic()
@@ -315,28 +365,81 @@ class AsyncTransport(_Transport):
             self.opened = _Opened()
 
 
-def attach(client: C, manager: TokenManager, sync: type[SyncTransport], tasks: type[AsyncTransport]) -> C:
+def attach(
+    client: C,
+    manager: AnyManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> C:
     """Let the calls that *client* makes to ``manager.base_url`` carry a token."""
     module = sync.library.module
-    if not isinstance(client, (module.Client, module.AsyncClient)):
-        raise ConfigurationError(f"attach() of this module takes a client of {module.__name__}, not {type(client)}")
+    check_client(client, module.__name__, (module.Client, module.AsyncClient))
+    check_manager(manager)
     wrapper = sync if isinstance(client, module.Client) else tasks
     # There is no public way to change the transports of a client; these names are the same in all versions.
-    inside: Any = client
+    transport, mounts = inside(client, "_transport"), inside(client, "_mounts", dict)
+    own: Any = client
 
     def wrap(transport: Any) -> Any:
-        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=inside.timeout)
+        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=own.timeout)
 
-    inside._transport = wrap(inside._transport)
-    inside._mounts = {
-        pattern: None if transport is None else wrap(transport) for pattern, transport in inside._mounts.items()
-    }
+    own._transport = wrap(transport)
+    own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
     return client
 
 
-def standalone_sender(transport: SyncTransport, manager: TokenManager) -> Sender:
-    """Return a sender over *transport*."""
-    return _SyncCall(transport, manager, transport.library.module.Request("POST", "/"), False)
+class _ClientSender:
+    """Sends token requests over the transports of a client."""
+
+    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+        self.client = client
+        self.network_errors = transport.library.network_errors
+        self._transport, self._manager = transport, manager
+
+    @property
+    def is_closed(self) -> bool:
+        closed: bool = self.client.is_closed
+        return closed
+
+    def _call(self, url: str) -> Any:
+        module = self._transport.library.module
+        transport = self.client._transport_for_url(module.URL(url))
+        if not isinstance(transport, self._transport):
+            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
+        return transport.call(self._manager, module.Request("POST", url), False)
+
+
+class _SyncClientSender(_ClientSender):
+    def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = self._call(request.url).post(request)
+        return reply
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _AsyncClientSender(_ClientSender):
+    async def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = await self._call(request.url).post(request)
+        return reply
+
+
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    module = transport.library.module
+    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+
+
+def client_sender(
+    client: Any,
+    manager: TokenManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    if isinstance(client, sync.library.module.Client):
+        return _SyncClientSender(sync, manager, client)
+    return _AsyncClientSender(tasks, manager, client)
 
 
 def _read(response: Any, bound: int) -> bytes:

@@ -12,6 +12,7 @@ LIFETIME = 60.0
 """Seconds a token lives, as 88Pay documents it."""
 
 _MOST = 86_400  # a day
+_LEAST_SHARE = 1e-6
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
 _POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after", "fallback_share")
@@ -64,8 +65,9 @@ class TokenPolicy:
         for each in fields(self):
             if each.name != "limits":
                 self._check_number(each.name, getattr(self, each.name))
-        if self.fallback_share > 1:
-            raise ConfigurationError(f"fallback_share is {_shown(self.fallback_share)}: it is a part, at most 1")
+        if not _LEAST_SHARE <= self.fallback_share <= 1:
+            share = _shown(self.fallback_share)
+            raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
         self.rate_limits()

@@ -14,7 +14,7 @@ from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
-from .event_log import Guarded, log, logs
+from .event_log import Guarded, log, log_bypass, logs
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fetches import Fetches
 from .fleet import PATIENCE, Fleet
@@ -50,6 +50,7 @@ class Counters:
     waited: int = 0
     held: int = 0
     not_sent: int = 0
+    bypassed: int = 0
 
 
 class SharedState:
@@ -322,6 +323,13 @@ class SharedState:
         """Forget *token* if it is the current one."""
         self.transition(lambda machine, _: machine.token_dropped(token))
 
+    def bypassed(self) -> None:
+        """Count and log a request with a ``Bearer`` of its own (rule 14)."""
+        with self._lock:
+            self.counters.bypassed += 1
+            first = self.counters.bypassed == 1
+        log_bypass(self.endpoint.base_url, self.merchant_id, first=first)
+
     def close(self) -> None:
         """Refuse everything from now on, and wake the waiters."""
         self.closed = True
@@ -346,6 +354,8 @@ class Stats:
         waited: Calls that had to wait for a token.
         held: Calls that had to wait for room in the limits of calls (``pacing=True``).
         not_sent: Calls that got an error of this package and were not sent, or not once more.
+        bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
+            each attempt that the HTTP client library makes counts.
         budget_left: Token requests left, by limit.
         fetching: Whether a fetch is under way.
         token_expires_in: Seconds for which the token stays valid; ``None`` without one.
@@ -364,6 +374,7 @@ class Stats:
     waited: int
     held: int
     not_sent: int
+    bypassed: int
     budget_left: Mapping[str, int]
     fetching: bool
     token_expires_in: float | None

@@ -60,5 +60,11 @@ class Token:
         """Return the two header fields of a managed call, as a new dict."""
         return {name: Secret(value) for name, value in self.attached.items()}
 
+    def __copy__(self) -> Token:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Token:
+        return self
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a token is a secret and is not pickled: let each process ask its own TokenManager")
