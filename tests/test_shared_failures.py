@@ -1,0 +1,158 @@
+"""Rules 15 and 17: many requests that fail with one exception object end as without the adapter, and tell nothing."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+import httpcore
+import httpcore2
+import pytest
+import trustme
+
+from conftest import World
+from http2 import End, Http2Server, go_away, reset, say_nothing
+from leaks import confessed, leaked
+from pay88_adapters import Credentials, RetryPolicy, TokenManager
+from pay88_adapters.testing import ManualClock, ResetAfterRead, Service
+from stacks import (
+    Aiohttp,
+    AsyncStack,
+    Httpx,
+    Httpx2Asyncio,
+    Httpx2Trio,
+    HttpxAsyncio,
+    HttpxTrio,
+    Options,
+    Outcome,
+    Stack,
+)
+
+CROWD = 20
+KINDS = [HttpxAsyncio, HttpxTrio, Httpx2Asyncio, Httpx2Trio]
+
+Prepare = Callable[[AsyncStack, str], None]
+
+
+def nothing(client: AsyncStack, url: str) -> None:
+    """Change nothing."""
+
+
+def breaks_while_sending(client: AsyncStack, url: str) -> None:
+    """Let the connection break while it sends header blocks, which are in local variables then."""
+    assert not isinstance(client.attempt("POST", url), Exception)
+    core = httpcore if client.adapter.__name__.endswith("httpx") else httpcore2
+    transport = client.client._transport  # type: ignore[attr-defined]
+    (connection,) = getattr(transport, "wrapped", transport)._pool.connections
+
+    async def write(*_: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise core.WriteError("broken pipe")
+
+    connection._connection._network_stream.write = write
+
+
+SITUATIONS: dict[str, tuple[End | None, Prepare, float]] = {
+    "reset": (reset, nothing, 30.0),
+    "go away": (go_away, nothing, 30.0),
+    "read timeout": (say_nothing, nothing, 0.3),
+    "broken while sending": (None, breaks_while_sending, 30.0),
+}
+
+
+class Printer:
+    """Prints errors, and all they came from, with their local variables, of which this is one."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def print(self, error: Exception) -> None:
+        """Print one."""
+        self.texts.extend(confessed(error))
+
+
+def crowd(client: AsyncStack, url: str, printer: Printer) -> list[Outcome]:
+    """Send requests at once; print what each raises at once, while others are still under way, and when all are done.
+
+    Fails where one of them does not end, which nothing can be done about.
+    """
+
+    async def one() -> Outcome:
+        try:
+            return await client.asend("POST", url)
+        except Exception as error:  # noqa: BLE001 - compared with what the plain client raises
+            printer.print(error)
+            return error
+
+    outcomes: list[Outcome] = []
+    job = threading.Thread(target=lambda: outcomes.extend(client.run(lambda: client.all([one] * CROWD))), daemon=True)
+    job.start()
+    job.join(30)
+    assert not job.is_alive(), "some requests hang"
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            printer.print(outcome)
+    return outcomes
+
+
+def summary(outcomes: list[Outcome]) -> Counter[str]:
+    """Return how often the requests ended in what way; the numbers of streams are a matter of chance."""
+    return Counter(re.sub("[0-9]+", "N", f"{type(each).__module__} {each!r}") for each in outcomes)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_rules_15_and_17_a_crowd_on_a_connection_that_breaks_ends_as_without_us(
+    kind: type[AsyncStack], situation: str
+) -> None:
+    """All at once, with what the plain client raises, and without a secret in any traceback at any time."""
+    end, prepare, timeout = SITUATIONS[situation]
+    authority = trustme.CA()
+    serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    authority.configure_trust(trusting)
+    serving.set_alpn_protocols(["h2"])
+    clock, printer = ManualClock(), Printer()
+    service = Service(token_limits=(), call_limits=())
+    options = Options(tls=trusting, http2=True, connections=1, timeout=timeout)
+    with Http2Server(service, clock, serving, CROWD, end) as server:
+        credentials = Credentials(service.api_key, service.merchant_id)
+        manager = TokenManager(credentials, base_url=server.url, clock=clock, retry=RetryPolicy.none())
+        ends = []
+        for each in (None, manager):
+            with kind(each, options) as client:
+                assert isinstance(client, AsyncStack)
+                prepare(client, f"{server.url}/api/echo")
+                ends.append(summary(crowd(client, f"{server.url}/api/echo", printer)))
+    assert ends[1] == ends[0]
+    assert sum(ends[0].values()) == CROWD
+    assert not any("Reply(" in each for each in ends[0])
+    assert len(printer.texts) >= 2 * CROWD
+    assert not leaked(service.secrets(), printer.texts)
+
+
+def below_the_adapter(error: Exception) -> str:
+    """Return a printed traceback without the lines of the adapter's own frames, and what differs by chance."""
+    # aiohttp has a frame of its own between a middleware and what it calls.
+    blocks = re.split("(?m)^(?=  File |[^ ])", "".join(traceback.format_exception(error)))
+    lines = [each for each in blocks if not re.match(".*(pay88_adapters|client_middlewares)", each)]
+    return re.sub("0x[0-9a-f]+", "0x", "".join(lines))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, Httpx, Aiohttp], ids=lambda kind: kind.name)  # the others retry by themselves
+def test_rule_15_tracebacks_print_the_plain_clients_lines(world: World, kind: type[Stack]) -> None:
+    """But for the lines of the adapter itself."""
+    world.emulator.faults.add(ResetAfterRead(), on="call", times=None)
+    url, printed = world.url, []
+    for manager in (None, world.new_manager(retry=RetryPolicy.none())):
+        with kind(manager, Options()) as client:
+            error = client.attempt("POST", url)
+            assert isinstance(error, Exception)
+            printed.append(below_the_adapter(error))
+    assert printed[1] == printed[0]
