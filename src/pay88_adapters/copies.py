@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import is_
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
@@ -86,13 +87,12 @@ class Copies:
         _put(copy, "__cause__", self._swapped(link.__cause__))
         _put(copy, "__suppress_context__", suppressed)
 
-    def _swapped(self, value: Any) -> Any:
-        """Return *value* with copies in the place of the links in it."""
-        if isinstance(value, BaseException):
+    def _swapped(self, value: Any, depth: int = 2) -> Any:
+        """Return *value*, or a list or tuple like it, with copies in the place of the links in it."""
+        if depth == 0 or type(value) not in (list, tuple):
             return self._copies.get(id(value), value)
-        if type(value) in (list, tuple) and any(id(each) in self._links for each in value):
-            return type(value)(self._swapped(each) for each in value)
-        return value
+        parts = [self._swapped(each, depth - 1) for each in value]
+        return value if all(map(is_, parts, value)) else type(value)(parts)
 
 
 def _value(descriptor: Any, exc: BaseException) -> Any:
