@@ -8,14 +8,19 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import httpcore
 import httpcore2
+import httpx
+import httpx2
 import pytest
 import trustme
 
+import pay88_adapters.httpx
+import pay88_adapters.httpx2
 from conftest import World
 from http2 import End, Http2Server, go_away, reset, say_nothing
 from leaks import confessed, leaked
@@ -137,6 +142,89 @@ def test_rules_15_and_17_a_crowd_on_a_connection_that_breaks_ends_as_without_us(
     assert printer
     assert len(printer.texts) >= 2 * CROWD
     assert not leaked(service.secrets(), printer.texts)
+
+
+ACCESS, SESSION = "eyJ.0123456789abcdef.0123456789abcdef", "sess_0123456789abcdef"
+
+
+class Connection:
+    """What a transport of the caller's own sends over: its first error is raised to every request from then on."""
+
+    def __init__(self, library: Any) -> None:
+        self.error = OSError("connection lost")
+        self.closing, self.closed = anyio.Event(), anyio.Event()
+        self._library = library
+
+    async def send(self, request: Any) -> Any:
+        """Answer token requests; fail to send others, the second one of which waits while it cleans up."""
+        if request.url.path.endswith("/auth/token"):
+            return self._library.Response(
+                200, json={"data": {"access_token": ACCESS, "session_id": SESSION, "expires_in": 60}}
+            )
+        try:
+            await self._write(list(request.headers.raw), waits=request.url.path.endswith("/second"))
+        except OSError as exc:
+            if request.url.path.endswith("/first"):
+                raise self._library.WriteError("cannot be sent") from exc
+            raise
+
+    async def _write(self, headers: list[tuple[bytes, bytes]], *, waits: bool) -> None:
+        try:
+            raise self.error
+        except OSError:
+            if waits and headers:
+                self.closing.set()
+                await self.closed.wait()
+            raise
+
+
+@pytest.mark.parametrize("runtime", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("library", "adapter"),
+    [(httpx, pay88_adapters.httpx), (httpx2, pay88_adapters.httpx2)],
+    ids=["httpx", "httpx2"],
+)
+def test_rule_15_a_cause_that_fails_another_request_later_tells_nothing_of_it(
+    library: Any, adapter: Any, runtime: str
+) -> None:
+    """The error of the first request is printed while the second one is at its except block, with the same cause."""
+
+    async def failing(client: Any, path: str) -> Any:
+        with pytest.raises((OSError, library.WriteError)) as caught:
+            await client.post(f"http://127.0.0.1:9/{path}")
+        return caught.value
+
+    async def main() -> None:
+        connection = Connection(library)
+
+        class Transport(library.AsyncBaseTransport):  # type: ignore[misc]
+            async def handle_async_request(self, request: Any) -> Any:
+                return await connection.send(request)
+
+        credentials = Credentials("sk_test_0123456789abcdef", "MCH-COL-1")
+        manager = TokenManager(credentials, base_url="http://127.0.0.1:9", retry=RetryPolicy.none())
+        async with library.AsyncClient(transport=adapter.AsyncPay88Transport(manager, Transport())) as client:
+            await failing(client, "warm-up")  # the next ones need no token
+            first, second = await failing(client, "first"), []
+
+            async def job() -> None:
+                second.append(await failing(client, "second"))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(job)
+                await connection.closing.wait()
+                assert leaked([SESSION], confessed(connection.error)), "what is still under way is not ours to redact"
+                texts.extend(confessed(first))
+                connection.closed.set()
+            assert second == [connection.error], "the very object"
+        assert type(first.__cause__) is type(first.__context__) is OSError
+        assert first.__cause__ is first.__context__
+        texts.extend([*confessed(first), *confessed(connection.error)])
+
+    texts: list[str] = []
+    anyio.run(main, backend=runtime)
+    assert texts
+    assert not leaked([ACCESS, SESSION], texts)
 
 
 def below_the_adapter(error: Exception) -> str:
