@@ -979,6 +979,16 @@ def test_rule_15_the_callers_own_objects_hold_what_the_caller_sent(world: World)
             world.clock.advance(5)
 
 
+def test_rule_15_parts_of_secrets_go_out_as_what_they_are(world: World, kind: type[Stack]) -> None:
+    """On a client without us, which cuts them, checks them and puts them together in ways of its own."""
+    token = world.manager.get_token()
+    fields = {**token.headers(), "X-Part": token.access_token[2:9], "X-Sum": "a " + token.session_id.upper() + " b"}
+    with kind(None) as client:
+        assert ok(client.attempt("POST", world.url, headers=fields))
+    received = world.emulator.journal[-1].headers
+    assert {name: received[name.lower()] for name in fields} == {name: f"{value}" for name, value in fields.items()}
+
+
 @pytest.mark.parametrize("kind", [Aiohttp], ids=lambda kind: kind.name)
 def test_rule_15_traces_print_no_secret(world: World) -> None:
     """aiohttp's traces see the header fields while they are sent; printing those shows nothing."""

@@ -552,14 +552,14 @@ def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handl
 def _after_failure(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> None:
     """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
     handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    forget_locals(exc, but=handled)
     context = exc.__context__
     try:
-        forget_locals(exc, but=handled)
         if not _goes_on(sequence, call, exc, handled):
             sequence.close()
             raise exc
     finally:
-        exc.__context__ = context  # where raise has put what is being handled here
+        object.__setattr__(exc, "__context__", context)  # where raise has put what is being handled here
         del exc
 
 

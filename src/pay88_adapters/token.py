@@ -41,7 +41,7 @@ class Token:
     @property
     def access_token(self) -> str:
         """Goes out as ``Authorization: Bearer …``."""
-        return Secret(self.attached[AUTHORIZATION][len(_BEARER) :])
+        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as hidden as the whole
 
     @property
     def session_id(self) -> str:
