@@ -48,7 +48,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
 _STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is refused
-__all__ = ["AsyncCall", "AsyncSender", "Call", "CarrierLost", "Sender", "TaskDriver", "ThreadDriver"]
 
 
 class Sender(Protocol):
