@@ -181,7 +181,8 @@ class _Call:
 
     @property
     def _is_sent(self) -> bool:
-        writer = self._request._writer  # there is no public name; it is the same in all versions
+        inside: Any = self._request  # there is no public name; it is the same in all versions
+        writer = inside._writer
         return writer is None or writer.done()
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:

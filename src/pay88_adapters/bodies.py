@@ -40,10 +40,9 @@ class Bookmark:
         self._checks: list[Callable[[], bool]] = []
         self.steady = True
         for part in parts:
-            kind: type[Any] = type(part)
-            if kind in PLAIN or (kind is tuple and _all_plain(part)):
+            if type(part) in PLAIN or (type(part) is tuple and _all_plain(part)):
                 continue
-            check = _position(part, position) if kind in _FILES else None
+            check = _position(part, position) if type(part) in _FILES else None
             if check is None:
                 self.steady = False
                 check = _content(part) or _never
@@ -82,14 +81,13 @@ def _position(file: Any, position: Any) -> Callable[[], bool] | None:
 
 
 def _content(part: Any) -> Callable[[], bool] | None:
-    kind: type[Any] = type(part)
-    if kind is bytearray or kind is memoryview:
+    if type(part) in (bytearray, memoryview):
         try:
             data = bytes(part)
         except ValueError:  # it was released
             return None
         return lambda: bytes(part) == data
-    if kind is list and _all_plain(part):
+    if type(part) is list and _all_plain(part):
         pieces = tuple(part)
         return lambda: tuple(part) == pieces
     return None

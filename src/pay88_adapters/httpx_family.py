@@ -49,15 +49,14 @@ class Library:
         hide_secrets_in_logs()
 
     def _stream(self, **body: Any) -> type[Any]:
-        kind: type[Any] = type(self.module.Request("POST", "http://localhost", **body).stream)
-        return kind
+        stream: object = self.module.Request("POST", "http://localhost", **body).stream
+        return type(stream)
 
     def bookmark(self, stream: Any) -> Bookmark:
         """Return the state of a request's body, which has not been sent yet."""
-        kind: type[Any] = type(stream)
-        if kind is self._bytes or kind in self._iterators:
+        if type(stream) is self._bytes or type(stream) in self._iterators:
             return bookmark(getattr(stream, "_stream", stream))
-        if kind is self._multipart:  # it puts its files back to their beginning by itself
+        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
             return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
         return Bookmark(stream)
 

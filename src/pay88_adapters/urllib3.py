@@ -371,7 +371,8 @@ def _never_sent(exc: Exception) -> bool:
 def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
     connection: Any = getattr(response, "connection", None)
-    if not hasattr(getattr(connection, "sock", None), "recv_into"):  # a test double's, or it was read before
+    sock: Any = getattr(connection, "sock", None)
+    if not hasattr(sock, "recv_into"):  # a test double's, or it was read before
         yield from response.stream(MAX_BODY, decode_content=False)
         return
     # Older versions only read until they have as much as was asked for.
@@ -381,8 +382,8 @@ def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     while piece:
         left = check_time(until)
         # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
-        if response.connection is connection and connection.sock is not None:
-            connection.sock.settimeout(min(left, configured))
+        if response.connection is not None:
+            sock.settimeout(min(left, configured))
         piece = read(decode_content=False)
         yield piece
 
