@@ -23,12 +23,18 @@ class Http2Server:
         service: What answers.
         clock: What it is asked to go by.
         tls: Offers ``h2``.
+
+    Attributes:
+        unfinished: A status after whose responses the stream stays open.
+        connected: How many connections there have been.
     """
 
     THREAD = "http2-server"
 
     def __init__(self, service: Service, clock: Clock, tls: ssl.SSLContext) -> None:
         self.received: list[Received] = []
+        self.unfinished = 0
+        self.connected = 0
         self._service, self._clock, self._tls = service, clock, tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=self.THREAD)
@@ -58,6 +64,7 @@ class Http2Server:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.connected += 1
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.CancelledError):
@@ -95,4 +102,4 @@ class Http2Server:
         answer = self._service.handle(received, self._clock.now(), time.time())
         fields = [(name.lower(), value) for name, value in answer.headers]
         connection.send_headers(stream_id, [(":status", str(answer.status)), *fields])
-        connection.send_data(stream_id, answer.body, end_stream=True)
+        connection.send_data(stream_id, answer.body, end_stream=answer.status != self.unfinished)

@@ -11,6 +11,7 @@ from typing import Any
 PLAIN = frozenset((type(None), bytes, str))
 """Types of bodies that are the same whenever they are sent."""
 
+_COPIES: dict[object, Callable[[Any], object]] = {bytearray: bytes, memoryview: bytes, list: tuple}
 _FILES = frozenset((io.BytesIO, io.FileIO, io.BufferedReader, io.BufferedRandom))
 
 
@@ -40,7 +41,7 @@ class Bookmark:
         self._checks: list[Callable[[], bool]] = []
         self.steady = True
         for part in parts:
-            if type(part) in PLAIN or (type(part) is tuple and _all_plain(part)):
+            if type(part) in PLAIN or _is_plain_tuple(part):
                 continue
             check = _position(part, position) if type(part) in _FILES else None
             if check is None:
@@ -80,17 +81,19 @@ def _position(file: Any, position: Any) -> Callable[[], bool] | None:
     return lambda: file.seek(start) == start and file.tell() == start
 
 
-def _content(part: Any) -> Callable[[], bool] | None:
-    if type(part) in (bytearray, memoryview):
-        try:
-            data = bytes(part)
-        except ValueError:  # it was released
-            return None
-        return lambda: bytes(part) == data
-    if type(part) is list and _all_plain(part):
-        pieces = tuple(part)
-        return lambda: tuple(part) == pieces
-    return None
+def _content(part: object) -> Callable[[], bool] | None:
+    copy = _COPIES.get(type(part))
+    if copy is None or (copy is tuple and not _all_plain(part)):
+        return None
+    try:
+        before = copy(part)
+    except ValueError:  # a memoryview that was released
+        return None
+    return lambda: copy(part) == before
+
+
+def _is_plain_tuple(part: Any) -> bool:
+    return type(part) is tuple and _all_plain(part)
 
 
 def _all_plain(pieces: Any) -> bool:

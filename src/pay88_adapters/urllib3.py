@@ -328,8 +328,9 @@ class _Call:
         try:
             self._note(response.retries, status=response.status)  # what is left of the caller's
             until = monotonic() + MAX_DRAIN_SECONDS
-            with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
-                drained = len(capped(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
+            if _socket(getattr(response, "connection", None)) is not None:
+                with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
+                    drained = len(capped(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
         finally:
             _let_go(response, finished=drained)
 
@@ -371,9 +372,9 @@ def _never_sent(exc: Exception) -> bool:
 def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
     connection: Any = getattr(response, "connection", None)
-    sock: Any = getattr(connection, "sock", None)
-    if not hasattr(sock, "recv_into"):  # a test double's, or it was read before
-        yield from response.stream(MAX_BODY, decode_content=False)
+    sock = _socket(connection)
+    if sock is None:
+        yield from response.stream(1, decode_content=False)
         return
     # Older versions only read until they have as much as was asked for.
     read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
@@ -386,6 +387,12 @@ def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
             sock.settimeout(min(left, configured))
         piece = read(decode_content=False)
         yield piece
+
+
+def _socket(connection: Any) -> Any:
+    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
+    sock = getattr(connection, "sock", None)
+    return sock if hasattr(sock, "recv_into") else None
 
 
 def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:
