@@ -353,7 +353,7 @@ class _Call:
             raise CarrierLost from exc
         body = b""
         try:
-            body = capped(_pieces(response, until))
+            body = capped(_pieces(response, until), until=until)
         finally:
             _let_go(response, finished=0 < len(body) <= MAX_BODY)
         return TokenReply(response.status, response.headers, body)
