@@ -44,6 +44,10 @@ class Http2Server:
         crowd: After how many requests on one connection to break it, without a response to any; those for a token
             are answered, and do not count.
         end: Breaks it.
+
+    Attributes:
+        unfinished: A status after whose responses the stream stays open.
+        connected: How many connections there have been.
     """
 
     THREAD = "http2-server"
@@ -53,6 +57,8 @@ class Http2Server:
     ) -> None:
         self.received: list[Received] = []
         self._service, self._clock, self._tls, self._crowd, self._end = service, clock, tls, crowd, end
+        self.unfinished = 0
+        self.connected = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=self.THREAD)
         self._connections: set[asyncio.Task[None]] = set()
@@ -81,6 +87,7 @@ class Http2Server:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.connected += 1
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.CancelledError):
@@ -125,4 +132,4 @@ class Http2Server:
         answer = self._service.handle(received, self._clock.now(), time.time())
         fields = [(name.lower(), value) for name, value in answer.headers]
         connection.send_headers(stream_id, [(":status", str(answer.status)), *fields])
-        connection.send_data(stream_id, answer.body, end_stream=True)
+        connection.send_data(stream_id, answer.body, end_stream=answer.status != self.unfinished)

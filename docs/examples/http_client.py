@@ -79,7 +79,6 @@ class _Call:
     # Doing
 
     def send(self, token: Token) -> Answer:
-        self._bookmark.rewind()
         return exchange(self.method, self._url, self._body, {**self._headers, **token.attached}, self._timeout)
 
     def discard(self, response: Answer) -> None:
@@ -101,7 +100,7 @@ class _Call:
         return token  # another one only where the library sends again by itself
 
     def replayable(self) -> bool:
-        return self._bookmark.replayable
+        return self._bookmark.rewind()
 
     def broken(self, exc: Exception) -> Broken | None:
         if isinstance(exc, self.network_errors):

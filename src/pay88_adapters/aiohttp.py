@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -18,13 +19,14 @@ from multidict import CIMultiDict, istr
 
 from . import errors
 from .arguments import check_client, inside
+from .bodies import WHOLE, Bookmark, bookmark
 from .drivers import AsyncSender
 from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
 from .standalone import ClosableSender
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
+from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
 __all__ = ["Pay88Middleware", "attach"]
 
@@ -60,6 +62,21 @@ _flavours = Flavours(aiohttp.ClientError, globals())
 _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+# Payloads with what they send in ``_value``: there is no public name for it.
+_PAYLOADS = frozenset(
+    getattr(aiohttp.payload, name, None)
+    for name in (
+        "BytesPayload",
+        "StringPayload",
+        "StringIOPayload",
+        "JsonPayload",
+        "JsonBytesPayload",
+        "BytesIOPayload",
+        "BufferedReaderPayload",
+        "IOBasePayload",
+    )
+)
 
 _MOST_KEPT = 64  # calls that ended with a broken connection and that aiohttp has not begun again
 
@@ -166,6 +183,7 @@ class _Call:
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
+        self._bookmark = _bookmark(request.body)
 
     @property
     def client(self) -> aiohttp.ClientSession:
@@ -206,17 +224,32 @@ class _Call:
         return token
 
     def replayable(self) -> bool:
-        return all(_is_replayable(part) for part in _parts(self._request.body))
+        # Files are read by threads, which a cancelled upload may leave at work.
+        return (self._bookmark is WHOLE or self._is_sent) and self._bookmark.rewind()
+
+    @property
+    def _is_sent(self) -> bool:
+        inside: Any = self._request  # there is no public name; it is the same in all versions
+        writer = inside._writer
+        return writer is None or writer.done()
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:
+        drained = False
+        content = response.content
+        # Not with a timeout around it: that would cancel the caller's task, and could be taken for the caller's own.
+        late = asyncio.get_running_loop().call_later(
+            MAX_DRAIN_SECONDS, content.set_exception, aiohttp.ServerTimeoutError("the response is not read to its end")
+        )
         try:
-            drained = len(await acapped(response.content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
-        except self.network_errors:
-            drained = False
-        if drained:
-            response.release()
-        else:
-            response.close()
+            # Its own errors only: any other timeout is the caller's.
+            with suppress(aiohttp.ClientError, ConnectionError):
+                drained = len(await acapped(content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
+        finally:
+            late.cancel()
+            if drained and self._is_sent:
+                response.release()
+            else:
+                response.close()
 
     async def post(self, request: TokenRequest) -> TokenReply:
         mine = self._request
@@ -330,12 +363,16 @@ def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
 
 
-def _parts(body: Any) -> Iterable[Any]:
-    yield body
-    if isinstance(body, aiohttp.MultipartWriter):  # says "not consumed" of its parts in older versions
+def _bookmark(body: Any) -> Bookmark:
+    """Return the state of a request's body, which has not been sent yet."""
+    if not body:
+        return WHOLE
+    return bookmark(body._value) if type(body) in _PAYLOADS else Bookmark(*_parts(body))
+
+
+def _parts(body: Any) -> Iterator[Any]:
+    if type(body) is aiohttp.MultipartWriter:
         for part, _, _ in body:
             yield from _parts(part)
-
-
-def _is_replayable(body: Any) -> bool:
-    return body == b"" or not getattr(body, "consumed", True)
+    else:
+        yield body._value if type(body) in _PAYLOADS else body

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
@@ -20,7 +20,7 @@ from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
 from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
+from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -48,9 +48,15 @@ class Library:
         self.module = module
         self.flavours = flavours
         self.network_errors = (module.HTTPError, module.StreamError, OSError)
+        # What may happen while a response is drained. Any other timeout is the caller's.
+        self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
         self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
         self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
+        # The libraries do not export what bodies are wrapped in.
+        self._bytes = module.ByteStream
+        self._multipart = self._stream(files={"file": b""})
+        self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
         hide_secrets_in_logs()
 
     def timeout(self, given: Any) -> Any:
@@ -68,6 +74,18 @@ class Library:
         raise ConfigurationError(
             f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
         )
+
+    def _stream(self, **body: Any) -> type[Any]:
+        stream: object = self.module.Request("POST", "http://localhost", **body).stream
+        return type(stream)
+
+    def bookmark(self, stream: Any) -> Bookmark:
+        """Return the state of a request's body, which has not been sent yet."""
+        if type(stream) is self._bytes or type(stream) in self._iterators:
+            return bookmark(getattr(stream, "_stream", stream))
+        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
+            return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
+        return Bookmark(stream)
 
     def has_managed_field(self, headers: Any) -> bool:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
@@ -91,6 +109,11 @@ class Library:
         copy: Any = object.__new__(kind)
         copy.__dict__ = {**request.__dict__, "headers": headers}
         return copy
+
+
+class _AsyncIterable:
+    def __aiter__(self) -> Any:
+        raise AssertionError
 
 
 def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
@@ -121,7 +144,7 @@ class _Call:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
-        self._bookmarks = _bookmarks(transport.library, request.stream)
+        self._bookmark = transport.library.bookmark(request.stream)
 
     @property
     def is_closed(self) -> bool:
@@ -155,7 +178,7 @@ class _Call:
         return token
 
     def replayable(self) -> bool:
-        return self._bookmarks is not None and all(each.replayable for each in self._bookmarks)
+        return self._bookmark.rewind()
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
@@ -163,9 +186,6 @@ class _Call:
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
-        if self._bookmarks:
-            for each in self._bookmarks:
-                each.rewind()
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
     @contextmanager
@@ -193,16 +213,31 @@ class _Call:
 
 class _SyncCall(_Call):
     def send(self, token: Token) -> Any:
-        return self._transport.wrapped.handle_request(self._with(token))
+        request = self._with(token)
+        extensions = request.extensions
+        timeout = extensions.get("timeout")
+        if timeout is not None:  # to be shortened while a response is drained, for this request alone
+            timeout = timeout.copy()
+            request.extensions = {**extensions, "timeout": timeout}
+        self._timeout = timeout
+        return self._transport.wrapped.handle_request(request)
 
     def discard(self, response: Any) -> None:
-        with closing(response), suppress(*self.network_errors):
-            _read(response, MAX_DRAINED)
+        with closing(response):
+            # A timeout would end the whole connection of HTTP/2, with the requests of other threads.
+            if self._timeout is None or response.extensions.get("http_version") == b"HTTP/2":
+                return
+            # Half of the time for each read, as that is looked up once: the last one may begin late.
+            half = MAX_DRAIN_SECONDS / 2
+            self._timeout["read"] = min(half, self._timeout.get("read") or half)
+            with suppress(*self._transport.library.drain_errors):
+                _read(response, MAX_DRAINED, time.monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenReply:
+        until = time.monotonic() + request.timeout
         handle = self._transport.wrapped.handle_request
         with self._carried(), closing(handle(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
+            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
 
 
 class _AsyncCall(_Call):
@@ -210,16 +245,26 @@ class _AsyncCall(_Call):
         return self._transport.wrapped.handle_async_request(self._with(token))
 
     async def discard(self, response: Any) -> None:
-        async with aclosing(response):
-            with suppress(*self.network_errors):
+        async with _closing(response):
+            with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
         with self._carried():
-            async with aclosing(
+            async with _closing(
                 await self._transport.wrapped.handle_async_request(self._token_request(request))
             ) as response:
                 return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+
+
+@asynccontextmanager
+async def _closing(response: Any) -> AsyncGenerator[Any, None]:
+    """Close *response*, also where the caller is cancelled: a cancelled task would wait for nothing any more."""
+    try:
+        yield response
+    finally:
+        with anyio.move_on_after(MAX_DRAIN_SECONDS, shield=True):
+            await response.aclose()
 
 
 class _Opened:
@@ -442,12 +487,12 @@ def client_sender(
     return _AsyncClientSender(tasks, manager, client)
 
 
-def _read(response: Any, bound: int) -> bytes:
+def _read(response: Any, bound: int, until: float) -> bytes:
     # A transport that is no network may hand over a response that was read before.
     if response.is_stream_consumed:
         content: bytes = response.content[: bound + 1]
         return content
-    return capped(response.iter_raw(), bound)
+    return capped(response.iter_raw(), bound, until)
 
 
 async def _aread(response: Any, bound: int) -> bytes:
@@ -462,19 +507,6 @@ async def _aread(response: Any, bound: int) -> bytes:
                 # Ends the whole chain of async generators. Trio complains where a loop is just left.
                 enough.cancel()
     return bytes(body[: bound + 1])
-
-
-def _bookmarks(library: Library, stream: Any) -> list[Bookmark] | None:
-    """Return what has to be replayable for *stream* to be, or ``None`` if that cannot be told."""
-    if isinstance(stream, library.module.ByteStream):
-        return []
-    if hasattr(stream, "fields"):  # multipart; it puts its files back to their beginning by itself
-        files = [getattr(each, "file", b"") for each in stream.fields]
-        return [bookmark(file) for file in files]
-    # Iterators and files are wrapped in classes that neither library exports: look inside if that is possible.
-    if type(stream).__name__ in ("IteratorByteStream", "AsyncIteratorByteStream") and hasattr(stream, "_stream"):
-        return [bookmark(stream._stream)]
-    return None
 
 
 def _bounded(library: Library, configured: Any, seconds: float) -> dict[str, float | None]:
