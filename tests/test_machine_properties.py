@@ -58,6 +58,7 @@ class Call:
     replayed: bool = False
     until: float = 0.0
     on_flight: bool = False
+    own: int | None = None
 
 
 @dataclass
@@ -74,10 +75,16 @@ class World:
     refuses: Callable[[float, Token], bool] = field(default=lambda at, token: False)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     call_takes: float = 0.05
+    dies: Callable[[float], float | None] = field(default=lambda at: None)
+    """After how many seconds what carries a fetch dies, asked for each; zero: before its first step."""
+    noticed: bool = True
+    """Whether it is noticed at once that it has died, or only when the fetch is overdue."""
+    young: bool = False
+    """Whether each call has a client and an event loop of its own, which end with it."""
 
     def __post_init__(self) -> None:
         self.now = 0.0
-        self.machine = TokenMachine(POLICY)
+        self.machine = TokenMachine(POLICY, reaction=0.5)
         self.budget = TokenBudget(POLICY, MemoryStorage(lambda: self.now), "https://api.example")
         self.cached: tuple[Token | None, float] = (None, 0.0)
         self.sent: list[float] = []
@@ -89,6 +96,8 @@ class World:
         self.accepted = 0
         self.ordinary_denied = 0
         self._waiting: set[Call] = set()
+        self._dead: set[int] = set()
+        self._ended = 0
         self._order = count()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -140,15 +149,23 @@ class World:
         while True:
             call.decisions += 1
             assert call.decisions <= 50, "rule 12: a call goes round in circles"
-            with_flights = len(self.machine.in_flight)
-            decision = self.machine.decide(self.now, seen=call.seen, deadline=call.deadline)
-            self._settle(with_flights)
+            decision = self.machine.decide(
+                self.now,
+                seen=call.seen,
+                deadline=call.deadline,
+                carrier_age=0.0 if self.young else float("inf"),
+                own=call.own,
+                cannot_lead=LOST if call.own in self._dead else None,
+            )
+            self._settle()
             if isinstance(decision, Use):
                 if decision.refresh is not None:
+                    assert not self.young, "rule 2: a refresh on what ends with its call"
                     self._start(decision.refresh)
                 self._send(call, decision.token)
                 return
             if isinstance(decision, Fetch):
+                call.own = decision.ticket
                 self._start(decision.ticket)
                 continue
             if isinstance(decision, Fail):
@@ -190,13 +207,25 @@ class World:
     # --- fetches
 
     def _start(self, ticket: int) -> None:
+        after = self.dies(self.now)
+        if after is not None:
+            self.at(self.now + after, lambda: self._die(ticket))
         self.at(self.now, lambda: self._depart(ticket))
 
+    def _die(self, ticket: int) -> None:
+        self._dead.add(ticket)
+        if self.noticed:
+            self._tell(lambda: self.machine.fetch_abandoned(ticket, self.now))
+
     def _depart(self, ticket: int) -> None:
+        if ticket in self._dead or not self._told(lambda: self.machine.fetch_started(ticket, self.now)):
+            return
         if self._told(lambda: self.machine.credentials_arrived(ticket, DIGEST, self.now)):
             self._attempt(ticket)
 
     def _attempt(self, ticket: int) -> None:
+        if ticket in self._dead or self.machine.stopped(ticket, self.now):
+            return
         extra = self.machine.next_is_extra(ticket, self.now)
         grant = self.budget.acquire("M", extra=extra)
         self.ordinary_denied += not grant.granted and not extra
@@ -211,6 +240,8 @@ class World:
             self.at(sent_at + reply.after, lambda: self._answer(ticket, sent_at, outcome))
 
     def _answer(self, ticket: int, sent_at: float, outcome: Failure | float) -> None:
+        if ticket in self._dead:
+            return
         if not isinstance(outcome, Failure):
             token = Token(f"token-{sent_at}", f"session-{sent_at}", outcome, sent_at)
             self._tell(lambda: self.machine.token_arrived(ticket, token, self.now))
@@ -225,16 +256,16 @@ class World:
     # --- what the manager does after each event
 
     def _told(self, event: Callable[[], object]) -> object:
-        with_flights = len(self.machine.in_flight)
         answer = event()
-        self._settle(with_flights)
+        self._settle()
         return answer
 
     _tell = _told
 
-    def _settle(self, with_flights: int) -> None:
-        self.cached = self.machine.unasked(self.now)
-        if len(self.machine.in_flight) < with_flights:
+    def _settle(self) -> None:
+        self.cached, self.machine.late = self.machine.unasked(self.now), ()
+        if self.machine.ended_fetches != self._ended:
+            self._ended = self.machine.ended_fetches
             for call in sorted(self._waiting, key=lambda call: call.came_at):
                 self.at(self.now, lambda call=call: self._wake(call))  # type: ignore[misc]
 
@@ -467,3 +498,44 @@ def test_rule_17_lost_fetches_are_led_by_somebody_else(carrier: str) -> None:
     assert not world.failed
     assert world.ordinary_denied == 0
     check_budget(world)
+
+
+@st.composite
+def deaths(draw: st.DrawFn) -> World:
+    """Draw a world with a good service, in which one fetch in ten dies somewhere on its way."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    latency = draw(st.sampled_from([0.01, 0.3, 2.0]))
+
+    def dies(at: float) -> float | None:
+        return rng.choice([0.0, 0.0, 0.5, 1.0, 2.0]) * latency if rng.random() < 0.1 else None
+
+    noticed, young = draw(st.booleans()), draw(st.booleans())
+    return World(lambda at: Reply(latency), rng=rng, dies=dies, noticed=noticed, young=young)
+
+
+@given(deaths())
+@settings(deadline=None, max_examples=30)
+def test_rule_16_a_carrier_that_dies_costs_no_call_and_nothing_of_the_reserve(world: World) -> None:
+    """Two hours: what carries a fetch dies before its first step, or under it, noticed at once or when it is overdue.
+
+    Only the call that carried it may hear of that, and only if there is no usable token.
+    """
+    world.calls(at_random(world.rng, 1.0)).run(2 * HOUR)
+
+    assert not failures(world)
+    assert world.extras == []
+    assert world.machine.failed_fetches == 0
+    assert world.machine.blocked_for(world.now) == 0
+    check_budget(world)
+
+
+@pytest.mark.parametrize("latency", [0.01, 0.7, 3.0])
+def test_rule_02_one_call_waits_for_each_refresh_where_nothing_lives_longer_than_a_call(latency: float) -> None:
+    """A call a second for two hours, each with a client of its own: no error, and nothing is wasted."""
+    world = World(lambda at: Reply(latency), young=True).calls(every(1.0)).run(2 * HOUR)
+
+    assert not world.failed
+    assert world.extras == []
+    assert largest_window(world.sent, HOUR) <= 80
+    assert len(world.tokens) in (len(world.sent), len(world.sent) - 1)  # the last one may be on its way
+    assert len([at for at in world.waited if at > latency]) <= len(world.sent)
