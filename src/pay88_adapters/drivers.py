@@ -161,6 +161,10 @@ class ThreadDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -172,6 +176,7 @@ class ThreadDriver:
                                 raise
                     case Discard():
                         call.discard(response)
+                        response = None
                     case _:
                         answer = self._do(effect, call)
 
@@ -312,6 +317,10 @@ class TaskDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        await call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -323,6 +332,7 @@ class TaskDriver:
                                 raise
                     case Discard():
                         await call.discard(response)
+                        response = None
                     case _:
                         answer = await self.do(effect, lambda start: self._spawn(start.ticket, call))
 
