@@ -19,6 +19,7 @@ import pay88_adapters.httpx2
 import pay88_adapters.urllib3
 from http2 import Http2Server
 from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.events import TokenRefused
 from pay88_adapters.testing import ManualClock, Service
 from pay88_adapters.wire import TokenRequest
 from rejections import Rejections, message, rejected
@@ -171,6 +172,27 @@ def test_rule_16_a_signal_handler_that_raises_loses_no_connection(kind: type[Sta
             client.request("POST", f"{server.url}/api/echo")
         assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
         assert reply.status == 200
+
+
+class Stopped(BaseException):
+    """What no handler of errors catches."""
+
+
+def test_rule_17_a_listener_that_raises_loses_no_connection(kind: type[Stack]) -> None:
+    """Not even something that is no error."""
+
+    def listener(event: object) -> None:
+        if isinstance(event, TokenRefused):
+            raise Stopped
+
+    with Rejections() as server:
+        manager = server.manager()
+        with kind(manager, Options(connections=1)) as client:
+            manager.listen(listener)
+            with pytest.raises(Stopped):
+                client.request("POST", f"{server.url}/api/echo")
+            assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+            assert reply.status == 200
 
 
 @pytest.mark.parametrize("kind", [Httpx, HttpxAsyncio, HttpxTrio, Httpx2], ids=lambda kind: kind.name)

@@ -164,6 +164,10 @@ class ThreadDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -175,6 +179,7 @@ class ThreadDriver:
                                 raise
                     case Discard():
                         call.discard(response)
+                        response = None
                     case _:
                         answer = self._do(effect, call)
 
@@ -353,6 +358,10 @@ class TaskDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        await call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -364,6 +373,7 @@ class TaskDriver:
                                 raise
                     case Discard():
                         await call.discard(response)
+                        response = None
                     case _:
                         answer = await self._do(effect, partial(self._spawn, call))
 
