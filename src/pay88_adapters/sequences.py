@@ -253,8 +253,10 @@ def _lead(
             if led.record is not None:
                 found = load(led.record.content, led.record.age, asked_at, now)
                 if found is not None:
-                    pressure = state.learn(credentials, found.spent, now)
-                    if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
+                    pressure, pace = state.learn(credentials, found.spent, now)
+                    if not machine.consulted(
+                        ticket, found, now, digest=credentials.digest, pressure=pressure, pace=pace
+                    ):
                         if found.token is not None and found.token == machine.unasked(now)[0]:
                             state.token_came(TokenTakenOver)
                         return False
