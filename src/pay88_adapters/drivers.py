@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -175,9 +175,14 @@ class ThreadDriver:
                     case _:
                         answer = self._do(effect, call)
 
-    def token_for(self, call: Call[Any]) -> Token:
-        """Get a token for another attempt that the stack makes by itself."""
-        return self._run(paced(self._state, call, lambda: self.acquisition(call.patience)), call)
+    @contextmanager
+    def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
+        """Get a token for another attempt that the stack makes by itself, in the block."""
+        token, end = self._run(paced(self._state, call, lambda: self.acquisition(call.patience)), call)
+        try:
+            yield token
+        finally:
+            end()
 
     def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
         """Get a token."""
