@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -183,10 +183,15 @@ class ThreadDriver:
                     case _:
                         answer = self._do(effect, call)
 
-    def token_for(self, call: Call[Any]) -> Token:
-        """Get a token for another attempt that the stack makes by itself."""
+    @contextmanager
+    def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
+        """Get a token for another attempt that the stack makes by itself, in the block."""
         patience = _patience(self._state, call.patience)
-        return self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        token, end = self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        try:
+            yield token
+        finally:
+            end()
 
     def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
         """Get a token; wait for at most *patience* real seconds, if given."""

@@ -82,6 +82,16 @@ class TokenPolicy:
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
             raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
 
+    def windows(self, expires_in: float) -> tuple[float, float, float]:
+        """Return when a token is refreshed, until when it is reused, and until when it is usable (rules 1, 2 and 6).
+
+        All in seconds since its request was sent, for a token granted for *expires_in* seconds.
+        """
+        left = expires_in - self.margin if expires_in >= 2 * self.margin else expires_in / 2
+        reuse_for = min(self.reuse_for, left)
+        refresh_at = reuse_for - min(self.refresh_ahead, reuse_for / 4)
+        return refresh_at, reuse_for, max(reuse_for, expires_in - self.expiry_skew)
+
     @property
     def longest_fetch(self) -> float:
         """Seconds that a fetch can take, with all its attempts and the pauses between them."""

@@ -279,12 +279,12 @@ class SharedState:
             for window in self.budget.windows(credentials.merchant_id)
         }
 
-    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> float:
-        """Take over what somebody else knew of the budget; return the pressure on it."""
+    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> tuple[float, float]:
+        """Take over what somebody else knew of the budget; return the pressure on it, and the pace that it sustains."""
         for window in self.budget.windows(credentials.merchant_id):
             if window.key in spent:
                 self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
-        return self.budget.pressure(credentials.merchant_id)
+        return self.budget.pressure(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
 
     def listen(self, listener: Listener) -> None:
         """Let another listener hear of what happens from now on."""

@@ -369,8 +369,8 @@ class _Call:
         if not self._bookmark.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
-        token = self._manager.threads.token_for(self)
-        response = self.send(token)
+        with self._manager.threads.token_for(self) as token:
+            response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
