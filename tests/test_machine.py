@@ -764,6 +764,7 @@ def test_rule_08_forced_refreshes_are_spaced_out_by_what_is_left_of_the_reserve(
     """A second apart at first, twice as long with each that counts, at last evenly over the hour."""
     driven = holding()
     assert driven.machine.token_refused(token(), 0.0)
+    current = token()
     for now in range(0, int(spacing), 45):
         current = driven.get(now, grant=used(count), name=f"at {now}")
     assert not driven.machine.token_refused(current, spacing - 0.25)

@@ -455,7 +455,7 @@ def test_rule_06_with_too_few_requests_for_all_tokens_calls_fail_only_when_they_
     check_limits(world)
     for at, fail in world.failed:
         assert fail.failure.kind is TokenBudgetExhausted
-        waits = []
+        waits = list[float]()
         for item in world.policy.rate_limits():
             before = [sent for sent in world.sent if sent <= at]
             if len(before) >= item.amount:
