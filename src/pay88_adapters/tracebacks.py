@@ -7,7 +7,7 @@ object in many tasks those are another request's.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -67,21 +67,28 @@ def _is_look_alike(frame: FrameType) -> bool:
 def _look_alike(entry: TracebackType, following: TracebackType | None) -> TracebackType:
     original, line = entry.tb_frame.f_code, _known(entry.tb_lineno)
     names = original.co_filename, original.co_name, getattr(original, "co_qualname", "")  # since 3.11
-    code, index = _code(*names, original.co_firstlineno, _span(original, entry.tb_lasti, line))
+    span = _span(original, original.co_linetable, entry.tb_lasti, line)
+    code, index = _code(*names, original.co_firstlineno, span)
     # The frame of a generator that never starts: nothing runs, and it leads to no caller's frame.
     frame = FunctionType(code, entry.tb_frame.f_globals)().gi_frame
     return TracebackType(following, frame, 2 * index, line)
 
 
-def _span(code: CodeType, lasti: int, lineno: int) -> Span:
-    span = next(islice(_spans(code), lasti // 2, None), _NOWHERE) if lasti >= 0 else _NOWHERE
+@lru_cache(maxsize=1024)
+def _span(code: CodeType, lines: bytes, lasti: int, lineno: int) -> Span:
+    """Return what an instruction is at; *lines* are the code's, which do not count where codes are compared."""
+    span = _known_span(next(islice(_positions(code), lasti // 2, None), ())) if lasti >= 0 else _NOWHERE
     return (lineno, lineno, -1, -1) if -1 in span else span
 
 
-def _spans(code: CodeType) -> Iterator[Span]:
-    positions: Callable[[], Iterable[Sequence[int | None]]] | None = getattr(code, "co_positions", None)  # since 3.11
-    for line, end_line, column, end_column in positions() if positions else ():
-        yield _known(line), _known(end_line), _known(column), _known(end_column)
+def _positions(code: CodeType) -> Iterator[Sequence[int | None]]:
+    positions: Callable[[], Iterator[Sequence[int | None]]] | None = getattr(code, "co_positions", None)  # since 3.11
+    return positions() if positions else iter(())
+
+
+def _known_span(position: Sequence[int | None]) -> Span:
+    line, end_line, column, end_column = map(_known, position or _NOWHERE)
+    return line, end_line, column, end_column
 
 
 def _known(number: int | None) -> int:
@@ -99,7 +106,7 @@ def _code(filename: str, name: str, qualname: str, first_line: int, span: Span) 
     (made,) = (each for each in compile(module, filename, "exec").co_consts if isinstance(each, CodeType))
     names: dict[str, Any] = {"co_name": name, "co_qualname": qualname} if qualname else {"co_name": name}
     made = made.replace(**names)
-    return made, next((index for index, each in enumerate(_spans(made)) if each == span), 0)
+    return made, next((index for index, each in enumerate(_positions(made)) if _known_span(each) == span), 0)
 
 
 def _put(node: ast.AST, span: Span) -> None:
