@@ -246,8 +246,8 @@ class ThreadDriver:
         if stuck is not None:
             _fail(state, run, stuck)
             return run
-        state.fetches.begin(run)
         try:
+            state.fetches.begin(run)
             worker = run.worker = Worker(
                 partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.fleet.blocking
             )
@@ -442,8 +442,8 @@ class TaskDriver:
         def ended() -> None:  # also if it never began
             state.fetches.abandon(run, CarrierLost("the event loop of the token request ended"))
 
-        state.fetches.begin(run)
         try:
+            state.fetches.begin(run)
             runtime.spawn(job, ended)
         except RuntimeError as exc:  # the loop is going down
             state.fetches.abandon(run, exc)
