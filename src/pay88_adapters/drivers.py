@@ -286,7 +286,7 @@ class ThreadDriver:
 
     def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
         """Do what may hang: whoever notices that it takes too long interrupts it with :class:`Overdue`."""
-        run.doing = doing
+        run.since, run.doing = time.monotonic(), doing
         try:
             return act()
         except Overdue as exc:

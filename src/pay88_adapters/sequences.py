@@ -293,7 +293,6 @@ def fetch(state: SharedState, run: FetchRun, client_is_open: Callable[[], bool])
     """
     if not state.transition(lambda machine, now: machine.fetch_started(run.ticket, now)):
         return
-    run.since = state.now()
     credentials = yield AskCredentials()
     if not state.transition(partial(_use_credentials, state, run, credentials)):
         return
@@ -384,7 +383,7 @@ class _Fetch:
             grant: Grant = yield Consult(partial(state.budget.acquire, self._credentials.merchant_id, extra=extra))
             if not state.transition(partial(self._granted, grant, extra), self._events):
                 return False
-            sent_at = run.since = state.now()  # the last look at the clock before the request is sent
+            sent_at = state.now()  # the last look at the clock before the request is sent
             age = sent_at - asked_at
             if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
                 state.transition(self._grant_expired, self._events)
