@@ -15,7 +15,7 @@ from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
-from .errors import CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
+from .errors import CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted, TokenRateLimited
 from .events import (
     BudgetExhausted,
     CallNotSent,
@@ -251,9 +251,9 @@ def _lead(
                 machine.still_there(ticket, now)
                 return True
             if led.record is not None:
-                found = load(led.record.content, led.record.age, asked_at, now)
+                found = load(led.record.content, led.record.age, asked_at, now, stored=led.record.stored)
                 if found is not None:
-                    pressure = state.learn(credentials, found.spent, now)
+                    pressure = state.learn(credentials, found.spent, now, asked_at - led.record.age)
                     if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
                         if found.token is not None and found.token == machine.unasked(now)[0]:
                             state.token_came(TokenTakenOver)
@@ -282,7 +282,7 @@ def _request(
             if not grant.granted:
                 state.tell(BudgetExhausted, grant.retry_in)
             if not machine.budget_answered(ticket, grant, now, extra=extra):
-                return None if grant.granted else state.fetch_failed(failure, now)
+                return None if grant.granted else state.fetch_failed(grant.failure or failure, now)
             state.counters.token_requests += 1
         sent_at = state.clock.now()
         reply = yield Post(request)
@@ -290,6 +290,8 @@ def _request(
             outcome: Token | Failure = network_failure(reply, credentials.api_key)
         else:
             outcome = read_reply(reply, sent_at, credentials)
+        if isinstance(outcome, Failure) and outcome.kind is TokenRateLimited:  # before anybody else asks for a unit
+            yield Consult(partial(state.budget.rate_limited, credentials.merchant_id, outcome))
         with state.deciding(news) as (machine, now):
             if isinstance(outcome, Token):
                 state.counters.tokens += 1

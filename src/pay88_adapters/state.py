@@ -25,7 +25,7 @@ from .policy import TokenPolicy
 from .retry import DEFAULT, RetryPolicy
 from .runtimes import Gate
 from .snapshot import record_key
-from .stores.base import Lead
+from .stores.base import Entry, Lead
 from .token import Token
 
 T = TypeVar("T")
@@ -245,20 +245,23 @@ class SharedState:
 
         return publish
 
-    def spent(self, credentials: Credentials) -> dict[str, list[float]]:
+    def spent(self, credentials: Credentials) -> dict[str, dict[str, float]]:
         """Return when each unit of the budget was taken, as far as this process knows."""
         now = self.clock.now()
-        known = self.fleet.budget
         return {
-            window.key: [now - age for age in known.ages(window)]
-            for window in self.budget.windows(credentials.merchant_id)
+            key: {entry.id: now - entry.age for entry in self.fleet.budget.known(key)}
+            for key in self.budget.keys(credentials.merchant_id)
         }
 
-    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> float:
-        """Take over what somebody else knew of the budget; return the pressure on it."""
-        for window in self.budget.windows(credentials.merchant_id):
-            if window.key in spent:
-                self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
+    def learn(
+        self, credentials: Credentials, spent: Mapping[str, Mapping[str, float]], now: float, seen: float
+    ) -> float:
+        """Take over what somebody else knew of the budget at the instant *seen*; return the pressure on it."""
+        for key, keep in self.budget.keys(credentials.merchant_id).items():
+            if key in spent:
+                entries = [Entry(name, max(now - at, 0.0)) for name, at in spent[key].items()]
+                self.fleet.budget.learn(key, entries, keep, seen)
+                self.fleet.budget.miss(key, spent[key])
         return self.budget.pressure(credentials.merchant_id)
 
     def gate(self, key: object, make: Callable[[], G]) -> G:
