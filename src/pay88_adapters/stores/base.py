@@ -8,11 +8,12 @@ manager's :class:`~pay88_adapters.clock.Clock`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_urlsafe
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, NoReturn, Protocol
+from typing import ClassVar, NamedTuple, NoReturn, Protocol, overload
 
 from limits.storage import MovingWindowSupport, Storage
 
@@ -102,8 +103,61 @@ class Acquired(NamedTuple):
     """What counts in each window now, the new entries included."""
 
 
+class Past(Sequence[Entry]):
+    """A history as a sequence of instants, oldest first: histories of calls are long, and seldom looked at in full."""
+
+    __slots__ = ("entries", "now")
+
+    def __init__(self, entries: Sequence[tuple[float, str]], now: float) -> None:
+        self.entries, self.now = entries, now
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Past: ...
+    def __getitem__(self, index: int | slice) -> Entry | Past:
+        if isinstance(index, slice):
+            return Past(self.entries[index], self.now)
+        at, name = self.entries[index]
+        return Entry(name, self.now - at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+class _Ages(Sequence[float]):
+    """The ages of what a history ends with."""
+
+    __slots__ = ("_past", "_start")
+
+    def __init__(self, past: Past, expiry: float) -> None:
+        self._past, self._start = past, bisect_left(past.entries, (past.now - expiry, ""))
+
+    def __len__(self) -> int:
+        return len(self._past) - self._start
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._past.now - self._past.entries[self._start + index][0]
+
+
 def counted(window: Window, history: History) -> Ages:
     """Return the ages of what counts in *window*."""
+    if isinstance(history, Past):
+        return _Ages(history, window.expiry)
     return [entry.age for entry in history if entry.age <= window.expiry]
 
 
@@ -123,11 +177,15 @@ def verdict(claim: Claim, histories: Mapping[str, History], bar: Bar | None) -> 
     left = bar.left(claim.longest_bar) if bar is not None else 0.0
     if left > 0:
         return left
-    wanted = set(claim.ids)
-    if wanted and all(wanted <= {entry.id for entry in history} for history in histories.values()):
+    if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):
         return 0.0  # it was granted before, and the answer was lost
     amount = len(claim.ids)
     return max(wait_for(window, counted(window, histories[window.key]), amount) for window in claim.windows)
+
+
+def _contains(history: History, ids: Sequence[str]) -> bool:
+    there = {name for _, name in history.entries} if isinstance(history, Past) else {entry.id for entry in history}
+    return there.issuperset(ids)
 
 
 def new_id() -> str:
@@ -211,7 +269,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         Raises:
             StoreError: The store cannot be used.
         """
-        return counted(window, self.history(window.key))
+        return list(counted(window, self.history(window.key)))
 
     # --- the rest of what limits asks for
 

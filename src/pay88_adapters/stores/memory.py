@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.forks import survive_forks
 
-from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, Entry, History, Lead, Look, Window, verdict
+from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Past, Window, verdict
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .place import Place
 
@@ -30,14 +30,17 @@ class _Kept(NamedTuple):
         return self.entries[bisect_left(self.entries, (now - self.keep, "")) :]
 
     def with_(self, new: Iterable[tuple[float, str]], keep: float, now: float) -> _Kept:
-        keep = max(self.keep, keep)
-        live = _Kept(keep, self.entries).live(now)
-        known = {name for _, name in live}
-        added = {name: at for at, name in new if name not in known and now - at <= keep}
-        return _Kept(keep, tuple(sorted([*live, *((at, name) for name, at in added.items())])))
+        kept = _Kept(max(self.keep, keep), self.entries)
+        live = kept.live(now)
+        added = {name: at for at, name in new if now - at <= kept.keep}
+        if added:
+            for _, name in live:
+                added.pop(name, None)
+            live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
+        return _Kept(kept.keep, live)
 
     def history(self, now: float) -> History:
-        return [Entry(name, now - at) for at, name in self.live(now)]
+        return Past(self.live(now), now)
 
 
 _NONE = _Kept()

@@ -37,6 +37,7 @@ from .base import (
     History,
     Lead,
     Look,
+    Past,
     StoreError,
     Window,
     counted,
@@ -385,7 +386,7 @@ def sqlite_store(url: str, clock: Clock) -> SqliteStore:
 
 def _history(db: sqlite3.Connection, key: str, now: float) -> History:
     rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
-    return [Entry(_string(name), now - _real(at)) for name, at in rows]
+    return Past([(_real(at), _string(name)) for name, at in rows], now)
 
 
 def _merge(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
