@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -39,6 +40,7 @@ T = TypeVar("T")
 PATIENCE = 4.0
 """Real seconds for which an operation of a store may take; longer, and the store fails."""
 
+_SLOW = 0.5  # real seconds after which others wait for the end of an operation, before they try themselves
 _REST = 5.0  # seconds for which a store that failed is left alone
 _QUIET = 60.0  # seconds between two warnings about a store that comes and goes
 _TOLD_AT_ONCE = 20  # histories that one operation tells the store of
@@ -175,8 +177,9 @@ class Link:
 
     def _bounded(self, operation: Callable[[Store], T]) -> T:
         # What hangs leaves its thread behind, and the next one would, too.
-        if any(running.is_late for running in list(self._running)):
-            raise StoreError("an earlier operation has not come back")
+        for slow in [each for each in list(self._running) if each.is_slow]:
+            if slow.is_late or not slow.wait():
+                raise StoreError("an earlier operation has not come back")
         running = _Operation(lambda: operation(self.store))
         self._running.add(running)
         running.ended = lambda: self._running.discard(running)
@@ -214,7 +217,17 @@ class _Operation(threading.Thread, Generic[T]):
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.ended: Callable[[], object] = bool
-        self.is_late = False
+        self._began_at = time.monotonic()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it may be hanging."""
+        return time.monotonic() > self._began_at + _SLOW
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody waits for it any longer."""
+        return time.monotonic() >= self._began_at + PATIENCE
 
     def run(self) -> None:
         try:
@@ -225,6 +238,10 @@ class _Operation(threading.Thread, Generic[T]):
             self.ended()
             self._done.set()
 
+    def wait(self) -> bool:
+        """Wait for its end as long as anybody does; return whether it has ended."""
+        return self._done.wait(max(self._began_at + PATIENCE - time.monotonic(), 0.0))
+
     def result_in_time(self) -> T:
         """Return what the operation returns, or raise what it raises."""
         try:
@@ -232,8 +249,7 @@ class _Operation(threading.Thread, Generic[T]):
         except RuntimeError:
             self.ended()
             raise StoreError("no thread can be started for it") from None
-        if not self._done.wait(PATIENCE):
-            self.is_late = True
+        self.wait()
         if self._error is not None:
             raise self._error
         if not self._result:

@@ -43,11 +43,12 @@ local function load(key)
   local text = redis.call('GET', key)
   local history = {keep = 0, known = {}, list = {}}
   if not text then return history end
-  if string.find(text, '[^%w:_%-#%. ]') then return nil end
-  local keep, rest = string.match(text, '^(%d+)(.*)$')
-  if not keep then return nil end
-  history.keep = tonumber(keep)
-  for at, id in string.gmatch(rest, ' (%d+):(%S+)') do
+  local first, rest = string.match(text, '^(%d+)(.*)$')
+  if not first then return nil end
+  history.keep = tonumber(first)
+  for token in string.gmatch(rest, '[^ ]+') do
+    local at, id = string.match(token, '^(%d+):([%w_#%-%.]+)$')
+    if not at then return nil end
     -- The clock was set back. An entry from the future counts from now on, not for as long as that.
     at = tonumber(at)
     if at > now then at, history.changed = now, true end

@@ -48,6 +48,7 @@ from .place import Place
 
 _SCHEME = "sqlite://"
 _PATIENCE = 1.0  # real seconds, to wait for other processes
+_THREADS_PATIENCE = 2.5  # real seconds, to wait for other threads: hundreds of merchants may start at once
 _DAY = 86_400.0
 _FORMAT = 2
 _COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
@@ -125,7 +126,10 @@ class _File:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
+        until = time.monotonic() + _THREADS_PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
+            if time.monotonic() > until:
+                raise StoreError(f"{self._path} is busy: too many threads wait for it")
             try:
                 with closing(self._begin()) as db:
                     now = self._now(db)
@@ -414,13 +418,13 @@ def _barred(db: sqlite3.Connection, key: str, now: float) -> Bar | None:
     return None if row is None else Bar(_real(row[1]), now - _real(row[0]), _string(row[2]))
 
 
-def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, list[tuple[float, int]]]:
+def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[tuple[float, int], ...]]:
     if not member:
-        return 0, []
+        return 0, ()
     db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
     before = db.execute("SELECT 1 FROM members WHERE member = ?", (member,)).fetchone() is not None
     rows = db.execute("SELECT at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
-    others = [(now - _real(at), _whole(told)) for at, told in rows]
+    others = tuple((now - _real(at), _whole(told)) for at, told in rows)
     told = parts(others, asked_before=before)
     db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
     return told, others
