@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +16,11 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters import TokenPolicy
+from pay88_adapters import TokenPolicy, TokenRateLimited
 from pay88_adapters.budget import AtomicMovingWindow, Grant, TokenBudget
-from pay88_adapters.stores.base import StoreError, Window
-from pay88_adapters.stores.memory import MemoryStorage
+from pay88_adapters.errors import Failure
+from pay88_adapters.stores.base import Claim, Entry, StoreError, Window
+from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing.windows import largest_window
 
 GUARD = 5.0  # seconds: the policy's fetch_timeout
@@ -101,10 +105,10 @@ def test_rule_05_all_limits_are_taken_or_none() -> None:
     now = 30.0
     for order in ([small, middle, large], [large, middle, small], [middle, small, large]):
         assert strategy.hit_all([(item, ("a",)) for item in order]).wait == pytest.approx(90.0, abs=EPSILON)
-    assert [strategy.left(item, "a") for item in (small, middle, large)] == [5, 0, 9]
+    assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 8], "they look at one history"
     now = 121.0
     assert strategy.hit_all([(item, ("a",)) for item in (small, middle, large)]).wait == 0
-    assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 8]
+    assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 7]
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.booleans()), min_size=1, max_size=400))
@@ -157,13 +161,34 @@ def test_rule_04_merchants_and_base_urls_have_budgets_of_their_own() -> None:
 def test_rule_04_what_the_entries_are_kept_under_stays_as_it_is() -> None:
     """Processes with different versions of the package share a store while one replaces the other."""
     digest = hashlib.sha256(b"https://api.example\nM").hexdigest()[:32]
-    windows = [
-        RateLimitItemPerMinute(10).key_for("token", digest),
-        RateLimitItemPerHour(100).key_for("token", digest),
-        RateLimitItemPerHour(20).key_for("token", digest, "extra"),
-        RateLimitItemPerMinute(8).key_for("token", digest, "extra"),
-    ]
-    assert [window.key for window in Scene().budget.windows("M")] == windows
+    keys = [f"token/{digest}"] * 2 + [f"token/{digest}/extra"] * 2
+    assert [window.key for window in Scene().budget.windows("M")] == keys
+
+
+def test_rule_05_other_limits_look_at_the_same_history() -> None:
+    """A deploy that changes them, or two services that differ: what one has taken is gone for the other."""
+    scene = Scene()
+    assert scene.take(6) == [True] * 6
+    other = TokenBudget(
+        TokenPolicy(limits=("9/minute", "15/hour"), fetch_timeout=30), scene.storage, "https://api.example"
+    )
+    assert list(other.left("M").values()) == [3, 9]
+    assert [other.acquire("M", extra=False).granted for _ in range(4)] == [True] * 3 + [False]
+    assert scene.left() == [1, 91]
+    scene.now += 3_500.0
+    longer = TokenBudget(TokenPolicy(limits=("12/hour",)), scene.storage, "https://api.example")
+    assert list(longer.left("M").values()) == [3], "of an hour ago, too"
+
+
+def test_rule_05_entries_are_kept_for_the_longest_limit_of_all() -> None:
+    """Whoever counts by the day finds the day, though somebody else counts by the minute meanwhile."""
+    scene = Scene(limits=("500/day",))
+    assert scene.take(3) == [True] * 3
+    other = TokenBudget(TokenPolicy(limits=("10/minute",)), scene.storage, "https://api.example")
+    for _ in range(20):
+        scene.now += 4_000.0
+        assert other.acquire("M", extra=False).granted
+    assert list(scene.budget.left("M").values()) == [500 - 23]
 
 
 def test_rule_04_the_windows_are_those_that_a_request_counts_in() -> None:
@@ -366,10 +391,10 @@ def test_rule_05_a_clock_that_is_set_back_grants_nothing(step: float) -> None:
 class Hesitant(MemoryStorage):
     """Lets all other threads run between looking and taking."""
 
-    def _live(self, window: Window, now: float) -> list[float]:
-        live = super()._live(window, now)
+    def _kept(self, key: str) -> Any:
+        kept = super()._kept(key)
         time.sleep(0.0002)
-        return live
+        return kept
 
 
 def test_rule_05_threads_cannot_overdraw() -> None:
@@ -452,10 +477,8 @@ def test_the_strategy_of_limits_sees_what_the_budget_has_spent() -> None:
     """They count the same entries."""
     scene = Scene()
     scene.take(4)
-    stats = MovingWindowRateLimiter(scene.storage).get_window_stats(
-        RateLimitItemPerMinute(10), *scene.budget.names("M")
-    )
-    assert stats.remaining == 6
+    assert scene.storage.get_moving_window(scene.budget.key("M"), 10, 60) == (scene.now, 4)
+    assert AtomicMovingWindow(scene.storage, guard=0.0).left(RateLimitItemPerMinute(10), *scene.budget.names("M")) == 6
 
 
 def test_the_storage_counts_forgets_and_says_what_it_cannot_do() -> None:
@@ -478,16 +501,114 @@ def test_the_storage_counts_forgets_and_says_what_it_cannot_do() -> None:
         storage.get_expiry("key")
 
 
-def test_what_is_replaced_counts_from_now_on() -> None:
-    """With the ages it is given; what was there is forgotten, and other keys keep theirs."""
+def test_what_is_merged_counts_once() -> None:
+    """With the ages it is given, those that are there stay as old as they are; other keys keep theirs."""
     now = 100.0
     storage = MemoryStorage(lambda: now)
     window, other = Window("key", 9, 60.0), Window("other", 9, 60.0)
-    storage.acquire_all([window, other])
-    storage.replace(window, [5.0, 3.0])
+    storage.acquire_all([other])
+    for _ in range(2):
+        storage.merge("key", [Entry("a", 5.0), Entry("b", 3.0)], 60.0)
     assert (list(storage.ages(window)), list(storage.ages(other))) == ([5.0, 3.0], [0.0])
     now = 156.0
-    assert list(storage.ages(window)) == [59.0]
+    storage.merge("key", [Entry("b", 0.0), Entry("c", 1.0)], 60.0)
+    assert list(storage.ages(window)) == [59.0, 1.0]
+
+
+def test_rule_05_a_claim_that_is_made_again_is_granted_once() -> None:
+    """The answer was lost: the same ids cost nothing more, also where nothing else would fit."""
+    storage = MemoryStorage(lambda: 0.0)
+    claim = Claim([Window("key", 1, 60.0), Window("key", 5, 3_600.0)], ["a"])
+    assert [storage.claim(claim).wait for _ in range(3)] == [0.0] * 3
+    assert storage.get("key") == 1
+    assert storage.claim(claim._replace(ids=["b"])).wait > 0
+
+
+def test_rule_05_what_is_known_counts_before_anything_is_granted() -> None:
+    """A storage that was emptied is given back what its members know, in the same step."""
+    storage = MemoryStorage(lambda: 0.0)
+    known = [Entry(str(number), 10.0) for number in range(10)]
+    claim = Claim([Window("key", 10, 60.0)], ["new"], {"key": known})
+    assert storage.claim(claim).wait > 0
+    assert storage.get("key") == 10
+    assert storage.claim(claim._replace(known={"key": known[:5]})).wait > 0
+
+
+@pytest.mark.parametrize("again", ["claim", "lead"])
+def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(again: str) -> None:
+    """A signal handler or a finalizer in the middle of it, on the same thread: at any reading of the clock."""
+    inside: list[float] = []
+    holds: Any = None
+
+    def now() -> float:
+        if holds is not None and not inside:
+            inside.append(1.0)
+            if again == "claim":
+                inside.append(store.budget.acquire_all([Window("key", 1, 60.0)]).wait)
+                assert store.budget.ages(Window("key", 1, 60.0)) == []
+            else:
+                inside.append(store.lead("key", owner="b", known=0, lease=5.0).busy_for)
+        return 0.0
+
+    store = MemoryStore(now)
+    holds = True
+    if again == "claim":
+        assert store.budget.acquire_all([Window("key", 1, 60.0)]).wait == 0
+    else:
+        assert store.lead("key", owner="a", known=0, lease=5.0).fence is not None
+    assert inside[1] > 0
+
+
+# The service asks to wait
+
+LIMITED = Failure(TokenRateLimited, "429", status=429, server_message="slow down", retry_after=300.0, retryable=True)
+
+
+def test_rule_10_a_429_bars_the_merchant_for_all_who_share_the_storage() -> None:
+    """No unit is granted, ordinary or extra, until the service said; then they are, and nobody else was concerned."""
+    scene = Scene()
+    scene.budget.rate_limited("M", LIMITED)
+    scene.now += 100.0
+    for extra in (False, True):
+        grant = scene.budget.acquire("M", extra=extra)
+        assert (grant.granted, grant.retry_in, grant.ordinary_in) == (False, 200.0, 200.0)
+        assert grant.failure == replace(LIMITED, retry_after=None)
+    assert scene.take(who="another") == [True]
+    assert scene.left() == [10, 100]
+    scene.now += 200.0
+    assert scene.take() == [True]
+
+
+def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
+    """Who waits a minute at most shortens nobody else's wait, whoever heard of it first; a longer word wins."""
+    for first in (0, 1):
+        scene = Scene()
+        short = TokenBudget(TokenPolicy(max_retry_after=60), scene.storage, "https://api.example")
+        (short, scene.budget)[first].rate_limited("M", LIMITED)
+        scene.budget.rate_limited("M", replace(LIMITED, retry_after=30.0))
+        assert short.acquire("M", extra=False).retry_in == 60.0
+        assert scene.budget.acquire("M", extra=False).retry_in == 300.0
+        scene.now += 60.0
+        assert short.acquire("M", extra=False).granted
+        assert scene.budget.acquire("M", extra=False).retry_in == 240.0
+
+
+# What a refusal says
+
+
+def test_rule_08_a_refusal_says_what_is_reserved() -> None:
+    """Units are left, but not for this one; or none are."""
+    scene = Scene()
+    scene.take(20, extra=True)
+    failure = scene.budget.acquire("M", extra=True).failure
+    assert failure is not None
+    assert "2 of 10 per 1 minute" in failure.message
+    assert "reserved" in failure.message
+    scene.take(2)
+    failure = scene.budget.acquire("M", extra=True).failure
+    assert failure is not None
+    assert "exhausted (10 per 1 minute)" in failure.message
+    assert re.search(r"retry in 12\.5 s$", str(failure.error(12.5)))
 
 
 def test_old_entries_do_not_pile_up() -> None:
@@ -496,4 +617,7 @@ def test_old_entries_do_not_pile_up() -> None:
     for _ in range(3_000):
         scene.take()
         scene.now += 45.0
-    assert max(map(len, scene.storage._entries.values())) <= 100
+    assert scene.storage.get(scene.budget.key("M")) <= 100
+    scene.now += 86_400.0
+    scene.take(who="another")
+    assert len(scene.storage._histories) == 1, "nor do merchants that are gone"

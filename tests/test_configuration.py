@@ -344,6 +344,9 @@ NAMES = [each.name for each in fields(TokenPolicy) if each.name != "limits"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policy_value_that_makes_no_sense(name: str, value: Any) -> None:
     """Negative, not a number, without end, or of a wrong type: the message begins with its name."""
+    if (name, value) == ("fallback_share", None):
+        assert TokenPolicy(fallback_share=None) == TokenPolicy(), "which is to say: automatic"
+        return
     refused(TokenPolicy, **{name: value}, says=name)
 
 
@@ -351,6 +354,12 @@ def test_a_policy_value_that_makes_no_sense(name: str, value: Any) -> None:
 def test_a_policy_value_that_cannot_be_zero(name: str) -> None:
     """Nothing would ever be sent or used."""
     refused(TokenPolicy, **{name: 0}, says=f"{name} is 0: it must be more than 0")
+
+
+@pytest.mark.parametrize("share", [0, 1e-310, 1e-7, 1.001, 4])
+def test_a_share_that_is_none(share: float) -> None:
+    """Too small for arithmetic, or more than the whole."""
+    refused(TokenPolicy, fallback_share=share, says="fallback_share is")
 
 
 @pytest.mark.parametrize("name", ["fetch_attempts", "max_forced_refreshes", "forced_reserve"])

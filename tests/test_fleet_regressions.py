@@ -39,7 +39,7 @@ from pay88_adapters.retry import Broken
 from pay88_adapters.runtimes import ThreadGate
 from pay88_adapters.sequences import Start
 from pay88_adapters.state import SharedState
-from pay88_adapters.stores.base import Acquired, Ages, Lead, StoreError, Window
+from pay88_adapters.stores.base import Answer, Claim, History, Lead, StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -131,13 +131,13 @@ class _FragileStorage(MemoryStorage):
         super().__init__(now)
         self._before = before
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
+    def claim(self, claim: Claim) -> Answer:
         self._before("acquire")
-        return super().acquire_all(windows, amount)
+        return super().claim(claim)
 
-    def add(self, window: Window, ages: Ages) -> None:
+    def merge(self, key: str, entries: History, keep: float) -> None:
         self._before("add")
-        super().add(window, ages)
+        super().merge(key, entries, keep)
 
 
 class FragileStore(MemoryStore):

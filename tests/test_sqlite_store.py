@@ -399,14 +399,16 @@ def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: M
         "UPDATE records SET leased_until = x'00'",
         "UPDATE entries SET at = 'now'",
         "UPDATE entries SET at = 9e999",
+        "UPDATE entries SET id = x'00'",
         "UPDATE clock SET at = 'now'",
         "UPDATE clock SET wall = 9e999, boot = 'other'",
         "UPDATE clock SET boot = x'00'",
         "DELETE FROM clock",
         "DROP TABLE records",
         "DROP TABLE entries",
+        "DROP TABLE bars",
         "DROP TABLE clock",
-        "PRAGMA user_version = 2",
+        "PRAGMA user_version = 3",
     ],
 )
 def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, path: Path, statement: str) -> None:
@@ -562,7 +564,7 @@ db.execute("PRAGMA journal_mode = TRUNCATE")
 db.execute("PRAGMA cache_size = 1")
 db.execute("BEGIN IMMEDIATE")
 db.execute("UPDATE records SET content = 'half done', version = 0")
-db.executemany("INSERT INTO entries VALUES ('key', 1000, 9000)", [()] * 20_000)
+db.executemany("INSERT INTO entries VALUES ('key', ?, 1000, 9000)", [(str(n),) for n in range(20_000)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

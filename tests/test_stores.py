@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.stores.base import Lead, Look, Record, Store, StoreError, Window
+from pay88_adapters.stores.base import Bar, Claim, Entry, Lead, Look, Record, Store, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.place import Place
 from pay88_adapters.testing import ManualClock
@@ -525,12 +526,103 @@ def test_forgetting_the_budget_leaves_the_records(scene: Scene) -> None:
 
 
 def test_old_entries_do_not_pile_up(exact: Scene) -> None:
-    """A budget that is used for days holds no more than its limit allows."""
+    """A budget that is used for days holds no more than an hour of it; what is used no longer leaves with time."""
     budget, window = exact.store.budget, Window("key", 3, 100.0)
-    for _ in range(50):
+    for _ in range(200):
         budget.acquire_all([window])
         exact.advance(45.0)
-    assert budget.get("key") <= 4
+    assert budget.get("key") <= 3660 / 45 + 1
+
+
+def test_rule_05_windows_of_one_key_look_at_one_history(scene: Scene) -> None:
+    """One entry a unit, whatever the limits are; the next one's limits count it, too, and an hour of it is kept."""
+    budget, unit = scene.store.budget, scene.unit
+    short, long = Window("key", 3, 2 * unit), Window("key", 5, 50 * unit)
+    assert budget.acquire_all([short, long], 2).wait == 0
+    assert (budget.get("key"), len(budget.ages(short)), len(budget.ages(long))) == (2, 2, 2)
+    assert budget.acquire_all([short, long], 2).wait == about(scene, 2 * unit)
+    scene.advance(2.1 * unit)
+    assert budget.acquire_all([short, long], 3).wait == 0
+    assert budget.acquire_all([short, long]).wait > 40 * unit
+    assert budget.acquire_all([Window("key", 9, 50 * unit)], 4).wait == 0, "another limit"
+    assert budget.acquire_all([Window("key", 8, 3000.0)]).wait > 0
+
+
+def test_rule_05_entries_are_a_set(scene: Scene) -> None:
+    """Added twice they count once, and what the claim knows counts before it is granted, in the same step."""
+    budget = scene.store.budget
+    known = [Entry(f"{number}-_#{number}", 10.0 + number) for number in range(4)]
+    for _ in range(2):
+        budget.merge("key", known[:2], 100.0)
+    assert {entry.id for entry in budget.history("key")} == {entry.id for entry in known[:2]}
+    claim = Claim([Window("key", 5, 3000.0)], ["mine"], {"key": known})
+    for _ in range(2):
+        answer = budget.claim(claim)
+        assert (answer.wait, len(answer.histories["key"])) == (0, 5)
+    assert [entry.id for entry in answer.histories["key"]][-1] == "mine"
+    assert answer.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
+    assert budget.claim(claim._replace(ids=["another"])).wait > 0
+    refused = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
+    assert refused.wait > 0
+    assert budget.get("other") == 4, "it knows them all the same"
+
+
+def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: Scene) -> None:
+    """Until it ends, or earlier for whoever waits less; the longer one stays; entries that are known are taken."""
+    budget, unit = scene.store.budget, scene.unit
+    claim = Claim([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
+    assert budget.barred("key") is None
+    budget.bar("key", Bar(20 * unit, 0.0, 'wait\n"ñ"'))
+    budget.bar("key", Bar(10 * unit, 0.0, "shorter"))
+    answer = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
+    assert answer.wait == about(scene, 20 * unit)
+    assert answer.bar is not None
+    assert (answer.bar.seconds, answer.bar.reason) == (20 * unit, 'wait\n"ñ"')
+    assert [len(history) for history in answer.histories.values()] == [1, 0]
+    assert budget.claim(claim._replace(longest_bar=10 * unit)).wait == about(scene, 10 * unit)
+    assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
+    scene.advance(1.1 * unit)
+    assert budget.claim(claim._replace(longest_bar=unit)).wait == 0
+    there = budget.barred("key")
+    assert there is not None
+    assert there.age == about(scene, 1.1 * unit)
+    budget.bar("key", Bar(30 * unit, 29.5 * unit, "nearly over"))
+    assert budget.claim(claim._replace(ids=["c"])).wait == about(scene, 18.9 * unit)
+    budget.clear("key")
+    assert budget.claim(claim._replace(ids=["c"])).wait == 0
+
+
+def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scene) -> None:
+    """However they come and go: at each moment, and in the end each of those who ask has one in as many."""
+    told: dict[str, int] = {}
+    for turn in range(4):
+        for member in "abcdefgh"[: 8 if turn else 5]:
+            lead = scene.store.lead("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
+            told[member] = lead.parts
+            assert sum(1 / parts for parts in told.values() if parts) <= 1.0001
+            assert len(lead.others) <= len(told) - 1
+    assert set(told.values()) == {8}
+    assert scene.store.lead("key", owner="no member", known=0, lease=1.0).parts == 0
+
+
+def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
+    """By and by, and all of it after an hour; the only one has the whole from the second time on."""
+    lead = partial(exact.store.lead, "key", known=0, lease=1.0)
+    assert [lead(owner="a/1").parts, lead(owner="a/2").parts] == [2, 1]
+    exact.advance(1_800.0)
+    assert lead(owner="b/1").parts == 4, "half of the half that is free"
+    assert lead(owner="b/1").parts == 2
+    exact.advance(1_801.0)
+    assert lead(owner="b/1").parts == 1
+    exact.advance(3_601.0)
+    assert lead(owner="c/1").parts == 2
+
+
+def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
+    """Beyond a hundred."""
+    for number in range(101):
+        told = scene.store.lead("key", owner=f"{number}/1", known=0, lease=1.0)
+    assert told.parts == 0
 
 
 # Two kinds side by side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,10 +11,13 @@ from typing import NamedTuple
 from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
+from .errors import Failure, TokenBudgetExhausted, TokenRateLimited
 from .policy import LIFETIME, TokenPolicy
-from .stores.base import Acquired, Ages, BudgetStorage, Window, wait_for
+from .snapshot import failure_from, failure_to
+from .stores.base import Acquired, Ages, Answer, Bar, BudgetStorage, Claim, Window, counted, new_id, wait_for
 
 _HOUR = 3600
+_DAY = 86_400.0
 _SLACK = 0.01  # seconds by which a planned request comes after the instant at which there is room
 
 
@@ -29,6 +33,8 @@ class Grant(NamedTuple):
     """Seconds until a request that is not extra could be granted, as far as is known now."""
     pace: float = 0.0
     """Seconds from one ordinary request to the next that the limits sustain; 0 where the usual ones do."""
+    failure: Failure | None = None
+    """Why it was not granted."""
 
 
 class AtomicMovingWindow(MovingWindowRateLimiter):
@@ -54,8 +60,8 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
         return max(item.amount - len(self._windows.ages(self.window(item, *identifiers))), 0)
 
     def window(self, item: RateLimitItem, *identifiers: str) -> Window:
-        """Return the window that *item* stands for."""
-        return Window(item.key_for(*identifiers), item.amount, self.expiry(item))
+        """Return the window that *item* stands for: all items with the same identifiers look at one history."""
+        return Window("/".join(identifiers), item.amount, self.expiry(item))
 
     def expiry(self, item: RateLimitItem) -> float:
         """Return for how many seconds a unit of *item* counts."""
@@ -81,6 +87,7 @@ class TokenBudget:
 
     def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=policy.fetch_timeout)
+        self._storage = storage
         self._base_url = base_url
         self._limits = tuple(dict.fromkeys(policy.rate_limits()))
         self._usual, _, self._latest = policy.windows(LIFETIME)
@@ -88,15 +95,58 @@ class TokenBudget:
         reserve = min([policy.forced_reserve, *(each.amount for each in shares if each.get_expiry() == _HOUR)])
         self._reserve = (RateLimitItemPerHour(reserve), *(each for each in shares if each.get_expiry() != _HOUR))
         self._shares = tuple(self._reserve[0] if each.get_expiry() == _HOUR else each for each in shares)
+        self._longest_bar = policy.max_retry_after
 
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
-        acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
-        if acquired.wait == 0:
-            return Grant(True, 0.0, self.pressure(merchant_id), pace=self.pace(merchant_id))
-        ordinary = zip(self.windows(merchant_id, extra=False), acquired.ages, strict=False)  # they come first
-        ordinary_in = max(wait_for(window, ages, 1) for window, ages in ordinary)
-        return Grant(False, acquired.wait, self.pressure(merchant_id), ordinary_in, self.pace(merchant_id))
+        windows = self.windows(merchant_id, extra=extra)
+        claim = Claim(windows, [new_id()], longest_bar=self._longest_bar, restores=True)
+        answer = self._storage.claim(claim)
+        pressure, pace = self.pressure(merchant_id), self.pace(merchant_id)
+        if answer.wait == 0:
+            return Grant(True, 0.0, pressure, pace=pace)
+        bar = answer.bar
+        if bar is not None and bar.left(self._longest_bar) > 0:
+            return Grant(False, answer.wait, pressure, answer.wait, pace, _said(bar))
+        ordinary = windows[: len(self._limits)]
+        ordinary_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in ordinary)
+        return Grant(False, answer.wait, pressure, ordinary_in, pace, self._refusal(answer, ordinary))
+
+    def _refusal(self, answer: Answer, ordinary: Sequence[Window]) -> Failure:
+        left = {
+            item: item.amount - len(counted(window, answer.histories[window.key]))
+            for item, window in zip(self._limits, ordinary, strict=True)
+        }
+        spent = ", ".join(str(item) for item, units in left.items() if units <= 0)
+        if answer.reason:
+            why = answer.reason
+        elif spent:
+            why = f"token budget exhausted ({spent})"
+        else:
+            units = ", ".join(f"{units} of {item}" for item, units in left.items())
+            why = (
+                f"token budget exhausted for forced refreshes and retries: {units} left, reserved for regular refreshes"
+            )
+        return Failure(TokenBudgetExhausted, f"{why}; request not sent", retryable=True)
+
+    def rate_limited(self, merchant_id: str, failure: Failure) -> None:
+        """Note that the service asked to wait: it holds for the merchant, with any key, for all who share the storage.
+
+        Raises:
+            StoreError: The storage cannot be used.
+        """
+        seconds = min(failure.retry_after or 0.0, _DAY)
+        self._storage.bar(self.key(merchant_id), Bar(seconds, 0.0, json.dumps(failure_to(failure))))
+
+    def barred(self, merchant_id: str) -> tuple[Failure, float] | None:
+        """Return why no token request may be sent, and for how many seconds, if the service asked to wait.
+
+        Raises:
+            StoreError: The storage cannot be used.
+        """
+        bar = self._storage.barred(self.key(merchant_id))
+        left = bar.left(self._longest_bar) if bar is not None else 0.0
+        return (_said(bar), left) if bar is not None and left > 0 else None
 
     def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:
         """Return every window that the merchant's requests count in, those that are *extra* or not."""
@@ -152,6 +202,17 @@ class TokenBudget:
         """Return what the merchant's entries are kept under."""
         return ("token", merchant_digest(self._base_url, merchant_id))
 
+    def key(self, merchant_id: str) -> str:
+        """Return the key of the merchant's history."""
+        return "/".join(self.names(merchant_id))
+
+    def keys(self, merchant_id: str) -> dict[str, float]:
+        """Return the keys of the merchant's histories, and for how many seconds the limits look back into each."""
+        longest: dict[str, float] = {}
+        for window in self.windows(merchant_id):
+            longest[window.key] = max(longest.get(window.key, 0.0), window.expiry)
+        return longest
+
 
 def merchant_digest(base_url: str, merchant_id: str) -> str:
     """Name a merchant at a base URL without giving it away."""
@@ -167,3 +228,13 @@ def spread(limit: int, seconds: float, ages: Ages) -> float:
     left = limit - len(counting)
     # Where n are left, the one after them takes the place of the oldest, the next one that of the second oldest.
     return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)
+
+
+def _said(bar: Bar) -> Failure:
+    try:
+        said = failure_from(json.loads(bar.reason))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        said = None
+    if said is None or said.kind is not TokenRateLimited:
+        said = Failure(TokenRateLimited, "the token endpoint responded with 429; request not sent", 429, retryable=True)
+    return said

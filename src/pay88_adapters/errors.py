@@ -102,9 +102,9 @@ class Failure:
     """Whether the client raised what is no network error: that says nothing of the service."""
 
     def error(self, retry_after: float | None) -> Pay88Error:
-        """Return a new exception; *retry_after* is in seconds from now."""
+        """Return a new exception; *retry_after* is in seconds from now, and its text says so."""
         error = self.kind(
-            self.message,
+            f"{self.message}; retry in {retry_after:.1f} s" if retry_after and self.retryable else self.message,
             status=self.status,
             server_message=self.server_message,
             retry_after=retry_after,

@@ -1,19 +1,36 @@
-"""The store that managers share, and what this process does without it (rules 4 and 24)."""
+"""The store that managers share, and what this process does without it (rules 4, 5 and 24)."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
-from weakref import WeakValueDictionary
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet, WeakValueDictionary
 
 from .budget import TokenBudget
 from .clock import Clock
-from .forks import survive_forks
+from .forks import fork_id, survive_forks
 from .policy import TokenPolicy
-from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
+from .stores.base import (
+    Ages,
+    Answer,
+    Bar,
+    BudgetStorage,
+    Claim,
+    Entry,
+    History,
+    Lead,
+    Store,
+    StoreError,
+    Window,
+    counted,
+)
+from .stores.members import HORIZON, shrunk
 from .stores.memory import MemoryStorage
 from .threads import may_block
 
@@ -24,10 +41,15 @@ T = TypeVar("T")
 PATIENCE = 4.0
 """Real seconds for which an operation of a store may take; longer, and the store fails."""
 
+_SLOW = 0.5  # real seconds after which others wait for the end of an operation, before they try themselves
 _REST = 5.0  # seconds for which a store that failed is left alone
 _QUIET = 60.0  # seconds between two warnings about a store that comes and goes
-_TOLD_AT_ONCE = 20  # windows that one operation tells the store of
+_TOLD_AT_ONCE = 20  # histories that one operation tells the store of
+_UNKNOWN = 4  # parts of the budget, one of which a process takes that has never reached the store
+_OTHERS = "#"  # in the ids of entries that stand for what others may have taken
+_TOLD_OF_CALLS = 200  # entries of a history that need not be complete
 _NEVER = float("-inf")
+_numbers = itertools.count(1)
 NO_LEASE = 0
 """The fence of whoever leads without a lease, because the store fails or cannot be waited for."""
 
@@ -38,29 +60,45 @@ class Fleet:
     Args:
         store: What is shared.
         clock: The managers'.
-        share: Of the budget, for this process alone while the store fails.
+        share: Of the budget, for this process alone while the store fails; ``None`` for what the store says.
+        fallback: What the processes of this host share while the store fails.
+        host: Names all that share *fallback*: they have one share together.
     """
 
-    def __init__(self, store: Store, clock: Clock, share: float) -> None:
-        self.blocking = store.blocking
-        self.alone = False
-        self.budget = _Budget(self, store, clock, share)
+    def __init__(
+        self, store: Store, clock: Clock, share: float | None = None, fallback: Store | None = None, host: str = ""
+    ) -> None:
+        self.blocking = store.blocking or (fallback is not None and fallback.blocking)
+        self.fallback = None if fallback is None else Link(fallback, clock)
+        self.link = Link(store, clock)
+        self.share = Share(clock, share)
+        self.budget = _Budget(self, clock)
         self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
-        self._store = store
+        self._host = host
+        self._number = next(_numbers)
         self._clock = clock
-        self._failed_at = self._warned_at = _NEVER
-        self._warned = False
-        self._turning = threading.Lock()
+        _fleets.add(self)
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads."""
-        self._turning = threading.Lock()
+        """Go on as a process of its own, of which the store does not know."""
+        if self.fallback is None:
+            self.share.split() if self.alone else self.share.lose()
 
     @property
     def store(self) -> Store:
         """The store that is shared."""
-        return self._store
+        return self.link.store
+
+    @property
+    def alone(self) -> bool:
+        """Whether the store fails."""
+        return self.link.failing
+
+    @property
+    def member(self) -> str:
+        """Names this process, or all that share the fallback store with it, to the store."""
+        return self._host if self.fallback is not None else f"{fork_id()}.{self._number}"
 
     def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
         """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
@@ -74,53 +112,103 @@ class Fleet:
         return not self._budgets and not self.budget.holds_entries()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
+        """Do what :meth:`Store.lead` does; while the store fails, in the fallback store, or without a lease.
 
-        def operation() -> Lead:
-            self.budget.tell()  # here, because who never leads never asks for the shared budget
-            return self._store.lead(key, owner=owner, known=known, lease=lease)
+        Fences and versions of the fallback store are negative here.
+        """
 
-        return self.attempt(operation) or Lead(fence=NO_LEASE)
+        def operation(store: Store) -> Lead:
+            self.budget.tell(store)  # here, because who never leads never asks for the shared budget
+            asked_at = self._clock.now()
+            led = store.lead(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
+            self.share.told(led.parts, led.others, asked_at)
+            return led
+
+        led = self.link.attempt(operation)
+        if led is None and self.fallback is not None:
+            led = self.fallback.attempt(lambda store: store.lead(key, owner=owner, known=max(-known, 0), lease=lease))
+            led = led and _mirrored(led)
+        return led or Lead(fence=NO_LEASE)
 
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float) -> bool:
         """Do what :meth:`Store.publish` does; nothing without a lease, or while the store fails."""
-        if fence == NO_LEASE:
+        link = self.link if fence > NO_LEASE else self.fallback
+        if fence == NO_LEASE or link is None:
             return False
+        return bool(
+            link.attempt(lambda store: store.publish(key, fence=abs(fence), content=content, keep=keep, after=after))
+        )
 
-        def operation() -> bool:
-            return self._store.publish(key, fence=fence, content=content, keep=keep, after=after)
 
-        return bool(self.attempt(operation))
+def _mirrored(led: Lead) -> Lead:
+    record = led.record
+    return led._replace(
+        fence=None if led.fence is None else -led.fence,
+        record=None if record is None else type(record)(-record.version, record.content, record.age, record.stored),
+    )
 
-    def attempt(self, operation: Callable[[], T]) -> T | None:
+
+class Link:
+    """The way to one store, which may fail."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.failing = False
+        self.failing_since = self.restored_at = _NEVER
+        self._clock = clock
+        self._failed_at = self._warned_at = _NEVER
+        self._warned = False
+        self._lock = threading.RLock()
+        self._running: set[_Operation[Any]] = set()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads."""
+        self._lock = threading.RLock()
+        self._running = set()
+
+    def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for a while after it did."""
         began_at = self._clock.now()
         if began_at < self._failed_at + _REST:
             return None
         try:
-            result = bounded(operation) if self.blocking else operation()
+            result = self._bounded(operation) if self.store.blocking else operation(self.store)
         except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
             self._fails(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
             return None
-        if self.alone:
+        if self.failing:
             self._works(began_at)
         return result
 
+    def _bounded(self, operation: Callable[[Store], T]) -> T:
+        # What hangs leaves its thread behind, and the next one would, too.
+        for slow in [each for each in list(self._running) if each.is_slow]:
+            if slow.is_late or not slow.wait():
+                raise StoreError("an earlier operation has not come back")
+        running = _Operation(lambda: operation(self.store))
+        self._running.add(running)
+        running.ended = lambda: self._running.discard(running)
+        return running.result_in_time()
+
     def _fails(self, problem: str) -> None:
-        with self._turning:  # the managers of one process warn once together
+        with self._lock:  # the managers of one process warn once together
             self._failed_at = now = self._clock.now()
-            news = not self.alone and now >= self._warned_at + _QUIET
-            self.alone = True
+            news = not self.failing and now >= self._warned_at + _QUIET
+            if not self.failing:
+                self.failing_since = now
+            self.failing = True
             if news:
                 self._warned_at, self._warned = now, True
         if news:
             _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
 
     def _works(self, began_at: float) -> None:
-        with self._turning:
-            if began_at < self._failed_at or not self.alone:  # it began before the store failed
+        with self._lock:
+            if began_at < self._failed_at or not self.failing:  # it began before the store failed
                 return
-            self.alone, warned, self._warned = False, self._warned, False
+            self.failing, warned, self._warned = False, self._warned, False
+            self.restored_at = self._clock.now()
         if warned:
             _log.warning("the store is back: this process shares its token and budget again")
 
@@ -131,14 +219,50 @@ class _Operation(threading.Thread, Generic[T]):
     def __init__(self, operation: Callable[[], T]) -> None:
         super().__init__(name="pay88-store-operation", daemon=True)
         self._operation = operation
-        self.result: list[T] = []
-        self.error: BaseException | None = None
+        self._done = threading.Event()  # made here: whoever patches the standard library has done so by now
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self.ended: Callable[[], object] = bool
+        self._began_at = time.monotonic()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it may be hanging."""
+        return time.monotonic() > self._began_at + _SLOW
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody waits for it any longer."""
+        return time.monotonic() >= self._began_at + PATIENCE
 
     def run(self) -> None:
         try:
-            self.result.append(self._operation())
+            self._result.append(self._operation())
         except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
-            self.error = exc
+            self._error = exc
+        finally:
+            self.ended()
+            self._done.set()
+
+    def wait(self) -> bool:
+        """Wait for its end as long as anybody does; return whether it has ended."""
+        return self._done.wait(max(self._began_at + PATIENCE - time.monotonic(), 0.0))
+
+    def result_in_time(self) -> T:
+        """Return what the operation returns, or raise what it raises."""
+        try:
+            self.start()
+        except RuntimeError:  # there are too many, or the process ends
+            self.ended()
+            if may_block():  # blocking this one blocks nobody else
+                return self._operation()
+            raise StoreError("cannot start a thread for the store operation") from None
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        if not self._result:
+            raise StoreError(f"no answer within {PATIENCE:g} s")
+        return self._result[0]
 
 
 def bounded(operation: Callable[[], T]) -> T:
@@ -147,112 +271,261 @@ def bounded(operation: Callable[[], T]) -> T:
     Raises:
         StoreError: It took longer than ``PATIENCE``, or no thread can be started.
     """
-    thread = _Operation(operation)
-    try:
-        thread.start()
-    except RuntimeError:  # there are too many, or the process ends
-        if may_block():  # blocking this one blocks nobody else
-            return operation()
-        raise StoreError("cannot start a thread for the store operation") from None
-    thread.join(PATIENCE)
-    if thread.error is not None:
-        raise thread.error
-    if not thread.result:
-        raise StoreError(f"no answer within {PATIENCE:g} s")
-    return thread.result[0]
+    return _Operation(operation).result_in_time()
+
+
+class Share:
+    """One part in how many of the budget this process has while the store fails.
+
+    Args:
+        clock: The managers'.
+        part: Set by hand; ``None`` for what the store says.
+    """
+
+    def __init__(self, clock: Clock, part: float | None) -> None:
+        self._clock = clock
+        self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
+        self._told: tuple[int, float] | None = None  # one part in how many, and when the store was asked
+        self._others: list[tuple[float, int]] = []  # the same of each other member
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether the store has said it: then it holds to the letter, or else it is a guess."""
+        return self._by_hand is None and self._told is not None
+
+    @property
+    def was_told(self) -> bool:
+        """Whether the store has ever been reached."""
+        return self._told is not None
+
+    def told(self, parts: int, others: Sequence[tuple[float, int]], asked_at: float) -> None:
+        """Note what the store said."""
+        self._told = parts, asked_at
+        self._others = [(asked_at - age, parts) for age, parts in others]
+
+    def silent(self, restored_at: float) -> list[tuple[float, int]]:
+        """Return when those asked who have not asked since the store is back, and the parts that they were told."""
+        return [(at, parts) for at, parts in self._others if at < restored_at and parts]
+
+    def parts(self, failing_since: float) -> int:
+        """Return one part in how many it is, of a store that fails since then; 0 for none."""
+        if self._by_hand is not None:
+            return self._by_hand
+        if self._told is None:
+            return _UNKNOWN
+        told, asked_at = self._told
+        return shrunk(told, failing_since - asked_at)
+
+    def split(self) -> None:
+        """Go on with half of it, for another process goes on with the other half."""
+        if self._told is not None:
+            told, asked_at = self._told
+            self._told = 2 * told, asked_at
+
+    def lose(self) -> None:
+        """Go on without, until the store says more."""
+        if self._told is not None:
+            self._told = 0, self._told[1]
+
+
+_fleets: WeakSet[Fleet] = WeakSet()
+
+
+def _after_fork_in_parent() -> None:
+    for fleet in list(_fleets):
+        if fleet.alone and fleet.fallback is None:
+            fleet.share.split()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_after_fork_in_parent)
 
 
 class _Budget(MemoryStorage):
     """What this process knows of the shared budget, and goes on with while the store fails.
 
-    What it takes alone counts as much as *1 / share* entries: as if every other process took the same.
+    What it takes alone counts as much as its share is smaller than the whole: as if every other process took
+    the same. Of the time before, in which others may have taken what this one has not seen, it counts
+    what the limits allow for long in as many seconds.
     """
 
-    def __init__(self, fleet: Fleet, store: Store, clock: Clock, share: float) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock) -> None:
         self._fleet = fleet
-        self._shared = store.budget
-        self._weight = math.ceil(1 / share)
-        self._own: dict[Window, list[float]] = {}  # when what the store has not seen was taken
-        self._told: dict[Window, list[float]] = {}  # and of what it has been told
-        self._owning = threading.Lock()
-        self._telling = threading.Lock()
+        self._alone = MemoryStorage(clock.now)  # what was taken alone, and what it stands for
+        self._untold: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
+        self._seen: dict[str, float] = {}  # until when this process knows what was taken
+        self._rates: dict[str, float] = {}  # how many units a second the limits of a key allow for long
         super().__init__(clock.now)
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._owning = threading.Lock()
-        self._telling = threading.Lock()
-        self._own.clear()  # the parent tells
-        self._told.clear()
+        self._untold = {}  # the parent tells
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
-        def operation() -> Acquired:
-            self.tell()
-            return self._shared.acquire_all(windows, amount)
+    def claim(self, claim: Claim) -> Answer:
+        keys = dict.fromkeys(window.key for window in claim.windows)
+        for key in keys:
+            self._rates[key] = min(window.limit / window.expiry for window in claim.windows if window.key == key)
 
-        shared = self._fleet.attempt(operation)
-        if shared is None:
-            return self._acquire_alone(windows, amount)
-        for window, ages in zip(windows, shared.ages, strict=True):
-            self.replace(window, ages)
-        return shared
+        def operation(store: Store) -> Answer:
+            self.tell(store)
+            for key in keys:
+                bar = self.barred(key)
+                if bar is not None:  # the store may have forgotten it
+                    store.budget.bar(key, bar)
+            known = {key: self.known(key) for key in keys} if claim.restores else claim.known
+            windows = [self._kept_free(window) for window in claim.windows]
+            return store.budget.claim(claim._replace(windows=windows, known=known))
 
-    def _acquire_alone(self, windows: Sequence[Window], amount: int) -> Acquired:
-        with self._owning:
-            waits = [wait_for(window, self._ages_alone(window), amount * self._weight_in(window)) for window in windows]
-            if not any(waits):
-                for window in windows:
-                    self._own[window] = [*self._own_in(window), *([self._now()] * amount)]
-            # The store may be back before there is room.
-            return Acquired(min(max(waits), _REST), [self.ages(window) for window in windows])
+        asked_at = self._now()
+        answer = self._fleet.link.attempt(operation)
+        if answer is None:
+            return self._claim_alone(claim, keys)
+        for key, history in answer.histories.items():
+            self.learn(key, history, _keep(claim, key), asked_at)
+        if answer.bar is not None:
+            super().bar(next(iter(keys)), answer.bar)
+        elif answer.wait and any(self._kept_free(window) != window for window in claim.windows):
+            why = "the shared store is back, and not all processes have reported what they used meanwhile"
+            return answer._replace(wait=min(answer.wait, _REST), reason=why)
+        return answer
+
+    def _kept_free(self, window: Window) -> Window:
+        """Leave room in the shared budget for what others may have taken alone and not yet told."""
+        link, now = self._fleet.link, self._now()
+        if now >= link.restored_at + HORIZON:
+            return window
+        instants = [now - age for age in counted(window, self.known(window.key))]
+        taken = sum(
+            max(window.limit - sum(each <= at for each in instants), 0) / parts
+            for at, parts in self._fleet.share.silent(link.restored_at)
+        )
+        return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
+
+    def learn(self, key: str, history: History, keep: float, seen: float) -> None:
+        """Take over what is known of the history of *key* until the instant *seen*."""
+        super().merge(key, history, keep)
+        self._seen[key] = max(seen, self._seen.get(key, _NEVER))
+
+    def bar(self, key: str, bar: Bar) -> None:
+        super().bar(key, bar)
+        for link in (self._fleet.link, self._fleet.fallback):
+            if link is not None and link.attempt(lambda store: store.budget.bar(key, bar) is None):
+                break
+
+    def known(self, key: str) -> History:
+        """Return what this process knows of the history of *key*."""
+        return super().history(key)
+
+    def history(self, key: str) -> History:
+        """Return what counts for this process: alone, also what that stands for which it took."""
+        known = super().history(key)
+        if not self._fleet.alone:
+            return known
+        ids = {entry.id for entry in known}
+        others = [entry for entry in self._alone.history(key) if entry.id not in ids]
+        return sorted([*known, *others], key=lambda entry: -entry.age)
 
     def ages(self, window: Window) -> Ages:
-        own = [self._now() - at for at in self._own_in(window) for _ in range(self._weight_in(window))]
-        return sorted([*super().ages(window), *own], reverse=True)
+        assumed = [0.0] * self._unseen(window) if self._fleet.alone else []
+        return [*counted(window, self.history(window.key)), *assumed]
 
-    def _ages_alone(self, window: Window) -> Ages:
-        # Told, it counts once over there; but what the others took in the same time may still be untold.
-        others = [self._now() - at for at in self._told_in(window) for _ in range(self._weight_in(window) - 1)]
-        return sorted([*self.ages(window), *others], reverse=True)
+    # --- alone
 
-    def _weight_in(self, window: Window) -> int:
-        return min(self._weight, window.limit) or 1  # one fits into any window that is empty
+    def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> Answer:
+        bar = max((bar for key in keys if (bar := self.barred(key))), key=Bar.left, default=None)
+        if bar is not None and bar.left(claim.longest_bar) > 0:
+            return Answer(bar.left(claim.longest_bar), {key: self.history(key) for key in keys}, bar)
+        answer = self._in_fallback(claim, keys)
+        if answer is None:
+            # Who cannot use the file it should share has no more than a guess at how many others cannot.
+            spread = 1 if self._fleet.fallback is None else _UNKNOWN
+            parts = spread * self._fleet.share.parts(self._fleet.link.failing_since)
+            answer = self._take(self._alone, claim, keys, parts)
+        if answer.wait:
+            return answer._replace(wait=min(answer.wait, _REST))  # the store may be back before there is room
+        now = self._now()
+        with self._lock:
+            for key in keys:
+                super().merge(key, [Entry(name, 0.0) for name in claim.ids], _keep(claim, key))
+                self._untold = {**self._untold, key: {**self._untold.get(key, {}), **dict.fromkeys(claim.ids, now)}}
+        return answer
 
-    def holds_entries(self) -> bool:
-        return bool(self._own) or super().holds_entries()
+    def _in_fallback(self, claim: Claim, keys: Iterable[str]) -> Answer | None:
+        link = self._fleet.fallback
+        if link is None:
+            return None
+        parts = self._fleet.share.parts(self._fleet.link.failing_since)
+        answer = link.attempt(lambda store: self._take(store.budget, claim, keys, parts))
+        for key, history in answer.histories.items() if answer is not None else ():
+            self._alone.merge(key, history, _keep(claim, key))
+            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _keep(claim, key))
+        return answer
 
-    def _own_in(self, window: Window) -> list[float]:
-        return [at for at in self._own.get(window, ()) if at >= self._now() - window.expiry]
+    def _take(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> Answer:
+        if not self._fleet.share.is_firm:
+            parts = min(parts, max(window.limit for window in claim.windows))
+        windows = [self._reduced(window, parts) for window in claim.windows]
+        known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.restores) :] for key in keys}
+        ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(parts, 1))]
+        if parts and all(len(ids) <= window.limit for window in windows):
+            answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
+        else:
+            answer = Answer(_REST, {key: self.history(key) for key in keys})
+        return answer._replace(reason=self._refusal(claim, parts)) if answer.wait else answer
 
-    def _told_in(self, window: Window) -> list[float]:
-        return [at for at in self._told.get(window, ()) if at >= self._now() - window.expiry]
+    def _reduced(self, window: Window, parts: int) -> Window:
+        limit = window.limit
+        if limit and not self._fleet.share.is_firm:
+            limit = max(limit, parts)  # one fits into any window that is empty
+        return window._replace(limit=limit - self._unseen(window))
 
-    def tell(self) -> None:
-        """Add to the store what was taken without it.
+    def _unseen(self, window: Window) -> int:
+        """Return how many units others may have taken unseen, before the store failed, that count in *window* now."""
+        if not self._fleet.share.was_told:
+            return 0
+        until = self._fleet.link.failing_since
+        since = max(self._seen.get(window.key, _NEVER), self._now() - window.expiry)
+        return min(max(math.ceil((until - since) * self._rates.get(window.key, 0.0) - 1e-9), 0), window.limit)
+
+    def _refusal(self, claim: Claim, parts: int) -> str:
+        who = "process" if self._fleet.fallback is None else "host"
+        remedy = "set fallback_store" if self._fleet.fallback is None else "restore it"
+        small = min(claim.windows, key=lambda window: window.limit).limit
+        if not parts:
+            why = f"this {who} has no share of the token budget"
+        elif self._fleet.share.is_firm and parts > small:
+            why = f"a share of 1/{parts} of {small} token requests is less than one"
+        else:
+            why = f"the token budget of this {who} (1/{parts}) is exhausted"
+        return f"the shared store is unavailable and {why}: {remedy}"
+
+    def tell(self, store: Store) -> None:
+        """Add to the store what was taken without it, or lost by it.
 
         Raises:
             StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
-        if not self._own:
-            return
-        telling = self._telling  # one at a time, or the store would hear it twice
-        if not telling.acquire(timeout=PATIENCE / 2):
-            raise StoreError("it takes long to hear what was taken without it")
-        try:
-            self._tell()
-        finally:
-            telling.release()
+        for key, entries in list(self._untold.items())[:_TOLD_AT_ONCE]:
+            now, keep = self._now(), self._kept(key).keep
+            live = [Entry(name, now - at) for name, at in entries.items() if now - at <= keep]
+            if live:
+                store.budget.merge(key, live, keep)
+            with self._lock:
+                left = {name: at for name, at in self._untold.get(key, {}).items() if name not in entries}
+                others = {each: untold for each, untold in self._untold.items() if each != key}
+                self._untold = {**others, key: left} if left else others
 
-    def _tell(self) -> None:
-        for window in list(self._own)[:_TOLD_AT_ONCE]:
-            instants = self._own_in(window)
-            ages = [self._now() - at for at in instants]
-            if ages:
-                self._shared.add(window, ages)
-            with self._owning:
-                self.add(window, ages)
-                self._told[window] = [*self._told_in(window), *instants]
-                left = [at for at in self._own_in(window) if at not in instants]
-                self._own.pop(window, None)
-                if left:
-                    self._own[window] = left
+    def holds_entries(self) -> bool:
+        return bool(self._untold) or self._alone.holds_entries() or super().holds_entries()
+
+    def miss(self, key: str, ids: Iterable[str]) -> None:
+        """Note that somebody else has seen no more of the history of *key* than the entries *ids*."""
+        there, now = set(ids), self._now()
+        lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
+        if lost:
+            with self._lock:
+                self._untold = {**self._untold, key: {**lost, **self._untold.get(key, {})}}
+
+
+def _keep(claim: Claim, key: str) -> float:
+    return max(window.expiry for window in claim.windows if window.key == key)

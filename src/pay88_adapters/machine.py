@@ -7,7 +7,7 @@ them. What a call gets depends on two things: how old the token is, and whether 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -146,6 +146,7 @@ class TokenMachine:
     """
 
     __slots__ = (
+        "_asked_until",
         "_bar",
         "_barred_until",
         "_drawn_at",
@@ -190,7 +191,7 @@ class TokenMachine:
         self._flights: dict[int, Flight] = {}
         self._last_ticket = 0
         self._bar: Failure | None = None
-        self._barred_until = _NEVER
+        self._barred_until = self._asked_until = _NEVER
         self._rejected_digest: str | None = None
         self._failed: Failure | None = None
         self.failed_fetches = 0
@@ -365,13 +366,14 @@ class TokenMachine:
             self._rejected_digest = digest
         until = found.barred_until
         if found.bar.kind is TokenRateLimited:
+            self._asked_until = max(self._asked_until, until)
             until = min(until, now + self._policy.max_retry_after)
         else:
             self._note_failure(found.bar)
         self._raise_bar(found.bar, until)
         return False
 
-    def snapshot(self, digest: str, spent: Mapping[str, Sequence[float]]) -> Snapshot:
+    def snapshot(self, digest: str, spent: Mapping[str, Mapping[str, float]]) -> Snapshot:
         """Return what others with the same credentials should know; *spent* is what is known of the budget."""
         ours = self._held is not None and not self._refused and self._held_digest == digest
         others_too = self._bar is not None and self._bar.kind is not TokenBudgetExhausted  # the budget says it itself
@@ -380,7 +382,7 @@ class TokenMachine:
         return Snapshot(
             self._held.token if self._held is not None and ours else None,
             self._bar if others_too else None,
-            self._barred_until if others_too else _NEVER,
+            self._told_until() if others_too else _NEVER,
             self._failures,
             self._ordinary_at,
             spent,
@@ -426,7 +428,7 @@ class TokenMachine:
         until = now + grant.retry_in
         if extra:
             until = min(until, max(self._ordinary_at + self._interval(), now + grant.ordinary_in))
-        self._raise_bar(BUDGET_SPENT, until)
+        self._raise_bar(grant.failure or BUDGET_SPENT, until)
         return False
 
     def grant_expired(self, ticket: int) -> None:
@@ -692,7 +694,13 @@ class TokenMachine:
         self._failed = failure
         self.failed_fetches += 1
 
+    def _told_until(self) -> float:
+        # What the service said, not what our own max_retry_after makes of it: others may have another one.
+        limited = self._bar is not None and self._bar.kind is TokenRateLimited
+        return max(self._asked_until, self._barred_until) if limited else self._barred_until
+
     def _rate_limited(self, failure: Failure, now: float) -> None:
+        self._asked_until = max(self._asked_until, now + (failure.retry_after or 0.0))
         self._raise_bar(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))
 
     def _raise_bar(self, failure: Failure, until: float) -> None:
@@ -730,7 +738,7 @@ class TokenMachine:
 
 BUDGET_SPENT = Failure(
     TokenBudgetExhausted,
-    "no usable token, and the budget of token requests is spent; the call was not sent: see retry_after",
+    "token budget exhausted; request not sent",
     retryable=True,
 )
 _LOST = Failure(

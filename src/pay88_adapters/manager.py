@@ -48,13 +48,13 @@ class _Stores:
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, float], Fleet] = {}
+        self._fleets: dict[tuple[str, float | None], Fleet] = {}
         self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
         return len(self._fleets)
 
-    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+    def fleet(self, url: str, clock: Clock, share: float | None) -> Fleet:
         """Return this process's one view of a store."""
         fleet = self._fleets.get((url, share))
         if fleet is None:
@@ -126,7 +126,7 @@ class _Process:
         """Replace the lock: another thread may have held it."""
         self.lock = threading.RLock()
 
-    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+    def fleet(self, url: str, clock: Clock, share: float | None) -> Fleet:
         """Return this process's one view of a store, on this clock."""
         with self.lock:
             # On the clock itself, which the stores refer to: so they are collected together.

@@ -15,7 +15,7 @@ _MOST = 86_400  # a day
 _LEAST_SHARE = 1e-6
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
-_POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after", "fallback_share")
+_POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after")
 _WITHIN_LIFETIME = ("margin", "expiry_skew")
 
 
@@ -37,8 +37,9 @@ class TokenPolicy:
         max_forced_refreshes: Refused tokens replaced in a row before 401s are handed to the callers.
         forced_reserve: Token requests an hour that refusals, retries and probes may use in all.
         max_retry_after: Longest wait that a 429 of the token endpoint can impose.
-        fallback_share: Part of the budget that one process may spend while the store that it shares with
-            others fails.
+        fallback_share: Part of the token budget that one process may use while the shared store is unavailable,
+            from 0.000001 to 1, for example 0.25 with four processes. ``None``: as much as all processes that the
+            store last knew leave to each other.
         limits: The budget of token requests, in the notation of the ``limits`` library.
 
     Raises:
@@ -58,16 +59,18 @@ class TokenPolicy:
     max_forced_refreshes: int = 3
     forced_reserve: int = 20
     max_retry_after: float = 3600
-    fallback_share: float = 0.25
+    fallback_share: float | None = None
     limits: tuple[str, ...] = ("10/minute", "100/hour")
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if each.name != "limits":
+            if each.name not in ("limits", "fallback_share"):
                 self._check_number(each.name, getattr(self, each.name))
-        if not _LEAST_SHARE <= self.fallback_share <= 1:
-            share = _shown(self.fallback_share)
-            raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1")
+        if self.fallback_share is not None:
+            self._check_number("fallback_share", self.fallback_share)
+            if not _LEAST_SHARE <= self.fallback_share <= 1:
+                share = _shown(self.fallback_share)
+                raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1, or None")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
         self.rate_limits()

@@ -15,7 +15,7 @@ from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
-from .errors import CarrierLost, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
+from .errors import CarrierLost, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted, TokenRateLimited
 from .events import (
     BudgetExhausted,
     CallNotSent,
@@ -354,10 +354,10 @@ class _Fetch:
             return machine.still_there(ticket, now)
         if led.record is None:
             return None if machine.still_there(ticket, now, pause=wait) else False
-        found = load(led.record.content, led.record.age, asked_at, now)
+        found = load(led.record.content, led.record.age, asked_at, now, stored=led.record.stored)
         if found is None:
             return None
-        pressure, pace = state.learn(credentials, found.spent, now)
+        pressure, pace = state.learn(credentials, found.spent, now, asked_at - led.record.age)
         if machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure, pace=pace):
             return None
         if found.token is not None and found.token == machine.unasked(now)[0]:
@@ -391,6 +391,8 @@ class _Fetch:
             timeout = state.clock.real(policy.fetch_timeout - age)
             reply = yield Post(token_request(state.endpoint, self._credentials, timeout))
             outcome = self._outcome(reply, sent_at)
+            if isinstance(outcome, Failure) and outcome.kind is TokenRateLimited:  # before anybody else asks for a unit
+                yield Consult(partial(state.budget.rate_limited, self._credentials.merchant_id, outcome))
             pause = state.transition(partial(self._answered, outcome, sent_at), self._events)
             if pause is None:
                 return False
@@ -408,7 +410,7 @@ class _Fetch:
         if sent:
             state.counters.token_requests += 1
         elif not grant.granted:
-            state.fetch_failed(self._failure, now)
+            state.fetch_failed(grant.failure or self._failure, now)
         return sent
 
     def _grant_expired(self, machine: TokenMachine, _: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Snapshot:
         bar: Why no token may be requested before *barred_until*.
         failures: Fetches that failed in a row.
         ordinary_at: When the last ordinary token request was sent.
-        spent: When each unit of the budget was taken, by the window's key.
+        spent: When each unit of the budget was acquired: of each history, by its key, the instants by their ids.
     """
 
     token: Token | None = None
@@ -59,7 +59,7 @@ class Snapshot:
     barred_until: float = _NEVER
     failures: int = 0
     ordinary_at: float = _NEVER
-    spent: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def dump(self, now: float) -> Secret:
         """Write it down for others."""
@@ -76,19 +76,14 @@ class Snapshot:
                     "expires_in": token.expires_in,
                     "age": now - token.requested_at,
                 },
-                "bar": bar
-                and now < self.barred_until
-                and {
-                    "kind": bar.kind.__name__,
-                    "message": bar.message,
-                    "status": bar.status,
-                    "server_message": bar.server_message,
-                    "retryable": bar.retryable,
-                    "remaining": self.barred_until - now,
-                },
+                "bar": bar and now < self.barred_until and {**failure_to(bar), "remaining": self.barred_until - now},
                 "failures": self.failures,
                 "ordinary_age": None if self.ordinary_at == _NEVER else now - self.ordinary_at,
-                "spent": {key: [round(now - at, 3) for at in instants] for key, instants in self.spent.items()},
+                "spent": {},  # where versions that counted each limit for itself look
+                "history": {
+                    key: {name: round(now - at, 3) for name, at in entries.items()}
+                    for key, entries in self.spent.items()
+                },
             },
             separators=(",", ":"),
         )
@@ -107,14 +102,14 @@ def record_key(base_url: str, credentials: Credentials) -> str:
     return hashlib.sha256(f"{base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 
 
-def load(content: str, age: float, asked_at: float, now: float) -> Snapshot | None:
-    """Read what somebody wrote down *age* seconds ago; ``None`` if it makes no sense.
+def load(content: str, age: float, asked_at: float, now: float, *, stored: float | None = None) -> Snapshot | None:
+    """Read what somebody wrote down *age* seconds ago and stored *stored* seconds ago; ``None`` if it makes no sense.
 
     The question and the answer took from *asked_at* to *now*. What is in doubt is held to be against us:
     a token is older, and a bar or a unit of the budget younger, by as much.
     """
     try:
-        return _load(json.loads(content), asked_at - age, now - age)
+        return _load(json.loads(content), asked_at - age, now - (age if stored is None else min(age, stored)))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None  # not raised from it, which holds the whole content
 
@@ -125,12 +120,13 @@ def _load(document: Any, earliest: float, latest: float) -> Snapshot:
     token, bar, ordinary_age = document["token"], document["bar"], document["ordinary_age"]
     return Snapshot(
         token=_token(token, earliest) if token else None,
-        bar=_bar(bar) if bar else None,
+        bar=failure_from(bar) if bar else None,
         barred_until=latest + _seconds(bar["remaining"]) if bar else _NEVER,
         failures=int(_seconds(document["failures"])),
         ordinary_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
         spent={
-            str(key): sorted(latest - _seconds(age, _OLDEST) for age in ages) for key, ages in document["spent"].items()
+            str(key): {str(name): latest - _seconds(age, _OLDEST) for name, age in entries.items()}
+            for key, entries in document.get("history", {}).items()
         },
     )
 
@@ -142,7 +138,23 @@ def _token(said: Any, written_at: float) -> Token:
     return Token(access_token, session_id, _seconds(said["expires_in"]), written_at - _seconds(said["age"]))
 
 
-def _bar(said: Any) -> Failure:
+def failure_to(failure: Failure) -> dict[str, Any]:
+    """Write down what others need to know of a failure."""
+    return {
+        "kind": failure.kind.__name__,
+        "message": failure.message,
+        "status": failure.status,
+        "server_message": failure.server_message,
+        "retryable": failure.retryable,
+    }
+
+
+def failure_from(said: Any) -> Failure:
+    """Read it.
+
+    Raises:
+        ValueError: It makes no sense; or :class:`TypeError`, or :class:`LookupError`.
+    """
     status, server_message = said["status"], said["server_message"]
     if not isinstance(said["message"], str) or not isinstance(server_message, (str, type(None))):
         raise TypeError

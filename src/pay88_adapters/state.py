@@ -25,6 +25,7 @@ from .policy import TokenPolicy
 from .retry import DEFAULT, RetryPolicy
 from .runtimes import Gate
 from .snapshot import Snapshot, record_key
+from .stores.base import Entry
 from .token import Token
 
 T = TypeVar("T")
@@ -270,20 +271,23 @@ class SharedState:
             now = self.now()
             return self._machine.snapshot(credentials.digest, spent), now
 
-    def spent(self, credentials: Credentials) -> dict[str, list[float]]:
+    def spent(self, credentials: Credentials) -> dict[str, dict[str, float]]:
         """Return when each unit of the budget was taken, as far as this process knows."""
         now = self.now()
-        known = self.fleet.budget
         return {
-            window.key: [now - age for age in known.ages(window)]
-            for window in self.budget.windows(credentials.merchant_id)
+            key: {entry.id: now - entry.age for entry in self.fleet.budget.known(key)}
+            for key in self.budget.keys(credentials.merchant_id)
         }
 
-    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> tuple[float, float]:
-        """Take over what somebody else knew of the budget; return the pressure on it, and the pace that it sustains."""
-        for window in self.budget.windows(credentials.merchant_id):
-            if window.key in spent:
-                self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
+    def learn(
+        self, credentials: Credentials, spent: Mapping[str, Mapping[str, float]], now: float, seen: float
+    ) -> tuple[float, float]:
+        """Take over what somebody else knew of the budget at the instant *seen*; return its pressure and pace."""
+        for key, keep in self.budget.keys(credentials.merchant_id).items():
+            if key in spent:
+                entries = [Entry(name, max(now - at, 0.0)) for name, at in spent[key].items()]
+                self.fleet.budget.learn(key, entries, keep, seen)
+                self.fleet.budget.miss(key, spent[key])
         return self.budget.pressure(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
 
     def listen(self, listener: Listener) -> None:

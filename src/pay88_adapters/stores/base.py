@@ -8,9 +8,12 @@ manager's :class:`~pay88_adapters.clock.Clock`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, NoReturn, Protocol
+from secrets import token_urlsafe
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, NoReturn, Protocol, overload
 
 from limits.storage import MovingWindowSupport, Storage
 
@@ -20,7 +23,7 @@ class StoreError(Exception):
 
 
 class Window(NamedTuple):
-    """One limit on one key."""
+    """One limit on the history of one key. Several windows may look at one history."""
 
     key: str
     limit: int
@@ -28,8 +31,67 @@ class Window(NamedTuple):
     """Seconds that an entry counts. It still does at the very instant at which it leaves."""
 
 
+class Entry(NamedTuple):
+    """One unit that was acquired. Histories are sets of entries by their ids, so adding one twice adds it once."""
+
+    id: str
+    age: float
+    """Seconds since it was acquired."""
+
+
 Ages = Sequence[float]
 """Seconds since each entry was added, oldest first."""
+
+History = Sequence[Entry]
+"""What is kept under one key, oldest first."""
+
+LEAST_KEEP = 3660.0
+"""Seconds for which entries are kept at least: whoever comes with other limits finds an hour of history."""
+
+FOREVER = float("inf")
+
+
+class Bar(NamedTuple):
+    """What the service said when it asked to wait."""
+
+    seconds: float
+    """For how long, from when it said so."""
+    age: float
+    """Seconds since then, or a little less."""
+    reason: str
+    """What it said, in a form of the caller's."""
+
+    def left(self, most: float = FOREVER) -> float:
+        """Return the seconds left, for whoever waits *most* seconds at most."""
+        return max(min(self.seconds, most) - self.age, 0.0)
+
+
+class Claim(NamedTuple):
+    """What somebody wants to acquire, in one step."""
+
+    windows: Sequence[Window]
+    """All of which must have room."""
+    ids: Sequence[str]
+    """Of the entries to add to the history of each window: one a unit. Those that are there already are granted."""
+    known: Mapping[str, History] = MappingProxyType({})
+    """What the histories have to contain, by key: it is added first, whatever comes of the claim."""
+    longest_bar: float = FOREVER
+    """Seconds that a bar holds at most, for this one."""
+    restores: bool = False
+    """Whether whoever passes the claim on should fill in what else is *known*, in case the store has lost it."""
+
+
+class Answer(NamedTuple):
+    """The answer to a claim."""
+
+    wait: float
+    """0 if it was granted; else nothing was, and this is how many seconds until it could be."""
+    histories: Mapping[str, History]
+    """Everything that is kept, by the windows' keys, the new entries included."""
+    bar: Bar | None = None
+    """What holds now, if anything does. None of the histories grants anything meanwhile."""
+    reason: str = ""
+    """Why it was not granted, where that is not plain from the rest."""
 
 
 class Acquired(NamedTuple):
@@ -39,6 +101,64 @@ class Acquired(NamedTuple):
     """0 if every window got an entry; else none did, and this is how many seconds until they could."""
     ages: Sequence[Ages]
     """What counts in each window now, the new entries included."""
+
+
+class Past(Sequence[Entry]):
+    """A history as a sequence of instants, oldest first: histories of calls are long, and seldom looked at in full."""
+
+    __slots__ = ("entries", "now")
+
+    def __init__(self, entries: Sequence[tuple[float, str]], now: float) -> None:
+        self.entries, self.now = entries, now
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Past: ...
+    def __getitem__(self, index: int | slice) -> Entry | Past:
+        if isinstance(index, slice):
+            return Past(self.entries[index], self.now)
+        at, name = self.entries[index]
+        return Entry(name, self.now - at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+class _Ages(Sequence[float]):
+    """The ages of what a history ends with."""
+
+    __slots__ = ("_past", "_start")
+
+    def __init__(self, past: Past, expiry: float) -> None:
+        self._past, self._start = past, bisect_left(past.entries, (past.now - expiry, ""))
+
+    def __len__(self) -> int:
+        return len(self._past) - self._start
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._past.now - self._past.entries[self._start + index][0]
+
+
+def counted(window: Window, history: History) -> Ages:
+    """Return the ages of what counts in *window*."""
+    if isinstance(history, Past):
+        return _Ages(history, window.expiry)
+    return [entry.age for entry in history if entry.age <= window.expiry]
 
 
 def wait_for(window: Window, ages: Ages, amount: int) -> float:
@@ -52,6 +172,27 @@ def wait_for(window: Window, ages: Ages, amount: int) -> float:
     return max(window.expiry - ages[amount - free - 1], 0.0) + 1e-3
 
 
+def verdict(claim: Claim, histories: Mapping[str, History], bar: Bar | None) -> float:
+    """Return in how many seconds *claim* can be granted, given what is kept; 0 for now."""
+    left = bar.left(claim.longest_bar) if bar is not None else 0.0
+    if left > 0:
+        return left
+    if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):
+        return 0.0  # it was granted before, and the answer was lost
+    amount = len(claim.ids)
+    return max(wait_for(window, counted(window, histories[window.key]), amount) for window in claim.windows)
+
+
+def _contains(history: History, ids: Sequence[str]) -> bool:
+    there = {name for _, name in history.entries} if isinstance(history, Past) else {entry.id for entry in history}
+    return there.issuperset(ids)
+
+
+def new_id() -> str:
+    """Name an entry as no other one is named."""
+    return token_urlsafe(9)
+
+
 class BudgetStorage(Storage, MovingWindowSupport, ABC):
     """A moving-window storage of ``limits`` that takes several windows in one step.
 
@@ -61,28 +202,74 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
     STORAGE_SCHEME = None  # made by the package alone, never from a URL
 
     @abstractmethod
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
-        """Add *amount* entries to every window, or to none. The keys differ.
+    def claim(self, claim: Claim) -> Answer:
+        """Grant all that is claimed, or none.
 
         Raises:
             StoreError: The store cannot be used.
         """
 
     @abstractmethod
+    def merge(self, key: str, entries: History, keep: float) -> None:
+        """Add entries that were made elsewhere, whether they fit or not, unless they are there.
+
+        Args:
+            key: Of the history.
+            entries: To be added.
+            keep: For how many seconds somebody needs them.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+
+    @abstractmethod
+    def history(self, key: str) -> History:
+        """Return what is kept under *key*.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+
+    @abstractmethod
+    def bar(self, key: str, bar: Bar) -> None:
+        """Grant nothing of the history of *key* while *bar* lasts, unless one that lasts longer is there.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+
+    @abstractmethod
+    def barred(self, key: str) -> Bar | None:
+        """Return the bar of *key*, if one lasts.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
+        """Add *amount* entries to the history of every window, or to none.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+        answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
+        return Acquired(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
+
     def add(self, window: Window, ages: Ages) -> None:
         """Add entries that were made elsewhere, whether they fit or not.
 
         Raises:
             StoreError: The store cannot be used.
         """
+        self.merge(window.key, [Entry(new_id(), age) for age in ages], window.expiry)
 
-    @abstractmethod
     def ages(self, window: Window) -> Ages:
         """Return what counts in *window* now.
 
         Raises:
             StoreError: The store cannot be used.
         """
+        return list(counted(window, self.history(window.key)))
 
     # --- the rest of what limits asks for
 
@@ -97,6 +284,10 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
     @abstractmethod
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         """Return when the oldest entry was added, on the store's clock, and how many there are."""
+
+    def get(self, key: str) -> int:
+        """Return how many entries *key* holds."""
+        return len(self.history(key))
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> NoReturn:
         raise NotImplementedError("this storage keeps moving windows only")
@@ -115,10 +306,12 @@ class Record:
     """Holds a token: a secret."""
     age: float
     """Seconds since it was written, or a little more."""
+    stored: float = field(default=0.0, compare=False)
+    """Seconds since it was stored: it was written earlier, or then."""
 
 
 class Lead(NamedTuple):
-    """The answer to whoever wants to replace the record: exactly one of the three."""
+    """The answer to whoever wants to replace the record: exactly one of the first three."""
 
     record: Record | None = None
     """It has been replaced already."""
@@ -126,6 +319,10 @@ class Lead(NamedTuple):
     """You are the one: the lease is yours."""
     busy_for: float = 0.0
     """Somebody else's lease runs for so many seconds more, unless the record is replaced earlier."""
+    parts: int = 0
+    """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
+    others: Sequence[tuple[float, int]] = ()
+    """Of each other member, how many seconds ago it asked, and its parts; unless there are too many to have any."""
 
 
 class Look(NamedTuple):
@@ -155,7 +352,8 @@ class Store(Protocol):
 
         Args:
             key: Names the record.
-            owner: Names who asks. The lease is given to its owner again, under a new fence.
+            owner: Names who asks. The lease is given to its owner again, under a new fence. What stands before
+                a slash names the member of the fleet that the owner belongs to: see :mod:`.members`.
             known: The version that the owner knows, 0 for none: any other that is there is the answer.
             lease: For how many seconds nobody else may replace it.
 

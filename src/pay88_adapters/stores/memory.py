@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.forks import survive_forks
 
-from .base import Acquired, Ages, BudgetStorage, Lead, Look, Window, wait_for
+from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Past, Window, verdict
+from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .place import Place
 
-_KEPT = 3_600.0  # seconds for which entries are kept at least: those of a limit of tomorrow's may be among them
-_PRUNED_EVERY = 600.0  # seconds
-_NEVER = float("-inf")
+_DAY = 86_400.0
+_SWEEP = 600.0  # seconds between two looks for what nobody needs any longer
+_AGAIN = 0.01  # seconds
+
+
+class _Kept(NamedTuple):
+    """One history: never changed, only replaced, so that whoever reads needs no lock."""
+
+    keep: float = LEAST_KEEP
+    entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
+
+    def live(self, now: float) -> tuple[tuple[float, str], ...]:
+        return self.entries[bisect_left(self.entries, (now - self.keep, "")) :]
+
+    def with_(self, new: Iterable[tuple[float, str]], keep: float, now: float) -> _Kept:
+        kept = _Kept(max(self.keep, keep), self.entries)
+        live = kept.live(now)
+        added = {name: at for at, name in new if now - at <= kept.keep}
+        if added:
+            for _, name in live:
+                added.pop(name, None)
+            live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
+        return _Kept(kept.keep, live)
+
+    def history(self, now: float) -> History:
+        return Past(self.live(now), now)
+
+
+_NONE = _Kept()
+_EMPTY = Place()
+_NEVER = (float("-inf"), 0)
 
 
 class MemoryStorage(BudgetStorage):
-    """Entries in memory, one list of instants a key.
+    """Entries in memory, one history a key.
 
     The library's own ``MemoryStorage`` reads the wall clock, which can be set, and starts timer
     threads. This one reads the clock it is given, starts nothing, and takes several limits in one step.
+    Reading takes no lock, so that a signal handler and a finalizer can do it, too.
 
     Args:
         now: The clock, in seconds.
@@ -30,94 +62,99 @@ class MemoryStorage(BudgetStorage):
     def __init__(self, now: Callable[[], float]) -> None:
         super().__init__()
         self._now = now
-        self._lock = threading.Lock()
-        self._entries: dict[str, list[float]] = {}
-        self._until: dict[str, float] = {}  # by key: when nothing of it is wanted any longer
-        self._prune_at = _NEVER
+        self._lock = threading.RLock()
+        self._histories: dict[str, _Kept] = {}
+        self._bars: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
+        self._swept_at = float("-inf")
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Replace the lock: another thread may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
+    def claim(self, claim: Claim) -> Answer:
+        if cast("Any", self._lock)._is_owned():  # a signal handler or a finalizer, in the middle of another claim
+            return Answer(_AGAIN, {window.key: self.history(window.key) for window in claim.windows})
         with self._lock:
             now = self._now()
-            wait = max(wait_for(window, self._ages(window, now), amount) for window in windows)
+            keys = dict.fromkeys(window.key for window in claim.windows)
+            keep = max(window.expiry for window in claim.windows)
+            kept = {
+                key: self._kept(key).with_([(now - e.age, e.id) for e in claim.known.get(key, ())], keep, now)
+                for key in keys
+            }
+            bar = self._longest_bar(keys, now)
+            wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, bar)
             if wait == 0:
-                for window in windows:
-                    self._put(window, [*self._live(window, now), *([now] * amount)], now)
-            return Acquired(wait, [self._ages(window, now) for window in windows])
+                kept = {key: each.with_([(now, name) for name in claim.ids], keep, now) for key, each in kept.items()}
+            self._histories.update(kept)  # one step, whatever interrupts it
+            self._sweep(now)
+            return Answer(wait, {key: each.history(now) for key, each in kept.items()}, bar)
 
-    def add(self, window: Window, ages: Ages) -> None:
+    def merge(self, key: str, entries: History, keep: float) -> None:
         with self._lock:
             now = self._now()
-            self._put(window, sorted([*self._live(window, now), *(now - age for age in ages)]), now)
-
-    def replace(self, window: Window, ages: Ages) -> None:
-        """Forget what counted in *window*; these entries count from now on."""
-        with self._lock:
-            now = self._now()
-            self._put(window, [now - age for age in ages], now)
+            self._histories[key] = self._kept(key).with_([(now - e.age, e.id) for e in entries], keep, now)
 
     def holds_entries(self) -> bool:
-        """Whether there is an entry that may still count."""
+        """Whether there is an entry that may still count. Takes no lock."""
+        now = self._now()
+        return any(kept.live(now) for kept in list(self._histories.values()))
+
+    def history(self, key: str) -> History:
+        return self._kept(key).history(self._now())
+
+    def bar(self, key: str, bar: Bar) -> None:
         with self._lock:
-            now = self._now()
-            return any(now < until for until in self._until.values())
+            there, now = self.barred(key), self._now()
+            if there is None or there.left() < bar.left():
+                self._bars[key] = (now - bar.age, bar.seconds, bar.reason)
 
-    def _put(self, window: Window, entries: list[float], now: float) -> None:
-        if entries:
-            until = entries[-1] + max(window.expiry, _KEPT)
-            self._entries[window.key] = entries
-            self._until[window.key] = max(self._until.get(window.key, until), until)
-        else:
-            self._entries.pop(window.key, None)
-            self._until.pop(window.key, None)
-        if now >= self._prune_at:
-            self._prune_at = now + _PRUNED_EVERY
-            for key in [key for key, until in self._until.items() if until <= now]:
-                del self._entries[key], self._until[key]
+    def barred(self, key: str) -> Bar | None:
+        return self._longest_bar([key], self._now())
 
-    def ages(self, window: Window) -> Ages:
-        with self._lock:
-            return self._ages(window, self._now())
+    def _longest_bar(self, keys: Iterable[str], now: float) -> Bar | None:
+        bars = [Bar(seconds, now - since, why) for key in keys for since, seconds, why in self._bars_of(key)]
+        return max((bar for bar in bars if bar.left() > 0), key=Bar.left, default=None)
 
-    def _ages(self, window: Window, now: float) -> Ages:
-        return [now - at for at in self._live(window, now)]
+    def _bars_of(self, key: str) -> list[tuple[float, float, str]]:
+        bar = self._bars.get(key)
+        return [] if bar is None else [bar]
 
-    def _live(self, window: Window, now: float) -> list[float]:
-        entries = self._entries.get(window.key, [])
-        return entries[bisect_left(entries, now - window.expiry) :]
+    def _kept(self, key: str) -> _Kept:
+        return self._histories.get(key, _NONE)
+
+    def _sweep(self, now: float) -> None:
+        if now < self._swept_at + _SWEEP:
+            return
+        self._swept_at = now
+        for key, kept in list(self._histories.items()):
+            if not kept.live(now):
+                self._histories.pop(key, None)
+        for key, (since, seconds, _) in list(self._bars.items()):
+            if now > since + seconds:
+                self._bars.pop(key, None)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        with self._lock:
-            now = self._now()
-            live = self._live(Window(key, limit, expiry), now)
-            return (live[0] if live else now, len(live))
+        now = self._now()
+        live = [at for at, _ in self._kept(key).live(now) if now - at <= Window(key, limit, expiry).expiry]
+        return (live[0] if live else now, len(live))
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
         with self._lock:
-            self._entries.pop(key, None)
-            self._until.pop(key, None)
+            self._histories.pop(key, None)
+            self._bars.pop(key, None)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
         with self._lock:
-            keys = len(self._entries)
-            self._entries.clear()
-            self._until.clear()
+            keys, self._histories, self._bars = len(self._histories), {}, {}
             return keys
 
     def check(self) -> bool:
         """Say that memory works."""
         return True
-
-    def get(self, key: str) -> int:
-        """Return how many entries *key* holds."""
-        with self._lock:
-            return len(self._entries.get(key, ()))
 
 
 class MemoryStore:
@@ -128,35 +165,62 @@ class MemoryStore:
     def __init__(self, now: Callable[[], float]) -> None:
         self.budget = MemoryStorage(now)
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._places: dict[str, Place] = {}
-        self._prune_at = _NEVER
+        self._members: dict[str, tuple[float, int]] = {}  # when each asked last, and the parts it was told
+        self._swept_at = float("-inf")
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Go on without the parent's threads: replace the lock, and let go of the leases they held."""
-        self._lock = threading.Lock()
-        for place in self._places.values():
-            place.leased_until = 0.0
+        self._lock = threading.RLock()
+        self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+        if cast("Any", self._lock)._is_owned():  # as in MemoryStorage.claim
+            return Lead(busy_for=_AGAIN)
         with self._lock:
-            return self._place(key).lead(self._now(), owner=owner, known=known, lease=lease)
+            now = self._now()
+            self._sweep(now)
+            place = self._place(key)
+            lead = place.lead(now, owner=owner, known=known, lease=lease)
+            self._places[key] = place
+            told, others = self._join(member_of(owner), now)
+            return lead._replace(parts=told, others=others)
 
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+        if cast("Any", self._lock)._is_owned():
+            return False
         with self._lock:
-            return self._place(key).publish(self._now(), fence=fence, content=content, keep=keep, after=after)
+            place = self._place(key)
+            published = place.publish(self._now(), fence=fence, content=content, keep=keep, after=after)
+            self._places[key] = place
+            return published
 
     def look(self, key: str) -> Look:
-        with self._lock:
-            return self._places.get(key, Place()).look(self._now())
+        return self._place(key).look(self._now())
 
     def _place(self, key: str) -> Place:
-        now = self._now()
-        if now >= self._prune_at:
-            self._prune_at = now + _PRUNED_EVERY
-            # A new place counts its fences from the clock, so that none is ever given out again.
-            gone = [each for each, place in self._places.items() if now >= max(place.keep_until, place.leased_until)]
-            for each in gone:
-                del self._places[each]
-        return self._places.setdefault(key, Place())
+        # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
+        return replace(self._places.get(key, _EMPTY))
+
+    def _join(self, member: str, now: float) -> tuple[int, Sequence[tuple[float, int]]]:
+        if not member:
+            return 0, ()
+        asked = ((now - at, told) for name, (at, told) in self._members.items() if name != member)
+        living = (each for each in asked if each[0] < HORIZON)
+        others = tuple(islice(living, MOST_MEMBERS))
+        told = parts(others, asked_before=now - self._members.get(member, _NEVER)[0] < HORIZON)
+        self._members[member] = now, told
+        return told, others
+
+    def _sweep(self, now: float) -> None:
+        if now < self._swept_at + _SWEEP:
+            return
+        self._swept_at = now
+        for key, place in list(self._places.items()):
+            if place.is_dead(now):  # a new one counts its fences from the clock: none is ever given out again
+                self._places.pop(key, None)
+        for member, (at, _) in list(self._members.items()):
+            if now - at >= HORIZON:
+                self._members.pop(member, None)

@@ -14,6 +14,7 @@ class Place:
     version: int = 0
     content: str = field(default="", repr=False)
     written_at: float = 0.0
+    stored_at: float = 0.0
     keep_until: float = 0.0
     fences: int = 0
     owner: str = ""
@@ -23,7 +24,7 @@ class Place:
     def lead(self, now: float, *, owner: str, known: int, lease: float) -> Lead:
         """Answer :meth:`Store.lead`."""
         if self.version != known and now < self.keep_until:
-            return Lead(Record(self.version, self.content, now - self.written_at))
+            return Lead(self._record(now))
         if now < self.leased_until and self.owner != owner:
             return Lead(busy_for=self.leased_until - now)
         if not self.fences:
@@ -38,13 +39,20 @@ class Place:
         if not self.version < fence == self.fences:
             return False
         self.version, self.content = fence, content
-        self.written_at, self.keep_until = min(self.leased_at + after, now), now + keep
+        self.written_at, self.stored_at, self.keep_until = min(self.leased_at + after, now), now, now + keep
         self.leased_until = 0.0
         return True
 
     def look(self, now: float) -> Look:
         """Answer :meth:`Store.look`."""
-        record = Record(self.version, self.content, now - self.written_at) if now < self.keep_until else None
+        record = self._record(now) if now < self.keep_until else None
         if now < self.leased_until:
             return Look(record, self.owner, self.leased_until - now)
         return Look(record)
+
+    def is_dead(self, since: float) -> bool:
+        """Return whether nothing of it has been of any use *since* then."""
+        return max(self.keep_until, self.leased_until) < since
+
+    def _record(self, now: float) -> Record:
+        return Record(self.version, self.content, now - self.written_at, now - self.stored_at)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from pay88_adapters.clock import Clock
@@ -19,7 +19,24 @@ from pay88_adapters.errors import ConfigurationError
 from pay88_adapters.forks import survive_forks
 from pay88_adapters.secret import Secret, forget_locals
 
-from .base import Acquired, Ages, BudgetStorage, Lead, Look, Record, StoreError, Window, wait_for
+from .base import (
+    FOREVER,
+    LEAST_KEEP,
+    Answer,
+    Bar,
+    BudgetStorage,
+    Claim,
+    Entry,
+    History,
+    Lead,
+    Look,
+    Record,
+    StoreError,
+    Window,
+    counted,
+    verdict,
+)
+from .members import HORIZON, MOST_MEMBERS, member_of
 
 try:
     import redis
@@ -30,7 +47,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 
 from .redis_url import FORMS, parse
-from .scripts import ACQUIRE, ADD, AGES, LEAD, LOOK, PUBLISH
+from .scripts import BAR, CLAIM, HISTORY, LEAD, LOOK, MERGE, PUBLISH
 
 T = TypeVar("T")
 
@@ -118,49 +135,69 @@ def _problem(error: Exception) -> str:
 
 
 class RedisStorage(BudgetStorage):
-    """Entries on the server, one string of instants a key."""
+    """Histories on the server, each in one string."""
 
     def __init__(self, server: _Server, prefix: str, clock: Clock) -> None:
         super().__init__()
-        self._server, self._prefix, self._clock = server, f"{prefix}{{budget}}", clock
+        self._server, self._clock = server, clock
+        self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
-        keys = [self._prefix + window.key for window in windows]
-        args = [arg for window in windows for arg in (window.limit, _micros(self._clock, window.expiry))]
+    def claim(self, claim: Claim) -> Answer:
+        keys = list(dict.fromkeys(window.key for window in claim.windows))
+        windows = [
+            arg for each in claim.windows for arg in (keys.index(each.key) + 1, each.limit, self._micros(each.expiry))
+        ]
+        keep = max(LEAST_KEEP, *(window.expiry for window in claim.windows))
+        longest = _FOREVER if claim.longest_bar == FOREVER else self._micros(claim.longest_bar)
+        args: list[object] = [self._micros(keep), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
+        for key in keys:
+            known = claim.known.get(key, ())
+            args += [len(known), *self._told(known)]
 
-        def question(client: Any) -> Acquired:
-            taken, lists = ACQUIRE(client, keys, amount, *args)
-            ages = [self._ages(each) for each in lists]
-            waits = (wait_for(*each, amount) for each in zip(windows, ages, strict=True))
-            return Acquired(0.0 if taken else max(waits), ages)
+        def question(client: Any) -> Answer:
+            granted, lists, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
+            histories = {key: self._history(each) for key, each in zip(keys, lists, strict=True)}
+            held = self._bar(bar) if bar else None
+            return Answer(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
 
         return self._server.ask(question)
 
-    def add(self, window: Window, ages: Ages) -> None:
-        args = [_micros(self._clock, seconds) for seconds in (window.expiry, *ages)]
-        self._server.ask(lambda client: int(ADD(client, [self._prefix + window.key], *args)))
+    def merge(self, key: str, entries: History, keep: float) -> None:
+        args = (self._micros(max(keep, LEAST_KEEP)), *self._told(entries))
+        self._server.ask(lambda client: int(MERGE(client, [self._key(key)], *args)))
 
-    def ages(self, window: Window) -> Ages:
-        return self._look(window.key, _micros(self._clock, window.expiry))[1]
+    def history(self, key: str) -> History:
+        return self._look(key)[1]
+
+    def bar(self, key: str, bar: Bar) -> None:
+        args = (self._micros(bar.seconds), self._micros(bar.age), bar.reason)
+        self._server.ask(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
+
+    def barred(self, key: str) -> Bar | None:
+        def question(client: Any) -> Bar | None:
+            reply = BAR(client, [self._bar_key(key)])
+            return self._bar(reply) if reply else None
+
+        return self._server.ask(question)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        now, ages = self._look(key, _micros(self._clock, expiry))
+        now, history = self._look(key)
+        ages = counted(Window(key, limit, expiry), history)
         return (now - ages[0] if ages else now, len(ages))
-
-    def get(self, key: str) -> int:
-        """Return how many entries *key* holds."""
-        return len(self._look(key, _FOREVER)[1])
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
-        self._server.ask(lambda client: client.delete(self._prefix + key))
+        self._server.ask(lambda client: client.delete(self._key(key), self._bar_key(key)))
 
     def reset(self) -> int:
         """Forget all entries of this store; return how many keys there were."""
 
         def question(client: Any) -> int:
-            keys = client.scan_iter(match=self._prefix + "*", count=1000)
-            return sum(client.delete(key) for key in list(keys))
+            bars = list(client.scan_iter(match=self._bar_key("*"), count=1000))
+            keys = set(client.scan_iter(match=self._prefix + "*", count=1000)) - set(bars)
+            for bar in bars:
+                client.delete(bar)
+            return sum(client.delete(key) for key in keys)
 
         return self._server.ask(question)
 
@@ -172,15 +209,35 @@ class RedisStorage(BudgetStorage):
             return False
         return True
 
-    def _look(self, key: str, expiry: int) -> tuple[float, Ages]:
-        def question(client: Any) -> tuple[float, Ages]:
-            now, ages = AGES(client, [self._prefix + key], expiry)
-            return _seconds(self._clock, now), self._ages(ages)
+    def _look(self, key: str) -> tuple[float, History]:
+        def question(client: Any) -> tuple[float, History]:
+            now, history = HISTORY(client, [self._key(key)])
+            return _seconds(self._clock, now), self._history(history)
 
         return self._server.ask(question)
 
-    def _ages(self, micros: Sequence[int]) -> Ages:
-        return [_seconds(self._clock, each) for each in micros]
+    def _history(self, reply: Any) -> History:
+        ages, ids = reply
+        return [Entry(name.decode(), _seconds(self._clock, age)) for age, name in zip(ages, ids, strict=True)]
+
+    def _bar(self, reply: Any) -> Bar:
+        match reply:
+            case [int(seconds), int(age), bytes(reason)]:
+                return Bar(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
+            case _:
+                raise ValueError("no such answer")
+
+    def _told(self, entries: History) -> list[object]:
+        return [arg for entry in entries for arg in (entry.id, self._micros(entry.age))]
+
+    def _micros(self, seconds: float) -> int:
+        return _micros(self._clock, seconds)
+
+    def _key(self, key: str) -> str:
+        return self._prefix + key
+
+    def _bar_key(self, key: str) -> str:
+        return f"{self._prefix}bar:{key}"
 
 
 class RedisStore:
@@ -193,8 +250,10 @@ class RedisStore:
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY))
-        return self._server.ask(lambda client: self._lead(LEAD(client, self._keys(key), *args)))
+        member = (member_of(owner), _micros(self._clock, HORIZON), MOST_MEMBERS)
+        args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
+        keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
+        return self._server.ask(lambda client: self._lead(LEAD(client, keys, *args)))
 
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
         content = Secret(content)  # for whoever prints a traceback with its locals
@@ -207,14 +266,19 @@ class RedisStore:
 
     def _lead(self, reply: Any) -> Lead:
         match reply:
-            case [0, *record]:
-                return Lead(self._record(record))
-            case [1, int(left)]:
-                return Lead(busy_for=_seconds(self._clock, left))
-            case [2, int(fence)]:
-                return Lead(fence=fence)
+            case [joined, 0, *record]:
+                return Lead(self._record(record), **self._joined(joined))
+            case [joined, 1, int(left)]:
+                return Lead(busy_for=_seconds(self._clock, left), **self._joined(joined))
+            case [joined, 2, int(fence)]:
+                return Lead(fence=fence, **self._joined(joined))
             case _:
                 raise ValueError("no such answer")
+
+    def _joined(self, reply: Any) -> dict[str, Any]:
+        told, others = reply
+        ages = [_seconds(self._clock, age) for age in others[::2]]
+        return {"parts": told, "others": tuple(zip(ages, others[1::2], strict=True))}
 
     def _look(self, reply: Any) -> Look:
         record, lease = reply
@@ -229,8 +293,8 @@ class RedisStore:
 
     def _record(self, reply: Any) -> Record:
         match reply:
-            case [int(version), int(age), bytes(content)]:
-                return Record(version, content.decode(), _seconds(self._clock, age))
+            case [int(version), int(age), bytes(content), int(stored)]:
+                return Record(version, content.decode(), _seconds(self._clock, age), _seconds(self._clock, stored))
             case _:
                 raise ValueError("no such answer")
 

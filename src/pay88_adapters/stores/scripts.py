@@ -37,74 +37,152 @@ local function whole(text) return text and string.find(text, '^%d+$') and tonumb
 local function digits(number) return string.format('%.0f', number) end
 """
 
-_ENTRIES = """
-local function save(key, entries, expiry)
-  local texts = {}
-  for i, at in ipairs(entries) do texts[i] = digits(at) end
-  redis.call('SET', key, table.concat(texts, ' '), 'PX', digits(math.ceil(expiry / 1000) + 1))
-end
-local function live(key, expiry)
-  local text, entries, newest = redis.call('GET', key) or '', {}, 0
-  if string.find(text, '[^%d ]') then return nil end
-  for each in string.gmatch(text, '%d+') do
-    newest = math.max(newest, tonumber(each))
-    local at = math.min(newest, now)
-    if now - at <= expiry then entries[#entries + 1] = at end
+# A history is a string: for how long it is kept, then instant:id of each entry, in any order.
+_HISTORY = """
+local function load(key)
+  local text = redis.call('GET', key)
+  local history = {keep = 0, known = {}, list = {}}
+  if not text then return history end
+  local first, rest = string.match(text, '^(%d+)(.*)$')
+  if not first then return nil end
+  history.keep = tonumber(first)
+  for token in string.gmatch(rest, '[^ ]+') do
+    local at, id = string.match(token, '^(%d+):([%w_#%-%.]+)$')
+    if not at then return nil end
+    -- The clock was set back. An entry from the future counts from now on, not for as long as that.
+    at = tonumber(at)
+    if at > now then at, history.changed = now, true end
+    if now - at <= history.keep and not history.known[id] then
+      history.known[id] = true
+      table.insert(history.list, {at, id})
+    end
   end
-  -- The clock was set back. An entry from the future counts from now on, not for as long as that.
-  if newest > now then save(key, entries, expiry) end
-  return entries
+  return history
 end
-local function ages(entries)
-  local result = {}
-  for i, at in ipairs(entries) do result[i] = now - at end
-  return result
+local function add(history, at, id)
+  if not history.known[id] and now - at <= history.keep then
+    history.known[id], history.changed = true, true
+    table.insert(history.list, {math.min(at, now), id})
+  end
+end
+local function save(key, history)
+  if not history.changed then return end
+  local texts = {digits(history.keep)}
+  for _, each in ipairs(history.list) do table.insert(texts, digits(each[1]) .. ':' .. each[2]) end
+  redis.call('SET', key, table.concat(texts, ' '), 'PX', digits(math.ceil(history.keep / 1000) + 1))
+end
+local function keep(history, micros)
+  if micros > history.keep then history.keep, history.changed = micros, #history.list > 0 end
+end
+local function older(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end
+local function told(history)
+  local ages, ids = {}, {}
+  table.sort(history.list, older)
+  for i, each in ipairs(history.list) do ages[i], ids[i] = now - each[1], each[2] end
+  return {ages, ids}
+end
+local function bar(key)
+  local at, seconds, reason = unpack(redis.call('HMGET', key, 'at', 'seconds', 'reason'))
+  at, seconds = whole(at), whole(seconds)
+  if not (at and seconds and reason) then return nil end
+  at = math.min(at, now)
+  if now - at >= seconds then return nil end
+  return {seconds, now - at, reason}
 end
 """
 
-# ARGV: amount, then limit and expiry of each key
-ACQUIRE = Script(
+# KEYS: the histories, then their bars. ARGV: for how long to keep them, how long a bar holds at most, how many
+# windows there are and of each the history, the limit and the expiry; how many ids and which; then for each history
+# how many entries the caller knows, and of each its id and its age
+CLAIM = Script(
     _BASICS,
-    _ENTRIES,
+    _HISTORY,
     """
-local amount, all, fits, reply = tonumber(ARGV[1]), {}, 1, {}
-for i, key in ipairs(KEYS) do
-  all[i] = live(key, tonumber(ARGV[2 * i + 1]))
-  if not all[i] then return false end
-  if #all[i] + amount > tonumber(ARGV[2 * i]) then fits = 0 end
-end
-for i, key in ipairs(KEYS) do
-  if fits == 1 then
-    for _ = 1, amount do table.insert(all[i], now) end
-    save(key, all[i], tonumber(ARGV[2 * i + 1]))
+local n, place = #KEYS / 2, 0
+local function argument() place = place + 1; return ARGV[place] end
+local function number() return tonumber(argument()) end
+local kept, most, histories, windows, ids, granted, longest = number(), number(), {}, {}, {}, 1, nil
+for i = 1, number() do windows[i] = {number(), number(), number()} end
+for i = 1, number() do ids[i] = argument() end
+for i = 1, n do
+  local history = load(KEYS[i])
+  if not history then return false end
+  keep(history, kept)
+  for _ = 1, number() do
+    local id = argument()
+    add(history, now - number(), id)
   end
-  reply[i] = ages(all[i])
+  histories[i] = history
+  local holds = bar(KEYS[n + i])
+  if holds and (not longest or holds[1] - holds[2] > longest[1] - longest[2]) then longest = holds end
 end
-return {fits, reply}
+if longest and math.min(longest[1], most) > longest[2] then
+  granted = 0
+else
+  local again = #ids > 0
+  for _, history in ipairs(histories) do
+    for _, id in ipairs(ids) do again = again and history.known[id] end
+  end
+  if not again then
+    for _, window in ipairs(windows) do
+      local counted = 0
+      for _, each in ipairs(histories[window[1]].list) do
+        if now - each[1] <= window[3] then counted = counted + 1 end
+      end
+      if counted + #ids > window[2] then granted = 0 end
+    end
+  end
+end
+local reply = {}
+for i, history in ipairs(histories) do
+  if granted == 1 then
+    for _, id in ipairs(ids) do add(history, now, id) end
+  end
+  save(KEYS[i], history)
+  reply[i] = told(history)
+end
+return {granted, reply, longest or {}}
 """,
 )
 
-# ARGV: expiry, then the ages to add
-ADD = Script(
+# ARGV: for how long to keep them, then of each entry its id and its age
+MERGE = Script(
     _BASICS,
-    _ENTRIES,
+    _HISTORY,
     """
-local entries = live(KEYS[1], tonumber(ARGV[1]))
-if not entries then return false end
-for i = 2, #ARGV do table.insert(entries, now - tonumber(ARGV[i])) end
-table.sort(entries)
-save(KEYS[1], entries, tonumber(ARGV[1]))
+local history = load(KEYS[1])
+if not history then return false end
+keep(history, tonumber(ARGV[1]))
+for i = 2, #ARGV, 2 do add(history, now - tonumber(ARGV[i + 1]), ARGV[i]) end
+save(KEYS[1], history)
 return 1
 """,
 )
 
-# ARGV: expiry
-AGES = Script(
+HISTORY = Script(
     _BASICS,
-    _ENTRIES,
+    _HISTORY,
     """
-local entries = live(KEYS[1], tonumber(ARGV[1]))
-return entries and {now, ages(entries)}
+local history = load(KEYS[1])
+if not history then return false end
+save(KEYS[1], history)
+return {now, told(history)}
+""",
+)
+
+# ARGV: seconds, age, reason; without any, it looks
+BAR = Script(
+    _BASICS,
+    _HISTORY,
+    """
+local there = bar(KEYS[1])
+if not ARGV[1] then return there or {} end
+local seconds, age = tonumber(ARGV[1]), tonumber(ARGV[2])
+if seconds > age and (not there or there[1] - there[2] < seconds - age) then
+  redis.call('HSET', KEYS[1], 'at', digits(now - age), 'seconds', ARGV[1], 'reason', ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], digits(math.ceil((seconds - age) / 1000) + 1))
+end
+return 1
 """,
 )
 
@@ -114,23 +192,58 @@ local function outlive(key, milliseconds)
 end
 """
 
-# ARGV: owner, known version, lease, for how many milliseconds to count fences
+# What members.parts() returns, in one step with what it is told.
+_MEMBERS = """
+local function join(seen, told, member, horizon, most)
+  if member == '' then return {0, {}} end
+  local before = redis.call('ZSCORE', seen, member)
+  if before and now - tonumber(before) >= horizon then before = nil end
+  redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
+  redis.call('ZADD', seen, digits(now), member)
+  local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
+  if count <= most then
+    local all = redis.call('HGETALL', told)
+    for i = 1, #all, 2 do
+      local at, parts = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
+      if not at then
+        redis.call('HDEL', told, all[i])
+      elseif all[i] ~= member and parts and parts > 0 then
+        local age = math.max(now - tonumber(at), 0)
+        free = free - (1 - age / horizon) / parts
+        table.insert(others, age)
+        table.insert(others, parts)
+      end
+    end
+    if not before then free = free / 2 end
+    if free * most >= 1 then result = math.max(count, math.ceil(1 / free - 1e-9)) end
+  end
+  if result > 0 then redis.call('HSET', told, member, digits(result)) else redis.call('HDEL', told, member) end
+  for _, key in ipairs({seen, told}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
+  return {result, others}
+end
+"""
+
+# KEYS: fences, content, when members asked, what they were told. ARGV: owner, known version, lease, for how many
+# milliseconds to count fences, member, for how long one is a member, how many there can be
 LEAD = Script(
     _BASICS,
     _FENCES,
+    _MEMBERS,
     """
-local version, at, till, content = unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content'))
+local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]))
+local version, at, till, content, stored =
+  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version and version ~= ARGV[2] then
-  version, at, till = whole(version), whole(at), whole(till)
+  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
   if not (version and at and till and content) then return false end
-  if at <= now and now < till then return {0, version, now - at, content} end
+  if at <= now and now < till then return {parts, 0, version, now - at, content, math.max(now - stored, 0)} end
 end
 local fences, owner
 fences, owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'fences', 'owner', 'at', 'until'))
 if owner and owner ~= ARGV[1] then
   at, till = whole(at), whole(till)
   if not (at and till) then return false end
-  if at <= now and now < till then return {1, till - now} end
+  if at <= now and now < till then return {parts, 1, till - now} end
 end
 if fences then
   fences = whole(fences)
@@ -144,7 +257,7 @@ fences = fences + 1
 redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
            'at', digits(now), 'until', digits(now + ARGV[3]))
 outlive(KEYS[1], ARGV[4])
-return {2, fences}
+return {parts, 2, fences}
 """,
 )
 
@@ -167,7 +280,8 @@ redis.call('HDEL', KEYS[1], 'owner', 'at', 'until')
 outlive(KEYS[1], ARGV[5])
 redis.call('DEL', KEYS[2])
 at = math.min(at + ARGV[3], now)
-redis.call('HSET', KEYS[2], 'version', ARGV[1], 'at', digits(at), 'until', digits(now + ARGV[2]), 'content', ARGV[6])
+redis.call('HSET', KEYS[2], 'version', ARGV[1], 'at', digits(at), 'stored', digits(now),
+           'until', digits(now + ARGV[2]), 'content', ARGV[6])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """,
@@ -177,11 +291,12 @@ LOOK = Script(
     _BASICS,
     """
 local record, lease = {}, {}
-local version, at, till, content = unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content'))
+local version, at, till, content, stored =
+  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version then
-  version, at, till = whole(version), whole(at), whole(till)
+  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
   if not (version and at and till and content) then return false end
-  if at <= now and now < till then record = {version, now - at, content} end
+  if at <= now and now < till then record = {version, now - at, content, math.max(now - stored, 0)} end
 end
 local owner
 owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'until'))

@@ -16,43 +16,72 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import astuple
 from math import isfinite
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.errors import ConfigurationError
 from pay88_adapters.secret import redact
 
-from .base import Acquired, Ages, BudgetStorage, Lead, Look, StoreError, Window, wait_for
+from .base import (
+    LEAST_KEEP,
+    Answer,
+    Bar,
+    BudgetStorage,
+    Claim,
+    Entry,
+    History,
+    Lead,
+    Look,
+    Past,
+    StoreError,
+    Window,
+    counted,
+    verdict,
+)
+from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .place import Place
 
 _SCHEME = "sqlite://"
 _PATIENCE = 1.0  # real seconds, to wait for other processes
 _THREADS_PATIENCE = 2.5  # real seconds, to wait for other threads: hundreds of merchants may start at once
 _DAY = 86_400.0
-_FORMAT = 1
-_COLUMNS = "version, content, written_at, keep_until, fences, owner, leased_at, leased_until"
+_FORMAT = 2
+_COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
 _TABLES = """
 CREATE TABLE clock (boot TEXT NOT NULL, at REAL NOT NULL, wall REAL NOT NULL);
 INSERT INTO clock VALUES ('', 0, 0);
-CREATE TABLE entries (key TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL);
-CREATE INDEX entries_by_key ON entries (key, at);
+CREATE TABLE entries (
+    key TEXT NOT NULL,
+    id TEXT NOT NULL,
+    at REAL NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY (key, id)
+) WITHOUT ROWID;
+CREATE INDEX entries_by_end ON entries (until);
+CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
 CREATE TABLE records ( -- a Place, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
     content TEXT NOT NULL,
     written_at REAL NOT NULL,
+    stored_at REAL NOT NULL,
     keep_until REAL NOT NULL,
     fences INTEGER NOT NULL,
     owner TEXT NOT NULL,
     leased_at REAL NOT NULL,
     leased_until REAL NOT NULL
 )"""
+_INSERT = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)"
+_SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+T = TypeVar("T")
 
 
 class _Turnstile:
@@ -62,7 +91,7 @@ class _Turnstile:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._held = False
 
     def before_fork(self) -> None:
@@ -75,7 +104,7 @@ class _Turnstile:
             self.lock.release()
 
     def after_fork_in_child(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _turnstile = _Turnstile()
@@ -96,29 +125,28 @@ class _File:
         self._boot = _boot_id()
         _look(self._path)
 
-    @contextmanager
-    def transaction(self) -> Generator[tuple[sqlite3.Connection, float], None, None]:
-        """Keep everybody else out; give the connection and the time."""
-        lock = _turnstile.lock
-        if not lock.acquire(timeout=_THREADS_PATIENCE):
-            raise StoreError(f"{self._path} is busy: too many threads wait for it")
-        try:
-            with closing(self._begin()) as db:
-                now = self._now(db)
-                yield db, now
-                if db.total_changes:
-                    db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", (self._boot, now, self._wall()))
-                db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"{self._path} cannot be used at present: {error}") from error
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path} is corrupt ({error}): remove it, and a new one is made") from error
-        except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
-            raise StoreError(f"{self._path} is corrupt: remove it, and a new one is made") from None
-        except (ConfigurationError, OSError) as error:
-            raise StoreError(str(error)) from error
-        finally:
-            lock.release()
+    def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
+        """Return what *operation* does with the connection at this time, while everybody else is kept out."""
+        until = time.monotonic() + _THREADS_PATIENCE
+        with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
+            if time.monotonic() > until:
+                raise StoreError(f"{self._path} is busy: too many threads wait for it")
+            try:
+                with closing(self._begin()) as db:
+                    now = self._now(db)
+                    result = operation(db, now)
+                    if db.total_changes:
+                        db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", (self._boot, now, self._wall()))
+                    db.execute("COMMIT")
+                    return result
+            except sqlite3.OperationalError as error:
+                raise StoreError(f"{self._path} cannot be used at present: {error}") from error
+            except sqlite3.Error as error:
+                raise StoreError(f"{self._path} is corrupt ({error}): remove it, and a new one is made") from error
+            except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
+                raise StoreError(f"{self._path} is corrupt: remove it, and a new one is made") from None
+            except (ConfigurationError, OSError) as error:
+                raise StoreError(str(error)) from error
 
     def _begin(self) -> sqlite3.Connection:
         until = time.monotonic() + _PATIENCE
@@ -147,9 +175,9 @@ class _File:
         if not version:
             if db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise StoreError(f"{self._path} is another program's database: name a file of the store's own")
-            for statement in _TABLES.split(";"):  # executescript would commit
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {_FORMAT}")
+            _create(db)
+        elif version == 1:
+            _migrate(db)
         elif version != _FORMAT:
             raise StoreError(f"{self._path} is of another format: remove it, and a new one is made")
         boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone() or (None, None, None)
@@ -162,10 +190,46 @@ class _File:
         # The clock counts from another boot. Only the wall clock knows how long ago that was; what must not
         # be taken for younger than it is, goes.
         db.execute("UPDATE entries SET at = at + ?, until = until + ?", (shift, shift))
+        db.execute("UPDATE bars SET at = at + ?", (shift,))
+        db.execute("UPDATE members SET at = at + ?", (shift,))
         db.execute("UPDATE records SET content = '', keep_until = ?, leased_until = ?", (now, now))
 
     def _wall(self) -> float:
         return time.time() * self._clock.speed
+
+
+def _create(db: sqlite3.Connection) -> None:
+    for statement in _TABLES.split(";"):  # executescript would commit
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Go on from the first format, which had a history a limit: the largest of each merchant holds the others."""
+    clock = db.execute("SELECT boot, at, wall FROM clock").fetchone()
+    entries = db.execute("SELECT key, at, until FROM entries").fetchall()
+    fences = db.execute("SELECT key, fences FROM records").fetchall()
+    for table in ("clock", "entries", "records"):
+        db.execute(f"DROP TABLE {table}")
+    _create(db)
+    if clock is not None:
+        db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", clock)
+    by_key: dict[str, list[tuple[float, float]]] = {}
+    for key, at, until in entries:
+        by_key.setdefault(_string(key), []).append((_real(at), _real(until)))
+    largest: dict[str, list[tuple[float, float]]] = {}
+    for key, rows in by_key.items():
+        history = key.removeprefix("LIMITER/").rsplit("/", 3)[0]
+        largest[history] = max(largest.get(history, []), rows, key=len)
+    for history, rows in largest.items():
+        db.executemany(
+            _INSERT, [(history, f"1.{n}", at, max(until, at + LEAST_KEEP)) for n, (at, until) in enumerate(rows)]
+        )
+    # No record, but the count of fences: what an older version still holds publishes nothing.
+    place = astuple(Place())
+    for key, given in fences:
+        row = dict(zip(_COLUMNS.split(", "), place, strict=True)) | {"version": _whole(given), "fences": _whole(given)}
+        db.execute(_SAVE, (_string(key), *row.values()))
 
 
 def _lock(db: sqlite3.Connection, until: float) -> None:
@@ -189,52 +253,78 @@ class SqliteStorage(BudgetStorage):
         super().__init__()
         self._file = file
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
-        with self._file.transaction() as (db, now):
-            wait = max(wait_for(window, _ages(db, window, now), amount) for window in windows)
+    def claim(self, claim: Claim) -> Answer:
+        keys = dict.fromkeys(window.key for window in claim.windows)
+        keep = max(window.expiry for window in claim.windows)
+
+        def operation(db: sqlite3.Connection, now: float) -> Answer:
+            _forget(db, now)
+            for key in keys:
+                _merge(db, key, claim.known.get(key, ()), keep, now)
+            histories = {key: _history(db, key, now) for key in keys}
+            bar = max((bar for key in keys if (bar := _barred(db, key, now))), key=Bar.left, default=None)
+            wait = verdict(claim, histories, bar)
             if wait == 0:
-                for window in windows:
-                    _insert(db, window, [now] * amount, now)
-            return Acquired(wait, [_ages(db, window, now) for window in windows])
+                new = [Entry(name, 0.0) for name in claim.ids]
+                for key in keys:
+                    _merge(db, key, new, keep, now)
+                histories = {key: _history(db, key, now) for key in keys}
+            return Answer(wait, histories, bar)
 
-    def add(self, window: Window, ages: Ages) -> None:
-        with self._file.transaction() as (db, now):
-            _insert(db, window, [now - age for age in ages], now)
+        return self._file.do(operation)
 
-    def ages(self, window: Window) -> Ages:
-        with self._file.transaction() as (db, now):
-            return _ages(db, window, now)
+    def merge(self, key: str, entries: History, keep: float) -> None:
+        self._file.do(lambda db, now: _merge(db, key, entries, keep, now))
+
+    def history(self, key: str) -> History:
+        return self._file.do(lambda db, now: _history(db, key, now))
+
+    def bar(self, key: str, bar: Bar) -> None:
+        def operation(db: sqlite3.Connection, now: float) -> None:
+            there = _barred(db, key, now)
+            if there is None or there.left() < bar.left():
+                db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", (key, now - bar.age, bar.seconds, bar.reason))
+
+        self._file.do(operation)
+
+    def barred(self, key: str) -> Bar | None:
+        return self._file.do(lambda db, now: _barred(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        with self._file.transaction() as (db, now):
-            live = _live(db, Window(key, limit, expiry), now)
-            return (live[0] if live else now, len(live))
+        def operation(db: sqlite3.Connection, now: float) -> tuple[float, int]:
+            ages = counted(Window(key, limit, expiry), _history(db, key, now))
+            return (now - ages[0] if ages else now, len(ages))
+
+        return self._file.do(operation)
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
-        with self._file.transaction() as (db, _):
-            db.execute("DELETE FROM entries WHERE key = ?", (key,))
+
+        def operation(db: sqlite3.Connection, now: float) -> None:
+            del now
+            for table in ("entries", "bars"):
+                db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
+
+        self._file.do(operation)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
-        with self._file.transaction() as (db, _):
+
+        def operation(db: sqlite3.Connection, now: float) -> int:
+            del now
             (keys,) = db.execute("SELECT count(DISTINCT key) FROM entries").fetchone()
             db.execute("DELETE FROM entries")
+            db.execute("DELETE FROM bars")
             return int(keys)
+
+        return self._file.do(operation)
 
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            with self._file.transaction():
-                return True
+            return self._file.do(lambda db, now: db is not None and now is not None)
         except StoreError:
             return False
-
-    def get(self, key: str) -> int:
-        """Return how many entries *key* holds."""
-        with self._file.transaction() as (db, _):
-            (count,) = db.execute("SELECT count(*) FROM entries WHERE key = ?", (key,)).fetchone()
-            return int(count)
 
 
 class SqliteStore:
@@ -256,15 +346,18 @@ class SqliteStore:
         self.budget = SqliteStorage(self._file)
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        with self._file.transaction() as (db, now):
+        def operation(db: sqlite3.Connection, now: float) -> Lead:
             place = _load(db, key)
             lead = place.lead(now, owner=owner, known=known, lease=lease)
             if lead.fence is not None:
                 _save(db, key, place)
-            return lead
+            told, others = _join(db, member_of(owner), now)
+            return lead._replace(parts=told, others=others)
+
+        return self._file.do(operation)
 
     def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
-        with self._file.transaction() as (db, now):
+        def operation(db: sqlite3.Connection, now: float) -> bool:
             place = _load(db, key)
             published = place.publish(now, fence=fence, content=content, keep=keep, after=after)
             if published:
@@ -272,9 +365,10 @@ class SqliteStore:
                 db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - _DAY,))
             return published
 
+        return self._file.do(operation)
+
     def look(self, key: str) -> Look:
-        with self._file.transaction() as (db, now):
-            return _load(db, key).look(now)
+        return self._file.do(lambda db, now: _load(db, key).look(now))
 
 
 def sqlite_store(url: str, clock: Clock) -> SqliteStore:
@@ -303,33 +397,61 @@ def _absolute(path: str) -> str:
 # --- rows
 
 
-def _live(db: sqlite3.Connection, window: Window, now: float) -> list[float]:
-    rows = db.execute("SELECT at FROM entries WHERE key = ? AND at >= ? ORDER BY at", (window.key, now - window.expiry))
-    return [_real(at) for (at,) in rows]
+def _history(db: sqlite3.Connection, key: str, now: float) -> History:
+    rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
+    return Past([(_real(at), _string(name)) for name, at in rows], now)
 
 
-def _ages(db: sqlite3.Connection, window: Window, now: float) -> Ages:
-    return [now - at for at in _live(db, window, now)]
+def _merge(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
+    if not entries:
+        return
+    query = "SELECT max(until - at) FROM entries WHERE key = ? AND until >= ?"
+    (kept,) = db.execute(query, (key, now)).fetchone()
+    longest = max(keep, LEAST_KEEP)
+    if kept is None or _real(kept) < longest - 1e-3:
+        if kept is not None:
+            db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
+    else:
+        longest = kept
+    rows = [(key, entry.id, now - entry.age, now - entry.age + longest) for entry in entries if entry.age <= longest]
+    db.executemany(_INSERT, rows)
 
 
-def _insert(db: sqlite3.Connection, window: Window, instants: Sequence[float], now: float) -> None:
+def _forget(db: sqlite3.Connection, now: float) -> None:
     db.execute("DELETE FROM entries WHERE until < ?", (now - 1.0,))  # of all keys; rounding must not take a live one
-    db.executemany("INSERT INTO entries VALUES (?, ?, ?)", [(window.key, at, at + window.expiry) for at in instants])
+    db.execute("DELETE FROM bars WHERE at + seconds < ?", (now,))
+
+
+def _barred(db: sqlite3.Connection, key: str, now: float) -> Bar | None:
+    row = db.execute("SELECT at, seconds, reason FROM bars WHERE key = ? AND at + seconds > ?", (key, now)).fetchone()
+    return None if row is None else Bar(_real(row[1]), now - _real(row[0]), _string(row[2]))
+
+
+def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[tuple[float, int], ...]]:
+    if not member:
+        return 0, ()
+    db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
+    before = db.execute("SELECT 1 FROM members WHERE member = ?", (member,)).fetchone() is not None
+    rows = db.execute("SELECT at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
+    others = tuple((now - _real(at), _whole(told)) for at, told in rows)
+    told = parts(others, asked_before=before)
+    db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
+    return told, others
 
 
 def _load(db: sqlite3.Connection, key: str) -> Place:
     row = db.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()  # noqa: S608
     if row is None:
         return Place()
-    version, content, written_at, keep_until, fences, owner, leased_at, leased_until = row
+    version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
     if not 0 <= _whole(version) <= _whole(fences):
         raise sqlite3.DatabaseError("a version without a fence")
-    record = (version, _string(content), _real(written_at), _real(keep_until))
+    record = (version, _string(content), _real(written_at), _real(stored_at), _real(keep_until))
     return Place(*record, fences, _string(owner), _real(leased_at), _real(leased_until))
 
 
 def _save(db: sqlite3.Connection, key: str, place: Place) -> None:
-    db.execute("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (key, *astuple(place)))
+    db.execute(_SAVE, (key, *astuple(place)))
 
 
 def _decode(raw: bytes) -> str:
