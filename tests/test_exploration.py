@@ -76,7 +76,7 @@ class Carrier(NamedTuple):
 
 
 Event = Callable[["Model"], None]
-Entries = dict[str, list[float]]
+Entries = dict[str, Any]  # the histories of a storage, by key
 
 
 @cache
@@ -99,9 +99,9 @@ class World:
 
     def acquire(self, entries: Entries, now: float, *, extra: bool) -> tuple[Grant, Entries]:
         """Take a unit; return the answer, and what the storage holds now."""
-        self.now, self._storage._entries = now, dict(entries)
+        self.now, self._storage._histories = now, dict(entries)
         grant = self._budget.acquire("M", extra=extra)
-        return grant, self._storage._entries
+        return grant, self._storage._histories
 
 
 class Model:
@@ -179,7 +179,7 @@ class Model:
                 )
                 for each in self.carriers
             ),
-            tuple(tuple(at - now for at in entries) for entries in self.entries.values()),
+            tuple(tuple(at - now for at, _ in kept.entries) for kept in self.entries.values()),
             self.digest,
             (self.published[0] is None, self.published[1] - now),
             # What the checks remember; what was sent is in the budget's entries, too.

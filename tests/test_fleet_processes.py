@@ -176,7 +176,7 @@ class Stage:
         )
         budget = manager._state.budget
         hour = budget.windows(credentials.merchant_id, extra=False)[-1]
-        return len(manager._state.fleet._store.budget.ages(hour))
+        return len(manager._state.fleet.store.budget.ages(hour))
 
 
 def until(true: Callable[[], bool], timeout: float = 30.0) -> None:

@@ -470,7 +470,7 @@ def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet:
     """Three quarters of the budget are left in it: the next token comes within seconds."""
     process = fleet.process()
     fleet.store.broken = True
-    for _ in range(1_300):
+    for _ in range(1_700):
         told = process.call()
         fleet.clock.advance(1)
     assert isinstance(told, TokenBudgetExhausted)

@@ -36,7 +36,7 @@ def registered() -> dict[str, int]:
         "names": len(process.names),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
-        "entries": sum(len(fleet.budget._entries) for fleet in fleets),
+        "entries": sum(len(fleet.budget._histories) for fleet in fleets),
     }
 
 
@@ -185,21 +185,20 @@ def test_a_clock_is_collected_with_what_runs_on_it() -> None:
 
 
 def test_rule_05_a_memory_storage_forgets_keys_whose_entries_are_gone() -> None:
-    """Not before the hour is over, whatever their limit was; and it never keeps a key without entries."""
+    """Not before the hour is over, whatever their limit was."""
     clock = ManualClock()
     storage: Any = MemoryStorage(clock.now)
     for number in range(100):
         storage.acquire_all([Window(f"key{number}", 10, 60)])
-    storage.replace(Window("empty", 10, 60), [])
-    assert len(storage._entries) == 100
+    assert len(storage._histories) == 100
     assert storage.holds_entries()
     clock.advance(3_599)
     storage.acquire_all([Window("other", 10, 7_200)])
-    assert len(storage._entries) == 101
+    assert len(storage._histories) == 101
     clock.advance(601)
     assert storage.holds_entries()
     storage.add(Window("another", 10, 60), [0.0])
-    assert set(storage._entries) == set(storage._until) == {"other", "another"}
+    assert set(storage._histories) == {"other", "another"}
     clock.advance(7_200)
     assert not storage.holds_entries()
 

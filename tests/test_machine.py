@@ -634,7 +634,7 @@ def test_rule_07_another_token_of_the_same_instant_replaces_a_refused_one() -> N
 
 def test_rule_04_others_are_told_what_concerns_them() -> None:
     """The token of their credentials, an outage or a 429, the failures in a row, and what is known of the budget."""
-    spent = {"window": [0.0]}
+    spent = {"window": {"entry": 0.0}}
     driven = holding()
     assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), ordinary_at=0.0, spent=spent)
     assert driven.machine.snapshot(TWO, spent) == Snapshot(ordinary_at=0.0, spent=spent)

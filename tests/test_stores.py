@@ -656,7 +656,9 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
             wait, ages = budget.acquire_all(named(prefix, windows), amount)
             return wait, [list(each) for each in ages]
         case "add", windows, ages:
-            return [budget.add(window, ages) for window in named(prefix, windows)]
+            for window in named(prefix, windows):
+                budget.add(window, ages)
+            return None
         case "ages", windows:
             return [list(budget.ages(window)) for window in named(prefix, windows)]
         case "window", windows:

@@ -95,6 +95,7 @@ class MemoryStorage(BudgetStorage):
         with self._lock:
             now = self._now()
             self._histories[key] = self._kept(key).with_([(now - e.age, e.id) for e in entries], keep, now)
+            self._sweep(now)
 
     def holds_entries(self) -> bool:
         """Whether there is an entry that may still count. Takes no lock."""
