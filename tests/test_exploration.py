@@ -286,9 +286,7 @@ class Model:
         """A call arrives: the cached path first, as the exchange does."""
         self._acquire(index, replayed=False, wait=wait, carrier_age=carrier_age)
 
-    def _acquire(
-        self, index: int, *, replayed: bool, wait: float = 20.0, carrier_age: float = float("inf")
-    ) -> None:
+    def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
         cached, until = self.published
         seen = self.machine.failed_fetches
         caller = Caller("deciding", self.now + wait, seen, replayed=replayed, carrier_age=carrier_age)
