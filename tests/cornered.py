@@ -652,7 +652,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.manager._process
-        store, known = process.stores[here.clock]["memory://"], state.fleet.budget
+        store, known = state.fleet._store, state.fleet.budget
 
         def child() -> object:
             kept = here.manager.get_token(min_validity=1) == token
@@ -666,7 +666,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
             known._owning,
             known._telling,
             state.fleet._turning,
-            process.managers_lock,
+            process.lock,
         ):
             held = fork(child)
         assert ended(held)

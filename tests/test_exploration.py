@@ -42,7 +42,7 @@ GONE = Failure(TokenEndpointUnavailable, "its loop was closed", retryable=True)
 FAILURES = (BROKEN, ODD, REJECTED, LIMITED)
 FOUND = ("a token", "an old token", "a limit", "a failure")
 
-INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at")
+INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at", "_drawn_at")
 COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "ended_fetches", "_held", "_flights")
 REACTION = 0.5
 YOUNG = 0.0  # the age of a client or an event loop that is seen for the first time
@@ -273,7 +273,7 @@ class Model:
             yield machine._held.usable_until
         yield machine._barred_until
         yield machine._ordinary_at + machine._interval()
-        yield machine._forced_at + machine._spacing
+        yield machine._drawn_at + machine._spacing()
         yield machine._forced_at + policy.rejection_cooldown
         yield from (flight.due_at for flight in machine._flights.values())
         yield from (caller.until for caller in self.callers if caller.doing == "waiting")

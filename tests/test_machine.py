@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,6 +52,11 @@ def limited(seconds: float) -> Failure:
 def no(retry_in: float, pressure: float = 1.0) -> Grant:
     """Return a refusal of the budget."""
     return Grant(False, retry_in, pressure)
+
+
+def used(count: int, of: int = 20) -> Grant:
+    """Return a grant after which *count* units of the reserve are used."""
+    return Grant(True, 0.0, count / of)
 
 
 def token(sent_at: float = 0.0, expires_in: float = 60.0, name: str | None = None) -> Token:
@@ -286,19 +290,38 @@ def test_rule_02_the_refresh_takes_at_most_a_quarter_of_the_window(expires_in: f
 
 
 @pytest.mark.parametrize(
-    ("pressure", "refresh_at", "reuse_until"),
-    [(0.0, 45.0, 50.0), (0.25, 47.25, 52.25), (0.5, 49.5, 54.5), (1.0, 54.0, 59.0)],
+    ("pace", "refresh_at", "reuse_until"),
+    [(0.0, 45.0, 50.0), (44.0, 45.0, 50.0), (47.25, 47.25, 52.25), (54.0, 54.0, 59.0), (58.2, 58.2, 59.0)],
 )
 def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
-    pressure: float, refresh_at: float, reuse_until: float
+    pace: float, refresh_at: float, reuse_until: float
 ) -> None:
     """Through the reuse window, and at last into what rule 6 allows."""
     driven = Driven()
-    driven.get(0.0, grant=Grant(True, 0.0, pressure))
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=pace))
     assert driven.machine.unasked(1.0) == (token(), refresh_at)
     assert isinstance(driven.ask(refresh_at), Use)
     assert driven.ask(reuse_until - 0.001) == Use(token())
     assert not isinstance(driven.ask(reuse_until), Use)
+
+
+def test_rule_02_a_token_is_used_to_its_end_where_the_limits_sustain_no_more() -> None:
+    """With 50 requests an hour one lasts 72 seconds; the next is requested as soon as this one is of no use."""
+    driven = Driven()
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=72.0))
+    assert driven.machine.unasked(1.0) == (token(), 59.0)
+    ticket = driven.lead(59.0)
+    assert driven.machine.next_is_extra(ticket, 59.0) is False
+
+
+def test_rule_08_what_comes_sooner_than_the_limits_sustain_is_extra() -> None:
+    """Ordinary requests are as far apart as the budget says."""
+    driven = Driven()
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=58.2))
+    assert driven.machine.token_refused(token(), 50.0)
+    ticket = driven.lead(50.0)
+    assert driven.machine.next_is_extra(ticket, 58.1) is True
+    assert driven.machine.next_is_extra(ticket, 58.2) is False
 
 
 # Single flight
@@ -655,11 +678,11 @@ def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> No
     assert driven.ask(0.0) == Fail(bar, 30.0)
 
 
-def test_rule_02_pressure_is_felt_by_those_who_follow() -> None:
+def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
     """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
     driven = Driven()
     ticket = driven.lead(0.0)
-    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pressure=1.0)
+    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
     assert driven.ask(53.9) == Use(token())
     assert isinstance(driven.ask(54.0), Use)
     assert driven.machine.in_flight
@@ -734,48 +757,54 @@ def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
     assert driven.extra
 
 
-def test_rule_08_forced_refreshes_are_spaced_out() -> None:
-    """Accepted calls in between, so only the spacing counts: 0, 1, 3, 7 … at most two per hourly share."""
-    driven = holding(forced_reserve=20)
-    forced: list[float] = []
-    for half_second in range(2 * 7_200):
-        now = half_second / 2
-        cached, until = driven.machine.unasked(now)
-        if cached is None or now >= until:
-            cached = driven.get(now)
-        driven.machine.token_accepted(cached)
-        if driven.machine.token_refused(cached, now):
-            forced.append(now)
-            cached = driven.get(now)
-        driven.machine.token_accepted(cached)
-    gaps = [round(later - earlier) for earlier, later in pairwise(forced)]
-    assert forced[0] == 0.0
-    assert gaps[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    assert set(gaps[9:]) == {360}
-    assert sum(at < 3_600 for at in forced) <= 20
-
-
-@pytest.mark.parametrize(("quiet_for", "soon_again"), [(719.0, False), (720.0, True)])
-def test_rule_08_after_twelve_quiet_minutes_the_spacing_starts_anew(quiet_for: float, soon_again: bool) -> None:
-    """The second forced refresh may then follow the first a second later, as in the beginning."""
+@pytest.mark.parametrize(
+    ("count", "spacing"), [(1, 1.0), (2, 2.0), (3, 4.0), (6, 32.0), (8, 128.0), (9, 180.0), (17, 180.0)]
+)
+def test_rule_08_forced_refreshes_are_spaced_out_by_what_is_left_of_the_reserve(count: int, spacing: float) -> None:
+    """A second apart at first, twice as long with each that counts, at last evenly over the hour."""
     driven = holding()
-    now = storm(driven, 0.0, 3) + quiet_for
-    current = driven.get(now - 0.5)
-    assert driven.machine.token_refused(current, now)
-    newer = driven.get(now)
+    assert driven.machine.token_refused(token(), 0.0)
+    current = token()
+    for now in range(0, int(spacing), 45):
+        current = driven.get(now, grant=used(count), name=f"at {now}")
+    assert not driven.machine.token_refused(current, spacing - 0.25)
+    assert driven.machine.token_refused(current, spacing)
+
+
+def test_rule_08_the_last_of_the_reserve_is_for_the_retries_within_a_fetch() -> None:
+    """Two of twenty, where a fetch has three attempts; while they count, no refresh is forced."""
+    driven = holding()
+    driven.get(45.0, grant=used(17))
+    assert driven.machine.token_refused(token(45.0), 46.0)
+    driven.get(46.0, grant=used(18))
+    driven.get(91.0, grant=used(18))
+    assert not driven.machine.token_refused(token(91.0), 92.0)
+    driven.get(10_000.0, grant=used(18))
+    assert not driven.machine.token_refused(token(10_000.0), 10_001.0)
+    driven.get(10_045.0, grant=used(17))
+    assert driven.machine.token_refused(token(10_045.0), 10_046.0)
+
+
+def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
+    """A forced refresh as late as the next ordinary request costs the reserve nothing, whatever is left of it."""
+    driven = holding()
+    assert driven.machine.token_refused(token(), 30.0)
+    newer = driven.get(30.0, grant=used(20))
     driven.machine.token_accepted(newer)
-    assert driven.machine.token_refused(newer, now + 1.0) is soon_again
+    assert not driven.machine.token_refused(newer, 44.9)
+    assert driven.machine.token_refused(newer, 45.0)
+    assert driven.machine.next_is_extra(driven.lead(45.0), 45.0) is False
 
 
 def storm(driven: Driven, start: float, count: int) -> float:
     """Let each new token be refused as soon as the spacing allows; return the time of the last."""
     now = start
-    for spacing in [0.0, 1.0, 2.0, 4.0, 8.0][:count]:
+    for so_far, spacing in enumerate([0.0, 1.0, 2.0, 4.0, 8.0][:count], 1):
         now += spacing
         current, _ = driven.machine.unasked(now)
         assert current is not None
         assert driven.machine.token_refused(current, now)
-        driven.get(now)
+        driven.get(now, grant=used(so_far))
     return now
 
 
@@ -795,12 +824,12 @@ def test_rule_08_after_that_time_three_more_are_allowed() -> None:
     """A new row begins with the first one after ``rejection_cooldown``."""
     driven = holding()
     now = storm(driven, 0.0, 3) + 30.0
-    for spacing in (0.0, 8.0, 16.0):
+    for so_far, spacing in enumerate((0.0, 8.0, 16.0), 4):
         now += spacing
         current, _ = driven.machine.unasked(now)
         assert current is not None
         assert driven.machine.token_refused(current, now)
-        driven.get(now)
+        driven.get(now, grant=used(so_far))
     current, _ = driven.machine.unasked(now)
     assert current is not None
     assert not driven.machine.token_refused(current, now + 29.9)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pay88_adapters import Token, TokenBudgetExhausted, TokenEndpointUnavailable, TokenPolicy, TokenRateLimited
@@ -69,6 +69,8 @@ class World:
         service: What a token request sent at an instant leads to.
         refuses: Whether the API answers 401, asked for each sending of a call.
         rng: The draws for jitter.
+        call_takes: Seconds from the sending of a call to its answer.
+        policy: Of the machine and the budget.
     """
 
     service: Callable[[float], Reply] = field(default=lambda at: Reply())
@@ -82,10 +84,12 @@ class World:
     young: bool = False
     """Whether each call has a client and an event loop of its own, which end with it."""
 
+    policy: TokenPolicy = POLICY
+
     def __post_init__(self) -> None:
         self.now = 0.0
-        self.machine = TokenMachine(POLICY, reaction=0.5)
-        self.budget = TokenBudget(POLICY, MemoryStorage(lambda: self.now), "https://api.example")
+        self.machine = TokenMachine(self.policy, reaction=0.5)
+        self.budget = TokenBudget(self.policy, MemoryStorage(lambda: self.now), "https://api.example")
         self.cached: tuple[Token | None, float] = (None, 0.0)
         self.sent: list[float] = []
         self.extras: list[float] = []
@@ -139,7 +143,7 @@ class World:
 
     def call(self) -> None:
         """Let a call come now."""
-        self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches))
+        self._acquire(Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches))
 
     def _acquire(self, call: Call) -> None:
         token, until = self.cached
@@ -191,14 +195,16 @@ class World:
     def _send(self, call: Call, token: Token) -> None:
         age = self.now - token.requested_at
         # Where less than two seconds are granted, half of them are used whatever the skew.
-        assert age < max(token.expires_in - POLICY.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
+        assert age < max(token.expires_in - self.policy.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
 
         def answered() -> None:
             if not self.refuses(self.now, token):
                 self._tell(lambda: self.machine.token_accepted(token))
                 self.accepted += 1
             elif self._told(lambda: self.machine.token_refused(token, self.now)) and not call.replayed:
-                self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches, replayed=True))
+                self._acquire(
+                    Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches, replayed=True)
+                )
             else:
                 self.handed_401.append(self.now)
 
@@ -375,6 +381,143 @@ def test_rule_02_the_refresh_comes_every_forty_five_seconds(gap: float) -> None:
     apart = [later - earlier for earlier, later in pairwise(world.sent)]
     assert min(apart) >= 45 - 1e-6
     assert max(apart) <= 45 + gap + 1e-6
+
+
+def check_limits(world: World) -> None:
+    """Rule 5, by an independent count that grants a request its ``fetch_timeout`` on the way."""
+    for item in world.policy.rate_limits():
+        assert largest_window(world.sent, item.get_expiry() + world.policy.fetch_timeout) <= item.amount
+
+
+SUSTAINABLE = [
+    *[(f"{amount}/hour",) for amount in (62, 64, 70, 76, 80, 100)],
+    *[("10/minute", f"{amount}/hour") for amount in (62, 64, 70, 76, 80, 100)],
+    ("2/minute", "1500/day"),
+    ("6/5minutes;70/hour",),
+]
+
+
+@pytest.mark.parametrize("rate", [1, 6, pytest.param(50, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("limits", SUSTAINABLE, ids=";".join)
+def test_rule_02_ordinary_traffic_never_exhausts_the_budget(limits: tuple[str, ...], rate: int) -> None:
+    """Three hours with limits that sustain a token after the other: no request is denied, and no call fails.
+
+    Calls wait for a token only where a token's last moment is the refresh's first.
+    """
+    latency = 0.2
+    world = World(lambda at: Reply(latency), policy=TokenPolicy(limits=limits)).calls(every(1 / rate)).run(3 * HOUR)
+
+    assert not world.failed
+    assert world.ordinary_denied == 0
+    assert not world.extras
+    check_limits(world)
+    apart = [later - earlier for earlier, later in pairwise(world.sent)]
+    assert max(apart) <= 59 + 1 / rate
+    if rate > 1:
+        assert len(world.waited) <= latency * rate + 1, "at the cold start"
+
+
+@given(
+    amount=st.integers(62, 130),
+    minutes=st.sampled_from([60, 60, 30, 120]),
+    seed=st.integers(0, 2**32),
+    longest=st.sampled_from([0.4, 1.9, 15.0, 100.0]),
+    latency=st.floats(0.01, 0.5),
+    failing=st.sampled_from([0.0, 0.0, 0.02]),
+)
+@settings(deadline=None, max_examples=30)
+def test_rule_02_limits_that_sustain_the_traffic_are_never_the_reason(
+    amount: int, minutes: int, seed: int, longest: float, latency: float, failing: float
+) -> None:
+    """Calls at random, and a token request that fails now and then: no call fails for want of budget."""
+    rng = random.Random(seed)
+    policy = TokenPolicy(limits=(f"{amount * minutes // 60 + 1}/{minutes}minutes",))
+    world = World(lambda at: Reply(latency, BROKEN if rng.random() < failing else 60.0), rng=rng, policy=policy)
+    world.calls(rng.uniform(0.1, longest) for _ in count()).run(3 * HOUR)
+
+    assert failures(world, TokenBudgetExhausted) == []
+    assert world.failed == [] or failing
+    check_limits(world)
+
+
+@pytest.mark.parametrize("rate", [1, 5])
+@pytest.mark.parametrize(
+    "limits",
+    [("1/minute",), ("5/5minutes", "62/hour"), ("50/hour",), ("30/hour",), ("10/minute", "2/hour")],
+    ids=";".join,
+)
+def test_rule_06_with_too_few_requests_for_all_tokens_calls_fail_only_when_they_must(
+    limits: tuple[str, ...], rate: int
+) -> None:
+    """While a unit is left, there is a token; without one, they hear to the moment when there is one again."""
+    world = World(policy=TokenPolicy(limits=limits)).calls(every(1 / rate)).run(3 * HOUR)
+
+    check_limits(world)
+    for at, fail in world.failed:
+        assert fail.failure.kind is TokenBudgetExhausted
+        waits = list[float]()
+        for item in world.policy.rate_limits():
+            before = [sent for sent in world.sent if sent <= at]
+            if len(before) >= item.amount:
+                waits.append(before[-item.amount] + item.get_expiry() + world.policy.fetch_timeout - at)
+        assert fail.retry_after == pytest.approx(max(waits), abs=0.01)
+        assert fail.retry_after > world.policy.max_wait
+
+
+REVOKED_EVERY = 90.0
+
+
+@pytest.mark.parametrize("rate", [1, 2, 5, 10])
+@pytest.mark.parametrize("offset", [0.0, 0.37])
+def test_rule_08_tokens_that_are_revoked_every_ninety_seconds(rate: int, offset: float) -> None:
+    """Forty times an hour for three hours: ordinary refreshes cure what the reserve does not, in a moment."""
+
+    def revoked(at: float, token: Token) -> bool:
+        return token.requested_at < (at - offset) // REVOKED_EVERY * REVOKED_EVERY + offset
+
+    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(3 * HOUR)
+
+    assert not world.failed
+    assert len(world.handed_401) <= 0.02 * 3 * HOUR * rate
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    check_limits(world)
+
+
+@example(period=20.0, rate=1, offset=0.0)
+@given(period=st.floats(20, 400), rate=st.sampled_from([1, 3]), offset=st.floats(0, 50))
+@settings(deadline=None, max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+def test_rule_08_what_the_reserve_has_is_used(period: float, rate: int, offset: float) -> None:
+    """However often tokens are revoked: an hour with many 401s is one in which the reserve was of no more use."""
+
+    def revoked(at: float, token: Token) -> bool:
+        return token.requested_at < (at - offset) // period * period + offset
+
+    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(2 * HOUR)
+
+    assert not world.failed
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    handed = sum(at > HOUR for at in world.handed_401)
+    used = sum(at > HOUR for at in world.extras)
+    assert used >= 0.7 * POLICY.forced_reserve or handed <= 0.03 * HOUR * rate
+    check_limits(world)
+
+
+@pytest.mark.parametrize("limits", SUSTAINABLE, ids=";".join)
+@pytest.mark.parametrize("bad", ["every other", "all"])
+def test_rule_08_a_401_storm_starves_no_ordinary_refresh(limits: tuple[str, ...], bad: str) -> None:
+    """Whatever the limits leave for a reserve: no call fails for want of a token, and refreshes are spaced out."""
+    turn = count()
+    world = World(
+        lambda at: Reply(0.2), lambda at, token: bad == "all" or bool(next(turn) % 2), policy=TokenPolicy(limits=limits)
+    )
+    world.calls(every(0.5)).run(3 * HOUR)
+
+    assert not world.failed
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    check_limits(world)
+    # A second, two, four … between the first ones, so that the last of them comes minutes after the first.
+    assert largest_window(world.extras, 60.0) <= 6
+    assert largest_window(world.extras, 600.0) <= 11
 
 
 @pytest.mark.parametrize("round_robin", [True, False], ids=["round robin", "random"])

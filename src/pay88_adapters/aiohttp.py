@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -16,22 +17,66 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
-from .drivers import Sender
+from . import errors
+from .arguments import check_client, inside
+from .bodies import WHOLE, Bookmark, bookmark
+from .drivers import AsyncSender
 from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, acapped
+from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
 __all__ = ["Pay88Middleware", "attach"]
 
 S = TypeVar("S", bound=aiohttp.ClientSession)
+
+
+class ConfigurationError(errors.ConfigurationError, aiohttp.ClientError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, aiohttp.ClientError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, aiohttp.ClientError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, aiohttp.ClientError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, aiohttp.ClientError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, aiohttp.ClientError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, aiohttp.ClientError): ...
+
 
 _flavours = Flavours(aiohttp.ClientError, globals())
 
 _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+# Payloads with what they send in ``_value``: there is no public name for it.
+_PAYLOADS = frozenset(
+    getattr(aiohttp.payload, name, None)
+    for name in (
+        "BytesPayload",
+        "StringPayload",
+        "StringIOPayload",
+        "JsonPayload",
+        "JsonBytesPayload",
+        "BytesIOPayload",
+        "BufferedReaderPayload",
+        "IOBasePayload",
+    )
+)
 
 _MOST_KEPT = 64  # calls that ended with a broken connection and that aiohttp has not begun again
 
@@ -45,9 +90,13 @@ class Pay88Middleware:
 
     Args:
         manager: Shared by every stack.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
-    def __init__(self, manager: TokenManager) -> None:
+    def __init__(self, manager: AnyManager) -> None:
+        check_manager(manager)
         self._manager = manager
         # By the call's timer, which all its requests have: the last request, and what became of it.
         self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
@@ -56,7 +105,10 @@ class Pay88Middleware:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
-        manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        try:
+            manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
         if manager is None:
             return await handler(request)
         if self._given_up:
@@ -95,7 +147,7 @@ class Pay88Middleware:
             raise error
 
 
-def attach(session: S, manager: TokenManager) -> S:
+def attach(session: S, manager: AnyManager) -> S:
     """Let the calls that *session* makes to ``manager.base_url`` carry a token.
 
     Its other middlewares stay in force, closer to the wire; attaching again replaces the manager.
@@ -103,11 +155,16 @@ def attach(session: S, manager: TokenManager) -> S:
 
     Returns:
         *session*.
+
+    Raises:
+        ConfigurationError: *session* is not aiohttp's, or *manager* is no manager.
     """
+    check_client(session, "aiohttp", (aiohttp.ClientSession,))
     # aiohttp has no public way to add a middleware to a session; the name is the same in all versions.
-    inside: Any = session
-    others = tuple(each for each in inside._middlewares if not isinstance(each, Pay88Middleware))
-    inside._middlewares = (Pay88Middleware(manager), *others)
+    middlewares = inside(session, "_middlewares", tuple)
+    others = tuple(each for each in middlewares if not isinstance(each, Pay88Middleware))
+    own: Any = session
+    own._middlewares = (Pay88Middleware(manager), *others)
     return session
 
 
@@ -126,6 +183,7 @@ class _Call:
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
+        self._bookmark = _bookmark(request.body)
 
     @property
     def client(self) -> aiohttp.ClientSession:
@@ -166,17 +224,32 @@ class _Call:
         return token
 
     def replayable(self) -> bool:
-        return all(_is_replayable(part) for part in _parts(self._request.body))
+        # Files are read by threads, which a cancelled upload may leave at work.
+        return (self._bookmark is WHOLE or self._is_sent) and self._bookmark.rewind()
+
+    @property
+    def _is_sent(self) -> bool:
+        inside: Any = self._request  # there is no public name; it is the same in all versions
+        writer = inside._writer
+        return writer is None or writer.done()
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:
+        drained = False
+        content = response.content
+        # Not with a timeout around it: that would cancel the caller's task, and could be taken for the caller's own.
+        late = asyncio.get_running_loop().call_later(
+            MAX_DRAIN_SECONDS, content.set_exception, aiohttp.ServerTimeoutError("the response is not read to its end")
+        )
         try:
-            drained = len(await acapped(response.content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
-        except self.network_errors:
-            drained = False
-        if drained:
-            response.release()
-        else:
-            response.close()
+            # Its own errors only: any other timeout is the caller's.
+            with suppress(aiohttp.ClientError, ConnectionError):
+                drained = len(await acapped(content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
+        finally:
+            late.cancel()
+            if drained and self._is_sent:
+                response.release()
+            else:
+                response.close()
 
     async def post(self, request: TokenRequest) -> TokenReply:
         mine = self._request
@@ -215,8 +288,44 @@ class _StandaloneSender:
 
         return asyncio.run(job())
 
+    def close(self) -> None:
+        """Close nothing: each session is closed where it is made."""
 
-def standalone_sender() -> Sender:
+
+class _ClientSender:
+    """Sends token requests over the connections of a session."""
+
+    network_errors = (aiohttp.ClientError, OSError)
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        # None of this has a public name; all of it is the same in all versions.
+        own: Any = self.client
+        if own._loop is not asyncio.get_running_loop():
+            raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
+        session = aiohttp.ClientSession(
+            connector=own.connector,
+            connector_owner=False,
+            trust_env=own.trust_env,
+            **_options(own.timeout, request.timeout),
+        )
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        async with session:
+            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
+
+
+def client_sender(manager: TokenManager, client: aiohttp.ClientSession) -> AsyncSender:
+    """Return a sender over the connections of *client*."""
+    return _ClientSender(client)
+
+
+def standalone_sender(manager: TokenManager) -> ClosableSender:
     """Return a sender with sessions of its own."""
     return _StandaloneSender()
 
@@ -254,12 +363,16 @@ def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
 
 
-def _parts(body: Any) -> Iterable[Any]:
-    yield body
-    if isinstance(body, aiohttp.MultipartWriter):  # says "not consumed" of its parts in older versions
+def _bookmark(body: Any) -> Bookmark:
+    """Return the state of a request's body, which has not been sent yet."""
+    if not body:
+        return WHOLE
+    return bookmark(body._value) if type(body) in _PAYLOADS else Bookmark(*_parts(body))
+
+
+def _parts(body: Any) -> Iterator[Any]:
+    if type(body) is aiohttp.MultipartWriter:
         for part, _, _ in body:
             yield from _parts(part)
-
-
-def _is_replayable(body: Any) -> bool:
-    return body == b"" or not getattr(body, "consumed", True)
+    else:
+        yield body._value if type(body) in _PAYLOADS else body

@@ -2,54 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import os
+import stat
+from collections.abc import Callable
 from typing import Any
+
+PLAIN = frozenset((type(None), bytes, str))
+"""Types of bodies that are the same whenever they are sent."""
+
+_COPIES: dict[object, Callable[[Any], object]] = {bytearray: bytes, memoryview: bytes, list: tuple}
+_FILES = frozenset((io.BytesIO, io.FileIO, io.BufferedReader, io.BufferedRandom))
 
 
 class Bookmark:
-    """Where a body stood before it was sent the first time.
+    """State of a request body before it is sent for the first time.
 
-    Stacks send a consumed generator, or a file that cannot seek, again as an *empty* body, and the
-    server answers 200: so this is decided before the first send.
+    Clients send a consumed generator, or a file that does not go back, again as an *empty* body, and the server
+    returns 200. So only bodies that are known to yield the same bytes twice are sent again. Exact types decide,
+    since a subclass or an object with ``__iter__`` or ``read`` can do anything:
+
+    - ``None``, bytes and text;
+    - ``bytearray``, ``memoryview``, and lists and tuples of bytes and text, unless they were changed meanwhile;
+    - ``io.BytesIO`` and regular files in binary mode, if they return to their position.
+
+    Args:
+        parts: Everything that the body is made of; more than one for a form.
+        position: Offset in bytes from which a file is sent, if not from where it stands.
 
     Attributes:
-        replayable: Whether the same bytes can be sent again.
-        position: Where a file stood; ``None`` for everything else.
+        steady: Whether any layer can send the body again after it has gone back to the position: nothing has to
+            be compared with how it was.
     """
 
-    __slots__ = ("_body", "position", "replayable")
+    __slots__ = ("_checks", "steady")
 
-    def __init__(self, body: Any) -> None:
-        self._body = body
-        self.position: int | None = None
-        if hasattr(body, "__aiter__"):
-            self.replayable = not (hasattr(body, "__anext__") or hasattr(body, "read") or hasattr(body, "aread"))
-        elif hasattr(body, "read"):
-            self.position = _position(body)
-            self.replayable = self.position is not None
-        else:
-            self.replayable = not isinstance(body, Iterator)
+    def __init__(self, *parts: Any, position: Any = None) -> None:
+        self._checks: list[Callable[[], bool]] = []
+        self.steady = True
+        for part in parts:
+            if type(part) in PLAIN or _is_plain_tuple(part):
+                continue
+            check = _position(part, position) if type(part) in _FILES else None
+            if check is None:
+                self.steady = False
+                check = _content(part) or _never
+            self._checks.append(check)
 
-    def rewind(self) -> None:
-        """Put a file back to where it stood."""
-        if self.position is not None:
-            self._body.seek(self.position)
+    def rewind(self) -> bool:
+        """Return files to their position; return whether the same bytes can be sent again.
 
-
-_WHOLE = Bookmark(b"")
-_PLAIN = (type(None), bytes, str)
-
-
-def bookmark(body: Any) -> Bookmark:
-    """Return the bookmark of *body*, which has not been sent yet."""
-    return _WHOLE if type(body) in _PLAIN else Bookmark(body)
+        No attempt may still be reading the body.
+        """
+        try:
+            return all(check() for check in self._checks)
+        except (OSError, ValueError):  # a file was closed, a memoryview released
+            return False
 
 
-def _position(file: Any) -> int | None:
+WHOLE = Bookmark()
+"""The state of every body of a plain type."""
+
+
+def bookmark(body: Any, position: Any = None) -> Bookmark:
+    """Return the state of *body*, which has not been sent yet."""
+    return WHOLE if type(body) in PLAIN else Bookmark(body, position=position)
+
+
+def _position(file: Any, position: Any) -> Callable[[], bool] | None:
     try:
-        if hasattr(file, "seekable") and not file.seekable():
-            return None
-        position = file.tell()
-    except Exception:  # noqa: BLE001 - whatever a file-like object of the caller's may raise
+        if type(file) is not io.BytesIO:
+            raw = file if type(file) is io.FileIO else file.raw
+            if type(raw) is not io.FileIO or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                return None
+        start: int = position if type(position) is int else file.tell()
+    except (OSError, ValueError):
         return None
-    return position if isinstance(position, int) and hasattr(file, "seek") else None
+    return lambda: file.seek(start) == start and file.tell() == start
+
+
+def _content(part: object) -> Callable[[], bool] | None:
+    copy = _COPIES.get(type(part))
+    if copy is None or (copy is tuple and not _all_plain(part)):
+        return None
+    try:
+        before = copy(part)
+    except ValueError:  # a memoryview that was released
+        return None
+    return lambda: copy(part) == before
+
+
+def _is_plain_tuple(part: Any) -> bool:
+    return type(part) is tuple and _all_plain(part)
+
+
+def _all_plain(pieces: Any) -> bool:
+    return all(type(piece) is bytes or type(piece) is str for piece in pieces)
+
+
+def _never() -> bool:
+    return False

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -48,7 +48,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
 _STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is refused
-__all__ = ["AsyncCall", "AsyncSender", "Call", "CarrierLost", "Sender", "TaskDriver", "ThreadDriver"]
 
 
 class Sender(Protocol):
@@ -165,6 +164,10 @@ class ThreadDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -176,17 +179,23 @@ class ThreadDriver:
                                 raise
                     case Discard():
                         call.discard(response)
+                        response = None
                     case _:
                         answer = self._do(effect, call)
 
-    def token_for(self, call: Call[Any]) -> Token:
-        """Get a token for another attempt that the stack makes by itself."""
+    @contextmanager
+    def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
+        """Get a token for another attempt that the stack makes by itself, in the block."""
         patience = _patience(self._state, call.patience)
-        return self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        token, end = self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        try:
+            yield token
+        finally:
+            end()
 
-    def token(self, sender: Sender, *, min_validity: float = 0.0) -> Token:
-        """Get a token."""
-        return self._run(self._acquisition(sender, _patience(self._state, None), min_validity), sender)
+    def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
+        """Get a token; wait for at most *patience* real seconds, if given."""
+        return self._run(self._acquisition(sender, _patience(self._state, patience), min_validity), sender)
 
     def _run(self, sequence: Generator[Any, Any, T], sender: Sender) -> T:
         answer: Any = None
@@ -239,7 +248,9 @@ class ThreadDriver:
             return run
         try:
             state.fetches.begin(run)
-            worker = run.worker = Worker(partial(self._fetch, run, sender, caller), "pay88-token-fetch")
+            worker = run.worker = Worker(
+                partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.fleet.blocking
+            )
             worker.start()
         except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
             run.worker = None
@@ -276,7 +287,7 @@ class ThreadDriver:
 
     def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
         """Do what may hang: whoever notices that it takes too long interrupts it with :class:`Overdue`."""
-        run.doing = doing
+        run.since, run.doing = time.monotonic(), doing
         try:
             return act()
         except Overdue as exc:
@@ -353,6 +364,10 @@ class TaskDriver:
                 except StopIteration as stop:
                     result: R = stop.value
                     return result
+                except BaseException:
+                    if response is not None:  # the caller will not get it
+                        await call.discard(response)
+                    raise
                 answer = None
                 match effect:
                     case Token():
@@ -364,6 +379,7 @@ class TaskDriver:
                                 raise
                     case Discard():
                         await call.discard(response)
+                        response = None
                     case _:
                         answer = await self._do(effect, partial(self._spawn, call))
 
@@ -379,6 +395,11 @@ class TaskDriver:
         except StopIteration as stop:
             fetched: Token = stop.value
             return fetched
+
+    async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
+        """Get a token; *sender* sends the token requests, on this event loop."""
+        carriers = (*_carriers(sender), current_run())
+        return await self.token(partial(self._spawn, sender), carriers, min_validity=min_validity)
 
     def _acquisition(
         self, runtime: AsyncRuntime, patience: Patience, carriers: tuple[object, ...], min_validity: float = 0.0
@@ -546,14 +567,14 @@ def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handl
 def _after_failure(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> None:
     """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
     handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    forget_locals(exc, but=handled)
     context = exc.__context__
     try:
-        forget_locals(exc, but=handled)
         if not _goes_on(sequence, call, exc, handled):
             sequence.close()
             raise exc
     finally:
-        exc.__context__ = context  # where raise has put what is being handled here
+        object.__setattr__(exc, "__context__", context)  # where raise has put what is being handled here
         del exc
 
 

@@ -57,6 +57,20 @@ def log(event: Event) -> None:
             (_tokens if isinstance(event, _ABOUT_TOKENS) else _calls).debug("%s", event)
 
 
+def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
+    """Write the lines that a request with a ``Bearer`` of its own is worth."""
+    if first:
+        _calls.warning(
+            "%s %s: a request has an Authorization: Bearer of its own and bypasses the manager: remove the header if a"
+            " token is to be attached; later ones are logged at DEBUG",
+            base_url,
+            merchant_id,
+        )
+    _calls.debug(
+        "%s %s: a request with an Authorization: Bearer of its own bypassed the manager", base_url, merchant_id
+    )
+
+
 class Guarded:
     """A listener that raises nothing. What it raised is logged at its first, second, fourth, eighth … occurrence."""
 

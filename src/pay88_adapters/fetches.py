@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class FetchRun:
     doing: str = ""
     """What it does that may hang, if anything: for error messages."""
     since: float = 0.0
-    """When it began to do that, on the manager's clock."""
+    """When it began to do that, in real seconds."""
     death: Failure | None = None
     """That what carried it has ended before it, if so."""
 
@@ -66,21 +67,19 @@ _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 class Fetches:
     """The fetches of one manager that have not come to their end, and their leases."""
 
-    __slots__ = ("__weakref__", "_leases", "_number", "_owner", "_runs", "_seen", "_stuck")
+    __slots__ = ("__weakref__", "_leases", "_number", "_owner", "_runs", "_seen")
 
     def __init__(self, state: SharedState) -> None:
         self._owner = weakref.ref(state)
         self._number = next(_numbers)
         self._runs: dict[int, FetchRun] = {}
         self._leases: dict[int, Lease] = {}
-        self._stuck: FetchRun | None = None  # in a thread that may not end
         self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
 
     def after_fork(self) -> None:
         """Go on without the parent's threads and event loops."""
         self._runs.clear()
         self._leases.clear()
-        self._stuck = None
         _on_loops.clear()
 
     @property
@@ -126,21 +125,21 @@ class Fetches:
             del alive[:]
 
         try:
-            Worker(publish, "pay88-lease").start()
+            Worker(publish, "pay88-lease", finishes=True).start()
         except RuntimeError:  # no thread can be started: at the latest the lease expires
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
         self._runs.pop(run.ticket, None)
         _on_loops.pop((id(self), run.ticket), None)
-        if not self._runs:
+        if not self._runs and not self._leases:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Note that what carried *run* has ended before it. That is no failure of the service (rule 16)."""
         if run.ticket not in self._runs:
             return
-        run.death = network_failure(cause)
+        run.death = _death(cause)
         events: list[Event] = []
         state = self._state
 
@@ -164,8 +163,7 @@ class Fetches:
         """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
         for ticket in tickets:
             run = self._runs.get(ticket)
-            if run is not None and run.worker is not None and run.doing:
-                self._stuck = run
+            if run is not None and run.worker is not None and self._hangs(run):
                 run.worker.interrupt(Overdue)
 
     def stuck(self, patience: float) -> Failure | None:
@@ -174,23 +172,32 @@ class Fetches:
         Args:
             patience: Real seconds for that thread to end once it is interrupted.
         """
-        run = self._stuck
-        worker = run.worker if run is not None else None
-        if run is None or worker is None or run.ticket in self._state.pending:
-            return None
-        if worker.is_alive() and run.doing:
+        for run in list(self._runs.values()):
+            worker = run.worker
+            if worker is None or run.ticket in self._state.pending or not self._hangs(run):
+                continue
             worker.interrupt(Overdue)
             worker.join(patience)
-        if not worker.is_alive() or not run.doing:
-            self._stuck = None
-            return None
-        worker.is_overdue = True
-        return Failure(
-            TokenEndpointUnavailable,
-            f"the {run.doing} has been hanging for {self._state.now() - run.since:.1f} s and no other fetch can be"
-            " started; request not sent: let it return or time out",
-            retryable=True,
+            if worker.is_alive() and run.doing:
+                worker.finishes = False
+                return Failure(
+                    TokenEndpointUnavailable,
+                    f"the {run.doing} has been hanging for {time.monotonic() - run.since:.1f} s and no other fetch can"
+                    " be started; request not sent: let it return or time out",
+                    retryable=True,
+                )
+        return None
+
+    def _hangs(self, run: FetchRun) -> bool:
+        # In real seconds: a clock that a test moves says nothing of a thread.
+        return bool(run.doing) and time.monotonic() - run.since >= self._state.clock.real(
+            self._state.policy.fetch_timeout
         )
+
+    def on_another_loop(self) -> bool:
+        """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""
+        here = threading.get_ident()
+        return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
 
     def blocks_this_thread(self) -> bool:
         """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
@@ -243,6 +250,17 @@ class Fetches:
         content, keep = snapshot.dump(now), snapshot.lasts(now)
         if state.fleet.publish(key, fence=lease.fence, content=content, keep=keep, after=now - lease.led_at):
             self._seen = key, lease.fence
+
+
+def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, CarrierLost):
+        return network_failure(cause)
+    return Failure(
+        TokenEndpointUnavailable,
+        f"{cause}; request not sent: retry it with a client that is open",
+        retryable=True,
+        cause=cause,
+    )
 
 
 def sweep() -> None:

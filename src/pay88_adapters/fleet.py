@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -14,7 +15,7 @@ from .forks import survive_forks
 from .policy import TokenPolicy
 from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
-from .threads import is_worker
+from .threads import may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -44,7 +45,7 @@ class Fleet:
         self.blocking = store.blocking
         self.alone = False
         self.budget = _Budget(self, store, clock, share)
-        self._budgets: dict[tuple[TokenPolicy, str], TokenBudget] = {}
+        self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
         self._store = store
         self._clock = clock
         self._failed_at = self._warned_at = _NEVER
@@ -67,6 +68,10 @@ class Fleet:
         if budget is None:
             budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
         return budget
+
+    def is_unused(self) -> bool:
+        """Whether no manager uses this, and nothing that it knows of the budget counts any longer."""
+        return not self._budgets and not self.budget.holds_entries()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
@@ -146,7 +151,7 @@ def bounded(operation: Callable[[], T]) -> T:
     try:
         thread.start()
     except RuntimeError:  # there are too many, or the process ends
-        if is_worker():  # blocking this one blocks nobody else
+        if may_block():  # blocking this one blocks nobody else
             return operation()
         raise StoreError("cannot start a thread for the store operation") from None
     thread.join(PATIENCE)
@@ -212,6 +217,9 @@ class _Budget(MemoryStorage):
 
     def _weight_in(self, window: Window) -> int:
         return min(self._weight, window.limit) or 1  # one fits into any window that is empty
+
+    def holds_entries(self) -> bool:
+        return bool(self._own) or super().holds_entries()
 
     def _own_in(self, window: Window) -> list[float]:
         return [at for at in self._own.get(window, ()) if at >= self._now() - window.expiry]

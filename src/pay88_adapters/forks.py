@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import Protocol
 
-_log = logging.getLogger("pay88_adapters.forks")
+_log = logging.getLogger("pay88_adapters.tokens")
 
 
 class Forkable(Protocol):

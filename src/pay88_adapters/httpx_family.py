@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from math import inf
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
+from .arguments import check_client, check_method, class_of, inside
 from .bodies import Bookmark, bookmark
-from .drivers import Sender
+from .drivers import AsyncSender, Sender
 from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
+from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
 
 C = TypeVar("C")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+TransportT = TypeVar("TransportT")
+TimeoutT = TypeVar("TimeoutT")
+SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
 _FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
 _MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
@@ -40,10 +48,44 @@ class Library:
         self.module = module
         self.flavours = flavours
         self.network_errors = (module.HTTPError, module.StreamError, OSError)
+        # What may happen while a response is drained. Any other timeout is the caller's.
+        self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
         self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
         self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
+        # The libraries do not export what bodies are wrapped in.
+        self._bytes = module.ByteStream
+        self._multipart = self._stream(files={"file": b""})
+        self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
         hide_secrets_in_logs()
+
+    def timeout(self, given: Any) -> Any:
+        """Return the library's own class for *given*, which may be a number of seconds.
+
+        Raises:
+            ConfigurationError: It is neither of the two, nor ``None``.
+        """
+        kind = self.module.Timeout
+        if given is None or isinstance(given, kind):
+            return given
+        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
+            return kind(given)
+        shown = given if isinstance(given, (int, float)) else class_of(given)
+        raise ConfigurationError(
+            f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
+        )
+
+    def _stream(self, **body: Any) -> type[Any]:
+        stream: object = self.module.Request("POST", "http://localhost", **body).stream
+        return type(stream)
+
+    def bookmark(self, stream: Any) -> Bookmark:
+        """Return the state of a request's body, which has not been sent yet."""
+        if type(stream) is self._bytes or type(stream) in self._iterators:
+            return bookmark(getattr(stream, "_stream", stream))
+        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
+            return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
+        return Bookmark(stream)
 
     def has_managed_field(self, headers: Any) -> bool:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
@@ -67,6 +109,11 @@ class Library:
         copy: Any = object.__new__(kind)
         copy.__dict__ = {**request.__dict__, "headers": headers}
         return copy
+
+
+class _AsyncIterable:
+    def __aiter__(self) -> Any:
+        raise AssertionError
 
 
 def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
@@ -93,11 +140,11 @@ class _Call:
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
-    def __init__(self, transport: _Transport, manager: TokenManager, request: Any, replaces: bool) -> None:
+    def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
-        self._bookmarks = _bookmarks(transport.library, request.stream)
+        self._bookmark = transport.library.bookmark(request.stream)
 
     @property
     def is_closed(self) -> bool:
@@ -131,7 +178,7 @@ class _Call:
         return token
 
     def replayable(self) -> bool:
-        return self._bookmarks is not None and all(each.replayable for each in self._bookmarks)
+        return self._bookmark.rewind()
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
@@ -139,9 +186,6 @@ class _Call:
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
-        if self._bookmarks:
-            for each in self._bookmarks:
-                each.rewind()
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
     @contextmanager
@@ -169,16 +213,31 @@ class _Call:
 
 class _SyncCall(_Call):
     def send(self, token: Token) -> Any:
-        return self._transport.wrapped.handle_request(self._with(token))
+        request = self._with(token)
+        extensions = request.extensions
+        timeout = extensions.get("timeout")
+        if timeout is not None:  # to be shortened while a response is drained, for this request alone
+            timeout = timeout.copy()
+            request.extensions = {**extensions, "timeout": timeout}
+        self._timeout = timeout
+        return self._transport.wrapped.handle_request(request)
 
     def discard(self, response: Any) -> None:
-        with closing(response), suppress(*self.network_errors):
-            _read(response, MAX_DRAINED)
+        with closing(response):
+            # A timeout would end the whole connection of HTTP/2, with the requests of other threads.
+            if self._timeout is None or response.extensions.get("http_version") == b"HTTP/2":
+                return
+            # Half of the time for each read, as that is looked up once: the last one may begin late.
+            half = MAX_DRAIN_SECONDS / 2
+            self._timeout["read"] = min(half, self._timeout.get("read") or half)
+            with suppress(*self._transport.library.drain_errors):
+                _read(response, MAX_DRAINED, time.monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenReply:
+        until = time.monotonic() + request.timeout
         handle = self._transport.wrapped.handle_request
         with self._carried(), closing(handle(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY))
+            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
 
 
 class _AsyncCall(_Call):
@@ -186,39 +245,57 @@ class _AsyncCall(_Call):
         return self._transport.wrapped.handle_async_request(self._with(token))
 
     async def discard(self, response: Any) -> None:
-        async with aclosing(response):
-            with suppress(*self.network_errors):
+        async with _closing(response):
+            with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
         with self._carried():
-            async with aclosing(
+            async with _closing(
                 await self._transport.wrapped.handle_async_request(self._token_request(request))
             ) as response:
                 return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+
+
+@asynccontextmanager
+async def _closing(response: Any) -> AsyncGenerator[Any, None]:
+    """Close *response*, also where the caller is cancelled: a cancelled task would wait for nothing any more."""
+    try:
+        yield response
+    finally:
+        with anyio.move_on_after(MAX_DRAIN_SECONDS, shield=True):
+            await response.aclose()
 
 
 class _Opened:
     """Stands for a transport from one closing to the next."""
 
 
-class _Transport:
+class _Transport(Generic[TransportT, TimeoutT]):
     """Wraps a transport.
 
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new one of the library's own unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``.
+        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, or the library's own class.
     """
 
     library: ClassVar[Library]
     _call: ClassVar[type[_Call]]
     default: ClassVar[str]
     """The name of the library's own transport."""
+    method: ClassVar[str]
+    """What every transport of that kind has."""
 
-    def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: Any = None) -> None:
-        self.wrapped = getattr(self.library.module, self.default)() if transport is None else transport
-        self.timeout = timeout
+    def __init__(
+        self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
+    ) -> None:
+        check_manager(manager)
+        library = self.library
+        if transport is not None:
+            check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
+        self.timeout: TimeoutT | None = library.timeout(timeout)
+        self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
         self.opened = _Opened()
         self._manager = manager
         self._token_requests = 0  # in flight
@@ -243,33 +320,44 @@ class _Transport:
         manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
+    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
+        """Return *request* as a call of *manager*'s."""
+        return self._call(self, manager, request, replaces)
 
-class SyncTransport(_Transport):
+
+class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``Client``."""
 
     default = "HTTPTransport"
+    method = "handle_request"
     _call = _SyncCall
 
-    def handle_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return self.wrapped.handle_request(request)
+    def handle_request(self, request: RequestT) -> ResponseT:
         try:
-            return call.manager.threads.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = call.manager.threads.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = wrapped.handle_request(request)
+        return unmanaged
 
     def close(self) -> None:
         self._before_close()
-        self.wrapped.close()
+        wrapped: Any = self.wrapped
+        wrapped.close()
 
-    def __enter__(self) -> Any:
-        self.wrapped.__enter__()
+    def __enter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        wrapped.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._before_close()
-        self.wrapped.__exit__(*exc)
+        wrapped: Any = self.wrapped
+        wrapped.__exit__(*exc)
 
     def _before_close(self) -> None:
         since = time.monotonic()
@@ -278,32 +366,39 @@ class SyncTransport(_Transport):
         self.opened = _Opened()
 
 
-class AsyncTransport(_Transport):
+class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``AsyncClient``, on asyncio and trio."""
 
     default = "AsyncHTTPTransport"
+    method = "handle_async_request"
     _call = _AsyncCall
 
-    async def handle_async_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return await self.wrapped.handle_async_request(request)
+    async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
-            return await call.manager.tasks.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = await call.manager.tasks.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = await wrapped.handle_async_request(request)
+        return unmanaged
 
     async def aclose(self) -> None:
         await self._before_close()
-        await self.wrapped.aclose()
+        wrapped: Any = self.wrapped
+        await wrapped.aclose()
 
-    async def __aenter__(self) -> Any:
-        await self.wrapped.__aenter__()
+    async def __aenter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        await wrapped.__aenter__()
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
         await self._before_close()
-        await self.wrapped.__aexit__(*exc)
+        wrapped: Any = self.wrapped
+        await wrapped.__aexit__(*exc)
 
     async def _before_close(self) -> None:
         since = time.monotonic()
@@ -315,36 +410,89 @@ class AsyncTransport(_Transport):
             self.opened = _Opened()
 
 
-def attach(client: C, manager: TokenManager, sync: type[SyncTransport], tasks: type[AsyncTransport]) -> C:
+def attach(
+    client: C,
+    manager: AnyManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> C:
     """Let the calls that *client* makes to ``manager.base_url`` carry a token."""
     module = sync.library.module
-    if not isinstance(client, (module.Client, module.AsyncClient)):
-        raise ConfigurationError(f"attach() of this module takes a client of {module.__name__}, not {type(client)}")
+    check_client(client, module.__name__, (module.Client, module.AsyncClient))
+    check_manager(manager)
     wrapper = sync if isinstance(client, module.Client) else tasks
     # There is no public way to change the transports of a client; these names are the same in all versions.
-    inside: Any = client
+    transport, mounts = inside(client, "_transport"), inside(client, "_mounts", dict)
+    own: Any = client
 
     def wrap(transport: Any) -> Any:
-        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=inside.timeout)
+        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=own.timeout)
 
-    inside._transport = wrap(inside._transport)
-    inside._mounts = {
-        pattern: None if transport is None else wrap(transport) for pattern, transport in inside._mounts.items()
-    }
+    own._transport = wrap(transport)
+    own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
     return client
 
 
-def standalone_sender(transport: SyncTransport, manager: TokenManager) -> Sender:
-    """Return a sender over *transport*."""
-    return _SyncCall(transport, manager, transport.library.module.Request("POST", "/"), False)
+class _ClientSender:
+    """Sends token requests over the transports of a client."""
+
+    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+        self.client = client
+        self.network_errors = transport.library.network_errors
+        self._transport, self._manager = transport, manager
+
+    @property
+    def is_closed(self) -> bool:
+        closed: bool = self.client.is_closed
+        return closed
+
+    def _call(self, url: str) -> Any:
+        module = self._transport.library.module
+        transport = self.client._transport_for_url(module.URL(url))
+        if not isinstance(transport, self._transport):
+            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
+        return transport.call(self._manager, module.Request("POST", url), False)
 
 
-def _read(response: Any, bound: int) -> bytes:
+class _SyncClientSender(_ClientSender):
+    def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = self._call(request.url).post(request)
+        return reply
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _AsyncClientSender(_ClientSender):
+    async def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = await self._call(request.url).post(request)
+        return reply
+
+
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    module = transport.library.module
+    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+
+
+def client_sender(
+    client: Any,
+    manager: TokenManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    if isinstance(client, sync.library.module.Client):
+        return _SyncClientSender(sync, manager, client)
+    return _AsyncClientSender(tasks, manager, client)
+
+
+def _read(response: Any, bound: int, until: float) -> bytes:
     # A transport that is no network may hand over a response that was read before.
     if response.is_stream_consumed:
         content: bytes = response.content[: bound + 1]
         return content
-    return capped(response.iter_raw(), bound)
+    return capped(response.iter_raw(), bound, until)
 
 
 async def _aread(response: Any, bound: int) -> bytes:
@@ -359,19 +507,6 @@ async def _aread(response: Any, bound: int) -> bytes:
                 # Ends the whole chain of async generators. Trio complains where a loop is just left.
                 enough.cancel()
     return bytes(body[: bound + 1])
-
-
-def _bookmarks(library: Library, stream: Any) -> list[Bookmark] | None:
-    """Return what has to be replayable for *stream* to be, or ``None`` if that cannot be told."""
-    if isinstance(stream, library.module.ByteStream):
-        return []
-    if hasattr(stream, "fields"):  # multipart; it puts its files back to their beginning by itself
-        files = [getattr(each, "file", b"") for each in stream.fields]
-        return [bookmark(file) for file in files]
-    # Iterators and files are wrapped in classes that neither library exports: look inside if that is possible.
-    if type(stream).__name__ in ("IteratorByteStream", "AsyncIteratorByteStream") and hasattr(stream, "_stream"):
-        return [bookmark(stream._stream)]
-    return None
 
 
 def _bounded(library: Library, configured: Any, seconds: float) -> dict[str, float | None]:

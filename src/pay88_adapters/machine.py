@@ -29,7 +29,7 @@ _HOUR = 3600.0
 _NEVER = float("-inf")
 _EVER = float("inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
-_FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles                             rule 8
+_FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles with each that counts       rule 8
 GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost          rule 17
 _LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may fall silent before it counts as an outage rule 16
 
@@ -148,6 +148,7 @@ class TokenMachine:
     __slots__ = (
         "_bar",
         "_barred_until",
+        "_drawn_at",
         "_failed",
         "_failures",
         "_flights",
@@ -159,13 +160,13 @@ class TokenMachine:
         "_last_ticket",
         "_lost",
         "_ordinary_at",
+        "_pace",
         "_policy",
         "_pressure",
         "_reaction",
         "_refused",
         "_rejected_digest",
         "_rotating",
-        "_spacing",
         "ended_fetches",
         "failed_fetches",
         "late",
@@ -201,10 +202,11 @@ class TokenMachine:
         self._failures = 0
         self._lost = 0  # consecutive fetches that fell silent
         self._pressure = 0.0  # on the budget: see Grant
+        self._pace = 0.0
         self._ordinary_at = _NEVER
         self._forced_in_row = 0
         self._forced_at = _NEVER
-        self._spacing = 0.0
+        self._drawn_at = _NEVER  # on the reserve, by a forced refresh
 
     # --- what a call asks ---------------------------------------------------------------------
 
@@ -336,7 +338,9 @@ class TokenMachine:
         flight.due_at, flight.late = self._due(now) + pause, False
         return True
 
-    def consulted(self, ticket: int, found: Snapshot, now: float, *, digest: str, pressure: float = 0.0) -> bool:
+    def consulted(
+        self, ticket: int, found: Snapshot, now: float, *, digest: str, pressure: float = 0.0, pace: float = 0.0
+    ) -> bool:
         """Take over what others have found out; return whether the fetch has to go on (rule 4).
 
         Args:
@@ -345,10 +349,11 @@ class TokenMachine:
             now: The time.
             digest: Names the credentials of all of them.
             pressure: On the budget, by what they know of it.
+            pace: That it sustains, see :class:`~pay88_adapters.budget.Grant`.
         """
         if not self.still_there(ticket, now):
             return False
-        self._pressure = pressure
+        self._pressure, self._pace = pressure, pace
         self._ordinary_at = max(self._ordinary_at, found.ordinary_at)
         if found.token is not None and self._take_over(found.token, digest, now):
             self._end(ticket)
@@ -399,12 +404,12 @@ class TokenMachine:
         """
         flight = self._flights.get(ticket)
         first = flight is not None and flight.attempts == 0
-        return not first or now < self._ordinary_at + self._interval()
+        return not first or not self._ordinary_is_due(now)
 
     def budget_answered(self, ticket: int, grant: Grant, now: float, *, extra: bool) -> bool:
         """Note what the budget said; return whether the attempt may be sent (rule 5)."""
         flight = self._flights.get(ticket)
-        self._pressure = grant.pressure
+        self._pressure, self._pace = grant.pressure, grant.pace
         if not extra and grant.granted:
             if flight is not None and flight.ordinary_before is None:
                 flight.ordinary_before = self._ordinary_at
@@ -627,15 +632,14 @@ class TokenMachine:
                 if self._lost > _LOST_BEFORE_OUTAGE:
                     self._cool_down(_LOST, now)
 
-    def _window(self, expires_in: float) -> tuple[float, float]:
-        """Return for how long a token is reused, and for how long it is usable (rules 1 and 6)."""
-        policy = self._policy
-        left = expires_in - policy.margin if expires_in >= 2 * policy.margin else expires_in / 2
-        reuse_for = min(policy.reuse_for, left)
-        return reuse_for, max(reuse_for, expires_in - policy.expiry_skew)
+    def _window(self, expires_in: float) -> tuple[float, float, float]:
+        """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
 
-    def _ahead(self, reuse_for: float) -> float:
-        return min(self._policy.refresh_ahead, reuse_for / 4)
+        Where the limits do not sustain more, it is refreshed later: through the reuse window, and to its very end.
+        """
+        refresh_at, reuse_for, usable_for = self._policy.windows(expires_in)
+        later = min(max(refresh_at, self._pace), usable_for)
+        return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
 
     def _interval(self) -> float:
         """Return how long after one ordinary request the next one is due.
@@ -644,14 +648,13 @@ class TokenMachine:
         budget would be gone long before the hour.
         """
         expires_in = LIFETIME if self._held is None else max(LIFETIME, self._held.token.expires_in)
-        reuse_for, _ = self._window(expires_in)
-        return reuse_for - self._ahead(reuse_for)
+        return self._window(expires_in)[0]
+
+    def _ordinary_is_due(self, now: float) -> bool:
+        return now >= self._ordinary_at + self._interval()
 
     def _hold_token(self, token: Token) -> _Held:
-        reuse_for, usable_for = self._window(token.expires_in)
-        window = reuse_for + self._pressure * (usable_for - reuse_for)
-        at = token.requested_at
-        return _Held(token, at + window - self._ahead(reuse_for), at + window, at + usable_for)
+        return _Held(token, *(token.requested_at + seconds for seconds in self._window(token.expires_in)))
 
     def _hold_on_to(self, held: _Held, digest: str) -> None:
         self._held, self._held_digest, self._refused = held, digest, False
@@ -678,7 +681,9 @@ class TokenMachine:
         interval = self._interval()
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
-        self._fail(failure, now, max(pause, self._pressure * interval))
+        # What comes sooner than the ordinary request draws on the reserve: spare the second half of it.
+        sparing = min((2.0 * self._pressure - 1.0) * interval, self._ordinary_at + interval - now)
+        self._fail(failure, now, max(pause, sparing))
 
     def _fail(self, failure: Failure, now: float, pause: float) -> None:
         self._note_failure(failure)
@@ -704,14 +709,24 @@ class TokenMachine:
             if now < self._forced_at + policy.rejection_cooldown or not policy.max_forced_refreshes:
                 return False
             self._forced_in_row = 0
-        return policy.forced_reserve > 0 and now >= self._forced_at + self._spacing
+        if not policy.forced_reserve:
+            return False
+        return self._ordinary_is_due(now) or now >= self._drawn_at + self._spacing()
+
+    def _spacing(self) -> float:
+        """Return how far apart forced refreshes are, by what is left of the reserve (rule 8)."""
+        reserve = self._policy.forced_reserve
+        # The last of it, at most half, is for the retries within a fetch.
+        if self._pressure >= max(1.0 - (self._policy.fetch_attempts - 1) / reserve, 0.5):
+            return _EVER
+        doubled: float = 2.0 ** min(max(self._pressure * reserve - 1.0, 0.0), 32)
+        return min(_FIRST_SPACING * doubled, _HOUR / reserve)
 
     def _count_forced(self, now: float) -> None:
-        longest = 2 * _HOUR / self._policy.forced_reserve
-        quiet = now >= self._forced_at + 2 * longest
-        self._spacing = _FIRST_SPACING if quiet else min(self._spacing * 2, longest)
         self._forced_at = now
         self._forced_in_row += 1
+        if not self._ordinary_is_due(now):
+            self._drawn_at = now
 
 
 BUDGET_SPENT = Failure(

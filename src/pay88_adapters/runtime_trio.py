@@ -116,7 +116,7 @@ class TrioRuntime:
                 self.key.run_sync_soon(done.set)
 
         # Not a thread of trio's: the process waits for these for a moment when it exits.
-        Worker(run, "pay88-store").start()
+        Worker(run, "pay88-store", finishes=True).start()
         await done.wait()
         return result[0]()
 

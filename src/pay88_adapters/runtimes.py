@@ -260,7 +260,7 @@ class AsyncioRuntime:
                 self.key.call_soon_threadsafe(_resolve, done)
 
         # Not the loop's executor: it may be full of the caller's work, and holds up the loop's end.
-        Worker(run, "pay88-store").start()
+        Worker(run, "pay88-store", finishes=True).start()
         await done
         return result[0]()
 

@@ -271,6 +271,8 @@ class Acquirer:
             state.tell(CallWaited, "token", now - since)
         if isinstance(decision, Wait):
             left = decision.until - now
+            if state.fetches.on_another_loop():
+                left = min(left, _LAST_LOOK / 2 * state.clock.speed)
             skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
             self._wait = Pause(left) if skips else Hold(self._join(), left)
         if isinstance(decision, Use) and decision.refresh is not None:
@@ -291,7 +293,6 @@ def fetch(state: SharedState, run: FetchRun, client_is_open: Callable[[], bool])
     """
     if not state.transition(lambda machine, now: machine.fetch_started(run.ticket, now)):
         return
-    run.since = state.now()
     credentials = yield AskCredentials()
     if not state.transition(partial(_use_credentials, state, run, credentials)):
         return
@@ -337,7 +338,7 @@ class _Fetch:
         while True:
             asked_at = state.now()
             led: Lead = yield Consult(partial(state.fetches.lead, run, self._credentials))
-            wait = min(led.busy_for, pause * (0.5 + state.draw()))
+            wait = min(led.busy_for, pause * (0.5 + state.draw())) if led.busy_for else 0.0
             needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
             if needed is not None:
                 return needed
@@ -356,8 +357,8 @@ class _Fetch:
         found = load(led.record.content, led.record.age, asked_at, now)
         if found is None:
             return None
-        pressure = state.learn(credentials, found.spent, now)
-        if machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
+        pressure, pace = state.learn(credentials, found.spent, now)
+        if machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure, pace=pace):
             return None
         if found.token is not None and found.token == machine.unasked(now)[0]:
             state.token_came(TokenTakenOver)
@@ -382,7 +383,7 @@ class _Fetch:
             grant: Grant = yield Consult(partial(state.budget.acquire, self._credentials.merchant_id, extra=extra))
             if not state.transition(partial(self._granted, grant, extra), self._events):
                 return False
-            sent_at = run.since = state.now()  # the last look at the clock before the request is sent
+            sent_at = state.now()  # the last look at the clock before the request is sent
             age = sent_at - asked_at
             if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
                 state.transition(self._grant_expired, self._events)
@@ -476,7 +477,7 @@ def _attempts(
             outcome: R | Broken = yield token
         except BaseException:
             if entry is not None:
-                entry.abandon()
+                entry.abandon(state.clock.now())
             raise
         if entry is not None:
             _leave(state, entry, call, outcome)
@@ -510,10 +511,12 @@ class _Entry(NamedTuple):
     guards: Guards
     group: str
     passage: Passage
+    turn: Turn | None = None
 
-    def abandon(self) -> None:
+    def abandon(self, now: float) -> None:
         """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
         self.guards.abandoned(self.group, self.passage)
+        self.guards.over(self.turn, now)
 
 
 def _enter(
@@ -523,12 +526,12 @@ def _enter(
     group = group_of(state.endpoint.route(call.path))
     entry = _pass(state, guards, group)
     try:
-        yield from _paced(state, guards.pacing, group, call, acquired)
+        entry = entry._replace(turn=(yield from _paced(state, guards.pacing, group, call, acquired)))
+        if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
+            return _pass(state, guards, group)._replace(turn=entry.turn)
     except BaseException:
-        entry.abandon()
+        entry.abandon(state.clock.now())
         raise
-    if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
-        return _pass(state, guards, group)
     return entry
 
 
@@ -550,6 +553,7 @@ def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Bro
         status, headers = call.status(outcome), call.headers(outcome)
 
     def record(_: object, now: float) -> None:
+        entry.guards.over(entry.turn, now)
         news = entry.guards.heard(entry.group, entry.passage, status, headers, now)
         if news is not None:
             event, details = news
@@ -558,23 +562,34 @@ def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Bro
     state.transition(record)
 
 
-def paced(state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]) -> Exchange[Token]:
-    """Get a token for another attempt that the stack makes by itself (rules 20 and 22)."""
+def paced(
+    state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]
+) -> Exchange[tuple[Token, Callable[[], None]]]:
+    """Get a token for another attempt that the stack makes by itself, and what notes its end (rules 20 and 22)."""
+    turn: Turn | None = None
+
+    def end() -> None:
+        if state.guards is not None:
+            state.guards.over(turn, state.clock.now())
+
     try:
         if state.guards is not None:
-            yield from _paced(state, state.guards.pacing, group_of(state.endpoint.route(call.path)), call, acquired)
-        return state.cached() or (yield from acquired())
-    except Pay88Error as error:
-        _count_not_sent(state, call, error)
+            group = group_of(state.endpoint.route(call.path))
+            turn = yield from _paced(state, state.guards.pacing, group, call, acquired)
+        return state.cached() or (yield from acquired()), end
+    except BaseException as error:
+        end()
+        if isinstance(error, Pay88Error):
+            _count_not_sent(state, call, error)
         raise
 
 
 def _paced(
     state: SharedState, pacing: Pacing | None, group: str, call: Managed[Any], acquired: Callable[[], Acquisition]
-) -> Exchange[None]:
-    """Wait for a unit of the limits of *group*, at most ``max_wait`` (rule 22)."""
+) -> Exchange[Turn | None]:
+    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the turn that has it (rule 22)."""
     if pacing is None or group not in PACED:
-        return
+        return None
     longest = state.policy.max_wait
     patience = longest if call.patience is None else min(call.patience * state.clock.speed, longest)
     deadline = state.clock.now() + patience
@@ -584,8 +599,9 @@ def _paced(
     while True:
         turn = state.transition(lambda _, now: pacing.turn(group, now))
         if isinstance(turn, Turn):
+            wait: float
             try:
-                wait: float = yield Consult(partial(pacing.take, group, state.merchant_id))
+                wait = yield Consult(partial(pacing.take, group, state.merchant_id))
             except BaseException:
                 pacing.abandoned(turn)
                 raise
@@ -596,8 +612,8 @@ def _paced(
         left = deadline - now
         if since is not None and (not wait or wait > left):
             _count_held(state, group, now - since)
-        if not wait:
-            return
+        if isinstance(turn, Turn) and not wait:
+            return turn
         since = now if since is None else since
         if wait > left:
             raise RequestBudgetExhausted(

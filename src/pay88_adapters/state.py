@@ -14,7 +14,7 @@ from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
-from .event_log import Guarded, log, logs
+from .event_log import Guarded, log, log_bypass, logs
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fetches import Fetches
 from .fleet import PATIENCE, Fleet
@@ -50,6 +50,7 @@ class Counters:
     waited: int = 0
     held: int = 0
     not_sent: int = 0
+    bypassed: int = 0
 
 
 class SharedState:
@@ -283,12 +284,12 @@ class SharedState:
             for window in self.budget.windows(credentials.merchant_id)
         }
 
-    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> float:
-        """Take over what somebody else knew of the budget; return the pressure on it."""
+    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> tuple[float, float]:
+        """Take over what somebody else knew of the budget; return the pressure on it, and the pace that it sustains."""
         for window in self.budget.windows(credentials.merchant_id):
             if window.key in spent:
                 self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
-        return self.budget.pressure(credentials.merchant_id)
+        return self.budget.pressure(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
 
     def listen(self, listener: Listener) -> None:
         """Let another listener hear of what happens from now on."""
@@ -327,6 +328,13 @@ class SharedState:
         """Forget *token* if it is the current one; as soon as nothing that this code interrupts may be using it."""
         self.transition(lambda *_: self._dropped.append(token))
 
+    def bypassed(self) -> None:
+        """Count and log a request with a ``Bearer`` of its own (rule 14)."""
+        with self._lock:
+            self.counters.bypassed += 1
+            first = self.counters.bypassed == 1
+        log_bypass(self.endpoint.base_url, self.merchant_id, first=first)
+
     def close(self) -> None:
         """Refuse everything from now on, and wake the waiters."""
         self.closed = True
@@ -351,6 +359,8 @@ class Stats:
         waited: Calls that had to wait for a token.
         held: Calls that had to wait for room in the limits of calls (``pacing=True``).
         not_sent: Calls that got an error of this package and were not sent, or not once more.
+        bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
+            each attempt that the HTTP client library makes counts.
         budget_left: Token requests left, by limit.
         fetching: Whether a fetch is under way.
         token_expires_in: Seconds for which the token stays valid; ``None`` without one.
@@ -369,6 +379,7 @@ class Stats:
     waited: int
     held: int
     not_sent: int
+    bypassed: int
     budget_left: Mapping[str, int]
     fetching: bool
     token_expires_in: float | None

@@ -24,19 +24,19 @@ class Worker(threading.Thread):
     Args:
         work: What to run.
         name: The thread's name.
+        finishes: Whether the end of the process waits for it, for a moment: others need its result.
 
     Raises:
         RuntimeError: No thread can be made, as in some subinterpreters.
     """
 
-    def __init__(self, work: Callable[[], object], name: str) -> None:
+    def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:
         try:
             super().__init__(name=name, daemon=True)
         except RuntimeError:  # a subinterpreter without daemon threads
             super().__init__(name=name, daemon=False)
         self._work = work
-        self.is_overdue = False
-        """Whether it was given up. Nothing waits for it any longer."""
+        self.finishes = finishes
 
     def start(self) -> None:
         """Start the thread.
@@ -67,9 +67,12 @@ class Worker(threading.Thread):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
 
 
-def is_worker() -> bool:
-    """Whether the current thread is one of the package's own, so that blocking it blocks nobody else."""
-    return isinstance(threading.current_thread(), Worker)
+_exiting = threading.Event()
+
+
+def may_block() -> bool:
+    """Whether blocking the current thread blocks no other work: it is one of the package's own, or the process ends."""
+    return _exiting.is_set() or isinstance(threading.current_thread(), Worker)
 
 
 class Finisher(Protocol):
@@ -95,9 +98,10 @@ def forget_finisher(key: int) -> None:
 
 @atexit.register
 def _at_exit() -> None:
+    _exiting.set()
     until = time.monotonic() + _EXIT_PATIENCE
     for worker in list(_workers):
-        if worker.is_alive() and not worker.is_overdue and worker is not threading.current_thread():
+        if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
             worker.join(max(until - time.monotonic(), 0.0))
     for finisher in list(_finishers.values()):
         if (each := finisher()) is not None:

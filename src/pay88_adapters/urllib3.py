@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
+from time import monotonic
 from typing import Any, TypeVar
 
 try:
@@ -24,16 +26,28 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
+from urllib3.util.proxy import connection_requires_http_tunnel
 
-from .bodies import bookmark
+from . import errors
+from .arguments import check_client, inside
+from .bodies import PLAIN, WHOLE, Bookmark
 from .drivers import Sender
 from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import TokenManager
+from .manager import AnyManager, Missing, TokenManager, check_manager
 from .retry import Broken, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
-from .urllib3_retry import Pay88Retry
-from .wire import MAX_BODY, MAX_DRAINED, TokenReply, TokenRequest, capped
+from .urllib3_retry import Pay88Retry, without_resending
+from .wire import (
+    MAX_BODY,
+    MAX_DRAIN_SECONDS,
+    MAX_DRAINED,
+    BodyTimeout,
+    TokenReply,
+    TokenRequest,
+    capped,
+    check_time,
+)
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
@@ -41,6 +55,37 @@ P = TypeVar("P", bound=urllib3.PoolManager)
 
 _NEVER_SENT = (NewConnectionError, ConnectTimeoutError)
 _BROKEN = (*_NEVER_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
+
+
+class ConfigurationError(errors.ConfigurationError, HTTPError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, HTTPError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, HTTPError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, HTTPError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, HTTPError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, HTTPError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, HTTPError): ...
+
+
+# The arguments of a pool's urlopen(), in their order.
+_NAMES = (
+    *("method", "url", "body", "headers", "retries", "redirect", "assert_same_host", "timeout", "pool_timeout"),
+    *("release_conn", "chunked", "body_pos", "preload_content", "decode_content"),
+)
 
 _flavours = Flavours(HTTPError, globals())
 
@@ -51,11 +96,14 @@ class Pay88PoolManager(urllib3.PoolManager):
     Args:
         manager: Shared by every stack.
         num_pools, headers, connection_pool_kw: As for :class:`urllib3.PoolManager`.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
     def __init__(
         self,
-        manager: TokenManager,
+        manager: AnyManager,
         num_pools: int = 10,
         headers: Mapping[str, str] | None = None,
         **connection_pool_kw: Any,
@@ -64,7 +112,7 @@ class Pay88PoolManager(urllib3.PoolManager):
         attach(self, manager)
 
 
-def attach(pool_manager: P, manager: TokenManager) -> P:
+def attach(pool_manager: P, manager: AnyManager) -> P:
     """Let the calls that *pool_manager* makes to ``manager.base_url`` carry a token.
 
     Works for every :class:`urllib3.PoolManager`, proxy managers among them. Requests in flight finish
@@ -72,47 +120,94 @@ def attach(pool_manager: P, manager: TokenManager) -> P:
 
     Returns:
         *pool_manager*.
+
+    Raises:
+        ConfigurationError: *pool_manager* is no :class:`urllib3.PoolManager`, or *manager* is no manager.
     """
+    check_client(pool_manager, "urllib3", (urllib3.PoolManager,))
+    check_manager(manager)
+    return install(pool_manager, manager)
+
+
+def install(pool_manager: P, manager: AnyManager | Missing) -> P:
+    """Do what :func:`attach` does with what it has checked."""
+    classes = inside(pool_manager, "pool_classes_by_scheme", dict)
     # A new dict: the one found there belongs to the whole urllib3 module.
     pool_manager.pool_classes_by_scheme = {
-        scheme: _managed(pool_class, manager) for scheme, pool_class in pool_manager.pool_classes_by_scheme.items()
+        scheme: _managed(pool_class, manager) for scheme, pool_class in classes.items()
     }
     pool_manager.clear()
     return pool_manager
 
 
-def standalone_sender(manager: TokenManager) -> Sender:
-    """Return a sender with a pool of its own."""
-    pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
-    return _Call(manager, pool, "POST", "/", None, [], False, False, False, {})
+def standalone_sender(manager: TokenManager) -> ClientSender:
+    """Return a sender with pools of its own."""
+    return ClientSender(manager, urllib3.PoolManager())
+
+
+class ClientSender:
+    """Sends token requests over the pools of a client."""
+
+    network_errors = (HTTPError, OSError)
+
+    def __init__(self, manager: TokenManager, client: Any) -> None:
+        self._manager = manager
+        self.client = client
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        """Do what :meth:`Sender.post` does."""
+        pool, target = self._pool(request.url)
+        return _Call(self._manager, pool, ("POST", target), (), {"retries": False}, []).post(request)
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
+        pools: urllib3.PoolManager = self.client
+        forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
+            pools.proxy, pools.proxy_config, parse_url(url).scheme
+        )
+        return pools.connection_from_url(url), url if forwarded else "/"
+
+    def close(self) -> None:
+        """Close the pools."""
+        self.client.clear()
+
+
+def client_sender(manager: TokenManager, client: urllib3.PoolManager) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return ClientSender(manager, client)
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
 
-    pay88_manager: TokenManager
+    pay88_manager: AnyManager | Missing
 
-    def urlopen(  # type: ignore[override]
-        self,
-        method: str,
-        url: str,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
-        retries: Any = None,
-        redirect: bool = True,
-        assert_same_host: bool = True,
-        **kw: Any,
-    ) -> BaseHTTPResponse:
-        given = self.headers if headers is None else headers
-        fields, authorization, again = _sorted(given) if given else ([], None, False)
-        manager = self._managing(url, authorization)
+    def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
+        # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
+        by_position: tuple[str, ...] = ()
+        if len(args) > 2:
+            by_position = _NAMES[2 : len(args)]
+            if len(args) > len(_NAMES) or not kw.keys().isdisjoint(by_position):
+                return super().urlopen(*args, **kw)  # which says what is wrong
+            kw.update(zip(by_position, args[2:], strict=True))
+            args = args[:2]
+        url = args[1] if len(args) > 1 else kw.get("url", "")
+        headers = kw.get("headers")
+        if headers is None:
+            headers = self.headers
+        fields, authorization, again = _sorted(headers) if headers else ([], None, False)
+        try:
+            manager = self._managing(url, authorization)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
         if manager is None:
-            if isinstance(told := self.retries_for(retries), Pay88Retry):  # of the pool, or a redirect has led here
-                retries = told.plain()
+            # A default of the pool's, or a redirect that has led here
+            if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
+                kw["retries"] = told.plain()
             if again:
-                headers = _headers([each for each in given.items() if type(each[1]) is not Attached])
-            return super().urlopen(method, url, body, headers, retries, redirect, assert_same_host, **kw)
-        call = _Call(manager, self, method, url, body, fields, retries, redirect, assert_same_host, kw)
+                kw["headers"] = _headers([each for each in headers.items() if type(each[1]) is not Attached])
+            return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
+        call = _Call(manager, self, args, by_position, kw, fields)
         try:
             return call.send_again() if again else call.finish(manager.threads.call(call))
         except Pay88Error as error:
@@ -159,7 +254,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _managed(pool_class: type[Any], manager: TokenManager) -> type[Any]:
+def _managed(pool_class: type[Any], manager: AnyManager | Missing) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
     # By the same name, for errors and logs show it.
@@ -184,6 +279,22 @@ _DEFAULT = Pay88Retry()
 class _Call:
     """One call, and the token requests it may lead to."""
 
+    __slots__ = (
+        "__weakref__",
+        "_args",
+        "_bookmark",
+        "_by_position",
+        "_fields",
+        "_kw",
+        "_manager",
+        "_pool",
+        "_preload",
+        "_retries",
+        "_url",
+        "method",
+        "retry",
+    )
+
     network_errors = (HTTPError, OSError)
     status = staticmethod(attrgetter("status"))
 
@@ -191,34 +302,32 @@ class _Call:
         self,
         manager: TokenManager,
         pool: _ManagedPool,
-        method: str,
-        url: str,
-        body: Any,
-        fields: list[tuple[str, str]],
-        retries: Any,
-        redirect: bool,
-        assert_same_host: bool,
+        args: tuple[Any, ...],
+        by_position: tuple[str, ...],
         kw: dict[str, Any],
+        fields: list[tuple[str, str]],
     ) -> None:
-        self.method = method
-        self._manager, self._pool, self._url, self._body, self._fields = manager, pool, url, body, fields
-        self._redirect, self._assert_same_host, self._kw = redirect, assert_same_host, kw
-        self._bookmark = bookmark(body)
-        # urllib3 rewinds to this before each send. Its own mark for "cannot tell" must not be passed on.
-        if self._bookmark.position is not None and kw.get("body_pos") is None:
-            kw["body_pos"] = self._bookmark.position
+        self.method: str = args[0] if args else kw.get("method", "")
+        self._url: str = args[1] if len(args) > 1 else kw["url"]
+        self._manager, self._pool, self._fields = manager, pool, fields
+        self._args, self._by_position, self._kw = args, by_position, kw
+        body = kw.get("body")
+        self._bookmark = WHOLE if type(body) in PLAIN else Bookmark(body, position=kw.get("body_pos"))
+        self._preload = False
+        retries = kw.get("retries")
         if retries is None:
             retries = pool.retries
             if retries is urllib3.Retry.DEFAULT:
-                retries = _DEFAULT
-        self._retries = retries
-        self._preload = False
+                kw["retries"] = retries = _DEFAULT
+        self._retries: Any = retries
         if isinstance(retries, Pay88Retry):
             self.retry = retries.policy
             # Reading is left until it is clear that this response is the one, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
             self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
+            if not self._bookmark.steady:
+                kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
     @property
     def client(self) -> object:
@@ -246,25 +355,22 @@ class _Call:
     def send(self, token: Token) -> BaseHTTPResponse:
         fields = self._fields
         headers = _headers([*fields, *token.attached.items()]) if fields else token.attached.copy()
+        kw = self._kw
+        kw["headers"] = headers
+        args = self._args
+        if self._by_position:
+            kw = kw.copy()
+            args = (*args, *[kw.pop(name) for name in self._by_position])
         # What the pool does without us; looked up here, for others wrap it, too.
-        return super(_ManagedPool, self._pool).urlopen(
-            self.method,
-            self._url,
-            self._body,
-            headers,
-            self._retries,
-            self._redirect,
-            self._assert_same_host,
-            **self._kw,
-        )
+        return super(_ManagedPool, self._pool).urlopen(*args, **kw)
 
     def send_again(self) -> BaseHTTPResponse:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
-        if not self._bookmark.replayable:  # urllib3 would send an empty body
+        if not self._bookmark.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
-        token = self._manager.threads.token_for(self)
-        response = self.send(token)
+        with self._manager.threads.token_for(self) as token:
+            response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
@@ -293,24 +399,31 @@ class _Call:
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
+        self._kw["retries"] = self._retries
 
     def token_used(self, response: BaseHTTPResponse, token: Token) -> Token:
         return getattr(response, "pay88_token", token)
 
     def replayable(self) -> bool:
-        return self._bookmark.replayable
+        return self._bookmark.rewind()
 
     def discard(self, response: BaseHTTPResponse) -> None:
-        self._note(response.retries, status=response.status)  # what is left of the caller's
         drained = False
-        with suppress(*self.network_errors):
-            drained = len(response.read(MAX_DRAINED + 1, decode_content=False)) <= MAX_DRAINED
-        _let_go(response, finished=drained)
+        try:
+            self._note(response.retries, status=response.status)  # what is left of the caller's
+            until = monotonic() + MAX_DRAIN_SECONDS
+            if _socket(getattr(response, "connection", None)) is not None:
+                with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
+                    drained = len(capped(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
+        finally:
+            _let_go(response, finished=drained)
 
     def post(self, request: TokenRequest) -> TokenReply:
         pool = self._pool
+        until = monotonic() + request.timeout
         try:
-            response = super(_ManagedPool, pool).urlopen(
+            urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+            response = urlopen(
                 request.method,
                 request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
                 headers=dict(request.headers),
@@ -325,7 +438,7 @@ class _Call:
             raise CarrierLost("the connection pool was closed") from exc
         body = b""
         try:
-            body = capped(response.stream(MAX_BODY, decode_content=False))
+            body = capped(_pieces(response, until), until=until)
         finally:
             _let_go(response, finished=0 < len(body) <= MAX_BODY)
         return TokenReply(response.status, response.headers, body)
@@ -339,6 +452,32 @@ def _never_sent(exc: Exception) -> bool:
     cause = exc.original_error
     refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
     return refused or isinstance(cause, _NEVER_SENT)
+
+
+def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
+    """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
+    connection: Any = getattr(response, "connection", None)
+    sock = _socket(connection)
+    if sock is None:
+        yield from response.stream(1, decode_content=False)
+        return
+    # Older versions only read until they have as much as was asked for.
+    read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
+    configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
+    piece = b"more"
+    while piece:
+        left = check_time(until)
+        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
+        if response.connection is not None:
+            sock.settimeout(min(left, configured))
+        piece = read(decode_content=False)
+        yield piece
+
+
+def _socket(connection: Any) -> Any:
+    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
+    sock = getattr(connection, "sock", None)
+    return sock if hasattr(sock, "recv_into") else None
 
 
 def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:

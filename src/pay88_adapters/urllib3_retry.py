@@ -67,3 +67,13 @@ class Pay88Retry(urllib3.Retry):
         plain.__class__ = urllib3.Retry
         result: urllib3.Retry = plain
         return result
+
+
+def without_resending(retries: Any, *, redirect: bool) -> Any:
+    """Return *retries* as used up, but for redirects: for a body that urllib3 would send again as an empty one."""
+    if retries is False:
+        return False
+    retries = urllib3.Retry.from_int(retries, redirect=redirect)
+    return retries.new(
+        **{kind: 0 for kind in ("connect", "read", "status", "other") if getattr(retries, kind) is not False}
+    )

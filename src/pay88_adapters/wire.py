@@ -13,6 +13,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Any, TypeGuard, cast
 
 from .credentials import Credentials
@@ -33,6 +34,9 @@ MAX_BODY = 64 * 1024
 
 MAX_DRAINED = 64 * 1024
 """Bytes of a refused response that are read to keep its connection; one with more is closed."""
+
+MAX_DRAIN_SECONDS = 1.0
+"""Real seconds for which a refused response is read to keep its connection; one that takes longer is closed."""
 
 _MAX_VALUE = 8 * 1024  # bytes; servers commonly refuse longer header fields
 _MAX_LIFETIME = 86_400.0  # seconds
@@ -74,14 +78,36 @@ def token_request(endpoint: Endpoint, credentials: Credentials, timeout: float) 
     return TokenRequest(endpoint.token_url, endpoint.token_path, headers, timeout)
 
 
-def capped(chunks: Iterable[bytes], bound: int = MAX_BODY) -> bytes:
-    """Join *chunks* up to one byte more than *bound*."""
+class BodyTimeout(TimeoutError):
+    """A response body did not arrive in time."""
+
+
+def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
+    """Join *chunks* up to one byte more than *bound*.
+
+    Args:
+        chunks: A response body, in pieces as they arrive.
+        bound: Bytes.
+        until: When the last piece must have arrived, on ``time.monotonic()``.
+
+    Raises:
+        BodyTimeout: It has not.
+    """
     body = bytearray()
     for chunk in chunks:
         body += chunk
         if len(body) > bound:
             break
+        check_time(until)
     return bytes(body[: bound + 1])
+
+
+def check_time(until: float) -> float:
+    """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise BodyTimeout("the response body did not arrive in time")
+    return left
 
 
 async def acapped(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
