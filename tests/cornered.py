@@ -1013,22 +1013,26 @@ def limit() -> None:
     raise SoftTimeLimit
 
 
-def strikes(here: Corner, act: Callable[[TokenManager], Callable[[], object]], *, what: str, age: float = 0) -> int:
+def strikes(emulator: Emulator, act: Callable[[TokenManager], Callable[[], object]], *, what: str, age: float) -> int:
     """Strike at every point of *what* in turn, each with a manager of its own; return how many there are."""
+    key = Credentials(emulator.api_key, emulator.merchant_id)
     for count in range(1, 10_000):
-        manager = here.new_manager()
+        clock = ManualClock()
+        manager = TokenManager(key, base_url=emulator.url, clock=clock)
         token = None if what == "first" else manager.get_token()
-        here.advance(age)
+        until(partial(_all_ended, manager, clock), "the end of the first fetch")
+        clock.advance(age)
         jobs: dict[str, Callable[[], object]] = {
             "first": manager.get_token,
             "get_token": manager.get_token,
             "stats": manager.stats,
-            "invalidate": lambda: manager.invalidate(token) if token else None,
+            "invalidate": partial(manager.invalidate, token or Token("", "", 60, 0)),
         }
         strike = Strike(count, act(manager))
         with suppress(SoftTimeLimit), strike:
             jobs[what]()
         if strike.point is None:
+            until(partial(_all_ended, manager, clock), "the end of the fetch that was not struck")
             return count - 1
         state: Any = manager
         state = state._state
@@ -1036,11 +1040,17 @@ def strikes(here: Corner, act: Callable[[TokenManager], Callable[[], object]], *
             free = another.submit(state._lock.acquire, timeout=DEADLINE / 4)
             assert free.result(), f"the lock is held, after {strike.point}"
             another.submit(state._lock.release).result()
-            here.advance(1)  # what has not begun by then never will
+            clock.advance(1)  # what has not begun by then never will
             assert another.submit(manager.get_token).result(DEADLINE / 4), strike.point
-        until(lambda: not manager.stats().fetching, f"the end of the fetch struck at {strike.point}")  # noqa: B023
+        until(partial(_all_ended, manager, clock), f"the end of the fetch struck at {strike.point}")
         assert manager.stats().failed_fetches == 0, strike.point
     raise AssertionError("there is no end to it")
+
+
+def _all_ended(manager: TokenManager, clock: ManualClock) -> bool:
+    if clock.waiting:  # for the lease of another one
+        clock.advance(0.5)
+    return not manager.stats().fetching and not any(each.name == "pay88-token-fetch" for each in threading.enumerate())
 
 
 JOBS: dict[str, tuple[str, float]] = {
@@ -1056,21 +1066,21 @@ JOBS: dict[str, tuple[str, float]] = {
 def a_soft_time_limit_strikes_anywhere(job: str) -> None:
     """Wherever the exception of a signal handler strikes, no lock stays held, and the next request is served."""
     what, age = JOBS[job]
-    with corner(ManualClock()) as here:
-        here.emulator.service.token_limits = ()
-        assert strikes(here, lambda manager: limit, what=what, age=age)
+    with Emulator(token_limits=(), call_limits=()) as emulator:
+        assert strikes(emulator, lambda manager: limit, what=what, age=age)
 
 
 @case(*JOBS)
 def a_signal_handler_uses_the_manager_anywhere(job: str) -> None:
-    """It calls `stats()`, `invalidate()` and `get_token()`, wherever it interrupts the same thread."""
+    """It calls `stats()`, `invalidate()` and, if there is a token, `get_token()`, wherever it interrupts the thread."""
     what, age = JOBS[job]
-    with corner(ManualClock()) as here:
-        here.emulator.service.token_limits = ()
+    with Emulator(token_limits=(), call_limits=()) as emulator:
 
         def handler(manager: TokenManager) -> Callable[[], None]:
             def handle() -> None:
                 manager.stats()
+                if what == "first":  # without one it waits until it is seen that what it interrupts starts no fetch
+                    return
                 try:
                     manager.invalidate(manager.get_token())
                 except Pay88Error as error:
@@ -1078,7 +1088,7 @@ def a_signal_handler_uses_the_manager_anywhere(job: str) -> None:
 
             return handle
 
-        assert strikes(here, handler, what=what, age=age)
+        assert strikes(emulator, handler, what=what, age=age)
 
 
 # --- the frame ------------------------------------------------------------------------------------
@@ -1105,7 +1115,7 @@ def main(name: str, stack: str, url: str = "") -> None:
     threads, files = set(threading.enumerate()), open_files()
     globals()[name](stack)
     gc.collect()
-    until(lambda: set(threading.enumerate()) <= threads, f"the end of {threading.enumerate()}")
+    until(lambda: set(threading.enumerate()) <= threads, "the end of all threads")
     gc.collect()
     assert open_files() <= files, "files were left open"
     faulthandler.cancel_dump_traceback_later()

@@ -259,7 +259,8 @@ class ThreadDriver:
             else:
                 self._fetch(run, sender, None)
         except BaseException as exc:  # a signal handler's, for one
-            state.fetches.abandon(run, exc)
+            if run.worker is None or not run.worker.is_alive():
+                state.fetches.abandon(run, exc)
             raise
         return run
 

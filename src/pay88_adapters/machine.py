@@ -239,7 +239,8 @@ class TokenMachine:
             cannot_lead: Why this call cannot start a fetch, such as that its client was closed.
             cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
-        self._drop_lost_flights(now)
+        if not cannot_wait:
+            self._drop_lost_flights(now)
         age, source = self._age(now, min_validity), self._source(now)
         if min_validity and (source is Source.BARRED or self.failed_fetches > seen):
             age = self._age(now)  # no fetch can improve on what there is

@@ -67,6 +67,7 @@ class SharedState:
         "__weakref__",
         "_degraded",
         "_depth",
+        "_dropped",
         "_ended_fetches",
         "_gates",
         "_listeners",
@@ -126,6 +127,7 @@ class SharedState:
         self._machine = TokenMachine(policy, rotating=rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0))
         self._lock = threading.RLock()
         self._depth = 0
+        self._dropped: list[Token] = []  # by what interrupts a transition
         self._ended_fetches = 0
         self._gates: dict[object, Gate] = {}
         self._to_open: list[dict[object, Gate]] = []
@@ -209,6 +211,9 @@ class SharedState:
 
     def _publish(self) -> None:
         machine = self._machine
+        while self._dropped and not self.interrupts_itself:
+            machine.token_dropped(self._dropped[-1])
+            self._dropped.pop()
         self.unproven = machine.unproven
         if self.closed:
             self.published = _NOTHING
@@ -324,8 +329,8 @@ class SharedState:
         return self._machine.expires_in(self.now())
 
     def drop(self, token: Token) -> None:
-        """Forget *token* if it is the current one."""
-        self.transition(lambda machine, _: machine.token_dropped(token))
+        """Forget *token* if it is the current one; as soon as nothing that this code interrupts may be using it."""
+        self.transition(lambda *_: self._dropped.append(token))
 
     def bypassed(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""
