@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import anyio  # both libraries stand on it
 
-from .bodies import Bookmark, bookmark
+from .bodies import WHOLE, Bookmark
 from .drivers import CarrierLost, Sender
 from .errors import ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
@@ -54,8 +54,10 @@ class Library:
 
     def bookmark(self, stream: Any) -> Bookmark:
         """Return the state of a request's body, which has not been sent yet."""
-        if type(stream) is self._bytes or type(stream) in self._iterators:
-            return bookmark(getattr(stream, "_stream", stream))
+        if type(stream) is self._bytes and type(stream._stream) is bytes:
+            return WHOLE
+        if type(stream) in self._iterators:
+            return Bookmark(stream._stream)
         if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
             return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
         return Bookmark(stream)
