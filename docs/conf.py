@@ -45,7 +45,8 @@ nitpick_ignore_regex = [
     ),
     ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
     # Type variables.
-    ("py:class", r"(pay88_adapters\.\w+\.)?(R|R_contra|P|S|C)"),
+    ("py:class", r"(pay88_adapters\.\w+\.)?(R|R_contra|P|S|C|F|\w+T)"),
+    ("py:class", r"(pay88_adapters\.manager\.)?AnyManager"),  # a union of two that are in the reference
 ]
 
 

@@ -25,7 +25,10 @@ Report = Callable[[str], None]
 
 _REPORTED = pytest.StashKey[list[str]]()
 
-# What breaks is not to be made small, only to be seen; and the same run again is the same run.
+# The same run again is the same run. New examples: --hypothesis-profile=default.
+settings.register_profile("steady", derandomize=True)
+settings.load_profile("steady")
+# What breaks is not to be made small, only to be seen.
 settings.register_profile(
     "mutation",
     derandomize=True,

@@ -652,7 +652,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.manager._process
-        store, known = process.stores[here.clock]["memory://"], state.fleet.budget
+        store, known = state.fleet._store, state.fleet.budget
 
         def child() -> object:
             kept = here.manager.get_token(min_validity=1) == token
@@ -666,7 +666,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
             known._owning,
             known._telling,
             state.fleet._turning,
-            process.managers_lock,
+            process.lock,
         ):
             held = fork(child)
         assert ended(held)
@@ -675,7 +675,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         inside, leave = threading.Event(), threading.Event()
 
         def decide() -> None:
-            with state.deciding():
+            with state._lock:
                 inside.set()
                 leave.wait(DEADLINE)
 
@@ -969,6 +969,116 @@ def can(call: Callable[[], object]) -> bool:
     except Pay88Error:
         return False
     return True
+
+
+# --- 9: exceptions and calls that strike anywhere ---------------------------------------------------
+
+
+class SoftTimeLimit(BaseException):
+    """What a signal handler raises."""
+
+
+class Strike:
+    """Does something at the n-th point at which a signal handler can run: where a function is called or returns.
+
+    Args:
+        count: Which point, counted from one.
+        act: What to do there.
+    """
+
+    def __init__(self, count: int, act: Callable[[], object]) -> None:
+        self._left, self._act = count, act
+        self.point: tuple[str, int, str] | None = None
+
+    def _profile(self, frame: Any, event: str, arg: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "c_call" or "pay88_adapters" not in path.parts or "testing" in path.parts:
+            return
+        self._left -= 1
+        if not self._left:
+            sys.setprofile(None)
+            self.point = path.name, frame.f_lineno, event
+            self._act()
+
+    def __enter__(self) -> Strike:
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        sys.setprofile(None)
+
+
+def limit() -> None:
+    """Let the job know that its time is over."""
+    raise SoftTimeLimit
+
+
+def strikes(here: Corner, act: Callable[[TokenManager], Callable[[], object]], *, what: str, age: float = 0) -> int:
+    """Strike at every point of *what* in turn, each with a manager of its own; return how many there are."""
+    for count in range(1, 10_000):
+        manager = here.new_manager()
+        token = None if what == "first" else manager.get_token()
+        here.advance(age)
+        jobs: dict[str, Callable[[], object]] = {
+            "first": manager.get_token,
+            "get_token": manager.get_token,
+            "stats": manager.stats,
+            "invalidate": lambda: manager.invalidate(token) if token else None,
+        }
+        strike = Strike(count, act(manager))
+        with suppress(SoftTimeLimit), strike:
+            jobs[what]()
+        if strike.point is None:
+            return count - 1
+        state: Any = manager
+        state = state._state
+        with ThreadPoolExecutor(1) as another:
+            free = another.submit(state._lock.acquire, timeout=DEADLINE / 4)
+            assert free.result(), f"the lock is held, after {strike.point}"
+            another.submit(state._lock.release).result()
+            here.advance(1)  # what has not begun by then never will
+            assert another.submit(manager.get_token).result(DEADLINE / 4), strike.point
+        until(lambda: not manager.stats().fetching, f"the end of the fetch struck at {strike.point}")  # noqa: B023
+        assert manager.stats().failed_fetches == 0, strike.point
+    raise AssertionError("there is no end to it")
+
+
+JOBS: dict[str, tuple[str, float]] = {
+    "a first token": ("first", 0),
+    "a cached token": ("get_token", 0),
+    "a refresh": ("get_token", 46),
+    "stats": ("stats", 0),
+    "invalidate": ("invalidate", 0),
+}
+
+
+@case(*JOBS)
+def a_soft_time_limit_strikes_anywhere(job: str) -> None:
+    """Wherever the exception of a signal handler strikes, no lock stays held, and the next request is served."""
+    what, age = JOBS[job]
+    with corner(ManualClock()) as here:
+        here.emulator.service.token_limits = ()
+        assert strikes(here, lambda manager: limit, what=what, age=age)
+
+
+@case(*JOBS)
+def a_signal_handler_uses_the_manager_anywhere(job: str) -> None:
+    """It calls `stats()`, `invalidate()` and `get_token()`, wherever it interrupts the same thread."""
+    what, age = JOBS[job]
+    with corner(ManualClock()) as here:
+        here.emulator.service.token_limits = ()
+
+        def handler(manager: TokenManager) -> Callable[[], None]:
+            def handle() -> None:
+                manager.stats()
+                try:
+                    manager.invalidate(manager.get_token())
+                except Pay88Error as error:
+                    assert error.retryable  # noqa: PT017 - it interrupts what would fetch
+
+            return handle
+
+        assert strikes(here, handler, what=what, age=age)
 
 
 # --- the frame ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from pay88_adapters import Credentials, Pay88Error, TokenPolicy
 from pay88_adapters.endpoint import Endpoint
+from pay88_adapters.fetches import FetchRun
 from pay88_adapters.fleet import Fleet
-from pay88_adapters.sequences import Acquisition, AskCredentials, Consult, Hold, Post, Start, acquire, fetch
+from pay88_adapters.sequences import Acquirer, Acquisition, AskCredentials, Consult, Hold, Patience, Post, Start, fetch
 from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import BudgetStorage, Lead, Look, Store
 from pay88_adapters.testing import ManualClock
@@ -121,7 +122,11 @@ class Worker:
         if self.state.cached() is not None:
             self._plan()
             return
-        sequence = acquire(self.state, lambda: self.state.gate("all", lambda: _Gate(self._simulation)))
+        sequence = Acquirer(
+            self.state,
+            lambda: self.state.gate("all", lambda: _Gate(self._simulation)),
+            patience=Patience(self.state.policy.max_wait),
+        ).run()
         self._go_on(sequence, self._simulation.clock.now())
 
     def _plan(self) -> None:
@@ -130,10 +135,10 @@ class Worker:
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)
 
-    def _go_on(self, sequence: Acquisition, since: float) -> None:
+    def _go_on(self, sequence: Acquisition, since: float, answer: object = None) -> None:
         simulation = self._simulation
         try:
-            effect = next(sequence)
+            effect = sequence.send(answer)
         except StopIteration:
             self._ended(since)
             return
@@ -142,8 +147,10 @@ class Worker:
             self._ended(since)
             return
         if isinstance(effect, Start):
-            self._step(fetch(self.state, effect.ticket), None)
-            self._go_on(sequence, since)
+            run = FetchRun(effect.ticket)
+            self.state.fetches.begin(run)
+            self._step(fetch(self.state, run, lambda: True), run, None)
+            self._go_on(sequence, since, run)
             return
         woken = False
 
@@ -165,21 +172,22 @@ class Worker:
             self._simulation.late += self._calls > 1
         self._plan()
 
-    def _step(self, sequence: Generator[Any, Any, None], answer: object) -> None:
+    def _step(self, sequence: Generator[Any, Any, None], run: FetchRun, answer: object) -> None:
         simulation = self._simulation
         try:
             effect = sequence.send(answer)
         except StopIteration:
+            self.state.fetches.end(run)
             return
         match effect:
             case AskCredentials():
-                self._step(sequence, CREDENTIALS)
+                self._step(sequence, run, CREDENTIALS)
             case Consult(operation):
                 result = operation()
-                simulation.after(simulation.rng.uniform(0.0005, 0.005), lambda: self._step(sequence, result))
+                simulation.after(simulation.rng.uniform(0.0005, 0.005), lambda: self._step(sequence, run, result))
             case Post():
                 reply = simulation.answer()
-                simulation.after(simulation.rng.uniform(0.05, 0.4), lambda: self._step(sequence, reply))
+                simulation.after(simulation.rng.uniform(0.05, 0.4), lambda: self._step(sequence, run, reply))
             case _:
                 seconds = effect.seconds  # of a Pause
-                simulation.after(seconds, lambda: self._step(sequence, None))
+                simulation.after(seconds, lambda: self._step(sequence, run, None))

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from h2.config import H2Configuration
@@ -14,6 +15,23 @@ from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Received, Service
+from pay88_adapters.testing.service import TOKEN_PATH
+
+End = Callable[[H2Connection, asyncio.StreamWriter], None]
+
+
+def reset(connection: H2Connection, writer: asyncio.StreamWriter) -> None:
+    """Break the connection."""
+    writer.transport.abort()
+
+
+def go_away(connection: H2Connection, writer: asyncio.StreamWriter) -> None:
+    """Announce that nothing is answered any more."""
+    connection.close_connection()
+
+
+def say_nothing(connection: H2Connection, writer: asyncio.StreamWriter) -> None:
+    """Let them wait."""
 
 
 class Http2Server:
@@ -23,6 +41,9 @@ class Http2Server:
         service: What answers.
         clock: What it is asked to go by.
         tls: Offers ``h2``.
+        crowd: After how many requests on one connection to break it, without a response to any; those for a token
+            are answered, and do not count.
+        end: Breaks it.
 
     Attributes:
         unfinished: A status after whose responses the stream stays open.
@@ -31,11 +52,13 @@ class Http2Server:
 
     THREAD = "http2-server"
 
-    def __init__(self, service: Service, clock: Clock, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, service: Service, clock: Clock, tls: ssl.SSLContext, crowd: int = 0, end: End | None = None
+    ) -> None:
         self.received: list[Received] = []
+        self._service, self._clock, self._tls, self._crowd, self._end = service, clock, tls, crowd, end
         self.unfinished = 0
         self.connected = 0
-        self._service, self._clock, self._tls = service, clock, tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=self.THREAD)
         self._connections: set[asyncio.Task[None]] = set()
@@ -78,6 +101,7 @@ class Http2Server:
         connection.initiate_connection()
         requests: dict[int, dict[str, str]] = {}
         bodies: dict[int, bytes] = {}
+        left = self._crowd
         while True:
             writer.write(connection.data_to_send())
             data = await reader.read(65_536)
@@ -92,7 +116,13 @@ class Http2Server:
                         connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                     case StreamEnded():
                         body = bodies.pop(event.stream_id, b"")
-                        self._answer(connection, event.stream_id, requests.pop(event.stream_id), body)
+                        headers = requests.pop(event.stream_id)
+                        if self._end is None or headers[":path"] == TOKEN_PATH:
+                            self._answer(connection, event.stream_id, headers, body)
+                            continue
+                        left -= 1
+                        if left == 0:
+                            self._end(connection, writer)
                     case _:
                         pass  # settings, pings and the like
 

@@ -76,7 +76,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         if each is not None and each not in seen:
             seen.append(each)
             yield each
-            todo += [each.__cause__, each.__context__]
+            todo += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
 
 
 def confessed(error: Exception) -> Iterator[str]:

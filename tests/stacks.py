@@ -418,13 +418,14 @@ class HttpxAsyncio(AsyncioStack):
     """httpx's AsyncClient on asyncio."""
 
     name = "httpx-asyncio"
+    library: ClassVar[Any] = httpx
     adapter: ClassVar[Any] = pay88_adapters.httpx
     base_error = httpx.TransportError
     bodies: ClassVar = {**_HTTPX_BODIES, "async generator": lambda: {"content": async_generator()}}
 
     def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = self.attached(_httpx_client(httpx, "AsyncClient", self.options))
+        self.client = self.attached(_httpx_client(self.library, "AsyncClient", self.options))
 
     async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
         return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
@@ -437,13 +438,14 @@ class HttpxTrio(AsyncStack):
     """httpx's AsyncClient on trio."""
 
     name = "httpx-trio"
+    library: ClassVar[Any] = httpx
     adapter: ClassVar[Any] = pay88_adapters.httpx
     base_error = httpx.TransportError
     bodies = HttpxAsyncio.bodies
 
     def __init__(self, manager: TokenManager | None, options: Options | None = None) -> None:
         super().__init__(manager, options)
-        self.client = self.attached(_httpx_client(httpx, "AsyncClient", self.options))
+        self.client = self.attached(_httpx_client(self.library, "AsyncClient", self.options))
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -487,6 +489,24 @@ class HttpxTrio(AsyncStack):
     def close(self) -> None:
         trio.from_thread.run_sync(self._over.set, trio_token=self._trio)
         self._thread.join(10)
+
+
+class Httpx2Asyncio(HttpxAsyncio):
+    """httpx2's AsyncClient on asyncio."""
+
+    name = "httpx2-asyncio"
+    library: ClassVar[Any] = httpx2
+    adapter: ClassVar[Any] = pay88_adapters.httpx2
+    base_error: ClassVar[Any] = httpx2.TransportError
+
+
+class Httpx2Trio(HttpxTrio):
+    """httpx2's AsyncClient on trio."""
+
+    name = "httpx2-trio"
+    library: ClassVar[Any] = httpx2
+    adapter: ClassVar[Any] = pay88_adapters.httpx2
+    base_error: ClassVar[Any] = httpx2.TransportError
 
 
 def _multipart(*parts: tuple[str, Any]) -> aiohttp.FormData:

@@ -201,32 +201,46 @@ def test_rule_08_extras_leave_room_for_two_ordinary_requests_in_a_minute() -> No
 
 @pytest.mark.parametrize(
     ("limits", "extras", "ordinary"),
-    [(("2/minute",), 0, 2), (("3/minute",), 1, 2), (("10/2minutes",), 8, 2), (("15/hour",), 15, 0)],
+    [
+        (("2/minute",), 0, 2),
+        (("3/minute",), 1, 2),
+        (("10/2minutes",), 7, 3),
+        (("62/hour",), 0, 20),
+        (("64/hour",), 1, 20),
+        (("70/hour",), 4, 20),
+        (("80/hour",), 9, 20),
+        (("99/hour",), 19, 20),
+        (("2000/day",), 20, 20),
+        # Too few for a token after the other, so that calls fail at times.
+        (("61/hour",), 12, 20),
+        (("15/hour",), 3, 12),
+        (("2/hour",), 1, 1),
+    ],
 )
-def test_rule_08_the_room_is_for_two_in_every_window_shorter_than_an_hour(
+def test_rule_08_the_room_is_for_a_request_at_the_end_of_each_token(
     limits: tuple[str, ...], extras: int, ordinary: int
 ) -> None:
-    """Over an hour the reserve itself is the bound."""
+    """Whatever the window: of a limit that sustains ordinary requests, extra ones take none that these need."""
     scene = Scene(limits=limits)
     assert sum(scene.take(20, extra=True)) == extras
     assert sum(scene.take(20)) == ordinary
 
 
 def test_rule_08_the_room_is_kept_for_the_whole_of_a_window() -> None:
-    """Of ten in two minutes, eight are for extras in two minutes, not in each."""
+    """Of ten in two minutes, seven are for extras in two minutes, not in each."""
     scene = Scene(limits=("10/2minutes",))
-    assert sum(scene.take(20, extra=True)) == 8
+    assert sum(scene.take(20, extra=True)) == 7
     scene.now += 100.0
     assert not any(scene.take(20, extra=True))
     scene.now += 20.0 + GUARD + EPSILON
-    assert sum(scene.take(20, extra=True)) == 8
+    assert sum(scene.take(20, extra=True)) == 7
 
 
 def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
-    """None, whenever; and ordinary ones are as before, without pressure."""
+    """None, whenever; and ordinary ones are as before, though all of nothing is used."""
     scene = Scene(forced_reserve=0)
     assert scene.take(2, extra=True) == [False, False]
-    assert scene.budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
+    assert scene.budget.acquire("M", extra=False) == Grant(True, 0.0, 1.0)
 
 
 def test_rule_05_what_is_refused_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
@@ -244,28 +258,83 @@ def test_rule_05_what_is_refused_as_extra_says_when_there_is_room_for_an_ordinar
     assert refused.ordinary_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
 
 
-def test_rule_02_pressure_rises_from_nothing_to_one_over_the_last_twenty_units() -> None:
-    """None while more than twenty are left, half at ten, all at zero."""
-    scene, pressures = Scene(), []
+def test_rule_08_pressure_is_the_part_of_the_reserve_that_is_used() -> None:
+    """Nothing, then a twentieth with each extra request, whatever ordinary ones use; an hour later nothing again."""
+    scene, pressures = Scene(), [Scene().budget.pressure("M")]
+    for _ in range(20):
+        assert scene.take() == [True]
+        scene.now += 15.0
+        pressures.append(scene.budget.acquire("M", extra=True).pressure)
+        scene.now += 15.0
+    assert pressures == pytest.approx([each / 20 for each in range(21)])
+    assert scene.budget.acquire("M", extra=True).pressure == 1.0
+    scene.now += 3_605.1
+    assert scene.budget.pressure("M") == 0.0
+
+
+def test_rule_08_pressure_is_that_of_the_smallest_reserve() -> None:
+    """Of eighty an hour nine are for extras, and of 1,500 a day eighteen."""
+    scene = Scene(limits=("80/hour",))
+    assert scene.budget.acquire("M", extra=True).pressure == pytest.approx(1 / 9)
+    scene = Scene(limits=("100/hour", "1500/day"))
+    assert scene.budget.acquire("M", extra=True).pressure == pytest.approx(1 / 18)
+
+
+# The pace
+
+
+@pytest.mark.parametrize(
+    ("limits", "pace"),
+    [
+        (("10/minute", "100/hour"), 0.0),
+        (("1000/minute",), 0.0),
+        (("62/hour",), 3_605 / 62),  # the window and its guard
+        (("64/hour",), 3_600 / 63),  # one of them may be an extra request
+        (("80/hour",), 3_600 / 71),
+        (("10/minute", "50/hour"), 3_600 / 40),
+        (("5/5minutes", "62/hour"), 305 / 5),
+        (("1500/day",), 86_400 / 1_482),
+    ],
+)
+def test_rule_02_the_pace_is_what_the_limits_sustain(limits: tuple[str, ...], pace: float) -> None:
+    """From the first request on, whatever is left; nothing where the usual pace is slow enough."""
+    grant = Scene(limits=limits).budget.acquire("M", extra=False)
+    assert grant.pace == pytest.approx(pace, abs=EPSILON)
+
+
+def test_rule_02_the_pace_slows_down_as_the_budget_goes() -> None:
+    """What is used ahead of time is saved later: the pace is never faster than the next unit that comes back."""
+    scene, paces = Scene(limits=("10/minute", "100/hour")), list[float]()
     for _ in range(100):
-        pressures.append(scene.budget.acquire("M", extra=False).pressure)
-        scene.now += 10.0
-    assert pressures[:80] == [0.0] * 80
-    assert pressures[80:] == pytest.approx([each / 20 for each in range(1, 21)])
+        paces.append(scene.budget.acquire("M", extra=False).pace)
+        scene.now += 30.0
+    assert paces[0] == 0.0
+    assert 45.0 < paces[1] < 46.0
+    assert paces == sorted(paces)
+    assert paces[-1] == pytest.approx(3_600 - 79 * 30, abs=EPSILON), "the next one but twenty, which are the reserve"
 
 
-@pytest.mark.parametrize("limits", [("10/minute",), ("10/minute", "30/hour"), ("1000/day",)])
-def test_rule_02_other_limits_exert_no_pressure_while_they_are_roomy(limits: tuple[str, ...]) -> None:
-    """A first request leaves at least four fifths of whatever there is."""
-    assert Scene(limits=limits).budget.acquire("M", extra=False) == Grant(True, 0.0, 0.0)
-
-
-def test_rule_02_the_longest_window_is_the_one_that_lasts_longest() -> None:
-    """Whatever it is counted in: the last fifth of forty in 120 minutes, not of a hundred an hour."""
-    scene = Scene(limits=("100/hour", "40/120minutes"))
-    pressures = [scene.budget.acquire("M", extra=False).pressure for _ in range(40)]
-    assert pressures[:32] == [0.0] * 32
-    assert pressures[32:] == pytest.approx([each / 8 for each in range(1, 9)])
+@given(
+    before=st.lists(st.tuples(st.floats(0, 200), st.booleans()), max_size=120),
+    limits=st.sampled_from(
+        [("10/minute", "100/hour"), ("62/hour",), ("4/2minutes", "70/hour"), ("3/minute", "9/hour")]
+    ),
+)
+@settings(deadline=None, max_examples=60)
+def test_rule_02_at_its_pace_no_ordinary_request_is_ever_denied(
+    before: list[tuple[float, bool]], limits: tuple[str, ...]
+) -> None:
+    """Whatever was used before: two hours at the pace that each grant names, or as usual."""
+    scene = Scene(limits=limits)
+    for gap, extra in before:
+        scene.now += gap
+        scene.take(extra=extra)
+    pace, until = scene.budget.pace("M"), scene.now + 7_200.0
+    while scene.now < until:
+        scene.now += max(pace, 45.0)
+        grant = scene.budget.acquire("M", extra=False)
+        assert grant.granted
+        pace = grant.pace
 
 
 # The clock

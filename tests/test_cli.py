@@ -8,14 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from commands import PAY88, configured, on_a_terminal, run, started
+from commands import PAY88, Ended, configured, on_a_terminal, run, started
 from leaks import leaked
 from pay88_adapters import Credentials, TokenPolicy, __version__
 from pay88_adapters.budget import TokenBudget
@@ -72,7 +72,6 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("nonsense",),
         ("token", "--format", "xml"),
         ("token", "--store", "redis://:secret@host"),
@@ -86,6 +85,54 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     ended = run(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert "Error: " in ended.err
+
+
+def test_no_command_at_all_shows_the_help() -> None:
+    """It is wrong usage all the same."""
+    ended = run()
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == run("--help").out
+    assert all(name in ended.err for name in COMMANDS)
+
+
+def shell(command: str, environ: Mapping[str, str]) -> Ended:
+    """Run a command in a shell; ``pay88`` is this one."""
+    pay88 = " ".join(map(shlex.quote, PAY88))
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command.replace("pay88", pay88, 1)],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("pay88 token >&-", 1),
+        ("pay88 token --json >&-", 1),
+        ("pay88 check >&-", 1),
+        ("pay88 --help >&-", 1),
+        ("pay88 --version >/dev/full", 1),
+        ("pay88 token >/dev/full", 1),
+        ("pay88 budget --once >/dev/full", 1),
+        ("pay88 token 2>&-", 0),
+        ("pay88 2>&-", 2),
+        ("pay88 nonsense 2>&-", 2),
+        ("pay88 token >&- 2>&- <&-", 1),
+        ("pay88 request POST /api/balance --data @- <&-", 0),
+    ],
+)
+def test_a_stream_that_is_closed_or_full(environ: dict[str, str], command: str, code: int) -> None:
+    """Ends in the code that it should, with a line of error at most, and no traceback."""
+    ended = shell(command, environ)
+    assert ended.code == code
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == (1 if code == 1 and "2>&-" not in command else 0)
 
 
 @pytest.mark.parametrize("arguments", [("token",), ("budget",), ("request", "POST", "/api/balance")])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import fields
+import pickle
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pytest
 
-from pay88_adapters import PRODUCTION_URL, SANDBOX_URL, ConfigurationError, Credentials, TokenManager, TokenPolicy
+from pay88_adapters import (
+    PRODUCTION_URL,
+    SANDBOX_URL,
+    ConfigurationError,
+    Credentials,
+    Token,
+    TokenManager,
+    TokenPolicy,
+)
 from pay88_adapters.endpoint import Endpoint, url_from_env
 
 KEY, LIVE_KEY, MERCHANT = "sk_test_0123456789abcdef", "sk_live_fedcba9876543210", "MCH-COL-1"
@@ -134,7 +145,17 @@ def test_credentials_missing_from_the_environment(missing: str) -> None:
         ("https://api.88pay.io\n", "control"),
         ("https://api.88pay.io/a b", "space"),
         ("https://api.88\x00pay.io", "control"),
-        ("https://api.88p\u0430y.io", "non-ASCII"),
+        ("https://api.example/\u00e9", "percent-encode"),
+        ("https://api.example:0", SANDBOX_URL),
+        ("https://%61pi.example", "xn--"),
+        ("https://api.example\\x", "xn--"),
+        ("https://api\u3002example", "xn--"),
+        ("https://\uff41pi.example", "xn--"),
+        ("https://a\u200dpi.example", "control"),
+        ("https://\U0001f4b0.example", "xn--"),
+        ("https://[::1%25]", "xn--"),
+        ("http://[::2%25lo]", "clear text"),
+        ("http://[::ffff:10.0.0.1]", "clear text"),
     ],
     ids=ascii,
 )
@@ -154,7 +175,20 @@ def test_rule_13_a_base_url_that_cannot_be_used(base_url: Any, says: str) -> Non
         ("http://127.0.0.1:1", "http://127.0.0.1:1", "127.0.0.1", 1, "/api/auth/token"),
         ("http://127.8.9.10", "http://127.8.9.10", "127.8.9.10", 80, "/api/auth/token"),
         ("http://localhost", "http://localhost", "localhost", 80, "/api/auth/token"),
-        ("HTTP://LOCALHOST:80", "http://localhost:80", "localhost", 80, "/api/auth/token"),
+        ("HTTP://LOCALHOST:80", "http://localhost", "localhost", 80, "/api/auth/token"),
+        ("https://api.example:443", "https://api.example", "api.example", 443, "/api/auth/token"),
+        ("https://api.example:", "https://api.example", "api.example", 443, "/api/auth/token"),
+        ("https://api.example:0443/V1", "https://api.example/V1", "api.example", 443, "/V1/api/auth/token"),
+        ("https://api.example:80", "https://api.example:80", "api.example", 80, "/api/auth/token"),
+        ("https://api.example.", "https://api.example.", "api.example.", 443, "/api/auth/token"),
+        ("https://B\u00fcro.example", "https://xn--bro-hoa.example", "xn--bro-hoa.example", 443, "/api/auth/token"),
+        ("https://api.88p\u0430y.io", "https://api.xn--88py-73d.io", "api.xn--88py-73d.io", 443, "/api/auth/token"),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]", "::1", 80, "/api/auth/token"),
+        ("https://[2001:DB8::0:1]", "https://[2001:db8::1]", "2001:db8::1", 443, "/api/auth/token"),
+        ("https://[::FFFF:c000:201]", "https://[::ffff:192.0.2.1]", "::ffff:192.0.2.1", 443, "/api/auth/token"),
+        ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]", "::ffff:127.0.0.1", 80, "/api/auth/token"),
+        ("https://[fe80::1%25Eth0]", "https://[fe80::1%Eth0]", "fe80::1%Eth0", 443, "/api/auth/token"),
+        ("https://[FE80::1%Eth0]", "https://[fe80::1%Eth0]", "fe80::1%Eth0", 443, "/api/auth/token"),
         ("http://[::1]:8080", "http://[::1]:8080", "::1", 8080, "/api/auth/token"),
     ],
 )
@@ -174,6 +208,7 @@ def test_rule_13_a_base_url_that_can_be_used(base_url: str, canonical: str, host
         (LIVE_KEY, SANDBOX_URL + ":443/v1", "PRODUCTION_URL"),
         (KEY, PRODUCTION_URL, "SANDBOX_URL"),
         (KEY, PRODUCTION_URL + "/", "SANDBOX_URL"),
+        (KEY, PRODUCTION_URL + ".", "SANDBOX_URL"),
     ],
 )
 def test_rule_13_a_key_of_the_other_environment(key: str, base_url: str, says: str) -> None:
@@ -227,6 +262,8 @@ def test_rule_13_a_key_that_fits_or_that_nobody_can_judge(key: str, base_url: st
         ("https", "api.88p\u0430y.io", 443, "/", None, False),
         ("https", "api\u30028\u20288pay.io", 443, "/", None, False),
         ("https", "", 443, "/", None, False),
+        ("https", "api.88pay.io", 0, "/", None, False),
+        ("https", "[api.88pay.io]", 443, "/", None, True),
         ("https", "api.88pay.io", 443, "/api/auth/token", None, False),
         ("https", "api.88pay.io", 443, "/api/auth/token?x=1", None, False),
         ("https", "api.88pay.io", 443, "/api/balance", "Bearer mine", False),
@@ -397,3 +434,41 @@ def test_shared_managers_are_one_for_the_same_arguments() -> None:
     manager.close()
     assert TokenManager.shared(CREDENTIALS, base_url="https://shared.example") is not manager
     refused(TokenManager.shared, Credentials(LIVE_KEY, MERCHANT), base_url=SANDBOX_URL, says="PRODUCTION_URL")
+
+
+# Copies
+
+
+@dataclass
+class Settings:
+    """A configuration that holds what must not be copied."""
+
+    manager: TokenManager
+    credentials: Credentials
+    nested: dict[str, Any] = field(default_factory=dict)
+
+
+def test_copies_hold_the_same_manager_and_credentials() -> None:
+    """Alone, in containers, in dataclasses and in settings that are copied deeply."""
+    manager = TokenManager(CREDENTIALS)
+    settings = Settings(manager, CREDENTIALS, {"all": [manager]})
+    for copied in (copy.copy(settings), copy.deepcopy(settings), replace(settings)):
+        assert copied.manager is manager
+        assert copied.credentials is CREDENTIALS
+        assert copied.nested["all"][0] is manager
+    assert asdict(settings)["manager"] is manager
+    token = Token("access", "session", 60, 0)
+    for each in (manager, CREDENTIALS, token):
+        assert copy.copy(each) is copy.deepcopy(each) is each
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(TokenManager(CREDENTIALS), "from_env()"), (CREDENTIALS, "from_env()"), (Token("a", "b", 60, 0), "TokenManager")],
+    ids=lambda each: type(each).__name__,
+)
+def test_rule_15_pickling_stays_refused(value: Any, says: str) -> None:
+    """In a configuration, too; the message says what to do instead."""
+    for each in (value, Settings(value, value), [value]):
+        with pytest.raises(TypeError, match=re.escape(says)):
+            pickle.dumps(each)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Iterator
+import copy
+import inspect
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import pytest
+import requests
 
 from conftest import World
-from pay88_adapters import Credentials, TokenManager, unmanaged
+from pay88_adapters import ActivatedManager, ConfigurationError, Credentials, TokenManager, unmanaged
 from pay88_adapters.contexts import chosen
+from pay88_adapters.requests import attach
 from pay88_adapters.testing import Entry, Status
 from stacks import AsyncStack, Outcome, Reply, Stack
 
@@ -255,3 +261,159 @@ def test_a_task_keeps_what_was_chosen_where_it_was_started() -> None:
         return await task
 
     assert asyncio.run(main()) == [A, A, B, A]
+
+
+# A client without a merchant of its own
+
+
+REQUIRED = ActivatedManager("https://api.example")
+
+
+def managing(url_host: str = "api.example", authorization: str | None = None) -> object:
+    """Ask which manager a call of that client has."""
+    return REQUIRED.managing("https", url_host, 443, "/api/balance", authorization)
+
+
+OF_EXAMPLE = TokenManager(Credentials("sk_test_c", "MCH-COL-c"), base_url="https://api.example")
+
+
+def test_a_client_without_a_merchant_makes_no_call_that_is_nobodys() -> None:
+    """Not outside of a block, not in a thread that was started without the context, not for another base URL."""
+    with pytest.raises(ConfigurationError, match="no manager is activated"):
+        managing()
+    with OF_EXAMPLE.activated(), ThreadPoolExecutor(1) as pool:
+        assert managing() is OF_EXAMPLE
+        with pytest.raises(ConfigurationError, match="no manager is activated"):
+            pool.submit(managing).result()
+    with A.activated(), pytest.raises(ConfigurationError, match=f"the activated manager for {A.base_url}"):
+        managing()
+
+
+def test_a_client_without_a_merchant_leaves_alone_what_any_other_does() -> None:
+    """Other origins, the caller's own Bearer, and what is unmanaged."""
+    assert managing("other.example") is None
+    assert managing(authorization="Bearer mine") is None
+    with unmanaged():
+        assert managing() is None
+    with OF_EXAMPLE.activated():
+        assert managing("other.example") is None
+        assert managing(authorization="Bearer mine") is None
+
+
+def test_a_dependency_that_is_entered_in_another_context_pays_with_nobodys_account() -> None:
+    """Frameworks run the two halves of a generator in threads, each in a copy of the context."""
+    dependency = active(OF_EXAMPLE)
+    contextvars.copy_context().run(next, dependency)
+    with pytest.raises(ConfigurationError, match="no manager is activated"):
+        managing()
+    assert contextvars.copy_context().run(next, dependency, None) is None
+
+
+def test_a_session_without_a_merchant_is_pickled() -> None:
+    """There is no secret in it; nor is it another one in another process."""
+    session = pickle.loads(pickle.dumps(attach(requests.Session(), REQUIRED)))
+    with pytest.raises(ConfigurationError, match="no manager is activated") as caught:
+        session.get("https://api.example/api/balance")
+    assert isinstance(caught.value, requests.RequestException)
+    assert repr(copy.deepcopy(REQUIRED)) == repr(REQUIRED) == "<ActivatedManager https://api.example>"
+
+
+# Decorators
+
+
+@A.activated()
+def decorated(value: str) -> tuple[str, object]:
+    """Say what is chosen here."""
+    return value, current()
+
+
+@A.activated()
+async def in_task(value: str) -> tuple[str, object]:
+    """Say what is chosen here, after others had their turn."""
+    await asyncio.sleep(0)
+    return value, current()
+
+
+class Service:
+    """Has methods, and is called itself."""
+
+    @A.activated()
+    def method(self) -> object:
+        """Say what is chosen here."""
+        return current()
+
+    @A.activated()
+    async def amethod(self) -> object:
+        """Say what is chosen here."""
+        await asyncio.sleep(0)
+        return current()
+
+    async def __call__(self) -> object:
+        await asyncio.sleep(0)
+        return current()
+
+
+def test_a_decorated_function_runs_with_the_manager() -> None:
+    """And what is called after it does not."""
+    assert decorated("x") == ("x", A)
+    assert (decorated.__name__, decorated.__doc__) == ("decorated", "Say what is chosen here.")
+    assert Service().method() is A
+    assert unmanaged()(current)() is None
+    with B.activated():
+        assert decorated("x") == ("x", A)
+        assert current() is B
+    assert current() == "own"
+
+
+def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
+    """Several at once, too; whoever awaits it goes on without."""
+
+    async def main() -> list[object]:
+        assert inspect.iscoroutinefunction(in_task)
+        other = B.activated()(in_task.__wrapped__)  # type: ignore[attr-defined]
+        found: list[object] = [*await asyncio.gather(in_task("x"), other("y"), in_task("z"))]
+        found.append(await Service().amethod())
+        found.append(await A.activated()(Service())())
+        found.append(await A.activated()(partial(in_task, "p"))())
+        found.append(await A.activated()(current_later)())
+        return [*found, current()]
+
+    expected = [("x", A), ("y", B), ("z", A), A, A, ("p", A), A, "own"]
+    assert asyncio.run(main()) == expected
+
+
+def current_later() -> Awaitable[object]:
+    """Return a coroutine, though this is no coroutine function."""
+
+    async def later() -> object:
+        await asyncio.sleep(0)
+        return current()
+
+    return later()
+
+
+def test_a_generator_is_not_decorated() -> None:
+    """Its body runs after the call, so that it would silently have another merchant, or none."""
+    generators: list[Any] = [active, aactive, partial(active, A)]
+    for wrong in generators:
+        with pytest.raises(ConfigurationError, match="use a with block"):
+            A.activated()(wrong)
+    for hidden in (lambda: active(A), lambda: aactive(A)):
+        with pytest.raises(ConfigurationError, match="use a with block"):
+            A.activated()(hidden)()
+    others: list[Any] = [Service, staticmethod, 5]
+    for wrong in others:
+        with pytest.raises(ConfigurationError, match="decorate functions"):
+            A.activated()(wrong)
+
+
+def test_a_block_may_be_entered_again() -> None:
+    """Also within itself; each way out undoes one way in."""
+    block = A.activated()
+    with block:
+        with B.activated(), block:
+            assert current() is A
+        assert current() is A
+    assert current() == "own"
+    with block:
+        assert current() is A

@@ -230,6 +230,7 @@ class Story:
             waited=waited,
             held=0,
             not_sent=0,
+            bypassed=0,
             budget_left={"10 per 1 minute": 9, "100 per 1 hour": 91},
             fetching=False,
             token_expires_in=50.0,

@@ -42,8 +42,10 @@ GONE = Failure(TokenEndpointUnavailable, "its loop was closed", retryable=True)
 FAILURES = (BROKEN, ODD, REJECTED, LIMITED)
 FOUND = ("a token", "an old token", "a limit", "a failure")
 
-INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at")
-COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "_held", "_flights")
+INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at", "_drawn_at")
+COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "ended_fetches", "_held", "_flights")
+REACTION = 0.5
+YOUNG = 0.0  # the age of a client or an event loop that is seen for the first time
 NEVER = float("-inf")
 
 
@@ -56,16 +58,21 @@ class Caller(NamedTuple):
     until: float = 0.0
     token: Token | None = None
     replayed: bool = False
+    carrier_age: float = float("inf")
+    own: int | None = None  # the fetch that it has started
+    bereft: bool = False  # that has died with what it borrowed from this caller
 
 
 class Carrier(NamedTuple):
     """What carries one fetch."""
 
     ticket: int
-    stage: str = "credentials"  # then "store" if there is one, "budget", "answer", "pause"
-    at: float = 0.0  # when its request was sent, or its pause ends
+    stage: str = "start"  # then "credentials", "store" if there is one, "budget", "granted", "answer", "pause"
+    at: float = 0.0  # when its unit was granted, its request was sent, or its pause ends
     then: str = "budget"  # what comes after the pause
     digest: str = ""
+    interrupted: bool = False
+    ordinary_before: float | None = None  # when the last ordinary request was sent, before this fetch's first
 
 
 Event = Callable[["Model"], None]
@@ -102,7 +109,7 @@ class Model:
 
     def __init__(self, world: World, callers: int = 1) -> None:
         self.world = world
-        self.machine = TokenMachine(world.policy, rotating=world.rotating)
+        self.machine = TokenMachine(world.policy, rotating=world.rotating, reaction=REACTION)
         self.now = 0.0
         self.callers = [Caller()] * callers
         self.carriers: list[Carrier] = []
@@ -112,7 +119,8 @@ class Model:
         self.sent: list[float] = []
         self.serial = 0
         self.usable: Token | None = None  # the newest token, if nobody took it away
-        self.silent_until = NEVER  # the token endpoint asked for that
+        self.silent_since = self.silent_until = NEVER  # the token endpoint asked for that
+        self.ended = 0  # fetches of which the callers have heard that they have ended
         self.rejected: dict[str, float] = {}
 
     def clone(self) -> Model:
@@ -137,7 +145,13 @@ class Model:
             ),
             held and (held.refresh_at - now, held.reuse_until - now, held.usable_until - now),
             tuple(
-                (ticket - machine._last_ticket, each.due_at - now, each.forced, each.attempts, each.failure)
+                (
+                    ticket - machine._last_ticket,
+                    each.due_at - now,
+                    max(each.wait_until - now, 0.0),
+                    (each.forced, each.foreground, each.started, each.late, each.asking, each.attempts, each.failure),
+                    each.ordinary_before and each.ordinary_before - now,
+                )
                 for ticket, each in machine._flights.items()
             ),
             tuple(
@@ -149,6 +163,9 @@ class Model:
                         each.until - now,
                         held is not None and each.token == held.token,
                         each.replayed,
+                        each.carrier_age,
+                        -1 if each.own is None else each.own - machine._last_ticket,
+                        each.bereft,
                     )
                     if each.doing != "idle"
                     else ()
@@ -156,7 +173,10 @@ class Model:
                 )
             ),
             tuple(
-                (each.ticket - machine._last_ticket, each.stage, each.at - now, each.digest, each.then)
+                (
+                    (each.ticket - machine._last_ticket, each.stage, each.at - now, each.digest, each.then),
+                    (each.interrupted, each.ordinary_before and each.ordinary_before - now),
+                )
                 for each in self.carriers
             ),
             tuple(tuple(at - now for at in entries) for entries in self.entries.values()),
@@ -164,7 +184,8 @@ class Model:
             (self.published[0] is None, self.published[1] - now),
             # What the checks remember; what was sent is in the budget's entries, too.
             (self.usable is None, held is not None and self.usable == held.token, self.serial > 0),
-            max(self.silent_until - now, 0.0),
+            (max(self.silent_until - now, 0.0), *(each.at >= self.silent_since for each in self.carriers)),
+            machine.ended_fetches != self.ended,
             tuple((digest, max(until - now, 0.0)) for digest, until in sorted(self.rejected.items())),
         )
 
@@ -180,6 +201,9 @@ class Model:
             match caller.doing:
                 case "idle":
                     yield "a call comes", partial(Model.come, index=index)
+                    cached, until = self.published
+                    if cached is None or self.now >= until:  # or else it does not matter
+                        yield "a call of a new client comes", partial(Model.come, index=index, carrier_age=YOUNG)
                 case "deciding":
                     yield "a caller decides", partial(Model.decide, index=index)
                 case "calling":
@@ -188,7 +212,14 @@ class Model:
                 case _:
                     pass  # it waits
         for index, carrier in enumerate(self.carriers):
+            yield "what carries a fetch dies, and that is noticed", partial(Model.abandon, index=index)
+            if carrier.ticket in self.machine.in_flight:
+                yield "what carries a fetch dies, and that is not noticed", partial(Model.vanish, index=index)
+            if carrier.interrupted:
+                yield "it is interrupted", partial(Model.break_off, index=index)
             match carrier.stage:
+                case "start":
+                    yield "a fetch takes its first step", partial(Model.begin, index=index)
                 case "credentials":
                     yield "credentials arrive", partial(Model.credentials, index=index)
                     yield "the credentials callable raises", partial(Model.no_credentials, index=index)
@@ -199,6 +230,13 @@ class Model:
                         yield f"somebody else has found {name}", partial(Model.consult, index=index, found=found)
                 case "budget":
                     yield "the budget is asked", partial(Model.attempt, index=index)
+                    for seconds in (self.world.policy.fetch_timeout / 2, 100.0):
+                        yield (
+                            f"the budget is asked, and the process stopped for {seconds:g} s",
+                            partial(Model.attempt, index=index, stopped=seconds),
+                        )
+                case "granted":
+                    yield "the request is sent", partial(Model.send, index=index)
                 case "answer":
                     for lifetime in (60.0, 1.0):
                         yield (
@@ -212,8 +250,6 @@ class Model:
                         )
                     for failure in FAILURES:
                         yield f"the answer is {failure.message}", partial(Model.fail, index=index, failure=failure)
-                    yield "the carrier is lost", partial(Model.abandon, index=index)
-                    yield "the carrier is never heard of again", partial(Model.vanish, index=index)
                     if carrier.at == self.now:
                         yield "the answer takes a while", partial(Model.pass_time, seconds=2.0)
                 case _:
@@ -237,21 +273,23 @@ class Model:
             yield machine._held.usable_until
         yield machine._barred_until
         yield machine._ordinary_at + machine._interval()
-        yield machine._forced_at + machine._spacing
+        yield machine._drawn_at + machine._spacing()
         yield machine._forced_at + policy.rejection_cooldown
         yield from (flight.due_at for flight in machine._flights.values())
         yield from (caller.until for caller in self.callers if caller.doing == "waiting")
         yield from (carrier.at for carrier in self.carriers if carrier.stage == "pause")
+        yield from (flight.wait_until for flight in machine._flights.values())
 
     # --- callers
 
-    def come(self, index: int, wait: float = 20.0) -> None:
+    def come(self, index: int, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
         """A call arrives: the cached path first, as the exchange does."""
-        self._acquire(index, replayed=False, wait=wait)
+        self._acquire(index, replayed=False, wait=wait, carrier_age=carrier_age)
 
-    def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0) -> None:
+    def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
         cached, until = self.published
-        caller = Caller("deciding", self.now + wait, self.machine.failed_fetches, replayed=replayed)
+        seen = self.machine.failed_fetches
+        caller = Caller("deciding", self.now + wait, seen, replayed=replayed, carrier_age=carrier_age)
         if cached is not None and self.now < until:
             self._hand(index, caller, cached)
         else:
@@ -261,18 +299,30 @@ class Model:
     def decide(self, index: int, **more: Any) -> None:
         """A caller asks the machine."""
         caller = self.callers[index]
-        with_flights = len(self.machine.in_flight)
-        decision = self.machine.decide(self.now, seen=caller.seen, deadline=caller.deadline, **more)
-        self._settle(with_flights)
+        decision = self.machine.decide(
+            self.now,
+            seen=caller.seen,
+            deadline=caller.deadline,
+            carrier_age=caller.carrier_age,
+            own=caller.own,
+            cannot_lead=GONE if caller.bereft else None,
+            **more,
+        )
+        self._settle()
         match decision:
             case Use(given, refresh):
                 if refresh is not None:
+                    assert caller.carrier_age > YOUNG, "rule 2: a refresh beside a call that may end before it"
                     self.carriers.append(Carrier(refresh))
                 self._hand(index, caller, given)
             case Fetch(ticket):
+                assert not caller.bereft, "rule 16: it cannot start another one"
                 self.carriers.append(Carrier(ticket))
+                self.callers[index] = caller._replace(own=ticket)
             case Wait(until):
                 assert self.now < until <= caller.deadline, "rule 6: never longer than max_wait"
+                # One call at most waits although it has a token: the one that refreshes it.
+                assert not self._has_fresh(caller) or caller.own in self.machine.in_flight, "rule 2: it need not wait"
                 self.callers[index] = caller._replace(doing="waiting", until=until)
             case Fail(failure, retry_after):
                 assert retry_after >= 0
@@ -282,10 +332,14 @@ class Model:
                 )
                 self.callers[index] = Caller()
 
+    def _has_fresh(self, caller: Caller) -> bool:
+        held = self.machine._held
+        return held is not None and not self.machine._refused and self.now < held.reuse_until
+
     def _hand(self, index: int, caller: Caller, given: Token) -> None:
         assert self.now < self._usable_until(given), "rule 6: handed a token past its end"
         assert self.usable is not None, "handed a token that was taken away"
-        self.callers[index] = Caller("calling", token=given, replayed=caller.replayed)
+        self.callers[index] = Caller("calling", token=given, replayed=caller.replayed, carrier_age=caller.carrier_age)
 
     def _usable_until(self, given: Token) -> float:
         # Where less than two seconds are granted, half of them are used whatever the skew.
@@ -306,7 +360,7 @@ class Model:
         assert used is not None
         again = self._told(lambda: self.machine.token_refused(used, self.now))
         if again and not caller.replayed:
-            self._acquire(index, replayed=True)
+            self._acquire(index, replayed=True, carrier_age=caller.carrier_age)
         else:
             self.callers[index] = Caller()
 
@@ -317,6 +371,16 @@ class Model:
         self._told(lambda: self.machine.token_dropped(dropped))
 
     # --- fetches
+
+    def begin(self, index: int) -> None:
+        """It takes its first step, however late."""
+        carrier = self.carriers[index]
+        if self._told(lambda: self.machine.fetch_started(carrier.ticket, self.now)):
+            self.carriers[index] = carrier._replace(stage="credentials")
+            if not self.world.rotating:
+                self.credentials(index)
+        else:
+            del self.carriers[index]
 
     def credentials(self, index: int) -> None:
         """The credentials are there."""
@@ -361,7 +425,8 @@ class Model:
                     self.usable = arrived
             case "a limit":
                 told = Snapshot(bar=LIMITED, barred_until=now + 15.0)
-                self.silent_until = max(now + 15.0, self.silent_until) if heard else self.silent_until
+                if heard:
+                    self.silent_since, self.silent_until = now, max(now + 15.0, self.silent_until)
             case _:
                 told = Snapshot(bar=BROKEN, barred_until=now + 2.0, failures=2)
         if not self._told(lambda: self.machine.consulted(carrier.ticket, told, now, digest=carrier.digest)):
@@ -379,33 +444,54 @@ class Model:
         ticket = self.carriers.pop(index).ticket
         self._told(lambda: self.machine.fetch_failed(ticket, GONE, self.now))
 
-    def attempt(self, index: int) -> None:
-        """The budget decides about the next request."""
+    def attempt(self, index: int, stopped: float = 0.0) -> None:
+        """The budget decides about the next request; it is sent at once unless the process is *stopped* for a while."""
         carrier = self.carriers[index]
         if self._told(lambda: self.machine.stopped(carrier.ticket, self.now)):
             del self.carriers[index]
             return
         extra = self.machine.next_is_extra(carrier.ticket, self.now)
+        before = self.machine._ordinary_at
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
         if not self._told(lambda: self.machine.budget_answered(carrier.ticket, grant, self.now, extra=extra)):
             del self.carriers[index]
             return
         assert grant.granted, "rule 5: sent without a unit"
-        assert self.now >= self.silent_until, "rule 10: sent before Retry-After"
+        if not extra:
+            carrier = carrier._replace(ordinary_before=before)
+        self.carriers[index] = carrier._replace(stage="granted", at=self.now)
+        if stopped:
+            self.pass_time(stopped)
+        else:
+            self.send(index)
+
+    def send(self, index: int) -> None:
+        """The request is sent, unless its unit was granted too long ago."""
+        carrier = self.carriers[index]
+        if self.now - carrier.at > self.world.policy.fetch_timeout / 2:
+            self._told(lambda: self.machine.grant_expired(carrier.ticket))
+            if carrier.ticket in self.machine.in_flight:
+                self._check_undone(carrier)
+            self.carriers[index] = carrier._replace(stage="budget")
+            return
         assert self.now >= self.rejected.get(carrier.digest, NEVER), "rule 9: sent with rejected credentials"
+        # A limit of which another one hears while its unit is granted does not call it back.
+        assert carrier.at >= self.silent_since or self.now >= self.silent_until, "rule 10: sent before Retry-After"
         self.sent.append(self.now)
         for item in self.world.limits:
             assert largest_window(self.sent, item.get_expiry()) <= item.amount, "rule 5: the budget is passed"
         self.carriers[index] = carrier._replace(stage="answer", at=self.now)
 
     def arrive(self, index: int, lifetime: float, *, again: bool = False) -> None:
-        """The answer is a token."""
+        """The answer is a token, which is used even if its fetch was given up, unless there is a newer one."""
         carrier = self.carriers.pop(index)
         self.serial += not again
         arrived = token(self.serial, carrier.at, lifetime)
-        if carrier.ticket in self.machine.in_flight and self.now < self._usable_until(arrived):
+        held = self.machine._held
+        newest = held is None or held.token.requested_at < arrived.requested_at
+        if (newest or carrier.ticket in self.machine.in_flight) and self.now < self._usable_until(arrived):
             self.usable = arrived
-        self._told(lambda: self.machine.token_arrived(carrier.ticket, arrived, self.now))
+        self._told(lambda: self.machine.token_arrived(carrier.ticket, arrived, self.now, digest=carrier.digest))
 
     def fail(self, index: int, failure: Failure) -> None:
         """The answer is no token."""
@@ -419,19 +505,44 @@ class Model:
         )
         if pause is not None:
             self.carriers.insert(index, carrier._replace(stage="pause", at=now + pause))
-        elif heard and failure.kind is TokenRateLimited:
-            self.silent_until = now + min(failure.retry_after or 0.0, self.world.policy.max_retry_after)
+        elif failure.kind is TokenRateLimited:
+            until = now + min(failure.retry_after or 0.0, self.world.policy.max_retry_after)
+            self.silent_since, self.silent_until = now, max(until, self.silent_until)
         elif heard and failure.kind is CredentialsRejected:
             self.rejected[carrier.digest] = now + self.world.policy.rejection_cooldown
 
+    def break_off(self, index: int) -> None:
+        """An overdue thread is interrupted: its attempt has failed."""
+        self.carriers[index] = self.carriers[index]._replace(interrupted=False)
+        if self.carriers[index].stage == "answer":
+            self.fail(index, BROKEN)
+        elif self.carriers[index].stage == "credentials":
+            self.no_credentials(index)
+
     def abandon(self, index: int) -> None:
-        """The task that carries the fetch ends, and says so."""
-        ticket = self.carriers.pop(index).ticket
-        self._told(lambda: self.machine.fetch_abandoned(ticket, GONE, self.now))
+        """What carries the fetch ends, and that is noticed: no failure of the service, and no use of the reserve."""
+        carrier = self.carriers.pop(index)
+        machine = self.machine
+        flight = machine._flights.get(carrier.ticket)
+        blameless = flight is not None and flight.failure is None
+        before = machine._bar, machine._barred_until, machine._failures, machine.failed_fetches
+        self._told(lambda: machine.fetch_abandoned(carrier.ticket, self.now))
+        self._bereave(carrier.ticket)
+        if blameless:
+            after = machine._bar, machine._barred_until, machine._failures, machine.failed_fetches
+            assert after == before, "rule 16: a cooldown, or a failure, because of a carrier"
+            self._check_undone(carrier)
+
+    def _check_undone(self, carrier: Carrier) -> None:
+        if carrier.ordinary_before is not None:
+            assert self.machine._ordinary_at <= carrier.ordinary_before, "rule 16: the next one draws on the reserve"
 
     def vanish(self, index: int) -> None:
         """It ends, and says nothing."""
-        del self.carriers[index]
+        self._bereave(self.carriers.pop(index).ticket)
+
+    def _bereave(self, ticket: int) -> None:
+        self.callers = [each._replace(bereft=True) if each.own == ticket else each for each in self.callers]
 
     # --- everything else
 
@@ -447,15 +558,19 @@ class Model:
                 self.callers[index] = caller._replace(doing="deciding")
 
     def _told(self, event: Callable[[], Any]) -> Any:
-        with_flights = len(self.machine.in_flight)
         answer = event()
-        self._settle(with_flights)
+        self._settle()
         return answer
 
-    def _settle(self, with_flights: int) -> None:
-        """Do what the manager does after each event: publish, and wake who waits when a fetch has ended."""
-        self.published = self.machine.unasked(self.now)
-        if len(self.machine.in_flight) < with_flights:
+    def _settle(self) -> None:
+        """Do what the manager does after each event: publish, interrupt, and wake who waits when a fetch has ended."""
+        machine = self.machine
+        self.published = machine.unasked(self.now)
+        late, machine.late = machine.late, ()
+        if late:
+            self.carriers = [each._replace(interrupted=True) if each.ticket in late else each for each in self.carriers]
+        if machine.ended_fetches != self.ended:
+            self.ended = machine.ended_fetches
             self.callers = [
                 each._replace(doing="deciding") if each.doing == "waiting" else each for each in self.callers
             ]
@@ -527,7 +642,7 @@ def warm(world: World, callers: int) -> Model:
     """Return a state with a fresh token, and every caller in the middle of a call with it."""
     model = Model(world, callers)
     model.come(0)
-    model.credentials(0)
+    model.begin(0)
     model.attempt(0)
     model.arrive(0, 60.0)
     model.callers = [Caller()] * callers
@@ -536,15 +651,24 @@ def warm(world: World, callers: int) -> Model:
     return model
 
 
+def aging(world: World, callers: int) -> Model:
+    """Return a state with a token whose refresh is due, and nobody there."""
+    model = warm(world, callers)
+    model.callers = [Caller()] * callers
+    model.pass_time(46.0)
+    return model
+
+
 EXPLORATIONS: dict[str, tuple[Callable[[], Model], int]] = {
-    "four callers, cold": (lambda: Model(World(), 4), 8),
-    "four callers with one token": (lambda: warm(World(), 4), 8),
-    "one caller, deep": (lambda: Model(World()), 11),
-    "credentials rotate": (lambda: Model(World(rotating=True), 2), 9),
-    "hardly any budget": (lambda: Model(World(limits=("1/minute", "3/hour"), forced_reserve=1), 2), 9),
-    "no budget to speak of": (lambda: Model(World(limits=("1000/second",), forced_reserve=1000), 2), 9),
-    "two callers of a fleet": (lambda: Model(World(shared=True), 2), 9),
-    "impatient callers": (lambda: Model(World(max_wait=2.0, limits=("2/minute",)), 3), 8),
+    "four callers, cold": (lambda: Model(World(), 4), 6),
+    "four callers with one token": (lambda: warm(World(), 4), 6),
+    "one caller, deep": (lambda: Model(World()), 9),
+    "credentials rotate": (lambda: Model(World(rotating=True), 2), 7),
+    "hardly any budget": (lambda: Model(World(limits=("1/minute", "3/hour"), forced_reserve=1), 2), 7),
+    "no budget to speak of": (lambda: Model(World(limits=("1000/second",), forced_reserve=1000), 2), 7),
+    "a refresh is due": (lambda: aging(World(), 3), 6),
+    "two callers of a fleet": (lambda: Model(World(shared=True), 2), 7),
+    "impatient callers": (lambda: Model(World(max_wait=2.0, limits=("2/minute",)), 3), 6),
 }
 
 

@@ -205,7 +205,7 @@ def test_rule_24_a_store_that_fails_takes_no_call_down(
         assert ok(world, one)
         assert ok(world, other)
     host.mend_store()
-    world.clock.advance(51)
+    world.clock.advance(60)
     assert ok(world, one)
     assert ok(world, other)
     world.settle()

@@ -175,8 +175,7 @@ class Stage:
             credentials, base_url=emulator.url, store=self.shared.url, policy=PATIENT, clock=self.clock
         )
         budget = manager._state.budget
-        names = budget.names(credentials.merchant_id)
-        hour = budget._strategy.window(budget._longest, *names)
+        hour = budget.windows(credentials.merchant_id, extra=False)[-1]
         return len(manager._state.fleet._store.budget.ages(hour))
 
 

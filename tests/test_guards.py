@@ -76,6 +76,35 @@ def test_rule_22_a_call_waits_for_its_turn_and_not_for_too_long(limited: World) 
     assert 60 <= limited.clock.now() - 1000 < 75
 
 
+def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]) -> None:
+    """Behind a pool of one connection that stalls: what waits there goes out whenever it may, and all of it counts.
+
+    Sixty wait for the connection of one that the service does not answer, for longer than a minute. They are sent
+    within an instant; those that came meanwhile are not, nor any for another minute. Nobody waits for ever.
+    """
+    limited = make_world(call_limits=LIMITS, lifetime=3600)
+    # A token request would have to wait for the connection as well.
+    manager = limited.new_manager(pacing=True, max_wait=1, retry=ONCE, reuse_for=3000)
+    client = limited.client(manager, connections=1, timeout=60)
+    manager.get_token()
+    with ThreadPoolExecutor(2) as pool, limited.emulator.hold("call") as held:
+        stalled = pool.submit(client.gather, 60, "POST", limited.url)
+        held.wait_for(1)
+        limited.until(lambda: len(manager._state.guards.pacing._turns) == 60)  # type: ignore[union-attr]
+        limited.clock.advance(62)
+        late = pool.submit(client.gather, 60, "POST", limited.url).result(10)
+        assert kinds(late) == {RequestBudgetExhausted}
+        assert {round(each.retry_after) for each in late} == {61}  # type: ignore[union-attr]
+        held.release()
+        assert statuses(stalled.result(60)) == [200] * 60
+    limited.clock.advance(58)
+    assert kinds([client.attempt("POST", limited.url)]) == {RequestBudgetExhausted}
+    limited.clock.advance(4)
+    assert statuses(client.gather(60, "POST", limited.url)) == [200] * 60
+    assert limited.emulator.journal.max_in_window(60, "call") == 60
+    assert 429 not in {entry.status for entry in limited.emulator.journal}
+
+
 def test_rule_22_each_group_has_limits_of_its_own_and_other_calls_have_none(limited: World) -> None:
     """Balances do not use up what charges may, and nothing else is held back."""
     client = limited.client(limited.new_manager(pacing=True, max_wait=1))

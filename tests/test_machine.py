@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,6 +52,11 @@ def limited(seconds: float) -> Failure:
 def no(retry_in: float, pressure: float = 1.0) -> Grant:
     """Return a refusal of the budget."""
     return Grant(False, retry_in, pressure)
+
+
+def used(count: int, of: int = 20) -> Grant:
+    """Return a grant after which *count* units of the reserve are used."""
+    return Grant(True, 0.0, count / of)
 
 
 def token(sent_at: float = 0.0, expires_in: float = 60.0, name: str | None = None) -> Token:
@@ -230,7 +234,7 @@ def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> 
     ticket = driven.lead(45.0)
     assert driven.ask(49.999) == Use(token())
     assert driven.ask(50.0) == Wait(until=51.0)
-    driven.machine.fetch_abandoned(ticket, GONE, 50.0)
+    driven.machine.fetch_abandoned(ticket, 50.0)
     assert isinstance(driven.ask(50.0), Fetch)
 
 
@@ -286,19 +290,38 @@ def test_rule_02_the_refresh_takes_at_most_a_quarter_of_the_window(expires_in: f
 
 
 @pytest.mark.parametrize(
-    ("pressure", "refresh_at", "reuse_until"),
-    [(0.0, 45.0, 50.0), (0.25, 47.25, 52.25), (0.5, 49.5, 54.5), (1.0, 54.0, 59.0)],
+    ("pace", "refresh_at", "reuse_until"),
+    [(0.0, 45.0, 50.0), (44.0, 45.0, 50.0), (47.25, 47.25, 52.25), (54.0, 54.0, 59.0), (58.2, 58.2, 59.0)],
 )
 def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
-    pressure: float, refresh_at: float, reuse_until: float
+    pace: float, refresh_at: float, reuse_until: float
 ) -> None:
     """Through the reuse window, and at last into what rule 6 allows."""
     driven = Driven()
-    driven.get(0.0, grant=Grant(True, 0.0, pressure))
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=pace))
     assert driven.machine.unasked(1.0) == (token(), refresh_at)
     assert isinstance(driven.ask(refresh_at), Use)
     assert driven.ask(reuse_until - 0.001) == Use(token())
     assert not isinstance(driven.ask(reuse_until), Use)
+
+
+def test_rule_02_a_token_is_used_to_its_end_where_the_limits_sustain_no_more() -> None:
+    """With 50 requests an hour one lasts 72 seconds; the next is requested as soon as this one is of no use."""
+    driven = Driven()
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=72.0))
+    assert driven.machine.unasked(1.0) == (token(), 59.0)
+    ticket = driven.lead(59.0)
+    assert driven.machine.next_is_extra(ticket, 59.0) is False
+
+
+def test_rule_08_what_comes_sooner_than_the_limits_sustain_is_extra() -> None:
+    """Ordinary requests are as far apart as the budget says."""
+    driven = Driven()
+    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=58.2))
+    assert driven.machine.token_refused(token(), 50.0)
+    ticket = driven.lead(50.0)
+    assert driven.machine.next_is_extra(ticket, 58.1) is True
+    assert driven.machine.next_is_extra(ticket, 58.2) is False
 
 
 # Single flight
@@ -655,11 +678,11 @@ def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> No
     assert driven.ask(0.0) == Fail(bar, 30.0)
 
 
-def test_rule_02_pressure_is_felt_by_those_who_follow() -> None:
+def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
     """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
     driven = Driven()
     ticket = driven.lead(0.0)
-    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pressure=1.0)
+    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
     assert driven.ask(53.9) == Use(token())
     assert isinstance(driven.ask(54.0), Use)
     assert driven.machine.in_flight
@@ -734,48 +757,54 @@ def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
     assert driven.extra
 
 
-def test_rule_08_forced_refreshes_are_spaced_out() -> None:
-    """Accepted calls in between, so only the spacing counts: 0, 1, 3, 7 … at most two per hourly share."""
-    driven = holding(forced_reserve=20)
-    forced: list[float] = []
-    for half_second in range(2 * 7_200):
-        now = half_second / 2
-        cached, until = driven.machine.unasked(now)
-        if cached is None or now >= until:
-            cached = driven.get(now)
-        driven.machine.token_accepted(cached)
-        if driven.machine.token_refused(cached, now):
-            forced.append(now)
-            cached = driven.get(now)
-        driven.machine.token_accepted(cached)
-    gaps = [round(later - earlier) for earlier, later in pairwise(forced)]
-    assert forced[0] == 0.0
-    assert gaps[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    assert set(gaps[9:]) == {360}
-    assert sum(at < 3_600 for at in forced) <= 20
-
-
-@pytest.mark.parametrize(("quiet_for", "soon_again"), [(719.0, False), (720.0, True)])
-def test_rule_08_after_twelve_quiet_minutes_the_spacing_starts_anew(quiet_for: float, soon_again: bool) -> None:
-    """The second forced refresh may then follow the first a second later, as in the beginning."""
+@pytest.mark.parametrize(
+    ("count", "spacing"), [(1, 1.0), (2, 2.0), (3, 4.0), (6, 32.0), (8, 128.0), (9, 180.0), (17, 180.0)]
+)
+def test_rule_08_forced_refreshes_are_spaced_out_by_what_is_left_of_the_reserve(count: int, spacing: float) -> None:
+    """A second apart at first, twice as long with each that counts, at last evenly over the hour."""
     driven = holding()
-    now = storm(driven, 0.0, 3) + quiet_for
-    current = driven.get(now - 0.5)
-    assert driven.machine.token_refused(current, now)
-    newer = driven.get(now)
+    assert driven.machine.token_refused(token(), 0.0)
+    current = token()
+    for now in range(0, int(spacing), 45):
+        current = driven.get(now, grant=used(count), name=f"at {now}")
+    assert not driven.machine.token_refused(current, spacing - 0.25)
+    assert driven.machine.token_refused(current, spacing)
+
+
+def test_rule_08_the_last_of_the_reserve_is_for_the_retries_within_a_fetch() -> None:
+    """Two of twenty, where a fetch has three attempts; while they count, no refresh is forced."""
+    driven = holding()
+    driven.get(45.0, grant=used(17))
+    assert driven.machine.token_refused(token(45.0), 46.0)
+    driven.get(46.0, grant=used(18))
+    driven.get(91.0, grant=used(18))
+    assert not driven.machine.token_refused(token(91.0), 92.0)
+    driven.get(10_000.0, grant=used(18))
+    assert not driven.machine.token_refused(token(10_000.0), 10_001.0)
+    driven.get(10_045.0, grant=used(17))
+    assert driven.machine.token_refused(token(10_045.0), 10_046.0)
+
+
+def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
+    """A forced refresh as late as the next ordinary request costs the reserve nothing, whatever is left of it."""
+    driven = holding()
+    assert driven.machine.token_refused(token(), 30.0)
+    newer = driven.get(30.0, grant=used(20))
     driven.machine.token_accepted(newer)
-    assert driven.machine.token_refused(newer, now + 1.0) is soon_again
+    assert not driven.machine.token_refused(newer, 44.9)
+    assert driven.machine.token_refused(newer, 45.0)
+    assert driven.machine.next_is_extra(driven.lead(45.0), 45.0) is False
 
 
 def storm(driven: Driven, start: float, count: int) -> float:
     """Let each new token be refused as soon as the spacing allows; return the time of the last."""
     now = start
-    for spacing in [0.0, 1.0, 2.0, 4.0, 8.0][:count]:
+    for so_far, spacing in enumerate([0.0, 1.0, 2.0, 4.0, 8.0][:count], 1):
         now += spacing
         current, _ = driven.machine.unasked(now)
         assert current is not None
         assert driven.machine.token_refused(current, now)
-        driven.get(now)
+        driven.get(now, grant=used(so_far))
     return now
 
 
@@ -795,12 +824,12 @@ def test_rule_08_after_that_time_three_more_are_allowed() -> None:
     """A new row begins with the first one after ``rejection_cooldown``."""
     driven = holding()
     now = storm(driven, 0.0, 3) + 30.0
-    for spacing in (0.0, 8.0, 16.0):
+    for so_far, spacing in enumerate((0.0, 8.0, 16.0), 4):
         now += spacing
         current, _ = driven.machine.unasked(now)
         assert current is not None
         assert driven.machine.token_refused(current, now)
-        driven.get(now)
+        driven.get(now, grant=used(so_far))
     current, _ = driven.machine.unasked(now)
     assert current is not None
     assert not driven.machine.token_refused(current, now + 29.9)
@@ -866,7 +895,7 @@ def test_rule_08_forced_refreshes_can_be_turned_off(policy: dict[str, int]) -> N
 
 
 def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinary() -> None:
-    """Retries, forced refreshes and probes draw on the reserve."""
+    """Retries, forced refreshes and trial requests consume the reserve."""
     driven = Driven()
     ticket = driven.lead(0.0)
     assert driven.send(ticket, 0.0)
@@ -874,11 +903,32 @@ def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinar
     driven.fail(ticket, 0.1, BROKEN, draw=0.5)
     assert driven.attempt(ticket, 0.2)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(ticket, GONE, 0.3)
-    assert driven.send(driven.lead(0.4), 0.4)
+    driven.machine.fetch_abandoned(ticket, 0.3)  # an attempt had failed: that counts
+    assert driven.send(driven.lead(1.4), 1.4)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(2, GONE, 0.5)
+    driven.machine.fetch_abandoned(2, 1.5)
     assert driven.send(driven.lead(45.0), 45.0)
+    assert driven.extra is False
+
+
+def test_rule_16_a_fetch_whose_carrier_dies_consumes_nothing_of_the_reserve() -> None:
+    """The next one takes its place: it is an ordinary one, however soon it comes."""
+    driven = Driven()
+    for now in (0.0, 0.4, 0.8, 1.2):
+        ticket = driven.lead(now)
+        assert driven.send(ticket, now)
+        assert driven.extra is False
+        assert driven.machine.fetch_abandoned(ticket, now + 0.1) is None
+    assert driven.machine.failed_fetches == 0
+
+
+def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
+    """Nothing was sent on it: the attempt that takes its place is the first one, and an ordinary one."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    driven.machine.grant_expired(ticket)
+    assert driven.attempt(ticket, 100.0)
     assert driven.extra is False
 
 
@@ -1033,7 +1083,7 @@ def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> No
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, limited(60.0)) is None
     driven.machine.credentials_arrived(second.ticket, TWO, 0.2)
-    driven.machine.fetch_abandoned(second.ticket, GONE, 0.3)
+    driven.machine.fetch_abandoned(second.ticket, 0.3)
     decision = driven.ask(0.3)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is TokenRateLimited
@@ -1175,36 +1225,29 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
 def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
     """A cancelled fetch is nobody's failure: whoever asks next fetches."""
     driven = Driven()
-    driven.machine.fetch_abandoned(driven.lead(0.0), GONE, 0.5)
+    driven.machine.fetch_abandoned(driven.lead(0.0), 0.5)
     assert driven.ask(0.5, seen=0) == Fetch(2)
-    driven.machine.fetch_abandoned(2, GONE, 0.6)
+    driven.machine.fetch_abandoned(2, 0.6)
     assert driven.ask(0.6, seen=0) == Fetch(3)
 
 
-def test_rule_16_fetches_that_keep_dying_count_as_an_outage() -> None:
-    """The third in a row without a token has a cool-down, so that nothing goes round in circles."""
+def test_rule_16_however_often_carriers_die_the_next_request_leads() -> None:
+    """That is no outage of the service: no cooldown, no failure."""
     driven = Driven()
-    for now in (0.0, 0.1, 0.2):
-        driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
-    assert driven.ask(0.2, seen=0) == Fail(GONE, 1.0)
-
-
-def test_rule_16_what_is_plainly_no_outage_never_counts_as_one() -> None:
-    """However often it happens, the next caller leads."""
-    driven = Driven()
-    for ticket in range(1, 6):
+    for ticket in range(1, 9):
         assert driven.ask(0.0, seen=0) == Fetch(ticket)
-        driven.machine.fetch_abandoned(ticket, GONE, 0.0, counts=False)
-
-
-def test_rule_16_a_token_makes_up_for_the_fetches_that_died() -> None:
-    """Two abandoned, one that came, two abandoned again: no outage."""
-    driven = Driven()
-    for start in (0.0, 46.0):
-        for now in (start, start + 0.1):
-            driven.machine.fetch_abandoned(driven.lead(now), GONE, now)
-        driven.get(start + 0.2)
+        assert driven.machine.fetch_abandoned(ticket, 0.0) is None
     assert driven.machine.failed_fetches == 0
+
+
+def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure() -> None:
+    """Or else a client for each request would meet a failing service again and again, without a cooldown."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.1, BROKEN, draw=0.5) is not None
+    assert driven.machine.fetch_abandoned(ticket, 0.2) == BROKEN
+    assert driven.ask(0.2, seen=0) == Fail(BROKEN, 1.0)
 
 
 def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
@@ -1256,26 +1299,35 @@ def late_events(driven: Driven, ticket: int, now: float) -> None:
     assert machine.attempt_failed(ticket, REJECTED, now, draw=0.5, digest=ONE) is None
     assert machine.budget_answered(ticket, YES, now, extra=True) is False
     machine.fetch_failed(ticket, ODD, now)
-    machine.fetch_abandoned(ticket, ODD, now)
-    machine.token_arrived(ticket, token(now, name="late"), now)
+    machine.fetch_abandoned(ticket, now)
+    machine.token_arrived(ticket, token(1.0, name="late"), now)
 
 
-@pytest.mark.parametrize("then", ["somebody leads", "a token is held"])
-def test_rule_17_late_results_of_a_lost_fetch_change_nothing(then: str) -> None:
-    """Neither a failure nor a token of it counts, and it cannot send any more."""
+def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one() -> None:
+    """It was paid for; the fetch that has taken its place goes on."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    assert driven.send(lost, 0.0)
+    ticket = driven.lead(6.0)
+    driven.machine.token_arrived(lost, token(0.0), 7.0, digest=ONE)
+    assert driven.ask(7.0) == Use(token())
+    assert driven.machine.in_flight == {ticket}
+
+
+def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
+    """Neither a failure nor an older token of it counts, and it cannot send any more."""
     driven = Driven()
     lost = driven.lead(0.0)
     assert driven.send(lost, 0.0)
     ticket = driven.lead(6.0)
     assert driven.send(ticket, 6.0)
-    if then == "a token is held":
-        driven.machine.token_arrived(ticket, token(6.0), 6.1)
+    driven.machine.token_arrived(ticket, token(6.0), 6.1)
     before = driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches
 
     late_events(driven, lost, 7.0)
 
     assert (driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches) == before
-    assert driven.ask(7.0, seen=0) == (Wait(until=12.0) if then == "somebody leads" else Use(token(6.0)))
+    assert driven.ask(7.0, seen=0) == Use(token(6.0))
 
 
 def test_rule_19_slow_credentials_are_waited_for() -> None:

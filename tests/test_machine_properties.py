@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pay88_adapters import Token, TokenBudgetExhausted, TokenEndpointUnavailable, TokenPolicy, TokenRateLimited
@@ -58,6 +58,7 @@ class Call:
     replayed: bool = False
     until: float = 0.0
     on_flight: bool = False
+    own: int | None = None
 
 
 @dataclass
@@ -68,17 +69,27 @@ class World:
         service: What a token request sent at an instant leads to.
         refuses: Whether the API answers 401, asked for each sending of a call.
         rng: The draws for jitter.
+        call_takes: Seconds from the sending of a call to its answer.
+        policy: Of the machine and the budget.
     """
 
     service: Callable[[float], Reply] = field(default=lambda at: Reply())
     refuses: Callable[[float, Token], bool] = field(default=lambda at, token: False)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     call_takes: float = 0.05
+    dies: Callable[[float], float | None] = field(default=lambda at: None)
+    """After how many seconds what carries a fetch dies, asked for each; zero: before its first step."""
+    noticed: bool = True
+    """Whether it is noticed at once that it has died, or only when the fetch is overdue."""
+    young: bool = False
+    """Whether each call has a client and an event loop of its own, which end with it."""
+
+    policy: TokenPolicy = POLICY
 
     def __post_init__(self) -> None:
         self.now = 0.0
-        self.machine = TokenMachine(POLICY)
-        self.budget = TokenBudget(POLICY, MemoryStorage(lambda: self.now), "https://api.example")
+        self.machine = TokenMachine(self.policy, reaction=0.5)
+        self.budget = TokenBudget(self.policy, MemoryStorage(lambda: self.now), "https://api.example")
         self.cached: tuple[Token | None, float] = (None, 0.0)
         self.sent: list[float] = []
         self.extras: list[float] = []
@@ -89,6 +100,8 @@ class World:
         self.accepted = 0
         self.ordinary_denied = 0
         self._waiting: set[Call] = set()
+        self._dead: set[int] = set()
+        self._ended = 0
         self._order = count()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -130,7 +143,7 @@ class World:
 
     def call(self) -> None:
         """Let a call come now."""
-        self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches))
+        self._acquire(Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches))
 
     def _acquire(self, call: Call) -> None:
         token, until = self.cached
@@ -140,15 +153,23 @@ class World:
         while True:
             call.decisions += 1
             assert call.decisions <= 50, "rule 12: a call goes round in circles"
-            with_flights = len(self.machine.in_flight)
-            decision = self.machine.decide(self.now, seen=call.seen, deadline=call.deadline)
-            self._settle(with_flights)
+            decision = self.machine.decide(
+                self.now,
+                seen=call.seen,
+                deadline=call.deadline,
+                carrier_age=0.0 if self.young else float("inf"),
+                own=call.own,
+                cannot_lead=LOST if call.own in self._dead else None,
+            )
+            self._settle()
             if isinstance(decision, Use):
                 if decision.refresh is not None:
+                    assert not self.young, "rule 2: a refresh on what ends with its call"
                     self._start(decision.refresh)
                 self._send(call, decision.token)
                 return
             if isinstance(decision, Fetch):
+                call.own = decision.ticket
                 self._start(decision.ticket)
                 continue
             if isinstance(decision, Fail):
@@ -174,14 +195,16 @@ class World:
     def _send(self, call: Call, token: Token) -> None:
         age = self.now - token.requested_at
         # Where less than two seconds are granted, half of them are used whatever the skew.
-        assert age < max(token.expires_in - POLICY.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
+        assert age < max(token.expires_in - self.policy.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
 
         def answered() -> None:
             if not self.refuses(self.now, token):
                 self._tell(lambda: self.machine.token_accepted(token))
                 self.accepted += 1
             elif self._told(lambda: self.machine.token_refused(token, self.now)) and not call.replayed:
-                self._acquire(Call(self.now, self.now + POLICY.max_wait, self.machine.failed_fetches, replayed=True))
+                self._acquire(
+                    Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches, replayed=True)
+                )
             else:
                 self.handed_401.append(self.now)
 
@@ -190,13 +213,25 @@ class World:
     # --- fetches
 
     def _start(self, ticket: int) -> None:
+        after = self.dies(self.now)
+        if after is not None:
+            self.at(self.now + after, lambda: self._die(ticket))
         self.at(self.now, lambda: self._depart(ticket))
 
+    def _die(self, ticket: int) -> None:
+        self._dead.add(ticket)
+        if self.noticed:
+            self._tell(lambda: self.machine.fetch_abandoned(ticket, self.now))
+
     def _depart(self, ticket: int) -> None:
+        if ticket in self._dead or not self._told(lambda: self.machine.fetch_started(ticket, self.now)):
+            return
         if self._told(lambda: self.machine.credentials_arrived(ticket, DIGEST, self.now)):
             self._attempt(ticket)
 
     def _attempt(self, ticket: int) -> None:
+        if ticket in self._dead or self._told(lambda: self.machine.stopped(ticket, self.now)):
+            return
         extra = self.machine.next_is_extra(ticket, self.now)
         grant = self.budget.acquire("M", extra=extra)
         self.ordinary_denied += not grant.granted and not extra
@@ -211,6 +246,8 @@ class World:
             self.at(sent_at + reply.after, lambda: self._answer(ticket, sent_at, outcome))
 
     def _answer(self, ticket: int, sent_at: float, outcome: Failure | float) -> None:
+        if ticket in self._dead:
+            return
         if not isinstance(outcome, Failure):
             token = Token(f"token-{sent_at}", f"session-{sent_at}", outcome, sent_at)
             self._tell(lambda: self.machine.token_arrived(ticket, token, self.now))
@@ -225,16 +262,16 @@ class World:
     # --- what the manager does after each event
 
     def _told(self, event: Callable[[], object]) -> object:
-        with_flights = len(self.machine.in_flight)
         answer = event()
-        self._settle(with_flights)
+        self._settle()
         return answer
 
     _tell = _told
 
-    def _settle(self, with_flights: int) -> None:
-        self.cached = self.machine.unasked(self.now)
-        if len(self.machine.in_flight) < with_flights:
+    def _settle(self) -> None:
+        self.cached, self.machine.late = self.machine.unasked(self.now), ()
+        if self.machine.ended_fetches != self._ended:
+            self._ended = self.machine.ended_fetches
             for call in sorted(self._waiting, key=lambda call: call.came_at):
                 self.at(self.now, lambda call=call: self._wake(call))  # type: ignore[misc]
 
@@ -344,6 +381,143 @@ def test_rule_02_the_refresh_comes_every_forty_five_seconds(gap: float) -> None:
     apart = [later - earlier for earlier, later in pairwise(world.sent)]
     assert min(apart) >= 45 - 1e-6
     assert max(apart) <= 45 + gap + 1e-6
+
+
+def check_limits(world: World) -> None:
+    """Rule 5, by an independent count that grants a request its ``fetch_timeout`` on the way."""
+    for item in world.policy.rate_limits():
+        assert largest_window(world.sent, item.get_expiry() + world.policy.fetch_timeout) <= item.amount
+
+
+SUSTAINABLE = [
+    *[(f"{amount}/hour",) for amount in (62, 64, 70, 76, 80, 100)],
+    *[("10/minute", f"{amount}/hour") for amount in (62, 64, 70, 76, 80, 100)],
+    ("2/minute", "1500/day"),
+    ("6/5minutes;70/hour",),
+]
+
+
+@pytest.mark.parametrize("rate", [1, 6, pytest.param(50, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("limits", SUSTAINABLE, ids=";".join)
+def test_rule_02_ordinary_traffic_never_exhausts_the_budget(limits: tuple[str, ...], rate: int) -> None:
+    """Three hours with limits that sustain a token after the other: no request is denied, and no call fails.
+
+    Calls wait for a token only where a token's last moment is the refresh's first.
+    """
+    latency = 0.2
+    world = World(lambda at: Reply(latency), policy=TokenPolicy(limits=limits)).calls(every(1 / rate)).run(3 * HOUR)
+
+    assert not world.failed
+    assert world.ordinary_denied == 0
+    assert not world.extras
+    check_limits(world)
+    apart = [later - earlier for earlier, later in pairwise(world.sent)]
+    assert max(apart) <= 59 + 1 / rate
+    if rate > 1:
+        assert len(world.waited) <= latency * rate + 1, "at the cold start"
+
+
+@given(
+    amount=st.integers(62, 130),
+    minutes=st.sampled_from([60, 60, 30, 120]),
+    seed=st.integers(0, 2**32),
+    longest=st.sampled_from([0.4, 1.9, 15.0, 100.0]),
+    latency=st.floats(0.01, 0.5),
+    failing=st.sampled_from([0.0, 0.0, 0.02]),
+)
+@settings(deadline=None, max_examples=30)
+def test_rule_02_limits_that_sustain_the_traffic_are_never_the_reason(
+    amount: int, minutes: int, seed: int, longest: float, latency: float, failing: float
+) -> None:
+    """Calls at random, and a token request that fails now and then: no call fails for want of budget."""
+    rng = random.Random(seed)
+    policy = TokenPolicy(limits=(f"{amount * minutes // 60 + 1}/{minutes}minutes",))
+    world = World(lambda at: Reply(latency, BROKEN if rng.random() < failing else 60.0), rng=rng, policy=policy)
+    world.calls(rng.uniform(0.1, longest) for _ in count()).run(3 * HOUR)
+
+    assert failures(world, TokenBudgetExhausted) == []
+    assert world.failed == [] or failing
+    check_limits(world)
+
+
+@pytest.mark.parametrize("rate", [1, 5])
+@pytest.mark.parametrize(
+    "limits",
+    [("1/minute",), ("5/5minutes", "62/hour"), ("50/hour",), ("30/hour",), ("10/minute", "2/hour")],
+    ids=";".join,
+)
+def test_rule_06_with_too_few_requests_for_all_tokens_calls_fail_only_when_they_must(
+    limits: tuple[str, ...], rate: int
+) -> None:
+    """While a unit is left, there is a token; without one, they hear to the moment when there is one again."""
+    world = World(policy=TokenPolicy(limits=limits)).calls(every(1 / rate)).run(3 * HOUR)
+
+    check_limits(world)
+    for at, fail in world.failed:
+        assert fail.failure.kind is TokenBudgetExhausted
+        waits = list[float]()
+        for item in world.policy.rate_limits():
+            before = [sent for sent in world.sent if sent <= at]
+            if len(before) >= item.amount:
+                waits.append(before[-item.amount] + item.get_expiry() + world.policy.fetch_timeout - at)
+        assert fail.retry_after == pytest.approx(max(waits), abs=0.01)
+        assert fail.retry_after > world.policy.max_wait
+
+
+REVOKED_EVERY = 90.0
+
+
+@pytest.mark.parametrize("rate", [1, 2, 5, 10])
+@pytest.mark.parametrize("offset", [0.0, 0.37])
+def test_rule_08_tokens_that_are_revoked_every_ninety_seconds(rate: int, offset: float) -> None:
+    """Forty times an hour for three hours: ordinary refreshes cure what the reserve does not, in a moment."""
+
+    def revoked(at: float, token: Token) -> bool:
+        return token.requested_at < (at - offset) // REVOKED_EVERY * REVOKED_EVERY + offset
+
+    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(3 * HOUR)
+
+    assert not world.failed
+    assert len(world.handed_401) <= 0.02 * 3 * HOUR * rate
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    check_limits(world)
+
+
+@example(period=20.0, rate=1, offset=0.0)
+@given(period=st.floats(20, 400), rate=st.sampled_from([1, 3]), offset=st.floats(0, 50))
+@settings(deadline=None, max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+def test_rule_08_what_the_reserve_has_is_used(period: float, rate: int, offset: float) -> None:
+    """However often tokens are revoked: an hour with many 401s is one in which the reserve was of no more use."""
+
+    def revoked(at: float, token: Token) -> bool:
+        return token.requested_at < (at - offset) // period * period + offset
+
+    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(2 * HOUR)
+
+    assert not world.failed
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    handed = sum(at > HOUR for at in world.handed_401)
+    used = sum(at > HOUR for at in world.extras)
+    assert used >= 0.7 * POLICY.forced_reserve or handed <= 0.03 * HOUR * rate
+    check_limits(world)
+
+
+@pytest.mark.parametrize("limits", SUSTAINABLE, ids=";".join)
+@pytest.mark.parametrize("bad", ["every other", "all"])
+def test_rule_08_a_401_storm_starves_no_ordinary_refresh(limits: tuple[str, ...], bad: str) -> None:
+    """Whatever the limits leave for a reserve: no call fails for want of a token, and refreshes are spaced out."""
+    turn = count()
+    world = World(
+        lambda at: Reply(0.2), lambda at, token: bad == "all" or bool(next(turn) % 2), policy=TokenPolicy(limits=limits)
+    )
+    world.calls(every(0.5)).run(3 * HOUR)
+
+    assert not world.failed
+    assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
+    check_limits(world)
+    # A second, two, four … between the first ones, so that the last of them comes minutes after the first.
+    assert largest_window(world.extras, 60.0) <= 6
+    assert largest_window(world.extras, 600.0) <= 11
 
 
 @pytest.mark.parametrize("round_robin", [True, False], ids=["round robin", "random"])
@@ -467,3 +641,51 @@ def test_rule_17_lost_fetches_are_led_by_somebody_else(carrier: str) -> None:
     assert not world.failed
     assert world.ordinary_denied == 0
     check_budget(world)
+
+
+@st.composite
+def deaths(draw: st.DrawFn) -> World:
+    """Draw a world with a good service, in which one fetch in ten dies somewhere on its way."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    latency = draw(st.sampled_from([0.01, 0.3, 2.0]))
+
+    spared = 0  # several that fall silent, one after the other, are an outage
+
+    def dies(at: float) -> float | None:
+        nonlocal spared
+        spared = max(spared - 1, 0)
+        if spared or rng.random() > 0.12:
+            return None
+        spared = 3
+        return rng.choice([0.0, 0.0, 0.5, 1.0, 2.0]) * latency
+
+    noticed, young = draw(st.booleans()), draw(st.booleans())
+    return World(lambda at: Reply(latency), rng=rng, dies=dies, noticed=noticed, young=young)
+
+
+@given(deaths())
+@settings(deadline=None, max_examples=30)
+def test_rule_16_a_carrier_that_dies_costs_no_call_and_nothing_of_the_reserve(world: World) -> None:
+    """Two hours: what carries a fetch dies before its first step, or under it, noticed at once or when it is overdue.
+
+    Only the call that carried it may hear of that, and only if there is no usable token.
+    """
+    world.calls(at_random(world.rng, 1.0)).run(2 * HOUR)
+
+    assert [fail for _, fail in world.failed if fail.failure is not LOST] == []
+    assert world.extras == []
+    assert world.machine.failed_fetches == 0
+    assert world.machine.blocked_for(world.now) == 0
+    check_budget(world)
+
+
+@pytest.mark.parametrize("latency", [0.01, 0.7, 3.0])
+def test_rule_02_one_call_waits_for_each_refresh_where_nothing_lives_longer_than_a_call(latency: float) -> None:
+    """A call a second for two hours, each with a client of its own: no error, and nothing is wasted."""
+    world = World(lambda at: Reply(latency), young=True).calls(every(1.0)).run(2 * HOUR)
+
+    assert not world.failed
+    assert world.extras == []
+    assert largest_window(world.sent, HOUR) <= 80
+    assert len(world.tokens) in (len(world.sent), len(world.sent) - 1)  # the last one may be on its way
+    assert len([at for at in world.waited if at > latency]) <= len(world.sent)

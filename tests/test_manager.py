@@ -20,6 +20,7 @@ import trio
 
 from pay88_adapters import ConfigurationError, Credentials, Token, TokenEndpointUnavailable, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
+from pay88_adapters.fetches import FetchRun
 from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
 from pay88_adapters.testing import Emulator, ManualClock, Status
 from pay88_adapters.wire import TokenReply, TokenRequest
@@ -299,6 +300,8 @@ class NeverAnswers:
     """A sender, and the event loop it runs on, that stop in the middle of a fetch."""
 
     key = "a loop"
+    is_running = True
+    cancelled = asyncio.CancelledError
     network_errors = (OSError,)
 
     @types.coroutine
@@ -319,17 +322,17 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     """The garbage collector may end it anywhere, also in a thread that holds the lock."""
     manager: Any = manager_for(emulator)
     state = manager._state
-    with state.deciding() as (machine, now):
-        ticket = machine.decide(now, seen=0, deadline=now + 1).ticket
-    carrier = NeverAnswers()
-    fetch = manager.tasks._fetch(carrier, ticket, carrier)
+    decision = state.transition(lambda machine, now: machine.decide(now, seen=0, deadline=now + 1))
+    carrier, run = NeverAnswers(), FetchRun(decision.ticket, loop_thread=0)
+    state.fetches.begin(run)
+    fetch = manager.tasks._fetch(carrier, run, carrier)
     fetch.send(None)
     collector = threading.Thread(target=fetch.close)
     with state._lock:
         collector.start()
         collector.join(5)
         assert not collector.is_alive()
-    advance(emulator, 10)  # the fetch counts as lost
+    assert not manager.stats().fetching
     assert isinstance(manager.get_token(), Token)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import logging
 import pickle
 import pprint
+import reprlib
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.traceback import Traceback
 
 import pay88_adapters
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, Token, TokenManager
@@ -57,6 +62,93 @@ def test_rule_15_a_secret_is_its_value_and_prints_as_nothing(kind: type[Secret])
     assert (secret == KEY, hash(secret) == hash(KEY), f"{secret}", secret.encode()) == (True, True, KEY, KEY.encode())
     assert {str(secret): 1}[secret] == 1
     assert not [text for text in printed(secret) if KEY in text]
+
+
+PARTS: dict[str, Callable[[Any], object]] = {
+    "slice": lambda text: text[3:40],
+    "character": lambda text: text[-1],
+    "every other": lambda text: text[::2],
+    "sum": lambda text: "Bearer " + text[:20] + text[-2:],
+    "repeated": lambda text: (2 * text, text * 2),
+    "split": lambda text: (text.split("."), text.rsplit(".", 1), text.splitlines()),
+    "partition": lambda text: (text.partition("."), text.rpartition(".")),
+    "strip": lambda text: (text.strip(), text.lstrip("e"), text.rstrip()),
+    "affixes": lambda text: (text.removeprefix("eyJ"), text.removesuffix("n")),
+    "padded": lambda text: (text.ljust(99), text.rjust(99), text.center(99), text.zfill(99), text.expandtabs()),
+    "case": lambda text: (
+        text.lower(),
+        text.upper(),
+        text.casefold(),
+        text.title(),
+        text.capitalize(),
+        text.swapcase(),
+    ),
+    "replaced": lambda text: (text.replace("y", "z"), text.translate({ord("y"): None})),
+}
+
+
+@pytest.mark.parametrize("kind", [Secret, Attached])
+@pytest.mark.parametrize("part", PARTS)
+def test_rule_15_a_part_of_a_secret_is_as_hidden_as_the_whole(part: str, kind: type[Secret]) -> None:
+    """What printers cut, clients strip and callers put together prints as nothing, and is the text that it would be."""
+    plain, hidden = PARTS[part](ACCESS), PARTS[part](kind(ACCESS))
+    assert (hidden, type(hidden) is type(plain)) == (plain, isinstance(plain, (list, tuple)))
+    pieces = {ACCESS[at : at + 4].lower() for at in range(len(ACCESS) - 4)}
+    assert not [text for text in printed(hidden) if any(piece in text.lower() for piece in pieces)]
+
+
+def test_rule_15_a_secret_raises_what_a_string_does() -> None:
+    """Where it is added to what is no string, the other one is asked first."""
+
+    class Other:
+        def __add__(self, other: str) -> str:
+            return "added"
+
+        __radd__ = __add__
+
+    assert (Secret(KEY) + Other(), Other() + Secret(KEY)) == ("added", "added")
+    for act in (lambda: Secret(KEY) + 1, lambda: 1 + Secret(KEY), lambda: Secret(KEY)["a"], lambda: Secret(KEY) * "a"):  # type: ignore[operator,index]
+        with pytest.raises(TypeError):
+            act()
+
+
+def rich_locals(error: BaseException) -> str:
+    """Print a traceback as rich does."""
+    console = Console(file=io.StringIO(), width=500)
+    console.print(Traceback.from_exception(type(error), error, error.__traceback__, show_locals=True))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def short(limit: int) -> reprlib.Repr:
+    """Return what cuts every string down to *limit* characters."""
+    cutter = reprlib.Repr()
+    cutter.maxstring = cutter.maxother = limit
+    return cutter
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        rich_locals,
+        lambda error: "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format()),
+        lambda error: pprint.pformat(error.__traceback__.tb_next.tb_frame.f_locals, width=10),
+        lambda error: short(30).repr(list(error.__traceback__.tb_next.tb_frame.f_locals.values())),
+        lambda error: short(3).repr_str(error.__traceback__.tb_next.tb_frame.f_locals["access_token"], 1),
+        lambda error: textwrap.shorten(repr(error.__traceback__.tb_next.tb_frame.f_locals), 50),
+    ],
+)
+def test_rule_15_printers_that_cut_long_strings_show_no_part(show: Callable[[Any], str]) -> None:
+    """They cut before they ask for the repr."""
+
+    def fail(headers: dict[str, str], access_token: str) -> None:
+        start = access_token[:-1]
+        raise ValueError(len(headers) + len(start))
+
+    made = Token(ACCESS * 10, SESSION * 10, 60.0, 0.0)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - of the line above
+        fail(made.headers(), made.access_token)
+    text = show(caught.value)
+    assert not [secret for secret in SECRETS if secret[:6] in text]
 
 
 @pytest.mark.parametrize("make", [credentials, token])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import pickle
 import secrets
 import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -45,6 +46,7 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
     TokenResponseInvalid,
+    unmanaged,
 )
 from pay88_adapters.endpoint import Endpoint
 from pay88_adapters.testing import (
@@ -188,6 +190,52 @@ def test_rule_13_an_ipv6_address_is_an_origin(proxy: Proxy, make_world: Callable
     if not client.name.startswith("httpx"):  # which asks its proxy for http://::1
         assert ok(world.client(proxy=proxy.url).attempt("POST", world.url))
         assert len(proxy.asked) == 1
+
+
+SPELLINGS = {
+    "https://api.example": ["https://api.example", "https://API.Example:443", "HTTPS://api.example:443"],
+    "https://api.example:8443": ["https://Api.Example:8443"],
+    "https://münchen.example": [
+        "https://münchen.example",
+        "https://MÜNCHEN.example",
+        "https://xn--mnchen-3ya.example:443",
+        "https://XN--MNCHEN-3YA.example",
+    ],
+    "https://straße.example": ["https://straße.example", "https://xn--strae-oqa.example"],
+    "https://[2001:db8::1]": [
+        "https://[2001:db8::1]",
+        "https://[2001:DB8:0:0:0:0:0:1]:443",
+        "https://[2001:db8:0::0:1]",
+    ],
+    "https://[::ffff:192.0.2.1]": ["https://[::ffff:192.0.2.1]", "https://[::FFFF:C000:201]"],
+    "https://[fe80::1%25eth0]": ["https://[fe80::1%25eth0]", "https://[fe80::1%eth0]", "https://[FE80:0::1%25eth0]"],
+}
+OTHERS = {
+    "https://api.example": ["https://api.example.", "https://api.example:444", "https://api.example.:443"],
+    "https://api.example.": ["https://api.example"],
+    "https://münchen.example": ["https://munchen.example", "https://mnchen-3ya.example"],
+    "https://straße.example": ["https://strasse.example"],
+    "https://[2001:db8::1]": ["https://[2001:db8::2]", "https://[2001:db8::1%25eth0]"],
+    "https://[::ffff:192.0.2.1]": ["https://192.0.2.1", "https://[::192.0.2.1]"],
+    "https://[fe80::1%25eth0]": ["https://[fe80::1]", "https://[fe80::1%25eth1]"],
+}
+
+
+def _pairs(spellings: Mapping[str, list[str]], ours: bool) -> list[tuple[str, str, bool]]:
+    return [(base_url, url, ours) for base_url, urls in spellings.items() for url in urls]
+
+
+@pytest.mark.parametrize(("base_url", "url", "ours"), [*_pairs(SPELLINGS, True), *_pairs(OTHERS, False)], ids=ascii)
+def test_rule_13_an_origin_is_one_however_it_is_spelt(world: World, base_url: str, url: str, ours: bool) -> None:
+    """What is managed asks for a token first; the proxy answers nobody, so that nothing leaves this machine."""
+    policy = TokenPolicy(fetch_attempts=1)
+    manager = TokenManager(world.credentials, base_url=base_url, policy=policy, clock=world.clock)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        client = world.client(manager, proxy=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        outcome = world.as_time_passes(lambda: client.attempt("POST", f"{url}/api/balance"))
+    assert isinstance(outcome, client.base_error)
+    assert (manager.stats().token_requests, isinstance(outcome, Pay88Error)) == (int(ours), ours)
 
 
 def test_rule_13_another_scheme_is_another_origin(world: World) -> None:
@@ -495,8 +543,12 @@ ANY_CASE = ("Authorization", "authorization", "AUTHORIZATION")
 OTHER_SCHEMES = ("Basic bWluZQ==", "Digest a=1", "Bearers mine", "Token mine", "mine")
 
 
-def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World) -> None:
-    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's."""
+def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's.
+
+    It is counted, and logged: the first one so that it shows.
+    """
+    caplog.set_level(logging.DEBUG, "pay88_adapters")
     client = world.client()
     spellings = [(name, f"{scheme} mine") for name in ANY_CASE for scheme in ("Bearer", "bearer", "BEARER")]
     for name, value in spellings:
@@ -505,6 +557,21 @@ def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World) -> None:
         assert outcome.status == 401
     sent = [(entry.headers["authorization"], entry.headers["x-session-id"]) for entry in world.emulator.journal]
     assert sent == [(value, "mine") for _, value in spellings]
+    assert world.manager.stats().bypassed == len(spellings)
+    lines = [record for record in caplog.records if record.name == "pay88_adapters.calls"]
+    assert [line.levelno for line in lines] == [logging.WARNING, *[logging.DEBUG] * len(spellings)]
+    assert not any(" mine" in line.getMessage() for line in lines)
+
+
+def test_rule_14_what_is_not_ours_is_not_counted(world: World, other: Emulator) -> None:
+    """Another origin's Bearer, the token endpoint, another scheme, and what is unmanaged."""
+    client, mine = world.client(), {"Authorization": "Bearer mine"}
+    client.attempt("POST", f"{other.url}/api/echo", headers=mine)
+    client.attempt("POST", f"{world.emulator.url}/api/auth/token", headers=mine)
+    client.attempt("POST", world.url, headers={"Authorization": "Basic bWluZQ=="})
+    with unmanaged():
+        client.attempt("POST", world.url, headers=mine)
+    assert world.manager.stats().bypassed == 0
 
 
 def test_rule_14_a_bearer_of_the_clients_is_left_as_it_is(world: World) -> None:
@@ -910,6 +977,16 @@ def test_rule_15_the_callers_own_objects_hold_what_the_caller_sent(world: World)
                 }
             world.emulator.service.refuse_current_tokens()  # the next one is replayed
             world.clock.advance(5)
+
+
+def test_rule_15_parts_of_secrets_go_out_as_what_they_are(world: World, kind: type[Stack]) -> None:
+    """On a client without us, which cuts them, checks them and puts them together in ways of its own."""
+    token = world.manager.get_token()
+    fields = {**token.headers(), "X-Part": token.access_token[2:9], "X-Sum": "a " + token.session_id.upper() + " b"}
+    with kind(None) as client:
+        assert ok(client.attempt("POST", world.url, headers=fields))
+    received = world.emulator.journal[-1].headers
+    assert {name: received[name.lower()] for name in fields} == {name: f"{value}" for name, value in fields.items()}
 
 
 @pytest.mark.parametrize("kind", [Aiohttp], ids=lambda kind: kind.name)

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -127,13 +128,17 @@ def test_rule_04_a_url_names_the_file(tmp_path: Path, url: str, path: str) -> No
     assert (tmp_path / path).stat().st_size
 
 
-def test_rule_04_three_slashes_make_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the directory that is the current one at the time, whichever is later."""
+@pytest.mark.parametrize("path", ["store.db", "./store.db", "a%20b/store.db", "~/store.db"])
+def test_rule_05_a_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Two working directories would make two budgets of it; the message says what to write instead."""
     monkeypatch.chdir(tmp_path)
-    store = sqlite_store("sqlite:///store.db", Clock())
-    monkeypatch.chdir("/")
-    publish(store)
-    assert (tmp_path / "store.db").exists()
+    with pytest.raises(ConfigurationError) as caught:
+        sqlite_store(f"sqlite:///{path}", Clock())
+    absolute = str(caught.value).rpartition(" ")[2]
+    assert absolute == f"sqlite:///{tmp_path}/{path.removeprefix('./')}"
+    (tmp_path / unquote(path)).parent.mkdir(exist_ok=True)
+    publish(sqlite_store(absolute, Clock()))
+    assert (tmp_path / unquote(path)).exists()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Client:
             return exchange(method, url, body, fields, self._timeout)
         # 2. Let the core make the call, and give its errors our flavour.
         try:
-            return manager.threads.call(_Call(method, url, body, fields, self._timeout))
+            return manager.threads.call(_Call(self, method, url, body, fields, self._timeout))
         except Pay88Error as error:
             raise _flavours.of(error)  # noqa: B904 - carries its cause
 
@@ -67,7 +67,10 @@ class _Call:
     patience = None  # the caller has not said how long to wait for a token
     total = None  # nor how long the whole call may take
 
-    def __init__(self, method: str, url: str, body: Any, headers: dict[str, str], timeout: float) -> None:
+    def __init__(
+        self, client: Client, method: str, url: str, body: Any, headers: dict[str, str], timeout: float
+    ) -> None:
+        self.client = client  # what has existed for long enough carries background refreshes
         self.method, self.path = method, urlsplit(url).path or "/"
         self._url, self._body, self._timeout = url, body, timeout
         self._headers = {name: value for name, value in headers.items() if name.lower() not in MANAGED_FIELDS}

@@ -20,7 +20,7 @@ from .errors import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from .manager import TokenManager
+from .manager import ActivatedManager, TokenManager
 from .policy import TokenPolicy
 from .retry import RetryPolicy
 from .state import Stats
@@ -29,6 +29,7 @@ from .token import Token
 __all__ = [
     "PRODUCTION_URL",
     "SANDBOX_URL",
+    "ActivatedManager",
     "BreakerPolicy",
     "CircuitOpen",
     "ConfigurationError",

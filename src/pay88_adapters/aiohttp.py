@@ -17,17 +17,45 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
+from . import errors
+from .arguments import check_client, inside
 from .bodies import WHOLE, Bookmark
-from .drivers import CarrierLost, Sender
-from .errors import Flavours, Pay88Error
-from .manager import TokenManager
+from .drivers import AsyncSender
+from .errors import CarrierLost, Flavours, Pay88Error
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest, acapped
 
 __all__ = ["Pay88Middleware", "attach"]
 
 S = TypeVar("S", bound=aiohttp.ClientSession)
+
+
+class ConfigurationError(errors.ConfigurationError, aiohttp.ClientError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, aiohttp.ClientError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, aiohttp.ClientError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, aiohttp.ClientError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, aiohttp.ClientError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, aiohttp.ClientError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, aiohttp.ClientError): ...
+
 
 _flavours = Flavours(aiohttp.ClientError, globals())
 
@@ -62,9 +90,13 @@ class Pay88Middleware:
 
     Args:
         manager: Shared by every stack.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
-    def __init__(self, manager: TokenManager) -> None:
+    def __init__(self, manager: AnyManager) -> None:
+        check_manager(manager)
         self._manager = manager
         # By the call's timer, which all its requests have: the last request, and what became of it.
         self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
@@ -73,7 +105,10 @@ class Pay88Middleware:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
-        manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        try:
+            manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
         if manager is None:
             return await handler(request)
         if self._given_up:
@@ -112,7 +147,7 @@ class Pay88Middleware:
             raise error
 
 
-def attach(session: S, manager: TokenManager) -> S:
+def attach(session: S, manager: AnyManager) -> S:
     """Let the calls that *session* makes to ``manager.base_url`` carry a token.
 
     Its other middlewares stay in force, closer to the wire; attaching again replaces the manager.
@@ -120,11 +155,16 @@ def attach(session: S, manager: TokenManager) -> S:
 
     Returns:
         *session*.
+
+    Raises:
+        ConfigurationError: *session* is not aiohttp's, or *manager* is no manager.
     """
+    check_client(session, "aiohttp", (aiohttp.ClientSession,))
     # aiohttp has no public way to add a middleware to a session; the name is the same in all versions.
-    inside: Any = session
-    others = tuple(each for each in inside._middlewares if not isinstance(each, Pay88Middleware))
-    inside._middlewares = (Pay88Middleware(manager), *others)
+    middlewares = inside(session, "_middlewares", tuple)
+    others = tuple(each for each in middlewares if not isinstance(each, Pay88Middleware))
+    own: Any = session
+    own._middlewares = (Pay88Middleware(manager), *others)
     return session
 
 
@@ -146,6 +186,14 @@ class _Call:
         body: Any = request.body
         whole = not body or (type(body) in _PAYLOADS and type(body._value) is bytes)
         self._bookmark = WHOLE if whole else Bookmark(*_parts(body))
+
+    @property
+    def client(self) -> aiohttp.ClientSession:
+        return self._request.session
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed or self.client.connector is None
 
     @property
     def method(self) -> str:
@@ -208,21 +256,26 @@ class _Call:
     async def post(self, request: TokenRequest) -> TokenReply:
         mine = self._request
         # A session of its own over the caller's pool: none of its cookies, default headers or auth.
-        if mine.session.closed or mine.session.connector is None:
-            raise CarrierLost
+        if self.is_closed:
+            raise CarrierLost("the ClientSession was closed")
         session = aiohttp.ClientSession(
             connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
         )
-        async with session:
-            return await _post(
-                session,
-                request,
-                proxy=mine.proxy,
-                proxy_headers=mine.proxy_headers,
-                proxy_auth=mine.proxy_auth,
-                ssl=mine.ssl,
-                server_hostname=mine.server_hostname,
-            )
+        try:
+            async with session:
+                return await _post(
+                    session,
+                    request,
+                    proxy=mine.proxy,
+                    proxy_headers=mine.proxy_headers,
+                    proxy_auth=mine.proxy_auth,
+                    ssl=mine.ssl,
+                    server_hostname=mine.server_hostname,
+                )
+        except (*self.network_errors, RuntimeError) as exc:  # a connector that was closed raises the latter
+            if self.is_closed:
+                raise CarrierLost("the ClientSession was closed during the token request") from exc
+            raise
 
 
 class _StandaloneSender:
@@ -237,8 +290,44 @@ class _StandaloneSender:
 
         return asyncio.run(job())
 
+    def close(self) -> None:
+        """Close nothing: each session is closed where it is made."""
 
-def standalone_sender() -> Sender:
+
+class _ClientSender:
+    """Sends token requests over the connections of a session."""
+
+    network_errors = (aiohttp.ClientError, OSError)
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+
+    @property
+    def is_closed(self) -> bool:
+        return self.client.closed
+
+    async def post(self, request: TokenRequest) -> TokenReply:
+        # None of this has a public name; all of it is the same in all versions.
+        own: Any = self.client
+        if own._loop is not asyncio.get_running_loop():
+            raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
+        session = aiohttp.ClientSession(
+            connector=own.connector,
+            connector_owner=False,
+            trust_env=own.trust_env,
+            **_options(own.timeout, request.timeout),
+        )
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        async with session:
+            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
+
+
+def client_sender(manager: TokenManager, client: aiohttp.ClientSession) -> AsyncSender:
+    """Return a sender over the connections of *client*."""
+    return _ClientSender(client)
+
+
+def standalone_sender(manager: TokenManager) -> ClosableSender:
     """Return a sender with sessions of its own."""
     return _StandaloneSender()
 

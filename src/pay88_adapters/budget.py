@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from .policy import TokenPolicy
-from .stores.base import Acquired, BudgetStorage, Window, wait_for
+from .policy import LIFETIME, TokenPolicy
+from .stores.base import Acquired, Ages, BudgetStorage, Window, wait_for
 
 _HOUR = 3600
+_SLACK = 0.01  # seconds by which a planned request comes after the instant at which there is room
 
 
 class Grant(NamedTuple):
@@ -22,9 +24,11 @@ class Grant(NamedTuple):
     retry_in: float
     """Seconds until it could be granted; 0 if it was."""
     pressure: float
-    """0 while the longest window is roomy, rising to 1 as the last of it goes."""
+    """The part of the reserve that is used: 0 for nothing, 1 for all of it."""
     ordinary_in: float = 0.0
     """Seconds until a request that is not extra could be granted, as far as is known now."""
+    pace: float = 0.0
+    """Seconds from one ordinary request to the next that the limits sustain; 0 where the usual ones do."""
 
 
 class AtomicMovingWindow(MovingWindowRateLimiter):
@@ -51,15 +55,23 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
 
     def window(self, item: RateLimitItem, *identifiers: str) -> Window:
         """Return the window that *item* stands for."""
-        return Window(item.key_for(*identifiers), item.amount, item.get_expiry() + self._guard)
+        return Window(item.key_for(*identifiers), item.amount, self.expiry(item))
+
+    def expiry(self, item: RateLimitItem) -> float:
+        """Return for how many seconds a unit of *item* counts."""
+        return item.get_expiry() + self._guard
+
+    def ages(self, window: Window) -> Ages:
+        """Return what counts in *window* now."""
+        return self._windows.ages(window)
 
 
 class TokenBudget:
     """The budgets of the merchants at one base URL.
 
     An *extra* request (a forced refresh, a retry, a probe during an outage) also draws on
-    ``forced_reserve`` and leaves room in the short windows, so that the ordinary refresh, which comes
-    at most every 45 seconds, always finds a unit.
+    ``forced_reserve``, and on a share of each limit: ordinary requests always find the units that they need
+    to follow each other at the end of each token's life.
 
     Args:
         policy: Gives the limits.
@@ -71,20 +83,20 @@ class TokenBudget:
         self._strategy = AtomicMovingWindow(storage, guard=policy.fetch_timeout)
         self._base_url = base_url
         self._limits = tuple(dict.fromkeys(policy.rate_limits()))
-        self._longest = max(self._limits, key=RateLimitItem.get_expiry)
-        self._reserve = (
-            RateLimitItemPerHour(policy.forced_reserve),
-            *(_with_room(item) for item in self._limits if item.get_expiry() < _HOUR),
-        )
+        self._usual, _, self._latest = policy.windows(LIFETIME)
+        shares = [self._share(item, policy) for item in self._limits]
+        reserve = min([policy.forced_reserve, *(each.amount for each in shares if each.get_expiry() == _HOUR)])
+        self._reserve = (RateLimitItemPerHour(reserve), *(each for each in shares if each.get_expiry() != _HOUR))
+        self._shares = tuple(self._reserve[0] if each.get_expiry() == _HOUR else each for each in shares)
 
     def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
         """Take one unit of every limit that applies, or none."""
         acquired = self._strategy.hit_all(self._items(merchant_id, extra=extra))
         if acquired.wait == 0:
-            return Grant(True, 0.0, self.pressure(merchant_id))
+            return Grant(True, 0.0, self.pressure(merchant_id), pace=self.pace(merchant_id))
         ordinary = zip(self.windows(merchant_id, extra=False), acquired.ages, strict=False)  # they come first
         ordinary_in = max(wait_for(window, ages, 1) for window, ages in ordinary)
-        return Grant(False, acquired.wait, self.pressure(merchant_id), ordinary_in)
+        return Grant(False, acquired.wait, self.pressure(merchant_id), ordinary_in, self.pace(merchant_id))
 
     def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:
         """Return every window that the merchant's requests count in, those that are *extra* or not."""
@@ -101,11 +113,40 @@ class TokenBudget:
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
     def pressure(self, merchant_id: str) -> float:
-        """Return 0 while the longest window is roomy, rising to 1 as the last of it goes."""
-        left = self._strategy.left(self._longest, *self.names(merchant_id))
-        # What steady traffic leaves over: 80 of 100 an hour are for the ordinary refresh.
-        roomy = min(self._reserve[0].amount, self._longest.amount / 5)
-        return max(0.0, 1.0 - left / roomy) if roomy else 0.0
+        """Return the part of the reserve that is used: 0 for nothing, 1 for all of it."""
+        lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]
+        return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting)
+
+    def pace(self, merchant_id: str) -> float:
+        """Return how many seconds apart ordinary requests must be from now on, so that none is ever denied.
+
+        Evenly spaced, while the reserve keeps what it has not used of its share; 0 if that is no more than usual.
+        """
+        names = self.names(merchant_id)
+        pace = 0.0
+        for item, share in zip(self._limits, self._shares, strict=True):
+            _, limit, expiry = window = self._strategy.window(item, *names)
+            ages = self._strategy.ages(window)
+            pace = max(pace, spread(limit, expiry + _SLACK, ages))
+            if item.get_expiry() >= _HOUR:  # it takes a long time to come back to what is used too early
+                kept = max(share.amount - self._used(share, merchant_id), 0)
+                # The guard is for when a window is full, and no reason to leave the usual pace.
+                pace = max(pace, spread(limit - kept, item.get_expiry(), ages))
+        return pace if pace > self._usual else 0.0
+
+    def _used(self, share: RateLimitItem, merchant_id: str) -> int:
+        return len(self._strategy.ages(self._strategy.window(share, *self.names(merchant_id), "extra")))
+
+    def _share(self, item: RateLimitItem, policy: TokenPolicy) -> RateLimitItem:
+        """Return how many of *item* extra requests may use."""
+        seconds = item.get_expiry()
+        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's life
+        spare = item.amount - least
+        if spare < 0:  # calls will have to do without a token at times; some of them, after a refusal
+            share = max(item.amount // 5, 1)
+        else:  # beyond the least, ordinary requests may have what their usual pace takes, at most half
+            share = spare - min(max(math.ceil(seconds / self._usual) - least, 0), spare // 2)
+        return type(item)(min(share, policy.forced_reserve * max(seconds // _HOUR, 1)), item.multiples)
 
     def names(self, merchant_id: str) -> tuple[str, str]:
         """Return what the merchant's entries are kept under."""
@@ -117,6 +158,12 @@ def merchant_digest(base_url: str, merchant_id: str) -> str:
     return hashlib.sha256(f"{base_url}\n{merchant_id}".encode()).hexdigest()[:32]
 
 
-def _with_room(item: RateLimitItem) -> RateLimitItem:
-    # Two ordinary requests, 45 seconds apart, fit into one minute.
-    return type(item)(max(item.amount - 2, 0), item.multiples)
+def spread(limit: int, seconds: float, ages: Ages) -> float:
+    """Return how many seconds apart further entries have to be, evenly, for each of them to find room.
+
+    At most *limit* fit into any span of *seconds*; *ages* says since when there have been some, oldest first.
+    """
+    counting = [age for age in ages if age <= seconds]
+    left = limit - len(counting)
+    # Where n are left, the one after them takes the place of the oldest, the next one that of the second oldest.
+    return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)

@@ -59,6 +59,12 @@ class Credentials:
         """A name for these credentials that does not give them away."""
         return hashlib.sha256(f"{self.api_key!s}\n{self.merchant_id}".encode()).hexdigest()[:16]
 
+    def __copy__(self) -> Credentials:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Credentials:
+        return self
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials are secrets and are not pickled: use Credentials.from_env() in each process")
 

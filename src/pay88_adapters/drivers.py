@@ -6,19 +6,22 @@ import asyncio
 import inspect
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
-from weakref import WeakSet
 
 from .credentials import Credentials
-from .errors import ConfigurationError, Failure
-from .events import Event
+from .errors import CarrierLost, ConfigurationError, Failure
+from .fetches import FetchRun
+from .machine import GRACE, TokenMachine
 from .retry import Broken
-from .runtimes import AsyncRuntime, ThreadGate, current_runtime
+from .runtimes import AsyncRuntime, LoopEnded, ThreadGate, current_run, current_runtime
 from .secret import forget_locals
 from .sequences import (
     REFUSED,
+    Acquirer,
     Acquisition,
     AskCredentials,
     Consult,
@@ -26,27 +29,25 @@ from .sequences import (
     Exchange,
     Hold,
     Managed,
+    Patience,
     Pause,
     Post,
     Start,
+    Unexpected,
     Verdict,
-    acquire,
     exchange,
     fetch,
     paced,
 )
 from .state import CredentialsSource, SharedState
+from .threads import Overdue, Worker
 from .token import Token
-from .wire import TokenReply, TokenRequest, network_failure
+from .wire import TokenReply, TokenRequest
 
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
-_lost: WeakSet[object] = WeakSet()  # senders whose client was closed
-
-
-class CarrierLost(Exception):
-    """The client that carried a fetch was closed under it; somebody else's can carry the next one."""
+_STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is refused
 
 
 class Sender(Protocol):
@@ -143,8 +144,10 @@ class ThreadDriver:
             del failed
 
     def _exchange(self, call: Call[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
+        patience = _patience(self._state, call.patience)
+
         def acquired() -> Acquisition:
-            return self.acquisition(call.patience)
+            return self._acquisition(call, patience)
 
         sequence = exchange(self._state, call, acquired, began_at, sent)
         if sent is not None:
@@ -180,13 +183,19 @@ class ThreadDriver:
                     case _:
                         answer = self._do(effect, call)
 
-    def token_for(self, call: Call[Any]) -> Token:
-        """Get a token for another attempt that the stack makes by itself."""
-        return self._run(paced(self._state, call, lambda: self.acquisition(call.patience)), call)
+    @contextmanager
+    def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
+        """Get a token for another attempt that the stack makes by itself, in the block."""
+        patience = _patience(self._state, call.patience)
+        token, end = self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        try:
+            yield token
+        finally:
+            end()
 
     def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
-        """Get a token."""
-        return self._run(self.acquisition(patience, min_validity), sender)
+        """Get a token; wait for at most *patience* real seconds, if given."""
+        return self._run(self._acquisition(sender, _patience(self._state, patience), min_validity), sender)
 
     def _run(self, sequence: Generator[Any, Any, T], sender: Sender) -> T:
         answer: Any = None
@@ -197,21 +206,21 @@ class ThreadDriver:
             result: T = stop.value
             return result
 
-    def acquisition(self, patience: float | None, min_validity: float = 0.0) -> Acquisition:
-        """Return the sequence that gets a token, for a thread."""
+    def _acquisition(self, sender: Sender, patience: Patience, min_validity: float = 0.0) -> Acquisition:
         state = self._state
-        return acquire(
+        return Acquirer(
             state,
             lambda: state.gate(_THREADS, ThreadGate),
-            patience=None if patience is None else patience * state.clock.speed,
+            patience=patience,
+            carriers=_carriers(sender),
             min_validity=min_validity,
-            alone=state.carried_by_this_thread(),
-        )
+            alone=state.fetches.blocks_this_thread(),
+        ).run()
 
     def _do(self, effect: object, sender: Sender) -> Any:
         match effect:
             case Start():
-                self.start(effect, sender)
+                return self.start(effect, sender)
             case Hold(gate, seconds):
                 assert isinstance(gate, ThreadGate)
                 self._state.clock.wait(gate, seconds)
@@ -219,51 +228,86 @@ class ThreadDriver:
                 self._state.clock.pause(seconds)
             case Consult(operation):
                 return operation()
-            case AskCredentials():
-                return _read_credentials(self._state, self._ask)
-            case Post(request):
-                return self._post(sender, request)
             case _:
                 raise AssertionError(effect)
         return None
 
-    def start(self, effect: Start, sender: Sender) -> None:
-        """Start a fetch, in this thread if it is needed and no other can be had."""
-        _check_carrier(self._state, effect.ticket, sender)
-        thread = threading.Thread(
-            target=self._fetch, args=(effect.ticket, sender), name="pay88-token-fetch", daemon=True
-        )
+    def start(self, start: Start, sender: Sender, caller: AsyncRuntime | None = None) -> FetchRun:
+        """Start a fetch, in this thread if it is needed and no other can be had.
+
+        Args:
+            start: What to start.
+            sender: Sends its token requests.
+            caller: The event loop of the call that starts it, if one does: it awaits async credentials.
+        """
+        state = self._state
+        run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
+        stuck = state.fetches.stuck(_STUCK_PATIENCE if caller is None else 0.0)
+        if stuck is not None:
+            _fail(state, run, stuck)
+            return run
         try:
-            thread.start()
+            state.fetches.begin(run)
+            worker = run.worker = Worker(
+                partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.fleet.blocking
+            )
+            worker.start()
         except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
-            if effect.beside:
-                _abandon(self._state, effect.ticket, exc)
+            run.worker = None
+            if start.background or caller is not None:
+                state.fetches.abandon(run, exc)
             else:
-                self._fetch(effect.ticket, sender)
+                self._fetch(run, sender, None)
+        except BaseException as exc:  # a signal handler's, for one
+            state.fetches.abandon(run, exc)
+            raise
+        return run
 
-    def _fetch(self, ticket: int, sender: Sender) -> None:
+    def _fetch(self, run: FetchRun, sender: Sender, caller: AsyncRuntime | None) -> None:
+        state = self._state
+        sequence = fetch(state, run, partial(_is_open, sender))
+        answer: Any = None
         try:
-            self._run(fetch(self._state, ticket), sender)
-        except BaseException as exc:
-            if isinstance(exc, CarrierLost):
-                _lost.add(sender)
-            _abandon(self._state, ticket, exc)
-            if not isinstance(exc, Exception):
-                raise
-        else:
-            self._state.ended(ticket)
+            while True:
+                match sequence.send(answer):
+                    case AskCredentials():
+                        asked = self._hangs(run, "credentials provider", partial(self._ask, caller))
+                        answer = _no_credentials(asked) if isinstance(asked, Overdue) else asked
+                    case Post(request):
+                        answer = self._hangs(run, "token request", partial(_post, sender, request))
+                    case effect:
+                        answer = self._do(effect, sender)
+        except StopIteration:
+            pass
+        except BaseException as exc:  # noqa: BLE001 - there is no caller
+            state.fetches.abandon(run, exc)
+        finally:
+            state.fetches.end(run)
 
-    def _post(self, sender: Sender, request: TokenRequest) -> TokenReply | Exception:
+    def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
+        """Do what may hang: whoever notices that it takes too long interrupts it with :class:`Overdue`."""
+        run.since, run.doing = time.monotonic(), doing
         try:
-            return sender.post(request)
-        except sender.network_errors as exc:
+            return act()
+        except Overdue as exc:
             return exc
+        finally:
+            run.doing = ""
 
-    def _ask(self) -> object:
-        answer = self._source() if callable(self._source) else self._source
-        if not inspect.isawaitable(answer):
-            return answer
-        return asyncio.run(_awaited(answer, self._state.clock.real(self._state.policy.max_wait)))
+    def _ask(self, caller: AsyncRuntime | None) -> Credentials | Failure:
+        state = self._state
+        seconds = state.clock.real(state.policy.max_wait)
+        try:
+            answer = _call(self._source)
+            if inspect.isawaitable(answer) and caller is not None:
+                answer = caller.run_from_thread(answer, seconds)
+            elif inspect.isawaitable(answer):
+                answer = asyncio.run(_awaited(answer, seconds))
+            return _checked(state, answer)
+        except (LoopEnded, Overdue):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - the provider is the user's, and nobody else runs in this thread
+            return _no_credentials(exc)
 
 
 class TaskDriver:
@@ -299,8 +343,10 @@ class TaskDriver:
             del failed
 
     def _exchange(self, call: AsyncCall[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
+        patience = _patience(self._state, call.patience)
+
         def acquired() -> Acquisition:
-            return self.acquisition(current_runtime(), call.patience)
+            return self._acquisition(current_runtime(), patience, (*_carriers(call), current_run()))
 
         sequence = exchange(self._state, call, acquired, began_at, sent)
         if sent is not None:
@@ -334,23 +380,42 @@ class TaskDriver:
                         await call.discard(response)
                         response = None
                     case _:
-                        answer = await self.do(effect, lambda start: self._spawn(start.ticket, call))
+                        answer = await self._do(effect, partial(self._spawn, call))
 
-    def acquisition(self, runtime: AsyncRuntime, patience: float | None, min_validity: float = 0.0) -> Acquisition:
-        """Return the sequence that gets a token, for a task."""
+    async def token(
+        self, start: Callable[[Start], FetchRun], carriers: tuple[object, ...], *, min_validity: float = 0.0
+    ) -> Token:
+        """Get a token; *start* starts a fetch, carried by *carriers*."""
+        sequence = self._acquisition(current_runtime(), _patience(self._state, None), carriers, min_validity)
+        answer: Any = None
+        try:
+            while True:
+                answer = await self._do(sequence.send(answer), start)
+        except StopIteration as stop:
+            fetched: Token = stop.value
+            return fetched
+
+    async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
+        """Get a token; *sender* sends the token requests, on this event loop."""
+        carriers = (*_carriers(sender), current_run())
+        return await self.token(partial(self._spawn, sender), carriers, min_validity=min_validity)
+
+    def _acquisition(
+        self, runtime: AsyncRuntime, patience: Patience, carriers: tuple[object, ...], min_validity: float = 0.0
+    ) -> Acquisition:
         state = self._state
-        return acquire(
+        return Acquirer(
             state,
             lambda: state.gate(runtime.key, runtime.gate),
-            patience=None if patience is None else patience * state.clock.speed,
+            patience=patience,
+            carriers=carriers,
             min_validity=min_validity,
-        )
+        ).run()
 
-    async def do(self, effect: object, start: Callable[[Start], None]) -> Any:
-        """Carry out one step of a sequence; *start* starts a fetch."""
+    async def _do(self, effect: object, start: Callable[[Start], FetchRun]) -> Any:
         match effect:
             case Start():
-                start(effect)
+                return start(effect)
             case Hold(gate, seconds):
                 # Waking early is harmless: the sequence asks again.
                 await self._state.clock.wait_in_task(gate, seconds)  # type: ignore[arg-type]
@@ -362,48 +427,71 @@ class TaskDriver:
                 raise AssertionError(effect)
         return None
 
-    def _spawn(self, ticket: int, sender: AsyncSender) -> None:
-        _check_carrier(self._state, ticket, sender)
-        runtime = current_runtime()
+    def _spawn(self, sender: AsyncSender, start: Start) -> FetchRun:
+        state, runtime = self._state, current_runtime()
+        run = FetchRun(
+            start.ticket,
+            cannot_wait=start.cannot_wait,
+            loop_thread=threading.get_ident(),
+            is_dead=lambda: not runtime.is_running,
+        )
 
         async def job() -> None:
-            await self._fetch(runtime, ticket, sender)
+            await self._fetch(runtime, run, sender)
 
-        self._state.carry(ticket)
+        def ended() -> None:  # also if it never began
+            state.fetches.abandon(run, CarrierLost("the event loop of the token request ended"))
+
         try:
-            runtime.spawn(job)
+            state.fetches.begin(run)
+            runtime.spawn(job, ended)
         except RuntimeError as exc:  # the loop is going down
-            self._state.put_down(ticket)
-            _abandon(self._state, ticket, exc)
+            state.fetches.abandon(run, exc)
+        except BaseException as exc:  # a signal handler's, for one
+            state.fetches.abandon(run, exc)
+            raise
+        return run
 
-    async def _fetch(self, runtime: AsyncRuntime, ticket: int, sender: AsyncSender) -> None:
-        sequence = fetch(self._state, ticket)
+    async def _fetch(self, runtime: AsyncRuntime, run: FetchRun, sender: AsyncSender) -> None:
+        state = self._state
+        sequence = fetch(state, run, partial(_is_open, sender))
         answer: Any = None
         try:
             while True:
                 match sequence.send(answer):
                     case AskCredentials():
-                        answer = await _aread_credentials(self._state, self._source, runtime)
+                        answer = await self._ask(runtime)
                     case Consult(operation):
                         answer = await self._consult(runtime, operation)
                     case Post(request):
                         answer = await self._post(runtime, sender, request)
                     case Pause(seconds):
                         answer = None
-                        await self._state.clock.sleep(seconds, runtime)
+                        await state.clock.sleep(seconds, runtime)
         except StopIteration:
-            self._state.ended(ticket)
-        except GeneratorExit:  # collected with its dead loop, wherever that happens: touch no lock
-            self._state.under_way.pop(ticket, None)
+            state.fetches.end(run)
+        except GeneratorExit:  # collected with its loop, perhaps by a thread that another one waits for: take no lock
+            run.is_dead = lambda: True
             raise
         except BaseException as exc:
-            if isinstance(exc, CarrierLost):
-                _lost.add(sender)
-            _abandon(self._state, ticket, exc)
-            if not isinstance(exc, Exception):
+            state.fetches.abandon(run, exc)
+            if not isinstance(exc, Exception):  # it was cancelled
                 raise
-        finally:
-            self._state.put_down(ticket)
+
+    async def _ask(self, runtime: AsyncRuntime) -> Credentials | Failure:
+        state = self._state
+        try:
+            answer = _call(self._source)
+        except BaseException as exc:  # noqa: BLE001 - the provider is the user's
+            return _no_credentials(exc)
+        try:
+            if inspect.isawaitable(answer):
+                answer = await runtime.bounded(answer, state.clock.real(state.policy.max_wait))
+            return _checked(state, answer)
+        except runtime.cancelled:  # this task, and not the provider
+            raise
+        except BaseException as exc:  # noqa: BLE001 - the provider is the user's
+            return _no_credentials(exc)
 
     async def _consult(self, runtime: AsyncRuntime, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not keep the event loop.
@@ -412,26 +500,57 @@ class TaskDriver:
                 return await runtime.in_thread(operation)
         return operation()
 
-    async def _post(self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest) -> TokenReply | Exception:
-        async def attempt() -> _Attempt:
-            try:
-                return _Attempt(await sender.post(request))
-            except sender.network_errors as exc:
-                return _Attempt(exc)
-
+    async def _post(
+        self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest
+    ) -> TokenReply | Exception | Unexpected:
+        began_at = time.monotonic()
         try:
-            return (await runtime.bounded(attempt(), request.timeout)).outcome
+            return await runtime.bounded(sender.post(request), request.timeout)
         except TimeoutError as exc:
+            if time.monotonic() - began_at > request.timeout + GRACE:
+                raise CarrierLost("the event loop of the token request was blocked or stopped") from exc
             return exc
+        except sender.network_errors as exc:
+            return exc
+        except CarrierLost:
+            raise
+        except Exception as exc:  # noqa: BLE001 - named as what it is
+            return Unexpected(exc)
 
 
-class _Attempt:
-    """What a task comes back with: in debug mode asyncio logs results and exceptions, whatever they quote."""
+def _post(sender: Sender, request: TokenRequest) -> TokenReply | Exception | Unexpected:
+    try:
+        return sender.post(request)
+    except sender.network_errors as exc:
+        return exc
+    except (CarrierLost, Overdue):
+        raise
+    except Exception as exc:  # noqa: BLE001 - named as what it is
+        return Unexpected(exc)
 
-    __slots__ = ("outcome",)
 
-    def __init__(self, outcome: TokenReply | Exception) -> None:
-        self.outcome = outcome
+def _is_open(sender: object) -> bool:
+    return not getattr(sender, "is_closed", False)
+
+
+def _carriers(sender: object) -> tuple[object, ...]:
+    """Return what would carry a fetch over *sender*: its client; nothing that may end where that is the manager's."""
+    client = getattr(sender, "client", sender)
+    return () if client is None else (client,)
+
+
+def _patience(state: SharedState, seconds: float | None) -> Patience:
+    """Return how long a call may wait in all, if its caller is ready to wait for *seconds* (real ones)."""
+    longest = state.policy.max_wait
+    return Patience(longest if seconds is None else min(seconds * state.clock.speed, longest))
+
+
+def _fail(state: SharedState, run: FetchRun, failure: Failure) -> None:
+    def act(machine: TokenMachine, now: float) -> None:
+        machine.fetch_failed(run.ticket, failure, now)
+        state.fetch_failed(failure, now)
+
+    state.transition(act)
 
 
 def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handled: BaseException | None) -> bool:
@@ -447,58 +566,23 @@ def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handl
 def _after_failure(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> None:
     """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
     handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    forget_locals(exc, but=handled)
     context = exc.__context__
     try:
-        forget_locals(exc, but=handled)
         if not _goes_on(sequence, call, exc, handled):
             sequence.close()
             raise exc
     finally:
-        exc.__context__ = context  # where raise has put what is being handled here
+        object.__setattr__(exc, "__context__", context)  # where raise has put what is being handled here
         del exc
 
 
-def _abandon(state: SharedState, ticket: int, exc: BaseException) -> None:
-    failure = network_failure(exc)
-    news: list[Event] = []
-    with state.deciding(news) as (machine, now):
-        machine.fetch_abandoned(ticket, failure, now, counts=not isinstance(exc, CarrierLost))
-        state.fetch_failed(failure, now)
-    state.ended(ticket)
-    state.notify(news)
-
-
-def _check_carrier(state: SharedState, ticket: int, sender: object) -> None:
-    """Fail a call that would lead again with a client that is known to be closed: it would only be in the way."""
-    if sender in _lost:
-        exc = CarrierLost("the client was closed")
-        _abandon(state, ticket, exc)
-        raise network_failure(exc).error(None)
+def _call(source: CredentialsSource) -> object:
+    return source() if callable(source) else source
 
 
 async def _awaited(answer: Awaitable[T], seconds: float) -> T:
     return await asyncio.wait_for(answer, seconds)
-
-
-def _read_credentials(state: SharedState, ask: Callable[[], object]) -> Credentials | Failure:
-    try:
-        return _checked(state, ask())
-    except asyncio.CancelledError as exc:  # its own: there is no task here that anybody else could cancel
-        return _no_credentials(exc)
-    except Exception as exc:  # noqa: BLE001 - the callable is the user's
-        return _no_credentials(exc)
-
-
-async def _aread_credentials(
-    state: SharedState, source: CredentialsSource, runtime: AsyncRuntime
-) -> Credentials | Failure:
-    try:
-        answer = source() if callable(source) else source
-        if inspect.isawaitable(answer):
-            answer = await runtime.bounded(answer, state.clock.real(state.policy.max_wait))
-        return _checked(state, answer)
-    except Exception as exc:  # noqa: BLE001 - the callable is the user's
-        return _no_credentials(exc)
 
 
 def _checked(state: SharedState, answer: object) -> Credentials:
@@ -511,6 +595,13 @@ def _checked(state: SharedState, answer: object) -> Credentials:
 def _no_credentials(exc: BaseException) -> Failure:
     if isinstance(exc, ConfigurationError):
         return Failure(ConfigurationError, str(exc))
+    if isinstance(exc, (TimeoutError, asyncio.TimeoutError)):
+        return Failure(
+            ConfigurationError,
+            "the credentials provider did not return in time; request not sent",
+            retryable=True,
+            cause=exc,
+        )
     return Failure(
         ConfigurationError,
         f"the credentials callable raised {type(exc).__name__}; the call was not sent",

@@ -82,6 +82,10 @@ RAISED = (
 )
 
 
+class CarrierLost(Exception):
+    """What carried a fetch, such as its HTTP client, was closed under it; another one can carry the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error that has not been raised yet."""
@@ -94,6 +98,8 @@ class Failure:
     """Seconds that the *service* asked for."""
     retryable: bool = False
     cause: BaseException | None = field(default=None, repr=False)
+    is_bug: bool = False
+    """Whether the client raised what is no network error: that says nothing of the service."""
 
     def error(self, retry_after: float | None) -> Pay88Error:
         """Return a new exception; *retry_after* is in seconds from now."""
@@ -113,15 +119,15 @@ class Flavours:
 
     Args:
         base: The stack's base error.
-        namespace: ``globals()`` of the module they belong to. They are put there, by the names of
-            their core classes, because pickle finds a class by module and name.
+        namespace: ``globals()`` of the module they belong to. Classes found there by the names of the core's are used.
+            Those that are missing are put there, because pickle finds a class by module and name; but type checkers
+            do not know them.
     """
 
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
         self._base = base
-        body = {"__module__": namespace["__name__"]}
         self._classes: dict[type[Pay88Error], type[Any]] = {
-            kind: type(kind.__name__, (kind, base), {**body, "__doc__": kind.__doc__}) for kind in RAISED
+            kind: _flavour(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in RAISED
         }
         namespace.update({kind.__name__: flavour for kind, flavour in self._classes.items()})
 
@@ -135,3 +141,11 @@ class Flavours:
         translated.__cause__ = error.__cause__
         translated.__suppress_context__ = True  # the core's twin says nothing more
         return translated
+
+
+def _flavour(kind: type[Pay88Error], base: type[Exception], found: Any, module: str) -> type[Any]:
+    if not (isinstance(found, type) and issubclass(found, kind) and issubclass(found, base)):
+        return type(kind.__name__, (kind, base), {"__module__": module, "__doc__": kind.__doc__})
+    if found.__doc__ is None:
+        found.__doc__ = kind.__doc__
+    return found

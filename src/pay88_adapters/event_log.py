@@ -57,8 +57,22 @@ def log(event: Event) -> None:
             (_tokens if isinstance(event, _ABOUT_TOKENS) else _calls).debug("%s", event)
 
 
+def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
+    """Write the lines that a request with a ``Bearer`` of its own is worth."""
+    if first:
+        _calls.warning(
+            "%s %s: a request has an Authorization: Bearer of its own and bypasses the manager: remove the header if a"
+            " token is to be attached; later ones are logged at DEBUG",
+            base_url,
+            merchant_id,
+        )
+    _calls.debug(
+        "%s %s: a request with an Authorization: Bearer of its own bypassed the manager", base_url, merchant_id
+    )
+
+
 class Guarded:
-    """A listener that raises nothing. What it raised is logged, as often as trouble that goes on."""
+    """A listener that raises nothing. What it raised is logged at its first, second, fourth, eighth … occurrence."""
 
     __slots__ = ("_listener", "_raised")
 
@@ -66,13 +80,16 @@ class Guarded:
         self._listener = listener
         self._raised = 0
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event) -> BaseException | None:
+        """Call the listener; return what it raised if that is no ``Exception`` and the caller's to have."""
         try:
             self._listener(event)
-        except Exception:  # noqa: BLE001 - it is the user's
+        except BaseException as exc:  # noqa: BLE001 - it is the user's
             self._raised += 1
             level = logging.ERROR if _worth_a_line(self._raised) else logging.DEBUG
-            _listeners.log(level, "a listener raised at %s", event, exc_info=True)
+            _listeners.log(level, "listener raised an exception for %s", event, exc_info=True)
+            return None if isinstance(exc, Exception) else exc
+        return None
 
 
 def _worth_a_line(count: int) -> bool:

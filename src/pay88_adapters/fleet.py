@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -14,6 +15,7 @@ from .forks import survive_forks
 from .policy import TokenPolicy
 from .stores.base import Acquired, Ages, Lead, Store, StoreError, Window, wait_for
 from .stores.memory import MemoryStorage
+from .threads import may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -43,10 +45,7 @@ class Fleet:
         self.blocking = store.blocking
         self.alone = False
         self.budget = _Budget(self, store, clock, share)
-        self.carried: dict[
-            tuple[int, int], tuple[Callable[[], Any], int]
-        ] = {}  # what the event loops of this process carry: see SharedState.carry
-        self._budgets: dict[tuple[TokenPolicy, str], TokenBudget] = {}
+        self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
         self._store = store
         self._clock = clock
         self._failed_at = self._warned_at = _NEVER
@@ -55,9 +54,13 @@ class Fleet:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads and event loops."""
+        """Go on without the parent's threads."""
         self._turning = threading.Lock()
-        self.carried.clear()
+
+    @property
+    def store(self) -> Store:
+        """The store that is shared."""
+        return self._store
 
     def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
         """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
@@ -65,6 +68,10 @@ class Fleet:
         if budget is None:
             budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
         return budget
+
+    def is_unused(self) -> bool:
+        """Whether no manager uses this, and nothing that it knows of the budget counts any longer."""
+        return not self._budgets and not self.budget.holds_entries()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         """Do what :meth:`Store.lead` does; lead without a lease while the store fails."""
@@ -143,8 +150,10 @@ def bounded(operation: Callable[[], T]) -> T:
     thread = _Operation(operation)
     try:
         thread.start()
-    except RuntimeError:
-        raise StoreError("no thread can be started for it") from None
+    except RuntimeError:  # there are too many, or the process ends
+        if may_block():  # blocking this one blocks nobody else
+            return operation()
+        raise StoreError("cannot start a thread for the store operation") from None
     thread.join(PATIENCE)
     if thread.error is not None:
         raise thread.error
@@ -208,6 +217,9 @@ class _Budget(MemoryStorage):
 
     def _weight_in(self, window: Window) -> int:
         return min(self._weight, window.limit) or 1  # one fits into any window that is empty
+
+    def holds_entries(self) -> bool:
+        return bool(self._own) or super().holds_entries()
 
     def _own_in(self, window: Window) -> list[float]:
         return [at for at in self._own.get(window, ()) if at >= self._now() - window.expiry]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import weakref
 from typing import Protocol
-from weakref import WeakSet
+
+_log = logging.getLogger("pay88_adapters.tokens")
 
 
 class Forkable(Protocol):
@@ -15,12 +18,19 @@ class Forkable(Protocol):
         ...
 
 
-_forkable: WeakSet[Forkable] = WeakSet()
+# A plain dict: a WeakSet cannot be copied safely while other threads add to it.
+_forkable: dict[int, weakref.ref[Forkable]] = {}
 
 
 def survive_forks(thing: Forkable) -> None:
-    """Call ``thing.after_fork()`` in every child that is forked while it lives."""
-    _forkable.add(thing)
+    """Call ``thing.after_fork()`` in every child that is forked while it exists."""
+    key = id(thing)
+    _forkable[key] = weakref.ref(thing, lambda gone: _forget(key, gone))
+
+
+def _forget(key: int, gone: weakref.ref[Forkable]) -> None:
+    if _forkable.get(key) is gone:  # else the id belongs to another object by now
+        _forkable.pop(key, None)
 
 
 _ids = [os.urandom(16).hex()]
@@ -33,9 +43,14 @@ def fork_id() -> str:
 
 def _after_fork() -> None:
     _ids[:] = [os.urandom(16).hex()]
-    for thing in list(_forkable):
-        thing.after_fork()
+    for reference in list(_forkable.values()):
+        thing = reference()
+        try:
+            if thing is not None:
+                thing.after_fork()
+        except Exception:  # noqa: BLE001 - one that fails must not keep the others from starting over
+            _log.exception("%s.after_fork() failed", type(thing).__name__)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)  # once for all: hooks cannot be taken back
+    os.register_at_fork(after_in_child=_after_fork)  # once for all: hooks cannot be removed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from .breaker import CLOSED, Breaker, BreakerPolicy, Open, Passage
 from .events import BreakerClosed, BreakerOpened, Event
-from .pacing import Pacing
+from .pacing import Pacing, Turn
 
 _SERVER_ERROR = 500
 
@@ -45,6 +45,11 @@ class Guards:
         """Note that a call came to nothing that says anything of the service. Needs no lock."""
         if group in self._breakers:
             self._breakers[group].abandoned(passage)
+
+    def over(self, turn: Turn | None, now: float) -> None:
+        """Note that the attempt that took a *turn* ended. Needs no lock."""
+        if self.pacing is not None and turn is not None:
+            self.pacing.over(turn, now)
 
     def heard(
         self, group: str, passage: Passage, status: int | None, headers: Mapping[str, str], now: float

@@ -9,20 +9,50 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("httpx2 is not installed: pip install 'pay88-adapters[httpx2]'") from exc
 
+from . import errors
 from . import httpx_family as family
-from .drivers import Sender
+from .drivers import AsyncSender, Sender
 from .errors import Flavours
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager
+from .standalone import ClosableSender
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
-C = TypeVar("C", httpx2.Client, httpx2.AsyncClient)
+C = TypeVar("C", bound=httpx2.Client | httpx2.AsyncClient)
+
+
+class ConfigurationError(errors.ConfigurationError, httpx2.TransportError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, httpx2.TransportError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, httpx2.TransportError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, httpx2.TransportError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, httpx2.TransportError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, httpx2.TransportError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, httpx2.TransportError): ...
+
 
 _flavours = Flavours(httpx2.TransportError, globals())
 _library = family.Library(httpx2, _flavours)
 
 
-class Pay88Transport(family.SyncTransport, httpx2.BaseTransport):
+class Pay88Transport(
+    family.SyncTransport[httpx2.Request, httpx2.Response, httpx2.BaseTransport, httpx2.Timeout],
+    httpx2.BaseTransport,
+):
     """Wraps a transport: calls to ``manager.base_url`` carry a token, all others pass untouched.
 
     Hooks and responses show what the caller sent. The wrapped transport, and a call's own ``trace`` extension,
@@ -31,25 +61,36 @@ class Pay88Transport(family.SyncTransport, httpx2.BaseTransport):
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new :class:`httpx2.HTTPTransport` unless given.
-        timeout: An :class:`httpx2.Timeout` that bounds each token request, besides the policy's ``fetch_timeout``.
+        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, an
+            :class:`httpx2.Timeout`, or ``None``.
+
+    Raises:
+        ConfigurationError: An argument is something else.
     """
 
     library = _library
 
 
-class AsyncPay88Transport(family.AsyncTransport, httpx2.AsyncBaseTransport):
+class AsyncPay88Transport(
+    family.AsyncTransport[httpx2.Request, httpx2.Response, httpx2.AsyncBaseTransport, httpx2.Timeout],
+    httpx2.AsyncBaseTransport,
+):
     """The same for an async transport, on asyncio and trio.
 
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new :class:`httpx2.AsyncHTTPTransport` unless given.
-        timeout: An :class:`httpx2.Timeout` that bounds each token request, besides the policy's ``fetch_timeout``.
+        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, an
+            :class:`httpx2.Timeout`, or ``None``.
+
+    Raises:
+        ConfigurationError: An argument is something else.
     """
 
     library = _library
 
 
-def attach(client: C, manager: TokenManager) -> C:
+def attach(client: C, manager: AnyManager) -> C:
     """Let the calls that *client* makes to ``manager.base_url`` carry a token.
 
     Its proxies, TLS settings, limits and mounts stay in force; attaching again replaces the manager.
@@ -58,11 +99,16 @@ def attach(client: C, manager: TokenManager) -> C:
         *client*.
 
     Raises:
-        ConfigurationError: *client* is not one of httpx2's.
+        ConfigurationError: *client* is not one of httpx2's, or *manager* is no manager.
     """
     return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
 
 
-def standalone_sender(manager: TokenManager) -> Sender:
-    """Return a sender with a transport of its own."""
-    return family.standalone_sender(Pay88Transport(manager), manager)
+def standalone_sender(manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    return family.standalone_sender(Pay88Transport, manager)
+
+
+def client_sender(manager: TokenManager, client: httpx2.Client | httpx2.AsyncClient) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    return family.client_sender(client, manager, Pay88Transport, AsyncPay88Transport)

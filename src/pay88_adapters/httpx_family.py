@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from math import inf
 from operator import attrgetter
-from time import monotonic
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
+from .arguments import check_client, check_method, class_of, inside
 from .bodies import WHOLE, Bookmark
-from .drivers import CarrierLost, Sender
-from .errors import ConfigurationError, Flavours, Pay88Error
+from .drivers import AsyncSender, Sender
+from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
-from .manager import TokenManager
+from .manager import AnyManager, TokenManager, check_manager
 from .retry import Broken
+from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
 
 C = TypeVar("C")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+TransportT = TypeVar("TransportT")
+TimeoutT = TypeVar("TimeoutT")
+SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
 _FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
 _MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
+
+_CLOSE_PATIENCE = 1.0  # real seconds for which a client that is closed waits for the token request it carries
+_LOOK_AGAIN = 0.005  # real seconds
 
 
 class Library:
@@ -47,6 +58,22 @@ class Library:
         self._multipart = self._stream(files={"file": b""})
         self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
         hide_secrets_in_logs()
+
+    def timeout(self, given: Any) -> Any:
+        """Return the library's own class for *given*, which may be a number of seconds.
+
+        Raises:
+            ConfigurationError: It is neither of the two, nor ``None``.
+        """
+        kind = self.module.Timeout
+        if given is None or isinstance(given, kind):
+            return given
+        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
+            return kind(given)
+        shown = given if isinstance(given, (int, float)) else class_of(given)
+        raise ConfigurationError(
+            f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
+        )
 
     def _stream(self, **body: Any) -> type[Any]:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream
@@ -115,11 +142,15 @@ class _Call:
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
-    def __init__(self, transport: _Transport, manager: TokenManager, request: Any, replaces: bool) -> None:
+    def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
-        self._closings = transport.closings
+        self.client = transport.opened
         self._bookmark = transport.library.bookmark(request.stream)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.opened is not self.client
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
@@ -153,16 +184,27 @@ class _Call:
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:  # httpx would open a connection that nobody closes
+        if self.is_closed:  # httpx would open a connection that nobody closes
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
+    @contextmanager
+    def _carried(self) -> Generator[None, None, None]:
+        """Hold the client open for a moment if it is closed; and tell that from a network that failed."""
+        with self._transport.held_open():
+            try:
+                yield
+            except self.network_errors as exc:
+                if self.is_closed:
+                    raise CarrierLost("the HTTP client was closed during the token request") from exc
+                raise
+
     def _token_request(self, request: TokenRequest) -> Any:
         transport = self._transport
-        if transport.closings != self._closings:
-            raise CarrierLost
+        if self.is_closed:
+            raise CarrierLost("the HTTP client was closed")
         extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
@@ -191,11 +233,12 @@ class _SyncCall(_Call):
             half = MAX_DRAIN_SECONDS / 2
             self._timeout["read"] = min(half, self._timeout.get("read") or half)
             with suppress(*self._transport.library.drain_errors):
-                _read(response, MAX_DRAINED, monotonic() + half)
+                _read(response, MAX_DRAINED, time.monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        until = monotonic() + request.timeout
-        with closing(self._transport.wrapped.handle_request(self._token_request(request))) as response:
+        until = time.monotonic() + request.timeout
+        handle = self._transport.wrapped.handle_request
+        with self._carried(), closing(handle(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
 
 
@@ -209,10 +252,11 @@ class _AsyncCall(_Call):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
-        async with _closing(
-            await self._transport.wrapped.handle_async_request(self._token_request(request))
-        ) as response:
-            return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+        with self._carried():
+            async with _closing(
+                await self._transport.wrapped.handle_async_request(self._token_request(request))
+            ) as response:
+                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
 
 
 @asynccontextmanager
@@ -225,25 +269,50 @@ async def _closing(response: Any) -> AsyncGenerator[Any, None]:
             await response.aclose()
 
 
-class _Transport:
+class _Opened:
+    """Stands for a transport from one closing to the next."""
+
+
+class _Transport(Generic[TransportT, TimeoutT]):
     """Wraps a transport.
 
     Args:
         manager: Shared by every stack.
         transport: Any transport; a new one of the library's own unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``.
+        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, or the library's own class.
     """
 
     library: ClassVar[Library]
     _call: ClassVar[type[_Call]]
     default: ClassVar[str]
     """The name of the library's own transport."""
+    method: ClassVar[str]
+    """What every transport of that kind has."""
 
-    def __init__(self, manager: TokenManager, transport: Any = None, *, timeout: Any = None) -> None:
-        self.wrapped = getattr(self.library.module, self.default)() if transport is None else transport
-        self.timeout = timeout
-        self.closings = 0
+    def __init__(
+        self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
+    ) -> None:
+        check_manager(manager)
+        library = self.library
+        if transport is not None:
+            check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
+        self.timeout: TimeoutT | None = library.timeout(timeout)
+        self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
+        self.opened = _Opened()
         self._manager = manager
+        self._token_requests = 0  # in flight
+
+    @contextmanager
+    def held_open(self) -> Generator[None, None, None]:
+        """Keep the transport open for a token request in flight: others wait for its token (rule 16)."""
+        self._token_requests += 1
+        try:
+            yield
+        finally:
+            self._token_requests -= 1
+
+    def _is_held_open(self, since: float) -> bool:
+        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
@@ -253,85 +322,171 @@ class _Transport:
         manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
+    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
+        """Return *request* as a call of *manager*'s."""
+        return self._call(self, manager, request, replaces)
 
-class SyncTransport(_Transport):
+
+class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``Client``."""
 
     default = "HTTPTransport"
+    method = "handle_request"
     _call = _SyncCall
 
-    def handle_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return self.wrapped.handle_request(request)
+    def handle_request(self, request: RequestT) -> ResponseT:
         try:
-            return call.manager.threads.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = call.manager.threads.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = wrapped.handle_request(request)
+        return unmanaged
 
     def close(self) -> None:
-        self.closings += 1
-        self.wrapped.close()
+        self._before_close()
+        wrapped: Any = self.wrapped
+        wrapped.close()
 
-    def __enter__(self) -> Any:
-        self.wrapped.__enter__()
+    def __enter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        wrapped.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.closings += 1
-        self.wrapped.__exit__(*exc)
+        self._before_close()
+        wrapped: Any = self.wrapped
+        wrapped.__exit__(*exc)
+
+    def _before_close(self) -> None:
+        since = time.monotonic()
+        while self._is_held_open(since):
+            time.sleep(_LOOK_AGAIN)
+        self.opened = _Opened()
 
 
-class AsyncTransport(_Transport):
+class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``AsyncClient``, on asyncio and trio."""
 
     default = "AsyncHTTPTransport"
+    method = "handle_async_request"
     _call = _AsyncCall
 
-    async def handle_async_request(self, request: Any) -> Any:
-        call = self._begin(request)
-        if call is None:
-            return await self.wrapped.handle_async_request(request)
+    async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
-            return await call.manager.tasks.call(call)
+            call = self._begin(request)
+            if call is not None:
+                response: ResponseT = await call.manager.tasks.call(call)
+                return response
         except Pay88Error as error:
             raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+        wrapped: Any = self.wrapped
+        unmanaged: ResponseT = await wrapped.handle_async_request(request)
+        return unmanaged
 
     async def aclose(self) -> None:
-        self.closings += 1
-        await self.wrapped.aclose()
+        await self._before_close()
+        wrapped: Any = self.wrapped
+        await wrapped.aclose()
 
-    async def __aenter__(self) -> Any:
-        await self.wrapped.__aenter__()
+    async def __aenter__(self: SelfT) -> SelfT:
+        wrapped: Any = self.wrapped
+        await wrapped.__aenter__()
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        self.closings += 1
-        await self.wrapped.__aexit__(*exc)
+        await self._before_close()
+        wrapped: Any = self.wrapped
+        await wrapped.__aexit__(*exc)
+
+    async def _before_close(self) -> None:
+        since = time.monotonic()
+        try:
+            with anyio.CancelScope(shield=True):
+                while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop
+                    await anyio.sleep(_LOOK_AGAIN)
+        finally:
+            self.opened = _Opened()
 
 
-def attach(client: C, manager: TokenManager, sync: type[SyncTransport], tasks: type[AsyncTransport]) -> C:
+def attach(
+    client: C,
+    manager: AnyManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> C:
     """Let the calls that *client* makes to ``manager.base_url`` carry a token."""
     module = sync.library.module
-    if not isinstance(client, (module.Client, module.AsyncClient)):
-        raise ConfigurationError(f"attach() of this module takes a client of {module.__name__}, not {type(client)}")
+    check_client(client, module.__name__, (module.Client, module.AsyncClient))
+    check_manager(manager)
     wrapper = sync if isinstance(client, module.Client) else tasks
     # There is no public way to change the transports of a client; these names are the same in all versions.
-    inside: Any = client
+    transport, mounts = inside(client, "_transport"), inside(client, "_mounts", dict)
+    own: Any = client
 
     def wrap(transport: Any) -> Any:
-        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=inside.timeout)
+        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=own.timeout)
 
-    inside._transport = wrap(inside._transport)
-    inside._mounts = {
-        pattern: None if transport is None else wrap(transport) for pattern, transport in inside._mounts.items()
-    }
+    own._transport = wrap(transport)
+    own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
     return client
 
 
-def standalone_sender(transport: SyncTransport, manager: TokenManager) -> Sender:
-    """Return a sender over *transport*."""
-    return _SyncCall(transport, manager, transport.library.module.Request("POST", "/"), False)
+class _ClientSender:
+    """Sends token requests over the transports of a client."""
+
+    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+        self.client = client
+        self.network_errors = transport.library.network_errors
+        self._transport, self._manager = transport, manager
+
+    @property
+    def is_closed(self) -> bool:
+        closed: bool = self.client.is_closed
+        return closed
+
+    def _call(self, url: str) -> Any:
+        module = self._transport.library.module
+        transport = self.client._transport_for_url(module.URL(url))
+        if not isinstance(transport, self._transport):
+            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
+        return transport.call(self._manager, module.Request("POST", url), False)
+
+
+class _SyncClientSender(_ClientSender):
+    def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = self._call(request.url).post(request)
+        return reply
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _AsyncClientSender(_ClientSender):
+    async def post(self, request: TokenRequest) -> TokenReply:
+        reply: TokenReply = await self._call(request.url).post(request)
+        return reply
+
+
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+    """Return a sender with a client of its own."""
+    module = transport.library.module
+    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+
+
+def client_sender(
+    client: Any,
+    manager: TokenManager,
+    sync: type[SyncTransport[Any, Any, Any, Any]],
+    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+) -> Sender | AsyncSender:
+    """Return a sender over the transports of *client*."""
+    if isinstance(client, sync.library.module.Client):
+        return _SyncClientSender(sync, manager, client)
+    return _AsyncClientSender(tasks, manager, client)
 
 
 def _read(response: Any, bound: int, until: float) -> bytes:

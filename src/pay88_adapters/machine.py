@@ -27,10 +27,11 @@ from .token import Token
 
 _HOUR = 3600.0
 _NEVER = float("-inf")
+_EVER = float("inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
-_FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles                             rule 8
+_FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles with each that counts       rule 8
 GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost          rule 17
-_ABANDONED_IN_A_ROW = 2  # fetches that may die with their task before it counts as an outage rule 16
+_LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may fall silent before it counts as an outage rule 16
 
 
 class Age(Enum):
@@ -82,7 +83,7 @@ class Use(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """You are the one: start a fetch, hand *ticket* back with every event, and wait for it."""
+    """Start a fetch, hand *ticket* back with every event, and wait for it."""
 
     ticket: int
 
@@ -105,14 +106,23 @@ Decision = Use | Fetch | Wait | Fail
 
 @dataclass(slots=True)
 class Flight:
-    """A fetch under way."""
+    """A fetch in progress."""
 
     due_at: float  # it is lost if it has not been heard of by then
     forced: bool
-    asking: bool  # for the credentials
+    wait_until: float  # until when the request that started it waits for it, although it has a token
+    started: bool = False  # whether it has taken its first step
+    late: bool = False  # whether it was interrupted because it is overdue
+    asking: bool = False  # for the credentials
     digest: str = ""  # of the credentials
     attempts: int = 0
     failure: Failure | None = None  # of the last attempt
+    ordinary_before: float | None = None  # what `_ordinary_at` was before this fetch used the ordinary slot
+
+    @property
+    def foreground(self) -> bool:
+        """Whether the request that started it waits for it, although it has a token (rule 2)."""
+        return self.wait_until > _NEVER
 
 
 class _Held(NamedTuple):
@@ -131,12 +141,14 @@ class TokenMachine:
         policy: The durations and counts of the rules.
         rotating: Whether the credentials can change, so that a rejection has to be looked at again.
         grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
+        reaction: Seconds within which a fetch takes its first step, and reacts to being interrupted when it is
+            overdue; ``None`` where neither is observed.
     """
 
     __slots__ = (
-        "_abandoned",
         "_bar",
         "_barred_until",
+        "_drawn_at",
         "_failed",
         "_failures",
         "_flights",
@@ -146,20 +158,32 @@ class TokenMachine:
         "_held",
         "_held_digest",
         "_last_ticket",
+        "_lost",
         "_ordinary_at",
+        "_pace",
         "_policy",
         "_pressure",
+        "_reaction",
         "_refused",
         "_rejected_digest",
         "_rotating",
-        "_spacing",
+        "ended_fetches",
         "failed_fetches",
+        "late",
     )
 
-    def __init__(self, policy: TokenPolicy, *, rotating: bool = False, grace: float = GRACE) -> None:
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        *,
+        rotating: bool = False,
+        grace: float = GRACE,
+        reaction: float | None = None,
+    ) -> None:
         self._policy = policy
         self._rotating = rotating
         self._grace = grace
+        self._reaction = reaction
         self._held: _Held | None = None
         self._held_digest = ""  # of the credentials that bought it
         self._refused = False
@@ -171,18 +195,33 @@ class TokenMachine:
         self._failed: Failure | None = None
         self.failed_fetches = 0
         """How many fetches have failed so far: see :meth:`decide`."""
+        self.ended_fetches = 0
+        """How many fetches have ended so far, in whatever way."""
+        self.late: tuple[int, ...] = ()
+        """Tickets of overdue fetches to interrupt: they are lost unless they are heard of soon."""
         self._failures = 0
-        self._abandoned = 0
+        self._lost = 0  # consecutive fetches that fell silent
         self._pressure = 0.0  # on the budget: see Grant
+        self._pace = 0.0
         self._ordinary_at = _NEVER
         self._forced_in_row = 0
         self._forced_at = _NEVER
-        self._spacing = 0.0
+        self._drawn_at = _NEVER  # on the reserve, by a forced refresh
 
     # --- what a call asks ---------------------------------------------------------------------
 
     def decide(
-        self, now: float, *, seen: int, deadline: float, min_validity: float = 0.0, alone: bool = False
+        self,
+        now: float,
+        *,
+        seen: int,
+        deadline: float,
+        min_validity: float = 0.0,
+        alone: bool = False,
+        carrier_age: float = _EVER,
+        own: int | None = None,
+        cannot_lead: Failure | None = None,
+        cannot_wait: bool = False,
     ) -> Decision:
         """Say what a call should do.
 
@@ -193,6 +232,11 @@ class TokenMachine:
             deadline: Until when it can wait.
             min_validity: Seconds for which the token must stay usable.
             alone: Whether the call cannot wait without blocking the very fetch it would wait for.
+            carrier_age: Seconds for which what would carry its fetch, such as its client and its event loop, has
+                existed. What may end before a fetch does carries no background refresh (rule 2).
+            own: The ticket of the fetch that this call has started.
+            cannot_lead: Why this call cannot start a fetch, such as that its client was closed.
+            cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
         self._drop_lost_flights(now)
         age, source = self._age(now, min_validity), self._source(now)
@@ -202,11 +246,18 @@ class TokenMachine:
             return Fail(self._failed, self.blocked_for(now))
         if age is Age.ABSENT and self._rotating and source is Source.BARRED and self._rejected:
             source = Source.FREE  # ask for the credentials again: they may have changed             rule 9
-        match ANSWERS[age][source]:
+        answer = ANSWERS[age][source]
+        if cannot_wait:
+            cannot_lead = _INTERRUPTING
+        if cannot_lead is not None and (answer in (Answer.REFRESH, Answer.FETCH) or cannot_wait):
+            return Fail(cannot_lead, 0.0) if age is Age.ABSENT else self._use()
+        match answer:
             case Answer.USE:
-                return self._use()
+                return self._use_unless_own(own, now, deadline)
             case Answer.REFRESH:
-                return self._use(self._depart(now, forced=False))
+                if carrier_age >= self._policy.longest_fetch:
+                    return self._use(self._depart(now, forced=False))
+                return Fetch(self._depart(now, forced=False, wait_until=now + self._policy.fetch_timeout))
             case Answer.FETCH:
                 return Fetch(self._depart(now, forced=age is Age.REFUSED))
             case Answer.WAIT:
@@ -232,6 +283,12 @@ class TokenMachine:
         """Return for how many seconds no token may be requested."""
         return max(self._barred_until - now, 0.0)
 
+    def expires_in(self, now: float) -> float | None:
+        """Return for how many seconds the token stays valid, if there is one. Needs no lock."""
+        held = self._held
+        left = 0.0 if held is None else held.token.requested_at + held.token.expires_in - now
+        return left if left > 0 else None
+
     @property
     def in_flight(self) -> frozenset[int]:
         """The tickets of the fetches under way."""
@@ -244,6 +301,20 @@ class TokenMachine:
 
     # --- what happened to a fetch ---------------------------------------------------------------
 
+    def fetch_started(self, ticket: int, now: float) -> bool:
+        """Note the first step of a fetch; return whether it is still wanted.
+
+        One whose start took so long that it was given up is still wanted if no other has taken its place.
+        """
+        flight = self._flights.get(ticket)
+        if flight is None:
+            age = self._age(now)
+            if age is Age.FRESH or self._source(now) is not Source.FREE:
+                return False
+            flight = self._flights[ticket] = Flight(now, age is Age.REFUSED, _NEVER)
+        flight.started, flight.asking, flight.due_at = True, self._rotating, self._first_due(now)
+        return True
+
     def credentials_arrived(self, ticket: int, digest: str, now: float) -> bool:
         """Note which credentials a fetch will use; return whether it may go on (rule 9)."""
         flight = self._flights.get(ticket)
@@ -251,11 +322,11 @@ class TokenMachine:
             return False
         if self._bar is not None and self._rejected and now < self._barred_until:
             if digest == self._rejected_digest:
-                del self._flights[ticket]
+                self._end(ticket)
                 self._note_failure(self._bar)
                 return False
             self._lift_bar()  # nobody has rejected these
-        flight.due_at, flight.asking, flight.digest = self._due(now), False, digest
+        flight.due_at, flight.asking, flight.late, flight.digest = self._due(now), False, False, digest
         return True
 
     def still_there(self, ticket: int, now: float, *, pause: float = 0.0) -> bool:
@@ -263,10 +334,12 @@ class TokenMachine:
         flight = self._flights.get(ticket)
         if flight is None:
             return False
-        flight.due_at = self._due(now) + pause
+        flight.due_at, flight.late = self._due(now) + pause, False
         return True
 
-    def consulted(self, ticket: int, found: Snapshot, now: float, *, digest: str, pressure: float = 0.0) -> bool:
+    def consulted(
+        self, ticket: int, found: Snapshot, now: float, *, digest: str, pressure: float = 0.0, pace: float = 0.0
+    ) -> bool:
         """Take over what others have found out; return whether the fetch has to go on (rule 4).
 
         Args:
@@ -275,17 +348,18 @@ class TokenMachine:
             now: The time.
             digest: Names the credentials of all of them.
             pressure: On the budget, by what they know of it.
+            pace: That it sustains, see :class:`~pay88_adapters.budget.Grant`.
         """
         if not self.still_there(ticket, now):
             return False
-        self._pressure = pressure
+        self._pressure, self._pace = pressure, pace
         self._ordinary_at = max(self._ordinary_at, found.ordinary_at)
         if found.token is not None and self._take_over(found.token, digest, now):
-            del self._flights[ticket]
+            self._end(ticket)
             return False
         if found.bar is None or now >= found.barred_until:
             return True
-        del self._flights[ticket]
+        self._end(ticket)
         self._failures = found.failures
         if found.bar.kind is CredentialsRejected:
             self._rejected_digest = digest
@@ -318,7 +392,7 @@ class TokenMachine:
             return True
         if self._bar is None or self._bar.kind is not TokenRateLimited or now >= self._barred_until:
             return False
-        del self._flights[ticket]
+        self._end(ticket)
         return True
 
     def next_is_extra(self, ticket: int, now: float) -> bool:
@@ -329,21 +403,23 @@ class TokenMachine:
         """
         flight = self._flights.get(ticket)
         first = flight is not None and flight.attempts == 0
-        return not first or now < self._ordinary_at + self._interval()
+        return not first or not self._ordinary_is_due(now)
 
     def budget_answered(self, ticket: int, grant: Grant, now: float, *, extra: bool) -> bool:
         """Note what the budget said; return whether the attempt may be sent (rule 5)."""
         flight = self._flights.get(ticket)
-        self._pressure = grant.pressure
+        self._pressure, self._pace = grant.pressure, grant.pace
         if not extra and grant.granted:
+            if flight is not None and flight.ordinary_before is None:
+                flight.ordinary_before = self._ordinary_at
             self._ordinary_at = now
         if flight is None:
             return False
         if grant.granted:
             flight.attempts += 1
-            flight.due_at = self._due(now)
+            flight.due_at, flight.late = self._due(now), False
             return True
-        del self._flights[ticket]
+        self._end(ticket)
         if flight.failure is not None:  # no unit for another attempt: the last one's failure stands
             self._cool_down(flight.failure, now)
             return False
@@ -353,12 +429,27 @@ class TokenMachine:
         self._raise_bar(BUDGET_SPENT, until)
         return False
 
-    def token_arrived(self, ticket: int, token: Token, now: float) -> None:
-        """Take over a token, if it is of any use (rules 1, 2 and 12)."""
-        flight = self._flights.pop(ticket, None)
-        if flight is None:  # given up as lost: whoever replaced it decides
-            return
+    def grant_expired(self, ticket: int) -> None:
+        """Note that the last grant has become too old to be used: nothing was sent (rule 5)."""
+        flight = self._flights.get(ticket)
+        if flight is not None:
+            flight.attempts -= 1
+            if not flight.attempts and flight.ordinary_before is not None:
+                self._ordinary_at, flight.ordinary_before = flight.ordinary_before, None
+
+    def token_arrived(self, ticket: int, token: Token, now: float, *, digest: str = "") -> None:
+        """Take over a token, if it is of any use (rules 1, 2 and 12).
+
+        That of a fetch that was given up is used, too, unless there is a newer one: it was paid for (rule 16).
+        *digest* names the credentials of such a fetch.
+        """
+        flight = self._end(ticket)
         held = self._hold_token(token)
+        if flight is None:
+            known = _NEVER if self._held is None else self._held.token.requested_at
+            if known < token.requested_at and now < held.usable_until:
+                self._hold_on_to(held, digest)
+            return
         if held.usable_until <= now:
             self._cool_down(_expired_on_its_way(token), now)
             return
@@ -384,11 +475,13 @@ class TokenMachine:
         if self._may_retry(flight, failure):
             bound = self._policy.backoff_base * 2.0 ** min(flight.attempts - 1, 32)
             pause = min(self._policy.backoff_cap, bound) * draw
-            flight.due_at = self._due(now) + pause
+            flight.due_at, flight.late = self._due(now) + pause, False
             flight.failure = failure
             return pause
-        del self._flights[ticket]
-        if failure.kind is CredentialsRejected:
+        self._end(ticket)
+        if failure.is_bug:
+            self._note_failure(failure)
+        elif failure.kind is CredentialsRejected:
             self._rejected_digest = digest
             if self._refused:  # the service says no on both sides
                 self._held, self._refused = None, False
@@ -401,23 +494,27 @@ class TokenMachine:
 
     def fetch_failed(self, ticket: int, failure: Failure, now: float) -> None:
         """Note that a fetch cannot go on (rule 11)."""
-        if self._flights.pop(ticket, None) is not None:
+        if self._end(ticket) is not None:
             self._cool_down(failure, now)
 
-    def fetch_abandoned(self, ticket: int, failure: Failure, now: float, *, counts: bool = True) -> None:
-        """Note that whatever carried a fetch is gone; somebody else leads next (rules 16 and 17).
+    def fetch_abandoned(self, ticket: int, now: float) -> Failure | None:
+        """Note that what carried a fetch is gone: its client, event loop, task or thread (rules 16 and 17).
 
-        It *counts* towards an outage unless it is plain that the token endpoint has no part in it.
+        That says nothing of the token endpoint, unless an attempt had failed before: its failure is returned.
         """
-        if self._flights.pop(ticket, None) is None or not counts:
-            return
-        self._abandoned += 1
-        if self._abandoned > _ABANDONED_IN_A_ROW:
-            self._cool_down(failure, now)
+        flight = self._end(ticket)
+        if flight is None:
+            return None
+        if flight.failure is not None:
+            self._cool_down(flight.failure, now)
+        elif flight.ordinary_before is not None:
+            self._ordinary_at = flight.ordinary_before  # the fetch that takes its place is an ordinary one
+        return flight.failure
 
     def forget_flights(self) -> None:
         """Give up all fetches without a word: this is another process now (rule 17)."""
         self._flights.clear()
+        self.late = ()
 
     # --- what happened to a call ------------------------------------------------------------------
 
@@ -473,6 +570,11 @@ class TokenMachine:
         assert self._held is not None
         return Use(self._held.token, refresh)
 
+    def _use_unless_own(self, own: int | None, now: float, deadline: float) -> Use | Wait:
+        flight = None if own is None else self._flights.get(own)
+        until = _NEVER if flight is None else min(flight.wait_until, deadline)
+        return Wait(until) if now < until else self._use()
+
     def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:
         until = min([deadline, *(flight.due_at for flight in self._flights.values())])
         if self._age(now, min_validity) is Age.STALE:
@@ -495,31 +597,48 @@ class TokenMachine:
             return Wait(self._barred_until)
         return Fail(self._bar, self._barred_until - now)
 
-    def _depart(self, now: float, *, forced: bool) -> int:
+    def _depart(self, now: float, *, forced: bool, wait_until: float = _NEVER) -> int:
         self._last_ticket += 1
-        due_at = self._due(now)
-        if self._rotating:  # a secrets manager may take longer than a token request
-            due_at = max(due_at, now + self._policy.max_wait + self._grace)
-        self._flights[self._last_ticket] = Flight(due_at, forced, asking=self._rotating)
+        due_at = self._first_due(now) if self._reaction is None else now + self._reaction
+        self._flights[self._last_ticket] = Flight(due_at, forced, wait_until, asking=self._rotating)
         return self._last_ticket
+
+    def _end(self, ticket: int) -> Flight | None:
+        flight = self._flights.pop(ticket, None)
+        if flight is not None:
+            self.ended_fetches += 1
+        return flight
+
+    def _first_due(self, now: float) -> float:
+        due_at = self._due(now)
+        # A secrets manager may take longer than a token request.
+        return max(due_at, now + self._policy.max_wait + self._grace) if self._rotating else due_at
 
     def _due(self, now: float) -> float:
         return now + self._policy.fetch_timeout + self._grace
 
     def _drop_lost_flights(self, now: float) -> None:
         for ticket, flight in list(self._flights.items()):
-            if now >= flight.due_at:
-                self.fetch_abandoned(ticket, _LOST, now)
+            if now < flight.due_at:
+                continue
+            if flight.started and not flight.late and self._reaction is not None:
+                flight.late, flight.due_at = True, now + self._reaction
+                self.late = (*self.late, ticket)
+                continue
+            self.fetch_abandoned(ticket, now)
+            if flight.started or self._reaction is None:
+                self._lost += 1
+                if self._lost > _LOST_BEFORE_OUTAGE:
+                    self._cool_down(_LOST, now)
 
-    def _window(self, expires_in: float) -> tuple[float, float]:
-        """Return for how long a token is reused, and for how long it is usable (rules 1 and 6)."""
-        policy = self._policy
-        left = expires_in - policy.margin if expires_in >= 2 * policy.margin else expires_in / 2
-        reuse_for = min(policy.reuse_for, left)
-        return reuse_for, max(reuse_for, expires_in - policy.expiry_skew)
+    def _window(self, expires_in: float) -> tuple[float, float, float]:
+        """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
 
-    def _ahead(self, reuse_for: float) -> float:
-        return min(self._policy.refresh_ahead, reuse_for / 4)
+        Where the limits do not sustain more, it is refreshed later: through the reuse window, and to its very end.
+        """
+        refresh_at, reuse_for, usable_for = self._policy.windows(expires_in)
+        later = min(max(refresh_at, self._pace), usable_for)
+        return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
 
     def _interval(self) -> float:
         """Return how long after one ordinary request the next one is due.
@@ -528,18 +647,17 @@ class TokenMachine:
         budget would be gone long before the hour.
         """
         expires_in = LIFETIME if self._held is None else max(LIFETIME, self._held.token.expires_in)
-        reuse_for, _ = self._window(expires_in)
-        return reuse_for - self._ahead(reuse_for)
+        return self._window(expires_in)[0]
+
+    def _ordinary_is_due(self, now: float) -> bool:
+        return now >= self._ordinary_at + self._interval()
 
     def _hold_token(self, token: Token) -> _Held:
-        reuse_for, usable_for = self._window(token.expires_in)
-        window = reuse_for + self._pressure * (usable_for - reuse_for)
-        at = token.requested_at
-        return _Held(token, at + window - self._ahead(reuse_for), at + window, at + usable_for)
+        return _Held(token, *(token.requested_at + seconds for seconds in self._window(token.expires_in)))
 
     def _hold_on_to(self, held: _Held, digest: str) -> None:
         self._held, self._held_digest, self._refused = held, digest, False
-        self._failed, self._failures, self._abandoned = None, 0, 0
+        self._failed, self._failures, self._lost = None, 0, 0
         if self._bar is not None and self._bar.kind not in (TokenBudgetExhausted, TokenRateLimited):
             self._lift_bar()
 
@@ -555,14 +673,16 @@ class TokenMachine:
     def _may_retry(self, flight: Flight, failure: Failure) -> bool:
         if failure.kind in (CredentialsRejected, TokenRateLimited) or not failure.retryable:
             return False
-        # After a failed fetch comes one probe, not a stampede.
-        return flight.attempts < self._policy.fetch_attempts and not self._failures
+        # After a failed fetch comes one trial request, not a stampede. And who has a token waits for one attempt.
+        return flight.attempts < self._policy.fetch_attempts and not self._failures and not flight.foreground
 
     def _cool_down(self, failure: Failure, now: float) -> None:
         interval = self._interval()
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
-        self._fail(failure, now, max(pause, self._pressure * interval))
+        # What comes sooner than the ordinary request draws on the reserve: spare the second half of it.
+        sparing = min((2.0 * self._pressure - 1.0) * interval, self._ordinary_at + interval - now)
+        self._fail(failure, now, max(pause, sparing))
 
     def _fail(self, failure: Failure, now: float, pause: float) -> None:
         self._note_failure(failure)
@@ -588,14 +708,24 @@ class TokenMachine:
             if now < self._forced_at + policy.rejection_cooldown or not policy.max_forced_refreshes:
                 return False
             self._forced_in_row = 0
-        return policy.forced_reserve > 0 and now >= self._forced_at + self._spacing
+        if not policy.forced_reserve:
+            return False
+        return self._ordinary_is_due(now) or now >= self._drawn_at + self._spacing()
+
+    def _spacing(self) -> float:
+        """Return how far apart forced refreshes are, by what is left of the reserve (rule 8)."""
+        reserve = self._policy.forced_reserve
+        # The last of it, at most half, is for the retries within a fetch.
+        if self._pressure >= max(1.0 - (self._policy.fetch_attempts - 1) / reserve, 0.5):
+            return _EVER
+        doubled: float = 2.0 ** min(max(self._pressure * reserve - 1.0, 0.0), 32)
+        return min(_FIRST_SPACING * doubled, _HOUR / reserve)
 
     def _count_forced(self, now: float) -> None:
-        longest = 2 * _HOUR / self._policy.forced_reserve
-        quiet = now >= self._forced_at + 2 * longest
-        self._spacing = _FIRST_SPACING if quiet else min(self._spacing * 2, longest)
         self._forced_at = now
         self._forced_in_row += 1
+        if not self._ordinary_is_due(now):
+            self._drawn_at = now
 
 
 BUDGET_SPENT = Failure(
@@ -616,6 +746,13 @@ _NO_CREDENTIALS_YET = Failure(
 _NO_ANSWER_YET = Failure(
     TokenEndpointUnavailable,
     "the token endpoint has not answered within the time this call can wait; the call was not sent",
+    retryable=True,
+)
+
+
+_INTERRUPTING = Failure(
+    TokenEndpointUnavailable,
+    "no usable token, and a signal handler or finalizer that interrupts the manager cannot fetch one; not sent: retry",
     retryable=True,
 )
 

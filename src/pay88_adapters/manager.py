@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
+import weakref
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import NoReturn
-from weakref import WeakKeyDictionary
+from typing import NoReturn, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from .arguments import class_of
 from .breaker import BreakerPolicy
 from .clock import Clock
-from .contexts import CHOICES, choose, chosen
+from .contexts import CHOICES, Activation, chosen
 from .credentials import Credentials
-from .drivers import Sender, TaskDriver, ThreadDriver
+from .drivers import AsyncSender, Sender, TaskDriver, ThreadDriver
 from .endpoint import SANDBOX_URL, Endpoint, url_from_env
 from .errors import ConfigurationError
 from .events import Listener
@@ -25,9 +28,9 @@ from .guards import Guards
 from .pacing import Pacing
 from .policy import LIFETIME, TokenPolicy
 from .retry import DEFAULT, RetryPolicy
-from .runtimes import current_runtime
+from .runtimes import current_run, current_runtime
 from .secret import Hidden, hidden
-from .standalone import standalone_sender
+from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import CredentialsSource, SharedState, Stats
 from .stores import MEMORY, open_store
 from .stores.base import Store
@@ -35,6 +38,78 @@ from .token import Token
 
 _POLICY = TokenPolicy()  # one for all managers
 _CROWD = 32  # calls that may ask a store at once for leave to go out
+_SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
+KEPT = 128
+"""How many managers that nothing refers to :meth:`TokenManager.shared` keeps: those that were used last."""
+
+
+class _Stores:
+    """The stores that are open on one clock, and what this process knows of each."""
+
+    def __init__(self) -> None:
+        self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
+        self._fleets: dict[tuple[str, float], Fleet] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return len(self._fleets)
+
+    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+        """Return this process's one view of a store."""
+        fleet = self._fleets.get((url, share))
+        if fleet is None:
+            if len(self._fleets) >= self._sweep_at:
+                # Not where the last manager goes: what it has used up of the budget counts on.
+                for key in [key for key, each in self._fleets.items() if each.is_unused()]:
+                    del self._fleets[key]
+                self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
+            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+            # A signal handler or a finalizer may have made it meanwhile, on this very thread.
+            fleet = self._fleets.setdefault((url, share), Fleet(store, clock, share))
+        return fleet
+
+
+class _Shared:
+    """The managers of :meth:`TokenManager.shared`: those that are in use, and the last ones that were."""
+
+    def __init__(self) -> None:
+        # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
+        # be referred to from here.
+        self._known: dict[int, list[weakref.ref[TokenManager]]] = {}
+        self._recent: dict[TokenManager, None] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return sum(len(refs) for refs in self._known.values())
+
+    def find(self, key: tuple[object, ...]) -> TokenManager | None:
+        """Return the manager that was made of *key*, if there is one."""
+        for manager in self._alike(key):
+            if manager.shared_key == key:
+                self._keep(manager)
+                return manager
+        return None
+
+    def add(self, key: tuple[object, ...], manager: TokenManager) -> None:
+        """Let *manager* be the one that was made of *key*."""
+        if len(self._known) >= self._sweep_at:
+            known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
+            self._known = {each: refs for each, refs in known.items() if refs}
+            self._sweep_at = max(_SWEPT, 2 * len(self._known))
+        manager.shared_key = key
+        others = [each for each in self._alike(key) if each.shared_key != key]
+        self._known[hash(key)] = [weakref.ref(each) for each in (*others, manager)]
+        self._keep(manager)
+
+    def _alike(self, key: tuple[object, ...]) -> list[TokenManager]:
+        found = [ref() for ref in self._known.get(hash(key), ())]
+        return [each for each in found if each is not None]
+
+    def _keep(self, manager: TokenManager) -> None:
+        self._recent.pop(manager, None)
+        self._recent[manager] = None
+        while len(self._recent) > KEPT:
+            self._recent.pop(next(iter(self._recent)), None)
 
 
 class _Process:
@@ -42,29 +117,22 @@ class _Process:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.managers: dict[tuple[object, ...], TokenManager] = {}
+        self.managers = _Shared()
         self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
-        self.stores: WeakKeyDictionary[Clock, dict[str, Store]] = WeakKeyDictionary()
-        self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, float], Fleet]] = WeakKeyDictionary()
         self.after_fork()
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Replace the locks: another thread may have held them."""
-        self.managers_lock = threading.Lock()
-        self.stores_lock = threading.Lock()
+        """Replace the lock: another thread may have held it."""
+        self.lock = threading.RLock()
 
     def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
         """Return this process's one view of a store, on this clock."""
-        with self.stores_lock:
-            fleets = self.fleets.setdefault(clock, {})
-            fleet = fleets.get((url, share))
-            if fleet is None:
-                stores = self.stores.setdefault(clock, {})
-                if url not in stores:
-                    stores[url] = open_store(url, clock)
-                fleet = fleets[url, share] = Fleet(stores[url], clock, share)
-            return fleet
+        with self.lock:
+            # On the clock itself, which the stores refer to: so they are collected together.
+            stores: _Stores = vars(clock).setdefault("_pay88_stores", None) or _Stores()
+            vars(clock)["_pay88_stores"] = stores
+            return stores.fleet(url, clock, share)
 
 
 _process = _Process()
@@ -77,7 +145,7 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
     """
     kept = _process.clock, _process.managers
-    _process.clock, _process.managers = clock, {}
+    _process.clock, _process.managers = clock, _Shared()
     try:
         yield
     finally:
@@ -102,13 +170,17 @@ class TokenManager:
             ``max_wait`` seconds, then it fails with :class:`RequestBudgetExhausted`.
         breaker: Let calls fail at once with :class:`CircuitOpen` while the service fails.
         listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
+        client: Sends the token requests of :meth:`get_token` and :meth:`aget_token`, with its proxies, TLS settings and
+            timeouts: a client of any supported library, sync or async. The manager does not close it. Without one, the
+            manager makes a client of its own, over urllib3, httpx, httpx2 or aiohttp, the first that is installed.
+            Clients that the manager is attached to send their token requests themselves.
         clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
 
     Raises:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_endpoint", "_now", "_sender", "_state", "tasks", "threads")
+    __slots__ = ("__weakref__", "_client", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
 
     def __init__(
         self,
@@ -121,6 +193,7 @@ class TokenManager:
         listeners: Iterable[Listener] = (),
         pacing: bool = False,
         breaker: BreakerPolicy | None = None,
+        client: object = None,
         clock: Clock | None = None,
     ) -> None:
         store = hidden(store)  # its URL may hold a password
@@ -134,6 +207,8 @@ class TokenManager:
         _check_type("policy", policy, TokenPolicy)
         _check_type("retry", retry, RetryPolicy)
         _check_type("breaker", breaker, BreakerPolicy)
+        if client is not None:
+            check_client(client)
         if not isinstance(pacing, bool):
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or _POLICY
@@ -160,10 +235,12 @@ class TokenManager:
             self._state.merchant_id = credentials.merchant_id
         self.threads = ThreadDriver(self._state, credentials)
         self.tasks = TaskDriver(self._state, credentials)
-        self._sender: tuple[str, Sender] | None = None
+        self._client = client
+        self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
+        self.shared_key: tuple[object, ...] | None = None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
         ``PAY88_BASE_URL`` and ``PAY88_STORE``.
 
@@ -175,6 +252,7 @@ class TokenManager:
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
             store=environ.get("PAY88_STORE") or MEMORY,
+            client=client,
         )
 
     @classmethod
@@ -189,30 +267,45 @@ class TokenManager:
         listeners: Iterable[Listener] = (),
         pacing: bool = False,
         breaker: BreakerPolicy | None = None,
+        client: object = None,
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
+
+        It stays the same while anything refers to it: a client that it is attached to, or a variable. Of those that
+        nothing refers to, the 128 that were used last are kept. One that is made again later has the same token and
+        budget, for these are the store's, but counts from zero in :meth:`stats`.
 
         Raises:
             ConfigurationError: The configuration cannot work.
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
+        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
-        with _process.managers_lock:
-            manager = _process.managers.get(key)
-            if manager is None or manager._state.closed:
-                manager = _process.managers[key] = cls(
-                    credentials,
-                    base_url=base_url,
-                    store=store,
-                    policy=policy,
-                    retry=retry,
-                    listeners=listeners,
-                    pacing=pacing,
-                    breaker=breaker,
-                )
-            return manager
+        try:
+            hash(key)
+        except TypeError as error:
+            raise ConfigurationError(f"shared() cannot compare its arguments ({error}): use TokenManager()") from None
+        managers = _process.managers
+        with _process.lock:
+            manager = managers.find(key)
+        if manager is None or manager._state.closed:
+            made = cls(
+                credentials,
+                base_url=base_url,
+                store=store,
+                policy=policy,
+                retry=retry,
+                listeners=listeners,
+                pacing=pacing,
+                breaker=breaker,
+                client=client,
+            )
+            with _process.lock:  # others may have made it, too
+                manager = managers.find(key)
+                if manager is None or manager._state.closed:
+                    managers.add(key, manager := made)
+        return manager
 
     @property
     def base_url(self) -> str:
@@ -234,6 +327,9 @@ class TokenManager:
 
         Any thread may call this. One that runs an event loop blocks it: prefer :meth:`aget_token` there.
 
+        A token request goes over the manager's *client* if it was given one. Otherwise it goes over urllib3, httpx,
+        httpx2 or aiohttp, the first that is installed, without a proxy and with that library's defaults for TLS.
+
         Args:
             min_validity: Seconds for which the token should stay usable, such as the length of an
                 upload. Where no fetch can be made, an older token is returned.
@@ -243,14 +339,19 @@ class TokenManager:
             TokenBudgetExhausted: None is left; none may be requested for ``retry_after`` seconds.
             TokenRateLimited: None is left; the service asked to wait for ``retry_after`` seconds.
             TokenEndpointUnavailable: None is left and none could be had; see ``__cause__``.
-            ConfigurationError: No token lives as long as *min_validity*, or the manager is closed.
+            ConfigurationError: No token lives as long as *min_validity*, the manager is closed, or its client is async.
         """
         if not min_validity:
             token, until = self._state.published
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
-        return self.threads.token(self._standalone(), min_validity=min_validity)
+        sender = self._standalone()
+        if inspect.iscoroutinefunction(sender.post):
+            raise ConfigurationError(
+                f"get_token() cannot use {class_of(self._client)}: await aget_token(), or give a sync client"
+            )
+        return self.threads.token(cast("Sender", sender), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
@@ -259,23 +360,28 @@ class TokenManager:
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
-        sender = self._standalone()
-        sequence = self.tasks.acquisition(current_runtime(), None, min_validity)
-        try:
-            while True:
-                await self.tasks.do(next(sequence), lambda start: self.threads.start(start, sender))
-        except StopIteration as stop:
-            fetched: Token = stop.value
-            return fetched
+        sender, runtime = self._standalone(), current_runtime()
+        if inspect.iscoroutinefunction(sender.post):
+            return await self.tasks.token_over(cast("AsyncSender", sender), min_validity=min_validity)
+        # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
+        carriers = (current_run(),) if self._state.rotating else ()
+        return await self.tasks.token(
+            lambda start: self.threads.start(start, cast("Sender", sender), runtime),
+            carriers,
+            min_validity=min_validity,
+        )
 
-    def activated(self) -> AbstractContextManager[None]:
+    def activated(self) -> Activation:
         """Let the calls of a context use this manager: ``with manager.activated(): …``.
 
         For one client and many merchants. It holds for this thread or task, and for the tasks that are
         started in it; only calls through a client with a manager attached are managed at all. A new
         thread starts without; ``contextvars.copy_context().run`` takes it along.
+
+        ``@manager.activated()`` does the same for all that a function does, or a coroutine function. On a generator
+        function it raises :class:`ConfigurationError`: its body runs after the call.
         """
-        return choose(self)
+        return Activation(self)
 
     def managing(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
@@ -283,7 +389,11 @@ class TokenManager:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
         choices = CHOICES.get()  # what chosen() does, in this frame: every call comes through here
         manager = choices[-1].manager if choices else self
-        if manager is None or not manager._endpoint.covers(scheme, host, port, path, authorization):
+        if manager is None:
+            return None
+        if not manager._endpoint.covers(scheme, host, port, path, authorization):
+            if authorization is not None and manager._endpoint.covers(scheme, host, port, path, None):
+                manager._state.bypassed()
             return None
         return manager
 
@@ -312,8 +422,14 @@ class TokenManager:
         self._state.listen(*_checked([listener]))
 
     def close(self) -> None:
-        """Refuse all further calls. Clients that the manager was attached to stay open."""
+        """Refuse all further calls, and close the manager's own HTTP client.
+
+        Clients that the manager was given or attached to stay open. A token request in flight finishes first.
+        """
         self._state.close()
+        sender = self._sender
+        if sender is not None and sender[0] == fork_id() and isinstance(sender[1], OwnSender):
+            sender[1].close()
 
     async def aclose(self) -> None:
         """Do what :meth:`close` does."""
@@ -338,13 +454,20 @@ class TokenManager:
     def __repr__(self) -> str:
         return f"<TokenManager {self.base_url}{' (closed)' if self._state.closed else ''}>"
 
+    def __copy__(self) -> TokenManager:
+        return self
+
+    def __deepcopy__(self, memo: object) -> TokenManager:
+        return self  # the same token and budget, wherever its owner is copied to
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
 
-    def _standalone(self) -> Sender:
+    def _standalone(self) -> OwnSender | Sender | AsyncSender:
         # A forked child must not read from its parent's sockets.
         if self._sender is None or self._sender[0] != fork_id():
-            self._sender = fork_id(), standalone_sender(self)
+            sender = own_sender(self) if self._client is None else client_sender(self, self._client)
+            self._sender = fork_id(), sender
         return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
@@ -367,26 +490,29 @@ def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     return checked
 
 
-def reference(manager: TokenManager | Missing) -> tuple[str, str]:
-    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
-    if isinstance(manager, Missing):
-        return manager.reference
-    name = _process.names.setdefault(manager, os.urandom(16).hex())
-    return name, manager.base_url
+def check_manager(manager: object) -> None:
+    """Check what a client is to be attached to.
+
+    Raises:
+        ConfigurationError: It is no manager.
+    """
+    if not isinstance(manager, (TokenManager, _StandIn)):
+        raise ConfigurationError(
+            f"manager must be a TokenManager or an ActivatedManager, not {class_of(manager)}: pass"
+            " TokenManager(credentials) or TokenManager.from_env()"
+        )
 
 
-def find(reference: tuple[str, str]) -> TokenManager | Missing:
-    """Return the manager that *reference* was made for, or what stands in for it in another process."""
-    name, _ = reference
-    return next((manager for manager, known in _process.names.items() if known == name), Missing(reference))
+class _StandIn:
+    """Takes the place of a client's manager: calls to its base URL are those of whichever is activated, or fail."""
 
+    def __init__(self, base_url: str) -> None:
+        self._endpoint = Endpoint.parse(base_url)
 
-class Missing:
-    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
-
-    def __init__(self, reference: tuple[str, str]) -> None:
-        self.reference = reference
-        self._endpoint = Endpoint.parse(reference[1])
+    @property
+    def base_url(self) -> str:
+        """The checked base URL, without a slash at its end."""
+        return self._endpoint.base_url
 
     def managing(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
@@ -394,14 +520,90 @@ class Missing:
         """Do what :meth:`TokenManager.managing` does.
 
         Raises:
-            ConfigurationError: It is this manager's call.
+            ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
         """
-        manager = chosen(self)
-        if not isinstance(manager, Missing):
-            return manager and manager.managing(scheme, host, port, path, authorization)
+        active = chosen(self)
+        if active is None:  # unmanaged()
+            return None
+        if isinstance(active, TokenManager):
+            manager = active.managing(scheme, host, port, path, authorization)
+            if manager is not None:
+                return manager
         if self._endpoint.covers(scheme, host, port, path, authorization):
-            raise ConfigurationError(
-                "this client was pickled in another process, and managers are not pickled, for they hold the key:"
-                " make a TokenManager in this process and attach() it"
-            )
+            raise ConfigurationError(self._problem(active if isinstance(active, TokenManager) else None))
         return None
+
+    def _problem(self, active: TokenManager | None) -> str:
+        raise NotImplementedError
+
+
+class ActivatedManager(_StandIn):
+    """The manager of a client without a merchant of its own: ``attach(client, ActivatedManager())``.
+
+    Calls to *base_url* belong to the manager that is :meth:`~TokenManager.activated` around them. Outside of that they
+    raise :class:`ConfigurationError` and are not sent, so that no merchant ever pays for another. Calls in
+    ``unmanaged()`` and those with a ``Bearer`` of their own pass.
+
+    Args:
+        base_url: ``SANDBOX_URL`` unless given.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    def __init__(self, base_url: str = SANDBOX_URL) -> None:
+        super().__init__(base_url)
+
+    def _problem(self, active: TokenManager | None) -> str:
+        if active is not None:
+            return (
+                f"request not sent: the client is for {self.base_url}, the activated manager for {active.base_url};"
+                " activate one for the same base URL"
+            )
+        return (
+            f"request to {self.base_url} not sent: no manager is activated here; make it inside of"
+            " `with manager.activated():`, or of unmanaged()"
+        )
+
+    def __reduce__(self) -> tuple[type[ActivatedManager], tuple[str]]:
+        return ActivatedManager, (self.base_url,)
+
+    def __repr__(self) -> str:
+        return f"<ActivatedManager {self.base_url}>"
+
+
+AnyManager = TokenManager | ActivatedManager
+"""What a client can be attached to."""
+
+
+class Missing(_StandIn):
+    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
+
+    def __init__(self, reference: tuple[str, str]) -> None:
+        super().__init__(reference[1])
+        self.reference = reference
+
+    def _problem(self, active: TokenManager | None) -> str:
+        return (
+            "this client was unpickled without its TokenManager (managers hold the API key and cannot be pickled):"
+            " make a TokenManager in this process and attach() it"
+        )
+
+
+def reference(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
+    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
+    if isinstance(manager, Missing):
+        return manager.reference
+    if isinstance(manager, ActivatedManager):
+        return manager
+    assert isinstance(manager, TokenManager)
+    name = _process.names.setdefault(manager, os.urandom(16).hex())
+    return name, manager.base_url
+
+
+def find(reference: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | Missing:
+    """Return the manager that *reference* was made for, or what stands in for it in another process."""
+    if isinstance(reference, ActivatedManager):
+        return reference
+    name, _ = reference
+    return next((manager for manager, known in list(_process.names.items()) if known == name), Missing(reference))

@@ -12,6 +12,7 @@ LIFETIME = 60.0
 """Seconds a token lives, as 88Pay documents it."""
 
 _MOST = 86_400  # a day
+_LEAST_SHARE = 1e-6
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
 _POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after", "fallback_share")
@@ -64,8 +65,9 @@ class TokenPolicy:
         for each in fields(self):
             if each.name != "limits":
                 self._check_number(each.name, getattr(self, each.name))
-        if self.fallback_share > 1:
-            raise ConfigurationError(f"fallback_share is {_shown(self.fallback_share)}: it is a part, at most 1")
+        if not _LEAST_SHARE <= self.fallback_share <= 1:
+            share = _shown(self.fallback_share)
+            raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
         self.rate_limits()
@@ -79,6 +81,16 @@ class TokenPolicy:
             raise ConfigurationError(f"{name} is {_shown(value)}: it must be {least}, and at most {_MOST}")
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
             raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
+
+    def windows(self, expires_in: float) -> tuple[float, float, float]:
+        """Return when a token is refreshed, until when it is reused, and until when it is usable (rules 1, 2 and 6).
+
+        All in seconds since its request was sent, for a token granted for *expires_in* seconds.
+        """
+        left = expires_in - self.margin if expires_in >= 2 * self.margin else expires_in / 2
+        reuse_for = min(self.reuse_for, left)
+        refresh_at = reuse_for - min(self.refresh_ahead, reuse_for / 4)
+        return refresh_at, reuse_for, max(reuse_for, expires_in - self.expiry_skew)
 
     @property
     def longest_fetch(self) -> float:

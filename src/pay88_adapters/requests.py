@@ -14,14 +14,41 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from . import urllib3
-from .errors import ConfigurationError, Flavours, Pay88Error
-from .manager import TokenManager, find, reference
+from . import errors, urllib3
+from .arguments import check_client, class_of, inside
+from .drivers import Sender
+from .errors import Flavours, Pay88Error
+from .manager import ActivatedManager, AnyManager, Missing, TokenManager, check_manager, find, reference
 from .urllib3 import Pay88Retry
 
 __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
 
 S = TypeVar("S", bound=requests.Session)
+
+
+class ConfigurationError(errors.ConfigurationError, requests.RequestException): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, requests.RequestException): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, requests.RequestException): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, requests.RequestException): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, requests.RequestException): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, requests.RequestException): ...
+
+
+class CircuitOpen(errors.CircuitOpen, requests.RequestException): ...
+
 
 _flavours = Flavours(requests.RequestException, globals())
 
@@ -31,16 +58,16 @@ _owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKey
 class _Managed(HTTPAdapter):
     """Mixed into an adapter class: its pools are managed ones."""
 
-    pay88_manager: TokenManager
+    pay88_manager: AnyManager | Missing
 
     def init_poolmanager(self, *args: Any, **kw: Any) -> None:
         super().init_poolmanager(*args, **kw)
-        urllib3.attach(self.poolmanager, self.pay88_manager)
+        urllib3.install(self.poolmanager, self.pay88_manager)
 
     def proxy_manager_for(self, proxy: str, **kw: Any) -> Any:
         known = proxy in self.proxy_manager
         pools = super().proxy_manager_for(proxy, **kw)
-        return pools if known else urllib3.attach(pools, self.pay88_manager)
+        return pools if known else urllib3.install(pools, self.pay88_manager)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kw: Any) -> requests.Response:
         try:
@@ -72,15 +99,19 @@ class Pay88Adapter(_Managed):
     Args:
         manager: Shared by every stack.
         kw: As for :class:`requests.adapters.HTTPAdapter`.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
-    def __init__(self, manager: TokenManager, **kw: Any) -> None:
+    def __init__(self, manager: AnyManager, **kw: Any) -> None:
+        check_manager(manager)
         self.pay88_manager = manager
         kw.setdefault("max_retries", _default_retries())
         super().__init__(**kw)
 
 
-def attach(session: S, manager: TokenManager) -> S:
+def attach(session: S, manager: AnyManager) -> S:
     """Let the calls that *session* makes to ``manager.base_url`` carry a token.
 
     All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is
@@ -91,16 +122,23 @@ def attach(session: S, manager: TokenManager) -> S:
         *session*.
 
     Raises:
-        ConfigurationError: What is mounted for ``base_url`` is no :class:`requests.adapters.HTTPAdapter`,
-            or an adapter is another session's, too, with another manager.
+        ConfigurationError: *session* is not one of requests, *manager* is no manager, what is mounted for ``base_url``
+            is no :class:`requests.adapters.HTTPAdapter`, or an adapter is another session's, too, with another
+            manager.
     """
-    mounted = session.get_adapter(f"{manager.base_url}/")
+    check_client(session, "requests", (requests.Session,))
+    check_manager(manager)
+    mounts = inside(session, "adapters", dict)
+    try:
+        mounted: object = session.get_adapter(f"{manager.base_url}/")
+    except requests.exceptions.InvalidSchema:
+        mounted = None
     if not isinstance(mounted, HTTPAdapter):
         raise ConfigurationError(
-            f"what is mounted for {manager.base_url} is no HTTPAdapter but {type(mounted).__name__}:"
+            f"the adapter mounted for {manager.base_url} is {class_of(mounted)}, not a requests.adapters.HTTPAdapter:"
             " mount a Pay88Adapter there"
         )
-    adapters = [adapter for adapter in session.adapters.values() if isinstance(adapter, HTTPAdapter)]
+    adapters = [adapter for adapter in mounts.values() if isinstance(adapter, HTTPAdapter)]
     for adapter in adapters:
         owner = _owners.get(adapter, lambda: None)()
         if owner not in (None, session) and getattr(adapter, "pay88_manager", manager) is not manager:
@@ -114,14 +152,36 @@ def attach(session: S, manager: TokenManager) -> S:
     return session
 
 
-def _take_over(adapter: Any, manager: TokenManager) -> None:
+class _ClientSender(urllib3.ClientSender):
+    """Sends token requests over the pools that a session would use."""
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        session: requests.Session = self.client
+        settings = session.merge_environment_settings(url, {}, None, None, None)
+        adapter = session.get_adapter(url)
+        if not isinstance(adapter, HTTPAdapter):
+            raise ConfigurationError(f"the adapter mounted for {url} is {class_of(adapter)}, not an HTTPAdapter")
+        request = requests.Request("POST", url).prepare()  # not by the session, which would add what is its own
+        proxies = settings["proxies"]
+        pool = adapter.get_connection_with_tls_context(
+            request, settings["verify"], proxies=proxies, cert=settings["cert"]
+        )
+        return pool, adapter.request_url(request, proxies)
+
+
+def client_sender(manager: TokenManager, client: requests.Session) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return _ClientSender(manager, client)
+
+
+def _take_over(adapter: Any, manager: AnyManager) -> None:
     if not isinstance(adapter, _Managed):
         adapter.__class__ = _managed(adapter.__class__)
         if _is_default(adapter.max_retries):
             adapter.max_retries = _default_retries()
     adapter.pay88_manager = manager
     for pools in (adapter.poolmanager, *adapter.proxy_manager.values()):
-        urllib3.attach(pools, manager)
+        urllib3.install(pools, manager)
 
 
 def _default_retries() -> Pay88Retry:
@@ -141,7 +201,7 @@ def _managed(kind: type[HTTPAdapter]) -> type[_Managed]:
     return _classes[kind]
 
 
-def _new(kind: type[HTTPAdapter], manager: tuple[str, str]) -> HTTPAdapter:
+def _new(kind: type[HTTPAdapter], manager: tuple[str, str] | ActivatedManager) -> HTTPAdapter:
     """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
     cls = kind if issubclass(kind, _Managed) else _managed(kind)
     adapter: Any = cls.__new__(cls)

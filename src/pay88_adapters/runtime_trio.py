@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import trio
 
+from .runtimes import LoopEnded, WorkCancelled, capture, capture_call
+from .threads import Worker
+
 T = TypeVar("T")
 
 
@@ -46,23 +49,82 @@ class TrioGate:
 class TrioRuntime:
     """The current trio run."""
 
+    cancelled = trio.Cancelled
+
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()
 
     def gate(self) -> TrioGate:
         return TrioGate(self.key)
 
-    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        trio.lowlevel.spawn_system_task(job, name="pay88-token-fetch")
+    @property
+    def is_running(self) -> bool:
+        return True  # as long as its tasks have not been cancelled: a run does not stop and go on later
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        async def run() -> None:
+            try:
+                await job()
+            finally:
+                ended()
+
+        trio.lowlevel.spawn_system_task(run, name="pay88-token-fetch")
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
 
     async def bounded(self, work: Awaitable[T], seconds: float) -> T:
-        with trio.move_on_after(seconds):
-            return await work
+        result: list[Callable[[], T]] = []
+        ended, scope = trio.Event(), trio.CancelScope()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await capture(work, result, trio.Cancelled)
+            finally:
+                ended.set()
+
+        trio.lowlevel.spawn_system_task(run, name="pay88-bounded")
+        try:
+            with trio.move_on_after(seconds):
+                await ended.wait()
+        finally:
+            scope.cancel()  # and no waiting: it may do what it likes with that
+        if result:
+            return result[0]()
+        if ended.is_set():
+            raise WorkCancelled("it was cancelled by itself")
         raise TimeoutError(f"no answer within {seconds:g} s")
 
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        async def run() -> T:
+            return await self.bounded(work, seconds)
+
+        try:
+            return trio.from_thread.run(run, trio_token=self.key)
+        except (trio.RunFinishedError, trio.Cancelled) as exc:
+            raise LoopEnded("the trio run has ended") from exc
+
     async def in_thread(self, work: Callable[[], T]) -> T:
-        # Not trio's own limiter, which the caller's threads may have used up.
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        done = trio.Event()
+        result: list[Callable[[], T]] = []
+
+        def run() -> None:
+            capture_call(work, result)
+            with suppress(trio.RunFinishedError):
+                self.key.run_sync_soon(done.set)
+
+        # Not a thread of trio's: the process waits for these for a moment when it exits.
+        Worker(run, "pay88-store", finishes=True).start()
+        await done.wait()
+        return result[0]()
+
+
+def is_current() -> bool:
+    """Whether a task of trio's runs this code."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True

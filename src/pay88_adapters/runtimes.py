@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+from .threads import Worker
 
 T = TypeVar("T")
+_LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
 
 
 class Gate(Protocol):
@@ -35,26 +40,37 @@ class AsyncGate(Gate, Protocol):
 
 
 class ThreadGate:
-    """A gate for threads."""
+    """A gate for threads.
+
+    Each waiter has a lock of its own and none is shared: a signal handler or a finalizer that interrupts one of these
+    methods may call any of them.
+    """
+
+    __slots__ = ("_is_open", "_waiters")
 
     def __init__(self) -> None:
-        self._moved = threading.Condition(threading.Lock())
+        self._waiters: dict[int, threading.Lock] = {}
         self._is_open = False
 
     def open(self) -> None:
-        with self._moved:
-            self._is_open = True
-            self._moved.notify_all()
+        self._is_open = True  # first: who joins from now on does not wait
+        self.stir()
 
     def stir(self) -> None:
-        with self._moved:
-            self._moved.notify_all()
+        for waiter in list(self._waiters.values()):
+            with suppress(RuntimeError):  # woken already
+                waiter.release()
 
     def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
         """Wait until the gate is open, or stirred, at most *seconds* (real ones); not if *unless* holds by then."""
-        with self._moved:
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters[id(waiter)] = waiter
+        try:
             if not self._is_open and not unless():
-                self._moved.wait(seconds)
+                waiter.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        finally:
+            self._waiters.pop(id(waiter), None)
 
 
 class AsyncRuntime(Protocol):
@@ -65,12 +81,22 @@ class AsyncRuntime(Protocol):
         """Names the loop: waiters with the same key share a gate."""
         ...
 
+    @property
+    def cancelled(self) -> type[BaseException]:
+        """What is raised in a task that is cancelled."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop runs, as far as can be told from another thread."""
+        ...
+
     def gate(self) -> AsyncGate:
         """Return a new gate for this loop."""
         ...
 
-    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run *job* in a task of its own, in an empty context."""
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        """Run *job* in a task of its own, in an empty context; call *ended* when it has ended, or never begins."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -78,12 +104,33 @@ class AsyncRuntime(Protocol):
         ...
 
     async def bounded(self, work: Awaitable[T], seconds: float) -> T:
-        """Await *work*; raise ``TimeoutError`` after *seconds*."""
+        """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
+
+        What ends it although nobody has cancelled the caller, such as a ``CancelledError`` of its own, is raised as a
+        :class:`WorkCancelled`.
+        """
+        ...
+
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        """Await *work* on this loop, for at most *seconds*; called from a thread.
+
+        Raises:
+            TimeoutError: It takes longer.
+            LoopEnded: The loop does not run any longer.
+        """
         ...
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Let a thread of its own do *work*. Who is cancelled meanwhile does not wait for it."""
         ...
+
+
+class WorkCancelled(Exception):
+    """Awaited code was cancelled by itself, and not by whoever awaits it."""
+
+
+class LoopEnded(Exception):
+    """The event loop does not run any longer."""
 
 
 class AsyncioGate:
@@ -135,6 +182,8 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
 class AsyncioRuntime:
     """The running asyncio loop."""
 
+    cancelled = asyncio.CancelledError
+
     # The loop itself keeps only weak references to its tasks.
     _tasks: ClassVar[set[asyncio.Task[None]]] = set()
 
@@ -144,71 +193,105 @@ class AsyncioRuntime:
     def gate(self) -> AsyncioGate:
         return AsyncioGate(self.key)
 
-    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        # An empty context: the fetch serves everybody and must not see the leader's variables.
+    @property
+    def is_running(self) -> bool:
+        return self.key.is_running()
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        # An empty context: the fetch serves all callers and must not see the leader's variables.
         for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
             self._tasks.discard(dead)
         task = contextvars.Context().run(self.key.create_task, job())
         _quiet(task)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            ended()
+
+        task.add_done_callback(done)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+        result: list[Callable[[], T]] = []
+        task = self.key.create_task(capture(work, result, asyncio.CancelledError))
+        _quiet(task)
         try:
-            async with _timeout(seconds):
-                return await work
-        except asyncio.TimeoutError:  # not the builtin one on Python 3.10
-            raise TimeoutError(f"no answer within {seconds:g} s") from None
+            await asyncio.wait({task}, timeout=seconds)
+        finally:
+            if not task.done():
+                task.cancel()  # and no waiting: it may do what it likes with that
+        if result:
+            return result[0]()
+        if task.done():
+            raise WorkCancelled("it was cancelled by itself")
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        result: list[Callable[[], T]] = []
+        try:
+            future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
+        except RuntimeError as exc:
+            raise LoopEnded("the event loop is closed") from exc
+        until = time.monotonic() + seconds
+        while not result:
+            try:
+                future.result(min(max(until - time.monotonic(), 0.0), _LOOK_AGAIN))
+            except concurrent.futures.TimeoutError:
+                if time.monotonic() >= until:
+                    future.cancel()
+                    raise TimeoutError(f"no answer within {seconds:g} s") from None
+                if not self.is_running:
+                    future.cancel()
+                    raise LoopEnded("the event loop has stopped") from None
+            except concurrent.futures.CancelledError:
+                raise LoopEnded("the event loop has ended") from None
+        return result[0]()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        done: asyncio.Future[T] = self.key.create_future()
-
-        def tell(result: Callable[[], None]) -> None:
-            if not done.done():
-                result()
+        done: asyncio.Future[None] = self.key.create_future()
+        result: list[Callable[[], T]] = []
 
         def run() -> None:
-            try:
-                answer = work()
-            except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
-                told = partial(done.set_exception, exc)
-            else:
-                told = partial(done.set_result, answer)
+            capture_call(work, result)
             with suppress(RuntimeError):  # the loop is closed
-                self.key.call_soon_threadsafe(tell, told)
+                self.key.call_soon_threadsafe(_resolve, done)
 
         # Not the loop's executor: it may be full of the caller's work, and holds up the loop's end.
-        threading.Thread(target=run, name="pay88-store", daemon=True).start()
-        return await done
+        Worker(run, "pay88-store", finishes=True).start()
+        await done
+        return result[0]()
 
 
-# Not asyncio.wait_for(): before Python 3.12 it makes a task, which a loop that ends cancels a second time, in the
-# middle of its cleaning up.
-if sys.version_info >= (3, 11):
-    _timeout = asyncio.timeout
-else:
+async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: type[BaseException]) -> None:
+    """Await *work*; put what returns or raises its outcome into *result*, unless it was cancelled.
 
-    @asynccontextmanager
-    async def _timeout(seconds: float) -> AsyncGenerator[None, None]:
-        task, expired = asyncio.current_task(), threading.Event()
-        assert task is not None
+    In debug mode asyncio logs the results and exceptions of tasks, whatever they quote: this one has neither.
+    """
+    try:
+        returned = await work
+    except cancelled:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+        result.append(partial(_raise, exc))
+    else:
+        result.append(lambda: returned)
 
-        def expire() -> None:
-            expired.set()
-            task.cancel()
 
-        timer = asyncio.get_running_loop().call_later(seconds, expire)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if expired.is_set():
-                raise asyncio.TimeoutError from None
-            raise
-        finally:
-            timer.cancel()
+def capture_call(work: Callable[[], T], result: list[Callable[[], T]]) -> None:
+    """Call *work*; put what returns or raises its outcome into *result*."""
+    try:
+        returned = work()
+    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+        result.append(partial(_raise, exc))
+    else:
+        result.append(lambda: returned)
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    raise exc
 
 
 def _quiet(task: asyncio.Task[Any]) -> None:
@@ -222,12 +305,19 @@ def current_runtime() -> AsyncRuntime:
     Raises:
         RuntimeError: None does.
     """
-    try:
-        return AsyncioRuntime(asyncio.get_running_loop())
-    except RuntimeError:
-        pass
-    try:
-        from . import runtime_trio  # trio is imported only where nothing else can be running
-    except ModuleNotFoundError:
-        raise RuntimeError("no event loop is running") from None
-    return runtime_trio.TrioRuntime()
+    # trio first: as a guest it runs inside the callbacks of another loop. It is not imported where it cannot run.
+    if "trio" in sys.modules:
+        from . import runtime_trio
+
+        if runtime_trio.is_current():
+            return runtime_trio.TrioRuntime()
+    return AsyncioRuntime(asyncio.get_running_loop())
+
+
+def current_run() -> object:
+    """Return what stands for the current run of the current event loop, however often that loop is run.
+
+    Each run of a loop, on asyncio and trio, installs hooks for asynchronous generators that are objects of its own:
+    nothing else is there from its beginning to its end, and only so long.
+    """
+    return sys.get_asyncgen_hooks().finalizer

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
-import traceback
+from collections.abc import Callable
+from functools import wraps
+from inspect import currentframe
 from typing import Any, NoReturn
+
+from .copies import Copies, members
+from .tracebacks import callers, forget_locals_below, without_locals
 
 REDACTED = "[secret]"
 
@@ -13,12 +18,18 @@ _LOOKS_SECRET = re.compile(r"sk_(?:test|live)_[\w-]*|sess_[\w-]+|eyJ[\w.-]+|Bear
 
 
 class Secret(str):
-    """A string whose repr shows nothing and that refuses to be pickled.
+    """A string whose repr shows nothing, nor does that of a part of it, and that refuses to be pickled.
 
     ``str()`` and formatting give the value: aiohttp puts ``str(value)`` on the wire.
     """
 
     __slots__ = ()
+
+    def __add__(self, other: str) -> Secret:
+        return Secret(str.__add__(self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> Secret:
+        return Secret(str.__add__(other, self)) if isinstance(other, str) else NotImplemented
 
     def __repr__(self) -> str:
         return REDACTED
@@ -38,6 +49,24 @@ def hidden(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) else value
 
 
+def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def hides(self: Secret, *args: Any, **kwargs: Any) -> Any:
+        part = method(self, *args, **kwargs)
+        return hidden(part) if isinstance(part, str) else type(part)(map(hidden, part))
+
+    return hides
+
+
+# What printers cut long strings with, and whatever else returns what is still the secret, in part or in another form.
+for _name in (
+    *("__getitem__", "__mul__", "__rmul__", "split", "rsplit", "splitlines", "partition", "rpartition"),
+    *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "replace", "translate", "expandtabs"),
+    *("ljust", "rjust", "center", "zfill", "lower", "upper", "casefold", "capitalize", "title", "swapcase"),
+):
+    setattr(Secret, _name, _hiding(getattr(str, _name)))
+
+
 class Attached(Secret):
     """A header value that an adapter put in, as opposed to one that the caller passed."""
 
@@ -52,26 +81,39 @@ class Hidden(dict[str, str]):
 
 
 def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
-    """Clear the local variables in the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
+    """Take the local variables out of the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
 
-    HTTP libraries keep the raw header block in a local while they send it.
+    HTTP libraries keep the raw header block in a local while they send it. What *exc* came from may be in the hands of
+    other requests, whose frames are added to it later: *exc* gets copies of its own.
     """
-    for link in chain(exc, but):
-        traceback.clear_frames(link.__traceback__)  # frames that still run are left alone
+    keep = callers(currentframe())  # the caller's, which is not ours to redact, and the driver's
+    BaseException.with_traceback(exc, forget_locals_below(exc.__traceback__, keep))
+    links = chain(exc, but)
+    copies, others = Copies(exc, links), {id(link) for link in (chain(but) if but else ())}
+    for link in links[1:]:
+        clean = without_locals(link.__traceback__, keep)
+        BaseException.with_traceback(copies.of(link), clean)
+        if id(link) not in others:
+            BaseException.with_traceback(link, clean)
 
 
 def tells_secrets(exc: BaseException, *secrets: str) -> bool:
     """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
-    text = " ".join(f"{link!r} {link}" for link in chain(exc))
+    try:
+        text = " ".join(f"{link!r} {link} {getattr(link, '__notes__', '')}" for link in chain(exc))
+    except Exception:  # noqa: BLE001 - one that cannot be printed, today
+        return True
     return mask(text, *secrets) != text
 
 
 def chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
-    """Return *exc* and all it came from, up to *but*."""
-    links = [exc]
+    """Return *exc* and all it came from or consists of, up to *but*."""
+    links, seen = [exc], {id(exc), id(but)}
     for link in links:
-        causes = (link.__cause__, link.__context__)
-        links += [each for each in causes if each is not None and each is not but and each not in links]
+        for each in (link.__cause__, link.__context__, *members(link)):
+            if each is not None and id(each) not in seen:
+                seen.add(id(each))
+                links.append(each)
     return links
 
 

@@ -15,7 +15,7 @@ from .breaker import Closed, Open, Passage
 from .budget import Grant
 from .credentials import Credentials
 from .endpoint import group_of
-from .errors import CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
+from .errors import CarrierLost, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted
 from .events import (
     BudgetExhausted,
     CallNotSent,
@@ -28,8 +28,9 @@ from .events import (
     TokenRequestFailed,
     TokenTakenOver,
 )
+from .fetches import FetchRun, sweep
 from .guards import Guards
-from .machine import BUDGET_SPENT, Fail, Fetch, Use, Wait
+from .machine import BUDGET_SPENT, Decision, Fail, Fetch, TokenMachine, Use, Wait
 from .pacing import APART, PACED, Pacing, Turn
 from .retry import Attempts, Broken, RetryPolicy
 from .runtimes import Gate
@@ -37,7 +38,15 @@ from .snapshot import load
 from .state import SharedState
 from .stores.base import Lead
 from .token import Token
-from .wire import TokenRequest, asked_wait, network_failure, read_reply, token_request
+from .wire import (
+    TokenReply,
+    TokenRequest,
+    asked_wait,
+    network_failure,
+    read_reply,
+    token_request,
+    unexpected_failure,
+)
 
 REFUSED = 401
 """The status of a refused call, and the least after which there is anything to decide."""
@@ -49,11 +58,13 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 
 class Start(NamedTuple):
-    """Start the fetch with this ticket; result: nothing."""
+    """Start the fetch with this ticket; result: its :class:`FetchRun`."""
 
     ticket: int
-    beside: bool
-    """Whether the call goes on without it."""
+    background: bool
+    """Whether the call does not wait for it."""
+    cannot_wait: bool = False
+    """Whether the fetch must not wait for another one's lease."""
 
 
 class Hold(NamedTuple):
@@ -82,9 +93,15 @@ class Consult(NamedTuple):
 
 
 class Post(NamedTuple):
-    """Send a token request; result: :class:`TokenReply`, or the exception of the network."""
+    """Send a token request; result: :class:`TokenReply`, or the exception: of the network, or :class:`Unexpected`."""
 
     request: TokenRequest
+
+
+class Unexpected(NamedTuple):
+    """What a client raised that is no network error: a mistake in code around it, or a test double's protest."""
+
+    error: Exception
 
 
 class Pause(NamedTuple):
@@ -99,7 +116,7 @@ class Verdict(NamedTuple):
     again: bool
 
 
-Acquisition = Generator[Start | Hold | Pause, None, Token]
+Acquisition = Generator[Start | Hold | Pause, Any, Token]
 Exchange = Generator[Start | Hold | Consult | Pause | Token | Verdict | Discard, Any, R]
 FetchEffect = AskCredentials | Consult | Post | Pause
 
@@ -154,153 +171,271 @@ class Managed(Protocol[R_contra]):
         ...
 
 
-def acquire(
-    state: SharedState,
-    join: Callable[[], Gate],
-    *,
-    patience: float | None = None,
-    min_validity: float = 0.0,
-    alone: bool = False,
-) -> Acquisition:
-    """Get a token: use it, fetch it, or wait for the one who does (rules 2, 3 and 6).
+class Patience:
+    """Seconds of the clock that one call may still wait for tokens, over all its attempts (rule 6)."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+
+class Acquirer:
+    """Gets a token for one attempt: uses it, fetches it, or waits for a fetch in progress (rules 2, 3 and 6).
 
     Args:
         state: What the callers share.
         join: Returns the gate to wait at; called with the lock held, so that no wake-up is lost.
-        patience: Seconds of the clock to wait at most, if less than ``max_wait``.
+        patience: How long the call may still wait.
+        carriers: What would carry a fetch of this call and may end before it does: its client, the run of its loop.
         min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
         alone: Whether the caller cannot wait without blocking the fetch it would wait for.
+    """
+
+    def __init__(
+        self,
+        state: SharedState,
+        join: Callable[[], Gate],
+        *,
+        patience: Patience,
+        carriers: tuple[object, ...] = (),
+        min_validity: float = 0.0,
+        alone: bool = False,
+    ) -> None:
+        self._state = state
+        self._join = join
+        self._patience = patience
+        self._carriers = carriers
+        self._min_validity = min_validity
+        self._alone = alone
+        self._deadline = state.now() + patience.left
+        self._seen = state.failed_fetches
+        self._waiting_since: float | None = None
+        self._fetched = False
+        self._own: FetchRun | None = None
+        self._wait: Hold | Pause | None = None
+
+    def run(self) -> Acquisition:
+        """Return the token.
+
+        Raises:
+            Pay88Error: There is no usable token and none can be had in time.
+        """
+        state = self._state
+        try:
+            while True:
+                state.check_open()
+                alone = self._alone
+                match state.transition(self._decide):
+                    case Use(token, refresh):
+                        if refresh is not None:
+                            yield Start(refresh, background=True)
+                        return token
+                    case Fetch(ticket):
+                        self._own = yield Start(ticket, background=False, cannot_wait=alone)
+                    case Wait():
+                        assert self._wait is not None
+                        yield self._wait
+                        sweep()
+                    case Fail(failure, retry_after):
+                        raise failure.error(retry_after)
+        finally:
+            if self._waiting_since is not None:
+                self._patience.left -= state.now() - self._waiting_since
+
+    def _decide(self, machine: TokenMachine, now: float) -> Decision:
+        state, since = self._state, self._waiting_since
+        if since is not None and not machine.in_flight:
+            token, _ = machine.unasked(now)
+            # One token request is all that a call can ask for; another's token may be older than the call.
+            if self._fetched or token is None or token.requested_at >= since:
+                self._min_validity = 0.0
+            self._fetched = True
+        decision = machine.decide(
+            now,
+            seen=self._seen,
+            deadline=self._deadline,
+            min_validity=self._min_validity,
+            alone=self._alone,
+            carrier_age=state.carriers.age(self._carriers, now),
+            own=None if self._own is None else self._own.ticket,
+            cannot_lead=None if self._own is None else self._own.death,
+            cannot_wait=state.interrupts_itself,
+        )
+        if isinstance(decision, (Fetch, Wait)):
+            self._alone = False  # it sends its own
+            if since is None:
+                self._waiting_since = now
+                state.counters.waited += 1
+        elif since is not None:
+            state.tell(CallWaited, "token", now - since)
+        if isinstance(decision, Wait):
+            left = decision.until - now
+            if state.fetches.on_another_loop():
+                left = min(left, _LAST_LOOK / 2 * state.clock.speed)
+            skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
+            self._wait = Pause(left) if skips else Hold(self._join(), left)
+        if isinstance(decision, Use) and decision.refresh is not None:
+            state.counters.refreshes += 1
+        return decision
+
+
+def fetch(state: SharedState, run: FetchRun, client_is_open: Callable[[], bool]) -> Generator[FetchEffect, Any, None]:
+    """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12).
+
+    Args:
+        state: What the callers share.
+        run: The fetch.
+        client_is_open: Whether its client can send requests: if not, no unit of the budget is consumed for it.
 
     Raises:
-        Pay88Error: There is no usable token and none can be had in time.
+        CarrierLost: Its client was closed.
     """
-    longest = state.policy.max_wait
-    deadline = state.clock.now() + (longest if patience is None else min(patience, longest))
-    seen = state.failed_fetches
-    since: float | None = None  # when it began to wait
-    fetched = False
-    while True:
-        state.check_open()
-        with state.deciding() as (machine, now):
-            if since is not None and not machine.in_flight:
-                token, _ = machine.unasked(now)
-                # One token request is all that a call can ask for; another's token may be older than the call.
-                if fetched or token is None or token.requested_at >= since:
-                    min_validity = 0.0
-                fetched = True
-            decision = machine.decide(now, seen=seen, deadline=deadline, min_validity=min_validity, alone=alone)
-            if isinstance(decision, Fetch) and alone:
-                state.under_way[decision.ticket] = True
-            if isinstance(decision, (Fetch, Wait)):
-                alone = False  # it has sent its own
-                if since is None:
-                    since = now
-                    state.counters.waited += 1
-            elif since is not None:
-                state.tell(CallWaited, "token", now - since)
-            hold: Hold | Pause | None = None
-            if isinstance(decision, Wait):
-                left = decision.until - now
-                skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
-                hold = Pause(left) if skips else Hold(join(), left)
-            if isinstance(decision, Use) and decision.refresh is not None:
-                state.counters.refreshes += 1
-        match decision:
-            case Use(token, refresh):
-                if refresh is not None:
-                    yield Start(refresh, beside=True)
-                return token
-            case Fetch(ticket):
-                yield Start(ticket, beside=False)
-            case Wait():
-                assert hold is not None
-                yield hold
-            case Fail(failure, retry_after):
-                raise failure.error(retry_after)
-
-
-def fetch(state: SharedState, ticket: int) -> Generator[FetchEffect, Any, None]:
-    """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12)."""
-    state.under_way.setdefault(ticket, False)
+    if not state.transition(lambda machine, now: machine.fetch_started(run.ticket, now)):
+        return
     credentials = yield AskCredentials()
-    with state.deciding() as (machine, now):
-        if isinstance(credentials, Failure):
-            machine.fetch_failed(ticket, credentials, now)
-            return state.fetch_failed(credentials, now)
-        state.merchant_id = credentials.merchant_id
-        if not machine.credentials_arrived(ticket, credentials.digest, now):
+    if not state.transition(partial(_use_credentials, state, run, credentials)):
+        return
+    events: list[Event] = []
+    request = _Fetch(state, run, credentials, events, client_is_open)
+    while (yield from request.lead()) and (yield from request.send()):
+        pass  # its lease or its unit of the budget has become too old on the way
+    yield Consult(partial(state.fetches.publish, run.ticket))
+    state.notify_safely(events)  # not before: a listener may take its time
+
+
+def _use_credentials(
+    state: SharedState, run: FetchRun, credentials: Credentials | Failure, machine: TokenMachine, now: float
+) -> bool:
+    if isinstance(credentials, Failure):
+        if run.ticket in machine.in_flight:
+            machine.fetch_failed(run.ticket, credentials, now)
+            state.fetch_failed(credentials, now)
+        return False
+    state.merchant_id = credentials.merchant_id
+    return machine.credentials_arrived(run.ticket, credentials.digest, now)
+
+
+class _Fetch:
+    """One fetch with its credentials at hand. What happens is added to *events*."""
+
+    def __init__(
+        self,
+        state: SharedState,
+        run: FetchRun,
+        credentials: Credentials,
+        events: list[Event],
+        client_is_open: Callable[[], bool],
+    ) -> None:
+        self._state, self._run, self._credentials, self._events = state, run, credentials, events
+        self._client_is_open = client_is_open
+        self._failure = BUDGET_SPENT
+
+    def lead(self) -> Generator[FetchEffect, Any, bool]:
+        """Acquire the refresh lease; return whether a token request is still needed (rule 4)."""
+        state, run = self._state, self._run
+        pause = _FIRST_LOOK
+        while True:
+            asked_at = state.now()
+            led: Lead = yield Consult(partial(state.fetches.lead, run, self._credentials))
+            wait = min(led.busy_for, pause * (0.5 + state.draw())) if led.busy_for else 0.0
+            needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
+            if needed is not None:
+                return needed
+            if led.record is None:
+                yield Pause(wait)
+                sweep()
+                pause = min(2 * pause, _LAST_LOOK)
+
+    def _led(self, led: Lead, asked_at: float, wait: float, machine: TokenMachine, now: float) -> bool | None:
+        """Return whether a token request is needed; ``None`` if the store has to be asked again."""
+        state, ticket, credentials = self._state, self._run.ticket, self._credentials
+        if led.fence is not None:
+            return machine.still_there(ticket, now)
+        if led.record is None:
+            return None if machine.still_there(ticket, now, pause=wait) else False
+        found = load(led.record.content, led.record.age, asked_at, now)
+        if found is None:
             return None
-    news: list[Event] = []
-    if (yield from _lead(state, ticket, credentials, news)):
-        yield from _request(state, ticket, credentials, news)
-        yield Consult(state.take_lease(ticket))
-    state.notify(news)  # not before: a listener may take its time
-    return None
+        pressure, pace = state.learn(credentials, found.spent, now)
+        if machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure, pace=pace):
+            return None
+        if found.token is not None and found.token == machine.unasked(now)[0]:
+            state.token_came(TokenTakenOver)
+        return False
 
+    def send(self) -> Generator[FetchEffect, Any, bool]:
+        """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12).
 
-def _lead(
-    state: SharedState, ticket: int, credentials: Credentials, news: list[Event]
-) -> Generator[FetchEffect, Any, bool]:
-    """Become the one of all who share the store; return whether there is still need of one."""
-    pause = _FIRST_LOOK
-    while True:
-        asked_at = state.clock.now()
-        led: Lead = yield Consult(partial(state.lead, ticket, credentials))
-        with state.deciding(news) as (machine, now):
-            if led.fence is not None:
-                machine.still_there(ticket, now)
+        Returns:
+            Whether the lease has to be acquired again first: it does not last for another request.
+        """
+        state, run, policy = self._state, self._run, self._state.policy
+        while True:
+            if not self._client_is_open():
+                raise CarrierLost("the HTTP client was closed before the token request was sent")
+            if not state.fetches.lasts(run, policy.fetch_timeout):
                 return True
-            if led.record is not None:
-                found = load(led.record.content, led.record.age, asked_at, now)
-                if found is not None:
-                    pressure = state.learn(credentials, found.spent, now)
-                    if not machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure):
-                        if found.token is not None and found.token == machine.unasked(now)[0]:
-                            state.token_came(TokenTakenOver)
-                        return False
-                continue
-            wait = min(led.busy_for, pause * (0.5 + state.draw()))
-            if not machine.still_there(ticket, now, pause=wait):
+            extra = state.transition(self._next_is_extra, self._events)
+            if extra is None:
                 return False
-        yield Pause(wait)
-        pause = min(2 * pause, _LAST_LOOK)
-
-
-def _request(
-    state: SharedState, ticket: int, credentials: Credentials, news: list[Event]
-) -> Generator[FetchEffect, Any, None]:
-    """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12)."""
-    request = token_request(state.endpoint, credentials, state.clock.real(state.policy.fetch_timeout))
-    failure = BUDGET_SPENT
-    while True:
-        with state.deciding(news) as (machine, now):
-            if machine.stopped(ticket, now):
-                return None
-            extra = machine.next_is_extra(ticket, now)
-        grant: Grant = yield Consult(partial(state.budget.acquire, credentials.merchant_id, extra=extra))
-        with state.deciding(news) as (machine, now):
-            if not grant.granted:
-                state.tell(BudgetExhausted, grant.retry_in)
-            if not machine.budget_answered(ticket, grant, now, extra=extra):
-                return None if grant.granted else state.fetch_failed(failure, now)
-            state.counters.token_requests += 1
-        sent_at = state.clock.now()
-        reply = yield Post(request)
-        if isinstance(reply, BaseException):
-            outcome: Token | Failure = network_failure(reply, credentials.api_key)
-        else:
-            outcome = read_reply(reply, sent_at, credentials)
-        with state.deciding(news) as (machine, now):
-            if isinstance(outcome, Token):
-                state.counters.tokens += 1
-                state.token_came(TokenFetched, outcome.expires_in, now - sent_at)
-                return machine.token_arrived(ticket, outcome, now)
-            failure = outcome
-            state.tell(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
-            pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=credentials.digest)
+            asked_at = state.now()
+            grant: Grant = yield Consult(partial(state.budget.acquire, self._credentials.merchant_id, extra=extra))
+            if not state.transition(partial(self._granted, grant, extra), self._events):
+                return False
+            sent_at = state.now()  # the last look at the clock before the request is sent
+            age = sent_at - asked_at
+            if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
+                state.transition(self._grant_expired, self._events)
+                continue
+            timeout = state.clock.real(policy.fetch_timeout - age)
+            reply = yield Post(token_request(state.endpoint, self._credentials, timeout))
+            outcome = self._outcome(reply, sent_at)
+            pause = state.transition(partial(self._answered, outcome, sent_at), self._events)
             if pause is None:
-                return state.fetch_failed(outcome, now)
-        yield Pause(pause)
+                return False
+            yield Pause(pause)
+
+    def _next_is_extra(self, machine: TokenMachine, now: float) -> bool | None:
+        ticket = self._run.ticket
+        return None if machine.stopped(ticket, now) else machine.next_is_extra(ticket, now)
+
+    def _granted(self, grant: Grant, extra: bool, machine: TokenMachine, now: float) -> bool:
+        state = self._state
+        if not grant.granted:
+            state.tell(BudgetExhausted, grant.retry_in)
+        sent = machine.budget_answered(self._run.ticket, grant, now, extra=extra)
+        if sent:
+            state.counters.token_requests += 1
+        elif not grant.granted:
+            state.fetch_failed(self._failure, now)
+        return sent
+
+    def _grant_expired(self, machine: TokenMachine, _: float) -> None:
+        machine.grant_expired(self._run.ticket)
+        self._state.counters.token_requests -= 1
+
+    def _outcome(self, reply: TokenReply | BaseException | Unexpected, sent_at: float) -> Token | Failure:
+        if isinstance(reply, Unexpected):
+            return unexpected_failure(reply.error, self._credentials.api_key)
+        if isinstance(reply, BaseException):
+            return network_failure(reply, self._credentials.api_key)
+        return read_reply(reply, sent_at, self._credentials)
+
+    def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
+        """Return the pause before the next attempt, or ``None`` if that was all."""
+        state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
+        if isinstance(outcome, Token):
+            state.counters.tokens += 1
+            state.token_came(TokenFetched, outcome.expires_in, now - sent_at)
+            machine.token_arrived(ticket, outcome, now, digest=digest)
+            return None
+        self._failure = outcome
+        state.tell(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
+        pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=digest)
+        if pause is None:
+            state.fetch_failed(outcome, now)
+        return pause
 
 
 def exchange(
@@ -342,7 +477,7 @@ def _attempts(
             outcome: R | Broken = yield token
         except BaseException:
             if entry is not None:
-                entry.abandon()
+                entry.abandon(state.clock.now())
             raise
         if entry is not None:
             _leave(state, entry, call, outcome)
@@ -376,10 +511,12 @@ class _Entry(NamedTuple):
     guards: Guards
     group: str
     passage: Passage
+    turn: Turn | None = None
 
-    def abandon(self) -> None:
+    def abandon(self, now: float) -> None:
         """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
         self.guards.abandoned(self.group, self.passage)
+        self.guards.over(self.turn, now)
 
 
 def _enter(
@@ -389,18 +526,17 @@ def _enter(
     group = group_of(state.endpoint.route(call.path))
     entry = _pass(state, guards, group)
     try:
-        yield from _paced(state, guards.pacing, group, call, acquired)
+        entry = entry._replace(turn=(yield from _paced(state, guards.pacing, group, call, acquired)))
+        if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
+            return _pass(state, guards, group)._replace(turn=entry.turn)
     except BaseException:
-        entry.abandon()
+        entry.abandon(state.clock.now())
         raise
-    if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
-        return _pass(state, guards, group)
     return entry
 
 
 def _pass(state: SharedState, guards: Guards, group: str) -> _Entry:
-    with state.deciding() as (_, now):
-        answer = guards.ask(group, now)
+    answer = state.transition(lambda _, now: guards.ask(group, now))
     if isinstance(answer, Open):
         raise CircuitOpen(
             f"88Pay fails: calls ({group}) fail at once for a while; this attempt was not sent: see retry_after",
@@ -411,34 +547,49 @@ def _pass(state: SharedState, guards: Guards, group: str) -> _Entry:
 
 
 def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Broken) -> None:
-    with state.deciding() as (_, now):
-        if isinstance(outcome, Broken):
-            news = entry.guards.heard(entry.group, entry.passage, None, {}, now)
-        else:
-            status, headers = call.status(outcome), call.headers(outcome)
-            news = entry.guards.heard(entry.group, entry.passage, status, headers, now)
+    status: int | None = None
+    headers: Mapping[str, str] = {}
+    if not isinstance(outcome, Broken):
+        status, headers = call.status(outcome), call.headers(outcome)
+
+    def record(_: object, now: float) -> None:
+        entry.guards.over(entry.turn, now)
+        news = entry.guards.heard(entry.group, entry.passage, status, headers, now)
         if news is not None:
             event, details = news
             state.tell(event, *details)
 
+    state.transition(record)
 
-def paced(state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]) -> Exchange[Token]:
-    """Get a token for another attempt that the stack makes by itself (rules 20 and 22)."""
+
+def paced(
+    state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]
+) -> Exchange[tuple[Token, Callable[[], None]]]:
+    """Get a token for another attempt that the stack makes by itself, and what notes its end (rules 20 and 22)."""
+    turn: Turn | None = None
+
+    def end() -> None:
+        if state.guards is not None:
+            state.guards.over(turn, state.clock.now())
+
     try:
         if state.guards is not None:
-            yield from _paced(state, state.guards.pacing, group_of(state.endpoint.route(call.path)), call, acquired)
-        return state.cached() or (yield from acquired())
-    except Pay88Error as error:
-        _count_not_sent(state, call, error)
+            group = group_of(state.endpoint.route(call.path))
+            turn = yield from _paced(state, state.guards.pacing, group, call, acquired)
+        return state.cached() or (yield from acquired()), end
+    except BaseException as error:
+        end()
+        if isinstance(error, Pay88Error):
+            _count_not_sent(state, call, error)
         raise
 
 
 def _paced(
     state: SharedState, pacing: Pacing | None, group: str, call: Managed[Any], acquired: Callable[[], Acquisition]
-) -> Exchange[None]:
-    """Wait for a unit of the limits of *group*, at most ``max_wait`` (rule 22)."""
+) -> Exchange[Turn | None]:
+    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the turn that has it (rule 22)."""
     if pacing is None or group not in PACED:
-        return
+        return None
     longest = state.policy.max_wait
     patience = longest if call.patience is None else min(call.patience * state.clock.speed, longest)
     deadline = state.clock.now() + patience
@@ -446,24 +597,23 @@ def _paced(
         yield from acquired()
     since: float | None = None  # when it was first held back
     while True:
-        with state.deciding() as (_, now):
-            turn = pacing.turn(group, now)
+        turn = state.transition(lambda _, now: pacing.turn(group, now))
         if isinstance(turn, Turn):
+            wait: float
             try:
-                wait: float = yield Consult(partial(pacing.take, group, state.merchant_id))
+                wait = yield Consult(partial(pacing.take, group, state.merchant_id))
             except BaseException:
                 pacing.abandoned(turn)
                 raise
-            with state.deciding() as (_, now):
-                pacing.ended(turn, wait, now)
+            state.transition(partial(_end_turn, pacing, turn, wait))
         else:
             wait = turn
         now = state.clock.now()
         left = deadline - now
         if since is not None and (not wait or wait > left):
             _count_held(state, group, now - since)
-        if not wait:
-            return
+        if isinstance(turn, Turn) and not wait:
+            return turn
         since = now if since is None else since
         if wait > left:
             raise RequestBudgetExhausted(
@@ -472,6 +622,10 @@ def _paced(
                 retryable=True,
             )
         yield Pause(min(wait + APART * state.draw(), left))  # a crowd that comes back at one instant asks in vain
+
+
+def _end_turn(pacing: Pacing, turn: Turn, wait: float, _: object, now: float) -> None:
+    pacing.ended(turn, wait, now)
 
 
 def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy, began_at: float) -> float:
@@ -493,42 +647,53 @@ def _pause(
     safe = attempts.policy.is_safe(call.method, route)
     if not call.replayable() or (state.guards is not None and state.guards.is_open(group_of(route))):
         return None
-    with state.deciding() as (_, now):
+
+    def next_pause(_: object, now: float) -> float | None:
         pause = attempts.pause(outcome, now, state.draw, safe=safe, asked=asked_wait(headers))
         if pause is not None:
             state.counters.retried += 1
             status = None if isinstance(outcome, Broken) else outcome
             state.tell(CallRetried, group_of(route), attempts.made, pause, status)
-    return pause
+        return pause
+
+    return state.transition(next_pause)
 
 
 def _count_replay(state: SharedState) -> None:
-    with state.deciding():
+    def count(*_: object) -> None:
         state.counters.replayed += 1
         state.tell(CallReplayed)
 
+    state.transition(count)
+
 
 def _count_held(state: SharedState, group: str, seconds: float) -> None:
-    with state.deciding():
+    def count(*_: object) -> None:
         state.counters.held += 1
         state.tell(CallWaited, group, seconds)
 
+    state.transition(count)
+
 
 def _count_not_sent(state: SharedState, call: Managed[Any], error: Pay88Error) -> None:
-    with state.deciding():
+    def count(*_: object) -> None:
         state.counters.not_sent += 1
         state.tell(CallNotSent, group_of(state.endpoint.route(call.path)), type(error), error.retry_after)
+
+    state.transition(count)
 
 
 def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:
     if state.unproven:  # almost never: the cached path takes no lock
-        with state.deciding() as (machine, _):
-            machine.token_accepted(call.token_used(response, token))
+        used = call.token_used(response, token)
+        state.transition(lambda machine, _: machine.token_accepted(used))
 
 
 def _refused(state: SharedState, token: Token) -> bool:
-    with state.deciding() as (machine, now):
+    def refuse(machine: TokenMachine, now: float) -> bool:
         state.counters.refused += 1
         replaced = machine.token_refused(token, now)
         state.tell(TokenRefused, replaced)
         return replaced
+
+    return state.transition(refuse)

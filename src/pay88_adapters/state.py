@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
-import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from .carriers import Carriers
 from .clock import Clock
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import ConfigurationError, Failure
-from .event_log import Guarded, log, logs
+from .event_log import Guarded, log, log_bypass, logs
 from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
-from .fleet import NO_LEASE, PATIENCE, Fleet
-from .forks import fork_id, survive_forks
+from .fetches import Fetches
+from .fleet import PATIENCE, Fleet
+from .forks import survive_forks
 from .guards import Guards
 from .machine import GRACE, TokenMachine
 from .policy import TokenPolicy
 from .retry import DEFAULT, RetryPolicy
 from .runtimes import Gate
-from .snapshot import record_key
-from .stores.base import Lead
+from .snapshot import Snapshot, record_key
 from .token import Token
 
 T = TypeVar("T")
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
-_numbers = itertools.count(1)
-_LEASE_GRACE = 2.0  # seconds
+_LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
+_REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 G = TypeVar("G", bound=Gate)
 
 
@@ -51,31 +50,37 @@ class Counters:
     waited: int = 0
     held: int = 0
     not_sent: int = 0
+    bypassed: int = 0
 
 
 class SharedState:
-    """One lock, held to decide and to queue, and never while acting.
+    """The machine of one manager under its lock, and what its callers share.
+
+    The lock is held to decide and to queue, never across I/O. It is reentrant: a signal handler or a finalizer may
+    interrupt its holder and use the manager. What that finds half done it neither waits for nor adds a fetch to.
 
     A process may have one for each of many merchants: what they can share, they share, and the rest is small.
     """
 
     __slots__ = (
         "__weakref__",
-        "_alone",
+        "_degraded",
+        "_depth",
+        "_ended_fetches",
         "_gates",
-        "_leases",
         "_listeners",
         "_lock",
         "_machine",
-        "_number",
-        "_seen",
-        "_untold",
+        "_queued",
+        "_to_open",
         "budget",
+        "carriers",
         "clock",
         "closed",
         "counters",
         "draw",
         "endpoint",
+        "fetches",
         "fleet",
         "guards",
         "merchant_id",
@@ -83,7 +88,7 @@ class SharedState:
         "policy",
         "published",
         "retry",
-        "under_way",
+        "rotating",
         "unproven",
     )
 
@@ -103,6 +108,7 @@ class SharedState:
         self.policy = policy
         self.clock = clock
         self.now = clock.now
+        self.rotating = rotating
         self.fleet = fleet
         self.budget = fleet.token_budget(policy, endpoint.base_url)
         self.retry = retry
@@ -111,19 +117,19 @@ class SharedState:
         self.draw = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
-        self._number = next(_numbers)
-        self._alone = False
-        # By the tickets of all fetches that have not come to their end: whether one cannot wait for a lease.
-        self.under_way: dict[int, bool] = {}
-        self._leases: dict[int, tuple[Credentials, int, float]] = {}
+        self.fetches = Fetches(self)
+        self.carriers = Carriers()
+        self._degraded = False
         # A store that does not answer takes that long to say so, on a real clock.
         grace = GRACE + ((PATIENCE + 1.0) * clock.speed if fleet.blocking else 0.0)
-        self._machine = TokenMachine(policy, rotating=rotating, grace=grace)
-        self._lock = threading.Lock()
+        self._machine = TokenMachine(policy, rotating=rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0))
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._ended_fetches = 0
         self._gates: dict[object, Gate] = {}
+        self._to_open: list[dict[object, Gate]] = []
         self._listeners = tuple(map(Guarded, listeners))
-        self._untold: list[Event] = []
+        self._queued: list[Event] = []
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
         self.published = _NOTHING
@@ -132,17 +138,15 @@ class SharedState:
 
     def after_fork(self) -> None:
         """Go on without the parent's threads: whoever held the lock or carried a fetch is not here."""
-        self._lock = threading.Lock()
-        self.under_way.clear()
-        self._leases.clear()
+        self._lock = threading.RLock()
+        self._depth = 0
+        self.fetches.after_fork()
+        self.carriers.after_fork()
         self._gates.clear()
-        self._untold.clear()
+        self._to_open.clear()
+        self._queued.clear()
         self._machine.forget_flights()
         self.published = _NOTHING
-
-    @property
-    def _owner(self) -> str:
-        return f"{fork_id()}-{self._number}"
 
     def cached(self) -> Token | None:
         """Return the token if calls may use it without asking. Takes no lock."""
@@ -156,114 +160,139 @@ class SharedState:
 
     @property
     def fetching(self) -> bool:
-        """Whether a fetch is under way, or its outcome on its way into the store."""
-        return bool(self.under_way or self._machine.in_flight)
+        """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
+        return self.fetches.in_progress or any(not self.fetches.knows(ticket) for ticket in self._machine.in_flight)
 
-    @contextmanager
-    def deciding(self, news: list[Event] | None = None) -> Generator[tuple[TokenMachine, float], None, None]:
-        """Hold the lock; give the machine and the time; afterwards publish what calls may use.
+    @property
+    def pending(self) -> frozenset[int]:
+        """The tickets of the fetches that the machine waits for."""
+        return self._machine.in_flight
 
-        After the lock has been let go, whoever waited for a fetch that has ended is woken, and then the
-        listeners hear of what happened; or it is added to *news*, for whoever has more to do before that.
+    @property
+    def interrupts_itself(self) -> bool:
+        """Whether this code interrupts a transition of its own thread. The lock must be held."""
+        return self._depth > 1
+
+    def transition(self, act: Callable[[TokenMachine, float], T], events: list[Event] | None = None) -> T:
+        """Let *act* have the machine and the time, with the lock held; afterwards publish what calls may use.
+
+        Whoever waits for a fetch that has ended is woken. After the lock has been released the listeners are called;
+        or what happened is added to *events*, for a caller that has more to do before that.
+
+        An exception may strike after any call, out of a signal handler: so the lock is released by C code alone, and
+        what was left undone is done by the next transition.
         """
-        gates: dict[object, Gate] = {}
-        with self._lock:
-            flying = len(self._machine.in_flight)
-            now = self.clock.now()
-            try:
-                yield self._machine, now
-            finally:
-                self.unproven = self._machine.unproven
-                self.published = _NOTHING if self.closed else self._machine.unasked(now)
-                if len(self._machine.in_flight) < flying:
-                    gates, self._gates = self._gates, {}
-                if self.fleet.alone != self._alone:
-                    self._alone = self.fleet.alone
-                    self.tell(StoreDegraded if self._alone else StoreRestored)
-                untold, self._untold = self._untold, []
-        for gate in gates.values():
-            gate.open()
-        if news is None:
-            self.notify(untold)
+        queued: list[Event] = []
+        late: tuple[int, ...] = ()
+        try:
+            with self._lock:
+                depth = self._depth
+                self._depth = depth + 1
+                try:
+                    return act(self._machine, self.now())
+                finally:
+                    try:
+                        self._publish()
+                        late, self._machine.late = self._machine.late, ()
+                    finally:
+                        if not depth:
+                            queued, self._queued = self._queued, []
+                        self._depth = depth
+        finally:
+            if late:
+                self.fetches.interrupt(late)
+            if events is not None:
+                events += queued
+            elif queued:
+                self.notify(queued)
+
+    def _publish(self) -> None:
+        machine = self._machine
+        self.unproven = machine.unproven
+        if self.closed:
+            self.published = _NOTHING
         else:
-            news += untold
+            now = self.now()
+            token, until = machine.unasked(now)
+            look_at = until - _LOOK_AHEAD * self.policy.longest_fetch
+            # Some time before, one request asks all the same: so it is known which clients and event loops live on.
+            self.published = token, look_at if now < look_at else until
+        if machine.ended_fetches != self._ended_fetches:
+            self._ended_fetches = machine.ended_fetches
+            self._open_gates()
+        if self._to_open:
+            self._open_gates()
+        if self.fleet.alone != self._degraded:
+            self._degraded = self.fleet.alone
+            self.tell(StoreDegraded if self._degraded else StoreRestored)
+
+    def _open_gates(self) -> None:
+        # Nothing is called until they are listed: an exception cannot strike before.
+        gates, self._gates = self._gates, {}
+        self._to_open += [gates]
+        for each in self._to_open:
+            for gate in each.values():
+                gate.open()
+        self._to_open = []
 
     def tell(self, kind: Callable[..., Event], *details: object) -> None:
-        """Let the listeners hear of an event, once the lock has been let go. The lock must be held."""
+        """Let the listeners hear of an event, once the lock has been released. The lock must be held."""
         if self._listeners or logs(kind):
-            self._untold.append(kind(self.endpoint.base_url, self.merchant_id, *details))
+            self._queued.append(kind(self.endpoint.base_url, self.merchant_id, *details))
 
     def notify(self, events: Sequence[Event]) -> None:
-        """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for."""
+        """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for.
+
+        Raises:
+            BaseException: A listener raised what is no ``Exception``, such as a soft time limit of the caller's.
+        """
+        raised: BaseException | None = None
         for event in events:
             log(event)
             for listener in self._listeners:
-                listener(event)
+                raised = listener(event) or raised
+        if raised is not None:
+            raise raised
 
-    def listen(self, listener: Listener) -> None:
-        """Let another listener hear of what happens from now on."""
-        with self._lock:
-            self._listeners = (*self._listeners, Guarded(listener))
+    def notify_safely(self, events: Sequence[Event]) -> None:
+        """Do what :meth:`notify` does, where there is no caller for what a listener raises: it is logged."""
+        with suppress(BaseException):
+            self.notify(events)
 
     def key(self, credentials: Credentials) -> str:
         """Name the record that managers with these credentials share. It does not give them away."""
         return record_key(self.endpoint.base_url, credentials)
 
-    def lead(self, ticket: int, credentials: Credentials) -> Lead:
-        """Ask the store to be the one who fetches (rule 4). May block."""
-        if self.under_way.get(ticket):
-            return Lead(fence=NO_LEASE)
-        key = self.key(credentials)
-        # Seconds more than a fetch can take, for the operations of the store itself.
-        lease = self.policy.longest_fetch + _LEASE_GRACE
-        seen, version = self._seen
-        led = self.fleet.lead(key, owner=self._owner, known=version if seen == key else 0, lease=lease)
-        if led.record is not None:
-            self._seen = key, led.record.version
-        if led.fence:
-            self._leases[ticket] = (credentials, led.fence, self.clock.now())
-            if ticket not in self.under_way:  # whoever wanted to know is gone
-                self.ended(ticket)
-        return led
-
-    def take_lease(self, ticket: int) -> Callable[[], object]:
-        """Return what publishes the outcome of a fetch and ends its lease, if it has one."""
-        lease = self._leases.pop(ticket, None)
-        return self.publication(*lease) if lease else bool
-
-    def publication(self, credentials: Credentials, fence: int, led_at: float) -> Callable[[], None]:
-        """Return what tells the others, with what is known now, and lets another one lead. It may block."""
+    def snapshot(self, credentials: Credentials) -> tuple[Snapshot, float]:
+        """Return what managers with the same credentials should know, and the time. Calls no listener."""
         spent = self.spent(credentials)
-        now = self.clock.now()
-        with self._lock:  # and no more than that: others wait for the lease, and listeners may take their time
-            snapshot = self._machine.snapshot(credentials.digest, spent)
-        key, content, keep = self.key(credentials), snapshot.dump(now), snapshot.lasts(now)
-
-        def publish() -> None:
-            if self.fleet.publish(key, fence=fence, content=content, keep=keep, after=now - led_at):
-                self._seen = key, fence
-
-        return publish
+        with self._lock:
+            now = self.now()
+            return self._machine.snapshot(credentials.digest, spent), now
 
     def spent(self, credentials: Credentials) -> dict[str, list[float]]:
         """Return when each unit of the budget was taken, as far as this process knows."""
-        now = self.clock.now()
+        now = self.now()
         known = self.fleet.budget
         return {
             window.key: [now - age for age in known.ages(window)]
             for window in self.budget.windows(credentials.merchant_id)
         }
 
-    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> float:
-        """Take over what somebody else knew of the budget; return the pressure on it."""
+    def learn(self, credentials: Credentials, spent: Mapping[str, Sequence[float]], now: float) -> tuple[float, float]:
+        """Take over what somebody else knew of the budget; return the pressure on it, and the pace that it sustains."""
         for window in self.budget.windows(credentials.merchant_id):
             if window.key in spent:
                 self.fleet.budget.replace(window, [now - at for at in spent[window.key]])
-        return self.budget.pressure(credentials.merchant_id)
+        return self.budget.pressure(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
+
+    def listen(self, listener: Listener) -> None:
+        """Let another listener hear of what happens from now on."""
+        with self._lock:
+            self._listeners = (*self._listeners, Guarded(listener))
 
     def gate(self, key: object, make: Callable[[], G]) -> G:
         """Join the waiters of one event loop, or the threads. The lock must be held."""
-        assert self._lock.locked()
         gate = self._gates.get(key)
         if gate is None:
             gate = self._gates[key] = make()
@@ -273,39 +302,6 @@ class SharedState:
         """Raise :class:`ConfigurationError` if the manager was closed."""
         if self.closed:
             raise ConfigurationError("this TokenManager is closed: make a new one")
-
-    def carried_by_this_thread(self) -> bool:
-        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
-
-        Any manager's fetch that shares the store: it may hold the lease that this one would wait for.
-        """
-        here = threading.get_ident()
-        return any(
-            thread == here and (state := carrier()) is not None and ticket in state.under_way
-            for (_, ticket), (carrier, thread) in list(self.fleet.carried.items())
-        )
-
-    def carry(self, ticket: int) -> None:
-        """Note that a task of this thread's event loop carries a fetch."""
-        self.under_way.setdefault(ticket, False)
-        self.fleet.carried[id(self), ticket] = (weakref.ref(self), threading.get_ident())
-
-    def put_down(self, ticket: int) -> None:
-        """Note that it no longer does."""
-        self.fleet.carried.pop((id(self), ticket), None)
-
-    def ended(self, ticket: int) -> None:
-        """Note that nobody carries a fetch any longer; give back the lease that it may have."""
-        self.under_way.pop(ticket, None)
-        lease = self._leases.pop(ticket, None)
-        if lease is None:
-            return
-        publish = self.publication(*lease)
-        if not self.fleet.blocking:
-            publish()
-            return
-        with suppress(RuntimeError):  # the interpreter ends: the lease will, too
-            threading.Thread(target=publish, name="pay88-lease", daemon=True).start()
 
     def fetch_failed(self, failure: Failure, now: float) -> None:
         """Note that a fetch ended without a token. The lock must be held."""
@@ -320,26 +316,26 @@ class SharedState:
         self.counters.failed_in_a_row = 0
 
     def expires_in(self) -> float | None:
-        """Return for how many seconds the token stays valid, if there is one."""
-        now = self.clock.now()
-        with self._lock:
-            token, _ = self._machine.unasked(now)
-        left = 0.0 if token is None else token.requested_at + token.expires_in - now
-        return left if left > 0 else None
+        """Return for how many seconds the token stays valid, if there is one. Takes no lock."""
+        return self._machine.expires_in(self.now())
 
     def drop(self, token: Token) -> None:
         """Forget *token* if it is the current one."""
-        with self.deciding() as (machine, _):
-            machine.token_dropped(token)
+        self.transition(lambda machine, _: machine.token_dropped(token))
+
+    def bypassed(self) -> None:
+        """Count and log a request with a ``Bearer`` of its own (rule 14)."""
+        with self._lock:
+            self.counters.bypassed += 1
+            first = self.counters.bypassed == 1
+        log_bypass(self.endpoint.base_url, self.merchant_id, first=first)
 
     def close(self) -> None:
-        """Refuse everything from now on, and wake whoever waits."""
+        """Refuse everything from now on, and wake the waiters."""
+        self.closed = True
         with self._lock:
-            self.closed = True
             self.published = _NOTHING
-            gates, self._gates = self._gates, {}
-        for gate in gates.values():
-            gate.open()
+            self._open_gates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +354,8 @@ class Stats:
         waited: Calls that had to wait for a token.
         held: Calls that had to wait for room in the limits of calls (``pacing=True``).
         not_sent: Calls that got an error of this package and were not sent, or not once more.
+        bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
+            each attempt that the HTTP client library makes counts.
         budget_left: Token requests left, by limit.
         fetching: Whether a fetch is under way.
         token_expires_in: Seconds for which the token stays valid; ``None`` without one.
@@ -376,6 +374,7 @@ class Stats:
     waited: int
     held: int
     not_sent: int
+    bypassed: int
     budget_left: Mapping[str, int]
     fetching: bool
     token_expires_in: float | None

@@ -41,7 +41,7 @@ class Token:
     @property
     def access_token(self) -> str:
         """Goes out as ``Authorization: Bearer …``."""
-        return Secret(self.attached[AUTHORIZATION][len(_BEARER) :])
+        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as hidden as the whole
 
     @property
     def session_id(self) -> str:
@@ -59,6 +59,12 @@ class Token:
     def headers(self) -> dict[str, str]:
         """Return the two header fields of a managed call, as a new dict."""
         return {name: Secret(value) for name, value in self.attached.items()}
+
+    def __copy__(self) -> Token:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Token:
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a token is a secret and is not pickled: let each process ask its own TokenManager")

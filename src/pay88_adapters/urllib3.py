@@ -27,11 +27,14 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
+from urllib3.util.proxy import connection_requires_http_tunnel
 
+from . import errors
+from .arguments import check_client, inside
 from .bodies import PLAIN, WHOLE, Bookmark
-from .drivers import CarrierLost, Sender
-from .errors import Flavours, Pay88Error
-from .manager import TokenManager
+from .drivers import Sender
+from .errors import CarrierLost, Flavours, Pay88Error
+from .manager import AnyManager, Missing, TokenManager, check_manager
 from .retry import Broken, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
@@ -54,6 +57,31 @@ P = TypeVar("P", bound=urllib3.PoolManager)
 _NEVER_SENT = (NewConnectionError, ConnectTimeoutError)
 _BROKEN = (*_NEVER_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
 
+
+class ConfigurationError(errors.ConfigurationError, HTTPError): ...
+
+
+class CredentialsRejected(errors.CredentialsRejected, HTTPError): ...
+
+
+class TokenBudgetExhausted(errors.TokenBudgetExhausted, HTTPError): ...
+
+
+class TokenRateLimited(errors.TokenRateLimited, HTTPError): ...
+
+
+class TokenEndpointUnavailable(errors.TokenEndpointUnavailable, HTTPError): ...
+
+
+class TokenResponseInvalid(errors.TokenResponseInvalid, TokenEndpointUnavailable): ...
+
+
+class RequestBudgetExhausted(errors.RequestBudgetExhausted, HTTPError): ...
+
+
+class CircuitOpen(errors.CircuitOpen, HTTPError): ...
+
+
 # The arguments of a pool's urlopen(), in their order.
 _NAMES = (
     *("method", "url", "body", "headers", "retries", "redirect", "assert_same_host", "timeout", "pool_timeout"),
@@ -69,11 +97,14 @@ class Pay88PoolManager(urllib3.PoolManager):
     Args:
         manager: Shared by every stack.
         num_pools, headers, connection_pool_kw: As for :class:`urllib3.PoolManager`.
+
+    Raises:
+        ConfigurationError: *manager* is no manager.
     """
 
     def __init__(
         self,
-        manager: TokenManager,
+        manager: AnyManager,
         num_pools: int = 10,
         headers: Mapping[str, str] | None = None,
         **connection_pool_kw: Any,
@@ -82,7 +113,7 @@ class Pay88PoolManager(urllib3.PoolManager):
         attach(self, manager)
 
 
-def attach(pool_manager: P, manager: TokenManager) -> P:
+def attach(pool_manager: P, manager: AnyManager) -> P:
     """Let the calls that *pool_manager* makes to ``manager.base_url`` carry a token.
 
     Works for every :class:`urllib3.PoolManager`, proxy managers among them. Requests in flight finish
@@ -90,25 +121,67 @@ def attach(pool_manager: P, manager: TokenManager) -> P:
 
     Returns:
         *pool_manager*.
+
+    Raises:
+        ConfigurationError: *pool_manager* is no :class:`urllib3.PoolManager`, or *manager* is no manager.
     """
+    check_client(pool_manager, "urllib3", (urllib3.PoolManager,))
+    check_manager(manager)
+    return install(pool_manager, manager)
+
+
+def install(pool_manager: P, manager: AnyManager | Missing) -> P:
+    """Do what :func:`attach` does with what it has checked."""
+    classes = inside(pool_manager, "pool_classes_by_scheme", dict)
     # A new dict: the one found there belongs to the whole urllib3 module.
     pool_manager.pool_classes_by_scheme = {
-        scheme: _managed(pool_class, manager) for scheme, pool_class in pool_manager.pool_classes_by_scheme.items()
+        scheme: _managed(pool_class, manager) for scheme, pool_class in classes.items()
     }
     pool_manager.clear()
     return pool_manager
 
 
-def standalone_sender(manager: TokenManager) -> Sender:
-    """Return a sender with a pool of its own."""
-    pool: Any = Pay88PoolManager(manager).connection_from_url(manager.base_url)
-    return _Call(manager, pool, ("POST", "/"), (), {"retries": False}, [])
+def standalone_sender(manager: TokenManager) -> ClientSender:
+    """Return a sender with pools of its own."""
+    return ClientSender(manager, urllib3.PoolManager())
+
+
+class ClientSender:
+    """Sends token requests over the pools of a client."""
+
+    network_errors = (HTTPError, OSError)
+
+    def __init__(self, manager: TokenManager, client: Any) -> None:
+        self._manager = manager
+        self.client = client
+
+    def post(self, request: TokenRequest) -> TokenReply:
+        """Do what :meth:`Sender.post` does."""
+        pool, target = self._pool(request.url)
+        return _Call(self._manager, pool, ("POST", target), (), {"retries": False}, []).post(request)
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
+        pools: urllib3.PoolManager = self.client
+        forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
+            pools.proxy, pools.proxy_config, parse_url(url).scheme
+        )
+        return pools.connection_from_url(url), url if forwarded else "/"
+
+    def close(self) -> None:
+        """Close the pools."""
+        self.client.clear()
+
+
+def client_sender(manager: TokenManager, client: urllib3.PoolManager) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return ClientSender(manager, client)
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
 
-    pay88_manager: TokenManager
+    pay88_manager: AnyManager | Missing
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
@@ -124,7 +197,10 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         if headers is None:
             headers = self.headers
         fields, authorization, again = _sorted(headers) if headers else ([], None, False)
-        manager = self._managing(url, authorization)
+        try:
+            manager = self._managing(url, authorization)
+        except Pay88Error as error:
+            raise _flavours.of(error)  # noqa: B904 - carries its cause
         if manager is None:
             # A default of the pool's, or a redirect that has led here
             if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
@@ -179,7 +255,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _managed(pool_class: type[Any], manager: TokenManager) -> type[Any]:
+def _managed(pool_class: type[Any], manager: AnyManager | Missing) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
     # By the same name, for errors and logs show it.
@@ -258,6 +334,14 @@ class _Call:
                 kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
     @property
+    def client(self) -> object:
+        return self._pool
+
+    @property
+    def is_closed(self) -> bool:
+        return self._pool.pool is None
+
+    @property
     def patience(self) -> float | None:
         timeout = self._kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
@@ -289,8 +373,8 @@ class _Call:
         if not self._bookmark.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
-        token = self._manager.threads.token_for(self)
-        response = self.send(token)
+        with self._manager.threads.token_for(self) as token:
+            response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
@@ -342,7 +426,8 @@ class _Call:
         pool = self._pool
         until = monotonic() + request.timeout
         try:
-            response = super(_ManagedPool, pool).urlopen(
+            urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+            response = urlopen(
                 request.method,
                 request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
                 headers=dict(request.headers),
@@ -354,7 +439,7 @@ class _Call:
                 preload_content=False,
             )
         except ClosedPoolError as exc:
-            raise CarrierLost from exc
+            raise CarrierLost("the connection pool was closed") from exc
         body = b""
         try:
             body = capped(_pieces(response, until), until=until)

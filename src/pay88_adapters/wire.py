@@ -153,6 +153,23 @@ def network_failure(cause: BaseException, *secrets: str) -> Failure:
     )
 
 
+def unexpected_failure(error: Exception, *secrets: str) -> Failure:
+    """Return the failure of a token request whose client raised what is no network error (rule 18)."""
+    kind = type(error)
+    forget_locals(error)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    text = redact(str(error), *secrets)
+    cause: BaseException = error
+    if tells_secrets(error, *secrets):
+        cause = RuntimeError(f"{name}; its text held a secret and was dropped")
+    return Failure(
+        TokenEndpointUnavailable,
+        redact(f"the HTTP client raised {name} for the token request, which is no network error: {text}"),
+        cause=cause,
+        is_bug=True,
+    )
+
+
 def retry_after(headers: Mapping[str, str], document: Mapping[str, object]) -> float:
     """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
     for wait in (asked_wait(headers), _seconds(document.get("retry_after"))):

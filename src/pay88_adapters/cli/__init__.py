@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,4 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("pay88: click is not installed: pip install 'pay88-adapters[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
-    pay88(arguments, prog_name="pay88")
+    _open_missing_streams()
+    try:
+        pay88(arguments, prog_name="pay88")
+    except OSError as error:  # above all what cannot be written: to a full disk, or to an output that is closed
+        print(f"pay88: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise SystemExit(1) from None
+
+
+def _open_missing_streams() -> None:
+    """Open what was closed for this process, as by a shell's ``>&-``, before a socket gets its file descriptor.
+
+    Writing to such an output fails, as it does for any other command.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), "r", encoding="utf-8", closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)

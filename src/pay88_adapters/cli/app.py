@@ -117,13 +117,19 @@ def _is_installed(name: str) -> bool:
 @click.group(
     cls=Commands,
     epilog=_EXIT_CODES,
-    no_args_is_help=False,  # that is wrong usage, whatever the version of click
+    no_args_is_help=False,  # which ends in other ways from one version of click to another
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, message="pay88-adapters %(version)s")
-def pay88() -> None:
+@click.pass_context
+def pay88(ctx: click.Context) -> int | None:
     """Tools for 88Pay access tokens.
 
     What is configured comes from the environment, as TokenManager.from_env() reads it: PAY88_API_KEY,
     PAY88_MERCHANT_ID, PAY88_ENVIRONMENT or PAY88_BASE_URL, and PAY88_STORE.
     """
+    if ctx.invoked_subcommand is not None:
+        return None
+    click.echo(ctx.get_help(), err=True)
+    return UNUSABLE

@@ -12,6 +12,10 @@ from pay88_adapters.forks import survive_forks
 from .base import Acquired, Ages, BudgetStorage, Lead, Look, Window, wait_for
 from .place import Place
 
+_KEPT = 3_600.0  # seconds for which entries are kept at least: those of a limit of tomorrow's may be among them
+_PRUNED_EVERY = 600.0  # seconds
+_NEVER = float("-inf")
+
 
 class MemoryStorage(BudgetStorage):
     """Entries in memory, one list of instants a key.
@@ -28,6 +32,8 @@ class MemoryStorage(BudgetStorage):
         self._now = now
         self._lock = threading.Lock()
         self._entries: dict[str, list[float]] = {}
+        self._until: dict[str, float] = {}  # by key: when nothing of it is wanted any longer
+        self._prune_at = _NEVER
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -40,19 +46,38 @@ class MemoryStorage(BudgetStorage):
             wait = max(wait_for(window, self._ages(window, now), amount) for window in windows)
             if wait == 0:
                 for window in windows:
-                    self._entries[window.key] = [*self._live(window, now), *([now] * amount)]
+                    self._put(window, [*self._live(window, now), *([now] * amount)], now)
             return Acquired(wait, [self._ages(window, now) for window in windows])
 
     def add(self, window: Window, ages: Ages) -> None:
         with self._lock:
             now = self._now()
-            self._entries[window.key] = sorted([*self._live(window, now), *(now - age for age in ages)])
+            self._put(window, sorted([*self._live(window, now), *(now - age for age in ages)]), now)
 
     def replace(self, window: Window, ages: Ages) -> None:
         """Forget what counted in *window*; these entries count from now on."""
         with self._lock:
             now = self._now()
-            self._entries[window.key] = [now - age for age in ages]
+            self._put(window, [now - age for age in ages], now)
+
+    def holds_entries(self) -> bool:
+        """Whether there is an entry that may still count."""
+        with self._lock:
+            now = self._now()
+            return any(now < until for until in self._until.values())
+
+    def _put(self, window: Window, entries: list[float], now: float) -> None:
+        if entries:
+            until = entries[-1] + max(window.expiry, _KEPT)
+            self._entries[window.key] = entries
+            self._until[window.key] = max(self._until.get(window.key, until), until)
+        else:
+            self._entries.pop(window.key, None)
+            self._until.pop(window.key, None)
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNED_EVERY
+            for key in [key for key, until in self._until.items() if until <= now]:
+                del self._entries[key], self._until[key]
 
     def ages(self, window: Window) -> Ages:
         with self._lock:
@@ -75,12 +100,14 @@ class MemoryStorage(BudgetStorage):
         """Forget the entries of *key*."""
         with self._lock:
             self._entries.pop(key, None)
+            self._until.pop(key, None)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
         with self._lock:
             keys = len(self._entries)
             self._entries.clear()
+            self._until.clear()
             return keys
 
     def check(self) -> bool:
@@ -103,6 +130,7 @@ class MemoryStore:
         self._now = now
         self._lock = threading.Lock()
         self._places: dict[str, Place] = {}
+        self._prune_at = _NEVER
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -124,4 +152,11 @@ class MemoryStore:
             return self._places.get(key, Place()).look(self._now())
 
     def _place(self, key: str) -> Place:
+        now = self._now()
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNED_EVERY
+            # A new place counts its fences from the clock, so that none is ever given out again.
+            gone = [each for each, place in self._places.items() if now >= max(place.keep_until, place.leased_until)]
+            for each in gone:
+                del self._places[each]
         return self._places.setdefault(key, Place())

@@ -22,10 +22,11 @@ from dataclasses import astuple
 from math import isfinite
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.errors import ConfigurationError
+from pay88_adapters.secret import redact
 
 from .base import Acquired, Ages, BudgetStorage, Lead, Look, StoreError, Window, wait_for
 from .place import Place
@@ -277,10 +278,10 @@ class SqliteStore:
 
 
 def sqlite_store(url: str, clock: Clock) -> SqliteStore:
-    """Return the store that *url* names: ``sqlite:////absolute/path``, or ``sqlite:///relative/path``.
+    """Return the store that *url* names: ``sqlite:////absolute/path``.
 
     Raises:
-        ConfigurationError: It names none.
+        ConfigurationError: It names none, or a path that another working directory makes another file of.
     """
     rest = url.removeprefix(_SCHEME)
     path = unquote(rest[1:])
@@ -288,7 +289,15 @@ def sqlite_store(url: str, clock: Clock) -> SqliteStore:
         raise ConfigurationError("a store in a file is named sqlite:////absolute/path, without a host or a query")
     if not path or path == ":memory:" or "\0" in path or "\ufffd" in path:
         raise ConfigurationError("sqlite:// must name a file, as in sqlite:////absolute/path; memory:// needs none")
+    if not Path(path).is_absolute():
+        raise ConfigurationError(
+            f"the store {redact(url)} is relative to the working directory: write {redact(_absolute(path))}"
+        )
     return SqliteStore(path, clock)
+
+
+def _absolute(path: str) -> str:
+    return f"{_SCHEME}/{quote(str(Path.cwd() / path))}"
 
 
 # --- rows

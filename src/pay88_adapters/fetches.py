@@ -1,0 +1,271 @@
+"""The life of fetches and leases: each ends exactly once, whoever notices its end (rules 4, 16 and 17)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .credentials import Credentials
+from .errors import CarrierLost, Failure, TokenEndpointUnavailable
+from .events import Event
+from .fleet import NO_LEASE
+from .forks import fork_id
+from .machine import TokenMachine
+from .stores.base import Lead
+from .threads import Overdue, Worker, finish_at_exit, forget_finisher
+from .wire import network_failure
+
+if TYPE_CHECKING:
+    from .state import SharedState
+
+_LEASE_GRACE = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
+
+_numbers = itertools.count(1)
+
+
+class Lease(NamedTuple):
+    """The exclusive right to replace the record of *credentials* in the store."""
+
+    credentials: Credentials
+    fence: int
+    led_at: float
+    """When the store had given it, on the manager's clock."""
+    until: float
+    """Until when it lasts, at the least."""
+
+
+@dataclass(slots=True, eq=False)
+class FetchRun:
+    """One fetch, from the moment at which it is started until its outcome is in the store."""
+
+    ticket: int
+    cannot_wait: bool = False
+    """Whether it must not wait for another one's lease: its caller blocks the event loop that may hold it."""
+    worker: Worker | None = None
+    """The thread that carries it; ``None`` where a task does."""
+    loop_thread: int | None = None
+    """The thread of the event loop that carries it, if one does."""
+    is_dead: Callable[[], bool] = bool
+    """Whether what carries it has ended or stopped, as far as can be told from outside."""
+    doing: str = ""
+    """What it does that may hang, if anything: for error messages."""
+    since: float = 0.0
+    """When it began to do that, in real seconds."""
+    death: Failure | None = None
+    """That what carried it has ended before it, if so."""
+
+
+# The fetches that event loops of this process carry, of all managers.
+_on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
+
+
+class Fetches:
+    """The fetches of one manager that have not come to their end, and their leases."""
+
+    __slots__ = ("__weakref__", "_leases", "_number", "_owner", "_runs", "_seen")
+
+    def __init__(self, state: SharedState) -> None:
+        self._owner = weakref.ref(state)
+        self._number = next(_numbers)
+        self._runs: dict[int, FetchRun] = {}
+        self._leases: dict[int, Lease] = {}
+        self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads and event loops."""
+        self._runs.clear()
+        self._leases.clear()
+        _on_loops.clear()
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a fetch is in progress, or its outcome on its way into the store."""
+        return any(not run.is_dead() for run in list(self._runs.values()))
+
+    def knows(self, ticket: int) -> bool:
+        """Whether the fetch with this ticket has been started and has not ended."""
+        return ticket in self._runs
+
+    @property
+    def _state(self) -> SharedState:
+        state = self._owner()
+        assert state is not None  # whoever runs a fetch holds it
+        return state
+
+    # --- beginning and end
+
+    def begin(self, run: FetchRun) -> None:
+        """Note that *run* is about to start."""
+        finish_at_exit(id(self), weakref.ref(self))
+        self._runs[run.ticket] = run
+        if run.loop_thread is not None:
+            _on_loops[id(self), run.ticket] = weakref.ref(self), run
+
+    def end(self, run: FetchRun) -> None:
+        """Note that *run* is over, and give back the lease that it may have. Calling it again does nothing."""
+        if run.ticket not in self._leases:
+            self._forget(run)
+        elif not self._state.fleet.blocking or run.worker is threading.current_thread():
+            self.publish(run.ticket)
+            self._forget(run)
+        else:
+            self._publish_in_background(self._state, run)
+
+    def _publish_in_background(self, state: SharedState, run: FetchRun) -> None:
+        alive = [state]  # it must not be collected before this is done
+
+        def publish() -> None:
+            self.publish(run.ticket)
+            self._forget(run)
+            del alive[:]
+
+        try:
+            Worker(publish, "pay88-lease", finishes=True).start()
+        except RuntimeError:  # no thread can be started: at the latest the lease expires
+            self._forget(run)
+
+    def _forget(self, run: FetchRun) -> None:
+        self._runs.pop(run.ticket, None)
+        _on_loops.pop((id(self), run.ticket), None)
+        if not self._runs and not self._leases:
+            forget_finisher(id(self))
+
+    def abandon(self, run: FetchRun, cause: BaseException) -> None:
+        """Note that what carried *run* has ended before it. That is no failure of the service (rule 16)."""
+        if run.ticket not in self._runs:
+            return
+        run.death = _death(cause)
+        events: list[Event] = []
+        state = self._state
+
+        def act(machine: TokenMachine, now: float) -> None:
+            failure = machine.fetch_abandoned(run.ticket, now)
+            if failure is not None:
+                state.fetch_failed(failure, now)
+
+        state.transition(act, events)
+        self.end(run)
+        state.notify_safely(events)
+
+    def at_exit(self) -> None:
+        """Give back the leases that are left, since the process ends."""
+        for ticket in list(self._leases):
+            self.publish(ticket)
+
+    # --- what nobody else notices
+
+    def interrupt(self, tickets: Sequence[int]) -> None:
+        """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
+        for ticket in tickets:
+            run = self._runs.get(ticket)
+            if run is not None and run.worker is not None and self._hangs(run):
+                run.worker.interrupt(Overdue)
+
+    def stuck(self, patience: float) -> Failure | None:
+        """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
+
+        Args:
+            patience: Real seconds for that thread to end once it is interrupted.
+        """
+        for run in list(self._runs.values()):
+            worker = run.worker
+            if worker is None or run.ticket in self._state.pending or not self._hangs(run):
+                continue
+            worker.interrupt(Overdue)
+            worker.join(patience)
+            if worker.is_alive() and run.doing:
+                worker.finishes = False
+                return Failure(
+                    TokenEndpointUnavailable,
+                    f"the {run.doing} has been hanging for {time.monotonic() - run.since:.1f} s and no other fetch can"
+                    " be started; request not sent: let it return or time out",
+                    retryable=True,
+                )
+        return None
+
+    def _hangs(self, run: FetchRun) -> bool:
+        # In real seconds: a clock that a test moves says nothing of a thread.
+        return bool(run.doing) and time.monotonic() - run.since >= self._state.clock.real(
+            self._state.policy.fetch_timeout
+        )
+
+    def on_another_loop(self) -> bool:
+        """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""
+        here = threading.get_ident()
+        return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
+
+    def blocks_this_thread(self) -> bool:
+        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
+
+        Any manager's fetch that shares the store: it may hold the lease that this one would wait for.
+        """
+        here = threading.get_ident()
+        return any(
+            run.loop_thread == here
+            and (fetches := reference()) is not None
+            and not run.is_dead()
+            and fetches._state.fleet.store is self._state.fleet.store
+            for reference, run in list(_on_loops.values())
+        )
+
+    # --- leases
+
+    def lead(self, run: FetchRun, credentials: Credentials) -> Lead:
+        """Ask the store for the lease (rule 4). May block."""
+        if run.cannot_wait:
+            return Lead(fence=NO_LEASE)
+        state = self._state
+        key = state.key(credentials)
+        lease = state.policy.longest_fetch + _LEASE_GRACE
+        seen, version = self._seen
+        asked_at = state.now()
+        owner = f"{fork_id()}-{self._number}"
+        led = state.fleet.lead(key, owner=owner, known=version if seen == key else 0, lease=lease)
+        if led.record is not None:
+            self._seen = key, led.record.version
+        if led.fence:
+            self._leases[run.ticket] = Lease(credentials, led.fence, state.now(), asked_at + lease)
+            if run.ticket not in self._runs:  # it has ended meanwhile
+                self.publish(run.ticket)
+        return led
+
+    def lasts(self, run: FetchRun, seconds: float) -> bool:
+        """Whether the lease of *run*, if it has one, lasts for *seconds* more."""
+        lease = self._leases.get(run.ticket)
+        return lease is None or self._state.now() + seconds <= lease.until
+
+    def publish(self, ticket: int) -> None:
+        """Tell the others what is known now, and end the lease. Only the first call does anything. May block."""
+        lease = self._leases.pop(ticket, None)
+        if lease is None:
+            return
+        state = self._state
+        snapshot, now = state.snapshot(lease.credentials)
+        key = state.key(lease.credentials)
+        content, keep = snapshot.dump(now), snapshot.lasts(now)
+        if state.fleet.publish(key, fence=lease.fence, content=content, keep=keep, after=now - lease.led_at):
+            self._seen = key, lease.fence
+
+
+def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, CarrierLost):
+        return network_failure(cause)
+    return Failure(
+        TokenEndpointUnavailable,
+        f"{cause}; request not sent: retry it with a client that is open",
+        retryable=True,
+        cause=cause,
+    )
+
+
+def sweep() -> None:
+    """End the fetches whose event loop has stopped or was closed: nobody else notices."""
+    for reference, run in list(_on_loops.values()):
+        fetches = reference()
+        if fetches is not None and run.is_dead():
+            fetches.abandon(run, CarrierLost("the event loop that carried the token request has stopped"))
