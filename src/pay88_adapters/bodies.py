@@ -33,13 +33,14 @@ class Bookmark:
     Attributes:
         steady: Whether any layer can send the body again after it has gone back to the position: nothing has to
             be compared with how it was.
+        has_file: Whether a part has a position, so that no earlier attempt may still be reading it.
     """
 
-    __slots__ = ("_checks", "steady")
+    __slots__ = ("_checks", "has_file", "steady")
 
     def __init__(self, *parts: Any, position: Any = None) -> None:
         self._checks: list[Callable[[], bool]] = []
-        self.steady = True
+        self.steady, self.has_file = True, False
         for part in parts:
             if type(part) in PLAIN or _is_plain_tuple(part):
                 continue
@@ -47,13 +48,12 @@ class Bookmark:
             if check is None:
                 self.steady = False
                 check = _content(part) or _never
+            else:
+                self.has_file = True
             self._checks.append(check)
 
     def rewind(self) -> bool:
-        """Return files to their position; return whether the same bytes can be sent again.
-
-        No attempt may still be reading the body.
-        """
+        """Return files to their position; return whether the same bytes can be sent again."""
         try:
             return all(check() for check in self._checks)
         except (OSError, ValueError):  # a file was closed, a memoryview released
@@ -62,11 +62,6 @@ class Bookmark:
 
 WHOLE = Bookmark()
 """The state of every body of a plain type."""
-
-
-def bookmark(body: Any, position: Any = None) -> Bookmark:
-    """Return the state of *body*, which has not been sent yet."""
-    return WHOLE if type(body) in PLAIN else Bookmark(body, position=position)
 
 
 def _position(file: Any, position: Any) -> Callable[[], bool] | None:

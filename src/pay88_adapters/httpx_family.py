@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import anyio  # both libraries stand on it
 
 from .arguments import check_client, check_method, class_of, inside
-from .bodies import Bookmark, bookmark
+from .bodies import WHOLE, Bookmark
 from .drivers import AsyncSender, Sender
 from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
@@ -81,8 +81,10 @@ class Library:
 
     def bookmark(self, stream: Any) -> Bookmark:
         """Return the state of a request's body, which has not been sent yet."""
-        if type(stream) is self._bytes or type(stream) in self._iterators:
-            return bookmark(getattr(stream, "_stream", stream))
+        if type(stream) is self._bytes and type(stream._stream) is bytes:
+            return WHOLE
+        if type(stream) in self._iterators:
+            return Bookmark(stream._stream)
         if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
             return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
         return Bookmark(stream)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 try:
@@ -268,9 +269,12 @@ class _Headers(urllib3.HTTPHeaderDict):
         return f"<{len(self)} header fields>"
 
 
-def _headers(fields: list[tuple[str, str]]) -> Mapping[str, str]:
+def _headers(fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, str]:
     plain = dict(fields)
-    return plain if len(plain) == len(fields) else _Headers(fields)
+    if len(plain) < len(fields):
+        return _Headers([*fields, *attached.items()])
+    plain.update(attached)
+    return plain
 
 
 _DEFAULT = Pay88Retry()
@@ -354,7 +358,7 @@ class _Call:
 
     def send(self, token: Token) -> BaseHTTPResponse:
         fields = self._fields
-        headers = _headers([*fields, *token.attached.items()]) if fields else token.attached.copy()
+        headers = _headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw
         kw["headers"] = headers
         args = self._args
