@@ -1041,7 +1041,7 @@ def strikes(emulator: Emulator, act: Callable[[TokenManager], Callable[[], objec
             assert free.result(), f"the lock is held, after {strike.point}"
             another.submit(state._lock.release).result()
             clock.advance(1)  # what has not begun by then never will
-            assert another.submit(manager.get_token).result(DEADLINE / 4), strike.point
+            another.submit(manager.get_token).result(DEADLINE / 4)
         until(partial(_all_ended, manager, clock), f"the end of the fetch struck at {strike.point}")
         assert manager.stats().failed_fetches == 0, strike.point
     raise AssertionError("there is no end to it")

@@ -86,8 +86,10 @@ def steady() -> Iterator[Steady]:
     with Emulator(clock=clock, call_limits=()) as emulator, emulator.hold("token") as hold:
 
         def answer() -> None:
-            while not stopped.wait(0.02 if hold.held else 0.001):
-                hold.release(hold.held)
+            while not stopped.wait(0.001):
+                if held := hold.held:
+                    stopped.wait(0.02)
+                    hold.release(held)
 
         answering = threading.Thread(target=answer)
         answering.start()
