@@ -29,7 +29,7 @@ from .runtimes import current_runtime
 from .secret import Hidden, hidden
 from .standalone import standalone_sender
 from .state import CredentialsSource, SharedState, Stats
-from .stores import MEMORY, open_store
+from .stores import MEMORY, open_fallback, open_store
 from .stores.base import Store
 from .token import Token
 
@@ -45,7 +45,7 @@ class _Process:
         self.managers: dict[tuple[object, ...], TokenManager] = {}
         self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
         self.stores: WeakKeyDictionary[Clock, dict[str, Store]] = WeakKeyDictionary()
-        self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, float], Fleet]] = WeakKeyDictionary()
+        self.fleets: WeakKeyDictionary[Clock, dict[tuple[str, str | None, float | None], Fleet]] = WeakKeyDictionary()
         self.after_fork()
         survive_forks(self)
 
@@ -54,16 +54,17 @@ class _Process:
         self.managers_lock = threading.Lock()
         self.stores_lock = threading.Lock()
 
-    def fleet(self, url: str, clock: Clock, share: float) -> Fleet:
+    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
         """Return this process's one view of a store, on this clock."""
         with self.stores_lock:
             fleets = self.fleets.setdefault(clock, {})
-            fleet = fleets.get((url, share))
+            fleet = fleets.get((url, fallback, share))
             if fleet is None:
                 stores = self.stores.setdefault(clock, {})
                 if url not in stores:
                     stores[url] = open_store(url, clock)
-                fleet = fleets[url, share] = Fleet(stores[url], clock, share)
+                spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
+                fleet = fleets[url, fallback, share] = Fleet(stores[url], clock, share, spare, host)
             return fleet
 
 
@@ -95,6 +96,8 @@ class TokenManager:
             ``memory://`` is *per process*: each process has a token and a budget of its own, though the
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
             ``redis://host:port`` for a fleet.
+        fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
+            *store* is unavailable. Without one, each process has a share of the token budget of its own.
         policy: When tokens are refreshed and what may be spent.
         retry: When a call is sent again; ``RetryPolicy()`` unless given, ``RetryPolicy.none()`` for never.
         pacing: Hold calls within the limits that 88Pay documents for them: 60 a minute and 1,000 an hour
@@ -116,6 +119,7 @@ class TokenManager:
         *,
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
+        fallback_store: str | None = None,
         policy: TokenPolicy | None = None,
         retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
@@ -138,7 +142,7 @@ class TokenManager:
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or _POLICY
         clock = clock or _process.clock
-        fleet = _process.fleet(store, clock, policy.fallback_share)
+        fleet = _process.fleet(store, _checked_fallback(store, fallback_store), clock, policy.fallback_share)
         rotating = not isinstance(credentials, Credentials)
         guards = None
         if pacing or breaker is not None:
@@ -165,7 +169,7 @@ class TokenManager:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
-        ``PAY88_BASE_URL`` and ``PAY88_STORE``.
+        ``PAY88_BASE_URL``, ``PAY88_STORE`` and ``PAY88_FALLBACK_STORE``.
 
         Raises:
             ConfigurationError: A variable is missing or cannot be used.
@@ -175,6 +179,7 @@ class TokenManager:
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
             store=environ.get("PAY88_STORE") or MEMORY,
+            fallback_store=environ.get("PAY88_FALLBACK_STORE") or None,
         )
 
     @classmethod
@@ -184,6 +189,7 @@ class TokenManager:
         *,
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
+        fallback_store: str | None = None,
         policy: TokenPolicy | None = None,
         retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
@@ -197,7 +203,7 @@ class TokenManager:
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
+        options = (fallback_store, policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         with _process.managers_lock:
             manager = _process.managers.get(key)
@@ -206,6 +212,7 @@ class TokenManager:
                     credentials,
                     base_url=base_url,
                     store=store,
+                    fallback_store=fallback_store,
                     policy=policy,
                     retry=retry,
                     listeners=listeners,
@@ -356,6 +363,18 @@ class TokenManager:
 def _check_type(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def _checked_fallback(store: str, fallback: object) -> str | None:
+    if fallback is None:
+        return None
+    if not isinstance(fallback, str):
+        raise ConfigurationError(f"fallback_store must be a str, not {type(fallback).__name__}")
+    if store == MEMORY:
+        raise ConfigurationError("fallback_store is for a store that processes share: set store, too")
+    if store == fallback:
+        raise ConfigurationError("fallback_store is the same as store: name another file")
+    return fallback
 
 
 def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
