@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
@@ -25,6 +25,7 @@ from .stores.base import (
     Entry,
     History,
     Lead,
+    Member,
     Store,
     StoreError,
     Window,
@@ -48,6 +49,7 @@ _TOLD_AT_ONCE = 20  # histories that one operation tells the store of
 _UNKNOWN = 4  # parts of the budget, one of which a process takes that has never reached the store
 _OTHERS = "#"  # in the ids of entries that stand for what others may have taken
 _TOLD_OF_CALLS = 200  # entries of a history that need not be complete
+_DAY = 86_400.0
 _NEVER = float("-inf")
 _numbers = itertools.count(1)
 NO_LEASE = 0
@@ -121,7 +123,7 @@ class Fleet:
             self.budget.tell(store)  # here, because who never leads never asks for the shared budget
             asked_at = self._clock.now()
             led = store.lead(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
-            self.share.told(led.parts, led.others, asked_at)
+            self.share.told(led.parts, led.others, asked_at, steady=self.link.is_steady)
             return led
 
         led = self.link.attempt(operation)
@@ -166,6 +168,11 @@ class Link:
         """Go on without the parent's threads."""
         self._lock = threading.RLock()
         self._running = set()
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the store has not failed for an hour."""
+        return not self.failing and self._clock.now() >= self.restored_at + HORIZON
 
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for a while after it did."""
@@ -286,7 +293,7 @@ class Share:
         self._clock = clock
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
         self._told: tuple[int, float] | None = None  # one part in how many, and when the store was asked
-        self._others: list[tuple[float, int]] = []  # the same of each other member
+        self._others: dict[str, tuple[float, int]] = {}  # when each other member asked, and its parts
 
     @property
     def is_firm(self) -> bool:
@@ -298,14 +305,17 @@ class Share:
         """Whether the store has ever been reached."""
         return self._told is not None
 
-    def told(self, parts: int, others: Sequence[tuple[float, int]], asked_at: float) -> None:
-        """Note what the store said."""
-        self._told = parts, asked_at
-        self._others = [(asked_at - age, parts) for age, parts in others]
+    def told(self, parts: int, others: Sequence[Member], asked_at: float, *, steady: bool) -> None:
+        """Note what the store said, which has been *steady* for long, or not."""
+        asked = {each.name: (asked_at - each.age, each.parts) for each in others if each.parts}
+        # Who fell silent as the store failed may be alone ever since, though the store has forgotten it.
+        since = asked_at - (HORIZON if steady else _DAY)
+        self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **asked}
+        self._told = max(parts, len(self._others) + 1) if parts and not steady else parts, asked_at
 
     def silent(self, restored_at: float) -> list[tuple[float, int]]:
-        """Return when those asked who have not asked since the store is back, and the parts that they were told."""
-        return [(at, parts) for at, parts in self._others if at < restored_at and parts]
+        """Return when those asked last who have not asked since the store is back, and their parts."""
+        return [(at, parts) for at, parts in self._others.values() if at < restored_at]
 
     def parts(self, failing_since: float) -> int:
         """Return one part in how many it is, of a store that fails since then; 0 for none."""
@@ -353,6 +363,7 @@ class _Budget(MemoryStorage):
         self._fleet = fleet
         self._alone = MemoryStorage(clock.now)  # what was taken alone, and what it stands for
         self._untold: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
+        self._untold_bars: Set[str] = frozenset()
         self._seen: dict[str, float] = {}  # until when this process knows what was taken
         self._rates: dict[str, float] = {}  # how many units a second the limits of a key allow for long
         super().__init__(clock.now)
@@ -392,7 +403,7 @@ class _Budget(MemoryStorage):
     def _kept_free(self, window: Window) -> Window:
         """Leave room in the shared budget for what others may have taken alone and not yet told."""
         link, now = self._fleet.link, self._now()
-        if now >= link.restored_at + HORIZON:
+        if link.is_steady:
             return window
         instants = [now - age for age in counted(window, self.known(window.key))]
         taken = sum(
@@ -408,9 +419,10 @@ class _Budget(MemoryStorage):
 
     def bar(self, key: str, bar: Bar) -> None:
         super().bar(key, bar)
-        for link in (self._fleet.link, self._fleet.fallback):
-            if link is not None and link.attempt(lambda store: store.budget.bar(key, bar) is None):
-                break
+        if not self._fleet.link.attempt(lambda store: store.budget.bar(key, bar) is None):
+            self._untold_bars = {*self._untold_bars, key}
+            if self._fleet.fallback is not None:
+                self._fleet.fallback.attempt(lambda store: store.budget.bar(key, bar))
 
     def known(self, key: str) -> History:
         """Return what this process knows of the history of *key*."""
@@ -505,6 +517,11 @@ class _Budget(MemoryStorage):
         Raises:
             StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
+        for key in list(self._untold_bars)[:_TOLD_AT_ONCE]:
+            bar = self.barred(key)
+            if bar is not None:
+                store.budget.bar(key, bar)
+            self._untold_bars = self._untold_bars - {key}
         for key, entries in list(self._untold.items())[:_TOLD_AT_ONCE]:
             now, keep = self._now(), self._kept(key).keep
             live = [Entry(name, now - at) for name, at in entries.items() if now - at <= keep]

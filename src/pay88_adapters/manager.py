@@ -32,7 +32,7 @@ from .runtimes import current_run, current_runtime
 from .secret import Hidden, hidden
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import CredentialsSource, SharedState, Stats
-from .stores import MEMORY, open_store
+from .stores import MEMORY, open_fallback, open_store
 from .stores.base import Store
 from .token import Token
 
@@ -48,15 +48,15 @@ class _Stores:
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, float | None], Fleet] = {}
+        self._fleets: dict[tuple[str, str | None, float | None], Fleet] = {}
         self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
         return len(self._fleets)
 
-    def fleet(self, url: str, clock: Clock, share: float | None) -> Fleet:
+    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
         """Return this process's one view of a store."""
-        fleet = self._fleets.get((url, share))
+        fleet = self._fleets.get((url, fallback, share))
         if fleet is None:
             if len(self._fleets) >= self._sweep_at:
                 # Not where the last manager goes: what it has used up of the budget counts on.
@@ -65,7 +65,8 @@ class _Stores:
                 self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
             store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
             # A signal handler or a finalizer may have made it meanwhile, on this very thread.
-            fleet = self._fleets.setdefault((url, share), Fleet(store, clock, share))
+            spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
+            fleet = self._fleets.setdefault((url, fallback, share), Fleet(store, clock, share, spare, host))
         return fleet
 
 
@@ -126,13 +127,13 @@ class _Process:
         """Replace the lock: another thread may have held it."""
         self.lock = threading.RLock()
 
-    def fleet(self, url: str, clock: Clock, share: float | None) -> Fleet:
+    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
         """Return this process's one view of a store, on this clock."""
         with self.lock:
             # On the clock itself, which the stores refer to: so they are collected together.
             stores: _Stores = vars(clock).setdefault("_pay88_stores", None) or _Stores()
             vars(clock)["_pay88_stores"] = stores
-            return stores.fleet(url, clock, share)
+            return stores.fleet(url, fallback, clock, share)
 
 
 _process = _Process()
@@ -163,6 +164,8 @@ class TokenManager:
             ``memory://`` is *per process*: each process has a token and a budget of its own, though the
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
             ``redis://host:port`` for a fleet.
+        fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
+            *store* is unavailable. Without one, each process has a share of the token budget of its own.
         policy: When tokens are refreshed and what may be spent.
         retry: When a call is sent again; ``RetryPolicy()`` unless given, ``RetryPolicy.none()`` for never.
         pacing: Hold calls within the limits that 88Pay documents for them: 60 a minute and 1,000 an hour
@@ -188,6 +191,7 @@ class TokenManager:
         *,
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
+        fallback_store: str | None = None,
         policy: TokenPolicy | None = None,
         retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
@@ -213,7 +217,7 @@ class TokenManager:
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or _POLICY
         clock = clock or _process.clock
-        fleet = _process.fleet(store, clock, policy.fallback_share)
+        fleet = _process.fleet(store, _checked_fallback(store, fallback_store), clock, policy.fallback_share)
         rotating = not isinstance(credentials, Credentials)
         guards = None
         if pacing or breaker is not None:
@@ -242,7 +246,7 @@ class TokenManager:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
-        ``PAY88_BASE_URL`` and ``PAY88_STORE``.
+        ``PAY88_BASE_URL``, ``PAY88_STORE`` and ``PAY88_FALLBACK_STORE``.
 
         Raises:
             ConfigurationError: A variable is missing or cannot be used.
@@ -252,6 +256,7 @@ class TokenManager:
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
             store=environ.get("PAY88_STORE") or MEMORY,
+            fallback_store=environ.get("PAY88_FALLBACK_STORE") or None,
             client=client,
         )
 
@@ -262,6 +267,7 @@ class TokenManager:
         *,
         base_url: str = SANDBOX_URL,
         store: str = MEMORY,
+        fallback_store: str | None = None,
         policy: TokenPolicy | None = None,
         retry: RetryPolicy | None = None,
         listeners: Iterable[Listener] = (),
@@ -280,7 +286,7 @@ class TokenManager:
         """
         store = hidden(store)
         listeners = _checked(listeners)
-        options = (policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
+        options = (fallback_store, policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         try:
             hash(key)
@@ -294,6 +300,7 @@ class TokenManager:
                 credentials,
                 base_url=base_url,
                 store=store,
+                fallback_store=fallback_store,
                 policy=policy,
                 retry=retry,
                 listeners=listeners,
@@ -479,6 +486,18 @@ class TokenManager:
 def _check_type(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def _checked_fallback(store: str, fallback: object) -> str | None:
+    if fallback is None:
+        return None
+    if not isinstance(fallback, str):
+        raise ConfigurationError(f"fallback_store must be a str, not {type(fallback).__name__}")
+    if store == MEMORY:
+        raise ConfigurationError("fallback_store is for a store that processes share: set store, too")
+    if store == fallback:
+        raise ConfigurationError("fallback_store is the same as store: name another file")
+    return fallback
 
 
 def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:

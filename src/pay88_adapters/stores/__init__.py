@@ -32,3 +32,17 @@ def open_store(url: str, clock: Clock) -> Store:
 
         return redis_store(url, clock)
     raise ConfigurationError("store must be memory://, sqlite:////absolute/path or redis://host:port")
+
+
+def open_fallback(url: str, clock: Clock) -> tuple[Store, str]:
+    """Return the store in a file that *url* names, and a name for all that share it.
+
+    Raises:
+        ConfigurationError: It names none.
+    """
+    if not url.startswith("sqlite:"):
+        raise ConfigurationError("fallback_store must be a file of this host, such as sqlite:////absolute/path")
+    from .sqlite import sqlite_store
+
+    store = sqlite_store(url, clock)
+    return store, store.host

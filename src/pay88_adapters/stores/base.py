@@ -310,6 +310,16 @@ class Record:
     """Seconds since it was stored: it was written earlier, or then."""
 
 
+class Member(NamedTuple):
+    """Whoever has a share of the budget while the store cannot be used."""
+
+    name: str
+    age: float
+    """Seconds since it asked last."""
+    parts: int
+    """Its share is one part in so many; 0: it has none."""
+
+
 class Lead(NamedTuple):
     """The answer to whoever wants to replace the record: exactly one of the first three."""
 
@@ -321,8 +331,8 @@ class Lead(NamedTuple):
     """Somebody else's lease runs for so many seconds more, unless the record is replaced earlier."""
     parts: int = 0
     """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
-    others: Sequence[tuple[float, int]] = ()
-    """Of each other member, how many seconds ago it asked, and its parts; unless there are too many to have any."""
+    others: Sequence[Member] = ()
+    """All other members, unless there are too many to have any share."""
 
 
 class Look(NamedTuple):

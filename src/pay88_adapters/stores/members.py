@@ -3,8 +3,8 @@
 A member is a process, or a host whose processes share a fallback store. Each is told its part whenever it
 asks for a lease. What all members may take together never exceeds the budget: a part that was told
 is set aside until its member is told another, for nobody can take it back from a member that does not
-ask. It shrinks in proportion to the time since the member asked last, to nothing after an hour: so
-a member that has ended, or that makes no request, does not keep the others from theirs.
+ask. It shrinks while the member does not ask, to nothing after an hour: so a member that has ended, or
+that makes no request, does not keep the others from theirs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .base import Member
+
 HORIZON = 3600.0
 """Seconds after which a member that does not ask is none, and has no part."""
+
+GRACE = 300.0
+"""Seconds for which a part stays whole: who makes requests asks more often than that."""
 
 MOST_MEMBERS = 100
 """More have no part each: with the documented limits it would not reach one token request an hour."""
@@ -26,17 +31,17 @@ def member_of(owner: str) -> str:
     return owner.rpartition("/")[0]
 
 
-def parts(others: Sequence[tuple[float, int]], *, asked_before: bool) -> int:
+def parts(others: Sequence[Member], *, asked_before: bool) -> int:
     """Return one part in how many a member has from now on; 0 for none.
 
     Args:
-        others: Of each other member, how many seconds ago it asked, and the parts that it was told.
+        others: All other members.
         asked_before: Whether this one is a member already. One that comes leaves room for those that come
             with it: they are told theirs before the others ask again.
     """
     if len(others) >= MOST_MEMBERS:
         return 0
-    free = 1.0 - sum(part_left(told, age) for age, told in others)
+    free = 1.0 - sum(part_left(each.parts, each.age) for each in others)
     if not asked_before:
         free /= 2
     return max(len(others) + 1, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
@@ -44,7 +49,7 @@ def parts(others: Sequence[tuple[float, int]], *, asked_before: bool) -> int:
 
 def part_left(told: int, age: float) -> float:
     """Return what is left of one part in *told*, *age* seconds after the member asked."""
-    return max(1 - max(age, 0.0) / HORIZON, 0.0) / told if told else 0.0
+    return max(1 - max(age - GRACE, 0.0) / (HORIZON - GRACE), 0.0) / told if told else 0.0
 
 
 def shrunk(told: int, age: float) -> int:

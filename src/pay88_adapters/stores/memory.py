@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.forks import survive_forks
 
-from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Past, Window, verdict
+from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Member, Past, Window, verdict
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .place import Place
 
@@ -205,15 +205,15 @@ class MemoryStore:
         # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
         return replace(self._places.get(key, _EMPTY))
 
-    def _join(self, member: str, now: float) -> tuple[int, Sequence[tuple[float, int]]]:
+    def _join(self, member: str, now: float) -> tuple[int, Sequence[Member]]:
         if not member:
             return 0, ()
-        asked = ((now - at, told) for name, (at, told) in self._members.items() if name != member)
-        living = (each for each in asked if each[0] < HORIZON)
+        asked = (Member(name, now - at, told) for name, (at, told) in self._members.items() if name != member)
+        living = (each for each in asked if each.age < HORIZON)
         others = tuple(islice(living, MOST_MEMBERS))
         told = parts(others, asked_before=now - self._members.get(member, _NEVER)[0] < HORIZON)
         self._members[member] = now, told
-        return told, others
+        return told, others if len(others) < MOST_MEMBERS else ()
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:

@@ -30,13 +30,14 @@ from .base import (
     History,
     Lead,
     Look,
+    Member,
     Record,
     StoreError,
     Window,
     counted,
     verdict,
 )
-from .members import HORIZON, MOST_MEMBERS, member_of
+from .members import GRACE, HORIZON, MOST_MEMBERS, member_of
 
 try:
     import redis
@@ -250,7 +251,7 @@ class RedisStore:
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        member = (member_of(owner), _micros(self._clock, HORIZON), MOST_MEMBERS)
+        member = (member_of(owner), _micros(self._clock, HORIZON), _micros(self._clock, GRACE), MOST_MEMBERS)
         args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
         return self._server.ask(lambda client: self._lead(LEAD(client, keys, *args)))
@@ -277,8 +278,8 @@ class RedisStore:
 
     def _joined(self, reply: Any) -> dict[str, Any]:
         told, others = reply
-        ages = [_seconds(self._clock, age) for age in others[::2]]
-        return {"parts": told, "others": tuple(zip(ages, others[1::2], strict=True))}
+        members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
+        return {"parts": told, "others": tuple(members)}
 
     def _look(self, reply: Any) -> Look:
         record, lease = reply

@@ -194,7 +194,7 @@ end
 
 # What members.parts() returns, in one step with what it is told.
 _MEMBERS = """
-local function join(seen, told, member, horizon, most)
+local function join(seen, told, member, horizon, grace, most)
   if member == '' then return {0, {}} end
   local before = redis.call('ZSCORE', seen, member)
   if before and now - tonumber(before) >= horizon then before = nil end
@@ -209,9 +209,8 @@ local function join(seen, told, member, horizon, most)
         redis.call('HDEL', told, all[i])
       elseif all[i] ~= member and parts and parts > 0 then
         local age = math.max(now - tonumber(at), 0)
-        free = free - (1 - age / horizon) / parts
-        table.insert(others, age)
-        table.insert(others, parts)
+        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / parts
+        table.insert(others, {all[i], age, parts})
       end
     end
     if not before then free = free / 2 end
@@ -224,13 +223,14 @@ end
 """
 
 # KEYS: fences, content, when members asked, what they were told. ARGV: owner, known version, lease, for how many
-# milliseconds to count fences, member, for how long one is a member, how many there can be
+# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, how many there
+# can be
 LEAD = Script(
     _BASICS,
     _FENCES,
     _MEMBERS,
     """
-local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]))
+local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
 local version, at, till, content, stored =
   unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version and version ~= ARGV[2] then

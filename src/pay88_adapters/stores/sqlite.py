@@ -10,7 +10,9 @@ sharing the index of the log, and at last deletes the log itself, of the new fil
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import random
 import sqlite3
 import stat
@@ -38,6 +40,7 @@ from .base import (
     History,
     Lead,
     Look,
+    Member,
     Past,
     StoreError,
     Window,
@@ -124,6 +127,13 @@ class _File:
         self._clock = clock
         self._boot = _boot_id()
         _look(self._path)
+
+    @property
+    def host(self) -> str:
+        # A container has a root of its own: the same path may be another directory there.
+        directory = self._path.parent.stat()
+        seen = f"{self._boot or platform.node()}\n{directory.st_dev}\n{directory.st_ino}\n{self._path.name}"
+        return hashlib.sha256(seen.encode()).hexdigest()[:32]
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
@@ -345,6 +355,11 @@ class SqliteStore:
         self._file = _File(path, clock)
         self.budget = SqliteStorage(self._file)
 
+    @property
+    def host(self) -> str:
+        """Names all that share the file: the processes of this boot of this host that see it at this place."""
+        return self._file.host
+
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         def operation(db: sqlite3.Connection, now: float) -> Lead:
             place = _load(db, key)
@@ -427,16 +442,16 @@ def _barred(db: sqlite3.Connection, key: str, now: float) -> Bar | None:
     return None if row is None else Bar(_real(row[1]), now - _real(row[0]), _string(row[2]))
 
 
-def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[tuple[float, int], ...]]:
+def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[Member, ...]]:
     if not member:
         return 0, ()
     db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
     before = db.execute("SELECT 1 FROM members WHERE member = ?", (member,)).fetchone() is not None
-    rows = db.execute("SELECT at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
-    others = tuple((now - _real(at), _whole(told)) for at, told in rows)
+    rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
+    others = tuple(Member(_string(name), now - _real(at), _whole(told)) for name, at, told in rows)
     told = parts(others, asked_before=before)
     db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
-    return told, others
+    return told, others if len(others) < MOST_MEMBERS else ()
 
 
 def _load(db: sqlite3.Connection, key: str) -> Place:
