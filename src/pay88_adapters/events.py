@@ -184,7 +184,10 @@ class BreakerClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreDegraded(Event):
-    """The store fails: this process goes on alone, with a share of the budget (``fallback_share``)."""
+    """The store is unavailable: this process goes on with a share of the token budget.
+
+    Its host has one share where the processes have a ``fallback_store``.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def pay88(ctx: click.Context) -> int | None:
     """Tools for 88Pay access tokens.
 
     What is configured comes from the environment, as TokenManager.from_env() reads it: PAY88_API_KEY,
-    PAY88_MERCHANT_ID, PAY88_ENVIRONMENT or PAY88_BASE_URL, and PAY88_STORE.
+    PAY88_MERCHANT_ID, PAY88_ENVIRONMENT or PAY88_BASE_URL, PAY88_STORE and PAY88_FALLBACK_STORE.
     """
     if ctx.invoked_subcommand is not None:
         return None

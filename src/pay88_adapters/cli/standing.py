@@ -114,13 +114,17 @@ class Shared:
         asked_at = self._clock.now()
         look = self._store.look(self._key)
         now = self._clock.now()
-        found = load(look.record.content, look.record.age, asked_at, now) if look.record else None
+        record = look.record
+        found = load(record.content, record.age, asked_at, now, stored=record.stored) if record else None
         token, barred = _told(found or Snapshot(), now)
+        limited = self._budget.barred(self._merchant_id)
+        if limited is not None and (barred is None or barred.remaining < limited[1]):
+            barred = Bar(limited[0].message, limited[1])
         return Standing(
             self._budget.left(self._merchant_id),
             self._free_in(),
             {group: self._pacing.left(group, self._merchant_id) for group in PACED} if pacing else None,
-            Lease(look.owner[:8], look.busy_for) if look.owner else None,
+            Lease(look.owner.rpartition("/")[2][:8], look.busy_for) if look.owner else None,
             token,
             barred,
         )

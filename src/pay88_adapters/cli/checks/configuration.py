@@ -26,6 +26,7 @@ class Configuration:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self.store: str = hidden(environ.get("PAY88_STORE") or MEMORY)
+        self.fallback_store: str | None = environ.get("PAY88_FALLBACK_STORE") or None
         self.credentials: Credentials | None = None
         self.endpoint: Endpoint | None = None
         self.fits = False
@@ -52,6 +53,8 @@ class Configuration:
         for name, option in _OPTIONS.items():
             if self._environ.get(name):
                 yield name if self._environ[name] == os.environ.get(name) else option
+        if self.fallback_store is not None:
+            yield "PAY88_FALLBACK_STORE"
 
     def _check_url(self) -> Finding:
         try:

@@ -11,7 +11,7 @@ from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
 from pay88_adapters.clock import Clock
 from pay88_adapters.fleet import bounded
-from pay88_adapters.stores import MEMORY, open_store
+from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 
 from .configuration import Configuration
@@ -38,6 +38,8 @@ class Fleet:
     def check_store(self) -> Iterator[Finding]:
         """Check that the store takes a lease and a record, beside those of the fleet."""
         url = self._configuration.store
+        if self._configuration.fallback_store is not None:
+            yield _check_fallback(self._configuration.fallback_store, url)
         if url == MEMORY:
             yield skipped("store", "memory:// is for one process: set PAY88_STORE where there are several")
             return
@@ -105,6 +107,19 @@ class Fleet:
                 began_at = time.monotonic()
                 token = manager.get_token()
             return ok("token", f"good for {token.expires_in:g} s, in {time.monotonic() - began_at:.2f} s")
+
+
+def _check_fallback(url: str, store: str) -> Finding:
+    """Check that the file that this host's processes share meanwhile takes a lease and a record."""
+    name, remedy = "fallback", "correct PAY88_FALLBACK_STORE: a file of this host, beside the PAY88_STORE of all"
+    if store in (MEMORY, url):
+        return failed(name, "there is no other store that it could stand in for", remedy)
+    try:
+        spare, _ = open_fallback(url, Clock())
+        took = bounded(lambda: _try(spare))
+    except (ConfigurationError, StoreError) as error:
+        return failed(name, str(error), remedy)
+    return ok(name, f"a lease and a record in {took * 1000:.0f} ms")
 
 
 def _try(store: Store) -> float:
