@@ -43,6 +43,7 @@ from pay88_adapters import (
     TokenPolicy,
 )
 from pay88_adapters.clock import Clock
+from pay88_adapters.events import TokenFetched
 from pay88_adapters.testing import Emulator, Hold, ManualClock, ResetAfterRead
 from stacks import (
     STACKS,
@@ -592,6 +593,99 @@ def the_client_is_closed_under_the_fetch(stack: str) -> None:
             assert isinstance(leading.result(DEADLINE), (Reply, Exception))
             assert here.journal.token_requests <= 2
             leader.close()
+
+
+@case(*TASKS)
+def a_task_dies_before_its_first_step(stack: str) -> None:
+    """Fire and forget: the run ends as the fetch has been started and not begun. Nothing is left behind."""
+    with corner() as here:
+
+        async def forgets() -> None:
+            client = Tasks(stack, here.manager, here.url)
+            if stack == "httpx-trio":
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client)
+                    nursery.cancel_scope.cancel()
+            else:
+                call = asyncio.create_task(client())
+                await asyncio.sleep(0)
+                call.cancel()
+                with suppress(asyncio.CancelledError):
+                    await call
+            await client.close()
+
+        for _ in range(3):
+            run(stack, forgets)
+            assert not here.manager.stats().fetching
+        run(stack, partial(_once, stack, here))
+        assert here.journal.token_requests == 1  # a unit that was granted just before the end is not given back
+        assert here.manager.stats().failed_fetches == 0
+
+
+@case("httpx-asyncio", "aiohttp")
+def the_loop_is_closed_and_others_share_the_store(stack: str) -> None:
+    """The lease of a fetch that has died with its loop is given back: the other manager does not wait for it."""
+    with corner(ManualClock()) as here, here.emulator.hold("token") as held:
+        other = here.new_manager()
+        loop = asyncio.new_event_loop()
+        clients: list[Tasks] = []
+        leaders: list[asyncio.Task[bool]] = []
+
+        async def lead() -> None:
+            clients.append(Tasks(stack, here.manager, here.url))
+            leaders.append(asyncio.create_task(clients[0]()))
+            await auntil(lambda: held.held == 1)
+
+        async def end() -> None:
+            leaders[0].cancel()
+            with suppress(asyncio.CancelledError):
+                await leaders[0]
+            await clients[0].close()
+
+        loop.run_until_complete(lead())  # and it is stopped from now on
+        with ThreadPoolExecutor(1) as pool:
+            another = pool.submit(other.get_token)
+            until(lambda: here.clock.waiting > 0 or held.held == 2)  # type: ignore[attr-defined]
+            until(partial(_moved, here, lambda: held.held == 2))
+            held.release()
+            assert another.result(DEADLINE)
+        assert here.manager.stats().failed_fetches == other.stats().failed_fetches == 0
+        loop.run_until_complete(end())
+        loop.close()
+
+
+def _moved(here: Corner, condition: Callable[[], bool]) -> bool:
+    if not condition() and here.clock.now() < 1_010:  # a lease would last longer
+        here.advance(0.1)
+    return condition()
+
+
+@case(*THREADS, *TASKS, ALONE)
+def a_listener_raises_anything(stack: str) -> None:
+    """What a listener raises, no matter what, makes no failure of a fetch that succeeded."""
+    raised_: list[object] = []
+
+    def listener(event: object) -> None:
+        if isinstance(event, TokenFetched) and len(raised_) < len(kinds):
+            raised_.append(event)
+            raise kinds[len(raised_) - 1]
+
+    kinds: list[type[BaseException]] = [SoftTimeLimit, SystemExit, KeyboardInterrupt, GeneratorExit, ValueError]
+    logging.getLogger("pay88_adapters").setLevel(logging.CRITICAL + 1)
+    with corner() as here:
+        here.manager.listen(listener)
+        for count in range(1, len(kinds) + 1):
+            if stack in TASKS:
+                run(stack, partial(_once, stack, here))
+            else:
+                with caller(stack, here) as call:
+                    assert call()
+            until(lambda: not here.manager.stats().fetching)
+            here.spent(count)
+            here.manager.invalidate(here.manager.get_token())
+        assert len(raised_) == len(kinds)
+        stats = here.manager.stats()
+        assert stats.failed_fetches == stats.failed_in_a_row == 0
 
 
 # --- 5: forks --------------------------------------------------------------------------------------
