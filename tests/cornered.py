@@ -648,7 +648,7 @@ def the_loop_is_closed_and_others_share_the_store(stack: str) -> None:
             until(lambda: here.clock.waiting > 0 or held.held == 2)  # type: ignore[attr-defined]
             until(partial(_moved, here, lambda: held.held == 2))
             held.release()
-            assert another.result(DEADLINE)
+            assert isinstance(another.result(DEADLINE), Token)
         assert here.manager.stats().failed_fetches == other.stats().failed_fetches == 0
         loop.run_until_complete(end())
         loop.close()
