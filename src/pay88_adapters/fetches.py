@@ -213,6 +213,11 @@ class Fetches:
             for reference, run in list(_on_loops.values())
         )
 
+    def on_this_thread(self) -> bool:
+        """Whether this code runs in the middle of a fetch, such as a finalizer, and cannot wait for it."""
+        here = threading.current_thread()
+        return any(run.worker is here for run in list(self._runs.values()))
+
     # --- leases
 
     def lead(self, run: FetchRun, credentials: Credentials) -> Lead:

@@ -235,8 +235,8 @@ class Acquirer:
                         self._own = yield Start(ticket, background=False, cannot_wait=alone)
                     case Wait():
                         assert self._wait is not None
+                        sweep()  # which opens the gate, if it ends what this call is about to wait for
                         yield self._wait
-                        sweep()
                     case Fail(failure, retry_after):
                         raise failure.error(retry_after)
         finally:
@@ -260,7 +260,7 @@ class Acquirer:
             carrier_age=state.carriers.age(self._carriers, now),
             own=None if self._own is None else self._own.ticket,
             cannot_lead=None if self._own is None else self._own.death,
-            cannot_wait=state.interrupts_itself,
+            cannot_wait=state.interrupts_itself or state.fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
             self._alone = False  # it sends its own
