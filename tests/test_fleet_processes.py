@@ -177,7 +177,7 @@ class Stage:
         budget = manager._state.budget
         names = budget.names(credentials.merchant_id)
         hour = budget._strategy.window(budget._longest, *names)
-        return len(manager._state.fleet._store.budget.ages(hour))
+        return len(manager._state.fleet.link.store.budget.ages(hour))
 
 
 def until(true: Callable[[], bool], timeout: float = 30.0) -> None:
