@@ -31,7 +31,7 @@ from .stores.base import (
     Window,
     counted,
 )
-from .stores.members import HORIZON, shrunk
+from .stores.members import AT_FIRST, HORIZON, shrunk
 from .stores.memory import MemoryStorage
 from .threads import may_block
 
@@ -46,7 +46,6 @@ _SLOW = 0.5  # real seconds after which others wait for the end of an operation,
 _REST = 5.0  # seconds for which a store that failed is left alone
 _QUIET = 60.0  # seconds between two warnings about a store that comes and goes
 _TOLD_AT_ONCE = 20  # histories that one operation tells the store of
-_UNKNOWN = 4  # parts of the budget, one of which a process takes that has never reached the store
 _OTHERS = "#"  # in the ids of entries that stand for what others may have taken
 _TOLD_OF_CALLS = 200  # entries of a history that need not be complete
 _DAY = 86_400.0
@@ -322,7 +321,7 @@ class Share:
         if self._by_hand is not None:
             return self._by_hand
         if self._told is None:
-            return _UNKNOWN
+            return AT_FIRST
         told, asked_at = self._told
         return shrunk(told, failing_since - asked_at)
 
@@ -450,7 +449,7 @@ class _Budget(MemoryStorage):
         answer = self._in_fallback(claim, keys)
         if answer is None:
             # Who cannot use the file it should share has no more than a guess at how many others cannot.
-            spread = 1 if self._fleet.fallback is None else _UNKNOWN
+            spread = 1 if self._fleet.fallback is None else AT_FIRST
             parts = spread * self._fleet.share.parts(self._fleet.link.failing_since)
             answer = self._take(self._alone, claim, keys, parts)
         if answer.wait:

@@ -20,6 +20,9 @@ HORIZON = 3600.0
 GRACE = 300.0
 """Seconds for which a part stays whole: who makes requests asks more often than that."""
 
+AT_FIRST = 4
+"""One part in so many at most is for a member that asks for the first time, and for one that never could."""
+
 MOST_MEMBERS = 100
 """More have no part each: with the documented limits it would not reach one token request an hour."""
 
@@ -42,9 +45,12 @@ def parts(others: Sequence[Member], *, asked_before: bool) -> int:
     if len(others) >= MOST_MEMBERS:
         return 0
     free = 1.0 - sum(part_left(each.parts, each.age) for each in others)
+    least = len(others) + 1
     if not asked_before:
-        free /= 2
-    return max(len(others) + 1, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
+        least = max(least, AT_FIRST)
+        if free * AT_FIRST < 1 - _NEAR:
+            free /= 2
+    return max(least, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
 
 
 def part_left(told: int, age: float) -> float:

@@ -37,7 +37,7 @@ from .base import (
     counted,
     verdict,
 )
-from .members import GRACE, HORIZON, MOST_MEMBERS, member_of
+from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, member_of
 
 try:
     import redis
@@ -251,7 +251,8 @@ class RedisStore:
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        member = (member_of(owner), _micros(self._clock, HORIZON), _micros(self._clock, GRACE), MOST_MEMBERS)
+        times = (_micros(self._clock, HORIZON), _micros(self._clock, GRACE))
+        member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
         args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
         return self._server.ask(lambda client: self._lead(LEAD(client, keys, *args)))

@@ -194,7 +194,7 @@ end
 
 # What members.parts() returns, in one step with what it is told.
 _MEMBERS = """
-local function join(seen, told, member, horizon, grace, most)
+local function join(seen, told, member, horizon, grace, first, most)
   if member == '' then return {0, {}} end
   local before = redis.call('ZSCORE', seen, member)
   if before and now - tonumber(before) >= horizon then before = nil end
@@ -213,8 +213,12 @@ local function join(seen, told, member, horizon, grace, most)
         table.insert(others, {all[i], age, parts})
       end
     end
-    if not before then free = free / 2 end
-    if free * most >= 1 then result = math.max(count, math.ceil(1 / free - 1e-9)) end
+    local least = count
+    if not before then
+      least = math.max(least, first)
+      if free * first < 1 - 1e-9 then free = free / 2 end
+    end
+    if free * most >= 1 then result = math.max(least, math.ceil(1 / free - 1e-9)) end
   end
   if result > 0 then redis.call('HSET', told, member, digits(result)) else redis.call('HDEL', told, member) end
   for _, key in ipairs({seen, told}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
@@ -223,14 +227,15 @@ end
 """
 
 # KEYS: fences, content, when members asked, what they were told. ARGV: owner, known version, lease, for how many
-# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, how many there
-# can be
+# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, one in
+# how many it is at first, how many there can be
 LEAD = Script(
     _BASICS,
     _FENCES,
     _MEMBERS,
     """
-local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
+local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
+                   tonumber(ARGV[9]))
 local version, at, till, content, stored =
   unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version and version ~= ARGV[2] then
