@@ -338,7 +338,8 @@ def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error])
     failure = Failure(kind, "the message", 429, "slow down", 99.0, True, cause)
     first, second = failure.error(12.5), failure.error(None)
     assert first is not second
-    assert (type(first), str(first), vars(first)) == (kind, "the message", FIELDS)
+    assert (type(first), str(first), vars(first)) == (kind, "the message; retry in 12.5 s", FIELDS)
+    assert str(second) == "the message"
     assert second.retry_after is None, "what a caller is told counts from its own now"
     assert first.__cause__ is second.__cause__ is cause
     assert KEY not in repr(failure)
