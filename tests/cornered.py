@@ -796,7 +796,8 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.manager._process
-        store, known = state.fleet._store, state.fleet.budget
+        link, known = state.fleet.link, state.fleet.budget
+        store = link.store
 
         def child() -> object:
             kept = here.manager.get_token(min_validity=1) == token
@@ -807,9 +808,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
             store._lock,
             store.budget._lock,
             known._lock,
-            known._owning,
-            known._telling,
-            state.fleet._turning,
+            link._lock,
             process.lock,
         ):
             held = fork(child)
@@ -1053,8 +1052,15 @@ def the_credentials_block(stack: str) -> None:
         before = here.waiting
         callers = [pool.submit(call) for _ in range(8)]
         until(lambda: here.waiting == before + 8)
-        here.advance(7.5)  # the refresh has been silent for too long: somebody asks again
-        assert asked.acquire(timeout=DEADLINE)
+        here.advance(7.5)  # the refresh has been silent for too long: another request asks again
+        asked_again: list[bool] = []
+
+        def moved() -> bool:
+            here.advance(0.1)
+            asked_again.extend([True] * asked.acquire(timeout=0.05))
+            return bool(asked_again)
+
+        until(moved)
         here.advance(12.6)
         for each in callers:
             error = each.exception(DEADLINE)
