@@ -257,8 +257,10 @@ class TokenMachine:
             case Answer.USE:
                 return self._use_unless_own(own, now, deadline)
             case Answer.REFRESH:
-                if carrier_age >= self._policy.longest_fetch:
+                if carrier_age >= self._policy.trusted_after:
                     return self._use(self._depart(now, forced=False))
+                if now < self._foreground_from():
+                    return self._use()
                 return Fetch(self._depart(now, forced=False, wait_until=now + self._policy.fetch_timeout))
             case Answer.FETCH:
                 return Fetch(self._depart(now, forced=age is Age.REFUSED))
@@ -572,6 +574,12 @@ class TokenMachine:
     def _use(self, refresh: int | None = None) -> Use:
         assert self._held is not None
         return Use(self._held.token, refresh)
+
+    def _foreground_from(self) -> float:
+        """Return from when on a request refreshes in the foreground: before, one whose carrier lives on may come."""
+        assert self._held is not None
+        window = self._held.reuse_until - self._held.refresh_at
+        return self._held.refresh_at + window / 5
 
     def _use_unless_own(self, own: int | None, now: float, deadline: float) -> Use | Wait:
         flight = None if own is None else self._flights.get(own)

@@ -96,6 +96,14 @@ class TokenPolicy:
         return refresh_at, reuse_for, max(reuse_for, expires_in - self.expiry_skew)
 
     @property
+    def trusted_after(self) -> float:
+        """Seconds after which a client, or a run of an event loop, is taken to outlive a background refresh (rule 2).
+
+        As long as a fetch can take, or less where that is long: each refresh would find it too young.
+        """
+        return min(self.longest_fetch, self.reuse_for / 3)
+
+    @property
     def longest_fetch(self) -> float:
         """Seconds that a fetch can take, with all its attempts and the pauses between them."""
         pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))

@@ -31,6 +31,7 @@ from .token import Token
 T = TypeVar("T")
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
+_LOOK = 2.0  # seconds
 _LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 G = TypeVar("G", bound=Gate)
@@ -220,9 +221,10 @@ class SharedState:
         else:
             now = self.now()
             token, until = machine.unasked(now)
-            look_at = until - _LOOK_AHEAD * self.policy.longest_fetch
-            # Some time before, one request asks all the same: so it is known which clients and event loops live on.
-            self.published = token, look_at if now < look_at else until
+            look_at = until - _LOOK_AHEAD * self.policy.trusted_after
+            # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
+            looks = look_at <= now < look_at + _LOOK
+            self.published = token, look_at if now < look_at else now if looks else until
         if machine.ended_fetches != self._ended_fetches:
             self._ended_fetches = machine.ended_fetches
             self._open_gates()
