@@ -30,6 +30,7 @@ from pay88_adapters.errors import (
 )
 from pay88_adapters.machine import Fail, Fetch, TokenMachine, Use, Wait
 from pay88_adapters.snapshot import Snapshot
+from pay88_adapters.stores.base import Entry
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
 
@@ -42,7 +43,7 @@ GONE = Failure(TokenEndpointUnavailable, "its loop was closed", retryable=True)
 FAILURES = (BROKEN, ODD, REJECTED, LIMITED)
 FOUND = ("a token", "an old token", "a limit", "a failure")
 
-INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at")
+INSTANTS = ("_barred_until", "_asked_until", "_ordinary_at", "_forced_at")
 COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "_held", "_flights")
 NEVER = float("-inf")
 
@@ -92,9 +93,13 @@ class World:
 
     def acquire(self, entries: Entries, now: float, *, extra: bool) -> tuple[Grant, Entries]:
         """Take a unit; return the answer, and what the storage holds now."""
-        self.now, self._storage._entries = now, dict(entries)
+        self.now, storage = now, self._storage
+        storage.reset()
+        for key, instants in entries.items():
+            storage.merge(key, [Entry(str(number), now - at) for number, at in enumerate(instants)], 0.0)
         grant = self._budget.acquire("M", extra=extra)
-        return grant, self._storage._entries
+        keys = self._budget.keys("M")
+        return grant, {key: [now - each.age for each in storage.history(key)] for key in keys}
 
 
 class Model:
