@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,8 +20,9 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.fleet import Fleet
-from pay88_adapters.stores.base import Entry
+from pay88_adapters.fleet import Fleet, Link
+from pay88_adapters.stores.base import Entry, Look
+from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -336,3 +339,47 @@ def test_a_host_is_whoever_shares_the_file(directory: Path) -> None:
     assert one.host != SqliteStore(str(directory / "b.db"), clock).host
     (directory / "sub").mkdir(mode=0o700)
     assert one.host != SqliteStore(str(directory / "sub" / "a.db"), clock).host
+
+
+class Hanging(MemoryStore):
+    """A store whose operations do not come back until it is let go."""
+
+    blocking: ClassVar[bool] = True
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.now)
+        self.let_go = threading.Event()
+
+    def look(self, key: str) -> Look:
+        self.let_go.wait(30)
+        return super().look(key)
+
+
+@pytest.mark.deep
+def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
+    """However often it is tried, by how many at once; and when it goes on, so do they."""
+    clock = ManualClock()
+    store = Hanging(clock)
+    link = Link(store, clock)
+    before = set(threading.enumerate())
+    first = threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),))
+    first.start()
+    time.sleep(0.6)  # in real time, as the threads hang
+    others = [threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),)) for _ in range(20)]
+    for thread in others:
+        thread.start()
+    for thread in [first, *others]:
+        thread.join(10)
+    for _ in range(5):
+        clock.advance(6)
+        since = time.monotonic()
+        assert link.attempt(lambda store: store.look("key")) is None
+        assert time.monotonic() - since < 1
+    assert len(set(threading.enumerate()) - before) == 1
+    store.let_go.set()
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    clock.advance(6)
+    assert link.attempt(lambda store: store.look("key")) == Look()

@@ -331,7 +331,7 @@ class SqliteStorage(BudgetStorage):
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            return self._file.do(lambda db, now: db is not None and now is not None)
+            return self._file.do(lambda db, now: True)
         except StoreError:
             return False
 
