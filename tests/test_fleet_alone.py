@@ -249,11 +249,14 @@ def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dar
 def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
     """One that was forked before has none until the store knows it."""
     fleet = dark.process().state.fleet
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        dark.clock.advance(30)
     assert fleet.share.parts(dark.clock.now()) == 1
     fleet.after_fork()
     assert fleet.share.parts(dark.clock.now()) == 0
+    fleet.lead("key", owner="o", known=0, lease=1)
+    dark.clock.advance(30)
     fleet.lead("key", owner="o", known=0, lease=1)
     dark.store.broken = True
     fleet.lead("key", owner="o", known=0, lease=1)
@@ -266,8 +269,9 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
 def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(dark: Darkness) -> None:
     """And the child the other half."""
     fleet = dark.process().state.fleet
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        dark.clock.advance(30)
     dark.store.broken = True
     fleet.lead("key", owner="o", known=0, lease=1)
     child = os.fork()
@@ -283,8 +287,9 @@ def test_time_that_was_not_observed_counts_as_spent() -> None:
     store = FragileStore(clock)
     fleet = Fleet(store, clock)
     budget = fleet.token_budget(TokenPolicy(), URL)
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        clock.advance(30)
     assert budget.acquire("M", extra=False).granted
     clock.advance(900)
     store.broken = True
