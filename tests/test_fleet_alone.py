@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,8 +20,9 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.fleet import Fleet
-from pay88_adapters.stores.base import Entry
+from pay88_adapters.fleet import Fleet, Link
+from pay88_adapters.stores.base import Entry, Look
+from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -246,11 +249,14 @@ def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dar
 def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
     """One that was forked before has none until the store knows it."""
     fleet = dark.process().state.fleet
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        dark.clock.advance(30)
     assert fleet.share.parts(dark.clock.now()) == 1
     fleet.after_fork()
     assert fleet.share.parts(dark.clock.now()) == 0
+    fleet.lead("key", owner="o", known=0, lease=1)
+    dark.clock.advance(30)
     fleet.lead("key", owner="o", known=0, lease=1)
     dark.store.broken = True
     fleet.lead("key", owner="o", known=0, lease=1)
@@ -263,8 +269,9 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
 def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(dark: Darkness) -> None:
     """And the child the other half."""
     fleet = dark.process().state.fleet
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        dark.clock.advance(30)
     dark.store.broken = True
     fleet.lead("key", owner="o", known=0, lease=1)
     child = os.fork()
@@ -280,8 +287,9 @@ def test_time_that_was_not_observed_counts_as_spent() -> None:
     store = FragileStore(clock)
     fleet = Fleet(store, clock)
     budget = fleet.token_budget(TokenPolicy(), URL)
-    for _ in range(2):
+    for _ in range(4):
         fleet.lead("key", owner="o", known=0, lease=1)
+        clock.advance(30)
     assert budget.acquire("M", extra=False).granted
     clock.advance(900)
     store.broken = True
@@ -336,3 +344,47 @@ def test_a_host_is_whoever_shares_the_file(directory: Path) -> None:
     assert one.host != SqliteStore(str(directory / "b.db"), clock).host
     (directory / "sub").mkdir(mode=0o700)
     assert one.host != SqliteStore(str(directory / "sub" / "a.db"), clock).host
+
+
+class Hanging(MemoryStore):
+    """A store whose operations do not come back until it is let go."""
+
+    blocking: ClassVar[bool] = True
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.now)
+        self.let_go = threading.Event()
+
+    def look(self, key: str) -> Look:
+        self.let_go.wait(30)
+        return super().look(key)
+
+
+@pytest.mark.deep
+def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
+    """However often it is tried, by how many at once; and when it goes on, so do they."""
+    clock = ManualClock()
+    store = Hanging(clock)
+    link = Link(store, clock)
+    before = set(threading.enumerate())
+    first = threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),))
+    first.start()
+    time.sleep(0.6)  # in real time, as the threads hang
+    others = [threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),)) for _ in range(20)]
+    for thread in others:
+        thread.start()
+    for thread in [first, *others]:
+        thread.join(10)
+    for _ in range(5):
+        clock.advance(6)
+        since = time.monotonic()
+        assert link.attempt(lambda store: store.look("key")) is None
+        assert time.monotonic() - since < 1
+    assert len(set(threading.enumerate()) - before) == 1
+    store.let_go.set()
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    clock.advance(6)
+    assert link.attempt(lambda store: store.look("key")) == Look()

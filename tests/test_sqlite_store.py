@@ -21,7 +21,7 @@ import pytest
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.stores.base import Bar, StoreError, Window
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 from pay88_adapters.testing import ManualClock
 
@@ -745,3 +745,62 @@ def test_rule_05_scaled_clocks_agree(path: Path) -> None:
     take(SqliteStore(str(path), Clock(speed=1_000)))
     (age,) = SqliteStore(str(path), Clock(speed=1_000)).budget.ages(WINDOW._replace(expiry=1e9))
     assert 0 <= age < 60_000
+
+
+# The first format
+
+FIRST = """
+CREATE TABLE clock (boot TEXT NOT NULL, at REAL NOT NULL, wall REAL NOT NULL);
+CREATE TABLE entries (key TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL);
+CREATE INDEX entries_by_key ON entries (key, at);
+CREATE TABLE records (
+    key TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, content TEXT NOT NULL, written_at REAL NOT NULL,
+    keep_until REAL NOT NULL, fences INTEGER NOT NULL, owner TEXT NOT NULL, leased_at REAL NOT NULL,
+    leased_until REAL NOT NULL
+);
+INSERT INTO records VALUES ('key', 7, 'a token', 990, 2000, 9, 'a', 995, 1500);
+PRAGMA user_version = 1
+"""
+
+
+def test_rule_05_a_file_of_the_first_format_is_converted(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """Its history a limit becomes one a merchant; fences go on from where they were, and the token is fetched anew."""
+    take(store)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone()
+    path.unlink()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIRST)
+        db.execute("INSERT INTO clock VALUES (?, ?, ?)", (boot, at, wall))
+        for key, count_of in (("10/1/minute", 3), ("100/1/hour", 5), ("extra/20/1/hour", 2)):
+            rows = [(f"LIMITER/token/digest/{key}", clock.now() - 10 * n, clock.now() + 60) for n in range(count_of)]
+            db.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+    path.chmod(0o600)
+    assert list(store.budget.ages(Window("token/digest", 9, 3_600.0))) == [40, 30, 20, 10, 0]
+    assert list(store.budget.ages(Window("token/digest/extra", 9, 3_600.0))) == [10, 0]
+    assert not store.publish("key", fence=9, content="old", keep=10.0)
+    assert store.lead("key", owner="b", known=0, lease=1.0).fence == 10
+
+
+def test_rule_24_a_file_of_the_first_format_that_makes_no_sense(store: SqliteStore, path: Path) -> None:
+    """Is as corrupt as any other."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIRST)
+        db.execute("INSERT INTO entries VALUES ('key', 'now', 'then')")
+    path.chmod(0o600)
+    fails(lambda: take(store))
+
+
+def test_merchants_that_are_gone_leave_the_file(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """Entries, bars, members and records, a day later."""
+    for number in range(20):
+        take(store)
+        store.budget.acquire_all([Window(f"merchant {number}", 10, 3_600.0)])
+        store.budget.bar(f"merchant {number}", Bar(300.0, 0.0, "wait"))
+        publish(store, f"key {number}")
+    clock.advance(2 * 86_400)
+    store.budget.acquire_all([Window("another", 10, 3_600.0)])
+    publish(store, "another")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        counts = [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("entries", "bars", "records")]
+    assert counts == [1, 0, 1]

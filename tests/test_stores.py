@@ -606,14 +606,19 @@ def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scen
 
 
 def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
-    """By and by, and all of it after an hour; the only one has the whole from the second time on."""
+    """By and by, and all of it after an hour; the only one has the whole, step by step."""
     lead = partial(exact.store.lead, "key", known=0, lease=1.0)
-    assert [lead(owner="a/1").parts, lead(owner="a/2").parts] == [4, 1]
+    assert [lead(owner="a/1").parts, lead(owner="a/2").parts] == [4, 4]
+    for parts in (2, 1, 1):
+        exact.advance(30.0)
+        assert lead(owner="a/1").parts == parts
     exact.advance(300.0)
     assert lead(owner="b/1").parts == 0, "it may be about to ask again"
     exact.advance(1_650.0)
-    assert lead(owner="b/1").parts == 2, "half of it is free"
+    assert [lead(owner="b/1").parts, lead(owner="b/1").parts] == [4, 4], "half of it is free"
     exact.advance(1_651.0)
+    assert lead(owner="b/1").parts == 2
+    exact.advance(30.0)
     assert lead(owner="b/1").parts == 1
     exact.advance(3_601.0)
     assert [lead(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]

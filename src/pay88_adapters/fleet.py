@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
@@ -25,7 +25,6 @@ from .stores.base import (
     Entry,
     History,
     Lead,
-    Member,
     Store,
     StoreError,
     Window,
@@ -122,7 +121,7 @@ class Fleet:
             self.budget.tell(store)  # here, because who never leads never asks for the shared budget
             asked_at = self._clock.now()
             led = store.lead(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
-            self.share.told(led.parts, led.others, asked_at, steady=self.link.is_steady)
+            self.share.told(led, asked_at, self.link)
             return led
 
         led = self.link.attempt(operation)
@@ -292,6 +291,7 @@ class Share:
         self._clock = clock
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
         self._told: tuple[int, float] | None = None  # one part in how many, and when the store was asked
+        self._before: tuple[int, float] | None = None  # the same before the store failed last
         self._others: dict[str, tuple[float, int]] = {}  # when each other member asked, and its parts
 
     @property
@@ -304,17 +304,25 @@ class Share:
         """Whether the store has ever been reached."""
         return self._told is not None
 
-    def told(self, parts: int, others: Sequence[Member], asked_at: float, *, steady: bool) -> None:
-        """Note what the store said, which has been *steady* for long, or not."""
-        asked = {each.name: (asked_at - each.age, each.parts) for each in others if each.parts}
+    def told(self, led: Lead, asked_at: float, link: Link) -> None:
+        """Note what the store said."""
+        if link.failing:
+            self._before = self._told
+        asked = {each.name: (asked_at - each.age, each.parts) for each in led.others if each.parts}
         # Who fell silent as the store failed may be alone ever since, though the store has forgotten it.
-        since = asked_at - (HORIZON if steady else _DAY)
+        since = asked_at - (HORIZON if link.is_steady else _DAY)
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **asked}
-        self._told = max(parts, len(self._others) + 1) if parts and not steady else parts, asked_at
+        parts = max(led.parts, len(self._others) + 1) if led.parts and not link.is_steady else led.parts
+        self._told = parts, asked_at
 
-    def silent(self, restored_at: float) -> list[tuple[float, int]]:
-        """Return when those asked last who have not asked since the store is back, and their parts."""
-        return [(at, parts) for at, parts in self._others.values() if at < restored_at]
+    def silent(self, restored_at: float) -> list[tuple[float, float]]:
+        """Return what parts of the budget those have who have not asked since the store is back, and since when."""
+        others = [(at, 1 / parts) for at, parts in self._others.values()]
+        silent = [each for each in others if each[0] < restored_at]
+        if self._before is not None:  # what is missing to the whole may have been given to others since
+            parts, asked_at = self._before
+            silent.append((asked_at, max(1 - (1 / parts if parts else 0) - sum(part for _, part in others), 0.0)))
+        return silent
 
     def parts(self, failing_since: float) -> int:
         """Return one part in how many it is, of a store that fails since then; 0 for none."""
@@ -395,6 +403,10 @@ class _Budget(MemoryStorage):
         if answer.bar is not None:
             super().bar(next(iter(keys)), answer.bar)
         elif answer.wait and any(self._kept_free(window) != window for window in claim.windows):
+            alone = self._claim_alone(claim, keys)  # what is its own is free in any case
+            if not alone.wait:
+                self._fleet.link.attempt(lambda store: self.tell(store) is None)
+                return alone
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
             return answer._replace(wait=min(answer.wait, _REST), reason=why)
         return answer
@@ -406,8 +418,8 @@ class _Budget(MemoryStorage):
             return window
         instants = [now - age for age in counted(window, self.known(window.key))]
         taken = sum(
-            max(window.limit - sum(each <= at for each in instants), 0) / parts
-            for at, parts in self._fleet.share.silent(link.restored_at)
+            part * max(window.limit - sum(each <= at for each in instants), 0)
+            for at, part in self._fleet.share.silent(link.restored_at)
         )
         return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
 

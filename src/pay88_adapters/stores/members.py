@@ -23,6 +23,9 @@ GRACE = 300.0
 AT_FIRST = 4
 """One part in so many at most is for a member that asks for the first time, and for one that never could."""
 
+STEP = 30.0
+"""Seconds after which a member that asks again may have twice the part."""
+
 MOST_MEMBERS = 100
 """More have no part each: with the documented limits it would not reach one token request an hour."""
 
@@ -34,19 +37,22 @@ def member_of(owner: str) -> str:
     return owner.rpartition("/")[0]
 
 
-def parts(others: Sequence[Member], *, asked_before: bool) -> int:
+def parts(others: Sequence[Member], before: Member | None) -> int:
     """Return one part in how many a member has from now on; 0 for none.
 
     Args:
         others: All other members.
-        asked_before: Whether this one is a member already. One that comes leaves room for those that come
-            with it: they are told theirs before the others ask again.
+        before: This one, if it is a member already. A large part grows step by step: others may be about to come,
+            who get theirs at once only if it is free.
     """
     if len(others) >= MOST_MEMBERS:
         return 0
     free = 1.0 - sum(part_left(each.parts, each.age) for each in others)
     least = len(others) + 1
-    if not asked_before:
+    if before is not None and before.parts:
+        step = before.parts if before.age < STEP else math.ceil(before.parts / 2)
+        least = max(least, min(step, AT_FIRST))
+    else:
         least = max(least, AT_FIRST)
         if free * AT_FIRST < 1 - _NEAR:
             free /= 2

@@ -211,7 +211,8 @@ class MemoryStore:
         asked = (Member(name, now - at, told) for name, (at, told) in self._members.items() if name != member)
         living = (each for each in asked if each.age < HORIZON)
         others = tuple(islice(living, MOST_MEMBERS))
-        told = parts(others, asked_before=now - self._members.get(member, _NEVER)[0] < HORIZON)
+        at, before = self._members.get(member, _NEVER)
+        told = parts(others, Member(member, now - at, before) if now - at < HORIZON else None)
         self._members[member] = now, told
         return told, others if len(others) < MOST_MEMBERS else ()
 

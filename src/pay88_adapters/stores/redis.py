@@ -37,7 +37,7 @@ from .base import (
     counted,
     verdict,
 )
-from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, member_of
+from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
 
 try:
     import redis
@@ -251,7 +251,7 @@ class RedisStore:
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        times = (_micros(self._clock, HORIZON), _micros(self._clock, GRACE))
+        times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
         member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
         args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]

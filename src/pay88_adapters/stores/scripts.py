@@ -194,10 +194,10 @@ end
 
 # What members.parts() returns, in one step with what it is told.
 _MEMBERS = """
-local function join(seen, told, member, horizon, grace, first, most)
+local function join(seen, told, member, horizon, grace, step, first, most)
   if member == '' then return {0, {}} end
-  local before = redis.call('ZSCORE', seen, member)
-  if before and now - tonumber(before) >= horizon then before = nil end
+  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', told, member))
+  if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
   redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
   redis.call('ZADD', seen, digits(now), member)
   local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
@@ -214,7 +214,9 @@ local function join(seen, told, member, horizon, grace, first, most)
       end
     end
     local least = count
-    if not before then
+    if had then
+      least = math.max(least, math.min(first, now - tonumber(before) < step and had or math.ceil(had / 2)))
+    else
       least = math.max(least, first)
       if free * first < 1 - 1e-9 then free = free / 2 end
     end
@@ -227,15 +229,15 @@ end
 """
 
 # KEYS: fences, content, when members asked, what they were told. ARGV: owner, known version, lease, for how many
-# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, one in
-# how many it is at first, how many there can be
+# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, after how
+# long it grows, one in how many it is at first, how many there can be
 LEAD = Script(
     _BASICS,
     _FENCES,
     _MEMBERS,
     """
 local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
-                   tonumber(ARGV[9]))
+                   tonumber(ARGV[9]), tonumber(ARGV[10]))
 local version, at, till, content, stored =
   unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version and version ~= ARGV[2] then

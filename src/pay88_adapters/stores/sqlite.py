@@ -332,7 +332,7 @@ class SqliteStorage(BudgetStorage):
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            return self._file.do(lambda db, now: db is not None and now is not None)
+            return self._file.do(lambda db, now: True)
         except StoreError:
             return False
 
@@ -446,12 +446,17 @@ def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[M
     if not member:
         return 0, ()
     db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
-    before = db.execute("SELECT 1 FROM members WHERE member = ?", (member,)).fetchone() is not None
+    before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
-    others = tuple(Member(_string(name), now - _real(at), _whole(told)) for name, at, told in rows)
-    told = parts(others, asked_before=before)
+    others = tuple(_member(row, now) for row in rows)
+    told = parts(others, None if before is None else _member(before, now))
     db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
     return told, others if len(others) < MOST_MEMBERS else ()
+
+
+def _member(row: tuple[object, object, object], now: float) -> Member:
+    name, at, told = row
+    return Member(_string(name), now - _real(at), _whole(told))
 
 
 def _load(db: sqlite3.Connection, key: str) -> Place:
