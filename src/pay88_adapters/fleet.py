@@ -397,7 +397,7 @@ class _Budget(MemoryStorage):
         elif answer.wait and any(self._kept_free(window) != window for window in claim.windows):
             alone = self._claim_alone(claim, keys)  # what is its own is free in any case
             if not alone.wait:
-                self._fleet.link.attempt(lambda store: self.tell(store) is None)
+                self._fleet.link.attempt(self.tell)
                 return alone
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
             return answer._replace(wait=min(answer.wait, _REST), reason=why)
