@@ -26,7 +26,7 @@ Report = Callable[[str], None]
 _REPORTED = pytest.StashKey[list[str]]()
 
 # The same run again is the same run. New examples: --hypothesis-profile=default.
-settings.register_profile("steady", derandomize=True)
+settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 # What breaks is not to be made small, only to be seen.
 settings.register_profile(

@@ -332,7 +332,11 @@ class SharedState:
 
     def drop(self, token: Token) -> None:
         """Forget *token* if it is the current one; as soon as nothing that this code interrupts may be using it."""
-        self.transition(lambda *_: self._dropped.append(token))
+
+        def drop(machine: TokenMachine, now: float) -> None:
+            self._dropped.append(token)
+
+        self.transition(drop)
 
     def bypassed(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""

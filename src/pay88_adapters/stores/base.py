@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_urlsafe
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, NoReturn, Protocol, overload
+from typing import ClassVar, NamedTuple, NoReturn, Protocol, cast, overload
 
 from limits.storage import MovingWindowSupport, Storage
 
@@ -125,7 +125,7 @@ class Past(Sequence[Entry]):
         return Entry(name, self.now - at)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
 
     def __hash__(self) -> int:
         return hash(tuple(self))
