@@ -220,13 +220,15 @@ class AsyncioRuntime:
         _quiet(task)
         try:
             await asyncio.wait({task}, timeout=seconds)
-        finally:
-            if not task.done():
-                task.cancel()  # and no waiting: it may do what it likes with that
+        except asyncio.CancelledError:
+            # A loop that ends cancels that task, too: a second time would be in the middle of its cleaning up.
+            self.key.call_later(_LOOK_AGAIN, task.cancel)
+            raise
         if result:
             return result[0]()
         if task.done():
             raise WorkCancelled("it was cancelled by itself")
+        task.cancel()  # and no waiting: it may do what it likes with that
         raise TimeoutError(f"no answer within {seconds:g} s")
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
