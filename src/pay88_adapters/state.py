@@ -225,10 +225,8 @@ class SharedState:
             # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
             looks = look_at <= now < look_at + _LOOK
             self.published = token, look_at if now < look_at else now if looks else until
-        if machine.ended_fetches != self._ended_fetches:
+        if machine.ended_fetches != self._ended_fetches or self._to_open:
             self._ended_fetches = machine.ended_fetches
-            self._open_gates()
-        if self._to_open:
             self._open_gates()
         if self.fleet.alone != self._degraded:
             self._degraded = self.fleet.alone
