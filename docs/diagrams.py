@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from pay88_adapters import TokenPolicy
-from pay88_adapters.core.machine import ANSWERS, Age, Answer, Source
+from pay88_adapters.core.machine import ACTIONS, Action, EndpointState, TokenState
 from pay88_adapters.core.policy import LIFETIME
 
 IMAGES = Path(__file__).parent / "images"
@@ -23,39 +23,39 @@ text { font: 14px ui-sans-serif, system-ui, sans-serif; fill: #1c2733 }
 .line { stroke: #9aa7b4; stroke-dasharray: 2 4 } .arrow { stroke: #1c2733; stroke-width: 1.3; fill: none }
 .back { stroke-dasharray: 5 4 } .head { fill: #1c2733 } .note { fill: #fff4d6; stroke: #e0c36c }
 .USE { fill: #d9f2e1 } .REFRESH { fill: #d8e9fb } .FETCH { fill: #ffe9c7 }
-.WAIT { fill: #e7e4f7 } .HOLD { fill: #fbdcdc }
+.WAIT { fill: #e7e4f7 } .WAIT_OR_FAIL { fill: #fbdcdc }
 @media (prefers-color-scheme: dark) {
 text { fill: #e4eaf0 } .dim { fill: #9fb0c0 }
 .page { fill: #14191f; stroke: #303a45 } .bare { fill: #14191f } .box { fill: #222b35; stroke: #465463 }
 .line { stroke: #566676 } .arrow { stroke: #e4eaf0 } .head { fill: #e4eaf0 } .note { fill: #3d3415; stroke: #7d6a2a }
 .USE { fill: #173d27 } .REFRESH { fill: #16344f } .FETCH { fill: #4a3611 }
-.WAIT { fill: #302b55 } .HOLD { fill: #511f22 }
+.WAIT { fill: #302b55 } .WAIT_OR_FAIL { fill: #511f22 }
 }
 """
 
 MEANINGS = {
-    Answer.USE: "go on with the token there is",
-    Answer.REFRESH: "go on with it, and start one token request beside the call",
-    Answer.FETCH: "send the one token request, and wait for it",
-    Answer.WAIT: "wait for the one who sends it",
-    Answer.HOLD: "wait for that to end if max_wait allows it; else fail, with retry_after",
+    Action.USE: "go on with the token there is",
+    Action.REFRESH: "go on with it, and start one token request beside the call",
+    Action.FETCH: "send the one token request, and wait for it",
+    Action.WAIT: "wait for the one who sends it",
+    Action.WAIT_OR_FAIL: "wait for that to end if max_wait allows it; else fail, with retry_after",
 }
 _SOURCES = {
-    Source.FREE: ("may be asked", ""),
-    Source.BUSY: ("is being asked", "one request in flight"),
-    Source.BARRED: ("must not be asked", "budget, 429, outage, …"),
+    EndpointState.FREE: ("may be asked", ""),
+    EndpointState.BUSY: ("is being asked", "one request in flight"),
+    EndpointState.COOLDOWN: ("must not be asked", "budget, 429, outage, …"),
 }
 
 
-def _ages(policy: TokenPolicy) -> dict[Age, str]:
+def _ages(policy: TokenPolicy) -> dict[TokenState, str]:
     ahead, reuse = policy.reuse_for - policy.refresh_ahead, policy.reuse_for
     last = LIFETIME - policy.expiry_skew
     return {
-        Age.FRESH: f"up to {ahead:g} s",
-        Age.AGING: f"{ahead:g} to {reuse:g} s",
-        Age.STALE: f"{reuse:g} to {last:g} s",
-        Age.REFUSED: f"up to {reuse:g} s, answered 401",
-        Age.ABSENT: f"{last:g} s and more, or none yet",
+        TokenState.FRESH: f"up to {ahead:g} s",
+        TokenState.AGING: f"{ahead:g} to {reuse:g} s",
+        TokenState.STALE: f"{reuse:g} to {last:g} s",
+        TokenState.REJECTED: f"up to {reuse:g} s, answered 401",
+        TokenState.ABSENT: f"{last:g} s and more, or none yet",
     }
 
 
@@ -91,10 +91,10 @@ def answers() -> str:
         y = top + row * high
         parts += [_text(20, y + 22, age.name), _text(20, y + 38, seconds, "small dim")]
         for column, source in enumerate(_SOURCES):
-            answer, x = ANSWERS[age][source].name, left + column * wide
+            answer, x = ACTIONS[age][source].name, left + column * wide
             parts.append(f'<rect class="{answer}" x="{x}" y="{y + 3}" width="{wide - 8}" height="{high - 8}" rx="6"/>')
             parts.append(_text(x + wide / 2 - 4, y + 29, answer, "bold mid"))
-    bottom = top + len(Age) * high
+    bottom = top + len(TokenState) * high
     for row, (told, meaning) in enumerate(MEANINGS.items()):
         y = bottom + 30 + 22 * row
         parts += [_text(20, y, told.name, "small bold"), _text(104, y, meaning, "small")]

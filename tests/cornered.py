@@ -735,7 +735,7 @@ def a_listener_raises_anything(stack: str) -> None:
             here.manager.invalidate(here.manager.get_token())
         assert len(raised_) == len(kinds)
         stats = here.manager.stats()
-        assert stats.failed_fetches == stats.failed_in_a_row == 0
+        assert stats.failed_fetches == stats.consecutive_failures == 0
 
 
 # --- 5: forks --------------------------------------------------------------------------------------
@@ -796,7 +796,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.engine.manager._process
-        link, known = state.fleet.link, state.fleet.budget
+        link, known = state.store_client.link, state.store_client.budget
         store = link.store
 
         def child() -> object:

@@ -10,22 +10,22 @@ from typing import Any, ClassVar
 
 from pay88_adapters import Credentials, Pay88Error, TokenPolicy
 from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.wire import TokenReply
+from pay88_adapters.core.wire import TokenResponse
 from pay88_adapters.engine.fetches import FetchRun
 from pay88_adapters.engine.flows import (
-    Acquirer,
-    Acquisition,
-    AskCredentials,
-    Consult,
-    Hold,
-    Patience,
-    Post,
-    Start,
-    fetch,
+    AcquireTokenFlow,
+    LoadCredentials,
+    SendTokenRequest,
+    StartFetch,
+    StoreOperation,
+    TokenAcquisition,
+    WaitBudget,
+    WaitForFetch,
+    fetch_token,
 )
-from pay88_adapters.engine.state import SharedState
-from pay88_adapters.engine.store_client import Fleet
-from pay88_adapters.stores.base import BudgetStorage, Lead, Look, Store
+from pay88_adapters.engine.state import ManagerState
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreView
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.service import TOKEN_PATH, Received, Service
 
@@ -48,16 +48,16 @@ class Counted:
     def after_fork(self) -> None:
         self._store.after_fork()
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         self.operations += 1
-        return self._store.lead(key, owner=owner, known=known, lease=lease)
+        return self._store.try_acquire_lease(key, owner=owner, known=known, lease=lease)
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         self.operations += 1
-        return self._store.publish(key, fence=fence, content=content, keep=keep, after=after)
+        return self._store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
 
-    def look(self, key: str) -> Look:
-        return self._store.look(key)
+    def peek(self, key: str) -> StoreView:
+        return self._store.peek(key)
 
 
 class Simulation:
@@ -93,13 +93,13 @@ class Simulation:
             happen()
         return self
 
-    def answer(self) -> TokenReply:
+    def answer(self) -> TokenResponse:
         """Answer a token request."""
         now = self.clock.now()
         self.sent.append(now)
         fields = {"x-api-key": str(CREDENTIALS.api_key), "x-merchant-id": CREDENTIALS.merchant_id}
         answer = self.service.handle(Received("POST", TOKEN_PATH, fields), now, now)
-        return TokenReply(answer.status, dict(answer.headers), answer.body)
+        return TokenResponse(answer.status, dict(answer.headers), answer.body)
 
 
 class _Gate:
@@ -109,11 +109,11 @@ class _Gate:
         self._simulation = simulation
         self.waiting: list[Callable[[], None]] = []
 
-    def open(self) -> None:
+    def set(self) -> None:
         for wake in self.waiting:
             self._simulation.after(0.0, wake)
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Nobody waits at it on the clock."""
 
 
@@ -123,10 +123,10 @@ class Worker:
     def __init__(self, simulation: Simulation, gap: float) -> None:
         self._simulation, self._gap = simulation, gap
         policy = TokenPolicy()
-        fleet = Fleet(simulation.store, simulation.clock, policy.fallback_share)
+        fleet = StoreClient(simulation.store, simulation.clock, policy.fallback_share)
         endpoint = Endpoint.parse("https://api-sandbox.88pay.io")
-        self.state = SharedState(endpoint, policy, simulation.clock, fleet, rotating=False)
-        self.state.draw = simulation.rng.random
+        self.state = ManagerState(endpoint, policy, simulation.clock, fleet, rotating=False)
+        self.state.random = simulation.rng.random
         self._calls = 0
 
     def call(self) -> None:
@@ -135,20 +135,20 @@ class Worker:
         if self.state.cached() is not None:
             self._plan()
             return
-        sequence = Acquirer(
+        sequence = TokenAcquisition(
             self.state,
-            lambda: self.state.gate("all", lambda: _Gate(self._simulation)),
-            patience=Patience(self.state.policy.max_wait),
+            lambda: self.state.join_waiters("all", lambda: _Gate(self._simulation)),
+            token_timeout=WaitBudget(self.state.policy.max_wait),
         ).run()
         self._go_on(sequence, self._simulation.clock.now())
 
     def _plan(self) -> None:
         # The calls until then find the token without asking: they would change nothing.
-        _, until = self.state.published
+        _, until = self.state.fast_path
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)
 
-    def _go_on(self, sequence: Acquisition, since: float, answer: object = None) -> None:
+    def _go_on(self, sequence: AcquireTokenFlow, since: float, answer: object = None) -> None:
         simulation = self._simulation
         try:
             effect = sequence.send(answer)
@@ -159,10 +159,10 @@ class Worker:
             simulation.failed.append((simulation.clock.now(), error))
             self._ended(since)
             return
-        if isinstance(effect, Start):
+        if isinstance(effect, StartFetch):
             run = FetchRun(effect.ticket)
             self.state.fetches.begin(run)
-            self._step(fetch(self.state, run, lambda: True), run, None)
+            self._step(fetch_token(self.state, run, lambda: True), run, None)
             self._go_on(sequence, since, run)
             return
         woken = False
@@ -173,9 +173,9 @@ class Worker:
                 woken = True
                 self._go_on(sequence, since)
 
-        assert isinstance(effect, Hold)  # this clock skips no pauses
-        gate: Any = effect.gate
-        gate.waiting.append(wake)
+        assert isinstance(effect, WaitForFetch)  # this clock skips no pauses
+        event: Any = effect.event
+        event.waiting.append(wake)
         simulation.after(effect.seconds, wake)
 
     def _ended(self, since: float) -> None:
@@ -193,12 +193,12 @@ class Worker:
             self.state.fetches.end(run)
             return
         match effect:
-            case AskCredentials():
+            case LoadCredentials():
                 self._step(sequence, run, CREDENTIALS)
-            case Consult(operation):
+            case StoreOperation(operation):
                 result = operation()
                 simulation.after(simulation.rng.uniform(0.0005, 0.005), lambda: self._step(sequence, run, result))
-            case Post():
+            case SendTokenRequest():
                 reply = simulation.answer()
                 simulation.after(simulation.rng.uniform(0.05, 0.4), lambda: self._step(sequence, run, reply))
             case _:

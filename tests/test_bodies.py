@@ -18,7 +18,7 @@ import urllib3
 
 from conftest import World
 from pay88_adapters import RetryPolicy
-from pay88_adapters.engine.bodies import Bookmark
+from pay88_adapters.engine.bodies import BodyPosition
 from pay88_adapters.testing import ResetAfterRead, Status
 from rejections import Rejections
 from stacks import STACKS, Aiohttp, AsyncStack, Httpx, Reply, Requests, Stack, Urllib3
@@ -327,9 +327,9 @@ def test_a_bookmark_goes_by_exact_types() -> None:
         object(),
         {"a": b""},
     ):
-        assert not Bookmark(body).rewind()
-    assert not Bookmark(b"a", io.BytesIO(b"b"), object()).rewind()
-    assert Bookmark(b"a", io.BytesIO(b"b"), ("c", b"d")).rewind()
+        assert not BodyPosition(body).rewind()
+    assert not BodyPosition(b"a", io.BytesIO(b"b"), object()).rewind()
+    assert BodyPosition(b"a", io.BytesIO(b"b"), ("c", b"d")).rewind()
 
 
 def test_a_bookmark_of_a_file_that_is_none() -> None:
@@ -349,16 +349,16 @@ def test_a_bookmark_of_a_file_that_is_none() -> None:
             return 0
 
     with Path("/dev/zero").open("rb") as device:
-        assert not Bookmark(device).rewind()
-    assert not Bookmark(device).rewind()
-    assert not Bookmark(io.BufferedReader(Raw())).rewind()
+        assert not BodyPosition(device).rewind()
+    assert not BodyPosition(device).rewind()
+    assert not BodyPosition(io.BufferedReader(Raw())).rewind()
 
 
 def test_a_bookmark_remembers_the_position() -> None:
     """Where a file stood, or where the client will send it from."""
     file = io.BytesIO(b"0123")
     file.seek(2)
-    here, there = Bookmark(file), Bookmark(file, position=1)
+    here, there = BodyPosition(file), BodyPosition(file, position=1)
     file.read()
     assert here.rewind()
     assert file.tell() == 2

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pay88_adapters import BreakerPolicy, ConfigurationError
-from pay88_adapters.core.breaker import Breaker, Closed, Open, Passage, Probe
+from pay88_adapters.core.breaker import Breaker, ClosedPermit, Permit, Rejected, TrialPermit
 
 POLICY = BreakerPolicy(failure_threshold=3, window=10, open_for=20)
 
 
-def passage(breaker: Breaker, now: float) -> Passage:
+def passage(breaker: Breaker, now: float) -> Permit:
     """Return what lets a call pass that must pass."""
-    answer = breaker.ask(now)
-    assert not isinstance(answer, Open)
+    answer = breaker.try_acquire(now)
+    assert not isinstance(answer, Rejected)
     return answer
 
 
@@ -73,11 +73,11 @@ def test_rule_23_successes_do_not_make_up_for_failures() -> None:
 def test_rule_23_open_for_so_long_and_then_one_probe() -> None:
     """Every refusal says how long; the first call after that is the probe, and nobody else passes."""
     breaker = opened()
-    assert breaker.ask(0) == Open(20)
-    assert breaker.ask(19.5) == Open(0.5)
-    assert breaker.ask(20) == Probe(1)
-    assert breaker.ask(20) == Open(20), "until the probe counts as lost"
-    assert breaker.ask(30) == Open(10)
+    assert breaker.try_acquire(0) == Rejected(20)
+    assert breaker.try_acquire(19.5) == Rejected(0.5)
+    assert breaker.try_acquire(20) == TrialPermit(1)
+    assert breaker.try_acquire(20) == Rejected(20), "until the probe counts as lost"
+    assert breaker.try_acquire(30) == Rejected(10)
 
 
 def test_rule_23_a_probe_that_succeeds_closes_it() -> None:
@@ -85,7 +85,7 @@ def test_rule_23_a_probe_that_succeeds_closes_it() -> None:
     breaker = opened()
     assert breaker.succeeded(passage(breaker, 20))
     assert not breaker.is_open
-    assert isinstance(breaker.ask(20), Closed)
+    assert isinstance(breaker.try_acquire(20), ClosedPermit)
     assert [breaker.failed(passage(breaker, 21), 21) for _ in range(3)] == [False, False, True]
 
 
@@ -93,29 +93,29 @@ def test_rule_23_a_probe_that_fails_keeps_it_open() -> None:
     """For as long again, counted from then; and then comes the next one."""
     breaker = opened()
     assert breaker.failed(passage(breaker, 25), 26)
-    assert breaker.ask(26) == Open(20)
-    assert breaker.ask(46) == Probe(2)
+    assert breaker.try_acquire(26) == Rejected(20)
+    assert breaker.try_acquire(46) == TrialPermit(2)
 
 
 def test_rule_23_an_abandoned_probe_lets_another_one_pass() -> None:
     """It says nothing of the service."""
     breaker = opened()
-    breaker.abandoned(passage(breaker, 20))
+    breaker.release(passage(breaker, 20))
     assert breaker.is_open
-    assert breaker.ask(20) == Probe(2)
-    assert breaker.ask(21) == Open(19)
+    assert breaker.try_acquire(20) == TrialPermit(2)
+    assert breaker.try_acquire(21) == Rejected(19)
 
 
 def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
     """And if it is heard of after all, it no longer decides."""
     breaker = opened()
     lost = passage(breaker, 20)
-    assert breaker.ask(40) == Probe(2)
+    assert breaker.try_acquire(40) == TrialPermit(2)
     assert not breaker.succeeded(lost)
     assert not breaker.failed(lost, 41)
-    breaker.abandoned(lost)
-    assert breaker.ask(41) == Open(19)
-    assert breaker.succeeded(Probe(2))
+    breaker.release(lost)
+    assert breaker.try_acquire(41) == Rejected(19)
+    assert breaker.succeeded(TrialPermit(2))
 
 
 def test_rule_23_what_a_probe_has_decided_it_does_not_decide_again() -> None:
@@ -125,8 +125,8 @@ def test_rule_23_what_a_probe_has_decided_it_does_not_decide_again() -> None:
     assert breaker.failed(probe, 20)
     assert not breaker.succeeded(probe)
     assert not breaker.failed(probe, 30)
-    breaker.abandoned(probe)
-    assert breaker.ask(30) == Open(10)
+    breaker.release(probe)
+    assert breaker.try_acquire(30) == Rejected(10)
 
 
 @pytest.mark.parametrize("now", [5.0, 20.0, 25.0], ids=["open", "due", "half-open"])
@@ -139,12 +139,12 @@ def test_rule_23_calls_sent_before_it_opened_change_nothing(now: float) -> None:
     probe = passage(breaker, 20) if now > 20 else None
     assert not breaker.succeeded(early)
     assert not breaker.failed(early, now)
-    breaker.abandoned(early)
+    breaker.release(early)
     assert breaker.is_open
     if probe is None:
-        assert breaker.ask(20) == Probe(1)
+        assert breaker.try_acquire(20) == TrialPermit(1)
     else:
-        assert breaker.ask(now) == Open(15)
+        assert breaker.try_acquire(now) == Rejected(15)
         assert breaker.succeeded(probe)
 
 
@@ -183,7 +183,7 @@ def test_a_policy_counts_in_whole_failures() -> None:
 class Sent:
     """A call under way, as the model sees it."""
 
-    passage: Passage
+    passage: Permit
     round: int
     """How often the circuit had opened and closed before."""
     probe: bool
@@ -222,16 +222,16 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def a_call_comes(self) -> None:
-        model, answer = self.model, self.breaker.ask(self.now)
+        model, answer = self.model, self.breaker.try_acquire(self.now)
         if model.open_until is None:
-            assert isinstance(answer, Closed)
+            assert isinstance(answer, ClosedPermit)
             self.sent.append(Sent(answer, model.round, probe=False))
         elif self.now < model.open_until:
-            assert answer == Open(model.open_until - self.now)
+            assert answer == Rejected(model.open_until - self.now)
         elif self.held():
-            assert answer == Open(model.probe_at + self.policy.open_for - self.now)
+            assert answer == Rejected(model.probe_at + self.policy.open_for - self.now)
         else:
-            assert isinstance(answer, Probe)
+            assert isinstance(answer, TrialPermit)
             model.probe, model.probe_at = Sent(answer, model.round, probe=True), self.now
             self.sent.append(model.probe)
 
@@ -266,7 +266,7 @@ class Walk(RuleBasedStateMachine):
         if not self.sent:
             return
         call = self.sent.pop(which % len(self.sent))
-        self.breaker.abandoned(call.passage)
+        self.breaker.release(call.passage)
         if call is self.model.probe:
             self.model.probe = None
 

@@ -17,7 +17,7 @@ from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters import TokenPolicy, TokenRateLimited
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget
 from pay88_adapters.stores.base import Claim, Entry, StoreError, Window
@@ -36,9 +36,9 @@ class Scene:
         self.storage = MemoryStorage(lambda: self.now)
         self.budget = TokenBudget(TokenPolicy(**policy), self.storage, base_url)  # type: ignore[arg-type]
 
-    def take(self, count: int = 1, *, extra: bool = False, who: str = "M") -> list[bool]:
+    def take(self, count: int = 1, *, from_reserve: bool = False, who: str = "M") -> list[bool]:
         """Ask *count* times; return what was granted."""
-        return [self.budget.acquire(who, extra=extra).granted for _ in range(count)]
+        return [self.budget.acquire(who, from_reserve=from_reserve).granted for _ in range(count)]
 
     def left(self, who: str = "M") -> list[int]:
         """Return the units left in the minute and in the hour."""
@@ -53,12 +53,12 @@ def test_rule_05_ten_a_minute_and_not_one_more() -> None:
     scene = Scene()
     assert scene.take(10) == [True] * 10
     scene.now += 20.0
-    refused = scene.budget.acquire("M", extra=False)
+    refused = scene.budget.acquire("M", from_reserve=False)
     assert not refused.granted
     assert refused.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
 
     scene.now += refused.retry_in - 2 * EPSILON
-    assert scene.budget.acquire("M", extra=False).retry_in == pytest.approx(2 * EPSILON, abs=EPSILON)
+    assert scene.budget.acquire("M", from_reserve=False).retry_in == pytest.approx(2 * EPSILON, abs=EPSILON)
     scene.now += 2 * EPSILON
     assert scene.take() == [True]
 
@@ -79,7 +79,7 @@ def test_rule_05_a_hundred_an_hour() -> None:
     for _ in range(100):
         assert scene.take() == [True]
         scene.now += 10.0
-    refused = scene.budget.acquire("M", extra=False)
+    refused = scene.budget.acquire("M", from_reserve=False)
     assert not refused.granted
     assert refused.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
     scene.now += refused.retry_in
@@ -121,7 +121,7 @@ def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> No
     extras: list[float] = []
     for gap, extra in gaps:
         scene.now += gap
-        if scene.budget.acquire("M", extra=extra).granted:
+        if scene.budget.acquire("M", from_reserve=extra).granted:
             granted.append(scene.now)
             if extra:
                 extras.append(scene.now)
@@ -138,7 +138,7 @@ def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[flo
     scene = Scene()
     for gap in gaps:
         scene.now += gap
-        grant = scene.budget.acquire("M", extra=False)
+        grant = scene.budget.acquire("M", from_reserve=False)
         assert (grant.retry_in == 0.0) == grant.granted
         if not grant.granted:
             scene.now += grant.retry_in - 0.005
@@ -155,8 +155,8 @@ def test_rule_04_merchants_and_base_urls_have_budgets_of_their_own() -> None:
     scene = Scene()
     assert scene.take(11) == [True] * 10 + [False]
     assert scene.take(who="another") == [True]
-    assert TokenBudget(TokenPolicy(), scene.storage, "https://other.example").acquire("M", extra=False).granted
-    assert not TokenBudget(TokenPolicy(), scene.storage, "https://api.example").acquire("M", extra=False).granted
+    assert TokenBudget(TokenPolicy(), scene.storage, "https://other.example").acquire("M", from_reserve=False).granted
+    assert not TokenBudget(TokenPolicy(), scene.storage, "https://api.example").acquire("M", from_reserve=False).granted
 
 
 def test_rule_04_what_the_entries_are_kept_under_stays_as_it_is() -> None:
@@ -174,7 +174,7 @@ def test_rule_05_other_limits_look_at_the_same_history() -> None:
         TokenPolicy(limits=("9/minute", "15/hour"), fetch_timeout=30), scene.storage, "https://api.example"
     )
     assert list(other.left("M").values()) == [3, 9]
-    assert [other.acquire("M", extra=False).granted for _ in range(4)] == [True] * 3 + [False]
+    assert [other.acquire("M", from_reserve=False).granted for _ in range(4)] == [True] * 3 + [False]
     assert scene.left() == [1, 91]
     scene.now += 3_500.0
     longer = TokenBudget(TokenPolicy(limits=("12/hour",)), scene.storage, "https://api.example")
@@ -188,14 +188,14 @@ def test_rule_05_entries_are_kept_for_the_longest_limit_of_all() -> None:
     other = TokenBudget(TokenPolicy(limits=("10/minute",)), scene.storage, "https://api.example")
     for _ in range(20):
         scene.now += 4_000.0
-        assert other.acquire("M", extra=False).granted
+        assert other.acquire("M", from_reserve=False).granted
     assert list(scene.budget.left("M").values()) == [500 - 23]
 
 
 def test_rule_04_the_windows_are_those_that_a_request_counts_in() -> None:
     """An extra one in all of them, and in no other merchant's."""
     scene = Scene()
-    assert scene.take(extra=True) == [True]
+    assert scene.take(from_reserve=True) == [True]
     windows = scene.budget.windows("M")
     assert [(limit, expiry) for _, limit, expiry in windows] == [(10, 65), (100, 3_605), (20, 3_605), (8, 65)]
     assert [list(scene.storage.ages(window)) for window in windows] == [[0.0]] * 4
@@ -209,9 +209,9 @@ def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> N
     """Twenty an hour; the next is told the hour's wait, while ordinary requests are granted."""
     scene = Scene()
     for _ in range(20):
-        assert scene.take(extra=True) == [True]
+        assert scene.take(from_reserve=True) == [True]
         scene.now += 30.0
-    refused = scene.budget.acquire("M", extra=True)
+    refused = scene.budget.acquire("M", from_reserve=True)
     assert not refused.granted
     assert refused.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
     assert scene.left() == [8, 80], "a refused extra costs the shared limits nothing"
@@ -221,7 +221,7 @@ def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> N
 def test_rule_08_extras_leave_room_for_two_ordinary_requests_in_a_minute() -> None:
     """However many extras come at once, the ordinary refresh finds a unit."""
     scene = Scene()
-    assert scene.take(20, extra=True) == [True] * 8 + [False] * 12
+    assert scene.take(20, from_reserve=True) == [True] * 8 + [False] * 12
     assert scene.take(3) == [True, True, False]
 
 
@@ -248,62 +248,62 @@ def test_rule_08_the_room_is_for_a_request_at_the_end_of_each_token(
 ) -> None:
     """Whatever the window: of a limit that sustains ordinary requests, extra ones take none that these need."""
     scene = Scene(limits=limits)
-    assert sum(scene.take(20, extra=True)) == extras
+    assert sum(scene.take(20, from_reserve=True)) == extras
     assert sum(scene.take(20)) == ordinary
 
 
 def test_rule_08_the_room_is_kept_for_the_whole_of_a_window() -> None:
     """Of ten in two minutes, seven are for extras in two minutes, not in each."""
     scene = Scene(limits=("10/2minutes",))
-    assert sum(scene.take(20, extra=True)) == 7
+    assert sum(scene.take(20, from_reserve=True)) == 7
     scene.now += 100.0
-    assert not any(scene.take(20, extra=True))
+    assert not any(scene.take(20, from_reserve=True))
     scene.now += 20.0 + GUARD + EPSILON
-    assert sum(scene.take(20, extra=True)) == 7
+    assert sum(scene.take(20, from_reserve=True)) == 7
 
 
 def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
     """None, whenever; and ordinary ones are as before, though all of nothing is used."""
     scene = Scene(forced_reserve=0)
-    assert scene.take(2, extra=True) == [False, False]
-    assert scene.budget.acquire("M", extra=False) == Grant(True, 0.0, 1.0)
+    assert scene.take(2, from_reserve=True) == [False, False]
+    assert scene.budget.acquire("M", from_reserve=False) == AcquireResult(True, 0.0, 1.0)
 
 
 def test_rule_05_what_is_refused_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
     """At once where only the reserve is spent; and not before where the limit itself is."""
     scene = Scene(limits=("10/minute", "100/hour"))
-    assert sum(scene.take(9, extra=True)) == 8
-    refused = scene.budget.acquire("M", extra=True)
-    assert (refused.granted, refused.ordinary_in) == (False, 0.0)
+    assert sum(scene.take(9, from_reserve=True)) == 8
+    refused = scene.budget.acquire("M", from_reserve=True)
+    assert (refused.granted, refused.refresh_allowed_in) == (False, 0.0)
     assert refused.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
     scene = Scene(limits=("1/hour",))
     assert scene.take() == [True]
     scene.now += 10.0
-    refused = scene.budget.acquire("M", extra=True)
+    refused = scene.budget.acquire("M", from_reserve=True)
     assert not refused.granted
-    assert refused.ordinary_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
+    assert refused.refresh_allowed_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
 
 
 def test_rule_08_pressure_is_the_part_of_the_reserve_that_is_used() -> None:
     """Nothing, then a twentieth with each extra request, whatever ordinary ones use; an hour later nothing again."""
-    scene, pressures = Scene(), [Scene().budget.pressure("M")]
+    scene, pressures = Scene(), [Scene().budget.reserve_used("M")]
     for _ in range(20):
         assert scene.take() == [True]
         scene.now += 15.0
-        pressures.append(scene.budget.acquire("M", extra=True).pressure)
+        pressures.append(scene.budget.acquire("M", from_reserve=True).reserve_used)
         scene.now += 15.0
     assert pressures == pytest.approx([each / 20 for each in range(21)])
-    assert scene.budget.acquire("M", extra=True).pressure == 1.0
+    assert scene.budget.acquire("M", from_reserve=True).reserve_used == 1.0
     scene.now += 3_605.1
-    assert scene.budget.pressure("M") == 0.0
+    assert scene.budget.reserve_used("M") == 0.0
 
 
 def test_rule_08_pressure_is_that_of_the_smallest_reserve() -> None:
     """Of eighty an hour nine are for extras, and of 1,500 a day eighteen."""
     scene = Scene(limits=("80/hour",))
-    assert scene.budget.acquire("M", extra=True).pressure == pytest.approx(1 / 9)
+    assert scene.budget.acquire("M", from_reserve=True).reserve_used == pytest.approx(1 / 9)
     scene = Scene(limits=("100/hour", "1500/day"))
-    assert scene.budget.acquire("M", extra=True).pressure == pytest.approx(1 / 18)
+    assert scene.budget.acquire("M", from_reserve=True).reserve_used == pytest.approx(1 / 18)
 
 
 # The pace
@@ -324,7 +324,7 @@ def test_rule_08_pressure_is_that_of_the_smallest_reserve() -> None:
 )
 def test_rule_02_the_pace_is_what_the_limits_sustain(limits: tuple[str, ...], pace: float) -> None:
     """From the first request on, whatever is left; nothing where the usual pace is slow enough."""
-    grant = Scene(limits=limits).budget.acquire("M", extra=False)
+    grant = Scene(limits=limits).budget.acquire("M", from_reserve=False)
     assert grant.pace == pytest.approx(pace, abs=EPSILON)
 
 
@@ -332,7 +332,7 @@ def test_rule_02_the_pace_slows_down_as_the_budget_goes() -> None:
     """What is used ahead of time is saved later: the pace is never faster than the next unit that comes back."""
     scene, paces = Scene(limits=("10/minute", "100/hour")), list[float]()
     for _ in range(100):
-        paces.append(scene.budget.acquire("M", extra=False).pace)
+        paces.append(scene.budget.acquire("M", from_reserve=False).pace)
         scene.now += 30.0
     assert paces[0] == 0.0
     assert 45.0 < paces[1] < 46.0
@@ -354,11 +354,11 @@ def test_rule_02_at_its_pace_no_ordinary_request_is_ever_denied(
     scene = Scene(limits=limits)
     for gap, extra in before:
         scene.now += gap
-        scene.take(extra=extra)
+        scene.take(from_reserve=extra)
     pace, until = scene.budget.pace("M"), scene.now + 7_200.0
     while scene.now < until:
         scene.now += max(pace, 45.0)
-        grant = scene.budget.acquire("M", extra=False)
+        grant = scene.budget.acquire("M", from_reserve=False)
         assert grant.granted
         pace = grant.pace
 
@@ -548,7 +548,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
                 inside.append(store.budget.acquire_all([Window("key", 1, 60.0)]).wait)
                 assert store.budget.ages(Window("key", 1, 60.0)) == []
             else:
-                inside.append(store.lead("key", owner="b", known=0, lease=5.0).busy_for)
+                inside.append(store.try_acquire_lease("key", owner="b", known=0, lease=5.0).lease_remaining)
         return 0.0
 
     store = MemoryStore(now)
@@ -556,7 +556,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
     if again == "claim":
         assert store.budget.acquire_all([Window("key", 1, 60.0)]).wait == 0
     else:
-        assert store.lead("key", owner="a", known=0, lease=5.0).fence is not None
+        assert store.try_acquire_lease("key", owner="a", known=0, lease=5.0).fencing_token is not None
     assert inside[1] > 0
 
 
@@ -571,8 +571,8 @@ def test_rule_10_a_429_bars_the_merchant_for_all_who_share_the_storage() -> None
     scene.budget.rate_limited("M", LIMITED)
     scene.now += 100.0
     for extra in (False, True):
-        grant = scene.budget.acquire("M", extra=extra)
-        assert (grant.granted, grant.retry_in, grant.ordinary_in) == (False, 200.0, 200.0)
+        grant = scene.budget.acquire("M", from_reserve=extra)
+        assert (grant.granted, grant.retry_in, grant.refresh_allowed_in) == (False, 200.0, 200.0)
         assert grant.failure == replace(LIMITED, retry_after=None)
     assert scene.take(who="another") == [True]
     assert scene.left() == [10, 100]
@@ -587,11 +587,11 @@ def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
         short = TokenBudget(TokenPolicy(max_retry_after=60), scene.storage, "https://api.example")
         (short, scene.budget)[first].rate_limited("M", LIMITED)
         scene.budget.rate_limited("M", replace(LIMITED, retry_after=30.0))
-        assert short.acquire("M", extra=False).retry_in == 60.0
-        assert scene.budget.acquire("M", extra=False).retry_in == 300.0
+        assert short.acquire("M", from_reserve=False).retry_in == 60.0
+        assert scene.budget.acquire("M", from_reserve=False).retry_in == 300.0
         scene.now += 60.0
-        assert short.acquire("M", extra=False).granted
-        assert scene.budget.acquire("M", extra=False).retry_in == 240.0
+        assert short.acquire("M", from_reserve=False).granted
+        assert scene.budget.acquire("M", from_reserve=False).retry_in == 240.0
 
 
 # What a refusal says
@@ -600,13 +600,13 @@ def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
 def test_rule_08_a_refusal_says_what_is_reserved() -> None:
     """Units are left, but not for this one; or none are."""
     scene = Scene()
-    scene.take(20, extra=True)
-    failure = scene.budget.acquire("M", extra=True).failure
+    scene.take(20, from_reserve=True)
+    failure = scene.budget.acquire("M", from_reserve=True).failure
     assert failure is not None
     assert "2 of 10 per 1 minute" in failure.message
     assert "reserved" in failure.message
     scene.take(2)
-    failure = scene.budget.acquire("M", extra=True).failure
+    failure = scene.budget.acquire("M", from_reserve=True).failure
     assert failure is not None
     assert "exhausted (10 per 1 minute)" in failure.message
     assert re.search(r"retry in 12\.5 s$", str(failure.error(12.5)))

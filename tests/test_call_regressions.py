@@ -97,7 +97,7 @@ def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
     world.emulator.faults.add(RefuseToken(), on="/api/balance")
     world.emulator.faults.add(ResetBeforeRead(), on="/api/balance")
     assert stack.request("POST", world.url).status == 200
-    assert (manager.stats().refused, manager.stats().replayed, manager.stats().retried) == (1, 1, 1)
+    assert (manager.stats().unauthorized, manager.stats().replayed, manager.stats().retried) == (1, 1, 1)
 
 
 def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_of_the_next() -> None:

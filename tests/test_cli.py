@@ -255,17 +255,17 @@ def test_a_refresh_beside_the_command_comes_to_its_end(emulator: Emulator, envir
     assert run("token", environ=environ).code == 0
     store = open_store(environ["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
-    record = store.look(key).record
+    record = store.peek(key).record
     assert record is not None
     aged = json.loads(record.content)
     aged["token"]["age"] = aged["ordinary_age"] = 47.0
-    fence = store.lead(key, owner="test", known=record.version, lease=5).fence
-    assert fence is not None
-    assert store.publish(key, fence=fence, content=json.dumps(aged), keep=10)
+    fencing_token = store.try_acquire_lease(key, owner="test", known=record.version, lease=5).fencing_token
+    assert fencing_token is not None
+    assert store.publish(key, fencing_token=fencing_token, content=json.dumps(aged), keep=10)
     emulator.faults.add(Latency(0.3), on="token")
 
     assert run("token", environ=environ).code == 0
-    look = store.look(key)
+    look = store.peek(key)
     assert (emulator.journal.issued, look.owner) == (2, "")
     assert look.record is not None
     assert json.loads(look.record.content)["token"]["age"] < 40
@@ -434,9 +434,9 @@ def test_who_fetches_and_a_budget_that_is_spent_are_shown(emulator: Emulator, sh
     """Who by a name that is none, for how long at most, and when there is room again."""
     store = open_store(shared["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
-    store.lead(key, owner="0123456789abcdef", known=0, lease=20)
+    store.try_acquire_lease(key, owner="0123456789abcdef", known=0, lease=20)
     budget = TokenBudget(TokenPolicy(), store.budget, emulator.url)
-    while budget.acquire(emulator.merchant_id, extra=False).granted:
+    while budget.acquire(emulator.merchant_id, from_reserve=False).granted:
         pass
     standing = looked(shared)
     assert standing["lease"]["owner"] == "01234567"

@@ -21,7 +21,7 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.core.snapshot import record_key
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores import open_store
-from pay88_adapters.stores.base import Look
+from pay88_adapters.stores.base import StoreView
 from pay88_adapters.testing import Emulator, Status, TooMany
 from servers import Valkey, free_port
 
@@ -77,7 +77,7 @@ def test_a_good_configuration_costs_one_token_request_and_then_none(
     assert "the fleet has one" in again.said("token")
     assert "9 of 10 per 1 minute" in again.said("budget")
     assert emulator.journal.token_requests == 1
-    assert open_store(environ["PAY88_STORE"], Clock()).look("check") == Look()  # no trace of the trial
+    assert open_store(environ["PAY88_STORE"], Clock()).peek("check") == StoreView()  # no trace of the trial
 
 
 def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> None:
@@ -264,7 +264,7 @@ def test_a_budget_that_is_spent(emulator: Emulator, environ: dict[str, str]) -> 
     """When there is room again; and no request is sent that would be refused."""
     store = open_store(environ["PAY88_STORE"], Clock())
     budget = TokenBudget(TokenPolicy(), store.budget, emulator.url)
-    while budget.acquire(emulator.merchant_id, extra=False).granted:
+    while budget.acquire(emulator.merchant_id, from_reserve=False).granted:
         pass
     checked = Checked(environ)
     assert checked.states("failed") == ["budget"]
@@ -296,9 +296,11 @@ def test_somebody_elses_lease_is_named(emulator: Emulator, environ: dict[str, st
     assert "free" in Checked(environ).said("lease")
     store = open_store(environ["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
-    record = store.look(key).record
+    record = store.peek(key).record
     assert record is not None
-    assert store.lead(key, owner="0123456789abcdef", known=record.version, lease=20).fence is not None
+    assert (
+        store.try_acquire_lease(key, owner="0123456789abcdef", known=record.version, lease=20).fencing_token is not None
+    )
     checked = Checked(environ)
     assert checked.states("failed") == []
     assert checked.said("lease").startswith("01234567 fetches a token, for ")

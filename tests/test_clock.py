@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from pay88_adapters.engine.running import current_runtime
-from pay88_adapters.engine.runtimes import ThreadGate
+from pay88_adapters.engine.runtimes import ThreadEvent
 from pay88_adapters.testing import ManualClock
 
 
@@ -32,10 +32,10 @@ class Waiters:
     ) -> None:
         self._clock, self._pausing = clock, pausing
         self.went_on: list[Future[float]] = [Future() for _ in seconds]
-        self.gate: Any = None
+        self.event: Any = None
         each = list(zip(seconds, self.went_on, strict=True))
         if where == "threads":
-            self.gate = ThreadGate()
+            self.event = ThreadEvent()
             jobs: list[Callable[[], object]] = [partial(self._wait, *one) for one in each]
         else:
             jobs = [partial(anyio.run, self._main, each, backend=where)]
@@ -45,11 +45,11 @@ class Waiters:
             until(lambda: clock.waiting == len(seconds))
 
     def _wait(self, seconds: float, result: Future[float]) -> None:
-        self._clock.pause(seconds) if self._pausing else self._clock.wait(self.gate, seconds)
+        self._clock.pause(seconds) if self._pausing else self._clock.wait(self.event, seconds)
         result.set_result(self._clock.now())
 
     async def _main(self, each: list[tuple[float, Future[float]]]) -> None:
-        self.gate = current_runtime().gate()
+        self.event = current_runtime().event()
         async with anyio.create_task_group() as group:
             for one in each:
                 group.start_soon(self._await, *one)
@@ -58,7 +58,7 @@ class Waiters:
         if self._pausing:
             await self._clock.sleep(seconds, current_runtime())
         else:
-            await self._clock.wait_in_task(self.gate, seconds)
+            await self._clock.wait_in_task(self.event, seconds)
         result.set_result(self._clock.now())
 
 
@@ -92,7 +92,7 @@ def test_a_gate_ends_all_waits_and_the_clock_need_not_move(waiters: Callable[...
     """Whatever time is left."""
     clock = ManualClock(0.0)
     waits = waiters(clock, [5.0, 50.0], pausing=False)
-    waits.gate.open()
+    waits.event.set()
     assert [each.result(10) for each in waits.went_on] == [0.0, 0.0]
     assert clock.waiting == 0
 
@@ -103,7 +103,7 @@ def test_a_wait_at_a_gate_ends_in_time(waiters: Callable[..., Waiters]) -> None:
     waits = waiters(clock, [5.0, 50.0], pausing=False)
     clock.advance(5.0)
     assert waits.went_on[0].result(10) == 5.0
-    waits.gate.open()
+    waits.event.set()
     assert waits.went_on[1].result(10) == 5.0
 
 

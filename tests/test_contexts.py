@@ -18,7 +18,7 @@ import requests
 
 from conftest import World
 from pay88_adapters import ActivatedManager, ConfigurationError, Credentials, TokenManager, unmanaged
-from pay88_adapters.engine.overrides import chosen
+from pay88_adapters.engine.overrides import current_manager
 from pay88_adapters.requests import attach
 from pay88_adapters.testing import Entry, Status
 from stacks import AsyncStack, Outcome, Reply, Stack
@@ -182,7 +182,7 @@ A, B = (TokenManager(Credentials(f"sk_test_{name}", f"MCH-COL-{name}")) for name
 
 def current() -> object:
     """Return what is chosen here."""
-    return chosen("own")
+    return current_manager("own")
 
 
 def test_a_thread_starts_without_unless_the_context_is_taken_along() -> None:
@@ -271,7 +271,7 @@ REQUIRED = ActivatedManager("https://api.example")
 
 def managing(url_host: str = "api.example", authorization: str | None = None) -> object:
     """Ask which manager a call of that client has."""
-    return REQUIRED.managing("https", url_host, 443, "/api/balance", authorization)
+    return REQUIRED.for_request("https", url_host, 443, "/api/balance", authorization)
 
 
 OF_EXAMPLE = TokenManager(Credentials("sk_test_c", "MCH-COL-c"), base_url="https://api.example")

@@ -369,7 +369,7 @@ def test_the_rights_that_the_page_gives_are_enough(tmp_path: Path) -> None:
         assert store.budget.acquire_all([window]).wait > 0
         known = 0
         for _ in range(2):  # the second time, there is a record to replace
-            fence = store.lead("key", owner="me", known=known, lease=10.0).fence
-            assert fence is not None
-            assert store.publish("key", fence=fence, content="text", keep=10.0)
-            known = fence
+            fencing_token = store.try_acquire_lease("key", owner="me", known=known, lease=10.0).fencing_token
+            assert fencing_token is not None
+            assert store.publish("key", fencing_token=fencing_token, content="text", keep=10.0)
+            known = fencing_token

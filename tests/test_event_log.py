@@ -39,7 +39,7 @@ def test_an_outage_of_an_hour_makes_a_handful_of_lines(one_world: World, caplog:
     world.emulator.faults.add(Status(503), on="token", times=None)
     for_an_hour(world, lambda: client.attempt("POST", world.url))
     world.settle(manager)
-    failed = manager.stats().failed_in_a_row
+    failed = manager.stats().consecutive_failures
     assert failed > 60
     assert lines(caplog) == [("pay88_adapters.tokens", logging.WARNING)] * failed.bit_length()
     world.emulator.faults.clear()

@@ -30,17 +30,17 @@ from pay88_adapters.events import (
     CallWaited,
     Event,
     RefreshFailed,
+    SharedTokenUsed,
     StoreDegraded,
     StoreRestored,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
 from pay88_adapters.testing import RefuseToken, Status, TooMany
 from stacks import AsyncStack, Reply, Stack
 
-OF_FETCHES = (TokenFetched, TokenTakenOver, TokenRequestFailed, RefreshFailed, BudgetExhausted)
+OF_FETCHES = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted)
 
 
 def of_fetches(heard: list[Event]) -> list[type[Event]]:
@@ -99,16 +99,16 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
     emulator.faults.add(RefuseToken(), on="call")
     emulator.faults.add(Status(503), on="call")
     assert call(client) == 200
-    assert ear.last(TokenRefused).replaced
+    assert ear.last(TokenRejected).replaced
     assert ear.last(CallReplayed)
     assert ear.last(CallRetried).status == 503
 
     once = make(RetryPolicy.none())
     assert call(once) == 200
-    assert ear.last(TokenTakenOver).failed_before == 0
+    assert ear.last(SharedTokenUsed).previous_failures == 0
     emulator.faults.add(Status(500), on="call", times=3)
     assert (call(once, url=world.echo), call(once, url=world.echo)) == (500, 500)
-    assert ear.last(BreakerOpened) == BreakerOpened(emulator.url, emulator.merchant_id, "other", 40, again=False)
+    assert ear.last(BreakerOpened) == BreakerOpened(emulator.url, emulator.merchant_id, "other", 40, reopened=False)
     assert isinstance(call(once, url=world.echo), CircuitOpen)
     assert (ear.last(CallNotSent).group, ear.last(CallNotSent).error) == ("other", CircuitOpen)
     world.clock.advance(40)
@@ -171,7 +171,7 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
     assert client.request("POST", world.url).status == 200
     world.settle(client.manager)
     assert of_fetches(heard) == [TokenFetched, TokenFetched]
-    assert of_calls(heard) == [CallWaited, TokenRefused, CallWaited, CallReplayed]
+    assert of_calls(heard) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
     world.clock.advance(55)
     world.emulator.faults.add(Status(503), on="token")
     assert client.request("POST", world.url).status == 200
@@ -180,12 +180,12 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
     assert isinstance(request, TokenRequestFailed)
     assert (request.error, request.status) == (TokenEndpointUnavailable, 503)
     assert isinstance(failed, RefreshFailed)
-    assert failed.in_a_row == 1
+    assert failed.consecutive_failures == 1
     assert (failed.base_url, failed.merchant_id) == (world.emulator.url, world.emulator.merchant_id)
     assert isinstance(failed.error, TokenEndpointUnavailable)
     assert (failed.error.status, failed.error.retry_after) == (503, 1.0)
     assert [event.expires_in for event in heard if isinstance(event, TokenFetched)] == [60, 60]
-    assert [event.replaced for event in heard if isinstance(event, TokenRefused)] == [True]
+    assert [event.replaced for event in heard if isinstance(event, TokenRejected)] == [True]
     text = "".join(map(repr, heard)) + repr(pickle.dumps(heard))
     assert not [secret for secret in world.emulator.service.secrets() if secret in text]
 
@@ -200,7 +200,7 @@ def test_stats_count_what_is_told(world: World) -> None:
     world.emulator.faults.add(Status(503), on="token")
     assert isinstance(client.attempt("POST", world.url), Exception)
     world.settle(manager)
-    assert manager.stats().failed_in_a_row == 1
+    assert manager.stats().consecutive_failures == 1
     world.clock.advance(2)
     world.emulator.faults.add(RefuseToken(), on="call")
     assert client.request("POST", world.url).status == 200
@@ -216,11 +216,11 @@ def test_stats_count_what_is_told(world: World) -> None:
     assert stats.token_requests == count(TokenFetched, TokenRequestFailed) == 3
     assert stats.tokens == count(TokenFetched) == 2
     assert stats.failed_fetches == count(RefreshFailed) == 1
-    assert stats.refused == count(TokenRefused) == 1
+    assert stats.unauthorized == count(TokenRejected) == 1
     assert stats.replayed == count(CallReplayed) == 1
     assert stats.waited == count(CallWaited) == 3
     assert stats.not_sent == count(CallNotSent) == 2
-    assert (stats.failed_in_a_row, stats.held, stats.retried, stats.refreshes) == (0, 0, 0, 0)
+    assert (stats.consecutive_failures, stats.paced, stats.retried, stats.refreshes) == (0, 0, 0, 0)
     assert stats.budget_left == {"10 per 1 minute": 7, "100 per 1 hour": 97}
     assert stats.circuits_open == {"balance": False, "other": True}
     assert stats.token_expires_in == 60
@@ -249,7 +249,7 @@ def test_a_refusal_that_is_handed_over_says_so(world: World) -> None:
     client = world.client(world.new_manager(listeners=[heard.append]))
     world.emulator.faults.add(RefuseToken(), on="call", times=2)
     assert client.request("POST", world.url).status == 401
-    refusals = [event.replaced for event in heard if isinstance(event, TokenRefused)]
+    refusals = [event.replaced for event in heard if isinstance(event, TokenRejected)]
     assert refusals == [True, False]
 
 
@@ -280,7 +280,7 @@ def test_a_listener_that_raises_changes_nothing(world: World, caplog: pytest.Log
     assert client.request("POST", world.url).status == 200
     world.settle(client.manager)
     assert of_fetches(heard) == [TokenFetched, TokenFetched]
-    assert of_calls(heard) == [CallWaited, TokenRefused, CallWaited, CallReplayed]
+    assert of_calls(heard) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
     records = [record for record in caplog.records if record.name == "pay88_adapters.events"]
     assert len(heard) == 6
     assert len(records) == 3  # the first, the second and the fourth

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from conftest import Report
 from pay88_adapters import Token, TokenPolicy
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import (
     CredentialsRejected,
     Failure,
@@ -98,10 +98,10 @@ class World:
         self._storage = MemoryStorage(lambda: self.now)
         self._budget = TokenBudget(self.policy, self._storage, "https://api.example")
 
-    def acquire(self, entries: Entries, now: float, *, extra: bool) -> tuple[Grant, Entries]:
+    def acquire(self, entries: Entries, now: float, *, extra: bool) -> tuple[AcquireResult, Entries]:
         """Take a unit; return the answer, and what the storage holds now."""
         self.now, self._storage._histories = now, dict(entries)
-        grant = self._budget.acquire("M", extra=extra)
+        grant = self._budget.acquire("M", from_reserve=extra)
         return grant, self._storage._histories
 
 
@@ -115,7 +115,7 @@ class Model:
         self.callers = [Caller()] * callers
         self.carriers: list[Carrier] = []
         self.entries: Entries = {}
-        self.published: tuple[Token | None, float] = (None, NEVER)
+        self.fast_path: tuple[Token | None, float] = (None, NEVER)
         self.digest = "first"
         self.sent: list[float] = []
         self.serial = 0
@@ -129,7 +129,7 @@ class Model:
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__)
         other.machine = copy.copy(self.machine)
-        other.machine._flights = {ticket: replace(each) for ticket, each in self.machine._flights.items()}
+        other.machine._pending = {ticket: replace(each) for ticket, each in self.machine._pending.items()}
         other.callers, other.carriers = list(self.callers), list(self.carriers)
         other.sent, other.rejected = list(self.sent), dict(self.rejected)
         return other
@@ -137,7 +137,7 @@ class Model:
     def key(self) -> object:
         """Name the state: equal keys, equal futures. Instants count from now."""
         machine, now = self.machine, self.now
-        held = machine._held
+        held = machine._cached
         return (
             *(
                 getattr(machine, name) - now if name in INSTANTS else getattr(machine, name)
@@ -150,10 +150,18 @@ class Model:
                     ticket - machine._last_ticket,
                     each.due_at - now,
                     max(each.wait_until - now, 0.0),
-                    (each.forced, each.foreground, each.started, each.late, each.asking, each.attempts, each.failure),
-                    each.ordinary_before and each.ordinary_before - now,
+                    (
+                        each.forced,
+                        each.foreground,
+                        each.started,
+                        each.interrupted,
+                        each.awaiting_credentials,
+                        each.attempts,
+                        each.failure,
+                    ),
+                    each.refreshed_before and each.refreshed_before - now,
                 )
-                for ticket, each in machine._flights.items()
+                for ticket, each in machine._pending.items()
             ),
             tuple(
                 sorted(
@@ -182,7 +190,7 @@ class Model:
             ),
             tuple(tuple(at - now for at, _ in kept.entries) for kept in self.entries.values()),
             self.digest,
-            (self.published[0] is None, self.published[1] - now),
+            (self.fast_path[0] is None, self.fast_path[1] - now),
             # What the checks remember; what was sent is in the budget's entries, too.
             (self.usable is None, held is not None and self.usable == held.token, self.serial > 0),
             (max(self.silent_until - now, 0.0), *(each.at >= self.silent_since for each in self.carriers)),
@@ -202,7 +210,7 @@ class Model:
             match caller.doing:
                 case "idle":
                     yield "a call comes", partial(Model.come, index=index)
-                    cached, until = self.published
+                    cached, until = self.fast_path
                     if cached is None or self.now >= until:  # or else it does not matter
                         yield "a call of a new client comes", partial(Model.come, index=index, carrier_age=YOUNG)
                 case "deciding":
@@ -214,7 +222,7 @@ class Model:
                     pass  # it waits
         for index, carrier in enumerate(self.carriers):
             yield "what carries a fetch dies, and that is noticed", partial(Model.abandon, index=index)
-            if carrier.ticket in self.machine.in_flight:
+            if carrier.ticket in self.machine.pending_fetches:
                 yield "what carries a fetch dies, and that is not noticed", partial(Model.vanish, index=index)
             if carrier.interrupted:
                 yield "it is interrupted", partial(Model.break_off, index=index)
@@ -267,19 +275,19 @@ class Model:
     def boundaries(self) -> Iterator[float]:
         """Give the instants at which something could change by itself."""
         machine, policy = self.machine, self.world.policy
-        if machine._held is not None:
-            yield machine._held.refresh_at
-            yield machine._held.reuse_until
-            yield machine._held.usable_until - policy.expiry_skew
-            yield machine._held.usable_until
-        yield machine._barred_until
-        yield machine._ordinary_at + machine._interval()
-        yield machine._drawn_at + machine._spacing()
+        if machine._cached is not None:
+            yield machine._cached.refresh_at
+            yield machine._cached.reuse_until
+            yield machine._cached.usable_until - policy.expiry_skew
+            yield machine._cached.usable_until
+        yield machine._cooldown_until
+        yield machine._refreshed_at + machine._interval()
+        yield machine._reserve_used_at + machine._spacing()
         yield machine._forced_at + policy.rejection_cooldown
-        yield from (flight.due_at for flight in machine._flights.values())
+        yield from (flight.due_at for flight in machine._pending.values())
         yield from (caller.until for caller in self.callers if caller.doing == "waiting")
         yield from (carrier.at for carrier in self.carriers if carrier.stage == "pause")
-        yield from (flight.wait_until for flight in machine._flights.values())
+        yield from (flight.wait_until for flight in machine._pending.values())
 
     # --- callers
 
@@ -288,7 +296,7 @@ class Model:
         self._acquire(index, replayed=False, wait=wait, carrier_age=carrier_age)
 
     def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
-        cached, until = self.published
+        cached, until = self.fast_path
         seen = self.machine.failed_fetches
         caller = Caller("deciding", self.now + wait, seen, replayed=replayed, carrier_age=carrier_age)
         if cached is not None and self.now < until:
@@ -302,7 +310,7 @@ class Model:
         caller = self.callers[index]
         decision = self.machine.decide(
             self.now,
-            seen=caller.seen,
+            known_failures=caller.seen,
             deadline=caller.deadline,
             carrier_age=caller.carrier_age,
             own=caller.own,
@@ -323,7 +331,9 @@ class Model:
             case Wait(until):
                 assert self.now < until <= caller.deadline, "rule 6: never longer than max_wait"
                 # One call at most waits although it has a token: the one that refreshes it.
-                assert not self._has_fresh(caller) or caller.own in self.machine.in_flight, "rule 2: it need not wait"
+                assert not self._has_fresh(caller) or caller.own in self.machine.pending_fetches, (
+                    "rule 2: it need not wait"
+                )
                 self.callers[index] = caller._replace(doing="waiting", until=until)
             case Fail(failure, retry_after):
                 assert retry_after >= 0
@@ -334,8 +344,8 @@ class Model:
                 self.callers[index] = Caller()
 
     def _has_fresh(self, caller: Caller) -> bool:
-        held = self.machine._held
-        return held is not None and not self.machine._refused and self.now < held.reuse_until
+        held = self.machine._cached
+        return held is not None and not self.machine._rejected and self.now < held.reuse_until
 
     def _hand(self, index: int, caller: Caller, given: Token) -> None:
         assert self.now < self._usable_until(given), "rule 6: handed a token past its end"
@@ -350,8 +360,8 @@ class Model:
         """The API accepts the token."""
         used = self.callers[index].token
         assert used is not None
-        if self.machine.unproven:
-            self._told(lambda: self.machine.token_accepted(used))
+        if self.machine.awaiting_first_success:
+            self._told(lambda: self.machine.on_accepted(used))
         self.callers[index] = Caller()
 
     def refused(self, index: int) -> None:
@@ -359,7 +369,7 @@ class Model:
         caller = self.callers[index]
         used = caller.token
         assert used is not None
-        again = self._told(lambda: self.machine.token_refused(used, self.now))
+        again = self._told(lambda: self.machine.on_unauthorized(used, self.now))
         if again and not caller.replayed:
             self._acquire(index, replayed=True, carrier_age=caller.carrier_age)
         else:
@@ -369,14 +379,14 @@ class Model:
         """The user throws the current token away."""
         dropped, self.usable = self.usable, None
         assert dropped is not None
-        self._told(lambda: self.machine.token_dropped(dropped))
+        self._told(lambda: self.machine.discard_token(dropped))
 
     # --- fetches
 
     def begin(self, index: int) -> None:
         """It takes its first step, however late."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.fetch_started(carrier.ticket, self.now)):
+        if self._told(lambda: self.machine.on_fetch_started(carrier.ticket, self.now)):
             self.carriers[index] = carrier._replace(stage="credentials")
             if not self.world.rotating:
                 self.credentials(index)
@@ -386,7 +396,7 @@ class Model:
     def credentials(self, index: int) -> None:
         """The credentials are there."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.credentials_arrived(carrier.ticket, self.digest, self.now)):
+        if self._told(lambda: self.machine.on_credentials(carrier.ticket, self.digest, self.now)):
             stage = "store" if self.world.shared else "budget"
             self.carriers[index] = carrier._replace(stage=stage, digest=self.digest)
         else:
@@ -394,7 +404,7 @@ class Model:
 
     def lead(self, index: int) -> None:
         """The store gives the lease to this fetch."""
-        if self._told(lambda: self.machine.still_there(self.carriers[index].ticket, self.now)):
+        if self._told(lambda: self.machine.heartbeat(self.carriers[index].ticket, self.now)):
             self.carriers[index] = self.carriers[index]._replace(stage="budget")
         else:
             del self.carriers[index]
@@ -402,7 +412,7 @@ class Model:
     def wait_for_another(self, index: int) -> None:
         """The store has given it to somebody else."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.still_there(carrier.ticket, self.now, pause=1.0)):
+        if self._told(lambda: self.machine.heartbeat(carrier.ticket, self.now, pause=1.0)):
             self.carriers[index] = carrier._replace(stage="pause", at=self.now + 1.0, then="store")
         else:
             del self.carriers[index]
@@ -410,27 +420,27 @@ class Model:
     def consult(self, index: int, found: int) -> None:
         """The store holds what somebody else has found out."""
         carrier, now = self.carriers[index], self.now
-        heard = carrier.ticket in self.machine.in_flight
+        heard = carrier.ticket in self.machine.pending_fetches
         match list(FOUND)[found]:
             case "a token":
                 self.serial += 1
                 arrived = token(self.serial, now - 1.0, 60.0)
-                told = Snapshot(arrived, ordinary_at=now - 1.0)
+                told = Snapshot(arrived, refreshed_at=now - 1.0)
                 if heard and (self.usable is None or self.usable.requested_at <= now - 1.0):
                     self.usable = arrived
             case "an old token":
                 self.serial += 1
                 arrived = token(self.serial, now - 55.0, 60.0)
-                told = Snapshot(arrived, ordinary_at=now - 55.0)
+                told = Snapshot(arrived, refreshed_at=now - 55.0)
                 if heard and (self.usable is None or self.usable.requested_at <= now - 55.0):
                     self.usable = arrived
             case "a limit":
-                told = Snapshot(bar=LIMITED, barred_until=now + 15.0)
+                told = Snapshot(cooldown_reason=LIMITED, cooldown_until=now + 15.0)
                 if heard:
                     self.silent_since, self.silent_until = now, max(now + 15.0, self.silent_until)
             case _:
-                told = Snapshot(bar=BROKEN, barred_until=now + 2.0, failures=2)
-        if not self._told(lambda: self.machine.consulted(carrier.ticket, told, now, digest=carrier.digest)):
+                told = Snapshot(cooldown_reason=BROKEN, cooldown_until=now + 2.0, failures=2)
+        if not self._told(lambda: self.machine.merge_snapshot(carrier.ticket, told, now, digest=carrier.digest)):
             del self.carriers[index]
 
     def go_on(self, index: int) -> None:
@@ -443,7 +453,7 @@ class Model:
     def no_credentials(self, index: int) -> None:
         """There are none."""
         ticket = self.carriers.pop(index).ticket
-        self._told(lambda: self.machine.fetch_failed(ticket, GONE, self.now))
+        self._told(lambda: self.machine.on_fetch_failed(ticket, GONE, self.now))
 
     def attempt(self, index: int, stopped: float = 0.0) -> None:
         """The budget decides about the next request; it is sent at once unless the process is *stopped* for a while."""
@@ -451,10 +461,10 @@ class Model:
         if self._told(lambda: self.machine.stopped(carrier.ticket, self.now)):
             del self.carriers[index]
             return
-        extra = self.machine.next_is_extra(carrier.ticket, self.now)
-        before = self.machine._ordinary_at
+        extra = self.machine.uses_reserve(carrier.ticket, self.now)
+        before = self.machine._refreshed_at
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
-        if not self._told(lambda: self.machine.budget_answered(carrier.ticket, grant, self.now, extra=extra)):
+        if not self._told(lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra)):
             del self.carriers[index]
             return
         assert grant.granted, "rule 5: sent without a unit"
@@ -470,8 +480,8 @@ class Model:
         """The request is sent, unless its unit was granted too long ago."""
         carrier = self.carriers[index]
         if self.now - carrier.at > self.world.policy.fetch_timeout / 2:
-            self._told(lambda: self.machine.grant_expired(carrier.ticket))
-            if carrier.ticket in self.machine.in_flight:
+            self._told(lambda: self.machine.on_grant_expired(carrier.ticket))
+            if carrier.ticket in self.machine.pending_fetches:
                 self._check_undone(carrier)
             self.carriers[index] = carrier._replace(stage="budget")
             return
@@ -488,21 +498,21 @@ class Model:
         carrier = self.carriers.pop(index)
         self.serial += not again
         arrived = token(self.serial, carrier.at, lifetime)
-        held = self.machine._held
+        held = self.machine._cached
         newest = held is None or held.token.requested_at < arrived.requested_at
-        if (newest or carrier.ticket in self.machine.in_flight) and self.now < self._usable_until(arrived):
+        if (newest or carrier.ticket in self.machine.pending_fetches) and self.now < self._usable_until(arrived):
             self.usable = arrived
-        self._told(lambda: self.machine.token_arrived(carrier.ticket, arrived, self.now, digest=carrier.digest))
+        self._told(lambda: self.machine.on_token(carrier.ticket, arrived, self.now, digest=carrier.digest))
 
     def fail(self, index: int, failure: Failure) -> None:
         """The answer is no token."""
         carrier = self.carriers.pop(index)
         machine, now = self.machine, self.now
-        heard = carrier.ticket in machine.in_flight
-        if heard and failure.kind is CredentialsRejected and machine._refused:
+        heard = carrier.ticket in machine.pending_fetches
+        if heard and failure.kind is CredentialsRejected and machine._rejected:
             self.usable = None  # the service says no on both sides
         pause = self._told(
-            lambda: machine.attempt_failed(carrier.ticket, failure, now, draw=0.5, digest=carrier.digest)
+            lambda: machine.on_attempt_failed(carrier.ticket, failure, now, jitter=0.5, digest=carrier.digest)
         )
         if pause is not None:
             self.carriers.insert(index, carrier._replace(stage="pause", at=now + pause))
@@ -524,19 +534,19 @@ class Model:
         """What carries the fetch ends, and that is noticed: no failure of the service, and no use of the reserve."""
         carrier = self.carriers.pop(index)
         machine = self.machine
-        flight = machine._flights.get(carrier.ticket)
+        flight = machine._pending.get(carrier.ticket)
         blameless = flight is not None and flight.failure is None
-        before = machine._bar, machine._barred_until, machine._failures, machine.failed_fetches
-        self._told(lambda: machine.fetch_abandoned(carrier.ticket, self.now))
+        before = machine._cooldown_reason, machine._cooldown_until, machine._failures, machine.failed_fetches
+        self._told(lambda: machine.on_fetch_abandoned(carrier.ticket, self.now))
         self._bereave(carrier.ticket)
         if blameless:
-            after = machine._bar, machine._barred_until, machine._failures, machine.failed_fetches
+            after = machine._cooldown_reason, machine._cooldown_until, machine._failures, machine.failed_fetches
             assert after == before, "rule 16: a cooldown, or a failure, because of a carrier"
             self._check_undone(carrier)
 
     def _check_undone(self, carrier: Carrier) -> None:
         if carrier.ordinary_before is not None:
-            assert self.machine._ordinary_at <= carrier.ordinary_before, "rule 16: the next one draws on the reserve"
+            assert self.machine._refreshed_at <= carrier.ordinary_before, "rule 16: the next one draws on the reserve"
 
     def vanish(self, index: int) -> None:
         """It ends, and says nothing."""
@@ -566,8 +576,8 @@ class Model:
     def _settle(self) -> None:
         """Do what the manager does after each event: publish, interrupt, and wake who waits when a fetch has ended."""
         machine = self.machine
-        self.published = machine.unasked(self.now)
-        late, machine.late = machine.late, ()
+        self.fast_path = machine.fast_path_token(self.now)
+        late, machine.overdue = machine.overdue, ()
         if late:
             self.carriers = [each._replace(interrupted=True) if each.ticket in late else each for each in self.carriers]
         if machine.ended_fetches != self.ended:
@@ -581,13 +591,13 @@ class Model:
     def check(self) -> None:
         """Raise where a rule does not hold."""
         machine = self.machine
-        in_flight = machine.in_flight
+        in_flight = machine.pending_fetches
         assert len(in_flight) <= 1, "rule 3: two fetches in flight"
         for caller in self.callers:
             if caller.doing == "waiting":
                 assert self.now < caller.until, "rule 17: a caller waits for an instant that has passed"
-                assert in_flight or caller.until <= machine._barred_until, "rule 17: they wait, and nobody leads"
-        cached, until = self.published
+                assert in_flight or caller.until <= machine._cooldown_until, "rule 17: they wait, and nobody leads"
+        cached, until = self.fast_path
         if cached is not None:
             assert until <= self._usable_until(cached), "rule 6: published past its end"
 

@@ -271,10 +271,13 @@ def test_rule_24_a_record_that_makes_no_sense_is_replaced(world: World, host: Ho
         json.dumps({"format": 1, "token": {"access_token": "x\r\ny"}}),
     ):
         world.clock.advance(51)
-        fence = store.lead(
-            key, owner="a vandal", known=store.lead(key, owner="", known=-1, lease=1).record.version, lease=1
+        fencing_token = store.try_acquire_lease(
+            key,
+            owner="a vandal",
+            known=store.try_acquire_lease(key, owner="", known=-1, lease=1).record.version,
+            lease=1,
         )
-        assert store.publish(key, fence=fence.fence, content=content, keep=1000)
+        assert store.publish(key, fencing_token=fencing_token.fencing_token, content=content, keep=1000)
         requests = world.emulator.journal.token_requests
         assert ok(world, other)
         assert ok(world, one)
@@ -305,9 +308,11 @@ def test_rule_04_a_snapshot_travels_as_ages() -> None:
     assert found is not None
     assert found.token is not None
     assert found.token.requested_at == 61.0, "as old as it may be, for all that is known"
-    assert told.lasts(1_010.0) == 50.0
+    assert told.ttl(1_010.0) == 50.0
     assert load(Snapshot().dump(5.0), 1.0, 9.0, 9.0) == Snapshot()
-    assert load(Snapshot(bar=REJECTED, barred_until=5.0).dump(5.0), 0.0, 9.0, 9.0) == Snapshot(), "it has ended"
+    assert load(Snapshot(cooldown_reason=REJECTED, cooldown_until=5.0).dump(5.0), 0.0, 9.0, 9.0) == Snapshot(), (
+        "it has ended"
+    )
 
 
 def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
@@ -333,37 +338,41 @@ def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
     }
     found = load(json.dumps(document), 0.0, 50.0, 50.0)
     assert found is not None
-    assert (found.bar, found.spent) == (broken, {"window": {"a": -60.0, "b": 39.75, "c": 40.0}})
+    assert (found.cooldown_reason, found.budget_entries) == (broken, {"window": {"a": -60.0, "b": 39.75, "c": 40.0}})
     del document["history"]  # as versions wrote it that counted each limit for itself
     document["spent"] = {"window": [110.0, 10.25]}
     found = load(json.dumps(document), 0.0, 50.0, 50.0)
     assert found is not None
-    assert (found.token, found.spent) == (Token("eyJ.a.b", "sess_1", 60.0, 40.0), {})
+    assert (found.token, found.budget_entries) == (Token("eyJ.a.b", "sess_1", 60.0, 40.0), {})
     document["bar"].update(message="5\r\n3", server_message="a\nb", status=None)
     found = load(json.dumps(document), 0.0, 50.0, 50.0)
     assert found is not None
-    assert found.bar == Failure(TokenEndpointUnavailable, "5  3", server_message="a b", retryable=True)
+    assert found.cooldown_reason == Failure(TokenEndpointUnavailable, "5  3", server_message="a b", retryable=True)
 
 
 def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
     """However old the store thinks that its content is: a token is as old as that, a bar as young as it may be."""
-    told = Snapshot(TOKEN, REJECTED, 1_020.0, spent={"window": {"a": 1_000.0}}).dump(1_010.0)
+    told = Snapshot(TOKEN, REJECTED, 1_020.0, budget_entries={"window": {"a": 1_000.0}}).dump(1_010.0)
     found = load(told, 5.0, 76.0, 77.0, stored=2.0)
     assert found is not None
     assert found.token is not None
-    assert (found.token.requested_at, found.barred_until, found.spent) == (61.0, 85.0, {"window": {"a": 65.0}})
+    assert (found.token.requested_at, found.cooldown_until, found.budget_entries) == (
+        61.0,
+        85.0,
+        {"window": {"a": 65.0}},
+    )
 
 
 def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
     """And a snapshot lasts as long as the longer of token and bar."""
-    barred = Snapshot(bar=REJECTED, barred_until=1_100.0)
+    barred = Snapshot(cooldown_reason=REJECTED, cooldown_until=1_100.0)
     assert json.loads(barred.dump(1_099.0))["bar"]["remaining"] == 1.0
     assert not json.loads(barred.dump(1_100.0))["bar"]
-    assert barred.lasts(1_000.0) == 100.0
-    assert Snapshot(TOKEN).lasts(1_010.0) == 50.0
-    assert Snapshot(TOKEN, REJECTED, 1_100.0).lasts(1_010.0) == 90.0
-    assert Snapshot(TOKEN, REJECTED, 1_100.0).lasts(2_000.0) == 0.0
-    assert Snapshot().lasts(5.0) == 0.0
+    assert barred.ttl(1_000.0) == 100.0
+    assert Snapshot(TOKEN).ttl(1_010.0) == 50.0
+    assert Snapshot(TOKEN, REJECTED, 1_100.0).ttl(1_010.0) == 90.0
+    assert Snapshot(TOKEN, REJECTED, 1_100.0).ttl(2_000.0) == 0.0
+    assert Snapshot().ttl(5.0) == 0.0
 
 
 def test_rule_04_a_token_that_has_expired_is_not_told() -> None:
@@ -459,9 +468,9 @@ def test_rule_12_a_field_of_any_kind_gives_a_good_snapshot_or_none(name: str, va
     found = load(json.dumps({**document, name: value}), 0.0, 1_000.0, 1_000.0)
     if found is not None:
         assert found.token in (TOKEN, None)
-        assert found.bar in (REJECTED, None)
+        assert found.cooldown_reason in (REJECTED, None)
         assert 0 <= found.failures <= 86_400
-        assert found.ordinary_at <= 1_000.0
+        assert found.refreshed_at <= 1_000.0
 
 
 @given(st.sampled_from(["access_token", "session_id", "expires_in", "age"]), ANYTHING)

@@ -20,8 +20,8 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.engine.store_client import Fleet, Link
-from pay88_adapters.stores.base import Entry, Look
+from pay88_adapters.engine.store_client import Link, StoreClient
+from pay88_adapters.stores.base import Entry, StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
@@ -58,8 +58,8 @@ class Spared(Process):
 
     def __init__(self, fleet: Fleetlet, spare: FragileStore, host: str, **policy: Any) -> None:
         super().__init__(fleet.store, fleet.endpoint, fleet.clock, **policy)
-        self.state.fleet = Fleet(fleet.store, fleet.clock, None, spare, host)
-        self.state.budget = self.state.fleet.token_budget(self.state.policy, URL)
+        self.state.store_client = StoreClient(fleet.store, fleet.clock, None, spare, host)
+        self.state.budget = self.state.store_client.token_budget(self.state.policy, URL)
         self.spare = spare
 
 
@@ -93,12 +93,12 @@ def test_rule_24_all_processes_together_stay_within_the_budget(
     everybody = [dark.process() for _ in range(processes)]
     dark.run(everybody, 5)
     dark.run(everybody[idle:], before)
-    dark.store.broken = True
+    dark.store.classify_error = True
     known = len(dark.endpoint.sent)
     dark.run(everybody, 2 * HOUR, 5 if processes < 64 else 100)
     dark.judge()
     assert len(dark.endpoint.sent) - known >= least
-    dark.store.broken = False
+    dark.store.classify_error = False
     dark.run(everybody, 300)
     dark.run(everybody, HOUR if processes < 10 else 60)
     dark.judge()
@@ -109,7 +109,7 @@ def test_rule_24_too_many_processes_say_what_would_help(dark: Darkness) -> None:
     """None of them has a token request in a minute: the error gives the figures and names the setting."""
     everybody = [dark.process() for _ in range(20)]
     dark.run(everybody, 200)
-    dark.store.broken = True
+    dark.store.classify_error = True
     dark.clock.advance(60)
     for process in everybody:
         told = process.call()
@@ -123,7 +123,7 @@ def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(dark: Darknes
     """A quarter for each of two."""
     everybody = [dark.process(fallback_share=0.25) for _ in range(2)]
     dark.run(everybody, 60)
-    dark.store.broken = True
+    dark.store.classify_error = True
     dark.run(everybody, 2 * HOUR)
     assert 46 <= largest_window(dark.endpoint.sent, HOUR) <= 52
 
@@ -135,13 +135,13 @@ def test_rule_24_a_host_shares_its_fallback_store(dark: Darkness) -> None:
     """64 processes on two hosts: every call is served, the hosts together stay within the budget."""
     everybody = dark.hosts(2, 64)
     assert dark.run(everybody, 200) == 0
-    dark.store.broken = True
+    dark.store.classify_error = True
     before = len(dark.endpoint.sent)
     assert dark.run(everybody, 1_200) == 0
     assert 2 * 20 <= len(dark.endpoint.sent) - before <= 2 * 28
     dark.run(everybody, HOUR)
     dark.judge()
-    dark.store.broken = False
+    dark.store.classify_error = False
     dark.run(everybody, 600)
     dark.judge()
     key = everybody[0].state.budget.key(OLD.merchant_id)
@@ -152,7 +152,7 @@ def test_rule_24_without_its_fallback_store_a_process_takes_less(dark: Darkness)
     """Both fail: nobody knows how many share the host."""
     everybody = dark.hosts(1, 3)
     dark.run(everybody, 200)
-    dark.store.broken = everybody[0].spare.broken = True  # type: ignore[attr-defined]
+    dark.store.classify_error = everybody[0].spare.classify_error = True  # type: ignore[attr-defined]
     dark.run(everybody, HOUR)
     dark.judge()
 
@@ -165,12 +165,12 @@ def test_rule_10_a_bar_holds_in_the_dark_and_is_told_again(dark: Darkness) -> No
     one = dark.process()
     second, elsewhere = (Process(dark.store, dark.endpoint, dark.clock, who) for who in (NEW, ELSEWHERE))
     for other in (second, elsewhere):
-        other.state.fleet, other.state.budget = one.state.fleet, one.state.budget
-    dark.store.broken = True
+        other.state.store_client, other.state.budget = one.state.store_client, one.state.budget
+    dark.store.classify_error = True
     dark.endpoint.answers = [answer(429, retry_after="1000")]
     assert isinstance(one.call(), TokenRateLimited)
     assert isinstance(second.call(), TokenRateLimited)
-    dark.store.broken = False
+    dark.store.classify_error = False
     dark.clock.advance(10)
     assert isinstance(elsewhere.call(), Token)
     told = dark.process(NEW).call()
@@ -221,7 +221,7 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: s
         if loss == "emptied":
             dark.store._places = {}
         for process in everybody:
-            process.state.drop(process.state.published[0]) if process.state.published[0] else None
+            process.state.drop(process.state.fast_path[0]) if process.state.fast_path[0] else None
         dark.run(everybody, 300)
     dark.judge()
     assert dark.store.budget.get(everybody[0].state.budget.key(OLD.merchant_id)) >= len(
@@ -234,9 +234,9 @@ def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dar
     one, other = dark.process(), dark.process()
     key = one.state.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)
-    for budget in (dark.store.budget, other.state.fleet.budget):
+    for budget in (dark.store.budget, other.state.store_client.budget):
         budget.clear(key)
-    one.state.fleet.budget.learn(key, [Entry("lost", 30.0)], HOUR, dark.clock.now())
+    one.state.store_client.budget.learn(key, [Entry("lost", 30.0)], HOUR, dark.clock.now())
     assert isinstance(one.call(), Token)
     dark.clock.advance(46)
     assert isinstance(one.call(), Token)
@@ -248,18 +248,18 @@ def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dar
 
 def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
     """One that was forked before has none until the store knows it."""
-    fleet = dark.process().state.fleet
+    fleet = dark.process().state.store_client
     for _ in range(4):
-        fleet.lead("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
         dark.clock.advance(30)
     assert fleet.share.parts(dark.clock.now()) == 1
     fleet.after_fork()
     assert fleet.share.parts(dark.clock.now()) == 0
-    fleet.lead("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
     dark.clock.advance(30)
-    fleet.lead("key", owner="o", known=0, lease=1)
-    dark.store.broken = True
-    fleet.lead("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+    dark.store.classify_error = True
+    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
     parts = fleet.share.parts(dark.clock.now())
     fleet.after_fork()
     assert fleet.share.parts(dark.clock.now()) == 2 * parts > 0
@@ -268,12 +268,12 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(dark: Darkness) -> None:
     """And the child the other half."""
-    fleet = dark.process().state.fleet
+    fleet = dark.process().state.store_client
     for _ in range(4):
-        fleet.lead("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
         dark.clock.advance(30)
-    dark.store.broken = True
-    fleet.lead("key", owner="o", known=0, lease=1)
+    dark.store.classify_error = True
+    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
     child = os.fork()
     if not child:
         os._exit(fleet.share.parts(dark.clock.now()))
@@ -285,15 +285,15 @@ def test_time_that_was_not_observed_counts_as_spent() -> None:
     """As much as the limits allow in as many seconds for long, of what was there before the store failed."""
     clock = ManualClock()
     store = FragileStore(clock)
-    fleet = Fleet(store, clock)
+    fleet = StoreClient(store, clock)
     budget = fleet.token_budget(TokenPolicy(), URL)
     for _ in range(4):
-        fleet.lead("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
         clock.advance(30)
-    assert budget.acquire("M", extra=False).granted
+    assert budget.acquire("M", from_reserve=False).granted
     clock.advance(900)
-    store.broken = True
-    assert budget.acquire("M", extra=False).granted
+    store.classify_error = True
+    assert budget.acquire("M", from_reserve=False).granted
     left = budget.left("M")["100 per 1 hour"]
     assert 100 - 25 - 3 <= left <= 100 - 25 - 2
     clock.advance(3_000)
@@ -330,7 +330,7 @@ def test_a_fallback_store_is_a_file_of_its_own(directory: Path) -> None:
         "PAY88_FALLBACK_STORE": file,
     }
     manager: Any = TokenManager.from_env(environ)
-    assert isinstance(manager._state.fleet.fallback.store, SqliteStore)
+    assert isinstance(manager._state.store_client.fallback.store, SqliteStore)
     assert TokenManager.shared(OLD, store="redis://127.0.0.1:1", fallback_store=file) is not TokenManager.shared(
         OLD, store="redis://127.0.0.1:1"
     )
@@ -355,9 +355,9 @@ class Hanging(MemoryStore):
         super().__init__(clock.now)
         self.let_go = threading.Event()
 
-    def look(self, key: str) -> Look:
+    def peek(self, key: str) -> StoreView:
         self.let_go.wait(30)
-        return super().look(key)
+        return super().peek(key)
 
 
 @pytest.mark.deep
@@ -367,10 +367,10 @@ def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
     store = Hanging(clock)
     link = Link(store, clock)
     before = set(threading.enumerate())
-    first = threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),))
+    first = threading.Thread(target=link.attempt, args=(lambda store: store.peek("key"),))
     first.start()
     time.sleep(0.6)  # in real time, as the threads hang
-    others = [threading.Thread(target=link.attempt, args=(lambda store: store.look("key"),)) for _ in range(20)]
+    others = [threading.Thread(target=link.attempt, args=(lambda store: store.peek("key"),)) for _ in range(20)]
     for thread in others:
         thread.start()
     for thread in [first, *others]:
@@ -378,7 +378,7 @@ def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
     for _ in range(5):
         clock.advance(6)
         since = time.monotonic()
-        assert link.attempt(lambda store: store.look("key")) is None
+        assert link.attempt(lambda store: store.peek("key")) is None
         assert time.monotonic() - since < 1
     assert len(set(threading.enumerate()) - before) == 1
     store.let_go.set()
@@ -387,4 +387,4 @@ def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     clock.advance(6)
-    assert link.attempt(lambda store: store.look("key")) == Look()
+    assert link.attempt(lambda store: store.peek("key")) == StoreView()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.engine.store_client import Fleet
-from pay88_adapters.stores.base import Answer, Claim, History, StoreError, Window
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.stores.base import Claim, ClaimResult, History, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
@@ -29,17 +29,17 @@ def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) ->
     """Asking for the lease is enough: a process that never gets it never asks for the shared budget."""
     clock = ManualClock()
     store = SqliteStore(str(directory / "store.db"), clock)
-    leader, follower = Fleet(store, clock, 0.25), Fleet(store, clock, 0.25)
+    leader, follower = StoreClient(store, clock, 0.25), StoreClient(store, clock, 0.25)
     away = directory.rename(directory.with_name("away"))
     assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
     clock.advance(20)
     assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
     away.rename(directory)
     clock.advance(20)
-    assert leader.lead("key", owner="leader", known=0, lease=30).fence
-    assert follower.lead("key", owner="follower", known=0, lease=30).busy_for
+    assert leader.try_acquire_lease("key", owner="leader", known=0, lease=30).fencing_token
+    assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
     for _ in range(2):  # and reports it once
-        assert follower.lead("key", owner="follower", known=0, lease=30).busy_for
+        assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
         assert [store.budget.ages(window) for window in (MINUTE, HOUR)] == [[40, 20]] * 2
 
 
@@ -47,13 +47,13 @@ def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
     """After a long time alone the store hears of the last hour, which others may look back on, and of no more."""
     clock = ManualClock()
     store = SqliteStore(str(directory / "store.db"), clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     away = directory.rename(directory.with_name("away"))
     for _ in range(200):
         assert fleet.budget.acquire_all([MINUTE]).wait == 0
         clock.advance(50)
     away.rename(directory)
-    fleet.lead("key", owner="me", known=0, lease=30)
+    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
     oldest, count = store.budget.get_moving_window(MINUTE.key, MINUTE.limit, 10_000)
     assert clock.now() - 3_700 < oldest <= clock.now() - 3_600
     assert count == 73
@@ -74,7 +74,7 @@ class _LedgerStorage(MemoryStorage):
         super().__init__(clock.now)
         self._ledger = ledger
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         self._ledger.before("acquire")
         return super().claim(claim)
 
@@ -93,12 +93,12 @@ def works(_: str) -> None:
     """Let it be done."""
 
 
-def lead(fleet: Fleet) -> None:
+def lead(fleet: StoreClient) -> None:
     """Ask for the lease of any record."""
-    fleet.lead("key", owner="me", known=0, lease=30)
+    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
 
 
-def hours_alone(fleet: Fleet, clock: ManualClock, merchants: int) -> list[Window]:
+def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[Window]:
     """Let many merchants spend their shares of three hours."""
     windows = [Window(f"hour {number}", 100, 3_600.0) for number in range(merchants)]
     for _ in range(75):
@@ -112,7 +112,7 @@ def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
     """A hundred merchants: a bounded number of operations, all units of a window in one; the rest in its turn."""
     clock = ManualClock()
     store = Ledger(clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     store.before = down
     windows = hours_alone(fleet, clock, 100)
     store.before = works
@@ -129,7 +129,7 @@ def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
     """What it took alone long ago counts nowhere, though it never asked again."""
     clock = ManualClock()
     store = Ledger(clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     store.before = down
     assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
     clock.advance(3_670)
@@ -142,7 +142,7 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
     """It fails between two windows: each is heard of once in the end."""
     clock = ManualClock()
     store = Ledger(clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     store.before = down
     assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
 
@@ -165,7 +165,7 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
     """While the store takes its time to hear it, others take from it, or go on alone."""
     clock = ManualClock()
     store = Ledger(clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     store.before = down
     assert fleet.budget.acquire_all([HOUR]).wait == 0
     clock.advance(10)
@@ -200,7 +200,7 @@ def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
     """Each comes with another merchant's question while the store hears of what was taken alone: it counts once."""
     clock = ManualClock()
     store = Ledger(clock)
-    fleet = Fleet(store, clock, 0.25)
+    fleet = StoreClient(store, clock, 0.25)
     store.before = down
     assert fleet.budget.acquire_all([HOUR]).wait == 0
     clock.advance(10)

@@ -175,8 +175,8 @@ class Stage:
             credentials, base_url=emulator.url, store=self.shared.url, policy=PATIENT, clock=self.clock
         )
         budget = manager._state.budget
-        hour = budget.windows(credentials.merchant_id, extra=False)[-1]
-        return len(manager._state.fleet.store.budget.ages(hour))
+        hour = budget.windows(credentials.merchant_id, from_reserve=False)[-1]
+        return len(manager._state.store_client.store.budget.ages(hour))
 
 
 def until(true: Callable[[], bool], timeout: float = 30.0) -> None:

@@ -31,16 +31,16 @@ from pay88_adapters import (
 )
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.retry import Broken
-from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
 from pay88_adapters.engine.fetches import FetchRun
-from pay88_adapters.engine.flows import Start
-from pay88_adapters.engine.runners import TaskDriver, ThreadDriver
-from pay88_adapters.engine.runtimes import ThreadGate
-from pay88_adapters.engine.state import SharedState
-from pay88_adapters.engine.store_client import Fleet
+from pay88_adapters.engine.flows import StartFetch
+from pay88_adapters.engine.runners import AsyncRunner, SyncRunner
+from pay88_adapters.engine.runtimes import ThreadEvent
+from pay88_adapters.engine.state import ManagerState
+from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.events import CallNotSent, CallWaited, Event, Listener
-from pay88_adapters.stores.base import Answer, Claim, History, Lead, StoreError
+from pay88_adapters.stores.base import Claim, ClaimResult, History, LeaseResult, StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -49,12 +49,12 @@ OLD, NEW = Credentials("sk_test_old", "MCH-COL-1"), Credentials("sk_test_new", "
 ELSEWHERE = Credentials("sk_test_elsewhere", "MCH-COL-2")
 URL = "https://api-sandbox.88pay.io"
 
-Reply = Callable[[], TokenReply]
+Reply = Callable[[], TokenResponse]
 
 
 def answer(status: int, **fields: str) -> Reply:
     """Return what answers without a token."""
-    return lambda: TokenReply(status, {name.replace("_", "-"): value for name, value in fields.items()}, b"")
+    return lambda: TokenResponse(status, {name.replace("_", "-"): value for name, value in fields.items()}, b"")
 
 
 class Endpoint88:
@@ -68,7 +68,7 @@ class Endpoint88:
         self.always: Reply | None = None
         self.sent: list[float] = []
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Answer."""
         del request
         self.sent.append(self._clock.now() if self._clock else 0.0)
@@ -76,24 +76,24 @@ class Endpoint88:
             return self.answers.pop(0)()
         return self.always() if self.always else self.grant()
 
-    def grant(self) -> TokenReply:
+    def grant(self) -> TokenResponse:
         """Grant the next token."""
         number = len(self.sent)
         data = {"access_token": f"eyJ.granted{number}.x", "session_id": f"sess_{number}", "expires_in": 60}
-        return TokenReply(200, {}, json.dumps({"data": data}).encode())
+        return TokenResponse(200, {}, json.dumps({"data": data}).encode())
 
 
 class JumpingClock(ManualClock):
     """Whoever waits on it makes the time pass: for one thread."""
 
-    def wait(self, gate: ThreadGate, seconds: float) -> None:
+    def wait(self, gate: ThreadEvent, seconds: float) -> None:
         self.advance(max(seconds, 0.0))
 
 
-class _Inline(ThreadDriver):
+class _Inline(SyncRunner):
     """Fetches in the thread that calls."""
 
-    def start(self, start: Start, sender: Any, caller: object = None) -> FetchRun:
+    def start(self, start: StartFetch, sender: Any, caller: object = None) -> FetchRun:
         run = FetchRun(start.ticket)
         self._state.fetches.begin(run)
         self._fetch(run, sender, None)
@@ -114,14 +114,14 @@ class Process:
     ) -> None:
         self.credentials, self.endpoint = credentials, endpoint
         settings = TokenPolicy(**policy)
-        fleet = Fleet(store, clock, settings.fallback_share)
-        self.state = SharedState(Endpoint.parse(URL), settings, clock, fleet, rotating=True, listeners=listeners)
+        fleet = StoreClient(store, clock, settings.fallback_share)
+        self.state = ManagerState(Endpoint.parse(URL), settings, clock, fleet, rotating=True, listeners=listeners)
         self._driver = _Inline(self.state, lambda: self.credentials)
 
     def call(self) -> Token | Pay88Error:
         """Return what a call is told that does not wait."""
         try:
-            return self.state.cached() or self._driver.token(self.endpoint, patience=0.0)
+            return self.state.cached() or self._driver.token(self.endpoint, token_timeout=0.0)
         except Pay88Error as error:
             return error
 
@@ -131,7 +131,7 @@ class _FragileStorage(MemoryStorage):
         super().__init__(now)
         self._before = before
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         self._before("acquire")
         return super().claim(claim)
 
@@ -145,22 +145,22 @@ class FragileStore(MemoryStore):
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock.now)
-        self.broken = False
+        self.classify_error = False
         self.before: Callable[[str], object] = lambda _: None
         self.budget = _FragileStorage(clock.now, self._happens)
 
     def _happens(self, operation: str) -> None:
-        if self.broken:
+        if self.classify_error:
             raise StoreError("it is down")
         self.before(operation)
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         self._happens("lead")
-        return super().lead(key, owner=owner, known=known, lease=lease)
+        return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         self._happens("publish")
-        return super().publish(key, fence=fence, content=content, keep=keep, after=after)
+        return super().publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
 
 
 class Fleetlet:
@@ -196,8 +196,8 @@ class Call:
 
     method, path = "POST", "/api/balance"
     retry: RetryPolicy | None = None
-    total: float | None = None
-    patience: float | None = None
+    total_timeout: float | None = None
+    token_timeout: float | None = None
     network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
 
     def __init__(self, endpoint: Endpoint88 | None = None) -> None:
@@ -215,7 +215,7 @@ class Call:
         del response
         return {}
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         del exc
         return None
 
@@ -229,7 +229,7 @@ class Call:
     def discard(self, response: Any) -> None:
         """Do nothing."""
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Ask the endpoint."""
         return self._endpoint.post(request)
 
@@ -247,7 +247,7 @@ class AsyncCall(Call):
     async def discard(self, response: Any) -> None:  # type: ignore[override]
         """Do nothing."""
 
-    async def post(self, request: TokenRequest) -> TokenReply:  # type: ignore[override]
+    async def post(self, request: TokenRequest) -> TokenResponse:  # type: ignore[override]
         self.asked.set()
         await self.answered.wait()
         return super().post(request)
@@ -284,7 +284,7 @@ def await_threads(known: set[threading.Thread]) -> None:
 def fetch(manager: TokenManager, call: Call) -> Token:
     """Make a call; return once what it fetched is in the store."""
     threads = set(threading.enumerate())
-    token: Token = manager.threads.call(call)
+    token: Token = manager.sync_runner.call(call)
     await_threads(threads)
     return token
 
@@ -338,14 +338,14 @@ def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str,
 
     async def main() -> None:
         call = AsyncCall()
-        task = asyncio.ensure_future(one.tasks.call(call))
+        task = asyncio.ensure_future(one.async_runner.call(call))
         await call.asked.wait()
         del task
 
     asyncio.run(main())
     await_threads(threads)
     with at_once(clock):
-        assert isinstance(other.threads.call(Call()), Token)
+        assert isinstance(other.sync_runner.call(Call()), Token)
 
 
 def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> No
     threads = set(threading.enumerate())
 
     async def main() -> None:
-        task = asyncio.ensure_future(one.tasks.call(AsyncCall()))
+        task = asyncio.ensure_future(one.async_runner.call(AsyncCall()))
         while set(threading.enumerate()) <= threads:  # noqa: ASYNC110 - nothing tells of a thread
             await asyncio.sleep(0)
         del task
@@ -368,7 +368,7 @@ def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> No
         db.execute("ROLLBACK")
     await_threads(threads)
     with at_once(clock):
-        assert isinstance(other.threads.call(Call()), Token)
+        assert isinstance(other.sync_runner.call(Call()), Token)
 
 
 @STORES
@@ -379,20 +379,20 @@ def test_rule_17_a_fetch_that_dies_gives_its_lease_back(kind: str, tmp_path: Pat
     threads = set(threading.enumerate())
     endpoint = Endpoint88()
 
-    def burst() -> TokenReply:
+    def burst() -> TokenResponse:
         raise AssertionError("a bug of the stack")
 
     endpoint.always = burst
     with pytest.raises(TokenEndpointUnavailable, match=r"builtins\.AssertionError") as caught:
-        one.threads.call(Call(endpoint))
+        one.sync_runner.call(Call(endpoint))
     assert caught.value.retryable is False
     assert isinstance(caught.value.__cause__, AssertionError)
     await_threads(threads)
     with at_once(clock):  # there is no cooldown
-        assert isinstance(other.threads.call(Call()), Token)
+        assert isinstance(other.sync_runner.call(Call()), Token)
 
 
-def _bursts() -> TokenReply:
+def _bursts() -> TokenResponse:
     raise AssertionError("a bug of the stack")
 
 
@@ -415,16 +415,16 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
     endpoint.always = reply
     try:
         with suppress(Pay88Error):
-            one.threads.call(Call(endpoint))
+            one.sync_runner.call(Call(endpoint))
         assert blocked.wait(10)
         await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
         clock.advance(2)  # should they have heard of an outage
         with at_once(clock):
             if reply and reply is not _bursts:
                 with pytest.raises(CredentialsRejected):
-                    other.threads.call(Call())
+                    other.sync_runner.call(Call())
             else:
-                assert isinstance(other.threads.call(Call()), Token)
+                assert isinstance(other.sync_runner.call(Call()), Token)
     finally:
         go_on.set()
         await_threads(threads)
@@ -435,9 +435,9 @@ def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(
     """That it is back is known as soon as the lease is there, and told when that has been given back."""
     happened: list[str] = []
     process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
-    fleet.store.broken = True
+    fleet.store.classify_error = True
     assert isinstance(process.call(), Token)
-    fleet.store.broken = False
+    fleet.store.classify_error = False
     fleet.clock.advance(60)
     fleet.store.before = happened.append
     assert isinstance(process.call(), Token)
@@ -453,10 +453,10 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
 
     async def main() -> None:
         call = AsyncCall()
-        task = asyncio.ensure_future(one.tasks.call(call))
+        task = asyncio.ensure_future(one.async_runner.call(call))
         await call.asked.wait()
         with at_once(clock):
-            assert isinstance(other.threads.call(Call()), Token)
+            assert isinstance(other.sync_runner.call(Call()), Token)
         call.answered.set()
         assert isinstance(await task, Token)
 
@@ -469,12 +469,12 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
 def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet: Fleetlet) -> None:
     """Three quarters of the budget are left in it: the next token comes within seconds."""
     process = fleet.process()
-    fleet.store.broken = True
+    fleet.store.classify_error = True
     for _ in range(1_700):
         told = process.call()
         fleet.clock.advance(1)
     assert isinstance(told, TokenBudgetExhausted)
-    fleet.store.broken = False
+    fleet.store.classify_error = False
     assert fleet.until_token(process, within=60) <= 10
 
 
@@ -491,7 +491,7 @@ def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet:
 def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: Fleetlet, policy: dict[str, Any], most: int) -> None:
     """However small its share of a window is."""
     process = fleet.process(**policy)
-    fleet.store.broken = True
+    fleet.store.classify_error = True
     assert isinstance(process.call(), Token)
     for _ in range(2 * 360):
         process.call()
@@ -503,7 +503,7 @@ def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: Fleetlet, policy: 
 def test_rule_24_a_process_alone_has_one_extra_unit_at_least(fleet: Fleetlet) -> None:
     """A small reserve still pays for a retry."""
     process = fleet.process(forced_reserve=2)
-    fleet.store.broken = True
+    fleet.store.classify_error = True
     fleet.endpoint.answers = [answer(503)]
     assert isinstance(process.call(), Token)
 
@@ -513,7 +513,7 @@ def test_rule_05_a_store_that_comes_and_goes_adds_nothing_to_the_budget(fleet: F
     """Four processes, an hour and a half: alone and together they take what one budget has."""
     processes = [fleet.process() for _ in range(4)]
     for second in range(5_400):
-        fleet.store.broken = second % period >= up
+        fleet.store.classify_error = second % period >= up
         for each in processes:
             each.call()
         fleet.clock.advance(1)
@@ -532,9 +532,9 @@ class StuckStore(MemoryStore):
         super().__init__(clock.now)
         self._let_go = let_go
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         self._let_go.wait()
-        return super().lead(key, owner=owner, known=known, lease=lease)
+        return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
 
 
 @pytest.mark.deep
@@ -543,23 +543,23 @@ def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
     clock, let_go = Clock(), threading.Event()
     waited: list[float] = []
 
-    def new_state() -> SharedState:
+    def new_state() -> ManagerState:
         policy = TokenPolicy()
-        fleet = Fleet(StuckStore(clock, let_go), clock, policy.fallback_share)
-        return SharedState(Endpoint.parse(URL), policy, clock, fleet, rotating=False)
+        fleet = StoreClient(StuckStore(clock, let_go), clock, policy.fallback_share)
+        return ManagerState(Endpoint.parse(URL), policy, clock, fleet, rotating=False)
 
     def sync_call() -> None:
-        driver = ThreadDriver(new_state(), OLD)
+        driver = SyncRunner(new_state(), OLD)
         call, since = Call(), time.monotonic()
-        call.patience = 15
+        call.token_timeout = 15
         assert isinstance(driver.call(call), Token)
         waited.append(time.monotonic() - since)
 
     async def async_call() -> None:
         state, call, since = new_state(), AsyncCall(), time.monotonic()
-        call.patience = 15
+        call.token_timeout = 15
         call.answered.set()
-        assert isinstance(await TaskDriver(state, OLD).call(call), Token)
+        assert isinstance(await AsyncRunner(state, OLD).call(call), Token)
         waited.append(time.monotonic() - since)
 
     threads = set(threading.enumerate())
@@ -611,23 +611,23 @@ def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
 ) -> None:
     """Its late success says nothing about the present."""
     process = fleet.process()
-    view = process.state.fleet
+    view = process.state.store_client
     nested = itertools.count()
 
     def fail_meanwhile(_: str) -> None:
         if next(nested) == 0:
             fleet.clock.advance(1)
-            fleet.store.broken = True
-            assert process.state.fleet.publish("k", fence=1, content="", keep=1, after=0) is False
-            fleet.store.broken = False
+            fleet.store.classify_error = True
+            assert process.state.store_client.publish("k", fencing_token=1, content="", keep=1, after=0) is False
+            fleet.store.classify_error = False
 
     fleet.store.before = fail_meanwhile
-    view.lead("k", owner="o", known=0, lease=5)
-    assert view.alone
+    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    assert view.degraded
     assert warnings_of(caplog) == 1
     fleet.clock.advance(6)
-    view.lead("k", owner="o", known=0, lease=5)
-    assert not view.alone
+    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    assert not view.degraded
     assert warnings_of(caplog) == 2
 
 
@@ -636,10 +636,10 @@ def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
 ) -> None:
     """An hour of it: tens of warnings, not hundreds."""
     caplog.set_level(logging.WARNING)
-    view = fleet.process().state.fleet
+    view = fleet.process().state.store_client
     for turn in range(600):
-        fleet.store.broken = turn % 2 == 0
-        view.lead("k", owner="o", known=0, lease=5)
+        fleet.store.classify_error = turn % 2 == 0
+        view.try_acquire_lease("k", owner="o", known=0, lease=5)
         fleet.clock.advance(6)
     assert 1 <= warnings_of(caplog) <= 130
 

@@ -90,7 +90,7 @@ def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]
     with ThreadPoolExecutor(2) as pool, limited.emulator.hold("call") as held:
         stalled = pool.submit(client.gather, 60, "POST", limited.url)
         held.wait_for(1)
-        limited.until(lambda: len(manager._state.guards.pacing._turns) == 60)  # type: ignore[union-attr]
+        limited.until(lambda: len(manager._state.guards.pacing._permits) == 60)  # type: ignore[union-attr]
         limited.clock.advance(62)
         late = pool.submit(client.gather, 60, "POST", limited.url).result(10)
         assert kinds(late) == {RequestBudgetExhausted}
@@ -258,8 +258,8 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
     told = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
-    again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, again=True)
-    assert told == [BreakerOpened(*where, 30, again=False), again]
+    again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, reopened=True)
+    assert told == [BreakerOpened(*where, 30, reopened=False), again]
 
 
 @pytest.mark.parametrize("fault", [Status(422), TooMany(), RefuseToken()], ids=repr)

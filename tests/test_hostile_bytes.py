@@ -29,12 +29,12 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Wait
 from pay88_adapters.core.secret import mask, redact
-from pay88_adapters.core.wire import MAX_BODY, TokenReply, read_reply, retry_after
-from pay88_adapters.engine.responses import acapped, capped
+from pay88_adapters.core.wire import MAX_BODY, TokenResponse, parse_token_response, retry_after
+from pay88_adapters.engine.responses import aread_limited, read_limited
 
 KEY = "sk_test_0123456789abcdef"
 CREDENTIALS = Credentials(KEY, "MCH-COL-1")
@@ -56,7 +56,7 @@ settings_here = settings(deadline=None, max_examples=2 * examples)
 def judge(status: int, fields: Mapping[str, str], body: bytes) -> Token | Failure:
     """Read an answer, and hold what comes of it against all the rules."""
     busy = time.process_time()
-    outcome = read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
+    outcome = parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
     assert time.process_time() - busy < MOST_SECONDS
     if isinstance(outcome, Token):
         assert status == 200
@@ -241,17 +241,17 @@ def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str,
 
     policy = TokenPolicy()
     machine = TokenMachine(policy)
-    leader = machine.decide(0.0, seen=0, deadline=20.0)
+    leader = machine.decide(0.0, known_failures=0, deadline=20.0)
     assert isinstance(leader, Fetch)
-    assert machine.credentials_arrived(leader.ticket, "digest", 0.0)
-    assert machine.budget_answered(leader.ticket, Grant(True, 0.0, 0.0), 0.0, extra=False)
+    assert machine.on_credentials(leader.ticket, "digest", 0.0)
+    assert machine.on_budget_result(leader.ticket, AcquireResult(True, 0.0, 0.0), 0.0, from_reserve=False)
     failure = Failure(TokenRateLimited, "429", status=429, retry_after=asked, retryable=True)
-    assert machine.attempt_failed(leader.ticket, failure, 0.0, draw=0.5, digest="digest") is None
+    assert machine.on_attempt_failed(leader.ticket, failure, 0.0, jitter=0.5, digest="digest") is None
 
-    told = machine.decide(0.0, seen=0, deadline=20.0)
+    told = machine.decide(0.0, known_failures=0, deadline=20.0)
     assert isinstance(told, (Wait, Fail))
     assert (told.until if isinstance(told, Wait) else told.retry_after) == min(asked, policy.max_retry_after)
-    assert isinstance(machine.decide(policy.max_retry_after, seen=0, deadline=policy.max_retry_after), Fetch)
+    assert isinstance(machine.decide(policy.max_retry_after, known_failures=0, deadline=policy.max_retry_after), Fetch)
 
 
 @given(
@@ -334,7 +334,7 @@ def test_rule_12_the_largest_answers_cost_little_time_and_memory(body: bytes, st
 
     tracemalloc.start()
     try:
-        read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
+        parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -374,7 +374,7 @@ def test_rule_12_no_more_is_kept_than_the_bound_and_no_more_is_read(
         for chunk in chunks():
             yield chunk
 
-    kept = capped(chunks(), bound) if reader == "sync" else run(acapped(achunks(), bound))
+    kept = read_limited(chunks(), bound) if reader == "sync" else run(aread_limited(achunks(), bound))
 
     assert kept == b"".join(read)[: bound + 1]
     assert sum(map(len, read[:-1])) <= bound, "it reads on though it has enough"

@@ -15,25 +15,25 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.machine import (
-    ANSWERS,
-    BUDGET_SPENT,
-    Age,
-    Answer,
+    ACTIONS,
+    BUDGET_EXHAUSTED,
+    Action,
     Decision,
+    EndpointState,
     Fail,
     Fetch,
-    Source,
     TokenMachine,
+    TokenState,
     Use,
     Wait,
 )
 from pay88_adapters.core.snapshot import Snapshot
 
 POLICY = TokenPolicy()
-YES = Grant(True, 0.0, 0.0)
+YES = AcquireResult(True, 0.0, 0.0)
 ONE = "digest of the first key"
 TWO = "digest of the second key"
 
@@ -49,14 +49,14 @@ def limited(seconds: float) -> Failure:
     return Failure(TokenRateLimited, "429", status=429, retry_after=seconds, retryable=True)
 
 
-def no(retry_in: float, pressure: float = 1.0) -> Grant:
+def no(retry_in: float, reserve_used: float = 1.0) -> AcquireResult:
     """Return a refusal of the budget."""
-    return Grant(False, retry_in, pressure)
+    return AcquireResult(False, retry_in, reserve_used)
 
 
-def used(count: int, of: int = 20) -> Grant:
+def used(count: int, of: int = 20) -> AcquireResult:
     """Return a grant after which *count* units of the reserve are used."""
-    return Grant(True, 0.0, count / of)
+    return AcquireResult(True, 0.0, count / of)
 
 
 def token(sent_at: float = 0.0, expires_in: float = 60.0, name: str | None = None) -> Token:
@@ -73,10 +73,10 @@ class Driven:
         self.machine = TokenMachine(TokenPolicy(**policy), **known)
         self.extra: bool | None = None
 
-    def ask(self, now: float, *, seen: int | None = None, wait: float = 20.0, **more: Any) -> Decision:
+    def ask(self, now: float, *, known_failures: int | None = None, wait: float = 20.0, **more: Any) -> Decision:
         """Decide for a call that came at *now* unless *seen* says otherwise."""
-        seen = self.machine.failed_fetches if seen is None else seen
-        return self.machine.decide(now, seen=seen, deadline=now + wait, **more)
+        known = self.machine.failed_fetches if known_failures is None else known_failures
+        return self.machine.decide(now, known_failures=known, deadline=now + wait, **more)
 
     def lead(self, now: float) -> int:
         """Ask; insist on a ticket."""
@@ -85,28 +85,30 @@ class Driven:
         assert ticket is not None, f"no fetch at {now}, but {decision}"
         return int(ticket)
 
-    def send(self, ticket: int, now: float, grant: Grant = YES, digest: str = ONE) -> bool:
+    def send(self, ticket: int, now: float, grant: AcquireResult = YES, digest: str = ONE) -> bool:
         """Take the ticket to where its request goes out; return whether it may."""
-        if not self.machine.credentials_arrived(ticket, digest, now):
+        if not self.machine.on_credentials(ticket, digest, now):
             return False
         return self.attempt(ticket, now, grant)
 
-    def attempt(self, ticket: int, now: float, grant: Grant = YES) -> bool:
+    def attempt(self, ticket: int, now: float, grant: AcquireResult = YES) -> bool:
         """Ask the budget for one attempt."""
-        self.extra = self.machine.next_is_extra(ticket, now)
-        return self.machine.budget_answered(ticket, grant, now, extra=self.extra)
+        self.extra = self.machine.uses_reserve(ticket, now)
+        return self.machine.on_budget_result(ticket, grant, now, from_reserve=self.extra)
 
-    def get(self, now: float, expires_in: float = 60.0, grant: Grant = YES, name: str | None = None) -> Token:
+    def get(self, now: float, expires_in: float = 60.0, grant: AcquireResult = YES, name: str | None = None) -> Token:
         """Fetch a token that comes at once."""
         ticket = self.lead(now)
         assert self.send(ticket, now, grant)
         new = token(now, expires_in, name)
-        self.machine.token_arrived(ticket, new, now)
+        self.machine.on_token(ticket, new, now)
         return new
 
-    def fail(self, ticket: int, now: float, failure: Failure, *, draw: float = 0.0, digest: str = ONE) -> float | None:
+    def fail(
+        self, ticket: int, now: float, failure: Failure, *, jitter: float = 0.0, digest: str = ONE
+    ) -> float | None:
         """Let the attempt fail."""
-        return self.machine.attempt_failed(ticket, failure, now, draw=draw, digest=digest)
+        return self.machine.on_attempt_failed(ticket, failure, now, jitter=jitter, digest=digest)
 
     def lose(self, now: float, failure: Failure = ODD) -> None:
         """Fetch, and fail."""
@@ -128,47 +130,49 @@ def holding(expires_in: float = 60.0, **policy: Any) -> Driven:
 @pytest.mark.parametrize(
     ("age", "answers"),
     [
-        (Age.FRESH, [Answer.USE, Answer.USE, Answer.USE]),
-        (Age.AGING, [Answer.REFRESH, Answer.USE, Answer.USE]),
-        (Age.STALE, [Answer.FETCH, Answer.WAIT, Answer.USE]),
-        (Age.REFUSED, [Answer.FETCH, Answer.WAIT, Answer.USE]),
-        (Age.ABSENT, [Answer.FETCH, Answer.WAIT, Answer.HOLD]),
+        (TokenState.FRESH, [Action.USE, Action.USE, Action.USE]),
+        (TokenState.AGING, [Action.REFRESH, Action.USE, Action.USE]),
+        (TokenState.STALE, [Action.FETCH, Action.WAIT, Action.USE]),
+        (TokenState.REJECTED, [Action.FETCH, Action.WAIT, Action.USE]),
+        (TokenState.ABSENT, [Action.FETCH, Action.WAIT, Action.WAIT_OR_FAIL]),
     ],
 )
-def test_the_table_is_total_and_says_this(age: Age, answers: list[Answer]) -> None:
+def test_the_table_is_total_and_says_this(age: TokenState, answers: list[Action]) -> None:
     """Every age meets every state of the token endpoint."""
-    assert list(ANSWERS) == list(Age)
-    assert ANSWERS[age] == dict(zip((Source.FREE, Source.BUSY, Source.BARRED), answers, strict=True))
+    assert list(ACTIONS) == list(TokenState)
+    assert ACTIONS[age] == dict(
+        zip((EndpointState.FREE, EndpointState.BUSY, EndpointState.COOLDOWN), answers, strict=True)
+    )
 
 
-AGES = {"FRESH": 10.0, "AGING": 46.0, "STALE": 52.0, "REFUSED": 10.0, "ABSENT": 60.0}
+AGES = {"FRESH": 10.0, "AGING": 46.0, "STALE": 52.0, "REJECTED": 10.0, "ABSENT": 60.0}
 
 
 def in_cell(age: str, source: str) -> tuple[Driven, float]:
     """Return a machine in one cell of the table, and the time there."""
     driven, now = holding(), AGES[age]
     if source == "FREE":
-        if age == "REFUSED":
-            assert driven.machine.token_refused(token(), now)
+        if age == "REJECTED":
+            assert driven.machine.on_unauthorized(token(), now)
         return driven, now
-    if age in ("FRESH", "REFUSED"):  # only somebody who cannot wait fetches beside a fresh token
-        assert driven.machine.token_refused(token(), now)
+    if age in ("FRESH", "REJECTED"):  # only somebody who cannot wait fetches beside a fresh token
+        assert driven.machine.on_unauthorized(token(), now)
         ticket = driven.lead(now)
         if age == "FRESH":
             assert driven.send(ticket, now)
-            driven.machine.token_arrived(ticket, token(name="another"), now)
+            driven.machine.on_token(ticket, token(name="another"), now)
             other = driven.ask(now, min_validity=55.0)
             assert isinstance(other, Fetch)
             ticket = other.ticket
     else:
         ticket = driven.lead(now)
-    if source == "BARRED":
+    if source == "COOLDOWN":
         assert driven.send(ticket, now)
         assert driven.fail(ticket, now, ODD) is None
     return driven, now
 
 
-@pytest.mark.parametrize("source", ["FREE", "BUSY", "BARRED"])
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
 def test_every_cell_of_the_table_is_what_a_call_gets(age: str, source: str) -> None:
     """The machine, brought into each cell, does what the cell says."""
@@ -176,21 +180,21 @@ def test_every_cell_of_the_table_is_what_a_call_gets(age: str, source: str) -> N
 
     decision = driven.ask(now + 0.1)
 
-    expected = ANSWERS[Age[age]][Source[source]]
-    if expected in (Answer.USE, Answer.REFRESH):
+    expected = ACTIONS[TokenState[age]][EndpointState[source]]
+    if expected in (Action.USE, Action.REFRESH):
         assert isinstance(decision, Use)
-        assert (decision.refresh is not None) == (expected is Answer.REFRESH)
+        assert (decision.refresh is not None) == (expected is Action.REFRESH)
     else:
-        assert type(decision) is {Answer.FETCH: Fetch, Answer.WAIT: Wait, Answer.HOLD: Fail}[expected]
+        assert type(decision) is {Action.FETCH: Fetch, Action.WAIT: Wait, Action.WAIT_OR_FAIL: Fail}[expected]
 
 
-@pytest.mark.parametrize("source", ["FREE", "BUSY", "BARRED"])
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
 def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, source: str) -> None:
     """The cached path knows no rule of its own: as long as it lasts, a call is told the same."""
     driven, now = in_cell(age, source)
 
-    cached, until = driven.machine.unasked(now)
+    cached, until = driven.machine.fast_path_token(now)
     until = min(until, now + POLICY.fetch_timeout)  # later on, what is in flight here counts as lost
 
     for at in (now, (now + until) / 2, until - 1e-6):
@@ -202,11 +206,11 @@ def test_while_a_fetch_is_in_flight_the_token_is_used_without_asking_until_someb
     """Until its window ends, or the fetch would count as lost."""
     driven = holding()
     driven.lead(45.0)
-    assert driven.machine.unasked(45.5) == (token(), 50.0)
+    assert driven.machine.fast_path_token(45.5) == (token(), 50.0)
 
     driven = holding()
     assert isinstance(driven.ask(30.0, min_validity=50.0), Fetch)
-    assert driven.machine.unasked(30.5) == (token(), 36.0)
+    assert driven.machine.fast_path_token(30.5) == (token(), 36.0)
 
 
 def test_while_none_can_be_fetched_the_token_is_used_without_asking_until_one_can_and_is_due() -> None:
@@ -216,12 +220,12 @@ def test_while_none_can_be_fetched_the_token_is_used_without_asking_until_one_ca
     assert isinstance(decision, Fetch)
     assert driven.send(decision.ticket, 20.0)
     assert driven.fail(decision.ticket, 20.0, ODD) is None
-    assert driven.machine.unasked(20.5) == (token(), 45.0)
+    assert driven.machine.fast_path_token(20.5) == (token(), 45.0)
 
     driven = holding()
-    assert driven.machine.token_refused(token(), 0.1)
+    assert driven.machine.on_unauthorized(token(), 0.1)
     assert not driven.send(driven.lead(0.2), 0.2, no(0.5))
-    assert driven.machine.unasked(0.3) == (token(), 0.7)
+    assert driven.machine.fast_path_token(0.3) == (token(), 0.7)
 
 
 # Reuse
@@ -234,7 +238,7 @@ def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> 
     ticket = driven.lead(45.0)
     assert driven.ask(49.999) == Use(token())
     assert driven.ask(50.0) == Wait(until=51.0)
-    driven.machine.fetch_abandoned(ticket, 50.0)
+    driven.machine.on_fetch_abandoned(ticket, 50.0)
     assert isinstance(driven.ask(50.0), Fetch)
 
 
@@ -265,8 +269,8 @@ def test_rule_01_age_counts_from_the_moment_the_request_was_sent() -> None:
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    driven.machine.token_arrived(ticket, token(0.0), 4.0)
-    assert driven.machine.unasked(4.0) == (token(), 45.0)
+    driven.machine.on_token(ticket, token(0.0), 4.0)
+    assert driven.machine.fast_path_token(4.0) == (token(), 45.0)
 
 
 # Refresh ahead
@@ -286,7 +290,7 @@ def test_rule_02_one_call_starts_the_refresh_and_all_go_on() -> None:
 def test_rule_02_the_refresh_takes_at_most_a_quarter_of_the_window(expires_in: float, refresh_at: float) -> None:
     """The last five seconds, or the last quarter of a window shorter than twenty."""
     driven = holding(expires_in)
-    assert driven.machine.unasked(0.0) == (token(0.0, expires_in), refresh_at)
+    assert driven.machine.fast_path_token(0.0) == (token(0.0, expires_in), refresh_at)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +302,8 @@ def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
 ) -> None:
     """Through the reuse window, and at last into what rule 6 allows."""
     driven = Driven()
-    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=pace))
-    assert driven.machine.unasked(1.0) == (token(), refresh_at)
+    driven.get(0.0, grant=AcquireResult(True, 0.0, 0.0, pace=pace))
+    assert driven.machine.fast_path_token(1.0) == (token(), refresh_at)
     assert isinstance(driven.ask(refresh_at), Use)
     assert driven.ask(reuse_until - 0.001) == Use(token())
     assert not isinstance(driven.ask(reuse_until), Use)
@@ -308,20 +312,20 @@ def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
 def test_rule_02_a_token_is_used_to_its_end_where_the_limits_sustain_no_more() -> None:
     """With 50 requests an hour one lasts 72 seconds; the next is requested as soon as this one is of no use."""
     driven = Driven()
-    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=72.0))
-    assert driven.machine.unasked(1.0) == (token(), 59.0)
+    driven.get(0.0, grant=AcquireResult(True, 0.0, 0.0, pace=72.0))
+    assert driven.machine.fast_path_token(1.0) == (token(), 59.0)
     ticket = driven.lead(59.0)
-    assert driven.machine.next_is_extra(ticket, 59.0) is False
+    assert driven.machine.uses_reserve(ticket, 59.0) is False
 
 
 def test_rule_08_what_comes_sooner_than_the_limits_sustain_is_extra() -> None:
     """Ordinary requests are as far apart as the budget says."""
     driven = Driven()
-    driven.get(0.0, grant=Grant(True, 0.0, 0.0, pace=58.2))
-    assert driven.machine.token_refused(token(), 50.0)
+    driven.get(0.0, grant=AcquireResult(True, 0.0, 0.0, pace=58.2))
+    assert driven.machine.on_unauthorized(token(), 50.0)
     ticket = driven.lead(50.0)
-    assert driven.machine.next_is_extra(ticket, 58.1) is True
-    assert driven.machine.next_is_extra(ticket, 58.2) is False
+    assert driven.machine.uses_reserve(ticket, 58.1) is True
+    assert driven.machine.uses_reserve(ticket, 58.2) is False
 
 
 # Single flight
@@ -341,9 +345,9 @@ def test_rule_03_who_cannot_wait_sends_its_own() -> None:
     """``alone``: waiting would block the very fetch. Once is enough: then it waits like everybody."""
     driven = Driven()
     driven.lead(0.0)
-    assert driven.ask(0.0, alone=True) == Fetch(2)
+    assert driven.ask(0.0, must_fetch=True) == Fetch(2)
     assert isinstance(driven.ask(0.0), Wait)
-    assert len(driven.machine.in_flight) == 2
+    assert len(driven.machine.pending_fetches) == 2
 
 
 # Budget
@@ -381,15 +385,15 @@ def test_rule_05_a_retry_without_a_unit_ends_the_fetch_with_the_failure_it_had()
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    assert driven.fail(ticket, 0.0, BROKEN, draw=0.5) == 0.125
-    assert driven.attempt(ticket, 0.125, no(40.0, pressure=0.0)) is False
-    assert driven.ask(0.125, seen=0) == Fail(BROKEN, 1.0)
+    assert driven.fail(ticket, 0.0, BROKEN, jitter=0.5) == 0.125
+    assert driven.attempt(ticket, 0.125, no(40.0, reserve_used=0.0)) is False
+    assert driven.ask(0.125, known_failures=0) == Fail(BROKEN, 1.0)
 
 
 def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_one() -> None:
     """The reserve may be spent for an hour; the ordinary refresh comes at second 45 all the same."""
     driven = holding()
-    driven.machine.token_refused(token(), 10.0)
+    driven.machine.on_unauthorized(token(), 10.0)
     ticket = driven.lead(10.0)
     assert driven.send(ticket, 10.0, no(3_000.0)) is False
     assert driven.extra
@@ -400,13 +404,13 @@ def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_
 def test_rule_05_a_denied_forced_refresh_bars_as_long_as_there_is_no_room_for_the_ordinary_one() -> None:
     """With one request an hour, second 45 would only bring another refusal: callers are told when it helps."""
     driven = holding()
-    driven.machine.token_refused(token(), 10.0)
+    driven.machine.on_unauthorized(token(), 10.0)
     ticket = driven.lead(10.0)
-    assert driven.send(ticket, 10.0, no(3_000.0)._replace(ordinary_in=500.0)) is False
+    assert driven.send(ticket, 10.0, no(3_000.0)._replace(refresh_allowed_in=500.0)) is False
     assert not isinstance(driven.ask(59.0), Fetch)
     decision = driven.ask(61.0)
     assert isinstance(decision, Fail)
-    assert (decision.failure, decision.retry_after) == (BUDGET_SPENT, 449.0)
+    assert (decision.failure, decision.retry_after) == (BUDGET_EXHAUSTED, 449.0)
     assert isinstance(driven.ask(510.0), Fetch)
 
 
@@ -446,7 +450,7 @@ def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(why: str) -
         barred_by(why, driven, 53.5)
         barred_by(why, driven, 58.0)
     assert driven.ask(58.999) == Use(token())
-    assert driven.machine.unasked(58.5) == (token(), 59.0)
+    assert driven.machine.fast_path_token(58.5) == (token(), 59.0)
     decision = driven.ask(59.0)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is WHYS[why]
@@ -457,23 +461,23 @@ def test_rule_06_who_waits_with_a_usable_token_leaves_with_it_before_it_expires(
     driven = holding()
     assert driven.send(driven.lead(55.0), 55.0)
     assert driven.ask(55.0) == Wait(until=58.0)
-    assert driven.machine.decide(58.0, seen=0, deadline=75.0) == Use(token())
+    assert driven.machine.decide(58.0, known_failures=0, deadline=75.0) == Use(token())
 
 
 def test_rule_06_who_has_no_more_time_leaves_with_the_usable_token() -> None:
     """At its deadline a caller prefers a token past its window to an error."""
     driven = holding()
     assert driven.send(driven.lead(51.0), 51.0)
-    assert driven.machine.decide(51.0, seen=0, deadline=52.0) == Wait(until=52.0)
-    assert driven.machine.decide(52.0, seen=0, deadline=52.0) == Use(token())
+    assert driven.machine.decide(51.0, known_failures=0, deadline=52.0) == Wait(until=52.0)
+    assert driven.machine.decide(52.0, known_failures=0, deadline=52.0) == Use(token())
 
 
 def test_rule_06_a_call_waits_no_longer_than_its_deadline() -> None:
     """With nothing to attach, it fails the moment its time is up."""
     driven = Driven()
     driven.send(driven.lead(0.0), 0.0)
-    assert driven.machine.decide(0.0, seen=0, deadline=3.0) == Wait(until=3.0)
-    decision = driven.machine.decide(3.0, seen=0, deadline=3.0)
+    assert driven.machine.decide(0.0, known_failures=0, deadline=3.0) == Wait(until=3.0)
+    decision = driven.machine.decide(3.0, known_failures=0, deadline=3.0)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is TokenEndpointUnavailable
     assert decision.retry_after > 0
@@ -496,7 +500,7 @@ def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
     assert driven.send(decision.ticket, 20.0)
     assert driven.extra
     assert driven.fail(decision.ticket, 20.0, ODD) is None
-    assert driven.ask(20.0, seen=0, min_validity=39.0) == Use(token())
+    assert driven.ask(20.0, known_failures=0, min_validity=39.0) == Use(token())
 
 
 def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
@@ -506,7 +510,7 @@ def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
     assert driven.ask(21.0, wait=0.0, min_validity=39.0) == Use(token())
 
     driven = holding()
-    assert driven.machine.token_refused(token(), 20.0)
+    assert driven.machine.on_unauthorized(token(), 20.0)
     driven.send(driven.lead(20.0), 20.0)
     assert isinstance(driven.ask(21.0, wait=1.0), Wait)
     assert driven.ask(21.0, wait=0.0) == Use(token())
@@ -528,12 +532,12 @@ def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
     driven = Driven()
     first = driven.lead(0.0)
     assert driven.send(first, 0.0)
-    second = driven.ask(0.0, alone=True)
+    second = driven.ask(0.0, must_fetch=True)
     assert isinstance(second, Fetch)
     assert not driven.machine.stopped(second.ticket, 0.0)
     driven.fail(first, 0.0, limited(30.0))
     assert driven.machine.stopped(second.ticket, 29.9)
-    assert not driven.machine.in_flight
+    assert not driven.machine.pending_fetches
     third = driven.lead(30.0)
     assert not driven.machine.stopped(third, 30.0)
     assert driven.machine.stopped(second.ticket, 30.0), "it is gone"
@@ -551,21 +555,23 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
     """A young token ends the fetch; an old one is held, and the fetch goes on; a bar is everybody's."""
     driven = Driven()
     ticket = driven.lead(100.0)
-    assert driven.machine.consulted(ticket, Snapshot(token(50.0)), 100.0, digest=ONE)
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token(50.0)), 100.0, digest=ONE)
     assert driven.ask(100.0, wait=0.0) == Use(token(50.0)), "old, and better than none"
-    assert not driven.machine.consulted(ticket, Snapshot(token(90.0), ordinary_at=90.0), 100.0, digest=ONE)
+    assert not driven.machine.merge_snapshot(ticket, Snapshot(token(90.0), refreshed_at=90.0), 100.0, digest=ONE)
     assert driven.ask(100.0) == Use(token(90.0))
-    assert not driven.machine.in_flight
+    assert not driven.machine.pending_fetches
 
     again = driven.lead(135.0)
     assert driven.send(again, 135.0)
-    driven.extra = driven.machine.next_is_extra(again, 134.9)
+    driven.extra = driven.machine.uses_reserve(again, 134.9)
     assert driven.extra, "rule 8: 44.9 seconds after somebody else's ordinary request"
 
     for bar, failed in ((BROKEN, 1), (limited(9.0), 0)):
         driven = Driven()
         ticket = driven.lead(0.0)
-        assert not driven.machine.consulted(ticket, Snapshot(bar=bar, barred_until=8.0, failures=4), 0.0, digest=ONE)
+        assert not driven.machine.merge_snapshot(
+            ticket, Snapshot(cooldown_reason=bar, cooldown_until=8.0, failures=4), 0.0, digest=ONE
+        )
         assert driven.machine.failed_fetches == failed
         answer = driven.ask(1.0, wait=1.0)
         assert isinstance(answer, Fail)
@@ -580,26 +586,32 @@ def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
     """At the very instant, too: the fetch goes on, and nothing has failed."""
     driven = Driven()
     ticket = driven.lead(8.0)
-    assert driven.machine.consulted(ticket, Snapshot(bar=BROKEN, barred_until=8.0, failures=4), 8.0, digest=ONE)
-    assert driven.machine.in_flight == {ticket}
+    assert driven.machine.merge_snapshot(
+        ticket, Snapshot(cooldown_reason=BROKEN, cooldown_until=8.0, failures=4), 8.0, digest=ONE
+    )
+    assert driven.machine.pending_fetches == {ticket}
     assert driven.machine.failed_fetches == 0
 
 
 def test_rule_04_what_failed_elsewhere_answers_who_waited_here() -> None:
     """Also a call that hears of it after the bar has ended."""
     driven = Driven()
-    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=BROKEN, barred_until=8.0), 0.0, digest=ONE)
-    assert driven.ask(8.0, seen=0) == Fail(BROKEN, 0.0)
+    assert not driven.machine.merge_snapshot(
+        driven.lead(0.0), Snapshot(cooldown_reason=BROKEN, cooldown_until=8.0), 0.0, digest=ONE
+    )
+    assert driven.ask(8.0, known_failures=0) == Fail(BROKEN, 0.0)
     assert isinstance(driven.ask(8.0), Fetch)
 
 
 def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here() -> None:
     """The rejection is about those that the others know; any others are tried at once."""
     driven = Driven(rotating=True)
-    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=REJECTED, barred_until=30.0), 0.0, digest=ONE)
+    assert not driven.machine.merge_snapshot(
+        driven.lead(0.0), Snapshot(cooldown_reason=REJECTED, cooldown_until=30.0), 0.0, digest=ONE
+    )
     assert driven.machine.failed_fetches == 1
-    assert not driven.machine.credentials_arrived(driven.lead(1.0), ONE, 1.0)
-    assert driven.machine.credentials_arrived(driven.lead(2.0), TWO, 2.0)
+    assert not driven.machine.on_credentials(driven.lead(1.0), ONE, 1.0)
+    assert driven.machine.on_credentials(driven.lead(2.0), TWO, 2.0)
 
 
 def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
@@ -607,28 +619,28 @@ def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
     driven = Driven()
     late = driven.lead(0.0)
     ticket = driven.lead(6.0)
-    assert not driven.machine.consulted(late, Snapshot(token(6.0)), 6.0, digest=ONE)
-    assert driven.machine.unasked(6.0)[0] is None
-    assert driven.machine.in_flight == {ticket}
+    assert not driven.machine.merge_snapshot(late, Snapshot(token(6.0)), 6.0, digest=ONE)
+    assert driven.machine.fast_path_token(6.0)[0] is None
+    assert driven.machine.pending_fetches == {ticket}
 
 
 def test_rule_04_a_token_is_taken_over_for_as_long_as_it_would_have_lasted() -> None:
     """At the instant of its refresh it is held, and the fetch goes on; at the end of its life it is nothing."""
     driven = Driven()
     ticket = driven.lead(45.0)
-    assert driven.machine.consulted(ticket, Snapshot(token()), 45.0, digest=ONE)
-    assert driven.machine.unasked(45.0)[0] == token()
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token()), 45.0, digest=ONE)
+    assert driven.machine.fast_path_token(45.0)[0] == token()
     driven = Driven()
-    assert driven.machine.consulted(driven.lead(59.0), Snapshot(token()), 59.0, digest=ONE)
-    assert driven.machine.unasked(59.0)[0] is None
+    assert driven.machine.merge_snapshot(driven.lead(59.0), Snapshot(token()), 59.0, digest=ONE)
+    assert driven.machine.fast_path_token(59.0)[0] is None
 
 
 def test_rule_07_another_token_of_the_same_instant_replaces_a_refused_one() -> None:
     """It is not the one that was refused, and not older."""
     driven = holding()
-    assert driven.machine.token_refused(token(), 1.0)
+    assert driven.machine.on_unauthorized(token(), 1.0)
     other = token(name="another")
-    assert not driven.machine.consulted(driven.lead(1.0), Snapshot(other), 1.0, digest=ONE)
+    assert not driven.machine.merge_snapshot(driven.lead(1.0), Snapshot(other), 1.0, digest=ONE)
     assert driven.ask(1.0) == Use(other)
 
 
@@ -636,14 +648,14 @@ def test_rule_04_others_are_told_what_concerns_them() -> None:
     """The token of their credentials, an outage or a 429, the failures in a row, and what is known of the budget."""
     spent = {"window": {"entry": 0.0}}
     driven = holding()
-    assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), ordinary_at=0.0, spent=spent)
-    assert driven.machine.snapshot(TWO, spent) == Snapshot(ordinary_at=0.0, spent=spent)
+    assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), refreshed_at=0.0, budget_entries=spent)
+    assert driven.machine.snapshot(TWO, spent) == Snapshot(refreshed_at=0.0, budget_entries=spent)
     driven.lose(45.0)
     assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), ODD, 46.0, 1, 45.0, spent)
     assert driven.machine.snapshot(TWO, spent) == Snapshot(None, ODD, 46.0, 1, 45.0, spent)
 
     driven = Driven()
-    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(token()), 0.0, digest=TWO)
+    assert not driven.machine.merge_snapshot(driven.lead(0.0), Snapshot(token()), 0.0, digest=TWO)
     assert driven.machine.snapshot(TWO, spent).token == token()
     assert driven.machine.snapshot(ONE, spent).token is None
 
@@ -653,9 +665,9 @@ def test_rule_09_others_are_told_of_a_rejection_of_their_own_credentials() -> No
     driven = Driven()
     driven.lose(0.0, REJECTED)
     told = driven.machine.snapshot(ONE, {})
-    assert (told.bar, told.barred_until) == (REJECTED, 30.0)
+    assert (told.cooldown_reason, told.cooldown_until) == (REJECTED, 30.0)
     told = driven.machine.snapshot(TWO, {})
-    assert (told.bar, told.barred_until) == (None, float("-inf"))
+    assert (told.cooldown_reason, told.cooldown_until) == (None, float("-inf"))
 
 
 def test_rule_05_others_are_not_told_that_the_budget_is_spent() -> None:
@@ -663,18 +675,22 @@ def test_rule_05_others_are_not_told_that_the_budget_is_spent() -> None:
     driven = Driven()
     assert not driven.send(driven.lead(0.0), 0.0, no(12.0))
     told = driven.machine.snapshot(ONE, {})
-    assert (told.bar, told.barred_until) == (None, float("-inf"))
+    assert (told.cooldown_reason, told.cooldown_until) == (None, float("-inf"))
 
 
 def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> None:
     """At most ``max_retry_after``; nothing has failed here."""
     driven = Driven()
     bar = limited(9_000.0)
-    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=bar, barred_until=9_000.0), 0.0, digest=ONE)
+    assert not driven.machine.merge_snapshot(
+        driven.lead(0.0), Snapshot(cooldown_reason=bar, cooldown_until=9_000.0), 0.0, digest=ONE
+    )
     assert driven.machine.failed_fetches == 0
     assert driven.ask(0.0) == Fail(bar, 3_600.0)
     driven = Driven()
-    assert not driven.machine.consulted(driven.lead(0.0), Snapshot(bar=bar, barred_until=30.0), 0.0, digest=ONE)
+    assert not driven.machine.merge_snapshot(
+        driven.lead(0.0), Snapshot(cooldown_reason=bar, cooldown_until=30.0), 0.0, digest=ONE
+    )
     assert driven.ask(0.0) == Fail(bar, 30.0)
 
 
@@ -682,42 +698,42 @@ def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
     """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
     driven = Driven()
     ticket = driven.lead(0.0)
-    assert not driven.machine.consulted(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
+    assert not driven.machine.merge_snapshot(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
     assert driven.ask(53.9) == Use(token())
     assert isinstance(driven.ask(54.0), Use)
-    assert driven.machine.in_flight
+    assert driven.machine.pending_fetches
 
 
 def test_rule_04_a_token_that_was_refused_is_not_taken_over_again() -> None:
     """Nor one that is older than ours; nobody is told of a refused one."""
     driven = holding()
     assert driven.machine.snapshot(ONE, {}).token == token()
-    assert driven.machine.token_refused(token(), 1.0)
+    assert driven.machine.on_unauthorized(token(), 1.0)
     assert driven.machine.snapshot(ONE, {}).token is None
     ticket = driven.lead(1.0)
-    assert driven.machine.consulted(ticket, Snapshot(token()), 1.0, digest=ONE)
-    assert driven.machine.consulted(ticket, Snapshot(token(-9.0)), 1.0, digest=ONE)
-    assert driven.machine.in_flight == {ticket}
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token()), 1.0, digest=ONE)
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token(-9.0)), 1.0, digest=ONE)
+    assert driven.machine.pending_fetches == {ticket}
 
 
 def test_rule_07_the_first_refusal_is_replaced_at_once_by_one_fetch() -> None:
     """The token is not used again by anyone; one fetches, the others wait, all are replayed."""
     driven = holding()
-    assert driven.machine.token_refused(token(), 1.0)
-    assert driven.machine.unasked(1.0)[0] is None
+    assert driven.machine.on_unauthorized(token(), 1.0)
+    assert driven.machine.fast_path_token(1.0)[0] is None
     ticket = driven.lead(1.0)
     assert driven.send(ticket, 1.0)
     assert isinstance(driven.ask(1.0), Wait)
-    driven.machine.token_arrived(ticket, token(1.0), 1.1)
+    driven.machine.on_token(ticket, token(1.0), 1.1)
     assert driven.ask(1.1) == Use(token(1.0))
 
 
 def test_rule_07_a_newer_token_is_not_dropped_for_an_older_one() -> None:
     """A late 401 for the token before: send it again with the one there is, and fetch nothing."""
     driven = holding()
-    driven.machine.token_refused(token(), 1.0)
+    driven.machine.on_unauthorized(token(), 1.0)
     newer = driven.get(1.0)
-    assert driven.machine.token_refused(token(), 2.0)
+    assert driven.machine.on_unauthorized(token(), 2.0)
     assert driven.ask(2.0) == Use(newer)
 
 
@@ -726,14 +742,14 @@ def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_b
     old = token(name="older")
     driven = holding()
     barred_by("429", driven, 45.0)
-    assert driven.machine.token_refused(old, 46.0), "the newer token is held"
-    assert driven.machine.token_refused(old, 58.9)
-    assert not driven.machine.token_refused(old, 59.0), "it has expired, and there will be no other"
+    assert driven.machine.on_unauthorized(old, 46.0), "the newer token is held"
+    assert driven.machine.on_unauthorized(old, 58.9)
+    assert not driven.machine.on_unauthorized(old, 59.0), "it has expired, and there will be no other"
 
     driven = Driven()
-    assert driven.machine.token_refused(old, 0.0), "one may be requested"
+    assert driven.machine.on_unauthorized(old, 0.0), "one may be requested"
     driven.lead(0.0)
-    assert driven.machine.token_refused(old, 0.0), "one is in flight"
+    assert driven.machine.on_unauthorized(old, 0.0), "one is in flight"
 
 
 def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() -> None:
@@ -741,18 +757,18 @@ def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() 
     driven = holding()
     ticket = driven.lead(45.0)
     assert driven.send(ticket, 45.0)
-    assert driven.machine.token_refused(token(), 45.1)
+    assert driven.machine.on_unauthorized(token(), 45.1)
     assert isinstance(driven.ask(45.1), Wait)
-    assert not driven.machine.unproven
+    assert not driven.machine.awaiting_first_success
 
 
 def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
     """All are to be replayed, and one fetch is under way."""
     driven = holding()
-    assert [driven.machine.token_refused(token(), 1.0) for _ in range(1_000)] == [True] * 1_000
+    assert [driven.machine.on_unauthorized(token(), 1.0) for _ in range(1_000)] == [True] * 1_000
     decisions = [driven.ask(1.0) for _ in range(1_000)]
     assert sum(isinstance(each, Fetch) for each in decisions) == 1
-    (ticket,) = driven.machine.in_flight
+    (ticket,) = driven.machine.pending_fetches
     assert driven.send(ticket, 1.0)
     assert driven.extra
 
@@ -763,37 +779,37 @@ def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
 def test_rule_08_forced_refreshes_are_spaced_out_by_what_is_left_of_the_reserve(count: int, spacing: float) -> None:
     """A second apart at first, twice as long with each that counts, at last evenly over the hour."""
     driven = holding()
-    assert driven.machine.token_refused(token(), 0.0)
+    assert driven.machine.on_unauthorized(token(), 0.0)
     current = token()
     for now in range(0, int(spacing), 45):
         current = driven.get(now, grant=used(count), name=f"at {now}")
-    assert not driven.machine.token_refused(current, spacing - 0.25)
-    assert driven.machine.token_refused(current, spacing)
+    assert not driven.machine.on_unauthorized(current, spacing - 0.25)
+    assert driven.machine.on_unauthorized(current, spacing)
 
 
 def test_rule_08_the_last_of_the_reserve_is_for_the_retries_within_a_fetch() -> None:
     """Two of twenty, where a fetch has three attempts; while they count, no refresh is forced."""
     driven = holding()
     driven.get(45.0, grant=used(17))
-    assert driven.machine.token_refused(token(45.0), 46.0)
+    assert driven.machine.on_unauthorized(token(45.0), 46.0)
     driven.get(46.0, grant=used(18))
     driven.get(91.0, grant=used(18))
-    assert not driven.machine.token_refused(token(91.0), 92.0)
+    assert not driven.machine.on_unauthorized(token(91.0), 92.0)
     driven.get(10_000.0, grant=used(18))
-    assert not driven.machine.token_refused(token(10_000.0), 10_001.0)
+    assert not driven.machine.on_unauthorized(token(10_000.0), 10_001.0)
     driven.get(10_045.0, grant=used(17))
-    assert driven.machine.token_refused(token(10_045.0), 10_046.0)
+    assert driven.machine.on_unauthorized(token(10_045.0), 10_046.0)
 
 
 def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
     """A forced refresh as late as the next ordinary request costs the reserve nothing, whatever is left of it."""
     driven = holding()
-    assert driven.machine.token_refused(token(), 30.0)
+    assert driven.machine.on_unauthorized(token(), 30.0)
     newer = driven.get(30.0, grant=used(20))
-    driven.machine.token_accepted(newer)
-    assert not driven.machine.token_refused(newer, 44.9)
-    assert driven.machine.token_refused(newer, 45.0)
-    assert driven.machine.next_is_extra(driven.lead(45.0), 45.0) is False
+    driven.machine.on_accepted(newer)
+    assert not driven.machine.on_unauthorized(newer, 44.9)
+    assert driven.machine.on_unauthorized(newer, 45.0)
+    assert driven.machine.uses_reserve(driven.lead(45.0), 45.0) is False
 
 
 def storm(driven: Driven, start: float, count: int) -> float:
@@ -801,9 +817,9 @@ def storm(driven: Driven, start: float, count: int) -> float:
     now = start
     for so_far, spacing in enumerate([0.0, 1.0, 2.0, 4.0, 8.0][:count], 1):
         now += spacing
-        current, _ = driven.machine.unasked(now)
+        current, _ = driven.machine.fast_path_token(now)
         assert current is not None
-        assert driven.machine.token_refused(current, now)
+        assert driven.machine.on_unauthorized(current, now)
         driven.get(now, grant=used(so_far))
     return now
 
@@ -812,12 +828,12 @@ def test_rule_08_after_three_in_a_row_the_callers_get_the_401() -> None:
     """Until ``rejection_cooldown`` is over nothing is spent; the token is attached all the same."""
     driven = holding()
     last = storm(driven, 0.0, 3)
-    current, _ = driven.machine.unasked(last)
+    current, _ = driven.machine.fast_path_token(last)
     assert current is not None
-    assert not driven.machine.token_refused(current, last + 10.0)
+    assert not driven.machine.on_unauthorized(current, last + 10.0)
     assert driven.ask(last + 10.0) == Use(current)
-    assert not driven.machine.token_refused(current, last + 29.9)
-    assert driven.machine.token_refused(current, last + 30.0)
+    assert not driven.machine.on_unauthorized(current, last + 29.9)
+    assert driven.machine.on_unauthorized(current, last + 30.0)
 
 
 def test_rule_08_after_that_time_three_more_are_allowed() -> None:
@@ -826,43 +842,43 @@ def test_rule_08_after_that_time_three_more_are_allowed() -> None:
     now = storm(driven, 0.0, 3) + 30.0
     for so_far, spacing in enumerate((0.0, 8.0, 16.0), 4):
         now += spacing
-        current, _ = driven.machine.unasked(now)
+        current, _ = driven.machine.fast_path_token(now)
         assert current is not None
-        assert driven.machine.token_refused(current, now)
+        assert driven.machine.on_unauthorized(current, now)
         driven.get(now, grant=used(so_far))
-    current, _ = driven.machine.unasked(now)
+    current, _ = driven.machine.fast_path_token(now)
     assert current is not None
-    assert not driven.machine.token_refused(current, now + 29.9)
+    assert not driven.machine.on_unauthorized(current, now + 29.9)
 
 
 def test_rule_08_a_refused_token_past_its_window_costs_no_forced_refresh() -> None:
     """It would be replaced anyhow: from the very end of its window on."""
     driven = holding(max_forced_refreshes=0)
-    assert not driven.machine.token_refused(token(), 49.999)
-    assert driven.machine.token_refused(token(), 50.0)
-    assert not driven.machine.unproven
+    assert not driven.machine.on_unauthorized(token(), 49.999)
+    assert driven.machine.on_unauthorized(token(), 50.0)
+    assert not driven.machine.awaiting_first_success
 
 
 def test_rule_08_a_reserve_of_one_is_a_reserve() -> None:
     """The smallest there is pays for one forced refresh."""
-    assert holding(forced_reserve=1).machine.token_refused(token(), 1.0)
+    assert holding(forced_reserve=1).machine.on_unauthorized(token(), 1.0)
 
 
 def test_rule_08_an_accepted_call_ends_the_row() -> None:
     """The fourth is allowed, once its spacing has passed, if a call was accepted in between."""
     driven = Driven()
-    assert not driven.machine.unproven
+    assert not driven.machine.awaiting_first_success
     driven.get(0.0)
     last = storm(driven, 0.0, 3)
-    current, _ = driven.machine.unasked(last)
+    current, _ = driven.machine.fast_path_token(last)
     assert current is not None
-    assert driven.machine.unproven
-    driven.machine.token_accepted(token(0.0))  # an older one proves nothing
-    assert driven.machine.unproven
-    driven.machine.token_accepted(current)
-    assert not driven.machine.unproven
-    assert not driven.machine.token_refused(current, last + 3.9)
-    assert driven.machine.token_refused(current, last + 4.0)
+    assert driven.machine.awaiting_first_success
+    driven.machine.on_accepted(token(0.0))  # an older one proves nothing
+    assert driven.machine.awaiting_first_success
+    driven.machine.on_accepted(current)
+    assert not driven.machine.awaiting_first_success
+    assert not driven.machine.on_unauthorized(current, last + 3.9)
+    assert driven.machine.on_unauthorized(current, last + 4.0)
 
 
 def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
@@ -870,7 +886,7 @@ def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
     driven = holding(rejection_cooldown=1_000)
     last = storm(driven, 0.0, 3)
     newer = driven.get(last + 45.0)
-    assert driven.machine.token_refused(newer, last + 46.0)
+    assert driven.machine.on_unauthorized(newer, last + 46.0)
 
 
 def test_rule_08_a_token_that_somebody_fetched_alone_ends_the_row() -> None:
@@ -878,19 +894,19 @@ def test_rule_08_a_token_that_somebody_fetched_alone_ends_the_row() -> None:
     driven = holding(rejection_cooldown=1_000)
     now = storm(driven, 0.0, 3) + 52.0
     driven.lead(now)
-    decision = driven.ask(now, alone=True)
+    decision = driven.ask(now, must_fetch=True)
     assert isinstance(decision, Fetch)
-    assert driven.machine.unproven
-    driven.machine.token_arrived(decision.ticket, token(now), now)
-    assert not driven.machine.unproven
+    assert driven.machine.awaiting_first_success
+    driven.machine.on_token(decision.ticket, token(now), now)
+    assert not driven.machine.awaiting_first_success
 
 
 @pytest.mark.parametrize("policy", [{"max_forced_refreshes": 0}, {"forced_reserve": 0}])
 def test_rule_08_forced_refreshes_can_be_turned_off(policy: dict[str, int]) -> None:
     """None at all: every 401 is handed to the caller."""
     driven = holding(**policy)
-    assert not driven.machine.token_refused(token(), 1.0)
-    assert not driven.machine.token_refused(token(), 44.0)
+    assert not driven.machine.on_unauthorized(token(), 1.0)
+    assert not driven.machine.on_unauthorized(token(), 44.0)
     assert driven.ask(44.0) == Use(token())
 
 
@@ -900,13 +916,13 @@ def test_rule_08_only_a_first_attempt_as_late_as_the_ordinary_refresh_is_ordinar
     ticket = driven.lead(0.0)
     assert driven.send(ticket, 0.0)
     assert driven.extra is False
-    driven.fail(ticket, 0.1, BROKEN, draw=0.5)
+    driven.fail(ticket, 0.1, BROKEN, jitter=0.5)
     assert driven.attempt(ticket, 0.2)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(ticket, 0.3)  # an attempt had failed: that counts
+    driven.machine.on_fetch_abandoned(ticket, 0.3)  # an attempt had failed: that counts
     assert driven.send(driven.lead(1.4), 1.4)
     assert driven.extra is True
-    driven.machine.fetch_abandoned(2, 1.5)
+    driven.machine.on_fetch_abandoned(2, 1.5)
     assert driven.send(driven.lead(45.0), 45.0)
     assert driven.extra is False
 
@@ -918,7 +934,7 @@ def test_rule_16_a_fetch_whose_carrier_dies_consumes_nothing_of_the_reserve() ->
         ticket = driven.lead(now)
         assert driven.send(ticket, now)
         assert driven.extra is False
-        assert driven.machine.fetch_abandoned(ticket, now + 0.1) is None
+        assert driven.machine.on_fetch_abandoned(ticket, now + 0.1) is None
     assert driven.machine.failed_fetches == 0
 
 
@@ -927,7 +943,7 @@ def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
     driven = Driven()
     ticket = driven.lead(0.0)
     assert driven.send(ticket, 0.0)
-    driven.machine.grant_expired(ticket)
+    driven.machine.on_grant_expired(ticket)
     assert driven.attempt(ticket, 100.0)
     assert driven.extra is False
 
@@ -935,13 +951,13 @@ def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
 def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:
     """Also once the ordinary refresh would be due; and so does whoever has been given up as lost."""
     driven = holding()
-    assert driven.machine.token_refused(token(), 44.0)
+    assert driven.machine.on_unauthorized(token(), 44.0)
     ticket = driven.lead(44.0)
     assert driven.send(ticket, 44.0)
-    assert driven.fail(ticket, 44.9, BROKEN, draw=0.8) is not None
+    assert driven.fail(ticket, 44.9, BROKEN, jitter=0.8) is not None
     assert driven.attempt(ticket, 45.1)
     assert driven.extra is True
-    assert driven.machine.next_is_extra(99, 100.0) is True
+    assert driven.machine.uses_reserve(99, 100.0) is True
 
 
 def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
@@ -949,15 +965,15 @@ def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
     driven = holding(300.0, reuse_for=200)
     decision = driven.ask(100.0, min_validity=250.0)
     assert isinstance(decision, Fetch)
-    assert driven.machine.next_is_extra(decision.ticket, 194.9) is True
-    assert driven.machine.next_is_extra(decision.ticket, 195.0) is False
+    assert driven.machine.uses_reserve(decision.ticket, 194.9) is True
+    assert driven.machine.uses_reserve(decision.ticket, 195.0) is False
 
 
 def test_rule_08_while_none_can_be_fetched_a_401_is_handed_over() -> None:
     """With a bar in force a replay would only meet the same token."""
     driven = holding()
     barred_by("429", driven, 45.0)
-    assert not driven.machine.token_refused(token(), 46.0)
+    assert not driven.machine.on_unauthorized(token(), 46.0)
     assert driven.ask(46.0) == Use(token())
 
 
@@ -968,7 +984,7 @@ def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
     """No retry; for thirty seconds the same error without a request; then one tries again."""
     driven = Driven()
     driven.lose(0.0, REJECTED)
-    assert driven.ask(0.0, seen=0) == Fail(REJECTED, 30.0)
+    assert driven.ask(0.0, known_failures=0) == Fail(REJECTED, 30.0)
     assert driven.ask(29.0) == Fail(REJECTED, 1.0)
     assert driven.send(driven.lead(30.0), 30.0), "with the same credentials"
 
@@ -976,7 +992,7 @@ def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
 def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
     """A 401 from the API and one from the token endpoint: the old token is no use to anyone."""
     driven = holding()
-    driven.machine.token_refused(token(), 1.0)
+    driven.machine.on_unauthorized(token(), 1.0)
     driven.lose(1.0, REJECTED)
     assert driven.ask(1.0) == Fail(REJECTED, 30.0)
 
@@ -988,8 +1004,8 @@ def test_rule_09_rotating_credentials_are_asked_again_and_not_sent_again() -> No
     for now in (1.0, 2.0):
         seen = driven.machine.failed_fetches
         ticket = driven.lead(now)
-        assert not driven.machine.credentials_arrived(ticket, ONE, now), "and no unit is asked for"
-        assert driven.ask(now, seen=seen) == Fail(REJECTED, 30.0 - now)
+        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is asked for"
+        assert driven.ask(now, known_failures=seen) == Fail(REJECTED, 30.0 - now)
 
 
 def test_rule_09_changed_credentials_are_tried_at_once() -> None:
@@ -998,9 +1014,9 @@ def test_rule_09_changed_credentials_are_tried_at_once() -> None:
     driven.lose(0.0, REJECTED)
     ticket = driven.lead(1.0)
     assert driven.send(ticket, 1.0, digest=TWO)
-    driven.machine.token_arrived(ticket, token(1.0), 1.1)
+    driven.machine.on_token(ticket, token(1.0), 1.1)
     assert driven.ask(1.1) == Use(token(1.0))
-    assert driven.machine.unasked(1.1) == (token(1.0), 46.0)
+    assert driven.machine.fast_path_token(1.1) == (token(1.0), 46.0)
 
 
 @pytest.mark.parametrize(
@@ -1024,7 +1040,7 @@ def test_rule_09_what_happens_to_changed_credentials_counts_from_then_on(
     if failure is REJECTED:
         assert isinstance(decision, Fetch)
         assert not driven.send(decision.ticket, 1.1, digest=TWO)
-        decision = driven.ask(1.1, seen=0)
+        decision = driven.ask(1.1, known_failures=0)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is kind
     assert decision.retry_after == pytest.approx(until - 1.1)
@@ -1050,7 +1066,7 @@ def test_rule_10_the_longer_of_two_bars_counts() -> None:
     driven = Driven()
     first = driven.lead(0.0)
     assert driven.send(first, 0.0)
-    second = driven.ask(0.0, alone=True)
+    second = driven.ask(0.0, must_fetch=True)
     assert isinstance(second, Fetch)
     assert driven.send(second.ticket, 0.0)
     driven.fail(first, 1.0, limited(60.0))
@@ -1064,26 +1080,26 @@ def test_rule_10_what_a_token_proves_is_not_that_more_may_be_asked_for(failure: 
     """Of two fetches one fails, the other brings a token: an outage is over then, a 429 is not."""
     driven = Driven()
     first = driven.lead(0.0)
-    second = driven.ask(0.0, alone=True)
+    second = driven.ask(0.0, must_fetch=True)
     assert isinstance(second, Fetch)
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, failure) is None
-    assert driven.machine.credentials_arrived(second.ticket, ONE, 0.2)
-    assert driven.machine.budget_answered(second.ticket, YES, 0.2, extra=True)
-    driven.machine.token_arrived(second.ticket, token(0.2), 0.3)
-    assert driven.machine.token_refused(token(0.2), 0.4) is not barred
+    assert driven.machine.on_credentials(second.ticket, ONE, 0.2)
+    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True)
+    driven.machine.on_token(second.ticket, token(0.2), 0.3)
+    assert driven.machine.on_unauthorized(token(0.2), 0.4) is not barred
 
 
 def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> None:
     """Only a rejection is about the credentials."""
     driven = Driven(rotating=True)
     first = driven.lead(0.0)
-    second = driven.ask(0.0, alone=True)
+    second = driven.ask(0.0, must_fetch=True)
     assert isinstance(second, Fetch)
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, limited(60.0)) is None
-    driven.machine.credentials_arrived(second.ticket, TWO, 0.2)
-    driven.machine.fetch_abandoned(second.ticket, 0.3)
+    driven.machine.on_credentials(second.ticket, TWO, 0.2)
+    driven.machine.on_fetch_abandoned(second.ticket, 0.3)
     decision = driven.ask(0.3)
     assert isinstance(decision, Fail)
     assert decision.failure.kind is TokenRateLimited
@@ -1096,8 +1112,8 @@ def test_rule_10_a_429_is_not_retried_inside_the_fetch() -> None:
         driven = Driven()
         ticket = driven.lead(0.0)
         driven.send(ticket, 0.0)
-        assert driven.fail(ticket, 0.0, failure, draw=0.5) is None
-        assert not driven.machine.in_flight
+        assert driven.fail(ticket, 0.0, failure, jitter=0.5) is None
+        assert not driven.machine.pending_fetches
 
 
 @pytest.mark.parametrize("failure", [BROKEN, NONSENSE], ids=["rule 11", "rule 12"])
@@ -1106,23 +1122,23 @@ def test_rule_11_a_fetch_has_three_attempts_with_full_jitter(failure: Failure) -
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    assert driven.fail(ticket, 0.0, failure, draw=0.5) == 0.125
+    assert driven.fail(ticket, 0.0, failure, jitter=0.5) == 0.125
     assert driven.attempt(ticket, 0.125)
-    assert driven.fail(ticket, 0.125, failure, draw=0.999) == pytest.approx(0.5 * 0.999)
+    assert driven.fail(ticket, 0.125, failure, jitter=0.999) == pytest.approx(0.5 * 0.999)
     assert driven.attempt(ticket, 1.0)
-    assert driven.fail(ticket, 1.0, failure, draw=0.5) is None
-    assert driven.ask(1.0, seen=0) == Fail(failure, 1.0)
+    assert driven.fail(ticket, 1.0, failure, jitter=0.5) is None
+    assert driven.ask(1.0, known_failures=0) == Fail(failure, 1.0)
 
 
 def test_rule_11_the_pauses_are_capped() -> None:
     """However many attempts the policy gives, no bound exceeds ``backoff_cap``."""
     driven = Driven(fetch_attempts=50, backoff_base=1, backoff_cap=4)
     ticket = driven.lead(0.0)
-    driven.machine.credentials_arrived(ticket, ONE, 0.0)
+    driven.machine.on_credentials(ticket, ONE, 0.0)
     pauses: list[float | None] = []
     for _ in range(49):
         assert driven.attempt(ticket, 0.0)
-        pauses.append(driven.fail(ticket, 0.0, BROKEN, draw=0.5))
+        pauses.append(driven.fail(ticket, 0.0, BROKEN, jitter=0.5))
     assert pauses == [0.5, 1.0, *[2.0] * 47]
 
 
@@ -1148,18 +1164,18 @@ def test_rule_11_a_token_starts_it_all_anew() -> None:
     driven.get(20.0)
     ticket = driven.lead(65.0)
     driven.send(ticket, 65.0)
-    assert driven.fail(ticket, 65.0, BROKEN, draw=0.5) == 0.125
+    assert driven.fail(ticket, 65.0, BROKEN, jitter=0.5) == 0.125
     assert driven.attempt(ticket, 66.0)
     assert driven.fail(ticket, 66.0, ODD) is None
     assert driven.ask(66.5) == Use(token(20.0))
-    assert driven.machine.unasked(66.0) == (token(20.0), 67.0)
+    assert driven.machine.fast_path_token(66.0) == (token(20.0), 67.0)
 
 
 def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_start() -> None:
     """An outage that begins with nothing left is probed once a refresh interval."""
     driven = Driven()
     ticket = driven.lead(0.0)
-    assert driven.send(ticket, 0.0, Grant(True, 0.0, 1.0))
+    assert driven.send(ticket, 0.0, AcquireResult(True, 0.0, 1.0))
     assert driven.fail(ticket, 0.0, ODD) is None
     assert driven.ask(0.0) == Fail(ODD, 45.0)
 
@@ -1168,15 +1184,15 @@ def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
     """A failed fetch answers the calls that came before it ended, even after its cool-down."""
     driven = Driven()
     driven.lose(0.0, ODD)
-    assert driven.ask(5.0, seen=0) == Fail(ODD, 0.0)
+    assert driven.ask(5.0, known_failures=0) == Fail(ODD, 0.0)
     assert isinstance(driven.ask(5.0), Fetch)
 
 
 def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> None:
     """Their error is the callers' answer, and it has a cool-down."""
     driven = Driven(rotating=True)
-    driven.machine.fetch_failed(driven.lead(0.0), ODD, 0.5)
-    assert driven.ask(0.5, seen=0) == Fail(ODD, 1.0)
+    driven.machine.on_fetch_failed(driven.lead(0.0), ODD, 0.5)
+    assert driven.ask(0.5, known_failures=0) == Fail(ODD, 1.0)
     assert isinstance(driven.ask(1.5), Fetch)
 
 
@@ -1186,8 +1202,8 @@ def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) ->
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    driven.machine.token_arrived(ticket, token(0.0, 2.0), arrives)
-    decision = driven.ask(arrives, seen=0)
+    driven.machine.on_token(ticket, token(0.0, 2.0), arrives)
+    decision = driven.ask(arrives, known_failures=0)
     assert isinstance(decision, Fail)
     assert (decision.failure.kind, decision.retry_after) == (TokenResponseInvalid, 1.0)
     assert (decision.failure.status, decision.failure.retryable) == (200, True)
@@ -1198,13 +1214,13 @@ def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) ->
 def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:
     """It is refused again; the next forced refresh waits for its spacing."""
     driven = holding()
-    driven.machine.token_refused(token(), 1.0)
+    driven.machine.on_unauthorized(token(), 1.0)
     same = Token("token-0.0", "session-0.0", 60.0, 1.0)
     ticket = driven.lead(1.0)
     driven.send(ticket, 1.0)
-    driven.machine.token_arrived(ticket, same, 1.1)
+    driven.machine.on_token(ticket, same, 1.1)
     assert driven.ask(1.1) == Use(same)
-    assert [driven.machine.token_refused(token(), 1.2) for _ in range(100)] == [False] * 100
+    assert [driven.machine.on_unauthorized(token(), 1.2) for _ in range(100)] == [False] * 100
     assert driven.ask(1.2) == Use(same)
 
 
@@ -1214,7 +1230,7 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
     ticket = driven.lead(6.0)
     assert driven.send(ticket, 6.0)
     assert driven.extra is True
-    driven.machine.token_arrived(ticket, token(6.0, 15.0), 6.1)
+    driven.machine.on_token(ticket, token(6.0, 15.0), 6.1)
     assert driven.send(driven.lead(45.0), 45.0)
     assert driven.extra is False
 
@@ -1225,18 +1241,18 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
 def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
     """A cancelled fetch is nobody's failure: whoever asks next fetches."""
     driven = Driven()
-    driven.machine.fetch_abandoned(driven.lead(0.0), 0.5)
-    assert driven.ask(0.5, seen=0) == Fetch(2)
-    driven.machine.fetch_abandoned(2, 0.6)
-    assert driven.ask(0.6, seen=0) == Fetch(3)
+    driven.machine.on_fetch_abandoned(driven.lead(0.0), 0.5)
+    assert driven.ask(0.5, known_failures=0) == Fetch(2)
+    driven.machine.on_fetch_abandoned(2, 0.6)
+    assert driven.ask(0.6, known_failures=0) == Fetch(3)
 
 
 def test_rule_16_however_often_carriers_die_the_next_request_leads() -> None:
     """That is no outage of the service: no cooldown, no failure."""
     driven = Driven()
     for ticket in range(1, 9):
-        assert driven.ask(0.0, seen=0) == Fetch(ticket)
-        assert driven.machine.fetch_abandoned(ticket, 0.0) is None
+        assert driven.ask(0.0, known_failures=0) == Fetch(ticket)
+        assert driven.machine.on_fetch_abandoned(ticket, 0.0) is None
     assert driven.machine.failed_fetches == 0
 
 
@@ -1245,9 +1261,9 @@ def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure()
     driven = Driven()
     ticket = driven.lead(0.0)
     assert driven.send(ticket, 0.0)
-    assert driven.fail(ticket, 0.1, BROKEN, draw=0.5) is not None
-    assert driven.machine.fetch_abandoned(ticket, 0.2) == BROKEN
-    assert driven.ask(0.2, seen=0) == Fail(BROKEN, 1.0)
+    assert driven.fail(ticket, 0.1, BROKEN, jitter=0.5) is not None
+    assert driven.machine.on_fetch_abandoned(ticket, 0.2) == BROKEN
+    assert driven.ask(0.2, known_failures=0) == Fail(BROKEN, 1.0)
 
 
 def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
@@ -1256,14 +1272,14 @@ def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
     assert driven.send(driven.lead(0.0), 0.0)
     assert driven.ask(0.0) == Wait(until=6.0)
     assert driven.ask(5.999, wait=1.0) == Wait(until=6.0)
-    assert driven.ask(6.0, seen=0) == Fetch(2)
+    assert driven.ask(6.0, known_failures=0) == Fetch(2)
 
 
 def test_rule_17_fetches_that_keep_getting_lost_count_as_an_outage() -> None:
     """Like those that keep dying, with an error of their own."""
     driven = Driven()
     assert [driven.lead(now) for now in (0.0, 6.0, 12.0)] == [1, 2, 3]
-    decision = driven.ask(18.0, seen=0)
+    decision = driven.ask(18.0, known_failures=0)
     assert isinstance(decision, Fail)
     assert (decision.failure.kind, decision.failure.retryable) == (TokenEndpointUnavailable, True)
     assert decision.retry_after == 1.0
@@ -1273,12 +1289,12 @@ def test_rule_17_a_fetch_that_says_for_how_long_is_waited_for() -> None:
     """Its time counts from the end of the pause; without one, from now; and one that was given up has none."""
     driven = Driven()
     ticket = driven.lead(0.0)
-    assert driven.machine.still_there(ticket, 1.0, pause=3.0)
+    assert driven.machine.heartbeat(ticket, 1.0, pause=3.0)
     assert driven.ask(1.0) == Wait(until=10.0)
-    assert driven.machine.still_there(ticket, 2.0)
+    assert driven.machine.heartbeat(ticket, 2.0)
     assert driven.ask(2.0) == Wait(until=8.0)
-    assert driven.ask(8.0, seen=0) == Fetch(2)
-    assert not driven.machine.still_there(ticket, 8.0)
+    assert driven.ask(8.0, known_failures=0) == Fetch(2)
+    assert not driven.machine.heartbeat(ticket, 8.0)
 
 
 def test_rule_17_each_attempt_has_its_own_time() -> None:
@@ -1286,7 +1302,7 @@ def test_rule_17_each_attempt_has_its_own_time() -> None:
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
-    assert driven.fail(ticket, 5.0, BROKEN, draw=0.8) == pytest.approx(0.2)
+    assert driven.fail(ticket, 5.0, BROKEN, jitter=0.8) == pytest.approx(0.2)
     assert driven.ask(5.0) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
     assert driven.attempt(ticket, 5.2)
     assert driven.ask(5.2) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
@@ -1295,12 +1311,12 @@ def test_rule_17_each_attempt_has_its_own_time() -> None:
 def late_events(driven: Driven, ticket: int, now: float) -> None:
     """Everything that a lost fetch may still say."""
     machine = driven.machine
-    assert machine.credentials_arrived(ticket, ONE, now) is False
-    assert machine.attempt_failed(ticket, REJECTED, now, draw=0.5, digest=ONE) is None
-    assert machine.budget_answered(ticket, YES, now, extra=True) is False
-    machine.fetch_failed(ticket, ODD, now)
-    machine.fetch_abandoned(ticket, now)
-    machine.token_arrived(ticket, token(1.0, name="late"), now)
+    assert machine.on_credentials(ticket, ONE, now) is False
+    assert machine.on_attempt_failed(ticket, REJECTED, now, jitter=0.5, digest=ONE) is None
+    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is False
+    machine.on_fetch_failed(ticket, ODD, now)
+    machine.on_fetch_abandoned(ticket, now)
+    machine.on_token(ticket, token(1.0, name="late"), now)
 
 
 def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one() -> None:
@@ -1309,9 +1325,9 @@ def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one()
     lost = driven.lead(0.0)
     assert driven.send(lost, 0.0)
     ticket = driven.lead(6.0)
-    driven.machine.token_arrived(lost, token(0.0), 7.0, digest=ONE)
+    driven.machine.on_token(lost, token(0.0), 7.0, digest=ONE)
     assert driven.ask(7.0) == Use(token())
-    assert driven.machine.in_flight == {ticket}
+    assert driven.machine.pending_fetches == {ticket}
 
 
 def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
@@ -1321,13 +1337,17 @@ def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
     assert driven.send(lost, 0.0)
     ticket = driven.lead(6.0)
     assert driven.send(ticket, 6.0)
-    driven.machine.token_arrived(ticket, token(6.0), 6.1)
-    before = driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches
+    driven.machine.on_token(ticket, token(6.0), 6.1)
+    before = driven.machine.fast_path_token(7.0), driven.machine.pending_fetches, driven.machine.failed_fetches
 
     late_events(driven, lost, 7.0)
 
-    assert (driven.machine.unasked(7.0), driven.machine.in_flight, driven.machine.failed_fetches) == before
-    assert driven.ask(7.0, seen=0) == Use(token(6.0))
+    assert (
+        driven.machine.fast_path_token(7.0),
+        driven.machine.pending_fetches,
+        driven.machine.failed_fetches,
+    ) == before
+    assert driven.ask(7.0, known_failures=0) == Use(token(6.0))
 
 
 def test_rule_19_slow_credentials_are_waited_for() -> None:
@@ -1335,7 +1355,7 @@ def test_rule_19_slow_credentials_are_waited_for() -> None:
     driven = Driven(rotating=True)
     ticket = driven.lead(0.0)
     assert isinstance(driven.ask(20.9), Wait)
-    assert driven.machine.credentials_arrived(ticket, ONE, 20.9)
+    assert driven.machine.on_credentials(ticket, ONE, 20.9)
     assert driven.ask(20.9) == Wait(until=pytest.approx(26.9))  # type: ignore[arg-type]
     assert driven.attempt(ticket, 25.0)
     assert driven.ask(25.0) == Wait(until=31.0)
@@ -1357,7 +1377,7 @@ def test_rule_19_who_has_no_more_time_hears_what_it_was_waiting_for() -> None:
     no_answer = fixed.ask(0.0, wait=0.0)
     assert isinstance(no_answer, Fail)
     assert rotating.ask(0.0, wait=0.0) != no_answer
-    assert rotating.machine.credentials_arrived(ticket, ONE, 0.0)
+    assert rotating.machine.on_credentials(ticket, ONE, 0.0)
     assert rotating.ask(0.0, wait=0.0) == no_answer
 
 
@@ -1367,9 +1387,9 @@ def test_rule_19_who_has_no_more_time_hears_what_it_was_waiting_for() -> None:
 def test_invalidate_forgets_the_current_token_and_no_other() -> None:
     """The next call fetches; the request draws on the reserve."""
     driven = holding()
-    driven.machine.token_dropped(token(name="another"))
+    driven.machine.discard_token(token(name="another"))
     assert driven.ask(1.0) == Use(token())
-    driven.machine.token_dropped(token())
-    assert driven.machine.unasked(1.0)[0] is None
+    driven.machine.discard_token(token())
+    assert driven.machine.fast_path_token(1.0)[0] is None
     assert driven.send(driven.lead(1.0), 1.0)
     assert driven.extra is True

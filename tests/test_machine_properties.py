@@ -122,10 +122,10 @@ class World:
         return self
 
     def _check(self) -> None:
-        assert len(self.machine.in_flight) <= 1, "rule 3: two fetches in flight"
+        assert len(self.machine.pending_fetches) <= 1, "rule 3: two fetches in flight"
         for call in self._waiting:
             assert call.until > self.now, "a call was not woken"
-            assert self.machine.in_flight or not call.on_flight, "rule 17: they wait, and nobody leads"
+            assert self.machine.pending_fetches or not call.on_flight, "rule 17: they wait, and nobody leads"
 
     # --- calls
 
@@ -155,7 +155,7 @@ class World:
             assert call.decisions <= 50, "rule 12: a call goes round in circles"
             decision = self.machine.decide(
                 self.now,
-                seen=call.seen,
+                known_failures=call.seen,
                 deadline=call.deadline,
                 carrier_age=0.0 if self.young else float("inf"),
                 own=call.own,
@@ -181,7 +181,7 @@ class World:
 
     def _wait(self, call: Call, decision: Wait) -> None:
         assert self.now < decision.until <= call.deadline, "rule 6: never longer than max_wait"
-        call.until, call.on_flight = decision.until, bool(self.machine.in_flight)
+        call.until, call.on_flight = decision.until, bool(self.machine.pending_fetches)
         self._waiting.add(call)
         if call.decisions <= 2:
             self.waited.append(self.now)
@@ -199,9 +199,9 @@ class World:
 
         def answered() -> None:
             if not self.refuses(self.now, token):
-                self._tell(lambda: self.machine.token_accepted(token))
+                self._tell(lambda: self.machine.on_accepted(token))
                 self.accepted += 1
-            elif self._told(lambda: self.machine.token_refused(token, self.now)) and not call.replayed:
+            elif self._told(lambda: self.machine.on_unauthorized(token, self.now)) and not call.replayed:
                 self._acquire(
                     Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches, replayed=True)
                 )
@@ -221,21 +221,21 @@ class World:
     def _die(self, ticket: int) -> None:
         self._dead.add(ticket)
         if self.noticed:
-            self._tell(lambda: self.machine.fetch_abandoned(ticket, self.now))
+            self._tell(lambda: self.machine.on_fetch_abandoned(ticket, self.now))
 
     def _depart(self, ticket: int) -> None:
-        if ticket in self._dead or not self._told(lambda: self.machine.fetch_started(ticket, self.now)):
+        if ticket in self._dead or not self._told(lambda: self.machine.on_fetch_started(ticket, self.now)):
             return
-        if self._told(lambda: self.machine.credentials_arrived(ticket, DIGEST, self.now)):
+        if self._told(lambda: self.machine.on_credentials(ticket, DIGEST, self.now)):
             self._attempt(ticket)
 
     def _attempt(self, ticket: int) -> None:
         if ticket in self._dead or self._told(lambda: self.machine.stopped(ticket, self.now)):
             return
-        extra = self.machine.next_is_extra(ticket, self.now)
-        grant = self.budget.acquire("M", extra=extra)
+        extra = self.machine.uses_reserve(ticket, self.now)
+        grant = self.budget.acquire("M", from_reserve=extra)
         self.ordinary_denied += not grant.granted and not extra
-        if not self._told(lambda: self.machine.budget_answered(ticket, grant, self.now, extra=extra)):
+        if not self._told(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra)):
             return
         self.sent.append(self.now)
         if extra:
@@ -250,11 +250,11 @@ class World:
             return
         if not isinstance(outcome, Failure):
             token = Token(f"token-{sent_at}", f"session-{sent_at}", outcome, sent_at)
-            self._tell(lambda: self.machine.token_arrived(ticket, token, self.now))
+            self._tell(lambda: self.machine.on_token(ticket, token, self.now))
             self.tokens.append(self.now)
             return
         pause = self._told(
-            lambda: self.machine.attempt_failed(ticket, outcome, self.now, draw=self.rng.random(), digest=DIGEST)
+            lambda: self.machine.on_attempt_failed(ticket, outcome, self.now, jitter=self.rng.random(), digest=DIGEST)
         )
         if isinstance(pause, float):
             self.at(self.now + pause, lambda: self._attempt(ticket))
@@ -269,7 +269,7 @@ class World:
     _tell = _told
 
     def _settle(self) -> None:
-        self.cached, self.machine.late = self.machine.unasked(self.now), ()
+        self.cached, self.machine.overdue = self.machine.fast_path_token(self.now), ()
         if self.machine.ended_fetches != self._ended:
             self._ended = self.machine.ended_fetches
             for call in sorted(self._waiting, key=lambda call: call.came_at):

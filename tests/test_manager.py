@@ -20,7 +20,7 @@ import trio
 
 from pay88_adapters import ConfigurationError, Credentials, Token, TokenEndpointUnavailable, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
 from pay88_adapters.engine.fetches import FetchRun
 from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
 from pay88_adapters.testing import Emulator, ManualClock, Status
@@ -308,12 +308,12 @@ class NeverAnswers:
     def _stop(self) -> Generator[None, None, None]:
         yield
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         """Wait for ever."""
         await self._stop()
         raise AssertionError("nobody goes on")
 
-    async def bounded(self, work: Any, seconds: float) -> Any:
+    async def with_timeout(self, work: Any, seconds: float) -> Any:
         """Wait for *work*."""
         return await work
 
@@ -325,7 +325,7 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     decision = state.transition(lambda machine, now: machine.decide(now, seen=0, deadline=now + 1))
     carrier, run = NeverAnswers(), FetchRun(decision.ticket, loop_thread=0)
     state.fetches.begin(run)
-    fetch = manager.tasks._fetch(carrier, run, carrier)
+    fetch = manager.async_runner._fetch(carrier, run, carrier)
     fetch.send(None)
     collector = threading.Thread(target=fetch.close)
     with state._lock:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pay88_adapters.engine.pacing import Pacing, Turn
+from pay88_adapters.engine.pacing import Pacing, RateLimitPermit
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -40,18 +40,18 @@ class Scene:
 
     def ask(self, group: str = "balance", merchant: str = MERCHANT) -> float:
         """Ask for a unit as a call does: return 0 if it may be sent, or for how long it may not."""
-        turn = self.pacing.turn(group, self.clock.now())
-        if not isinstance(turn, Turn):
+        turn = self.pacing.reserve(group, self.clock.now())
+        if not isinstance(turn, RateLimitPermit):
             return turn
-        wait = self.pacing.take(group, merchant)
-        self.pacing.ended(turn, wait, self.clock.now())
+        wait = self.pacing.acquire(group, merchant)
+        self.pacing.record_result(turn, wait, self.clock.now())
         if not wait:
-            self.pacing.over(turn, self.clock.now())
+            self.pacing.end_attempt(turn, self.clock.now())
         return wait
 
     def heard(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
         """Let an answer arrive."""
-        self.pacing.heard(group, status, fields, self.clock.now(), self.clock.wall())
+        self.pacing.record_response(group, status, fields, self.clock.now(), self.clock.wall())
 
     def free(self, most: int = 100, group: str = "balance") -> int:
         """Return how many calls may be sent at once."""
@@ -113,13 +113,13 @@ def test_rule_22_no_window_ever_holds_more(seed: int) -> None:
     assert 900 < largest_window(sent, 3600) <= 1000
 
 
-def depart(scene: Scene, group: str = "balance") -> Turn | None:
+def depart(scene: Scene, group: str = "balance") -> RateLimitPermit | None:
     """Take a unit for an attempt that is under way from now on."""
-    turn = scene.pacing.turn(group, scene.clock.now())
-    if not isinstance(turn, Turn):
+    turn = scene.pacing.reserve(group, scene.clock.now())
+    if not isinstance(turn, RateLimitPermit):
         return None
-    wait = scene.pacing.take(group, MERCHANT)
-    scene.pacing.ended(turn, wait, scene.clock.now())
+    wait = scene.pacing.acquire(group, MERCHANT)
+    scene.pacing.record_result(turn, wait, scene.clock.now())
     return None if wait else turn
 
 
@@ -132,7 +132,7 @@ def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
     assert scene.ask() == pytest.approx(61)
     for turn in under_way[:10]:
         assert turn is not None
-        scene.pacing.over(turn, scene.clock.now())
+        scene.pacing.end_attempt(turn, scene.clock.now())
     scene.clock.advance(60.9)
     assert scene.ask() == pytest.approx(0.1)
     scene.clock.advance(0.2)
@@ -161,17 +161,17 @@ def test_rule_22_an_attempt_that_is_never_heard_of_again_does_not_count_for_ever
 def test_rule_22_whenever_attempts_are_sent_the_limits_hold(seed: int) -> None:
     """Each some time after its unit was taken, up to ten minutes: counted as they arrive, no window holds more."""
     rng, scene = random.Random(seed), Scene()
-    under_way, arrived = list[Turn](), list[float]()
+    under_way, arrived = list[RateLimitPermit](), list[float]()
     for _ in range(4_000):
         if rng.random() < 0.02:
             rng.shuffle(under_way)
             for _ in range(rng.randrange(len(under_way) + 1)):
                 arrived.append(scene.clock.now())
-                scene.pacing.over(under_way.pop(), scene.clock.now())
+                scene.pacing.end_attempt(under_way.pop(), scene.clock.now())
         departed = depart(scene)
         if departed is not None and rng.random() < 0.5:
             arrived.append(scene.clock.now())
-            scene.pacing.over(departed, scene.clock.now())
+            scene.pacing.end_attempt(departed, scene.clock.now())
         elif departed is not None:
             under_way.append(departed)
         scene.clock.advance(rng.choice([0.0, 0.5, 2.0, 10.0]) if len(under_way) < 50 else rng.choice([0.5, 2.0]))
@@ -194,18 +194,18 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
     scene = Scene()
     production = Pacing(scene.storage, "https://api.88pay.io")
     assert scene.free() == 60
-    assert production.take("balance", MERCHANT) == 0
+    assert production.acquire("balance", MERCHANT) == 0
 
 
 def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
     """Whoever is gone while it asks the store gives its turn to somebody else."""
     clock = ManualClock()
-    pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", crowd=1)
-    turn = pacing.turn("balance", clock.now())
-    assert isinstance(turn, Turn)
-    assert not isinstance(pacing.turn("balance", clock.now()), Turn)
-    pacing.abandoned(turn)
-    assert isinstance(pacing.turn("balance", clock.now()), Turn)
+    pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
+    turn = pacing.reserve("balance", clock.now())
+    assert isinstance(turn, RateLimitPermit)
+    assert not isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
+    pacing.cancel(turn)
+    assert isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
 
 
 def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
@@ -231,18 +231,18 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
 def test_rule_22_few_ask_a_store_at_once() -> None:
     """A crowd queues here, not at the store; whoever never comes back does not keep the others for ever."""
     scene = Scene()
-    pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", crowd=3)
-    turns = [pacing.turn("balance", 0.0) for _ in range(3)]
-    assert all(isinstance(turn, Turn) for turn in turns)
-    later = pacing.turn("balance", 0.0)
+    pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
+    turns = [pacing.reserve("balance", 0.0) for _ in range(3)]
+    assert all(isinstance(turn, RateLimitPermit) for turn in turns)
+    later = pacing.reserve("balance", 0.0)
     assert isinstance(later, float)
     assert 0 < later < 1
-    assert isinstance(turns[0], Turn)
-    pacing.ended(turns[0], 0.0, 0.0)
-    assert isinstance(pacing.turn("balance", 0.0), Turn)
-    assert isinstance(pacing.turn("balance", 0.0), float)
-    assert isinstance(pacing.turn("transactions", 0.0), Turn)
-    assert isinstance(pacing.turn("balance", 60.0), Turn)
+    assert isinstance(turns[0], RateLimitPermit)
+    pacing.record_result(turns[0], 0.0, 0.0)
+    assert isinstance(pacing.reserve("balance", 0.0), RateLimitPermit)
+    assert isinstance(pacing.reserve("balance", 0.0), float)
+    assert isinstance(pacing.reserve("transactions", 0.0), RateLimitPermit)
+    assert isinstance(pacing.reserve("balance", 60.0), RateLimitPermit)
 
 
 # What the service says

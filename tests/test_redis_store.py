@@ -25,7 +25,7 @@ from leaks import Eavesdropper, confessed, leaked
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
 from pay88_adapters.engine.forks import survive_forks
-from pay88_adapters.engine.store_client import PATIENCE
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from servers import Valkey, free_port
@@ -76,9 +76,9 @@ def open_store(server: Valkey, query: str = "", speed: float = 1) -> RedisStore:
 
 def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 0, lease: float = 30.0) -> int:
     """Take the lease; return the fence."""
-    fence = store.lead(key, owner=owner, known=known, lease=lease).fence
-    assert fence is not None
-    return fence
+    fencing_token = store.try_acquire_lease(key, owner=owner, known=known, lease=lease).fencing_token
+    assert fencing_token is not None
+    return fencing_token
 
 
 def operations(store: RedisStore) -> list[Callable[[], object]]:
@@ -89,9 +89,9 @@ def operations(store: RedisStore) -> list[Callable[[], object]]:
         lambda: store.budget.ages(MINUTE),
         lambda: store.budget.get("minute"),
         lambda: store.budget.get_moving_window("minute", 10, 60),
-        lambda: store.lead("key", owner="a", known=0, lease=30.0),
-        lambda: store.publish("key", fence=1, content=TOKEN, keep=50.0),
-        lambda: store.look("key"),
+        lambda: store.try_acquire_lease("key", owner="a", known=0, lease=30.0),
+        lambda: store.publish("key", fencing_token=1, content=TOKEN, keep=50.0),
+        lambda: store.peek("key"),
     ]
 
 
@@ -101,7 +101,7 @@ def do_all(asks: Iterable[Callable[[], object]]) -> None:
         ask()
 
 
-def fails(ask: Callable[[], object], within: float = PATIENCE) -> str:
+def fails(ask: Callable[[], object], within: float = OPERATION_TIMEOUT) -> str:
     """Check that *ask* is a `StoreError`, soon and without a secret; return what it says."""
     before = time.monotonic()
     with Eavesdropper() as eavesdropper, pytest.raises(StoreError) as raised:
@@ -139,11 +139,11 @@ def test_rule_04_no_fence_from_before_a_restart_publishes(own: Any, end: str) ->
     fails(lambda: store.budget.ages(MINUTE))
     server.start()
     assert list(store.budget.ages(MINUTE)) == []
-    assert not store.publish("key", fence=old, content=TOKEN, keep=50.0)
+    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
     new = lead(store, owner="b")
     assert new > old
-    assert not store.publish("key", fence=old, content=TOKEN, keep=50.0)
-    assert store.publish("key", fence=new, content=TOKEN, keep=50.0)
+    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
 
 
 def test_rule_24_a_connection_that_broke_meanwhile_is_no_error(own: Any) -> None:
@@ -187,20 +187,20 @@ def test_rule_24_a_server_that_hangs_is_an_error_soon(own: Any) -> None:
 def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> None:
     """Neither half of an acquisition nor a lease; what needs no memory works."""
     store = open_store(server)
-    fence = lead(store)
+    fencing_token = lead(store)
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
         acquire, add, *_, publish, look = operations(store)
         for ask in (acquire, add, lambda: lead(store, "another")):
             assert "full" in fails(ask)
-        assert "full" in fails(lambda: store.publish("key", fence=fence, content=TOKEN, keep=50.0))
+        assert "full" in fails(lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0))
         assert list(store.budget.ages(MINUTE)) == []
         assert publish() is False
         look()
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
     assert [len(ages) for ages in store.budget.acquire_all([MINUTE, HOUR]).ages] == [1, 1]
-    assert store.publish("key", fence=fence, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
 
 
 def test_rule_24_a_replica_that_takes_no_writes_is_an_error(server: Valkey) -> None:
@@ -301,26 +301,26 @@ def test_rule_24_keys_of_another_type_are_an_error(server: Valkey) -> None:
 def test_rule_24_a_record_that_makes_no_sense_is_an_error(server: Valkey, value: str) -> None:
     """Field by field; and one that is no text."""
     store = open_store(server)
-    fence = lead(store)
-    assert store.publish("key", fence=fence, content=TOKEN, keep=50.0)
-    lead(store, known=fence)
+    fencing_token = lead(store)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+    lead(store, known=fencing_token)
     for name, fields in (("content", ("version", "at", "until")), ("fences", ("fences", "version", "at", "until"))):
         for field in fields:
             key = f"pay88:{{record}}{name}:key"
             before = server.command("HGET", key, field)
             server.command("HSET", key, field, value)
-            ask: Callable[[], object] = lambda: store.lead("key", owner="b", known=0, lease=30.0)  # noqa: E731
+            ask: Callable[[], object] = lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0)  # noqa: E731
             if name == "fences":
-                ask = lambda: store.lead("key", owner="b", known=fence, lease=30.0)  # noqa: E731
+                ask = lambda: store.try_acquire_lease("key", owner="b", known=fencing_token, lease=30.0)  # noqa: E731
             if field in ("fences", "version") and name == "fences":
-                ask = lambda: store.publish("key", fence=fence + 1, content=TOKEN, keep=50.0)  # noqa: E731
+                ask = lambda: store.publish("key", fencing_token=fencing_token + 1, content=TOKEN, keep=50.0)  # noqa: E731
             fails(ask)
             if name == "content" or field in ("at", "until"):
-                fails(lambda: store.look("key"))
+                fails(lambda: store.peek("key"))
             server.command("HSET", key, field, before)
     server.command("HSET", "pay88:{record}content:key", "content", b"\xff" + TOKEN.encode())
-    fails(lambda: store.lead("key", owner="b", known=0, lease=30.0))
-    fails(lambda: store.look("key"))
+    fails(lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0))
+    fails(lambda: store.peek("key"))
 
 
 def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: Valkey) -> None:
@@ -341,7 +341,7 @@ def test_what_is_kept_ends_by_itself(server: Valkey) -> None:
     store = open_store(server)
     store.budget.acquire_all([MINUTE, HOUR])
     store.budget.add(Window("added", 9, 7300.0), [1.0])
-    assert store.publish("key", fence=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
     lead(store, "leased", lease=20.0)
     kept = {key: server.command("PTTL", key) / 1000 for key in server.command("KEYS", "*")}
     assert kept == {
@@ -353,7 +353,7 @@ def test_what_is_kept_ends_by_itself(server: Valkey) -> None:
         b"pay88:{record}fences:leased": pytest.approx(86_420, abs=2),
     }
     assert all(left <= 50 for key, left in kept.items() if b"content" in key)
-    lead(store, known=store.lead("key", owner="a", known=0, lease=1.0).record.version, lease=1.0)  # type: ignore[union-attr]
+    lead(store, known=store.try_acquire_lease("key", owner="a", known=0, lease=1.0).record.version, lease=1.0)  # type: ignore[union-attr]
     assert server.command("PTTL", "pay88:{record}fences:key") > 86_440_000, "a lease shortens nothing"
 
 
@@ -363,15 +363,15 @@ def test_a_fast_clock_makes_the_servers_seconds_short(server: Valkey) -> None:
     began = time.monotonic()
     assert store.budget.acquire_all([window]).wait == 0
     taken = time.monotonic()
-    fence = lead(store, lease=200.0)
-    assert store.publish("late", fence=lead(store, "late"), content=TOKEN, keep=200.0)
+    fencing_token = lead(store, lease=200.0)
+    assert store.publish("late", fencing_token=lead(store, "late"), content=TOKEN, keep=200.0)
 
     def left() -> float:
         """Return what is left at least of that."""
         return 200 - (time.monotonic() - began) * 100 - 1  # 1: the two clocks need not be equally fast
 
     assert 200.001 >= store.budget.acquire_all([window]).wait >= left()
-    assert 200 >= store.lead("key", owner="b", known=0, lease=1.0).busy_for >= left()
+    assert 200 >= store.try_acquire_lease("key", owner="b", known=0, lease=1.0).lease_remaining >= left()
     passed = (time.monotonic() - taken) * 100
     assert passed - 1 <= store.budget.ages(window)[0] <= 200 - left()
 
@@ -380,9 +380,9 @@ def test_a_fast_clock_makes_the_servers_seconds_short(server: Valkey) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert left() <= 0
-    while store.lead("key", owner="b", known=fence, lease=200.0).fence is None:
+    while store.try_acquire_lease("key", owner="b", known=fencing_token, lease=200.0).fencing_token is None:
         assert time.monotonic() < deadline
-    while store.lead("late", owner="b", known=0, lease=0.0).record is not None:
+    while store.try_acquire_lease("late", owner="b", known=0, lease=0.0).record is not None:
         assert time.monotonic() < deadline
     assert left() <= 0
 
@@ -391,7 +391,7 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
     """Another process, whose clocks are years off, agrees about ages, waits and leases."""
     store = open_store(server)
     store.budget.acquire_all([MINUTE], 10)
-    assert store.publish("key", fence=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
     lead(store, "leased")
     script = """
         import sys, time
@@ -416,7 +416,7 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
 def test_rule_05_a_server_whose_clock_was_set_back_counts_from_then_on(server: Valkey) -> None:
     """Entries, leases and records from the future: none blocks for as long as the step."""
     store = open_store(server)
-    fence = lead(store)
+    fencing_token = lead(store)
     future = str((time.time_ns() // 1000) + 10**10)
     server.command(
         "SET", "pay88:{budget}2:minute", " ".join(["3660000000", *(f"{future}:{number}" for number in range(10))])
@@ -424,11 +424,11 @@ def test_rule_05_a_server_whose_clock_was_set_back_counts_from_then_on(server: V
     assert 60 < store.budget.acquire_all([MINUTE]).wait <= 65.001
     time.sleep(0.05)
     assert store.budget.ages(MINUTE)[0] >= 0.05
-    assert store.publish("key", fence=fence, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
     server.command("HSET", "pay88:{record}content:key", "at", future, "until", future + "0")
-    assert lead(store, owner="b") > fence
+    assert lead(store, owner="b") > fencing_token
     server.command("HSET", "pay88:{record}fences:key", "at", future, "until", future + "0")
-    assert lead(store, owner="c") > fence + 1
+    assert lead(store, owner="c") > fencing_token + 1
 
 
 # Concurrency
@@ -442,14 +442,14 @@ def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> Non
         barrier.wait()
         for turn in range(1, 21):
             version = lead(store, f"key {number}", owner=str(number), known=0)
-            assert store.publish(f"key {number}", fence=version, content=f"{number} {turn}", keep=50.0)
-            record = store.lead(f"key {number}", owner="other", known=0, lease=1.0).record
+            assert store.publish(f"key {number}", fencing_token=version, content=f"{number} {turn}", keep=50.0)
+            record = store.try_acquire_lease(f"key {number}", owner="other", known=0, lease=1.0).record
             assert record is not None
             assert record.content == f"{number} {turn}"
             server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
             assert len(server_side.ages[0]) == turn
-            store.lead(f"key {number}", owner=str(number), known=version, lease=0.0)
-            assert store.publish(f"key {number}", fence=version + 1, content="", keep=0.0)
+            store.try_acquire_lease(f"key {number}", owner=str(number), known=version, lease=0.0)
+            assert store.publish(f"key {number}", fencing_token=version + 1, content="", keep=0.0)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(use, range(16)))
@@ -553,7 +553,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
         serve_all_slots(one)
         do_all(operations(store))
         assert store.budget.reset() == 2
-        assert store.publish("key", fence=lead(store), content=TOKEN, keep=50.0)
+        assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
         with one.paused():
             for ask in operations(store)[::3]:
                 fails(ask, within=5)

@@ -21,7 +21,7 @@ import pay88_adapters.urllib3
 from http2 import Http2Server
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.core.wire import TokenRequest
-from pay88_adapters.events import TokenRefused
+from pay88_adapters.events import TokenRejected
 from pay88_adapters.testing import ManualClock, Service
 from rejections import Rejections, message, rejected
 from stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Reply, Requests, Stack, Urllib3
@@ -183,7 +183,7 @@ def test_rule_17_a_listener_that_raises_loses_no_connection(kind: type[Stack]) -
     """Not even something that is no error."""
 
     def listener(event: object) -> None:
-        if isinstance(event, TokenRefused):
+        if isinstance(event, TokenRejected):
             raise Stopped
 
     with Rejections() as server:
@@ -233,8 +233,7 @@ def dripping_token(send: Send, over: threading.Event) -> bool:
 def test_rule_17_a_token_response_is_read_no_longer_than_the_request_may_take(adapter: Any) -> None:
     """In all, and not only for each piece of it."""
     with Rejections(token_answer=dripping_token) as server:
-        manager = TokenManager(Credentials("sk_test_1", "MCH-COL-1"), base_url=server.url)
-        sender = adapter.standalone_sender(manager)
+        sender = adapter.standalone_sender()
         began = time.monotonic()
         with pytest.raises(sender.network_errors):
             sender.post(TokenRequest(f"{server.url}/api/auth/token", "/api/auth/token", {}, 0.3))

@@ -16,7 +16,7 @@ import pay88_adapters.requests
 import pay88_adapters.urllib3
 from conftest import World
 from pay88_adapters import ConfigurationError, Pay88Error, RetryPolicy
-from pay88_adapters.core.retry import Attempts, Broken
+from pay88_adapters.core.retry import Attempts, ConnectionFailure
 from pay88_adapters.events import CallRetried, Event
 from pay88_adapters.testing import Garbage, RefuseToken, ResetAfterRead, ResetBeforeRead, Status, TooMany
 from stacks import BYTES, Reply, Requests, Stack, Urllib3
@@ -53,8 +53,8 @@ def charge(world: World, client: Stack) -> Any:
 # --- the decisions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", [*TRANSIENT, 429, Broken(), Broken(never_sent=True)], ids=repr)
-def test_rule_20_what_a_safe_call_is_sent_again_after(outcome: int | Broken) -> None:
+@pytest.mark.parametrize("outcome", [*TRANSIENT, 429, ConnectionFailure(), ConnectionFailure(not_sent=True)], ids=repr)
+def test_rule_20_what_a_safe_call_is_sent_again_after(outcome: int | ConnectionFailure) -> None:
     """As often as the policy says, the first attempt included."""
     attempts = Attempts(RetryPolicy(attempts=4), FOREVER)
     pauses = [attempts.pause(outcome, 0.0, lambda: 0.5, safe=True) for _ in range(4)]
@@ -62,17 +62,19 @@ def test_rule_20_what_a_safe_call_is_sent_again_after(outcome: int | Broken) -> 
     assert attempts.made == 4
 
 
-@pytest.mark.parametrize("outcome", [200, 204, 302, 400, 401, 403, 404, 422, 501, 505, Broken(hopeless=True)], ids=repr)
-def test_rule_20_what_no_call_is_sent_again_after(outcome: int | Broken) -> None:
+@pytest.mark.parametrize(
+    "outcome", [200, 204, 302, 400, 401, 403, 404, 422, 501, 505, ConnectionFailure(permanent=True)], ids=repr
+)
+def test_rule_20_what_no_call_is_sent_again_after(outcome: int | ConnectionFailure) -> None:
     """It would only be answered the same, or is none of the retries' business."""
     assert Attempts(RetryPolicy(), FOREVER).pause(outcome, 0.0, lambda: 0.5, safe=True) is None
 
 
-@pytest.mark.parametrize("outcome", [429, Broken(never_sent=True), *TRANSIENT, Broken()], ids=repr)
-def test_rule_20_a_call_that_may_have_been_executed_is_not_sent_again(outcome: int | Broken) -> None:
+@pytest.mark.parametrize("outcome", [429, ConnectionFailure(not_sent=True), *TRANSIENT, ConnectionFailure()], ids=repr)
+def test_rule_20_a_call_that_may_have_been_executed_is_not_sent_again(outcome: int | ConnectionFailure) -> None:
     """One that is not safe is sent again only where the service has certainly not acted on it."""
     pause = Attempts(RetryPolicy(), FOREVER).pause(outcome, 0.0, lambda: 0.5, safe=False)
-    assert (pause is not None) is (outcome in (429, Broken(never_sent=True)))
+    assert (pause is not None) is (outcome in (429, ConnectionFailure(not_sent=True)))
 
 
 @given(
@@ -84,20 +86,20 @@ def test_rule_20_a_call_that_may_have_been_executed_is_not_sent_again(outcome: i
         max_retry_after=st.floats(0, 100),
     ),
     draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=60, max_size=60),
-    asked=st.none() | st.floats(-1e6, 1e6),
+    retry_after=st.none() | st.floats(-1e6, 1e6),
     deadline=st.floats(0, 1000),
 )
 def test_rule_20_pauses_stay_within_their_bounds(
-    policy: RetryPolicy, draws: list[float], asked: float | None, deadline: float
+    policy: RetryPolicy, draws: list[float], retry_after: float | None, deadline: float
 ) -> None:
-    """No pause is longer than its bound or what the service asked for, and none ends after the deadline."""
+    """No pause is longer than its bound or what the service retry_after for, and none ends after the deadline."""
     attempts, now, made = Attempts(policy, deadline), 0.0, 1
     draw = iter(draws).__next__
-    while (pause := attempts.pause(503, now, draw, safe=True, asked=asked)) is not None:
+    while (pause := attempts.pause(503, now, draw, safe=True, retry_after=retry_after)) is not None:
         bound = min(policy.backoff_cap, policy.backoff_base * 2.0 ** (made - 1))
-        assert (asked or 0.0) <= pause <= max(bound, asked or 0.0, 0.0)
+        assert (retry_after or 0.0) <= pause <= max(bound, retry_after or 0.0, 0.0)
         assert pause >= 0
-        assert asked is None or asked <= policy.max_retry_after
+        assert retry_after is None or retry_after <= policy.max_retry_after
         now += pause
         made += 1
         assert now < deadline
@@ -128,22 +130,22 @@ def test_rule_20_what_is_about_tls_was_perhaps_sent() -> None:
     """No stack's word is taken that nothing was sent; and a certificate that is not trusted will not be later."""
     handshake, untrusted = ssl.SSLError("handshake"), ssl.SSLCertVerificationError("untrusted")
     broken = ConnectionError("broken")
-    assert Broken(never_sent=True).by(broken) == Broken(never_sent=True)
-    assert Broken(hopeless=True).by(broken) == Broken(hopeless=True)
-    assert Broken().by(broken) == Broken()
+    assert ConnectionFailure(not_sent=True).refine(broken) == ConnectionFailure(not_sent=True)
+    assert ConnectionFailure(permanent=True).refine(broken) == ConnectionFailure(permanent=True)
+    assert ConnectionFailure().refine(broken) == ConnectionFailure()
     broken.__cause__ = handshake
-    assert Broken(never_sent=True).by(broken) == Broken()
+    assert ConnectionFailure(not_sent=True).refine(broken) == ConnectionFailure()
     broken.__cause__, broken.__context__ = None, untrusted
-    assert Broken(never_sent=True).by(broken) == Broken(hopeless=True)
-    assert Broken(never_sent=True).by(broken, but=untrusted) == Broken(never_sent=True)
+    assert ConnectionFailure(not_sent=True).refine(broken) == ConnectionFailure(permanent=True)
+    assert ConnectionFailure(not_sent=True).refine(broken, but=untrusted) == ConnectionFailure(not_sent=True)
 
 
 def test_rule_20_bounds_belong_to_what_is_allowed() -> None:
     """A wait of exactly ``max_retry_after`` is honoured, and a pause that ends at the deadline is too long."""
     attempts = Attempts(RetryPolicy(attempts=9, max_retry_after=30), deadline=100.0)
-    assert attempts.pause(503, 0.0, lambda: 0.0, safe=True, asked=30.0) == 30.0
-    assert attempts.pause(503, 69.9, lambda: 0.0, safe=True, asked=30.0) == 30.0
-    assert attempts.pause(503, 70.0, lambda: 0.0, safe=True, asked=30.0) is None
+    assert attempts.pause(503, 0.0, lambda: 0.0, safe=True, retry_after=30.0) == 30.0
+    assert attempts.pause(503, 69.9, lambda: 0.0, safe=True, retry_after=30.0) == 30.0
+    assert attempts.pause(503, 70.0, lambda: 0.0, safe=True, retry_after=30.0) is None
     day = 86_400
     RetryPolicy(attempts=day, backoff_base=day, backoff_cap=day, max_retry_after=day, total_timeout=day)
     RetryPolicy(backoff_base=0, backoff_cap=0, max_retry_after=0, total_timeout=0.5)
@@ -274,7 +276,7 @@ def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
     ears = Ears()
     policy = RetryPolicy(attempts=5, backoff_base=0.5, backoff_cap=1.5)
     manager = world.new_manager(listeners=[ears], retry=policy)
-    manager._state.draw = Random(88).random
+    manager._state.random = Random(88).random
     for fault in (Status(503), ResetBeforeRead(), RefuseToken(), Status(500), TooMany(None, None)):
         world.emulator.faults.add(fault, on="call")
     assert ok(world.as_time_passes(lambda: world.client(manager).attempt("POST", world.url), step=0.05))

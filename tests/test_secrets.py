@@ -21,8 +21,8 @@ from rich.traceback import Traceback
 
 import pay88_adapters
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, Token, TokenManager
-from pay88_adapters.core.errors import RAISED, Failure, Flavours
-from pay88_adapters.core.secret import Attached, Secret, redact
+from pay88_adapters.core.errors import ERROR_CLASSES, AdapterErrors, Failure
+from pay88_adapters.core.secret import InjectedHeader, Secret, redact
 from pay88_adapters.engine.logs import hide_secrets_in_logs
 
 KEY, MERCHANT = "sk_test_0123456789abcdef", "MCH-COL-1"
@@ -55,7 +55,7 @@ def printed(thing: object) -> Iterator[str]:
 # Strings
 
 
-@pytest.mark.parametrize("kind", [Secret, Attached])
+@pytest.mark.parametrize("kind", [Secret, InjectedHeader])
 def test_rule_15_a_secret_is_its_value_and_prints_as_nothing(kind: type[Secret]) -> None:
     """It works wherever a string does, and shows itself in no repr, alone or in anything."""
     secret = kind(KEY)
@@ -87,7 +87,7 @@ PARTS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [Secret, Attached])
+@pytest.mark.parametrize("kind", [Secret, InjectedHeader])
 @pytest.mark.parametrize("part", PARTS)
 def test_rule_15_a_part_of_a_secret_is_as_hidden_as_the_whole(part: str, kind: type[Secret]) -> None:
     """What printers cut, clients strip and callers put together prints as nothing, and is the text that it would be."""
@@ -313,14 +313,14 @@ def test_all_errors_of_the_public_api_are_raised_and_documented() -> None:
         for name in pay88_adapters.__all__
         if isinstance(each := getattr(pay88_adapters, name), type) and issubclass(each, Exception)
     }
-    assert public == {*RAISED, Pay88Error}
+    assert public == {*ERROR_CLASSES, Pay88Error}
     assert all(each.__doc__ and each.__doc__.strip() for each in public)
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(pay88_adapters.TokenResponseInvalid, pay88_adapters.TokenEndpointUnavailable)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("kind", [*RAISED, Pay88Error])
+@pytest.mark.parametrize("kind", [*ERROR_CLASSES, Pay88Error])
 def test_rule_18_every_error_pickles(kind: type[Pay88Error], protocol: int) -> None:
     """With its text and all its fields, through every protocol; and it can be copied."""
     error = kind("the message", **FIELDS)  # type: ignore[arg-type]
@@ -331,7 +331,7 @@ def test_rule_18_every_error_pickles(kind: type[Pay88Error], protocol: int) -> N
     assert error.args == ("the message",)
 
 
-@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("kind", ERROR_CLASSES)
 def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error]) -> None:
     """A thousand callers do not share one traceback; all share the cause, which no repr shows."""
     cause = OSError(KEY)
@@ -362,7 +362,7 @@ def base_of(stack: str) -> type[Exception]:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("kind", ERROR_CLASSES)
 @pytest.mark.parametrize("stack", STACKS)
 def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
     stack: str, kind: type[Pay88Error], protocol: int
@@ -376,7 +376,7 @@ def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
 
     core = kind("the message", **FIELDS)  # type: ignore[arg-type]
     core.__cause__ = OSError("why")
-    error = module._flavours.of(core)
+    error = module._errors.convert(core)
 
     assert type(error) is flavour
     assert (str(error), error.__cause__, error.__suppress_context__) == ("the message", core.__cause__, True)
@@ -384,12 +384,12 @@ def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
     assert set(vars(error)) >= set(vars(base_of(stack)("any"))), "the stack's own fields are there, too"
     same(error, pickle.loads(pickle.dumps(error, protocol)))
     same(error, copy.copy(error))
-    assert module._flavours.of(error) is error, "already this stack's"
+    assert module._errors.convert(error) is error, "already this stack's"
 
 
 def test_rule_18_flavours_are_put_where_pickle_finds_them() -> None:
     """One class for each error, under its core class's name, and no other name."""
     namespace: dict[str, Any] = {"__name__": "somewhere"}
-    Flavours(RuntimeError, namespace)
-    assert set(namespace) == {"__name__", *(kind.__name__ for kind in RAISED)}
-    assert all(issubclass(namespace[kind.__name__], (kind, RuntimeError)) for kind in RAISED)
+    AdapterErrors(RuntimeError, namespace)
+    assert set(namespace) == {"__name__", *(kind.__name__ for kind in ERROR_CLASSES)}
+    assert all(issubclass(namespace[kind.__name__], (kind, RuntimeError)) for kind in ERROR_CLASSES)

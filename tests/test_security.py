@@ -50,7 +50,7 @@ from pay88_adapters import (
     unmanaged,
 )
 from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.wire import TokenReply, read_reply, token_request
+from pay88_adapters.core.wire import TokenResponse, parse_token_response, token_request
 from pay88_adapters.testing import (
     Body,
     Emulator,
@@ -1040,8 +1040,8 @@ def test_rule_15_requests_and_replies_print_nothing() -> None:
     body = json.dumps(
         {"data": {"access_token": secrets.token_hex(), "session_id": secrets.token_hex(), "expires_in": 60}}
     )
-    reply = TokenReply(200, {"Set-Cookie": credentials.api_key}, body.encode())
-    token = read_reply(reply, 0.0, credentials, time.time())
+    reply = TokenResponse(200, {"Set-Cookie": credentials.api_key}, body.encode())
+    token = parse_token_response(reply, 0.0, credentials, time.time())
     assert isinstance(token, Token)
     hidden = [credentials.api_key, token.access_token, token.session_id]
     assert leaked(hidden, [f"{each!r} {each}" for each in (request, request.headers, reply, token, credentials)]) == []

@@ -21,7 +21,7 @@ import pytest
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import Bar, StoreError, Window
+from pay88_adapters.stores.base import Cooldown, StoreError, Window
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 from pay88_adapters.testing import ManualClock
 
@@ -54,10 +54,10 @@ def store(path: Path, clock: ManualClock) -> SqliteStore:
 
 def publish(store: SqliteStore, key: str = "key", content: str = SECRET) -> int:
     """Replace the record."""
-    fence = store.lead(key, owner="publisher", known=-1, lease=10.0).fence
-    assert fence is not None
-    assert store.publish(key, fence=fence, content=content, keep=100.0)
-    return fence
+    fencing_token = store.try_acquire_lease(key, owner="publisher", known=-1, lease=10.0).fencing_token
+    assert fencing_token is not None
+    assert store.publish(key, fencing_token=fencing_token, content=content, keep=100.0)
+    return fencing_token
 
 
 def take(store: SqliteStore) -> float:
@@ -181,9 +181,9 @@ def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.now = self.look
+            self.now = self.peek
 
-        def look(self) -> float:
+        def peek(self) -> float:
             modes.extend(each.stat().st_mode & 0o777 for each in path.parent.iterdir())
             return 1.0
 
@@ -274,11 +274,11 @@ def test_rule_04_where_no_file_can_be_is_refused(tmp_path: Path, place: str) -> 
 def test_rule_24_a_deleted_file_is_made_anew(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """All who had it open meet in the new one; no old fence publishes there."""
     other = SqliteStore(str(path), clock)
-    fence = publish(store)
+    fencing_token = publish(store)
     assert (take(store), take(other)) == (0, 0)
     path.unlink()
     assert (count(store), count(other)) == (0, 0)
-    assert not other.publish("key", fence=fence, content=SECRET, keep=9.0)
+    assert not other.publish("key", fencing_token=fencing_token, content=SECRET, keep=9.0)
     assert (take(store), take(other)) == (0, 0)
     assert (count(store), count(other)) == (2, 2)
     if os.name == "posix":
@@ -292,10 +292,10 @@ def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
     first = publish(store)
     clock.advance(1)
     path.unlink()
-    assert not store.publish("key", fence=first, content="late", keep=100.0)
+    assert not store.publish("key", fencing_token=first, content="late", keep=100.0)
     second = publish(store, content="new")
     assert second != first
-    record = store.lead("key", owner="somebody", known=first, lease=10.0).record
+    record = store.try_acquire_lease("key", owner="somebody", known=first, lease=10.0).record
     assert record is not None
     assert (record.version, record.content) == (second, "new")
 
@@ -372,7 +372,7 @@ def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: M
     for offset in range(0, len(sound), 61):
         path.write_bytes(sound[:offset] + b"\xa5" * 16 + sound[offset + 16 :])
         try:
-            record = store.lead("key", owner="a", known=-1, lease=1.0).record
+            record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
             assert record is None or "\ufffd" not in record.content
             assert take(store) >= 0
         except StoreError as error:
@@ -418,13 +418,13 @@ def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, pat
     change(path, statement)
 
     def operate() -> None:
-        store.lead("key", owner="a", known=-1, lease=1.0)
+        store.try_acquire_lease("key", owner="a", known=-1, lease=1.0)
         take(store)
 
     fails(operate)
     fails(operate)
     if "records" in statement:
-        fails(lambda: store.look("key"))
+        fails(lambda: store.peek("key"))
     path.unlink()
     publish(store)
 
@@ -579,7 +579,7 @@ def test_rule_24_what_a_killed_process_wrote_by_half_is_undone(store: SqliteStor
         assert process.wait(30) == -signal.SIGKILL
     assert path.stat().st_size > 2 * size
     assert count(store) == 1
-    record = store.lead("key", owner="a", known=-1, lease=1.0).record
+    record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
     assert record is not None
     assert (record.version, record.content) == (version, SECRET)
 
@@ -629,7 +629,7 @@ def test_rule_24_a_process_may_be_killed_at_any_moment(path: Path) -> None:
         one, two = (len(store.budget.ages(Window(key, 1, 1e5))) for key in ("one", "two"))
         assert one == two
         assert last <= one <= last + 1
-        record = store.lead("key", owner="b", known=-1, lease=1.0).record
+        record = store.try_acquire_lease("key", owner="b", known=-1, lease=1.0).record
         assert record is not None
         assert record.content == str(record.version) * 2_000
         with closing(sqlite3.connect(path)) as db:
@@ -707,15 +707,15 @@ def reboot(path: Path, *, ago: float) -> None:
 def test_rule_05_entries_keep_their_age_across_a_reboot(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """By the wall clock; the count of fences goes on, records and leases are gone."""
     version = publish(store)
-    fence = store.lead("other", owner="a", known=0, lease=1e6).fence
+    fencing_token = store.try_acquire_lease("other", owner="a", known=0, lease=1e6).fencing_token
     take(store)
     clock.advance(10.0)
     take(store)
     reboot(path, ago=20.0)
     later = SqliteStore(str(path), ManualClock(start=7.0))
     assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
-    assert (later.lead("key", owner="b", known=0, lease=1.0).fence or 0) > version
-    assert (later.lead("other", owner="b", known=0, lease=1.0).fence or 0) > (fence or 0)
+    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
+    assert (later.try_acquire_lease("other", owner="b", known=0, lease=1.0).fencing_token or 0) > (fencing_token or 0)
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT DISTINCT content FROM records").fetchall() == [("",)]
     assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
@@ -737,7 +737,7 @@ def test_rule_05_a_clock_that_went_back_is_another_boots(store: SqliteStore, pat
     take(store)
     later = SqliteStore(str(path), ManualClock(start=clock.now() - 500))
     assert list(later.budget.ages(WINDOW)) == pytest.approx([0.0], abs=2)
-    assert (later.lead("key", owner="b", known=0, lease=1.0).fence or 0) > version
+    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
 
 
 def test_rule_05_scaled_clocks_agree(path: Path) -> None:
@@ -778,8 +778,8 @@ def test_rule_05_a_file_of_the_first_format_is_converted(store: SqliteStore, pat
     path.chmod(0o600)
     assert list(store.budget.ages(Window("token/digest", 9, 3_600.0))) == [40, 30, 20, 10, 0]
     assert list(store.budget.ages(Window("token/digest/extra", 9, 3_600.0))) == [10, 0]
-    assert not store.publish("key", fence=9, content="old", keep=10.0)
-    assert store.lead("key", owner="b", known=0, lease=1.0).fence == 10
+    assert not store.publish("key", fencing_token=9, content="old", keep=10.0)
+    assert store.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token == 10
 
 
 def test_rule_24_a_file_of_the_first_format_that_makes_no_sense(store: SqliteStore, path: Path) -> None:
@@ -796,7 +796,7 @@ def test_merchants_that_are_gone_leave_the_file(store: SqliteStore, path: Path, 
     for number in range(20):
         take(store)
         store.budget.acquire_all([Window(f"merchant {number}", 10, 3_600.0)])
-        store.budget.bar(f"merchant {number}", Bar(300.0, 0.0, "wait"))
+        store.budget.bar(f"merchant {number}", Cooldown(300.0, 0.0, "wait"))
         publish(store, f"key {number}")
     clock.advance(2 * 86_400)
     store.budget.acquire_all([Window("another", 10, 3_600.0)])

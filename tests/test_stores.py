@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.stores.base import Bar, Claim, Entry, Lead, Look, Record, Store, StoreError, Window
+from pay88_adapters.stores.base import Claim, Cooldown, Entry, LeaseResult, Record, Store, StoreError, StoreView, Window
 from pay88_adapters.stores.memory import MemoryStore
-from pay88_adapters.stores.slot import Place
+from pay88_adapters.stores.slot import RecordSlot
 from pay88_adapters.testing import ManualClock
 from scenes import SCENES, Scene
 
@@ -59,10 +59,12 @@ def about(scene: Scene, seconds: float) -> Any:
 
 def publish(scene: Scene, key: str = "key", *, known: int = 0, content: str = "a token", keep: float = 100) -> int:
     """Replace the record as a manager does; return its version. *keep* is in units."""
-    fence = scene.store.lead(key, owner="publisher", known=known, lease=10 * scene.unit).fence
-    assert fence is not None
-    assert scene.store.publish(key, fence=fence, content=content, keep=keep * scene.unit)
-    return fence
+    fencing_token = scene.store.try_acquire_lease(
+        key, owner="publisher", known=known, lease=10 * scene.unit
+    ).fencing_token
+    assert fencing_token is not None
+    assert scene.store.publish(key, fencing_token=fencing_token, content=content, keep=keep * scene.unit)
+    return fencing_token
 
 
 # The lease
@@ -71,60 +73,60 @@ def publish(scene: Scene, key: str = "key", *, known: int = 0, content: str = "a
 def test_rule_04_an_empty_store_makes_whoever_asks_the_one(scene: Scene) -> None:
     """A fence and nothing else, whatever version is thought to be there."""
     for known in (0, 7):
-        lead = scene.store.lead(f"key {known}", owner="a", known=known, lease=scene.unit)
-        assert lead.fence is not None
-        assert lead == Lead(fence=lead.fence)
-        assert lead.fence > 0
+        lead = scene.store.try_acquire_lease(f"key {known}", owner="a", known=known, lease=scene.unit)
+        assert lead.fencing_token is not None
+        assert lead == LeaseResult(fencing_token=lead.fencing_token)
+        assert lead.fencing_token > 0
 
 
 def test_rule_04_everybody_else_is_told_how_long_the_lease_runs(scene: Scene) -> None:
     """And not given another."""
-    scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit)
+    scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit)
     scene.advance(scene.unit)
-    lead = scene.store.lead("key", owner="b", known=0, lease=99 * scene.unit)
-    assert lead == Lead(busy_for=about(scene, 9 * scene.unit))
-    assert lead.busy_for > 0
-    again = scene.store.lead("key", owner="c", known=0, lease=scene.unit)
-    assert again == Lead(busy_for=about(scene, 9 * scene.unit))
+    lead = scene.store.try_acquire_lease("key", owner="b", known=0, lease=99 * scene.unit)
+    assert lead == LeaseResult(lease_remaining=about(scene, 9 * scene.unit))
+    assert lead.lease_remaining > 0
+    again = scene.store.try_acquire_lease("key", owner="c", known=0, lease=scene.unit)
+    assert again == LeaseResult(lease_remaining=about(scene, 9 * scene.unit))
 
 
 def test_rule_04_the_owner_gets_its_lease_again_under_a_new_fence(scene: Scene) -> None:
     """For as long as it asks for now; the old fence may still publish first."""
-    first = scene.store.lead("key", owner="a", known=0, lease=2 * scene.unit).fence
-    second = scene.store.lead("key", owner="a", known=0, lease=20 * scene.unit).fence
+    first = scene.store.try_acquire_lease("key", owner="a", known=0, lease=2 * scene.unit).fencing_token
+    second = scene.store.try_acquire_lease("key", owner="a", known=0, lease=20 * scene.unit).fencing_token
     assert first is not None
     assert second is not None
     assert second > first
-    other = scene.store.lead("key", owner="b", known=0, lease=scene.unit)
-    assert other == Lead(busy_for=about(scene, 20 * scene.unit))
+    other = scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit)
+    assert other == LeaseResult(lease_remaining=about(scene, 20 * scene.unit))
 
 
 def test_rule_04_a_lease_that_ran_out_goes_to_the_next(scene: Scene) -> None:
     """Under a newer fence, while its old owner is told to wait."""
-    first = scene.store.lead("key", owner="a", known=0, lease=scene.unit).fence
+    first = scene.store.try_acquire_lease("key", owner="a", known=0, lease=scene.unit).fencing_token
     scene.advance(1.1 * scene.unit)
-    second = scene.store.lead("key", owner="b", known=0, lease=10 * scene.unit).fence
+    second = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit).fencing_token
     assert first is not None
     assert second is not None
     assert second > first
-    assert scene.store.lead("key", owner="a", known=0, lease=scene.unit).busy_for > 0
+    assert scene.store.try_acquire_lease("key", owner="a", known=0, lease=scene.unit).lease_remaining > 0
 
 
 def test_rule_04_a_lease_ends_at_the_instant_it_was_given_for(exact: Scene) -> None:
     """Not before."""
-    exact.store.lead("key", owner="a", known=0, lease=1.0)
+    exact.store.try_acquire_lease("key", owner="a", known=0, lease=1.0)
     exact.advance(0.5)
-    assert exact.store.lead("key", owner="b", known=0, lease=1.0) == Lead(busy_for=0.5)
+    assert exact.store.try_acquire_lease("key", owner="b", known=0, lease=1.0) == LeaseResult(lease_remaining=0.5)
     exact.advance(0.5)
-    assert exact.store.lead("key", owner="b", known=0, lease=1.0).fence is not None
+    assert exact.store.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token is not None
 
 
 def test_rule_04_keys_have_leases_and_records_of_their_own(scene: Scene) -> None:
     """What happens to one does nothing to another."""
     publish(scene, "one")
-    scene.store.lead("two", owner="a", known=0, lease=scene.unit)
-    assert scene.store.lead("three", owner="b", known=0, lease=scene.unit).fence is not None
-    assert scene.store.lead("one", owner="b", known=0, lease=scene.unit).record is not None
+    scene.store.try_acquire_lease("two", owner="a", known=0, lease=scene.unit)
+    assert scene.store.try_acquire_lease("three", owner="b", known=0, lease=scene.unit).fencing_token is not None
+    assert scene.store.try_acquire_lease("one", owner="b", known=0, lease=scene.unit).record is not None
 
 
 # Looking
@@ -132,37 +134,37 @@ def test_rule_04_keys_have_leases_and_records_of_their_own(scene: Scene) -> None
 
 def test_looking_shows_the_record_and_the_lease(scene: Scene) -> None:
     """Who has it and for how long, the record that is there meanwhile, and nothing where there is nothing."""
-    assert scene.store.look("key") == Look()
+    assert scene.store.peek("key") == StoreView()
     version = publish(scene, content="a token")
-    assert scene.store.look("key") == Look(Record(version, "a token", about(scene, 0.0)))
-    scene.store.lead("key", owner="a", known=version, lease=10 * scene.unit)
+    assert scene.store.peek("key") == StoreView(Record(version, "a token", about(scene, 0.0)))
+    scene.store.try_acquire_lease("key", owner="a", known=version, lease=10 * scene.unit)
     scene.advance(scene.unit)
-    look = scene.store.look("key")
+    look = scene.store.peek("key")
     assert look.record == Record(version, "a token", about(scene, scene.unit))
-    assert (look.owner, look.busy_for) == ("a", about(scene, 9 * scene.unit))
-    assert scene.store.look("another") == Look()
+    assert (look.owner, look.lease_remaining) == ("a", about(scene, 9 * scene.unit))
+    assert scene.store.peek("another") == StoreView()
 
 
 def test_looking_takes_nothing(scene: Scene) -> None:
     """However often somebody looks, the next to ask leads as if nobody had, and so does the budget."""
     for _ in range(3):
-        assert scene.store.look("key") == Look()
-    fence = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
-    assert scene.store.look("key").owner == "a"
-    assert fence is not None
-    assert scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
-    again = scene.store.lead("key", owner="b", known=fence, lease=10 * scene.unit).fence
-    assert again == fence + 1
+        assert scene.store.peek("key") == StoreView()
+    fencing_token = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
+    assert scene.store.peek("key").owner == "a"
+    assert fencing_token is not None
+    assert scene.store.publish("key", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
+    again = scene.store.try_acquire_lease("key", owner="b", known=fencing_token, lease=10 * scene.unit).fencing_token
+    assert again == fencing_token + 1
 
 
 def test_looking_shows_nothing_that_ran_out(exact: Scene) -> None:
     """Neither a lease at its end, nor a record after its keep."""
     publish(exact, keep=2)
-    exact.store.lead("key", owner="a", known=-1, lease=exact.unit)
+    exact.store.try_acquire_lease("key", owner="a", known=-1, lease=exact.unit)
     exact.advance(exact.unit)
-    assert (exact.store.look("key").record is None, exact.store.look("key").owner) == (False, "")
+    assert (exact.store.peek("key").record is None, exact.store.peek("key").owner) == (False, "")
     exact.advance(exact.unit)
-    assert exact.store.look("key") == Look()
+    assert exact.store.peek("key") == StoreView()
 
 
 # The record
@@ -173,8 +175,8 @@ def test_rule_04_a_record_that_is_not_the_known_one_is_the_answer(scene: Scene, 
     """With its age; nobody leads then."""
     version = publish(scene, content="a token")
     scene.advance(2 * scene.unit)
-    lead = scene.store.lead("key", owner="b", known=known, lease=scene.unit)
-    assert lead == Lead(record=Record(version, "a token", about(scene, 2 * scene.unit)))
+    lead = scene.store.try_acquire_lease("key", owner="b", known=known, lease=scene.unit)
+    assert lead == LeaseResult(record=Record(version, "a token", about(scene, 2 * scene.unit)))
     assert lead.record is not None
     assert lead.record.age >= 0
 
@@ -182,11 +184,13 @@ def test_rule_04_a_record_that_is_not_the_known_one_is_the_answer(scene: Scene, 
 def test_rule_04_it_is_the_answer_during_a_lease_too(scene: Scene) -> None:
     """Whoever knows less than what is there need not wait for the next one."""
     version = publish(scene)
-    assert scene.store.lead("key", owner="a", known=version, lease=10 * scene.unit).fence is not None
-    record = scene.store.lead("key", owner="b", known=0, lease=scene.unit).record
+    assert (
+        scene.store.try_acquire_lease("key", owner="a", known=version, lease=10 * scene.unit).fencing_token is not None
+    )
+    record = scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).record
     assert record is not None
     assert record.version == version
-    assert scene.store.lead("key", owner="b", known=version, lease=scene.unit).busy_for > 0
+    assert scene.store.try_acquire_lease("key", owner="b", known=version, lease=scene.unit).lease_remaining > 0
 
 
 def test_rule_04_who_knows_the_record_may_replace_it(scene: Scene) -> None:
@@ -194,7 +198,7 @@ def test_rule_04_who_knows_the_record_may_replace_it(scene: Scene) -> None:
     first = publish(scene, content="first")
     second = publish(scene, known=first, content="second")
     assert second > first
-    record = scene.store.lead("key", owner="b", known=first, lease=scene.unit).record
+    record = scene.store.try_acquire_lease("key", owner="b", known=first, lease=scene.unit).record
     assert record is not None
     assert (record.version, record.content) == (second, "second")
 
@@ -202,23 +206,23 @@ def test_rule_04_who_knows_the_record_may_replace_it(scene: Scene) -> None:
 def test_rule_04_publishing_ends_the_lease(scene: Scene) -> None:
     """The next replacement need not wait for it to run out."""
     version = publish(scene)
-    assert scene.store.lead("key", owner="b", known=version, lease=scene.unit).fence is not None
+    assert scene.store.try_acquire_lease("key", owner="b", known=version, lease=scene.unit).fencing_token is not None
 
 
 def test_rule_04_a_record_is_forgotten_but_never_its_fence(scene: Scene) -> None:
     """After ``keep`` whoever asks leads, under a newer fence."""
     version = publish(scene, keep=1)
     scene.advance(1.1 * scene.unit)
-    lead = scene.store.lead("key", owner="b", known=0, lease=10 * scene.unit)
+    lead = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit)
     assert lead.record is None
-    assert lead.fence is not None
-    assert lead.fence > version
+    assert lead.fencing_token is not None
+    assert lead.fencing_token > version
 
 
 def test_rule_04_the_count_of_fences_outlives_the_record_by_a_day(exact: Scene) -> None:
     """While other keys are in use; a lease alone is remembered as long."""
     version = publish(exact, keep=1)
-    leased = exact.store.lead("leased", owner="a", known=0, lease=exact.unit).fence
+    leased = exact.store.try_acquire_lease("leased", owner="a", known=0, lease=exact.unit).fencing_token
     exact.advance(exact.unit + DAY)
     publish(exact, "another")
     assert publish(exact) > version
@@ -227,40 +231,48 @@ def test_rule_04_the_count_of_fences_outlives_the_record_by_a_day(exact: Scene) 
 
 def test_rule_04_a_late_publication_changes_nothing(scene: Scene) -> None:
     """Its lease ran out, and another one leads: nobody can tell how old it is, and that lease goes on."""
-    late = scene.store.lead("key", owner="a", known=0, lease=scene.unit).fence
+    late = scene.store.try_acquire_lease("key", owner="a", known=0, lease=scene.unit).fencing_token
     scene.advance(1.1 * scene.unit)
-    fence = scene.store.lead("key", owner="b", known=0, lease=10 * scene.unit).fence
+    fencing_token = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit).fencing_token
     assert late is not None
-    assert fence is not None
-    assert not scene.store.publish("key", fence=late, content="late", keep=100 * scene.unit)
-    assert scene.store.lead("key", owner="c", known=0, lease=scene.unit).busy_for > 0
-    assert scene.store.publish("key", fence=fence, content="newer", keep=100 * scene.unit)
-    assert scene.store.lead("key", owner="c", known=fence, lease=scene.unit).fence is not None
+    assert fencing_token is not None
+    assert not scene.store.publish("key", fencing_token=late, content="late", keep=100 * scene.unit)
+    assert scene.store.try_acquire_lease("key", owner="c", known=0, lease=scene.unit).lease_remaining > 0
+    assert scene.store.publish("key", fencing_token=fencing_token, content="newer", keep=100 * scene.unit)
+    assert (
+        scene.store.try_acquire_lease("key", owner="c", known=fencing_token, lease=scene.unit).fencing_token is not None
+    )
 
 
 def test_rule_04_a_record_is_as_old_as_what_is_in_it(scene: Scene) -> None:
     """However long its publication took: its age counts from when it was written, and never ahead of now."""
     for after, age in ((0.0, 2.0), (1.0, 1.0), (2.0, 0.0), (5.0, 0.0)):
-        fence = scene.store.lead("key", owner="a", known=-1, lease=10 * scene.unit)
-        while fence.record is not None:
-            fence = scene.store.lead("key", owner="a", known=fence.record.version, lease=10 * scene.unit)
-        assert fence.fence is not None
+        fencing_token = scene.store.try_acquire_lease("key", owner="a", known=-1, lease=10 * scene.unit)
+        while fencing_token.record is not None:
+            fencing_token = scene.store.try_acquire_lease(
+                "key", owner="a", known=fencing_token.record.version, lease=10 * scene.unit
+            )
+        assert fencing_token.fencing_token is not None
         scene.advance(2 * scene.unit)
         assert scene.store.publish(
-            "key", fence=fence.fence, content="a token", keep=100 * scene.unit, after=after * scene.unit
+            "key",
+            fencing_token=fencing_token.fencing_token,
+            content="a token",
+            keep=100 * scene.unit,
+            after=after * scene.unit,
         )
-        record = scene.store.lead("key", owner="b", known=0, lease=1).record
+        record = scene.store.try_acquire_lease("key", owner="b", known=0, lease=1).record
         assert record is not None
         assert record.age == pytest.approx(age * scene.unit, abs=0.01 if scene.exact else 0.4)
 
 
 def test_rule_04_without_a_word_it_was_written_when_the_lease_was_given(scene: Scene) -> None:
     """What is in doubt is held to be older."""
-    fence = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
-    assert fence is not None
+    fencing_token = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
+    assert fencing_token is not None
     scene.advance(2 * scene.unit)
-    assert scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
-    record = scene.store.lead("key", owner="b", known=0, lease=scene.unit).record
+    assert scene.store.publish("key", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
+    record = scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).record
     assert record is not None
     assert record.age == about(scene, 2 * scene.unit)
 
@@ -269,27 +281,27 @@ def test_rule_04_a_record_is_forgotten_at_the_instant_it_was_kept_for(exact: Sce
     """Not before."""
     version = publish(exact, keep=1)
     exact.advance(exact.unit - 0.5)
-    assert exact.store.lead("key", owner="b", known=0, lease=1.0).record is not None
+    assert exact.store.try_acquire_lease("key", owner="b", known=0, lease=1.0).record is not None
     exact.advance(0.5)
-    assert (exact.store.lead("key", owner="b", known=0, lease=1.0).fence or 0) > version
+    assert (exact.store.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
 
 
 def test_rule_04_no_fence_is_given_out_again_after_all_was_lost() -> None:
     """However soon afterwards, and though a thousand a millisecond were given out before."""
-    before, after = Place(), Place()
-    fences = [before.lead(1_000.0, owner="a", known=0, lease=1.0).fence or 0 for _ in range(999)]
+    before, after = RecordSlot(), RecordSlot()
+    fences = [before.try_acquire_lease(1_000.0, owner="a", known=0, lease=1.0).fencing_token or 0 for _ in range(999)]
     assert fences == list(range(fences[0], fences[0] + 999))
-    fence = after.lead(1_000.001, owner="a", known=0, lease=1.0).fence
-    assert (fence or 0) > fences[-1]
-    assert not after.publish(1_000.001, fence=fences[-1], content="late", keep=60.0, after=0.0)
+    fencing_token = after.try_acquire_lease(1_000.001, owner="a", known=0, lease=1.0).fencing_token
+    assert (fencing_token or 0) > fences[-1]
+    assert not after.publish(1_000.001, fencing_token=fences[-1], content="late", keep=60.0, after=0.0)
 
 
 def test_rule_04_a_clock_may_have_only_just_begun() -> None:
     """A lease that has ended has ended, also a moment after zero."""
-    place = Place()
-    version = place.lead(0.25, owner="a", known=0, lease=9.0).fence or 0
-    assert place.publish(0.5, fence=version, content="a token", keep=60.0, after=0.0)
-    assert place.lead(0.5, owner="b", known=version, lease=9.0).fence == version + 1
+    place = RecordSlot()
+    version = place.try_acquire_lease(0.25, owner="a", known=0, lease=9.0).fencing_token or 0
+    assert place.publish(0.5, fencing_token=version, content="a token", keep=60.0, after=0.0)
+    assert place.try_acquire_lease(0.5, owner="b", known=version, lease=9.0).fencing_token == version + 1
 
 
 def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> None:
@@ -304,17 +316,17 @@ def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> N
 
     store = MemoryStore(now)
 
-    def lead(owner: str) -> Lead:
-        return store.lead("key", owner=owner, known=0, lease=60.0)
+    def lead(owner: str) -> LeaseResult:
+        return store.try_acquire_lease("key", owner=owner, known=0, lease=60.0)
 
     holder = threading.Thread(target=lead, args=("thread",))
-    assert lead("parent").fence is not None
-    assert lead("child").busy_for == 60.0
+    assert lead("parent").fencing_token is not None
+    assert lead("child").lease_remaining == 60.0
     holder.start()
     try:
         inside.wait()
         store.after_fork()
-        assert lead("child").fence is not None
+        assert lead("child").fencing_token is not None
     finally:
         leave.set()
         holder.join()
@@ -322,33 +334,33 @@ def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> N
 
 def test_rule_04_a_fence_that_was_overtaken_publishes_nothing(scene: Scene) -> None:
     """Neither does one for the second time: the record stays as it is."""
-    old = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
+    old = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
     new = publish_as(scene, owner="a", content="new")
     assert old is not None
-    for fence in (old, new):
-        assert not scene.store.publish("key", fence=fence, content="old", keep=100 * scene.unit)
-    record = scene.store.lead("key", owner="b", known=0, lease=scene.unit).record
+    for fencing_token in (old, new):
+        assert not scene.store.publish("key", fencing_token=fencing_token, content="old", keep=100 * scene.unit)
+    record = scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).record
     assert record is not None
     assert (record.version, record.content) == (new, "new")
 
 
 def publish_as(scene: Scene, *, owner: str, content: str) -> int:
     """Lead again as *owner* and publish."""
-    fence = scene.store.lead("key", owner=owner, known=0, lease=10 * scene.unit).fence
-    assert fence is not None
-    assert scene.store.publish("key", fence=fence, content=content, keep=100 * scene.unit)
-    return fence
+    fencing_token = scene.store.try_acquire_lease("key", owner=owner, known=0, lease=10 * scene.unit).fencing_token
+    assert fencing_token is not None
+    assert scene.store.publish("key", fencing_token=fencing_token, content=content, keep=100 * scene.unit)
+    return fencing_token
 
 
-@pytest.mark.parametrize("fence", [0, -1, 1, 2, 1_000])
-def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene, fence: int) -> None:
+@pytest.mark.parametrize("fencing_token", [0, -1, 1, 2, 1_000])
+def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene, fencing_token: int) -> None:
     """A store that was emptied knows no fence of its former life; leases stay as they are."""
-    assert not scene.store.publish("unseen", fence=fence, content="a token", keep=100 * scene.unit)
-    given = scene.store.lead("key", owner="a", known=0, lease=10 * scene.unit).fence
+    assert not scene.store.publish("unseen", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
+    given = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
     assert given is not None
-    if fence != given:
-        assert not scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
-        assert scene.store.lead("key", owner="b", known=0, lease=scene.unit).busy_for > 0
+    if fencing_token != given:
+        assert not scene.store.publish("key", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
+        assert scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).lease_remaining > 0
 
 
 @pytest.mark.parametrize(
@@ -359,7 +371,7 @@ def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene
 def test_a_record_comes_back_as_it_was_published(scene: Scene, content: str) -> None:
     """Character by character, under any key and owner."""
     version = publish(scene, content + "key", content=content)
-    record = scene.store.lead(content + "key", owner=content, known=0, lease=scene.unit).record
+    record = scene.store.try_acquire_lease(content + "key", owner=content, known=0, lease=scene.unit).record
     assert record is not None
     assert (record.version, record.content) == (version, content)
 
@@ -367,7 +379,7 @@ def test_a_record_comes_back_as_it_was_published(scene: Scene, content: str) -> 
 def test_rule_15_a_record_does_not_show_its_content(scene: Scene) -> None:
     """It is a token."""
     publish(scene, content="a-secret-token")
-    assert "a-secret-token" not in repr(scene.store.lead("key", owner="b", known=0, lease=scene.unit))
+    assert "a-secret-token" not in repr(scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit))
 
 
 # The budget
@@ -517,12 +529,12 @@ def test_the_rest_of_the_interface_of_limits(scene: Scene) -> None:
 def test_forgetting_the_budget_leaves_the_records(scene: Scene) -> None:
     """And their leases."""
     version = publish(scene)
-    scene.store.lead("key", owner="a", known=version, lease=10 * scene.unit)
+    scene.store.try_acquire_lease("key", owner="a", known=version, lease=10 * scene.unit)
     scene.store.budget.acquire_all([Window("key", 9, scene.unit)])
     scene.store.budget.clear("key")
     scene.store.budget.reset()
-    assert scene.store.lead("key", owner="b", known=0, lease=scene.unit).record is not None
-    assert scene.store.lead("key", owner="b", known=version, lease=scene.unit).busy_for > 0
+    assert scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).record is not None
+    assert scene.store.try_acquire_lease("key", owner="b", known=version, lease=scene.unit).lease_remaining > 0
 
 
 def test_old_entries_do_not_pile_up(exact: Scene) -> None:
@@ -571,22 +583,22 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
     """Until it ends, or earlier for whoever waits less; the longer one stays; entries that are known are taken."""
     budget, unit = scene.store.budget, scene.unit
     claim = Claim([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
-    assert budget.barred("key") is None
-    budget.bar("key", Bar(20 * unit, 0.0, 'wait\n"ñ"'))
-    budget.bar("key", Bar(10 * unit, 0.0, "shorter"))
+    assert budget.cooldown("key") is None
+    budget.bar("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
+    budget.bar("key", Cooldown(10 * unit, 0.0, "shorter"))
     answer = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
     assert answer.wait == about(scene, 20 * unit)
     assert answer.bar is not None
     assert (answer.bar.seconds, answer.bar.reason) == (20 * unit, 'wait\n"ñ"')
     assert [len(history) for history in answer.histories.values()] == [1, 0]
-    assert budget.claim(claim._replace(longest_bar=10 * unit)).wait == about(scene, 10 * unit)
+    assert budget.claim(claim._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
     assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
     scene.advance(1.1 * unit)
-    assert budget.claim(claim._replace(longest_bar=unit)).wait == 0
-    there = budget.barred("key")
+    assert budget.claim(claim._replace(longest_cooldown=unit)).wait == 0
+    there = budget.cooldown("key")
     assert there is not None
     assert there.age == about(scene, 1.1 * unit)
-    budget.bar("key", Bar(30 * unit, 29.5 * unit, "nearly over"))
+    budget.bar("key", Cooldown(30 * unit, 29.5 * unit, "nearly over"))
     assert budget.claim(claim._replace(ids=["c"])).wait == about(scene, 18.9 * unit)
     budget.clear("key")
     assert budget.claim(claim._replace(ids=["c"])).wait == 0
@@ -597,17 +609,17 @@ def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scen
     told: dict[str, int] = {}
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
-            lead = scene.store.lead("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
+            lead = scene.store.try_acquire_lease("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
             told[member] = lead.parts
             assert sum(1 / parts for parts in told.values() if parts) <= 1.0001
             assert len(lead.others) <= len(told) - 1
     assert set(told.values()) == {8}
-    assert scene.store.lead("key", owner="no member", known=0, lease=1.0).parts == 0
+    assert scene.store.try_acquire_lease("key", owner="no member", known=0, lease=1.0).parts == 0
 
 
 def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
     """By and by, and all of it after an hour; the only one has the whole, step by step."""
-    lead = partial(exact.store.lead, "key", known=0, lease=1.0)
+    lead = partial(exact.store.try_acquire_lease, "key", known=0, lease=1.0)
     assert [lead(owner="a/1").parts, lead(owner="a/2").parts] == [4, 4]
     for parts in (2, 1, 1):
         exact.advance(30.0)
@@ -627,7 +639,7 @@ def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scen
 def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
-        told = scene.store.lead("key", owner=f"{number}/1", known=0, lease=1.0)
+        told = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
     assert told.parts == 0
 
 
@@ -673,11 +685,11 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
             budget.clear(prefix + key)
             return None
         case "lead", key, owner, known, lease:
-            return store.lead(prefix + key, owner=owner, known=known, lease=lease)
+            return store.try_acquire_lease(prefix + key, owner=owner, known=known, lease=lease)
         case "look", key:
-            return store.look(prefix + key)
-        case "publish", key, fence, content, keep:
-            return store.publish(prefix + key, fence=fence, content=content, keep=keep)
+            return store.peek(prefix + key)
+        case "publish", key, fencing_token, content, keep:
+            return store.publish(prefix + key, fencing_token=fencing_token, content=content, keep=keep)
         case _:
             raise AssertionError(step)
 
@@ -711,8 +723,8 @@ LIMITS = [Window("short", 10, 600.0), Window("long", 25, 3_600.0)]
 def race(store: Store, number: int) -> tuple[int, list[int]]:
     """Take whatever there is, and lead if nobody does; return the units and the fences."""
     units = sum(store.budget.acquire_all(LIMITS).wait == 0 for _ in range(4))
-    fence = store.lead("key", owner=str(number), known=0, lease=3_600.0).fence
-    return units, [] if fence is None else [fence]
+    fencing_token = store.try_acquire_lease("key", owner=str(number), known=0, lease=3_600.0).fencing_token
+    return units, [] if fencing_token is None else [fencing_token]
 
 
 def race_in_process(opener: Callable[[], Store], barrier: Barrier, number: int, results: Any) -> None:
@@ -726,10 +738,10 @@ def judge(store: Store, results: Sequence[tuple[int, list[int]]]) -> None:
     """Nobody took too much, nothing was lost, one leads."""
     assert sum(units for units, _ in results) == 10
     assert [len(store.budget.ages(window)) for window in LIMITS] == [10, 10]
-    fences = [fence for _, fences in results for fence in fences]
+    fences = [fencing_token for _, fences in results for fencing_token in fences]
     assert len(fences) == 1
-    assert store.publish("key", fence=fences[0], content="a token", keep=3_600.0)
-    record = store.lead("key", owner="judge", known=0, lease=1.0).record
+    assert store.publish("key", fencing_token=fences[0], content="a token", keep=3_600.0)
+    record = store.try_acquire_lease("key", owner="judge", known=0, lease=1.0).record
     assert record is not None
     assert record.version == fences[0]
 

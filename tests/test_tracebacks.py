@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters.core.secret import chain, forget_locals, tells_secrets
+from pay88_adapters.core.secret import clear_traceback_locals, contains_secret, exception_chain
 
 SECRET = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln"
 
@@ -62,7 +62,7 @@ def raised(exc: BaseException, by: BaseException | None = None) -> BaseException
 def clean(exc: BaseException, but: BaseException | None = None) -> BaseException:
     """Return *exc* without local variables, where it showed a secret."""
     assert shows(exc)
-    forget_locals(exc, but)
+    clear_traceback_locals(exc, but)
     assert not shows(exc)
     return exc
 
@@ -124,12 +124,12 @@ def fails(act: Callable[[], object]) -> BaseException:
 def test_rule_15_a_redacted_traceback_prints_the_same_lines(act: Callable[[], object]) -> None:
     """File, line, function, source, and the marks below what failed, of causes and contexts, too."""
     error = fails(act)
-    before, origin = printed(error, capture_locals=False), chain(error)
+    before, origin = printed(error, capture_locals=False), exception_chain(error)
     frames = [each for link in origin for each, _ in traceback.walk_tb(link.__traceback__)]
-    forget_locals(error)
+    clear_traceback_locals(error)
     linecache.clearcache()
     assert printed(error, capture_locals=False) == before
-    for link in chain(error):
+    for link in exception_chain(error):
         for frame, _ in traceback.walk_tb(link.__traceback__):
             assert not frame.f_locals or frame not in frames or frame.f_code is fails.__code__
     if sys.version_info >= (3, 11):
@@ -142,7 +142,7 @@ def test_rule_15_a_redacted_traceback_ends_in_frames_like_those_that_failed() ->
     error = raised(ValueError("no"))
     assert error.__traceback__ is not None
     real = error.__traceback__.tb_frame
-    forget_locals(error)
+    clear_traceback_locals(error)
     shown = error.__traceback__.tb_frame
     assert shown is not real
     assert (shown.f_locals, shown.f_back) == ({}, None)
@@ -161,7 +161,7 @@ def test_rule_15_frames_that_still_run_stay_as_they_are() -> None:
             send(ValueError("no"))
         except ValueError as error:
             before = error.__traceback__
-            forget_locals(error)
+            clear_traceback_locals(error)
             seen.append((error.__traceback__ is before, mine in printed(error), shows(error)))
             raise  # Python 3.10 goes on with the traceback that was caught
 
@@ -324,7 +324,7 @@ def test_rule_15_what_the_caller_handles_is_left_alone() -> None:
     error = ValueError("no")
     error.__context__ = handled
     raised(error, shared)
-    forget_locals(error, but=handled)
+    clear_traceback_locals(error, but=handled)
     assert (handled.__traceback__, shared.__traceback__) == entries
     assert error.__context__ is handled
     assert handled.__cause__ is shared
@@ -357,17 +357,17 @@ def test_rule_15_exception_groups_are_redacted(group: Any) -> None:
     raised(cause)
     assert shows(cause)
     assert not shows(error)
-    assert len(chain(error)) == 6
-    assert tells_secrets(group("all", [ValueError(SECRET)]))
-    assert tells_secrets(ValueError(group("all", [KeyError("no")]), 1)) is False
+    assert len(exception_chain(error)) == 6
+    assert contains_secret(group("all", [ValueError(SECRET)]))
+    assert contains_secret(ValueError(group("all", [KeyError("no")]), 1)) is False
 
 
 def test_rule_15_notes_are_read() -> None:
     """Where a note tells a secret, the error does."""
     error = ValueError("no")
-    assert not tells_secrets(error, SECRET)
+    assert not contains_secret(error, SECRET)
     error.__notes__ = [f"sent {SECRET}"]  # type: ignore[attr-defined]
-    assert tells_secrets(error, SECRET)
+    assert contains_secret(error, SECRET)
 
 
 def test_rule_15_an_error_that_cannot_be_printed_is_not_trusted() -> None:
@@ -377,7 +377,7 @@ def test_rule_15_an_error_that_cannot_be_printed_is_not_trusted() -> None:
         def __str__(self) -> str:
             raise LookupError(SECRET)
 
-    assert tells_secrets(Unprintable())
+    assert contains_secret(Unprintable())
 
 
 def test_rule_15_errors_in_circles_and_long_chains_end() -> None:
@@ -393,9 +393,9 @@ def test_rule_15_errors_in_circles_and_long_chains_end() -> None:
         last.__context__ = ValueError(number)
         last = last.__context__
     raised(last)
-    forget_locals(error)
-    assert len(chain(error)) == 20_001
-    tb = chain(error)[-1].__traceback__
+    clear_traceback_locals(error)
+    assert len(exception_chain(error)) == 20_001
+    tb = exception_chain(error)[-1].__traceback__
     assert tb is not None
     assert tb.tb_frame.f_locals == {}
     while error.__context__ is not None:  # freed one by one
@@ -405,7 +405,7 @@ def test_rule_15_errors_in_circles_and_long_chains_end() -> None:
 def test_rule_15_a_traceback_that_grows_is_redacted_at_its_head() -> None:
     """With one error raised to each request of a connection, none pays for all those before."""
     error = raised(ValueError("no"))
-    forget_locals(error)
+    clear_traceback_locals(error)
     done = error.__traceback__
     clean(raised(error))
     assert error.__traceback__ is not None
@@ -440,7 +440,7 @@ def test_rule_15_nothing_is_kept_in_a_circle() -> None:
         try:
             failing(body)
         except ValueError as error:
-            forget_locals(error)
+            clear_traceback_locals(error)
         return watched
 
     gc.collect()

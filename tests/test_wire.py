@@ -24,13 +24,13 @@ from pay88_adapters.core.endpoint import Endpoint
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.wire import (
     MAX_BODY,
-    TokenReply,
+    TokenResponse,
     network_failure,
-    read_reply,
+    parse_token_response,
     retry_after,
     token_request,
 )
-from pay88_adapters.engine.responses import acapped, capped
+from pay88_adapters.engine.responses import aread_limited, read_limited
 
 KEY = "sk_test_0123456789abcdef"
 CREDENTIALS = Credentials(KEY, "MCH-COL-1")
@@ -41,7 +41,7 @@ CANARY = "CANARY"
 def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
     """Read an answer to a request sent at second 7."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
+    return parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
 
 
 def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
@@ -183,7 +183,7 @@ SHAPES: dict[str, bytes] = {
     "UTF-16": granted().decode().encode("utf-16"),
     "UTF-16 without a mark": granted().decode().encode("utf-16-le"),
     "UTF-32": granted().decode().encode("utf-32"),
-    "latin-1": granted(extra="é").decode("unicode_escape").encode("latin-1"),
+    "latin-1": granted(from_reserve="é").decode("unicode_escape").encode("latin-1"),
     "gzip": b"\x1f\x8b\x08\x00" + bytes(30),
     "nul bytes": bytes(1_000),
     "too long": granted() + b" " * MAX_BODY,
@@ -264,7 +264,9 @@ def test_rule_15_what_the_service_said_is_cleaned(said: str, heard: str) -> None
 def test_rule_15_a_key_of_any_shape_is_cleaned() -> None:
     """Also one that does not look like 88Pay's."""
     body = json.dumps({"message": "key opaque.0123456789 is unknown"}).encode()
-    outcome = read_reply(TokenReply(401, {}, body), 7.0, Credentials("opaque.0123456789", "MCH-COL-1"), time.time())
+    outcome = parse_token_response(
+        TokenResponse(401, {}, body), 7.0, Credentials("opaque.0123456789", "MCH-COL-1"), time.time()
+    )
     assert isinstance(outcome, Failure)
     assert outcome.server_message == "key [secret] is unknown"
 
@@ -401,14 +403,14 @@ def chunks(size: int, consumed: list[int]) -> Iterator[bytes]:
 def test_rule_12_an_endless_body_is_read_to_a_bound(size: int) -> None:
     """One byte more than the bound is returned, so that it shows, and nothing after that is read."""
     consumed: list[int] = []
-    assert capped(chunks(size, consumed), bound=100) == b"x" * 101
+    assert read_limited(chunks(size, consumed), bound=100) == b"x" * 101
     assert 100 < sum(consumed) <= 100 + size
 
 
 def test_rule_12_a_body_within_the_bound_is_read_whole() -> None:
     """Also one of exactly the bound, in pieces, and an empty one."""
-    assert capped([b"ab", b"", b"c" * 98], bound=100) == b"ab" + b"c" * 98
-    assert capped([]) == b""
+    assert read_limited([b"ab", b"", b"c" * 98], bound=100) == b"ab" + b"c" * 98
+    assert read_limited([]) == b""
 
 
 def test_rule_12_the_async_reader_has_the_same_bound() -> None:
@@ -423,6 +425,6 @@ def test_rule_12_the_async_reader_has_the_same_bound() -> None:
         yield b"a"
         yield b"b"
 
-    assert asyncio.run(acapped(endless(), bound=100)) == b"x" * 101
+    assert asyncio.run(aread_limited(endless(), bound=100)) == b"x" * 101
     assert len(consumed) == 4
-    assert asyncio.run(acapped(few())) == b"ab"
+    assert asyncio.run(aread_limited(few())) == b"ab"

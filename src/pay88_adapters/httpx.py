@@ -11,7 +11,7 @@ except ModuleNotFoundError as exc:
 
 from . import httpx_family as family
 from .core import errors
-from .core.errors import Flavours
+from .core.errors import AdapterErrors
 from .engine.manager import AnyManager
 from .engine.runners import AsyncSender, Sender
 from .engine.standalone import ClosableSender
@@ -45,8 +45,8 @@ class RequestBudgetExhausted(errors.RequestBudgetExhausted, httpx.TransportError
 class CircuitOpen(errors.CircuitOpen, httpx.TransportError): ...
 
 
-_flavours = Flavours(httpx.TransportError, globals())
-_library = family.Library(httpx, _flavours)
+_errors = AdapterErrors(httpx.TransportError, globals())
+_library = family.Library(httpx, _errors)
 
 
 class Pay88Transport(

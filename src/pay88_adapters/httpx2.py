@@ -11,7 +11,7 @@ except ModuleNotFoundError as exc:
 
 from . import httpx_family as family
 from .core import errors
-from .core.errors import Flavours
+from .core.errors import AdapterErrors
 from .engine.manager import AnyManager
 from .engine.runners import AsyncSender, Sender
 from .engine.standalone import ClosableSender
@@ -45,8 +45,8 @@ class RequestBudgetExhausted(errors.RequestBudgetExhausted, httpx2.TransportErro
 class CircuitOpen(errors.CircuitOpen, httpx2.TransportError): ...
 
 
-_flavours = Flavours(httpx2.TransportError, globals())
-_library = family.Library(httpx2, _flavours)
+_errors = AdapterErrors(httpx2.TransportError, globals())
+_library = family.Library(httpx2, _errors)
 
 
 class Pay88Transport(

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 import anyio  # both libraries stand on it
 
 from .core.arguments import check_client, check_method, class_of, inside
-from .core.errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
-from .core.retry import Broken
+from .core.errors import AdapterErrors, ClientClosed, ConfigurationError, Pay88Error
+from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, SESSION_ID, Token
-from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
-from .engine.bodies import WHOLE, Bookmark
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .engine.bodies import WHOLE, BodyPosition
 from .engine.logs import hide_secrets_in_logs
 from .engine.manager import AnyManager, TokenManager, check_manager
-from .engine.responses import BodyTimeout, capped
+from .engine.responses import BodyTimeout, read_limited
 from .engine.runners import AsyncSender, Sender
 from .engine.standalone import ClosableSender
 
@@ -45,14 +45,14 @@ class Library:
         flavours: Its errors.
     """
 
-    def __init__(self, module: Any, flavours: Flavours) -> None:
+    def __init__(self, module: Any, adapter_errors: AdapterErrors) -> None:
         self.module = module
-        self.flavours = flavours
+        self.adapter_errors = adapter_errors
         self.network_errors = (module.HTTPError, module.StreamError, OSError)
         # What may happen while a response is drained. Any other timeout is the caller's.
         self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
-        self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
-        self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
+        self.not_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
+        self.classify_error = (*self.not_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
         # The libraries do not export what bodies are wrapped in.
         self._bytes = module.ByteStream
@@ -80,15 +80,15 @@ class Library:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream
         return type(stream)
 
-    def bookmark(self, stream: Any) -> Bookmark:
+    def body_position(self, stream: Any) -> BodyPosition:
         """Return the state of a request's body, which has not been sent yet."""
         if type(stream) is self._bytes and type(stream._stream) is bytes:
             return WHOLE
         if type(stream) in self._iterators:
-            return Bookmark(stream._stream)
+            return BodyPosition(stream._stream)
         if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
-            return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
-        return Bookmark(stream)
+            return BodyPosition(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
+        return BodyPosition(stream)
 
     def has_managed_field(self, headers: Any) -> bool:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
@@ -138,8 +138,8 @@ def _can_append(kind: Callable[..., Any]) -> bool:
 class _Call:
     """One call, and the token requests it may lead to."""
 
-    patience = None
-    total = None
+    token_timeout = None
+    total_timeout = None
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
@@ -147,7 +147,7 @@ class _Call:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
-        self._bookmark = transport.library.bookmark(request.stream)
+        self._body_position = transport.library.body_position(request.stream)
 
     @property
     def is_closed(self) -> bool:
@@ -170,18 +170,18 @@ class _Call:
     def headers(self, response: Any) -> Any:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self._transport.library
         # A pool without a free connection says nothing of the service.
-        if not isinstance(exc, library.broken) or isinstance(exc, library.module.PoolTimeout):
+        if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
             return None
-        return Broken(never_sent=isinstance(exc, library.never_sent))
+        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
@@ -216,7 +216,7 @@ class _SyncCall(_Call):
             with suppress(*self._transport.library.drain_errors):
                 _read(response, MAX_DRAINED, time.monotonic() + half)
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         return self._transport.post(request, self.client, self._request.extensions)
 
 
@@ -231,7 +231,7 @@ class _AsyncCall(_Call):
             with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
                 await _aread(response, MAX_DRAINED)
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         return await self._transport.post(request, self.client, self._request.extensions)
 
 
@@ -296,14 +296,14 @@ class _Transport(Generic[TransportT, TimeoutT]):
             yield
         except self.library.network_errors as exc:
             if self.opened is not opened:
-                raise CarrierLost("the HTTP client was closed during the token request") from exc
+                raise ClientClosed("the HTTP client was closed during the token request") from exc
             raise
         finally:
             self._token_requests -= 1
 
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
-            raise CarrierLost("the HTTP client was closed")
+            raise ClientClosed("the HTTP client was closed")
         passed_on: dict[str, Any] = {"timeout": _bounded(self.library, self.timeout, request.timeout)}
         if "sni_hostname" in extensions:
             passed_on["sni_hostname"] = extensions["sni_hostname"]
@@ -317,7 +317,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         url = request.url
         replaces = self.library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
-        manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+        manager = self._manager.for_request(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
 
@@ -328,22 +328,22 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
     method = "handle_request"
     _call = _SyncCall
 
-    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
         until = time.monotonic() + request.timeout
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened), closing(wrapped.handle_request(message)) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
+            return TokenResponse(response.status_code, response.headers, _read(response, MAX_BODY, until))
 
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = call.manager.threads.call(call)
+                response: ResponseT = call.manager.sync_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = wrapped.handle_request(request)
         return unmanaged
@@ -377,22 +377,22 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
     method = "handle_async_request"
     _call = _AsyncCall
 
-    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened):
             async with _closing(await wrapped.handle_async_request(message)) as response:
-                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+                return TokenResponse(response.status_code, response.headers, await _aread(response, MAX_BODY))
 
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = await call.manager.tasks.call(call)
+                response: ResponseT = await call.manager.async_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = await wrapped.handle_async_request(request)
         return unmanaged
@@ -468,8 +468,8 @@ class _ClientSender:
 
 
 class _SyncClientSender(_ClientSender):
-    def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = self._post(request)
+    def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = self._post(request)
         return reply
 
     def close(self) -> None:
@@ -477,8 +477,8 @@ class _SyncClientSender(_ClientSender):
 
 
 class _AsyncClientSender(_ClientSender):
-    async def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = await self._post(request)
+    async def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = await self._post(request)
         return reply
 
 
@@ -502,7 +502,7 @@ def _read(response: Any, bound: int, until: float) -> bytes:
     if response.is_stream_consumed:
         content: bytes = response.content[: bound + 1]
         return content
-    return capped(response.iter_raw(), bound, until)
+    return read_limited(response.iter_raw(), bound, until)
 
 
 async def _aread(response: Any, bound: int) -> bytes:

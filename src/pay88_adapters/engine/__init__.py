@@ -4,12 +4,12 @@ May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``test
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
 """
 
-from pay88_adapters.core.errors import CarrierLost, Flavours
-from pay88_adapters.core.retry import Broken
+from pay88_adapters.core.errors import AdapterErrors, ClientClosed
+from pay88_adapters.core.retry import ConnectionFailure
 from pay88_adapters.core.token import MANAGED_FIELDS
-from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
+from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 
-from .bodies import Bookmark
+from .bodies import BodyPosition
 from .runners import AsyncCall, Call
 
 __all__ = [
@@ -17,12 +17,12 @@ __all__ = [
     "MAX_BODY",
     "MAX_DRAINED",
     "MAX_DRAIN_SECONDS",
+    "AdapterErrors",
     "AsyncCall",
-    "Bookmark",
-    "Broken",
+    "BodyPosition",
     "Call",
-    "CarrierLost",
-    "Flavours",
-    "TokenReply",
+    "ClientClosed",
+    "ConnectionFailure",
     "TokenRequest",
+    "TokenResponse",
 ]

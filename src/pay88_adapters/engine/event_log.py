@@ -16,21 +16,21 @@ from pay88_adapters.core.events import (
     Event,
     Listener,
     RefreshFailed,
+    SharedTokenUsed,
     StoreDegraded,
     StoreRestored,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
 
 _tokens = logging.getLogger("pay88_adapters.tokens")
 _calls = logging.getLogger("pay88_adapters.calls")
 _listeners = logging.getLogger("pay88_adapters.events")
 
-_ABOUT_TOKENS = (TokenFetched, TokenTakenOver, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRefused)
+_ABOUT_TOKENS = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRejected)
 _TROUBLE: frozenset[object] = frozenset(
-    (TokenFetched, TokenTakenOver, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
+    (TokenFetched, SharedTokenUsed, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
 )
 
 
@@ -43,11 +43,11 @@ def log(event: Event) -> None:
     """Write the line that *event* is worth."""
     whose = f"{event.base_url} {event.merchant_id}"
     match event:
-        case RefreshFailed(error=error, in_a_row=count) if _worth_a_line(count):
+        case RefreshFailed(error=error, consecutive_failures=count) if _worth_a_line(count):
             _tokens.warning("%s: no token, %d in a row: %s: %s", whose, count, type(error).__name__, error)
-        case TokenFetched(failed_before=count) | TokenTakenOver(failed_before=count) if count:
+        case TokenFetched(previous_failures=count) | SharedTokenUsed(previous_failures=count) if count:
             _tokens.warning("%s: there is a token again, after %d failed fetches", whose, count)
-        case BreakerOpened(group=group, again=False):
+        case BreakerOpened(group=group, reopened=False):
             _calls.warning("%s: 88Pay fails, the circuit is open: calls (%s) fail at once", whose, group)
         case BreakerClosed(group=group):
             _calls.warning("%s: 88Pay works, the circuit is closed: calls (%s) are sent again", whose, group)

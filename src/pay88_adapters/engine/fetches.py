@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pay88_adapters.core.errors import CarrierLost, Failure, TokenEndpointUnavailable
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable
 from pay88_adapters.core.events import Event
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.wire import network_failure
-from pay88_adapters.stores.base import Lead
+from pay88_adapters.stores.base import LeaseResult
 
 from .credentials import Credentials
 from .forks import fork_id
@@ -22,7 +22,7 @@ from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
 
 if TYPE_CHECKING:
-    from .state import SharedState
+    from .state import ManagerState
 
 _LEASE_GRACE = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
@@ -33,7 +33,7 @@ class Lease(NamedTuple):
     """The exclusive right to replace the record of *credentials* in the store."""
 
     credentials: Credentials
-    fence: int
+    fencing_token: int
     led_at: float
     """When the store had given it, on the manager's clock."""
     until: float
@@ -70,7 +70,7 @@ class Fetches:
 
     __slots__ = ("__weakref__", "_leases", "_number", "_owner", "_runs", "_seen")
 
-    def __init__(self, state: SharedState) -> None:
+    def __init__(self, state: ManagerState) -> None:
         self._owner = weakref.ref(state)
         self._number = next(_numbers)
         self._runs: dict[int, FetchRun] = {}
@@ -93,7 +93,7 @@ class Fetches:
         return ticket in self._runs
 
     @property
-    def _state(self) -> SharedState:
+    def _state(self) -> ManagerState:
         state = self._owner()
         assert state is not None  # whoever runs a fetch holds it
         return state
@@ -111,13 +111,13 @@ class Fetches:
         """Note that *run* is over, and give back the lease that it may have. Calling it again does nothing."""
         if run.ticket not in self._leases:
             self._forget(run)
-        elif not self._state.fleet.blocking or run.worker is threading.current_thread():
+        elif not self._state.store_client.blocking or run.worker is threading.current_thread():
             self.publish(run.ticket)
             self._forget(run)
         else:
             self._publish_in_background(self._state, run)
 
-    def _publish_in_background(self, state: SharedState, run: FetchRun) -> None:
+    def _publish_in_background(self, state: ManagerState, run: FetchRun) -> None:
         alive = [state]  # it must not be collected before this is done
 
         def publish() -> None:
@@ -145,13 +145,13 @@ class Fetches:
         state = self._state
 
         def act(machine: TokenMachine, now: float) -> None:
-            failure = machine.fetch_abandoned(run.ticket, now)
+            failure = machine.on_fetch_abandoned(run.ticket, now)
             if failure is not None:
-                state.fetch_failed(failure, now)
+                state.record_failure(failure, now)
 
         state.transition(act, events)
         self.end(run)
-        state.notify_safely(events)
+        state.dispatch_safely(events)
 
     def at_exit(self) -> None:
         """Give back the leases that are left, since the process ends."""
@@ -210,7 +210,7 @@ class Fetches:
             run.loop_thread == here
             and (fetches := reference()) is not None
             and not run.is_dead()
-            and fetches._state.fleet.store is self._state.fleet.store
+            and fetches._state.store_client.store is self._state.store_client.store
             for reference, run in list(_on_loops.values())
         )
 
@@ -221,21 +221,21 @@ class Fetches:
 
     # --- leases
 
-    def lead(self, run: FetchRun, credentials: Credentials) -> Lead:
+    def try_acquire_lease(self, run: FetchRun, credentials: Credentials) -> LeaseResult:
         """Ask the store for the lease (rule 4). May block."""
         if run.cannot_wait:
-            return Lead(fence=NO_LEASE)
+            return LeaseResult(fencing_token=NO_LEASE)
         state = self._state
         key = state.key(credentials)
         lease = state.policy.longest_fetch + _LEASE_GRACE
         seen, version = self._seen
         asked_at = state.now()
         owner = f"{fork_id()}-{self._number}"
-        led = state.fleet.lead(key, owner=owner, known=version if seen == key else 0, lease=lease)
+        led = state.store_client.try_acquire_lease(key, owner=owner, known=version if seen == key else 0, lease=lease)
         if led.record is not None:
             self._seen = key, led.record.version
-        if led.fence:
-            self._leases[run.ticket] = Lease(credentials, led.fence, state.now(), asked_at + lease)
+        if led.fencing_token:
+            self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
             if run.ticket not in self._runs:  # it has ended meanwhile
                 self.publish(run.ticket)
         return led
@@ -253,13 +253,15 @@ class Fetches:
         state = self._state
         snapshot, now = state.snapshot(lease.credentials)
         key = state.key(lease.credentials)
-        content, keep = snapshot.dump(now), snapshot.lasts(now)
-        if state.fleet.publish(key, fence=lease.fence, content=content, keep=keep, after=now - lease.led_at):
-            self._seen = key, lease.fence
+        content, keep = snapshot.dump(now), snapshot.ttl(now)
+        if state.store_client.publish(
+            key, fencing_token=lease.fencing_token, content=content, keep=keep, after=now - lease.led_at
+        ):
+            self._seen = key, lease.fencing_token
 
 
 def _death(cause: BaseException) -> Failure:
-    if not isinstance(cause, CarrierLost):
+    if not isinstance(cause, ClientClosed):
         return network_failure(cause)
     return Failure(
         TokenEndpointUnavailable,
@@ -274,4 +276,4 @@ def sweep() -> None:
     for reference, run in list(_on_loops.values()):
         fetches = reference()
         if fetches is not None and run.is_dead():
-            fetches.abandon(run, CarrierLost("the event loop that carried the token request has stopped"))
+            fetches.abandon(run, ClientClosed("the event loop that carried the token request has stopped"))

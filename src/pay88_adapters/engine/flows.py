@@ -11,12 +11,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pay88_adapters.core.breaker import Closed, Open, Passage
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.endpoint import group_of
 from pay88_adapters.core.errors import (
-    CarrierLost,
     CircuitOpen,
+    ClientClosed,
     Failure,
     Pay88Error,
     RequestBudgetExhausted,
@@ -29,34 +29,34 @@ from pay88_adapters.core.events import (
     CallRetried,
     CallWaited,
     Event,
+    SharedTokenUsed,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
-from pay88_adapters.core.machine import BUDGET_SPENT, Decision, Fail, Fetch, TokenMachine, Use, Wait
-from pay88_adapters.core.retry import Attempts, Broken, RetryPolicy
+from pay88_adapters.core.machine import BUDGET_EXHAUSTED, Decision, Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.retry import Attempts, ConnectionFailure, RetryPolicy
 from pay88_adapters.core.snapshot import load
 from pay88_adapters.core.token import Token
 from pay88_adapters.core.wire import (
-    TokenReply,
     TokenRequest,
-    asked_wait,
+    TokenResponse,
     network_failure,
-    read_reply,
+    parse_retry_after,
+    parse_token_response,
     token_request,
     unexpected_failure,
 )
-from pay88_adapters.stores.base import Lead
+from pay88_adapters.stores.base import LeaseResult
 
 from .credentials import Credentials
 from .fetches import FetchRun, sweep
-from .pacing import APART, PACED, Pacing, Turn
-from .request_limits import Guards
-from .runtimes import Gate
-from .state import SharedState
+from .pacing import JITTER, RATE_LIMITED_GROUPS, Pacing, RateLimitPermit
+from .request_limits import RequestLimits
+from .runtimes import WaitEvent
+from .state import ManagerState
 
-REFUSED = 401
+UNAUTHORIZED = 401
 """The status of a refused call, and the least after which there is anything to decide."""
 _TOO_MANY = 429  # the least status after which a call may be sent again
 _FOREVER = float("inf")
@@ -65,7 +65,7 @@ R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 
 
-class Start(NamedTuple):
+class StartFetch(NamedTuple):
     """Start the fetch with this ticket; result: its :class:`FetchRun`."""
 
     ticket: int
@@ -75,66 +75,68 @@ class Start(NamedTuple):
     """Whether the fetch must not wait for another one's lease."""
 
 
-class Hold(NamedTuple):
+class WaitForFetch(NamedTuple):
     """Wait at the gate; result: nothing."""
 
-    gate: Gate
+    event: WaitEvent
     seconds: float
 
 
-class Discard:
+class DrainResponse:
     """Drain a refused response (to a bound) or close it, so that its connection is free again."""
 
     __slots__ = ()
 
 
-class AskCredentials:
+class LoadCredentials:
     """Ask for the credentials; result: :class:`Credentials` or :class:`Failure`."""
 
     __slots__ = ()
 
 
-class Consult(NamedTuple):
+class StoreOperation(NamedTuple):
     """Do something with the store, which may take its time; result: what it returns."""
 
     operation: Callable[[], object]
 
 
-class Post(NamedTuple):
-    """Send a token request; result: :class:`TokenReply`, or the exception: of the network, or :class:`Unexpected`."""
+class SendTokenRequest(NamedTuple):
+    """Send a token request; result: :class:`TokenResponse`, the network's exception, or :class:`UnexpectedError`."""
 
     request: TokenRequest
 
 
-class Unexpected(NamedTuple):
+class UnexpectedError(NamedTuple):
     """What a client raised that is no network error: a mistake in code around it, or a test double's protest."""
 
     error: Exception
 
 
-class Pause(NamedTuple):
+class Sleep(NamedTuple):
     """Sleep; result: nothing."""
 
     seconds: float
 
 
-class Verdict(NamedTuple):
+class RetryDecision(NamedTuple):
     """What follows from an attempt without a response; where there is no other one, its error is the caller's."""
 
-    again: bool
+    retry: bool
 
 
-Acquisition = Generator[Start | Hold | Pause, Any, Token]
-Exchange = Generator[Start | Hold | Consult | Pause | Token | Verdict | Discard, Any, R]
-FetchEffect = AskCredentials | Consult | Post | Pause
+AcquireTokenFlow = Generator[StartFetch | WaitForFetch | Sleep, Any, Token]
+RequestFlow = Generator[
+    StartFetch | WaitForFetch | StoreOperation | Sleep | Token | RetryDecision | DrainResponse, Any, R
+]
+FetchEffect = LoadCredentials | StoreOperation | SendTokenRequest | Sleep
 
-DISCARD = Discard()
+DRAIN = DrainResponse()
 
-_FIRST_LOOK = 0.1  # seconds, give or take half, until a fetch of somebody else's is looked after; doubles
-_LAST_LOOK = 1.0  # up to this
+_MIN_POLL = 0.1  # seconds, give or take half, until a fetch of somebody else's is looked after; doubles
+_MAX_POLL = 1.0  # up to this
 
 
-class Managed(Protocol[R_contra]):
+class RequestInfo(Protocol[R_contra]):
     """What the exchange needs to know of a call, without any I/O."""
 
     @property
@@ -153,12 +155,12 @@ class Managed(Protocol[R_contra]):
         ...
 
     @property
-    def patience(self) -> float | None:
+    def token_timeout(self) -> float | None:
         """Real seconds that the caller is ready to wait for a token, if it said so."""
         ...
 
     @property
-    def total(self) -> float | None:
+    def total_timeout(self) -> float | None:
         """Real seconds that the caller has for the call with all its attempts, if it said so."""
         ...
 
@@ -179,7 +181,7 @@ class Managed(Protocol[R_contra]):
         ...
 
 
-class Patience:
+class WaitBudget:
     """Seconds of the clock that one call may still wait for tokens, over all its attempts (rule 6)."""
 
     __slots__ = ("left",)
@@ -188,7 +190,7 @@ class Patience:
         self.left = left
 
 
-class Acquirer:
+class TokenAcquisition:
     """Gets a token for one attempt: uses it, fetches it, or waits for a fetch in progress (rules 2, 3 and 6).
 
     Args:
@@ -202,28 +204,28 @@ class Acquirer:
 
     def __init__(
         self,
-        state: SharedState,
-        join: Callable[[], Gate],
+        state: ManagerState,
+        join: Callable[[], WaitEvent],
         *,
-        patience: Patience,
+        token_timeout: WaitBudget,
         carriers: tuple[object, ...] = (),
         min_validity: float = 0.0,
         alone: bool = False,
     ) -> None:
         self._state = state
         self._join = join
-        self._patience = patience
+        self._wait_budget = token_timeout
         self._carriers = carriers
         self._min_validity = min_validity
         self._alone = alone
-        self._deadline = state.now() + patience.left
+        self._deadline = state.now() + token_timeout.left
         self._seen = state.failed_fetches
         self._waiting_since: float | None = None
         self._fetched = False
         self._own: FetchRun | None = None
-        self._wait: Hold | Pause | None = None
+        self._wait: WaitForFetch | Sleep | None = None
 
-    def run(self) -> Acquisition:
+    def run(self) -> AcquireTokenFlow:
         """Return the token.
 
         Raises:
@@ -237,10 +239,10 @@ class Acquirer:
                 match state.transition(self._decide):
                     case Use(token, refresh):
                         if refresh is not None:
-                            yield Start(refresh, background=True)
+                            yield StartFetch(refresh, background=True)
                         return token
                     case Fetch(ticket):
-                        self._own = yield Start(ticket, background=False, cannot_wait=alone)
+                        self._own = yield StartFetch(ticket, background=False, cannot_wait=alone)
                     case Wait():
                         assert self._wait is not None
                         sweep()  # which opens the gate, if it ends what this call is about to wait for
@@ -249,22 +251,22 @@ class Acquirer:
                         raise failure.error(retry_after)
         finally:
             if self._waiting_since is not None:
-                self._patience.left -= state.now() - self._waiting_since
+                self._wait_budget.left -= state.now() - self._waiting_since
 
     def _decide(self, machine: TokenMachine, now: float) -> Decision:
         state, since = self._state, self._waiting_since
-        if since is not None and not machine.in_flight:
-            token, _ = machine.unasked(now)
+        if since is not None and not machine.pending_fetches:
+            token, _ = machine.fast_path_token(now)
             # One token request is all that a call can ask for; another's token may be older than the call.
             if self._fetched or token is None or token.requested_at >= since:
                 self._min_validity = 0.0
             self._fetched = True
         decision = machine.decide(
             now,
-            seen=self._seen,
+            known_failures=self._seen,
             deadline=self._deadline,
             min_validity=self._min_validity,
-            alone=self._alone,
+            must_fetch=self._alone,
             carrier_age=state.carriers.age(self._carriers, now),
             own=None if self._own is None else self._own.ticket,
             cannot_lead=None if self._own is None else self._own.death,
@@ -276,19 +278,21 @@ class Acquirer:
                 self._waiting_since = now
                 state.counters.waited += 1
         elif since is not None:
-            state.tell(CallWaited, "token", now - since)
+            state.queue_event(CallWaited, "token", now - since)
         if isinstance(decision, Wait):
             left = decision.until - now
             if state.fetches.on_another_loop():
-                left = min(left, _LAST_LOOK / 2 * state.clock.speed)
-            skips = state.clock.skips_pauses and not machine.in_flight  # nothing but time ends this wait
-            self._wait = Pause(left) if skips else Hold(self._join(), left)
+                left = min(left, _MAX_POLL / 2 * state.clock.speed)
+            skips = state.clock.skips_pauses and not machine.pending_fetches  # nothing but time ends this wait
+            self._wait = Sleep(left) if skips else WaitForFetch(self._join(), left)
         if isinstance(decision, Use) and decision.refresh is not None:
             state.counters.refreshes += 1
         return decision
 
 
-def fetch(state: SharedState, run: FetchRun, client_is_open: Callable[[], bool]) -> Generator[FetchEffect, Any, None]:
+def fetch_token(
+    state: ManagerState, run: FetchRun, client_is_open: Callable[[], bool]
+) -> Generator[FetchEffect, Any, None]:
     """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12).
 
     Args:
@@ -299,29 +303,29 @@ def fetch(state: SharedState, run: FetchRun, client_is_open: Callable[[], bool])
     Raises:
         CarrierLost: Its client was closed.
     """
-    if not state.transition(lambda machine, now: machine.fetch_started(run.ticket, now)):
+    if not state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now)):
         return
-    credentials = yield AskCredentials()
+    credentials = yield LoadCredentials()
     if not state.transition(partial(_use_credentials, state, run, credentials)):
         return
     events: list[Event] = []
     request = _Fetch(state, run, credentials, events, client_is_open)
-    while (yield from request.lead()) and (yield from request.send()):
+    while (yield from request.acquire_lease()) and (yield from request.send()):
         pass  # its lease or its unit of the budget has become too old on the way
-    yield Consult(partial(state.fetches.publish, run.ticket))
-    state.notify_safely(events)  # not before: a listener may take its time
+    yield StoreOperation(partial(state.fetches.publish, run.ticket))
+    state.dispatch_safely(events)  # not before: a listener may take its time
 
 
 def _use_credentials(
-    state: SharedState, run: FetchRun, credentials: Credentials | Failure, machine: TokenMachine, now: float
+    state: ManagerState, run: FetchRun, credentials: Credentials | Failure, machine: TokenMachine, now: float
 ) -> bool:
     if isinstance(credentials, Failure):
-        if run.ticket in machine.in_flight:
-            machine.fetch_failed(run.ticket, credentials, now)
-            state.fetch_failed(credentials, now)
+        if run.ticket in machine.pending_fetches:
+            machine.on_fetch_failed(run.ticket, credentials, now)
+            state.record_failure(credentials, now)
         return False
     state.merchant_id = credentials.merchant_id
-    return machine.credentials_arrived(run.ticket, credentials.digest, now)
+    return machine.on_credentials(run.ticket, credentials.digest, now)
 
 
 class _Fetch:
@@ -329,7 +333,7 @@ class _Fetch:
 
     def __init__(
         self,
-        state: SharedState,
+        state: ManagerState,
         run: FetchRun,
         credentials: Credentials,
         events: list[Event],
@@ -337,39 +341,39 @@ class _Fetch:
     ) -> None:
         self._state, self._run, self._credentials, self._events = state, run, credentials, events
         self._client_is_open = client_is_open
-        self._failure = BUDGET_SPENT
+        self._failure = BUDGET_EXHAUSTED
 
-    def lead(self) -> Generator[FetchEffect, Any, bool]:
+    def acquire_lease(self) -> Generator[FetchEffect, Any, bool]:
         """Acquire the refresh lease; return whether a token request is still needed (rule 4)."""
         state, run = self._state, self._run
-        pause = _FIRST_LOOK
+        pause = _MIN_POLL
         while True:
             asked_at = state.now()
-            led: Lead = yield Consult(partial(state.fetches.lead, run, self._credentials))
-            wait = min(led.busy_for, pause * (0.5 + state.draw())) if led.busy_for else 0.0
+            led: LeaseResult = yield StoreOperation(partial(state.fetches.try_acquire_lease, run, self._credentials))
+            wait = min(led.lease_remaining, pause * (0.5 + state.random())) if led.lease_remaining else 0.0
             needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
             if needed is not None:
                 return needed
             if led.record is None:
-                yield Pause(wait)
+                yield Sleep(wait)
                 sweep()
-                pause = min(2 * pause, _LAST_LOOK)
+                pause = min(2 * pause, _MAX_POLL)
 
-    def _led(self, led: Lead, asked_at: float, wait: float, machine: TokenMachine, now: float) -> bool | None:
+    def _led(self, led: LeaseResult, asked_at: float, wait: float, machine: TokenMachine, now: float) -> bool | None:
         """Return whether a token request is needed; ``None`` if the store has to be asked again."""
         state, ticket, credentials = self._state, self._run.ticket, self._credentials
-        if led.fence is not None:
-            return machine.still_there(ticket, now)
+        if led.fencing_token is not None:
+            return machine.heartbeat(ticket, now)
         if led.record is None:
-            return None if machine.still_there(ticket, now, pause=wait) else False
+            return None if machine.heartbeat(ticket, now, pause=wait) else False
         found = load(led.record.content, led.record.age, asked_at, now, stored=led.record.stored)
         if found is None:
             return None
-        pressure, pace = state.learn(credentials, found.spent, now, asked_at - led.record.age)
-        if machine.consulted(ticket, found, now, digest=credentials.digest, pressure=pressure, pace=pace):
+        pressure, pace = state.import_budget(credentials, found.budget_entries, now, asked_at - led.record.age)
+        if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=pressure, pace=pace):
             return None
-        if found.token is not None and found.token == machine.unasked(now)[0]:
-            state.token_came(TokenTakenOver)
+        if found.token is not None and found.token == machine.fast_path_token(now)[0]:
+            state.record_token(SharedTokenUsed)
         return False
 
     def send(self) -> Generator[FetchEffect, Any, bool]:
@@ -381,14 +385,16 @@ class _Fetch:
         state, run, policy = self._state, self._run, self._state.policy
         while True:
             if not self._client_is_open():
-                raise CarrierLost("the HTTP client was closed before the token request was sent")
+                raise ClientClosed("the HTTP client was closed before the token request was sent")
             if not state.fetches.lasts(run, policy.fetch_timeout):
                 return True
             extra = state.transition(self._next_is_extra, self._events)
             if extra is None:
                 return False
             asked_at = state.now()
-            grant: Grant = yield Consult(partial(state.budget.acquire, self._credentials.merchant_id, extra=extra))
+            grant: AcquireResult = yield StoreOperation(
+                partial(state.budget.acquire, self._credentials.merchant_id, from_reserve=extra)
+            )
             if not state.transition(partial(self._granted, grant, extra), self._events):
                 return False
             sent_at = state.now()  # the last look at the clock before the request is sent
@@ -397,67 +403,67 @@ class _Fetch:
                 state.transition(self._grant_expired, self._events)
                 continue
             timeout = state.clock.real(policy.fetch_timeout - age)
-            reply = yield Post(token_request(state.endpoint, self._credentials, timeout))
+            reply = yield SendTokenRequest(token_request(state.endpoint, self._credentials, timeout))
             outcome = self._outcome(reply, sent_at)
             if isinstance(outcome, Failure) and outcome.kind is TokenRateLimited:  # before anybody else asks for a unit
-                yield Consult(partial(state.budget.rate_limited, self._credentials.merchant_id, outcome))
+                yield StoreOperation(partial(state.budget.rate_limited, self._credentials.merchant_id, outcome))
             pause = state.transition(partial(self._answered, outcome, sent_at), self._events)
             if pause is None:
                 return False
-            yield Pause(pause)
+            yield Sleep(pause)
 
     def _next_is_extra(self, machine: TokenMachine, now: float) -> bool | None:
         ticket = self._run.ticket
-        return None if machine.stopped(ticket, now) else machine.next_is_extra(ticket, now)
+        return None if machine.stopped(ticket, now) else machine.uses_reserve(ticket, now)
 
-    def _granted(self, grant: Grant, extra: bool, machine: TokenMachine, now: float) -> bool:
+    def _granted(self, grant: AcquireResult, extra: bool, machine: TokenMachine, now: float) -> bool:
         state = self._state
         if not grant.granted:
-            state.tell(BudgetExhausted, grant.retry_in)
-        sent = machine.budget_answered(self._run.ticket, grant, now, extra=extra)
+            state.queue_event(BudgetExhausted, grant.retry_in)
+        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=extra)
         if sent:
             state.counters.token_requests += 1
         elif not grant.granted:
-            state.fetch_failed(grant.failure or self._failure, now)
+            state.record_failure(grant.failure or self._failure, now)
         return sent
 
     def _grant_expired(self, machine: TokenMachine, _: float) -> None:
-        machine.grant_expired(self._run.ticket)
+        machine.on_grant_expired(self._run.ticket)
         self._state.counters.token_requests -= 1
 
-    def _outcome(self, reply: TokenReply | BaseException | Unexpected, sent_at: float) -> Token | Failure:
-        if isinstance(reply, Unexpected):
+    def _outcome(self, reply: TokenResponse | BaseException | UnexpectedError, sent_at: float) -> Token | Failure:
+        if isinstance(reply, UnexpectedError):
             return unexpected_failure(reply.error, self._credentials.api_key)
         if isinstance(reply, BaseException):
             return network_failure(reply, self._credentials.api_key)
-        return read_reply(reply, sent_at, self._credentials, self._state.clock.wall())
+        return parse_token_response(reply, sent_at, self._credentials, self._state.clock.wall())
 
     def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
         """Return the pause before the next attempt, or ``None`` if that was all."""
         state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
         if isinstance(outcome, Token):
             state.counters.tokens += 1
-            state.token_came(TokenFetched, outcome.expires_in, now - sent_at)
-            machine.token_arrived(ticket, outcome, now, digest=digest)
+            state.record_token(TokenFetched, outcome.expires_in, now - sent_at)
+            machine.on_token(ticket, outcome, now, digest=digest)
             return None
         self._failure = outcome
-        state.tell(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
-        pause = machine.attempt_failed(ticket, outcome, now, draw=state.draw(), digest=digest)
+        state.queue_event(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
+        pause = machine.on_attempt_failed(ticket, outcome, now, jitter=state.random(), digest=digest)
         if pause is None:
-            state.fetch_failed(outcome, now)
+            state.record_failure(outcome, now)
         return pause
 
 
-def exchange(
-    state: SharedState,
-    call: Managed[R],
-    acquired: Callable[[], Acquisition],
+def run_request(
+    state: ManagerState,
+    call: RequestInfo[R],
+    acquired: Callable[[], AcquireTokenFlow],
     began_at: float,
     first: Token | None = None,
-) -> Exchange[R]:
+) -> RequestFlow[R]:
     """Make one managed call: attach, look at the answer, replace a refused token, send again (rules 7, 8, 20).
 
-    A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`Broken`.
+    A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`ConnectionFailure`.
     With a *first* token the first attempt is one that has been sent already.
     """
     try:
@@ -468,124 +474,128 @@ def exchange(
 
 
 def _attempts(
-    state: SharedState,
-    call: Managed[R],
-    acquired: Callable[[], Acquisition],
+    state: ManagerState,
+    call: RequestInfo[R],
+    acquired: Callable[[], AcquireTokenFlow],
     began_at: float,
     first: Token | None,
-) -> Exchange[R]:
+) -> RequestFlow[R]:
     policy = call.retry or state.retry
     attempts = Attempts(policy, _deadline(state, call, policy, began_at))
     replayable, replaying = policy.replay_refused, False
     while True:
-        entry = None if state.guards is None else (yield from _enter(state, state.guards, call, acquired))
+        permit = None if state.guards is None else (yield from _acquire_permit(state, state.guards, call, acquired))
         try:
             token, first = first or state.cached() or (yield from acquired()), None
             if replaying:
                 _count_replay(state)
                 replaying = False
-            outcome: R | Broken = yield token
+            outcome: R | ConnectionFailure = yield token
         except BaseException:
-            if entry is not None:
-                entry.abandon(state.clock.now())
+            if permit is not None:
+                permit.abandon(state.clock.now())
             raise
-        if entry is not None:
-            _leave(state, entry, call, outcome)
-        if isinstance(outcome, Broken):
+        if permit is not None:
+            _record_outcome(state, permit, call, outcome)
+        if isinstance(outcome, ConnectionFailure):
             pause = _pause(state, call, attempts, outcome)
-            yield Verdict(again=pause is not None)
+            yield RetryDecision(retry=pause is not None)
             assert pause is not None  # or else the driver raises what the attempt did
-            yield Pause(pause)
+            yield Sleep(pause)
             continue
         status = call.status(outcome)
-        if status == REFUSED:
-            replaced = _refused(state, call.token_used(outcome, token))
+        if status == UNAUTHORIZED:
+            replaced = _on_unauthorized(state, call.token_used(outcome, token))
             if not (replaced and replayable and call.replayable()):
                 return outcome
             replayable, replaying = False, True
-            yield DISCARD
+            yield DRAIN
             continue
-        _accepted(state, call, outcome, token)
+        _on_accepted(state, call, outcome, token)
         if status < _TOO_MANY:
             return outcome
         pause = _pause(state, call, attempts, status, call.headers(outcome))
         if pause is None:
             return outcome
-        yield DISCARD
-        yield Pause(pause)
+        yield DRAIN
+        yield Sleep(pause)
 
 
-class _Entry(NamedTuple):
+class _Permit(NamedTuple):
     """An attempt that the guards have let pass."""
 
-    guards: Guards
+    guards: RequestLimits
     group: str
-    passage: Passage
-    turn: Turn | None = None
+    breaker_permit: Permit
+    rate_permit: RateLimitPermit | None = None
 
     def abandon(self, now: float) -> None:
         """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
-        self.guards.abandoned(self.group, self.passage)
-        self.guards.over(self.turn, now)
+        self.guards.release(self.group, self.breaker_permit)
+        self.guards.end_attempt(self.rate_permit, now)
 
 
-def _enter(
-    state: SharedState, guards: Guards, call: Managed[Any], acquired: Callable[[], Acquisition]
-) -> Exchange[_Entry]:
+def _acquire_permit(
+    state: ManagerState, guards: RequestLimits, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+) -> RequestFlow[_Permit]:
     """Pass the circuit breaker, and wait for the pacing (rules 22 and 23)."""
     group = group_of(state.endpoint.route(call.path))
-    entry = _pass(state, guards, group)
+    permit = _check_breaker(state, guards, group)
     try:
-        entry = entry._replace(turn=(yield from _paced(state, guards.pacing, group, call, acquired)))
-        if isinstance(entry.passage, Closed) and guards.is_open(group):  # by now, since that may have taken its time
-            return _pass(state, guards, group)._replace(turn=entry.turn)
+        permit = permit._replace(rate_permit=(yield from _paced(state, guards.pacing, group, call, acquired)))
+        if isinstance(permit.breaker_permit, ClosedPermit) and guards.is_open(
+            group
+        ):  # by now, since that may have taken its time
+            return _check_breaker(state, guards, group)._replace(rate_permit=permit.rate_permit)
     except BaseException:
-        entry.abandon(state.clock.now())
+        permit.abandon(state.clock.now())
         raise
-    return entry
+    return permit
 
 
-def _pass(state: SharedState, guards: Guards, group: str) -> _Entry:
-    answer = state.transition(lambda _, now: guards.ask(group, now))
-    if isinstance(answer, Open):
+def _check_breaker(state: ManagerState, guards: RequestLimits, group: str) -> _Permit:
+    answer = state.transition(lambda _, now: guards.try_acquire(group, now))
+    if isinstance(answer, Rejected):
         raise CircuitOpen(
             f"88Pay fails: calls ({group}) fail at once for a while; this attempt was not sent: see retry_after",
             retry_after=answer.retry_after,
             retryable=True,
         )
-    return _Entry(guards, group, answer)
+    return _Permit(guards, group, answer)
 
 
-def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Broken) -> None:
+def _record_outcome(state: ManagerState, permit: _Permit, call: RequestInfo[R], outcome: R | ConnectionFailure) -> None:
     status: int | None = None
     headers: Mapping[str, str] = {}
-    if not isinstance(outcome, Broken):
+    if not isinstance(outcome, ConnectionFailure):
         status, headers = call.status(outcome), call.headers(outcome)
 
     def record(_: object, now: float) -> None:
-        entry.guards.over(entry.turn, now)
-        news = entry.guards.heard(entry.group, entry.passage, status, headers, now, state.clock.wall())
+        permit.guards.end_attempt(permit.rate_permit, now)
+        news = permit.guards.record_response(
+            permit.group, permit.breaker_permit, status, headers, now, state.clock.wall()
+        )
         if news is not None:
             event, details = news
-            state.tell(event, *details)
+            state.queue_event(event, *details)
 
     state.transition(record)
 
 
-def paced(
-    state: SharedState, call: Managed[Any], acquired: Callable[[], Acquisition]
-) -> Exchange[tuple[Token, Callable[[], None]]]:
+def acquire_permit_and_token(
+    state: ManagerState, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+) -> RequestFlow[tuple[Token, Callable[[], None]]]:
     """Get a token for another attempt that the stack makes by itself, and what notes its end (rules 20 and 22)."""
-    turn: Turn | None = None
+    rate_permit: RateLimitPermit | None = None
 
     def end() -> None:
         if state.guards is not None:
-            state.guards.over(turn, state.clock.now())
+            state.guards.end_attempt(rate_permit, state.clock.now())
 
     try:
         if state.guards is not None:
             group = group_of(state.endpoint.route(call.path))
-            turn = yield from _paced(state, state.guards.pacing, group, call, acquired)
+            rate_permit = yield from _paced(state, state.guards.pacing, group, call, acquired)
         return state.cached() or (yield from acquired()), end
     except BaseException as error:
         end()
@@ -595,35 +605,39 @@ def paced(
 
 
 def _paced(
-    state: SharedState, pacing: Pacing | None, group: str, call: Managed[Any], acquired: Callable[[], Acquisition]
-) -> Exchange[Turn | None]:
+    state: ManagerState,
+    pacing: Pacing | None,
+    group: str,
+    call: RequestInfo[Any],
+    acquired: Callable[[], AcquireTokenFlow],
+) -> RequestFlow[RateLimitPermit | None]:
     """Wait for a unit of the limits of *group*, at most ``max_wait``; return the turn that has it (rule 22)."""
-    if pacing is None or group not in PACED:
+    if pacing is None or group not in RATE_LIMITED_GROUPS:
         return None
     longest = state.policy.max_wait
-    patience = longest if call.patience is None else min(call.patience * state.clock.speed, longest)
-    deadline = state.clock.now() + patience
+    token_timeout = longest if call.token_timeout is None else min(call.token_timeout * state.clock.speed, longest)
+    deadline = state.clock.now() + token_timeout
     if state.cached() is None:
         yield from acquired()
     since: float | None = None  # when it was first held back
     while True:
-        turn = state.transition(lambda _, now: pacing.turn(group, now))
-        if isinstance(turn, Turn):
+        rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
+        if isinstance(rate_permit, RateLimitPermit):
             wait: float
             try:
-                wait = yield Consult(partial(pacing.take, group, state.merchant_id))
+                wait = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
             except BaseException:
-                pacing.abandoned(turn)
+                pacing.cancel(rate_permit)
                 raise
-            state.transition(partial(_end_turn, pacing, turn, wait))
+            state.transition(partial(_end_turn, pacing, rate_permit, wait))
         else:
-            wait = turn
+            wait = rate_permit
         now = state.clock.now()
         left = deadline - now
         if since is not None and (not wait or wait > left):
-            _count_held(state, group, now - since)
-        if isinstance(turn, Turn) and not wait:
-            return turn
+            _count_paced(state, group, now - since)
+        if isinstance(rate_permit, RateLimitPermit) and not wait:
+            return rate_permit
         since = now if since is None else since
         if wait > left:
             raise RequestBudgetExhausted(
@@ -631,25 +645,25 @@ def _paced(
                 retry_after=wait,
                 retryable=True,
             )
-        yield Pause(min(wait + APART * state.draw(), left))  # a crowd that comes back at one instant asks in vain
+        yield Sleep(min(wait + JITTER * state.random(), left))  # a crowd that comes back at one instant asks in vain
 
 
-def _end_turn(pacing: Pacing, turn: Turn, wait: float, _: object, now: float) -> None:
-    pacing.ended(turn, wait, now)
+def _end_turn(pacing: Pacing, rate_permit: RateLimitPermit, wait: float, _: object, now: float) -> None:
+    pacing.record_result(rate_permit, wait, now)
 
 
-def _deadline(state: SharedState, call: Managed[Any], policy: RetryPolicy, began_at: float) -> float:
+def _deadline(state: ManagerState, call: RequestInfo[Any], policy: RetryPolicy, began_at: float) -> float:
     longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
-    if call.total is not None:
-        longest = min(longest, call.total * state.clock.speed)
+    if call.total_timeout is not None:
+        longest = min(longest, call.total_timeout * state.clock.speed)
     return began_at + longest
 
 
 def _pause(
-    state: SharedState,
-    call: Managed[Any],
+    state: ManagerState,
+    call: RequestInfo[Any],
     attempts: Attempts,
-    outcome: int | Broken,
+    outcome: int | ConnectionFailure,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> float | None:
     """Return for how long to wait before the call is sent again, or ``None`` if it is not (rule 20)."""
@@ -659,51 +673,53 @@ def _pause(
         return None
 
     def next_pause(_: object, now: float) -> float | None:
-        pause = attempts.pause(outcome, now, state.draw, safe=safe, asked=asked_wait(headers, state.clock.wall()))
+        pause = attempts.pause(
+            outcome, now, state.random, safe=safe, retry_after=parse_retry_after(headers, state.clock.wall())
+        )
         if pause is not None:
             state.counters.retried += 1
-            status = None if isinstance(outcome, Broken) else outcome
-            state.tell(CallRetried, group_of(route), attempts.made, pause, status)
+            status = None if isinstance(outcome, ConnectionFailure) else outcome
+            state.queue_event(CallRetried, group_of(route), attempts.made, pause, status)
         return pause
 
     return state.transition(next_pause)
 
 
-def _count_replay(state: SharedState) -> None:
+def _count_replay(state: ManagerState) -> None:
     def count(*_: object) -> None:
         state.counters.replayed += 1
-        state.tell(CallReplayed)
+        state.queue_event(CallReplayed)
 
     state.transition(count)
 
 
-def _count_held(state: SharedState, group: str, seconds: float) -> None:
+def _count_paced(state: ManagerState, group: str, seconds: float) -> None:
     def count(*_: object) -> None:
-        state.counters.held += 1
-        state.tell(CallWaited, group, seconds)
+        state.counters.paced += 1
+        state.queue_event(CallWaited, group, seconds)
 
     state.transition(count)
 
 
-def _count_not_sent(state: SharedState, call: Managed[Any], error: Pay88Error) -> None:
+def _count_not_sent(state: ManagerState, call: RequestInfo[Any], error: Pay88Error) -> None:
     def count(*_: object) -> None:
         state.counters.not_sent += 1
-        state.tell(CallNotSent, group_of(state.endpoint.route(call.path)), type(error), error.retry_after)
+        state.queue_event(CallNotSent, group_of(state.endpoint.route(call.path)), type(error), error.retry_after)
 
     state.transition(count)
 
 
-def _accepted(state: SharedState, call: Managed[R], response: R, token: Token) -> None:
-    if state.unproven:  # almost never: the cached path takes no lock
+def _on_accepted(state: ManagerState, call: RequestInfo[R], response: R, token: Token) -> None:
+    if state.awaiting_first_success:  # almost never: the cached path takes no lock
         used = call.token_used(response, token)
-        state.transition(lambda machine, _: machine.token_accepted(used))
+        state.transition(lambda machine, _: machine.on_accepted(used))
 
 
-def _refused(state: SharedState, token: Token) -> bool:
+def _on_unauthorized(state: ManagerState, token: Token) -> bool:
     def refuse(machine: TokenMachine, now: float) -> bool:
-        state.counters.refused += 1
-        replaced = machine.token_refused(token, now)
-        state.tell(TokenRefused, replaced)
+        state.counters.unauthorized += 1
+        replaced = machine.on_unauthorized(token, now)
+        state.queue_event(TokenRejected, replaced)
         return replaced
 
     return state.transition(refuse)

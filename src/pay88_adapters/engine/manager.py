@@ -20,7 +20,7 @@ from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.events import Listener
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.retry import DEFAULT, RetryPolicy
-from pay88_adapters.core.secret import Hidden, hidden
+from pay88_adapters.core.secret import RedactedMapping, as_secret
 from pay88_adapters.core.token import Token
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store
@@ -28,14 +28,14 @@ from pay88_adapters.stores.base import Store
 from .clock import Clock
 from .credentials import Credentials
 from .forks import fork_id, survive_forks
-from .overrides import CHOICES, Activation, chosen
+from .overrides import OVERRIDES, Activation, current_manager
 from .pacing import Pacing
-from .request_limits import Guards
-from .runners import AsyncSender, Sender, TaskDriver, ThreadDriver
+from .request_limits import RequestLimits
+from .runners import AsyncRunner, AsyncSender, Sender, SyncRunner
 from .running import current_run, current_runtime
 from .standalone import OwnSender, check_client, client_sender, own_sender
-from .state import CredentialsSource, SharedState, Stats
-from .store_client import Fleet
+from .state import CredentialsSource, ManagerState, Stats
+from .store_client import StoreClient
 
 _POLICY = TokenPolicy()  # one for all managers
 _CROWD = 32  # calls that may ask a store at once for leave to go out
@@ -49,16 +49,16 @@ class _Stores:
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, str | None, float | None], Fleet] = {}
+        self._fleets: dict[tuple[str, str | None, float | None], StoreClient] = {}
         self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
         return len(self._fleets)
 
-    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
         """Return this process's one view of a store."""
-        fleet = self._fleets.get((url, fallback, share))
-        if fleet is None:
+        store_client = self._fleets.get((url, fallback, share))
+        if store_client is None:
             if len(self._fleets) >= self._sweep_at:
                 # Not where the last manager goes: what it has used up of the budget counts on.
                 for key in [key for key, each in self._fleets.items() if each.is_unused()]:
@@ -70,8 +70,10 @@ class _Stores:
             spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
             if spare is not None:
                 survive_forks(spare)
-            fleet = self._fleets.setdefault((url, fallback, share), Fleet(store, clock, share, spare, host))
-        return fleet
+            store_client = self._fleets.setdefault(
+                (url, fallback, share), StoreClient(store, clock, share, spare, host)
+            )
+        return store_client
 
 
 class _Shared:
@@ -131,13 +133,13 @@ class _Process:
         """Replace the lock: another thread may have held it."""
         self.lock = threading.RLock()
 
-    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
         """Return this process's one view of a store, on this clock."""
         with self.lock:
             # On the clock itself, which the stores refer to: so they are collected together.
             stores: _Stores = vars(clock).setdefault("_pay88_stores", None) or _Stores()
             vars(clock)["_pay88_stores"] = stores
-            return stores.fleet(url, fallback, clock, share)
+            return stores.store_client(url, fallback, clock, share)
 
 
 _process = _Process()
@@ -167,7 +169,7 @@ class TokenManager:
         store: Where managers meet: those with the same store share the token and the budget.
             ``memory://`` is *per process*: each process has a token and a budget of its own, though the
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
-            ``redis://host:port`` for a fleet.
+            ``redis://host:port`` for a store_client.
         fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
             *store* is unavailable. Without one, each process has a share of the token budget of its own.
         policy: When tokens are refreshed and what may be spent.
@@ -187,7 +189,17 @@ class TokenManager:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_client", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
+    __slots__ = (
+        "__weakref__",
+        "_client",
+        "_endpoint",
+        "_now",
+        "_sender",
+        "_state",
+        "async_runner",
+        "shared_key",
+        "sync_runner",
+    )
 
     def __init__(
         self,
@@ -204,7 +216,7 @@ class TokenManager:
         client: object = None,
         clock: Clock | None = None,
     ) -> None:
-        store = hidden(store)  # its URL may hold a password
+        store = as_secret(store)  # its URL may hold a password
         if not isinstance(store, str):
             raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
         endpoint = Endpoint.parse(base_url)
@@ -221,19 +233,23 @@ class TokenManager:
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         policy = policy or _POLICY
         clock = clock or _process.clock
-        fleet = _process.fleet(store, _checked_fallback(store, fallback_store), clock, policy.fallback_share)
+        store_client = _process.store_client(
+            store, _checked_fallback(store, fallback_store), clock, policy.fallback_share
+        )
         rotating = not isinstance(credentials, Credentials)
         guards = None
         if pacing or breaker is not None:
-            crowd = _CROWD if fleet.blocking else None
-            guards = Guards(Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if pacing else None, breaker)
+            crowd = _CROWD if store_client.blocking else None
+            guards = RequestLimits(
+                Pacing(store_client.budget, endpoint.base_url, max_concurrent=crowd) if pacing else None, breaker
+            )
         self._endpoint = endpoint
         self._now = clock.now
-        self._state = SharedState(
+        self._state = ManagerState(
             endpoint,
             policy,
             clock,
-            fleet,
+            store_client,
             rotating=rotating,
             retry=retry or DEFAULT,
             guards=guards,
@@ -241,8 +257,8 @@ class TokenManager:
         )
         if isinstance(credentials, Credentials):
             self._state.merchant_id = credentials.merchant_id
-        self.threads = ThreadDriver(self._state, credentials)
-        self.tasks = TaskDriver(self._state, credentials)
+        self.sync_runner = SyncRunner(self._state, credentials)
+        self.async_runner = AsyncRunner(self._state, credentials)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
@@ -255,7 +271,7 @@ class TokenManager:
         Raises:
             ConfigurationError: A variable is missing or cannot be used.
         """
-        environ = Hidden(os.environ if environ is None else environ)
+        environ = RedactedMapping(os.environ if environ is None else environ)
         return cls(
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
@@ -288,7 +304,7 @@ class TokenManager:
         Raises:
             ConfigurationError: The configuration cannot work.
         """
-        store = hidden(store)
+        store = as_secret(store)
         listeners = _checked(listeners)
         options = (fallback_store, policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
@@ -353,7 +369,7 @@ class TokenManager:
             ConfigurationError: No token lives as long as *min_validity*, the manager is closed, or its client is async.
         """
         if not min_validity:
-            token, until = self._state.published
+            token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
@@ -362,22 +378,22 @@ class TokenManager:
             raise ConfigurationError(
                 f"get_token() cannot use {class_of(self._client)}: await aget_token(), or give a sync client"
             )
-        return self.threads.token(cast("Sender", sender), min_validity=min_validity)
+        return self.sync_runner.token(cast("Sender", sender), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
         if not min_validity:
-            token, until = self._state.published
+            token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
         sender, runtime = self._standalone(), current_runtime()
         if inspect.iscoroutinefunction(sender.post):
-            return await self.tasks.token_over(cast("AsyncSender", sender), min_validity=min_validity)
+            return await self.async_runner.token_over(cast("AsyncSender", sender), min_validity=min_validity)
         # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
         carriers = (current_run(),) if self._state.rotating else ()
-        return await self.tasks.token(
-            lambda start: self.threads.start(start, cast("Sender", sender), runtime),
+        return await self.async_runner.token(
+            lambda start: self.sync_runner.start(start, cast("Sender", sender), runtime),
             carriers,
             min_validity=min_validity,
         )
@@ -394,12 +410,12 @@ class TokenManager:
         """
         return Activation(self)
 
-    def managing(
+    def for_request(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
-        choices = CHOICES.get()  # what chosen() does, in this frame: every call comes through here
-        manager = choices[-1].manager if choices else self
+        overrides = OVERRIDES.get()  # what chosen() does, in this frame: every call comes through here
+        manager = overrides[-1].manager if overrides else self
         if manager is None:
             return None
         if not manager._endpoint.covers(scheme, host, port, path, authorization):
@@ -420,8 +436,8 @@ class TokenManager:
             budget_left=state.budget.left(state.merchant_id),
             fetching=state.fetching,
             token_expires_in=state.expires_in(),
-            circuits_open=state.guards.circuits() if state.guards else {},
-            store_degraded=state.fleet.alone,
+            circuits_open=state.guards.circuit_states() if state.guards else {},
+            store_degraded=state.store_client.degraded,
         )
 
     def listen(self, listener: Listener) -> None:
@@ -537,19 +553,19 @@ class _StandIn:
         """The checked base URL, without a slash at its end."""
         return self._endpoint.base_url
 
-    def managing(
+    def for_request(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
-        """Do what :meth:`TokenManager.managing` does.
+        """Do what :meth:`TokenManager.for_request` does.
 
         Raises:
             ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
         """
-        active = chosen(self)
+        active = current_manager(self)
         if active is None:  # unmanaged()
             return None
         if isinstance(active, TokenManager):
-            manager = active.managing(scheme, host, port, path, authorization)
+            manager = active.for_request(scheme, host, port, path, authorization)
             if manager is not None:
                 return manager
         if self._endpoint.covers(scheme, host, port, path, authorization):
@@ -599,12 +615,12 @@ AnyManager = TokenManager | ActivatedManager
 """What a client can be attached to."""
 
 
-class Missing(_StandIn):
+class UnavailableManager(_StandIn):
     """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
 
-    def __init__(self, reference: tuple[str, str]) -> None:
-        super().__init__(reference[1])
-        self.reference = reference
+    def __init__(self, pickle_key: tuple[str, str]) -> None:
+        super().__init__(pickle_key[1])
+        self.reference = pickle_key
 
     def _problem(self, active: TokenManager | None) -> str:
         return (
@@ -613,9 +629,9 @@ class Missing(_StandIn):
         )
 
 
-def reference(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
-    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
-    if isinstance(manager, Missing):
+def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
+    """Return what :func:`resolve` finds *manager* by, in this process and in those forked from it."""
+    if isinstance(manager, UnavailableManager):
         return manager.reference
     if isinstance(manager, ActivatedManager):
         return manager
@@ -624,9 +640,11 @@ def reference(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedMa
     return name, manager.base_url
 
 
-def find(reference: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | Missing:
+def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
     """Return the manager that *reference* was made for, or what stands in for it in another process."""
-    if isinstance(reference, ActivatedManager):
-        return reference
-    name, _ = reference
-    return next((manager for manager, known in list(_process.names.items()) if known == name), Missing(reference))
+    if isinstance(pickle_key, ActivatedManager):
+        return pickle_key
+    name, _ = pickle_key
+    return next(
+        (manager for manager, known in list(_process.names.items()) if known == name), UnavailableManager(pickle_key)
+    )

@@ -16,15 +16,15 @@ from pay88_adapters.core.errors import ConfigurationError
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHOICES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
+OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
     "pay88_managers", default=()
 )  # those still open, innermost last
 
 
-def chosen(own: M) -> Any | M | None:
+def current_manager(own: M) -> Any | M | None:
     """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
-    choices = CHOICES.get()
-    return choices[-1].manager if choices else own
+    overrides = OVERRIDES.get()
+    return overrides[-1].manager if overrides else own
 
 
 class Activation(AbstractContextManager[None], Generic[M]):
@@ -36,18 +36,18 @@ class Activation(AbstractContextManager[None], Generic[M]):
         self.manager = manager
 
     def __enter__(self) -> None:
-        CHOICES.set((*CHOICES.get(), self))
+        OVERRIDES.set((*OVERRIDES.get(), self))
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # No reset(): generators that share a context end in any order, or in another context.
-        choices = list(CHOICES.get())
-        for index in reversed(range(len(choices))):
-            if choices[index] is self:
-                del choices[index]
+        overrides = list(OVERRIDES.get())
+        for index in reversed(range(len(overrides))):
+            if overrides[index] is self:
+                del overrides[index]
                 break
-        CHOICES.set(tuple(choices))
+        OVERRIDES.set(tuple(overrides))
 
     def __call__(self, function: F) -> F:
         """Return *function* with the manager in force while it runs, or while the coroutine does that it returns.

@@ -13,7 +13,7 @@ class BodyTimeout(TimeoutError):
     """A response body did not arrive in time."""
 
 
-def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
+def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
     """Join *chunks* up to one byte more than *bound*.
 
     Args:
@@ -29,11 +29,11 @@ def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -
         body += chunk
         if len(body) > bound:
             break
-        check_time(until)
+        remaining_seconds(until)
     return bytes(body[: bound + 1])
 
 
-def check_time(until: float) -> float:
+def remaining_seconds(until: float) -> float:
     """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
     left = until - time.monotonic()
     if left <= 0:
@@ -41,7 +41,7 @@ def check_time(until: float) -> float:
     return left
 
 
-async def acapped(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
+async def aread_limited(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
     """Join *chunks* up to one byte more than *bound*."""
     body = bytearray()
     async for chunk in chunks:

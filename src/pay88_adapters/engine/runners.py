@@ -12,38 +12,38 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pay88_adapters.core.errors import CarrierLost, ConfigurationError, Failure
+from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure
 from pay88_adapters.core.machine import GRACE, TokenMachine
-from pay88_adapters.core.retry import Broken
-from pay88_adapters.core.secret import forget_locals
+from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
-from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
 
 from .credentials import Credentials
 from .fetches import FetchRun
 from .flows import (
-    REFUSED,
-    Acquirer,
-    Acquisition,
-    AskCredentials,
-    Consult,
-    Discard,
-    Exchange,
-    Hold,
-    Managed,
-    Patience,
-    Pause,
-    Post,
-    Start,
-    Unexpected,
-    Verdict,
-    exchange,
-    fetch,
-    paced,
+    UNAUTHORIZED,
+    AcquireTokenFlow,
+    DrainResponse,
+    LoadCredentials,
+    RequestFlow,
+    RequestInfo,
+    RetryDecision,
+    SendTokenRequest,
+    Sleep,
+    StartFetch,
+    StoreOperation,
+    TokenAcquisition,
+    UnexpectedError,
+    WaitBudget,
+    WaitForFetch,
+    acquire_permit_and_token,
+    fetch_token,
+    run_request,
 )
 from .running import current_run, current_runtime
-from .runtimes import AsyncRuntime, LoopEnded, ThreadGate
-from .state import CredentialsSource, SharedState
+from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
+from .state import CredentialsSource, ManagerState
 from .threads import Overdue, Worker
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Sender(Protocol):
         """What the stack raises when there is no usable answer."""
         ...
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
         ...
 
@@ -73,20 +73,20 @@ class AsyncSender(Protocol):
         """What the stack raises when there is no usable answer."""
         ...
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
         ...
 
 
-class Breakable(Protocol):
+class ErrorClassifier(Protocol):
     """Tells what became of an attempt that got no response."""
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
         ...
 
 
-class Call(Managed[R], Sender, Breakable, Protocol[R]):
+class Call(RequestInfo[R], Sender, ErrorClassifier, Protocol[R]):
     """One API call of a sync stack."""
 
     def send(self, token: Token) -> R:
@@ -98,7 +98,7 @@ class Call(Managed[R], Sender, Breakable, Protocol[R]):
         ...
 
 
-class AsyncCall(Managed[R], AsyncSender, Breakable, Protocol[R]):
+class AsyncCall(RequestInfo[R], AsyncSender, ErrorClassifier, Protocol[R]):
     """One API call of an async stack."""
 
     def send(self, token: Token) -> Awaitable[R]:
@@ -110,7 +110,7 @@ class AsyncCall(Managed[R], AsyncSender, Breakable, Protocol[R]):
         ...
 
 
-class ThreadDriver:
+class SyncRunner:
     """Runs the sequences on the calling thread; a fetch gets a thread of its own.
 
     A fetch outlives whoever started it: an interrupt or a short timeout of one caller wastes nothing.
@@ -118,7 +118,7 @@ class ThreadDriver:
 
     __slots__ = ("_source", "_state")
 
-    def __init__(self, state: SharedState, source: CredentialsSource) -> None:
+    def __init__(self, state: ManagerState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
 
@@ -126,37 +126,37 @@ class ThreadDriver:
         """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
         state = self._state
         now = state.now()
-        token, until = state.published
+        token, until = state.fast_path
         if token is None or now >= until or state.guards is not None:
-            return self._carry_out(self._exchange(call, now), call)
+            return self._run_request(self._exchange(call, now), call)
         # Nearly every call ends here; only for the others there is anything to decide.
         try:
             response = call.send(token)
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
             failed = exc
         else:
-            if call.status(response) < REFUSED and not state.unproven:
+            if call.status(response) < UNAUTHORIZED and not state.awaiting_first_success:
                 return response
-            return self._carry_out(self._exchange(call, now, token), call, response)
+            return self._run_request(self._exchange(call, now, token), call, response)
         try:
             sequence = self._exchange(call, now, token)
             _after_failure(sequence, call, failed)
-            return self._carry_out(sequence, call)
+            return self._run_request(sequence, call)
         finally:
             del failed
 
-    def _exchange(self, call: Call[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
-        patience = _patience(self._state, call.patience)
+    def _exchange(self, call: Call[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
+        token_timeout = _wait_budget(self._state, call.token_timeout)
 
-        def acquired() -> Acquisition:
-            return self._acquisition(call, patience)
+        def acquired() -> AcquireTokenFlow:
+            return self._acquisition(call, token_timeout)
 
-        sequence = exchange(self._state, call, acquired, began_at, sent)
+        sequence = run_request(self._state, call, acquired, began_at, sent)
         if sent is not None:
             next(sequence)  # up to where it waits for the answer
         return sequence
 
-    def _carry_out(self, sequence: Exchange[R], call: Call[R], response: Any = None) -> R:
+    def _run_request(self, sequence: RequestFlow[R], call: Call[R], response: Any = None) -> R:
         answer = response
         handled = sys.exc_info()[1]
         with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
@@ -176,10 +176,10 @@ class ThreadDriver:
                         try:
                             answer = response = call.send(effect)
                         except BaseException as exc:
-                            forget_locals(exc, but=handled)
-                            if not _goes_on(sequence, call, exc, handled):
+                            clear_traceback_locals(exc, but=handled)
+                            if not _should_retry(sequence, call, exc, handled):
                                 raise
-                    case Discard():
+                    case DrainResponse():
                         call.discard(response)
                         response = None
                     case _:
@@ -188,16 +188,18 @@ class ThreadDriver:
     @contextmanager
     def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
         """Get a token for another attempt that the stack makes by itself, in the block."""
-        patience = _patience(self._state, call.patience)
-        token, end = self._run(paced(self._state, call, lambda: self._acquisition(call, patience)), call)
+        token_timeout = _wait_budget(self._state, call.token_timeout)
+        token, end = self._run(
+            acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, token_timeout)), call
+        )
         try:
             yield token
         finally:
             end()
 
-    def token(self, sender: Sender, *, patience: float | None = None, min_validity: float = 0.0) -> Token:
+    def token(self, sender: Sender, *, token_timeout: float | None = None, min_validity: float = 0.0) -> Token:
         """Get a token; wait for at most *patience* real seconds, if given."""
-        return self._run(self._acquisition(sender, _patience(self._state, patience), min_validity), sender)
+        return self._run(self._acquisition(sender, _wait_budget(self._state, token_timeout), min_validity), sender)
 
     def _run(self, sequence: Generator[Any, Any, T], sender: Sender) -> T:
         answer: Any = None
@@ -208,12 +210,12 @@ class ThreadDriver:
             result: T = stop.value
             return result
 
-    def _acquisition(self, sender: Sender, patience: Patience, min_validity: float = 0.0) -> Acquisition:
+    def _acquisition(self, sender: Sender, token_timeout: WaitBudget, min_validity: float = 0.0) -> AcquireTokenFlow:
         state = self._state
-        return Acquirer(
+        return TokenAcquisition(
             state,
-            lambda: state.gate(_THREADS, ThreadGate),
-            patience=patience,
+            lambda: state.join_waiters(_THREADS, ThreadEvent),
+            token_timeout=token_timeout,
             carriers=_carriers(sender),
             min_validity=min_validity,
             alone=state.fetches.blocks_this_thread(),
@@ -221,20 +223,20 @@ class ThreadDriver:
 
     def _do(self, effect: object, sender: Sender) -> Any:
         match effect:
-            case Start():
+            case StartFetch():
                 return self.start(effect, sender)
-            case Hold(gate, seconds):
-                assert isinstance(gate, ThreadGate)
-                self._state.clock.wait(gate, seconds)
-            case Pause(seconds):
+            case WaitForFetch(event, seconds):
+                assert isinstance(event, ThreadEvent)
+                self._state.clock.wait(event, seconds)
+            case Sleep(seconds):
                 self._state.clock.pause(seconds)
-            case Consult(operation):
+            case StoreOperation(operation):
                 return operation()
             case _:
                 raise AssertionError(effect)
         return None
 
-    def start(self, start: Start, sender: Sender, caller: AsyncRuntime | None = None) -> FetchRun:
+    def start(self, start: StartFetch, sender: Sender, caller: AsyncRuntime | None = None) -> FetchRun:
         """Start a fetch, in this thread if it is needed and no other can be had.
 
         Args:
@@ -251,7 +253,7 @@ class ThreadDriver:
         try:
             state.fetches.begin(run)
             worker = run.worker = Worker(
-                partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.fleet.blocking
+                partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=state.store_client.blocking
             )
             worker.start()
         except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
@@ -268,15 +270,15 @@ class ThreadDriver:
 
     def _fetch(self, run: FetchRun, sender: Sender, caller: AsyncRuntime | None) -> None:
         state = self._state
-        sequence = fetch(state, run, partial(_is_open, sender))
+        sequence = fetch_token(state, run, partial(_is_open, sender))
         answer: Any = None
         try:
             while True:
                 match sequence.send(answer):
-                    case AskCredentials():
+                    case LoadCredentials():
                         asked = self._hangs(run, "credentials provider", partial(self._ask, caller))
                         answer = _no_credentials(asked) if isinstance(asked, Overdue) else asked
-                    case Post(request):
+                    case SendTokenRequest(request):
                         answer = self._hangs(run, "token request", partial(_post, sender, request))
                     case effect:
                         answer = self._do(effect, sender)
@@ -313,12 +315,12 @@ class ThreadDriver:
             return _no_credentials(exc)
 
 
-class TaskDriver:
+class AsyncRunner:
     """Runs the sequences in a task; a fetch gets a task of its own, on the loop of the call that leads."""
 
     __slots__ = ("_source", "_state")
 
-    def __init__(self, state: SharedState, source: CredentialsSource) -> None:
+    def __init__(self, state: ManagerState, source: CredentialsSource) -> None:
         self._state = state
         self._source = source
 
@@ -326,37 +328,37 @@ class TaskDriver:
         """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
         state = self._state
         now = state.now()
-        token, until = state.published
+        token, until = state.fast_path
         if token is None or now >= until or state.guards is not None:
-            return await self._carry_out(self._exchange(call, now), call)
+            return await self._run_request(self._exchange(call, now), call)
         # Nearly every call ends here; only for the others there is anything to decide.
         try:
             response = await call.send(token)
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
             failed = exc
         else:
-            if call.status(response) < REFUSED and not state.unproven:
+            if call.status(response) < UNAUTHORIZED and not state.awaiting_first_success:
                 return response
-            return await self._carry_out(self._exchange(call, now, token), call, response)
+            return await self._run_request(self._exchange(call, now, token), call, response)
         try:
             sequence = self._exchange(call, now, token)
             _after_failure(sequence, call, failed)
-            return await self._carry_out(sequence, call)
+            return await self._run_request(sequence, call)
         finally:
             del failed
 
-    def _exchange(self, call: AsyncCall[R], began_at: float, sent: Token | None = None) -> Exchange[R]:
-        patience = _patience(self._state, call.patience)
+    def _exchange(self, call: AsyncCall[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
+        token_timeout = _wait_budget(self._state, call.token_timeout)
 
-        def acquired() -> Acquisition:
-            return self._acquisition(current_runtime(), patience, (*_carriers(call), current_run()))
+        def acquired() -> AcquireTokenFlow:
+            return self._acquisition(current_runtime(), token_timeout, (*_carriers(call), current_run()))
 
-        sequence = exchange(self._state, call, acquired, began_at, sent)
+        sequence = run_request(self._state, call, acquired, began_at, sent)
         if sent is not None:
             next(sequence)  # up to where it waits for the answer
         return sequence
 
-    async def _carry_out(self, sequence: Exchange[R], call: AsyncCall[R], response: Any = None) -> R:
+    async def _run_request(self, sequence: RequestFlow[R], call: AsyncCall[R], response: Any = None) -> R:
         answer = response
         handled = sys.exc_info()[1]
         with closing(sequence):  # not when it is collected: it may hold the probe that all others wait for
@@ -376,20 +378,20 @@ class TaskDriver:
                         try:
                             answer = response = await call.send(effect)
                         except BaseException as exc:
-                            forget_locals(exc, but=handled)
-                            if not _goes_on(sequence, call, exc, handled):
+                            clear_traceback_locals(exc, but=handled)
+                            if not _should_retry(sequence, call, exc, handled):
                                 raise
-                    case Discard():
+                    case DrainResponse():
                         await call.discard(response)
                         response = None
                     case _:
                         answer = await self._do(effect, partial(self._spawn, call))
 
     async def token(
-        self, start: Callable[[Start], FetchRun], carriers: tuple[object, ...], *, min_validity: float = 0.0
+        self, start: Callable[[StartFetch], FetchRun], carriers: tuple[object, ...], *, min_validity: float = 0.0
     ) -> Token:
         """Get a token; *start* starts a fetch, carried by *carriers*."""
-        sequence = self._acquisition(current_runtime(), _patience(self._state, None), carriers, min_validity)
+        sequence = self._acquisition(current_runtime(), _wait_budget(self._state, None), carriers, min_validity)
         answer: Any = None
         try:
             while True:
@@ -404,33 +406,33 @@ class TaskDriver:
         return await self.token(partial(self._spawn, sender), carriers, min_validity=min_validity)
 
     def _acquisition(
-        self, runtime: AsyncRuntime, patience: Patience, carriers: tuple[object, ...], min_validity: float = 0.0
-    ) -> Acquisition:
+        self, runtime: AsyncRuntime, token_timeout: WaitBudget, carriers: tuple[object, ...], min_validity: float = 0.0
+    ) -> AcquireTokenFlow:
         state = self._state
-        return Acquirer(
+        return TokenAcquisition(
             state,
-            lambda: state.gate(runtime.key, runtime.gate),
-            patience=patience,
+            lambda: state.join_waiters(runtime.key, runtime.event),
+            token_timeout=token_timeout,
             carriers=carriers,
             min_validity=min_validity,
         ).run()
 
-    async def _do(self, effect: object, start: Callable[[Start], FetchRun]) -> Any:
+    async def _do(self, effect: object, start: Callable[[StartFetch], FetchRun]) -> Any:
         match effect:
-            case Start():
+            case StartFetch():
                 return start(effect)
-            case Hold(gate, seconds):
+            case WaitForFetch(event, seconds):
                 # Waking early is harmless: the sequence asks again.
-                await self._state.clock.wait_in_task(gate, seconds)  # type: ignore[arg-type]
-            case Pause(seconds):
+                await self._state.clock.wait_in_task(event, seconds)  # type: ignore[arg-type]
+            case Sleep(seconds):
                 await self._state.clock.sleep(seconds, current_runtime())
-            case Consult(operation):
-                return await self._consult(current_runtime(), operation)
+            case StoreOperation(operation):
+                return await self._run_store_operation(current_runtime(), operation)
             case _:
                 raise AssertionError(effect)
         return None
 
-    def _spawn(self, sender: AsyncSender, start: Start) -> FetchRun:
+    def _spawn(self, sender: AsyncSender, start: StartFetch) -> FetchRun:
         state, runtime = self._state, current_runtime()
         run = FetchRun(
             start.ticket,
@@ -443,7 +445,7 @@ class TaskDriver:
             await self._fetch(runtime, run, sender)
 
         def ended() -> None:  # also if it never began
-            state.fetches.abandon(run, CarrierLost("the event loop of the token request ended"))
+            state.fetches.abandon(run, ClientClosed("the event loop of the token request ended"))
 
         try:
             state.fetches.begin(run)
@@ -457,18 +459,18 @@ class TaskDriver:
 
     async def _fetch(self, runtime: AsyncRuntime, run: FetchRun, sender: AsyncSender) -> None:
         state = self._state
-        sequence = fetch(state, run, partial(_is_open, sender))
+        sequence = fetch_token(state, run, partial(_is_open, sender))
         answer: Any = None
         try:
             while True:
                 match sequence.send(answer):
-                    case AskCredentials():
+                    case LoadCredentials():
                         answer = await self._ask(runtime)
-                    case Consult(operation):
-                        answer = await self._consult(runtime, operation)
-                    case Post(request):
+                    case StoreOperation(operation):
+                        answer = await self._run_store_operation(runtime, operation)
+                    case SendTokenRequest(request):
                         answer = await self._post(runtime, sender, request)
-                    case Pause(seconds):
+                    case Sleep(seconds):
                         answer = None
                         await state.clock.sleep(seconds, runtime)
         except StopIteration:
@@ -489,47 +491,47 @@ class TaskDriver:
             return _no_credentials(exc)
         try:
             if inspect.isawaitable(answer):
-                answer = await runtime.bounded(answer, state.clock.real(state.policy.max_wait))
+                answer = await runtime.with_timeout(answer, state.clock.real(state.policy.max_wait))
             return _checked(state, answer)
         except runtime.cancelled:  # this task, and not the provider
             raise
         except BaseException as exc:  # noqa: BLE001 - the provider is the user's
             return _no_credentials(exc)
 
-    async def _consult(self, runtime: AsyncRuntime, operation: Callable[[], object]) -> object:
+    async def _run_store_operation(self, runtime: AsyncRuntime, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not keep the event loop.
-        if self._state.fleet.blocking:
+        if self._state.store_client.blocking:
             with suppress(RuntimeError):  # no thread can be started: the store counts as failing, and does not block
-                return await runtime.in_thread(operation)
+                return await runtime.run_in_thread(operation)
         return operation()
 
     async def _post(
         self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest
-    ) -> TokenReply | Exception | Unexpected:
+    ) -> TokenResponse | Exception | UnexpectedError:
         began_at = time.monotonic()
         try:
-            return await runtime.bounded(sender.post(request), request.timeout)
+            return await runtime.with_timeout(sender.post(request), request.timeout)
         except TimeoutError as exc:
             if time.monotonic() - began_at > request.timeout + GRACE:
-                raise CarrierLost("the event loop of the token request was blocked or stopped") from exc
+                raise ClientClosed("the event loop of the token request was blocked or stopped") from exc
             return exc
         except sender.network_errors as exc:
             return exc
-        except CarrierLost:
+        except ClientClosed:
             raise
         except Exception as exc:  # noqa: BLE001 - named as what it is
-            return Unexpected(exc)
+            return UnexpectedError(exc)
 
 
-def _post(sender: Sender, request: TokenRequest) -> TokenReply | Exception | Unexpected:
+def _post(sender: Sender, request: TokenRequest) -> TokenResponse | Exception | UnexpectedError:
     try:
         return sender.post(request)
     except sender.network_errors as exc:
         return exc
-    except (CarrierLost, Overdue):
+    except (ClientClosed, Overdue):
         raise
     except Exception as exc:  # noqa: BLE001 - named as what it is
-        return Unexpected(exc)
+        return UnexpectedError(exc)
 
 
 def _is_open(sender: object) -> bool:
@@ -542,37 +544,39 @@ def _carriers(sender: object) -> tuple[object, ...]:
     return () if client is None else (client,)
 
 
-def _patience(state: SharedState, seconds: float | None) -> Patience:
+def _wait_budget(state: ManagerState, seconds: float | None) -> WaitBudget:
     """Return how long a call may wait in all, if its caller is ready to wait for *seconds* (real ones)."""
     longest = state.policy.max_wait
-    return Patience(longest if seconds is None else min(seconds * state.clock.speed, longest))
+    return WaitBudget(longest if seconds is None else min(seconds * state.clock.speed, longest))
 
 
-def _fail(state: SharedState, run: FetchRun, failure: Failure) -> None:
+def _fail(state: ManagerState, run: FetchRun, failure: Failure) -> None:
     def act(machine: TokenMachine, now: float) -> None:
-        machine.fetch_failed(run.ticket, failure, now)
-        state.fetch_failed(failure, now)
+        machine.on_fetch_failed(run.ticket, failure, now)
+        state.record_failure(failure, now)
 
     state.transition(act)
 
 
-def _goes_on(sequence: Exchange[Any], call: Breakable, exc: BaseException, handled: BaseException | None) -> bool:
+def _should_retry(
+    sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException, handled: BaseException | None
+) -> bool:
     """Tell *sequence* how an attempt ended; return whether another one follows."""
-    broken = call.broken(exc) if isinstance(exc, Exception) else None
+    broken = call.classify_error(exc) if isinstance(exc, Exception) else None
     if broken is None:
         return False
-    verdict = sequence.send(broken.by(exc, but=handled))
-    assert isinstance(verdict, Verdict)
-    return verdict.again
+    verdict = sequence.send(broken.refine(exc, but=handled))
+    assert isinstance(verdict, RetryDecision)
+    return verdict.retry
 
 
-def _after_failure(sequence: Exchange[Any], call: Breakable, exc: BaseException) -> None:
+def _after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException) -> None:
     """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
     handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
-    forget_locals(exc, but=handled)
+    clear_traceback_locals(exc, but=handled)
     context = exc.__context__
     try:
-        if not _goes_on(sequence, call, exc, handled):
+        if not _should_retry(sequence, call, exc, handled):
             sequence.close()
             raise exc
     finally:
@@ -588,7 +592,7 @@ async def _awaited(answer: Awaitable[T], seconds: float) -> T:
     return await asyncio.wait_for(answer, seconds)
 
 
-def _checked(state: SharedState, answer: object) -> Credentials:
+def _checked(state: ManagerState, answer: object) -> Credentials:
     if not isinstance(answer, Credentials):
         raise ConfigurationError(f"the credentials callable returned {type(answer).__name__}, not Credentials")
     state.endpoint.check_key(answer)

@@ -25,9 +25,9 @@ from .credentials import Credentials
 from .event_log import Guarded, log, log_bypass, logs
 from .fetches import Fetches
 from .forks import survive_forks
-from .request_limits import Guards
-from .runtimes import Gate
-from .store_client import PATIENCE, Fleet
+from .request_limits import RequestLimits
+from .runtimes import WaitEvent
+from .store_client import OPERATION_TIMEOUT, StoreClient
 
 T = TypeVar("T")
 _NEVER = float("-inf")
@@ -35,7 +35,7 @@ _NOTHING: tuple[Token | None, float] = (None, _NEVER)
 _LOOK = 2.0  # seconds
 _LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
-G = TypeVar("G", bound=Gate)
+G = TypeVar("G", bound=WaitEvent)
 
 
 @dataclass(slots=True)
@@ -46,17 +46,17 @@ class Counters:
     tokens: int = 0
     refreshes: int = 0
     failed_fetches: int = 0
-    failed_in_a_row: int = 0
-    refused: int = 0
+    consecutive_failures: int = 0
+    unauthorized: int = 0
     replayed: int = 0
     retried: int = 0
     waited: int = 0
-    held: int = 0
+    paced: int = 0
     not_sent: int = 0
     bypassed: int = 0
 
 
-class SharedState:
+class ManagerState:
     """The machine of one manager under its lock, and what its callers share.
 
     The lock is held to decide and to queue, never across I/O. It is reentrant: a signal handler or a finalizer may
@@ -77,23 +77,23 @@ class SharedState:
         "_machine",
         "_queued",
         "_to_open",
+        "awaiting_first_success",
         "budget",
         "carriers",
         "clock",
         "closed",
         "counters",
-        "draw",
         "endpoint",
+        "fast_path",
         "fetches",
-        "fleet",
         "guards",
         "merchant_id",
         "now",
         "policy",
-        "published",
+        "random",
         "retry",
         "rotating",
-        "unproven",
+        "store_client",
     )
 
     def __init__(
@@ -101,11 +101,11 @@ class SharedState:
         endpoint: Endpoint,
         policy: TokenPolicy,
         clock: Clock,
-        fleet: Fleet,
+        store_client: StoreClient,
         *,
         rotating: bool,
         retry: RetryPolicy = DEFAULT,
-        guards: Guards | None = None,
+        guards: RequestLimits | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.endpoint = endpoint
@@ -113,32 +113,32 @@ class SharedState:
         self.clock = clock
         self.now = clock.now
         self.rotating = rotating
-        self.fleet = fleet
-        self.budget = fleet.token_budget(policy, endpoint.base_url)
+        self.store_client = store_client
+        self.budget = store_client.token_budget(policy, endpoint.base_url)
         self.retry = retry
         self.guards = guards
         self.counters = Counters()
-        self.draw = random.random
+        self.random = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
         self.fetches = Fetches(self)
         self.carriers = Carriers()
         self._degraded = False
         # A store that does not answer takes that long to say so, on a real clock.
-        grace = GRACE + ((PATIENCE + 1.0) * clock.speed if fleet.blocking else 0.0)
+        grace = GRACE + ((OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else 0.0)
         self._machine = TokenMachine(policy, rotating=rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0))
         self._lock = threading.RLock()
         self._depth = 0
         self._dropped: list[Token] = []  # by what interrupts a transition
         self._ended_fetches = 0
-        self._gates: dict[object, Gate] = {}
-        self._to_open: list[dict[object, Gate]] = []
+        self._gates: dict[object, WaitEvent] = {}
+        self._to_open: list[dict[object, WaitEvent]] = []
         self._listeners = tuple(map(Guarded, listeners))
         self._queued: list[Event] = []
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
-        self.published = _NOTHING
-        self.unproven = False
+        self.fast_path = _NOTHING
+        self.awaiting_first_success = False
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -150,12 +150,12 @@ class SharedState:
         self._gates.clear()
         self._to_open.clear()
         self._queued.clear()
-        self._machine.forget_flights()
-        self.published = _NOTHING
+        self._machine.forget_fetches()
+        self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
         """Return the token if calls may use it without asking. Takes no lock."""
-        token, until = self.published
+        token, until = self.fast_path
         return token if self.now() < until else None
 
     @property
@@ -166,12 +166,14 @@ class SharedState:
     @property
     def fetching(self) -> bool:
         """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
-        return self.fetches.in_progress or any(not self.fetches.knows(ticket) for ticket in self._machine.in_flight)
+        return self.fetches.in_progress or any(
+            not self.fetches.knows(ticket) for ticket in self._machine.pending_fetches
+        )
 
     @property
     def pending(self) -> frozenset[int]:
         """The tickets of the fetches that the machine waits for."""
-        return self._machine.in_flight
+        return self._machine.pending_fetches
 
     @property
     def interrupts_itself(self) -> bool:
@@ -198,7 +200,7 @@ class SharedState:
                 finally:
                     try:
                         self._publish()
-                        late, self._machine.late = self._machine.late, ()
+                        late, self._machine.overdue = self._machine.overdue, ()
                     finally:
                         if not depth:
                             queued, self._queued = self._queued, []
@@ -209,45 +211,45 @@ class SharedState:
             if events is not None:
                 events += queued
             elif queued:
-                self.notify(queued)
+                self.dispatch(queued)
 
     def _publish(self) -> None:
         machine = self._machine
         while self._dropped and not self.interrupts_itself:
-            machine.token_dropped(self._dropped[-1])
+            machine.discard_token(self._dropped[-1])
             self._dropped.pop()
-        self.unproven = machine.unproven
+        self.awaiting_first_success = machine.awaiting_first_success
         if self.closed:
-            self.published = _NOTHING
+            self.fast_path = _NOTHING
         else:
             now = self.now()
-            token, until = machine.unasked(now)
+            token, until = machine.fast_path_token(now)
             look_at = until - _LOOK_AHEAD * self.policy.trusted_after
             # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
             looks = look_at <= now < look_at + _LOOK
-            self.published = token, look_at if now < look_at else now if looks else until
+            self.fast_path = token, look_at if now < look_at else now if looks else until
         if machine.ended_fetches != self._ended_fetches or self._to_open:
             self._ended_fetches = machine.ended_fetches
             self._open_gates()
-        if self.fleet.alone != self._degraded:
-            self._degraded = self.fleet.alone
-            self.tell(StoreDegraded if self._degraded else StoreRestored)
+        if self.store_client.degraded != self._degraded:
+            self._degraded = self.store_client.degraded
+            self.queue_event(StoreDegraded if self._degraded else StoreRestored)
 
     def _open_gates(self) -> None:
         # Nothing is called until they are listed: an exception cannot strike before.
-        gates, self._gates = self._gates, {}
-        self._to_open += [gates]
+        events, self._gates = self._gates, {}
+        self._to_open += [events]
         for each in self._to_open:
-            for gate in each.values():
-                gate.open()
+            for event in each.values():
+                event.set()
         self._to_open = []
 
-    def tell(self, kind: Callable[..., Event], *details: object) -> None:
+    def queue_event(self, kind: Callable[..., Event], *details: object) -> None:
         """Let the listeners hear of an event, once the lock has been released. The lock must be held."""
         if self._listeners or logs(kind):
             self._queued.append(kind(self.endpoint.base_url, self.merchant_id, *details))
 
-    def notify(self, events: Sequence[Event]) -> None:
+    def dispatch(self, events: Sequence[Event]) -> None:
         """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for.
 
         Raises:
@@ -261,10 +263,10 @@ class SharedState:
         if raised is not None:
             raise raised
 
-    def notify_safely(self, events: Sequence[Event]) -> None:
+    def dispatch_safely(self, events: Sequence[Event]) -> None:
         """Do what :meth:`notify` does, where there is no caller for what a listener raises: it is logged."""
         with suppress(BaseException):
-            self.notify(events)
+            self.dispatch(events)
 
     def key(self, credentials: Credentials) -> str:
         """Name the record that managers with these credentials share. It does not give them away."""
@@ -272,58 +274,58 @@ class SharedState:
 
     def snapshot(self, credentials: Credentials) -> tuple[Snapshot, float]:
         """Return what managers with the same credentials should know, and the time. Calls no listener."""
-        spent = self.spent(credentials)
+        spent = self.export_budget(credentials)
         with self._lock:
             now = self.now()
             return self._machine.snapshot(credentials.digest, spent), now
 
-    def spent(self, credentials: Credentials) -> dict[str, dict[str, float]]:
+    def export_budget(self, credentials: Credentials) -> dict[str, dict[str, float]]:
         """Return when each unit of the budget was taken, as far as this process knows."""
         now = self.now()
         return {
-            key: {entry.id: now - entry.age for entry in self.fleet.budget.known(key)}
+            key: {entry.id: now - entry.age for entry in self.store_client.budget.known(key)}
             for key in self.budget.keys(credentials.merchant_id)
         }
 
-    def learn(
+    def import_budget(
         self, credentials: Credentials, spent: Mapping[str, Mapping[str, float]], now: float, seen: float
     ) -> tuple[float, float]:
         """Take over what somebody else knew of the budget at the instant *seen*; return its pressure and pace."""
         for key, keep in self.budget.keys(credentials.merchant_id).items():
             if key in spent:
                 entries = [Entry(name, max(now - at, 0.0)) for name, at in spent[key].items()]
-                self.fleet.budget.learn(key, entries, keep, seen)
-                self.fleet.budget.miss(key, spent[key])
-        return self.budget.pressure(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
+                self.store_client.budget.learn(key, entries, keep, seen)
+                self.store_client.budget.miss(key, spent[key])
+        return self.budget.reserve_used(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
 
     def listen(self, listener: Listener) -> None:
         """Let another listener hear of what happens from now on."""
         with self._lock:
             self._listeners = (*self._listeners, Guarded(listener))
 
-    def gate(self, key: object, make: Callable[[], G]) -> G:
+    def join_waiters(self, key: object, make: Callable[[], G]) -> G:
         """Join the waiters of one event loop, or the threads. The lock must be held."""
-        gate = self._gates.get(key)
-        if gate is None:
-            gate = self._gates[key] = make()
-        return gate  # type: ignore[return-value]  # one key, one kind of gate
+        event = self._gates.get(key)
+        if event is None:
+            event = self._gates[key] = make()
+        return event  # type: ignore[return-value]  # one key, one kind of gate
 
     def check_open(self) -> None:
         """Raise :class:`ConfigurationError` if the manager was closed."""
         if self.closed:
             raise ConfigurationError("this TokenManager is closed: make a new one")
 
-    def fetch_failed(self, failure: Failure, now: float) -> None:
+    def record_failure(self, failure: Failure, now: float) -> None:
         """Note that a fetch ended without a token. The lock must be held."""
         self.counters.failed_fetches += 1
-        self.counters.failed_in_a_row += 1
+        self.counters.consecutive_failures += 1
         error = failure.error(self._machine.blocked_for(now))
-        self.tell(RefreshFailed, error, self.counters.failed_in_a_row)
+        self.queue_event(RefreshFailed, error, self.counters.consecutive_failures)
 
-    def token_came(self, kind: Callable[..., Event], *details: object) -> None:
+    def record_token(self, kind: Callable[..., Event], *details: object) -> None:
         """Note that there is a new token. The lock must be held."""
-        self.tell(kind, *details, self.counters.failed_in_a_row)
-        self.counters.failed_in_a_row = 0
+        self.queue_event(kind, *details, self.counters.consecutive_failures)
+        self.counters.consecutive_failures = 0
 
     def expires_in(self) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Takes no lock."""
@@ -348,7 +350,7 @@ class SharedState:
         """Refuse everything from now on, and wake the waiters."""
         self.closed = True
         with self._lock:
-            self.published = _NOTHING
+            self.fast_path = _NOTHING
             self._open_gates()
 
 
@@ -361,12 +363,12 @@ class Stats:
         tokens: Tokens received.
         refreshes: Fetches that were started beside the traffic, failed ones included.
         failed_fetches: Fetches that ended without a token.
-        failed_in_a_row: How many of them since there was a new token.
-        refused: Calls answered 401.
+        consecutive_failures: How many of them since there was a new token.
+        unauthorized: Calls answered 401.
         replayed: Calls sent a second time after a 401.
         retried: Times that a call was sent again after it failed, or was told to slow down.
         waited: Calls that had to wait for a token.
-        held: Calls that had to wait for room in the limits of calls (``pacing=True``).
+        paced: Calls that had to wait for room in the limits of calls (``pacing=True``).
         not_sent: Calls that got an error of this package and were not sent, or not once more.
         bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
             each attempt that the HTTP client library makes counts.
@@ -381,12 +383,12 @@ class Stats:
     tokens: int
     refreshes: int
     failed_fetches: int
-    failed_in_a_row: int
-    refused: int
+    consecutive_failures: int
+    unauthorized: int
     replayed: int
     retried: int
     waited: int
-    held: int
+    paced: int
     not_sent: int
     bypassed: int
     budget_left: Mapping[str, int]
@@ -394,6 +396,21 @@ class Stats:
     token_expires_in: float | None
     circuits_open: Mapping[str, bool]
     store_degraded: bool
+
+    @property
+    def refused(self) -> int:
+        """Deprecated name of :attr:`unauthorized`."""
+        return self.unauthorized
+
+    @property
+    def held(self) -> int:
+        """Deprecated name of :attr:`paced`."""
+        return self.paced
+
+    @property
+    def failed_in_a_row(self) -> int:
+        """Deprecated name of :attr:`consecutive_failures`."""
+        return self.consecutive_failures
 
 
 CredentialsSource = Credentials | Callable[[], object]
