@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
     ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
     # Type variables.
     ("py:class", r"(pay88_adapters\.[\w.]+\.)?(R|R_contra|P|S|C|F|\w+T)"),
-    ("py:class", r"(pay88_adapters\.engine\.manager\.)?AnyManager"),  # a union of two that are in the reference
+    ("py:class", r"(pay88_adapters\.engine\.stand_ins\.)?AnyManager"),  # a union of two that are in the reference
 ]
 
 

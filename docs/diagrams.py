@@ -5,9 +5,12 @@ The first one is read off the table that the core decides by. A test compares al
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+
+import layers
 
 from pay88_adapters import TokenPolicy
 from pay88_adapters.core.machine import ACTIONS, Action, EndpointState, TokenState
@@ -198,7 +201,45 @@ def lease() -> str:
     )
 
 
-DIAGRAMS = {"answers": answers, "replay": replay, "refresh": refresh, "lease": lease}
+PURPOSES = {
+    "cli": "the pay88 command",
+    "testing": "the emulator, fixtures and fake clocks",
+    "adapters": "translate: one module for each HTTP client library; no policy",
+    "engine": "acts: locks, threads, tasks, event loops, clocks, forks",
+    "stores": "share: memory, a file, a server",
+    "core": "decides: values in, values out; no I/O, no clock, no lock",
+}
+
+
+def architecture() -> str:
+    """The layers, from the source itself."""
+    width, left, right = 900, 20, 610
+    found, counted = layers.modules(), layers.arrows()
+    parts, y, middles = [], 20.0, {}
+    for layer in layers.LAYERS:
+        lines = textwrap.wrap(", ".join(found[layer]), 82)
+        high = 44 + 17 * len(lines)
+        middles[layer] = y + high / 2
+        parts.append(f'<rect class="box" x="{left}" y="{y:g}" width="{right - left}" height="{high}" rx="6"/>')
+        parts.append(_text(left + 12, y + 22, layer, "bold"))
+        parts.append(_text(left + 90, y + 22, PURPOSES[layer], "small dim"))
+        parts += [_text(left + 12, y + 42 + 17 * row, line, "small") for row, line in enumerate(lines)]
+        y += high + 16
+    for lane, ((start, end), count) in enumerate(sorted(counted.items(), key=lambda each: _span(each[0]))):
+        x = right + 22 + 24 * lane
+        top, bottom = middles[start] - 4 + lane % 5 * 3, middles[end] + 4 - lane % 5 * 3
+        parts.append(f'<path class="arrow" d="M{right} {top:g}H{x}V{bottom:g}H{right + 2}" marker-end="url(#head)"/>')
+        parts.append(_text(x + 3, (top + bottom) / 2 + 4, str(count), "small dim"))
+    return _svg(width, int(y) + 4, "Layers, their modules, and the imports between them", parts)
+
+
+def _span(pair: tuple[str, str]) -> tuple[int, int]:
+    start, end = (layers.LAYERS.index(each) for each in pair)
+    assert start < end, f"{pair[0]} imports {pair[1]}: the wrong way round"
+    return end - start, start
+
+
+DIAGRAMS = {"architecture": architecture, "answers": answers, "replay": replay, "refresh": refresh, "lease": lease}
 
 if __name__ == "__main__":
     for name, draw in DIAGRAMS.items():

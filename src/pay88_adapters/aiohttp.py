@@ -24,9 +24,9 @@ from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import WHOLE, BodyPosition
-from .engine.manager import AnyManager, check_manager
+from .engine.calls import AsyncSender
 from .engine.responses import aread_limited
-from .engine.runners import AsyncSender
+from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
 
 __all__ = ["Pay88Middleware", "attach"]

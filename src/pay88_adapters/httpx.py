@@ -12,8 +12,8 @@ except ModuleNotFoundError as exc:
 from . import httpx_family as family
 from .core import errors
 from .core.errors import AdapterErrors
-from .engine.manager import AnyManager
-from .engine.runners import AsyncSender, Sender
+from .engine.calls import AsyncSender, Sender
+from .engine.stand_ins import AnyManager
 from .engine.standalone import ClosableSender
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]

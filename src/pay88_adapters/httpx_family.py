@@ -17,10 +17,11 @@ from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, SESSION_ID, Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import WHOLE, BodyPosition
+from .engine.calls import AsyncSender, Sender
 from .engine.logs import hide_secrets_in_logs
-from .engine.manager import AnyManager, TokenManager, check_manager
+from .engine.manager import TokenManager
 from .engine.responses import BodyTimeout, read_limited
-from .engine.runners import AsyncSender, Sender
+from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
 
 C = TypeVar("C")

@@ -34,7 +34,7 @@ from .core.events import (
 )
 from .engine.forks import survive_forks
 from .engine.manager import TokenManager
-from .engine.state import Stats
+from .engine.stats import Stats
 
 __all__ = ["instrument"]
 

@@ -18,8 +18,8 @@ from . import urllib3
 from .core import errors
 from .core.arguments import check_client, class_of, inside
 from .core.errors import AdapterErrors, Pay88Error
-from .engine.manager import ActivatedManager, AnyManager, UnavailableManager, check_manager, pickle_key, resolve
-from .engine.runners import Sender
+from .engine.calls import Sender
+from .engine.stand_ins import ActivatedManager, AnyManager, UnavailableManager, check_manager, pickle_key, resolve
 from .urllib3 import Pay88Retry
 
 __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]

@@ -43,9 +43,10 @@ from .core.wire import (
     TokenResponse,
 )
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
-from .engine.manager import AnyManager, TokenManager, UnavailableManager, check_manager
+from .engine.calls import Sender
+from .engine.manager import TokenManager
 from .engine.responses import BodyTimeout, read_limited, remaining_seconds
-from .engine.runners import Sender
+from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_retry import Pay88Retry, without_resending
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]

@@ -28,7 +28,7 @@ class Lease:
     """Who fetches a token just now."""
 
     owner: str
-    lease_remaining: float
+    remaining: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def lines(standing: Standing) -> list[str]:
         shown.append(f"{'the next one':<26}in {standing.free_in:.1f} s")
     lease, token, barred = standing.lease, standing.token, standing.barred
     shown.append(
-        f"{'fetching a token':<26}{f'{lease.owner}, for {lease.lease_remaining:.1f} s at most' if lease else 'nobody'}"
+        f"{'fetching a token':<26}{f'{lease.owner}, for {lease.remaining:.1f} s at most' if lease else 'nobody'}"
     )
     shown.append(f"{'token':<26}{f'{token.age:.1f} of {token.expires_in:g} s old' if token else 'none'}")
     if barred:

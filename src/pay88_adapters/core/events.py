@@ -45,7 +45,7 @@ class TokenFetched(Event):
 
     @property
     def failed_before(self) -> int:
-        """Deprecated name of :attr:`previous_failures`."""
+        """Deprecated name of ``previous_failures``."""
         return self.previous_failures
 
 
@@ -61,7 +61,7 @@ class SharedTokenUsed(Event):
 
     @property
     def failed_before(self) -> int:
-        """Deprecated name of :attr:`previous_failures`."""
+        """Deprecated name of ``previous_failures``."""
         return self.previous_failures
 
 
@@ -94,7 +94,7 @@ class RefreshFailed(Event):
 
     @property
     def in_a_row(self) -> int:
-        """Deprecated name of :attr:`consecutive_failures`."""
+        """Deprecated name of ``consecutive_failures``."""
         return self.consecutive_failures
 
 
@@ -187,7 +187,7 @@ class BreakerOpened(Event):
 
     @property
     def again(self) -> bool:
-        """Deprecated name of :attr:`reopened`."""
+        """Deprecated name of ``reopened``."""
         return self.reopened
 
 

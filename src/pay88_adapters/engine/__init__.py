@@ -10,7 +10,7 @@ from pay88_adapters.core.token import MANAGED_FIELDS
 from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 
 from .bodies import BodyPosition
-from .runners import AsyncCall, Call
+from .calls import AsyncCall, Call
 
 __all__ = [
     "MANAGED_FIELDS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -87,3 +87,7 @@ def _from_env(environ: Mapping[str, str], suffix: str) -> str:
         if environ.get(name):
             return Secret(environ[name])
     raise ConfigurationError(f"set {names[0]} (or {names[1]}) in the environment")
+
+
+CredentialsSource = Credentials | Callable[[], object]
+"""Credentials, or a credentials provider: a sync or async callable that returns them."""

@@ -71,7 +71,7 @@ def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
     )
 
 
-class Guarded:
+class SafeListener:
     """A listener that raises nothing. What it raised is logged at its first, second, fourth, eighth … occurrence."""
 
     __slots__ = ("_listener", "_raised")

@@ -12,7 +12,7 @@ from pay88_adapters.core.arguments import CLIENTS, class_of
 from pay88_adapters.core.errors import ClientClosed, ConfigurationError
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
 
-from .runners import AsyncSender, Sender
+from .calls import AsyncSender, Sender
 
 
 class ClosableSender(Sender, Protocol):

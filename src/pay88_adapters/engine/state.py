@@ -1,33 +1,27 @@
-"""What the callers of one manager share: the machine under its lock, and the gates they wait at."""
+"""The state of one manager: its machine under a lock, and what requests read without one."""
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pay88_adapters.core.endpoint import Endpoint
 from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from pay88_adapters.core.machine import GRACE, TokenMachine
-from pay88_adapters.core.policy import TokenPolicy
-from pay88_adapters.core.retry import DEFAULT, RetryPolicy
-from pay88_adapters.core.snapshot import Snapshot, record_key
+from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.core.token import Token
-from pay88_adapters.stores.base import Entry
 
 from .carriers import Carriers
-from .clock import Clock
 from .credentials import Credentials
-from .event_log import Guarded, log, log_bypass, logs
-from .fetches import Fetches
+from .event_log import log_bypass
+from .event_queue import EventQueue
 from .forks import survive_forks
-from .request_limits import RequestLimits
-from .runtimes import WaitEvent
-from .store_client import OPERATION_TIMEOUT, StoreClient
+from .settings import Settings
+from .sharing import export_budget
+from .stats import Counters
+from .store_client import OPERATION_TIMEOUT
+from .waiters import Waiters
 
 T = TypeVar("T")
 _NEVER = float("-inf")
@@ -35,106 +29,61 @@ _NOTHING: tuple[Token | None, float] = (None, _NEVER)
 _LOOK = 2.0  # seconds
 _LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
-G = TypeVar("G", bound=WaitEvent)
-
-
-@dataclass(slots=True)
-class Counters:
-    """Counted off the cached path, under the state's lock."""
-
-    token_requests: int = 0
-    tokens: int = 0
-    refreshes: int = 0
-    failed_fetches: int = 0
-    consecutive_failures: int = 0
-    unauthorized: int = 0
-    replayed: int = 0
-    retried: int = 0
-    waited: int = 0
-    paced: int = 0
-    not_sent: int = 0
-    bypassed: int = 0
 
 
 class ManagerState:
-    """The machine of one manager under its lock, and what its callers share.
+    """The machine of one manager under its lock.
 
     The lock is held to decide and to queue, never across I/O. It is reentrant: a signal handler or a finalizer may
     interrupt its holder and use the manager. What that finds half done it neither waits for nor adds a fetch to.
 
     A process may have one for each of many merchants: what they can share, they share, and the rest is small.
+
+    Args:
+        settings: What the manager is made of.
+        listeners: Called with each event.
     """
 
     __slots__ = (
         "__weakref__",
-        "_degraded",
         "_depth",
         "_dropped",
-        "_ended_fetches",
-        "_gates",
-        "_listeners",
         "_lock",
         "_machine",
-        "_queued",
-        "_to_open",
+        "_overdue",
+        "_published",
         "awaiting_first_success",
-        "budget",
         "carriers",
-        "clock",
         "closed",
         "counters",
-        "endpoint",
+        "events",
         "fast_path",
-        "fetches",
-        "guards",
         "merchant_id",
         "now",
-        "policy",
-        "random",
-        "retry",
-        "rotating",
-        "store_client",
+        "settings",
+        "waiters",
     )
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        policy: TokenPolicy,
-        clock: Clock,
-        store_client: StoreClient,
-        *,
-        rotating: bool,
-        retry: RetryPolicy = DEFAULT,
-        guards: RequestLimits | None = None,
-        listeners: Sequence[Listener] = (),
-    ) -> None:
-        self.endpoint = endpoint
-        self.policy = policy
-        self.clock = clock
+    def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
+        clock, store_client = settings.clock, settings.store_client
+        self.settings = settings
         self.now = clock.now
-        self.rotating = rotating
-        self.store_client = store_client
-        self.budget = store_client.token_budget(policy, endpoint.base_url)
-        self.retry = retry
-        self.guards = guards
         self.counters = Counters()
-        self.random = random.random
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self.fetches = Fetches(self)
         self.carriers = Carriers()
-        self._degraded = False
+        self.waiters = Waiters()
+        self.events = EventQueue(listeners)
         # A store that does not answer takes that long to say so, on a real clock.
         grace = GRACE + ((OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else 0.0)
-        self._machine = TokenMachine(policy, rotating=rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0))
+        self._machine = TokenMachine(
+            settings.policy, rotating=settings.rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0)
+        )
         self._lock = threading.RLock()
         self._depth = 0
         self._dropped: list[Token] = []  # by what interrupts a transition
-        self._ended_fetches = 0
-        self._gates: dict[object, WaitEvent] = {}
-        self._to_open: list[dict[object, WaitEvent]] = []
-        self._listeners = tuple(map(Guarded, listeners))
-        self._queued: list[Event] = []
+        self._overdue: tuple[int, ...] = ()
+        self._published = (0, False)  # ended fetches and whether degraded, when that was published last
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
         self.fast_path = _NOTHING
@@ -142,15 +91,14 @@ class ManagerState:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads: whoever held the lock or carried a fetch is not here."""
+        """Go on without the parent's threads: whatever held the lock or carried a fetch is not here."""
         self._lock = threading.RLock()
         self._depth = 0
-        self.fetches.after_fork()
         self.carriers.after_fork()
-        self._gates.clear()
-        self._to_open.clear()
-        self._queued.clear()
+        self.waiters.clear()
+        self.events.take()
         self._machine.forget_fetches()
+        self._overdue = ()
         self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
@@ -162,13 +110,6 @@ class ManagerState:
     def failed_fetches(self) -> int:
         """How many fetches have failed so far."""
         return self._machine.failed_fetches
-
-    @property
-    def fetching(self) -> bool:
-        """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
-        return self.fetches.in_progress or any(
-            not self.fetches.knows(ticket) for ticket in self._machine.pending_fetches
-        )
 
     @property
     def pending(self) -> frozenset[int]:
@@ -183,14 +124,13 @@ class ManagerState:
     def transition(self, act: Callable[[TokenMachine, float], T], events: list[Event] | None = None) -> T:
         """Let *act* have the machine and the time, with the lock held; afterwards publish what calls may use.
 
-        Whoever waits for a fetch that has ended is woken. After the lock has been released the listeners are called;
+        All that wait for a fetch that has ended are woken. After the lock has been released the listeners are called;
         or what happened is added to *events*, for a caller that has more to do before that.
 
         An exception may strike after any call, out of a signal handler: so the lock is released by C code alone, and
         what was left undone is done by the next transition.
         """
         queued: list[Event] = []
-        late: tuple[int, ...] = ()
         try:
             with self._lock:
                 depth = self._depth
@@ -200,18 +140,23 @@ class ManagerState:
                 finally:
                     try:
                         self._publish()
-                        late, self._machine.overdue = self._machine.overdue, ()
                     finally:
                         if not depth:
-                            queued, self._queued = self._queued, []
+                            queued = self.events.take()
                         self._depth = depth
         finally:
-            if late:
-                self.fetches.interrupt(late)
             if events is not None:
                 events += queued
             elif queued:
-                self.dispatch(queued)
+                self.events.dispatch(queued)
+
+    def take_overdue(self) -> tuple[int, ...]:
+        """Return the tickets of fetches that have become overdue and have to be interrupted: each one once."""
+        if not self._overdue:
+            return ()
+        with self._lock:
+            overdue, self._overdue = self._overdue, ()
+        return overdue
 
     def _publish(self) -> None:
         machine = self._machine
@@ -224,91 +169,37 @@ class ManagerState:
         else:
             now = self.now()
             token, until = machine.fast_path_token(now)
-            look_at = until - _LOOK_AHEAD * self.policy.trusted_after
+            look_at = until - _LOOK_AHEAD * self.settings.policy.trusted_after
             # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
             looks = look_at <= now < look_at + _LOOK
             self.fast_path = token, look_at if now < look_at else now if looks else until
-        if machine.ended_fetches != self._ended_fetches or self._to_open:
-            self._ended_fetches = machine.ended_fetches
-            self._open_gates()
-        if self.store_client.degraded != self._degraded:
-            self._degraded = self.store_client.degraded
-            self.queue_event(StoreDegraded if self._degraded else StoreRestored)
-
-    def _open_gates(self) -> None:
-        # Nothing is called until they are listed: an exception cannot strike before.
-        events, self._gates = self._gates, {}
-        self._to_open += [events]
-        for each in self._to_open:
-            for event in each.values():
-                event.set()
-        self._to_open = []
+        if machine.overdue:
+            self._overdue += machine.overdue
+            machine.overdue = ()
+        ended, degraded = self._published
+        if machine.ended_fetches != ended or self.waiters.is_interrupted:
+            self._published = machine.ended_fetches, degraded
+            self.waiters.wake()
+        if self.settings.store_client.degraded != degraded:
+            self._published = machine.ended_fetches, not degraded
+            self.queue_event(StoreRestored if degraded else StoreDegraded)
 
     def queue_event(self, kind: Callable[..., Event], *details: object) -> None:
-        """Let the listeners hear of an event, once the lock has been released. The lock must be held."""
-        if self._listeners or logs(kind):
-            self._queued.append(kind(self.endpoint.base_url, self.merchant_id, *details))
-
-    def dispatch(self, events: Sequence[Event]) -> None:
-        """Let the listeners hear of *events* now. No lock may be held, nor a lease that others wait for.
-
-        Raises:
-            BaseException: A listener raised what is no ``Exception``, such as a soft time limit of the caller's.
-        """
-        raised: BaseException | None = None
-        for event in events:
-            log(event)
-            for listener in self._listeners:
-                raised = listener(event) or raised
-        if raised is not None:
-            raise raised
-
-    def dispatch_safely(self, events: Sequence[Event]) -> None:
-        """Do what :meth:`notify` does, where there is no caller for what a listener raises: it is logged."""
-        with suppress(BaseException):
-            self.dispatch(events)
-
-    def key(self, credentials: Credentials) -> str:
-        """Name the record that managers with these credentials share. It does not give them away."""
-        return record_key(self.endpoint.base_url, credentials)
+        """Queue an event for the log and the listeners. The lock must be held."""
+        if self.events.wants(kind):
+            self.events.add(kind(self.settings.endpoint.base_url, self.merchant_id, *details))
 
     def snapshot(self, credentials: Credentials) -> tuple[Snapshot, float]:
         """Return what managers with the same credentials should know, and the time. Calls no listener."""
-        spent = self.export_budget(credentials)
+        entries = export_budget(self.settings, credentials)
         with self._lock:
             now = self.now()
-            return self._machine.snapshot(credentials.digest, spent), now
-
-    def export_budget(self, credentials: Credentials) -> dict[str, dict[str, float]]:
-        """Return when each unit of the budget was taken, as far as this process knows."""
-        now = self.now()
-        return {
-            key: {entry.id: now - entry.age for entry in self.store_client.budget.known(key)}
-            for key in self.budget.keys(credentials.merchant_id)
-        }
-
-    def import_budget(
-        self, credentials: Credentials, spent: Mapping[str, Mapping[str, float]], now: float, seen: float
-    ) -> tuple[float, float]:
-        """Take over what somebody else knew of the budget at the instant *seen*; return its pressure and pace."""
-        for key, keep in self.budget.keys(credentials.merchant_id).items():
-            if key in spent:
-                entries = [Entry(name, max(now - at, 0.0)) for name, at in spent[key].items()]
-                self.store_client.budget.learn(key, entries, keep, seen)
-                self.store_client.budget.miss(key, spent[key])
-        return self.budget.reserve_used(credentials.merchant_id), self.budget.pace(credentials.merchant_id)
+            return self._machine.snapshot(credentials.digest, entries), now
 
     def listen(self, listener: Listener) -> None:
-        """Let another listener hear of what happens from now on."""
+        """Call *listener*, too, with each event from now on."""
         with self._lock:
-            self._listeners = (*self._listeners, Guarded(listener))
-
-    def join_waiters(self, key: object, make: Callable[[], G]) -> G:
-        """Join the waiters of one event loop, or the threads. The lock must be held."""
-        event = self._gates.get(key)
-        if event is None:
-            event = self._gates[key] = make()
-        return event  # type: ignore[return-value]  # one key, one kind of gate
+            self.events.listen(listener)
 
     def check_open(self) -> None:
         """Raise :class:`ConfigurationError` if the manager was closed."""
@@ -339,78 +230,16 @@ class ManagerState:
 
         self.transition(drop)
 
-    def bypassed(self) -> None:
+    def record_bypass(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""
         with self._lock:
             self.counters.bypassed += 1
             first = self.counters.bypassed == 1
-        log_bypass(self.endpoint.base_url, self.merchant_id, first=first)
+        log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)
 
     def close(self) -> None:
         """Refuse everything from now on, and wake the waiters."""
         self.closed = True
         with self._lock:
             self.fast_path = _NOTHING
-            self._open_gates()
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What a manager has done so far, and what it may still do.
-
-    Attributes:
-        token_requests: Token requests sent, failed ones included.
-        tokens: Tokens received.
-        refreshes: Fetches that were started beside the traffic, failed ones included.
-        failed_fetches: Fetches that ended without a token.
-        consecutive_failures: How many of them since there was a new token.
-        unauthorized: Calls answered 401.
-        replayed: Calls sent a second time after a 401.
-        retried: Times that a call was sent again after it failed, or was told to slow down.
-        waited: Calls that had to wait for a token.
-        paced: Calls that had to wait for room in the limits of calls (``pacing=True``).
-        not_sent: Calls that got an error of this package and were not sent, or not once more.
-        bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
-            each attempt that the HTTP client library makes counts.
-        budget_left: Token requests left, by limit.
-        fetching: Whether a fetch is under way.
-        token_expires_in: Seconds for which the token stays valid; ``None`` without one.
-        circuits_open: Whether the circuit is open, by group of calls made so far (``breaker=``).
-        store_degraded: Whether the store fails, and this process goes on alone.
-    """
-
-    token_requests: int
-    tokens: int
-    refreshes: int
-    failed_fetches: int
-    consecutive_failures: int
-    unauthorized: int
-    replayed: int
-    retried: int
-    waited: int
-    paced: int
-    not_sent: int
-    bypassed: int
-    budget_left: Mapping[str, int]
-    fetching: bool
-    token_expires_in: float | None
-    circuits_open: Mapping[str, bool]
-    store_degraded: bool
-
-    @property
-    def refused(self) -> int:
-        """Deprecated name of :attr:`unauthorized`."""
-        return self.unauthorized
-
-    @property
-    def held(self) -> int:
-        """Deprecated name of :attr:`paced`."""
-        return self.paced
-
-    @property
-    def failed_in_a_row(self) -> int:
-        """Deprecated name of :attr:`consecutive_failures`."""
-        return self.consecutive_failures
-
-
-CredentialsSource = Credentials | Callable[[], object]
+            self.waiters.wake()

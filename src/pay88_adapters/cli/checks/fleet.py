@@ -77,7 +77,7 @@ class Fleet:
             yield ok("budget", f"{left} left")
         lease = standing.lease
         yield ok(
-            "lease", f"{lease.owner} fetches a token, for {lease.lease_remaining:.1f} s at most" if lease else "free"
+            "lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free"
         )
 
     def token(self, *, reached: bool) -> Finding:
