@@ -76,9 +76,7 @@ class Fleet:
         else:
             yield ok("budget", f"{left} left")
         lease = standing.lease
-        yield ok(
-            "lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free"
-        )
+        yield ok("lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free")
 
     def token(self, *, reached: bool) -> Finding:
         """Get a token, unless the fleet has one, or none may be requested."""
