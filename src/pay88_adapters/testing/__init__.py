@@ -28,7 +28,8 @@ from .faults import (
 )
 from .holds import Hold
 from .journal import Entry, Journal
-from .service import Answer, Charge, Received, Service
+from .messages import Answer, Charge, Received
+from .service import Service
 
 if TYPE_CHECKING:
     from .emulator import Emulator

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import overload
 
-from .service import Event, Kind, Received
+from .messages import Event, Kind, Received
 from .windows import largest_window
 
 
