@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -16,6 +15,7 @@ from .credentials import Credentials
 from .errors import CarrierLost, ConfigurationError, Failure
 from .fetches import FetchRun
 from .machine import GRACE, TokenMachine
+from .realtime import monotonic
 from .retry import Broken
 from .runtimes import AsyncRuntime, LoopEnded, ThreadGate, current_run, current_runtime
 from .secret import forget_locals
@@ -287,7 +287,7 @@ class ThreadDriver:
 
     def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
         """Do what may hang: whoever notices that it takes too long interrupts it with :class:`Overdue`."""
-        run.since, run.doing = time.monotonic(), doing
+        run.since, run.doing = monotonic(), doing
         try:
             return act()
         except Overdue as exc:
@@ -504,11 +504,11 @@ class TaskDriver:
     async def _post(
         self, runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest
     ) -> TokenReply | Exception | Unexpected:
-        began_at = time.monotonic()
+        began_at = monotonic()
         try:
             return await runtime.bounded(sender.post(request), request.timeout)
         except TimeoutError as exc:
-            if time.monotonic() - began_at > request.timeout + GRACE:
+            if monotonic() - began_at > request.timeout + GRACE:
                 raise CarrierLost("the event loop of the token request was blocked or stopped") from exc
             return exc
         except sender.network_errors as exc:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from .events import Event
 from .fleet import NO_LEASE
 from .forks import fork_id
 from .machine import TokenMachine
+from .realtime import monotonic
 from .stores.base import Lead
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
 from .wire import network_failure
@@ -182,7 +182,7 @@ class Fetches:
                 worker.finishes = False
                 return Failure(
                     TokenEndpointUnavailable,
-                    f"the {run.doing} has been hanging for {time.monotonic() - run.since:.1f} s and no other fetch can"
+                    f"the {run.doing} has been hanging for {monotonic() - run.since:.1f} s and no other fetch can"
                     " be started; request not sent: let it return or time out",
                     retryable=True,
                 )
@@ -190,9 +190,7 @@ class Fetches:
 
     def _hangs(self, run: FetchRun) -> bool:
         # In real seconds: a clock that a test moves says nothing of a thread.
-        return bool(run.doing) and time.monotonic() - run.since >= self._state.clock.real(
-            self._state.policy.fetch_timeout
-        )
+        return bool(run.doing) and monotonic() - run.since >= self._state.clock.real(self._state.policy.fetch_timeout)
 
     def on_another_loop(self) -> bool:
         """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""

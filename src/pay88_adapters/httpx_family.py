@@ -17,6 +17,7 @@ from .drivers import AsyncSender, Sender
 from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import AnyManager, TokenManager, check_manager
+from .realtime import monotonic
 from .retry import Broken
 from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
@@ -233,10 +234,10 @@ class _SyncCall(_Call):
             half = MAX_DRAIN_SECONDS / 2
             self._timeout["read"] = min(half, self._timeout.get("read") or half)
             with suppress(*self._transport.library.drain_errors):
-                _read(response, MAX_DRAINED, time.monotonic() + half)
+                _read(response, MAX_DRAINED, monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        until = time.monotonic() + request.timeout
+        until = monotonic() + request.timeout
         handle = self._transport.wrapped.handle_request
         with self._carried(), closing(handle(self._token_request(request))) as response:
             return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
@@ -312,7 +313,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
             self._token_requests -= 1
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
+        return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
@@ -362,7 +363,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         wrapped.__exit__(*exc)
 
     def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         while self._is_held_open(since):
             time.sleep(_LOOK_AGAIN)
         self.opened = _Opened()
@@ -403,7 +404,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         await wrapped.__aexit__(*exc)
 
     async def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         try:
             with anyio.CancelScope(shield=True):
                 while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop

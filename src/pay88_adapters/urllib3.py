@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ from .bodies import PLAIN, WHOLE, Bookmark
 from .drivers import Sender
 from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, Missing, TokenManager, check_manager
+from .realtime import monotonic
 from .retry import Broken, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token

@@ -26,6 +26,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME
+from .realtime import monotonic
 from .secret import Secret, forget_locals, redact, tells_secrets
 from .token import Token
 
@@ -88,7 +89,7 @@ def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -
     Args:
         chunks: A response body, in pieces as they arrive.
         bound: Bytes.
-        until: When the last piece must have arrived, on ``time.monotonic()``.
+        until: When the last piece must have arrived, on a monotonic clock.
 
     Raises:
         BodyTimeout: It has not.
@@ -103,8 +104,8 @@ def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -
 
 
 def check_time(until: float) -> float:
-    """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
-    left = until - time.monotonic()
+    """Return the real seconds until *until*, on a monotonic clock; raise :class:`BodyTimeout` if there are none."""
+    left = until - monotonic()
     if left <= 0:
         raise BodyTimeout("the response body did not arrive in time")
     return left
