@@ -21,7 +21,10 @@ pytest_plugins = ["pytester"]
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 FOR_ASYNCIO_PLUGIN = "test_pytest_asyncio.py"
-FIXTURES = [f"pay88_{scope}{name}" for scope in ("", "session_") for name in ("clock", "emulator", "manager")]
+FIXTURES = [
+    *("pay88_clock", "pay88_isolated", "pay88_emulator", "pay88_manager"),
+    *("pay88_session_clock", "pay88_session_emulator", "pay88_session_manager"),
+]
 STRICT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "--strict-markers")
 
 

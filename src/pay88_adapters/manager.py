@@ -8,10 +8,10 @@ import threading
 import weakref
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import NoReturn, cast
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from .arguments import class_of
 from .breaker import BreakerPolicy
@@ -120,6 +120,7 @@ class _Process:
         self.clock = Clock()
         self.managers = _Shared()
         self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
+        self.made: WeakSet[TokenManager] = WeakSet()  # all that run on the process's own clock
         self.after_fork()
         survive_forks(self)
 
@@ -141,16 +142,57 @@ _process = _Process()
 
 @contextmanager
 def default_clock(clock: Clock) -> Generator[None, None, None]:
-    """Let the managers that are made in the block run on *clock* unless they are given one; for tests.
+    """Let all managers run on *clock*, from a fresh start, but for those that were given one; for tests.
 
-    Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
+    Block and rest share nothing: :meth:`TokenManager.shared` makes managers of its own in it, and one that was made
+    before is afterwards as it was.
     """
-    kept = _process.clock, _process.managers
-    _process.clock, _process.managers = clock, _Shared()
+    with _process.lock:
+        kept = _process.clock, _process.managers
+        _process.clock, _process.managers = clock, _Shared()
+        before = [(manager, manager.start_anew(clock)) for manager in _process.made]
     try:
         yield
     finally:
-        _process.clock, _process.managers = kept
+        with _process.lock:
+            _process.clock, _process.managers = kept
+            for manager, state in before:
+                manager.resume(state)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Given:
+    """What a manager was made of."""
+
+    credentials: CredentialsSource
+    store: str
+    fallback: str | None
+    policy: TokenPolicy
+    retry: RetryPolicy
+    pacing: bool
+    breaker: BreakerPolicy | None
+
+    def state(self, endpoint: Endpoint, clock: Clock, listeners: Iterable[Listener]) -> SharedState:
+        """Return the state of a manager that has done nothing yet."""
+        fleet = _process.fleet(self.store, self.fallback, clock, self.policy.fallback_share)
+        guards = None
+        if self.pacing or self.breaker is not None:
+            crowd = _CROWD if fleet.blocking else None
+            pacing = Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if self.pacing else None
+            guards = Guards(pacing, self.breaker)
+        fixed = self.credentials if isinstance(self.credentials, Credentials) else None
+        state = SharedState(
+            endpoint,
+            self.policy,
+            clock,
+            fleet,
+            rotating=fixed is None,
+            retry=self.retry,
+            guards=guards,
+            listeners=tuple(listeners),
+        )
+        state.merchant_id = fixed.merchant_id if fixed else ""
+        return state
 
 
 class TokenManager:
@@ -183,7 +225,10 @@ class TokenManager:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_client", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
+    __slots__ = (
+        *("__weakref__", "_client", "_endpoint", "_given", "_now", "_sender", "_state"),
+        *("shared_key", "tasks", "threads"),
+    )
 
     def __init__(
         self,
@@ -215,33 +260,36 @@ class TokenManager:
             check_client(client)
         if not isinstance(pacing, bool):
             raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
-        policy = policy or _POLICY
-        clock = clock or _process.clock
-        fleet = _process.fleet(store, _checked_fallback(store, fallback_store), clock, policy.fallback_share)
-        rotating = not isinstance(credentials, Credentials)
-        guards = None
-        if pacing or breaker is not None:
-            crowd = _CROWD if fleet.blocking else None
-            guards = Guards(Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if pacing else None, breaker)
         self._endpoint = endpoint
-        self._now = clock.now
-        self._state = SharedState(
-            endpoint,
-            policy,
-            clock,
-            fleet,
-            rotating=rotating,
-            retry=retry or DEFAULT,
-            guards=guards,
-            listeners=_checked(listeners),
+        self._given = _Given(
+            credentials,
+            store,
+            _checked_fallback(store, fallback_store),
+            policy or _POLICY,
+            retry or DEFAULT,
+            pacing,
+            breaker,
         )
-        if isinstance(credentials, Credentials):
-            self._state.merchant_id = credentials.merchant_id
-        self.threads = ThreadDriver(self._state, credentials)
-        self.tasks = TaskDriver(self._state, credentials)
+        self.resume(self._given.state(endpoint, clock or _process.clock, _checked(listeners)))
+        if clock is None:
+            with _process.lock:
+                _process.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
+
+    def start_anew(self, clock: Clock) -> SharedState:
+        """Forget what has happened so far, and run on *clock*; return what :meth:`resume` takes. For tests."""
+        state = self._state
+        if not state.closed:
+            self.resume(self._given.state(self._endpoint, clock, state.listeners))
+        return state
+
+    def resume(self, state: SharedState) -> None:
+        """Go on from *state*."""
+        self._state, self._now = state, state.now
+        self.threads = ThreadDriver(state, self._given.credentials)
+        self.tasks = TaskDriver(state, self._given.credentials)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:

@@ -300,6 +300,11 @@ class SharedState:
         with self._lock:
             self._listeners = (*self._listeners, Guarded(listener))
 
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Whoever is told of events, as it was given."""
+        return tuple(each.listener for each in self._listeners)
+
     def gate(self, key: object, make: Callable[[], G]) -> G:
         """Join the waiters of one event loop, or the threads. The lock must be held."""
         gate = self._gates.get(key)

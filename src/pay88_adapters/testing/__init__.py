@@ -27,6 +27,7 @@ from .faults import (
     Truncated,
 )
 from .holds import Hold
+from .isolation import isolated
 from .journal import Entry, Journal
 from .service import Answer, Charge, Received, Service
 
@@ -59,6 +60,7 @@ __all__ = [
     "Status",
     "TooMany",
     "Truncated",
+    "isolated",
 ]
 
 
