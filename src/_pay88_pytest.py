@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,6 +43,17 @@ def pay88_isolated() -> Iterator[None]:
 
     with isolated():
         yield
+
+
+@pytest.fixture
+def pay88_vcr_config(pay88_isolated: None) -> dict[str, Any]:
+    """Options for vcrpy: no secret in a cassette; each test records its own token request.
+
+    For pytest-recording: a fixture vcr_config(pay88_vcr_config) that returns it.
+    """
+    from pay88_adapters.testing import vcr_config
+
+    return vcr_config()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 FOR_ASYNCIO_PLUGIN = "test_pytest_asyncio.py"
 FIXTURES = [
-    *("pay88_clock", "pay88_isolated", "pay88_emulator", "pay88_manager"),
+    *("pay88_clock", "pay88_isolated", "pay88_vcr_config", "pay88_emulator", "pay88_manager"),
     *("pay88_session_clock", "pay88_session_emulator", "pay88_session_manager"),
 ]
 STRICT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "--strict-markers")
@@ -139,7 +139,8 @@ def test_it_can_be_left_out(run: Run, pytester: pytest.Pytester) -> None:
 def test_fixtures_and_mark_are_documented(run: Run) -> None:
     """`pytest --fixtures` and `pytest --markers` describe them."""
     shown = run("--fixtures").stdout.str()
-    assert re.findall(r"^(pay88_\w+)(?: \[session scope\])? -- .*\n    \S", shown, re.MULTILINE) == FIXTURES
+    described = re.findall(r"^(pay88_\w+)(?: \[session scope\])? -- .*\n    \S", shown, re.MULTILINE)
+    assert sorted(described) == sorted(FIXTURES)
     assert "@pytest.mark.pay88(" in run("--markers").stdout.str()
 
 

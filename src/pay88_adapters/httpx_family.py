@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
@@ -19,6 +19,7 @@ from .logs import hide_secrets_in_logs
 from .manager import AnyManager, TokenManager, check_manager
 from .realtime import monotonic
 from .retry import Broken
+from .secret import SecretBytes
 from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
@@ -103,8 +104,8 @@ class Library:
         """Return a copy of *request* with *token*: the caller's own object would print the session id."""
         headers = self.module.Headers(request.headers)
         if replaces:
-            for name, value in token.attached.items():
-                headers[name] = value
+            others = [pair for pair in headers.raw if pair[0].lower() not in _MANAGED_FIELDS]
+            headers = self.module.Headers([*others, *((name, value) for name, _, value in _entries(token))])
         else:
             headers._list += _entries(token)
         # What its constructor would make of the same, at a third of the price.
@@ -120,7 +121,11 @@ class _AsyncIterable:
 
 
 def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
-    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
+    return [(name, lower, SecretBytes(token.attached[field].encode())) for name, lower, field in _FIELDS]
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), SecretBytes(value.encode())) for name, value in headers.items()]
 
 
 def _can_append(kind: Callable[..., Any]) -> bool:
@@ -210,7 +215,7 @@ class _Call:
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
         return transport.library.module.Request(
-            request.method, request.url, headers=request.headers, extensions=extensions
+            request.method, request.url, headers=_encoded(request.headers), extensions=extensions
         )
 
 

@@ -41,7 +41,10 @@ class Secret(str):
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("secrets are not pickled: build Credentials and TokenManager in the new process")
+        raise TypeError(
+            "secrets are not pickled: build Credentials and TokenManager in the new process; to record cassettes, open"
+            " them with **pay88_adapters.testing.vcr_config()"
+        )
 
 
 def hidden(value: Any) -> Any:
@@ -65,6 +68,27 @@ for _name in (
     *("ljust", "rjust", "center", "zfill", "lower", "upper", "casefold", "capitalize", "title", "swapcase"),
 ):
     setattr(Secret, _name, _hiding(getattr(str, _name)))
+
+
+class SecretBytes(bytes):
+    """Encoded, for clients that send bytes; whoever decodes it gets a :class:`Secret`."""
+
+    __slots__ = ()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> Secret:
+        return Secret(bytes.decode(self, encoding, errors))
+
+    def __repr__(self) -> str:
+        return REDACTED
+
+    def __copy__(self) -> SecretBytes:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SecretBytes:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        Secret.__reduce_ex__(Secret(), protocol)
 
 
 class Attached(Secret):

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard, cast
 from .credentials import Credentials
 from .endpoint import Endpoint
 from .errors import (
+    ConfigurationError,
     CredentialsRejected,
     Failure,
     TokenEndpointUnavailable,
@@ -27,7 +28,7 @@ from .errors import (
 )
 from .policy import LIFETIME
 from .realtime import monotonic
-from .secret import Secret, forget_locals, redact, tells_secrets
+from .secret import forget_locals, redact, tells_secrets
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -71,7 +72,7 @@ def token_request(endpoint: Endpoint, credentials: Credentials, timeout: float) 
     """Build the request. It carries the two key fields and nothing of the caller's."""
     headers = {
         "x-api-key": credentials.api_key,
-        "x-merchant-id": Secret(credentials.merchant_id),
+        "x-merchant-id": credentials.merchant_id,
         "Accept": "application/json",
         "Accept-Encoding": "identity",  # a compressed answer is refused, not inflated
         "Content-Length": "0",
@@ -156,6 +157,8 @@ def network_failure(cause: BaseException, *secrets: str) -> Failure:
 
 def unexpected_failure(error: Exception, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is no network error (rule 18)."""
+    if isinstance(error, ConfigurationError):  # of this package's own
+        return Failure(ConfigurationError, str(error), is_bug=True)
     kind = type(error)
     forget_locals(error)
     name = f"{kind.__module__}.{kind.__qualname__}"

@@ -29,6 +29,7 @@ from .faults import (
 from .holds import Hold
 from .isolation import isolated
 from .journal import Entry, Journal
+from .recording import vcr_config
 from .service import Answer, Charge, Received, Service
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
     "TooMany",
     "Truncated",
     "isolated",
+    "vcr_config",
 ]
 
 

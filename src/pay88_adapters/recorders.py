@@ -1,0 +1,78 @@
+"""Cassettes of vcrpy that are open while a token is requested: none may record a secret."""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import json
+import sys
+from importlib import import_module
+from typing import Any
+
+from .errors import ConfigurationError
+from .wire import TokenRequest
+
+# Of the shape that 88Pay's have: for filters that go by what a value looks like.
+_ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiJ9.cHJvYmU.pay88-adapters-probe"
+_SESSION_ID = "sess_pay88-adapters-probe"
+
+
+def check_cassette(request: TokenRequest) -> None:
+    """Check that an open cassette hides what a token request and the requests that follow it bring.
+
+    Raises:
+        ConfigurationError: It would record a secret.
+    """
+    if "vcr.cassette" in sys.modules and _would_record_secrets(request):
+        raise ConfigurationError(
+            "token request not sent: the open vcrpy cassette would record secrets; open it with"
+            " **pay88_adapters.testing.vcr_config()"
+        )
+
+
+def _vcr(module: str) -> Any:
+    return import_module(f"vcr.{module}")
+
+
+def _would_record_secrets(request: TokenRequest) -> bool:
+    # vcrpy puts its own class there while a cassette is open, whichever client is used.
+    cassette: Any = getattr(http.client.HTTPConnection, "cassette", None)
+    try:
+        headers = {name: str(value) for name, value in request.headers.items()}
+        sent = _vcr("request").Request(request.method, request.url, None, headers)
+        if cassette is None or cassette.write_protected or cassette.can_play_response_for(sent):
+            return False
+        text = _recorded(cassette, sent)
+        return any(secret in text for secret in (str(request.headers["x-api-key"]), _ACCESS_TOKEN, _SESSION_ID))
+    except Exception:  # noqa: BLE001 - a filter of the user's, or a version that looks different inside
+        return False
+
+
+def _recorded(cassette: Any, sent: Any) -> str:
+    """Return what *cassette* would put into its file."""
+
+    class Persister:
+        text = ""
+
+        @classmethod
+        def save_cassette(cls, path: object, cassette_dict: Any, serializer: Any) -> None:
+            cls.text = str(_vcr("serialize").serialize(cassette_dict, serializer))
+
+    probe: Any = copy.copy(cassette)
+    probe.data, probe._old_interactions, probe._played_interactions, probe._loaded_count = [], [], [], 0
+    probe._persister = Persister
+    token = {"access_token": _ACCESS_TOKEN, "session_id": _SESSION_ID, "expires_in": 60}
+    probe.append(sent, _response({"status": "Success", "data": token}))
+    attached = {"Authorization": f"Bearer {_ACCESS_TOKEN}", "x-session-id": _SESSION_ID}
+    probe.append(_vcr("request").Request("POST", sent.uri, None, attached), _response({}))
+    probe._save(force=True)
+    return Persister.text
+
+
+def _response(document: dict[str, Any]) -> dict[str, Any]:
+    body = json.dumps(document).encode()
+    return {
+        "status": {"code": 200, "message": "OK"},
+        "headers": {"Content-Type": ["application/json"], "Content-Length": [str(len(body))]},
+        "body": {"string": body},
+    }
