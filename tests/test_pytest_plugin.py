@@ -77,15 +77,15 @@ def write_page(pytester: pytest.Pytester) -> int:
 
 
 def test_the_page_works_as_it_stands(run: Run, pytester: pytest.Pytester) -> None:
-    """Every test on it passes, with warnings as errors; one is run twice, with two amounts."""
+    """Every test on it passes, with warnings as errors; some are run several times, with other parameters."""
     count = write_page(pytester)
     result = run(f"--ignore={FOR_ASYNCIO_PLUGIN}")
-    result.assert_outcomes(passed=count + 1)
+    result.assert_outcomes(passed=count + 5)
 
 
 def test_every_block_of_the_page_is_run() -> None:
     """No code on the page but what these tests run."""
-    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) == len(FILES) == 13
+    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) == len(FILES) == 15
 
 
 @pytest.mark.deep
@@ -95,7 +95,7 @@ def test_the_page_works_with_other_plugins(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")  # or else it warns
     count = write_page(pytester)
-    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 2)
+    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 6)
 
 
 def test_nothing_is_imported_before_a_fixture_is_used(pytester: pytest.Pytester) -> None:

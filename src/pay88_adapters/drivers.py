@@ -16,7 +16,7 @@ from .errors import CarrierLost, ConfigurationError, Failure
 from .fetches import FetchRun
 from .machine import GRACE, TokenMachine
 from .realtime import monotonic
-from .recorders import check_cassette
+from .recorders import check_token_request
 from .retry import Broken
 from .runtimes import AsyncRuntime, LoopEnded, ThreadGate, current_run, current_runtime
 from .secret import forget_locals
@@ -507,7 +507,7 @@ class TaskDriver:
     ) -> TokenReply | Exception | Unexpected:
         began_at = monotonic()
         try:
-            check_cassette(request)
+            check_token_request(request)
             return await runtime.bounded(sender.post(request), request.timeout)
         except TimeoutError as exc:
             if monotonic() - began_at > request.timeout + GRACE:
@@ -523,7 +523,7 @@ class TaskDriver:
 
 def _post(sender: Sender, request: TokenRequest) -> TokenReply | Exception | Unexpected:
     try:
-        check_cassette(request)
+        check_token_request(request)
         return sender.post(request)
     except sender.network_errors as exc:
         return exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
@@ -18,8 +18,8 @@ from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
 from .logs import hide_secrets_in_logs
 from .manager import AnyManager, TokenManager, check_manager
 from .realtime import monotonic
+from .recorders import check_call
 from .retry import Broken
-from .secret import SecretBytes
 from .standalone import ClosableSender
 from .token import AUTHORIZATION, SESSION_ID, Token
 from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
@@ -104,8 +104,8 @@ class Library:
         """Return a copy of *request* with *token*: the caller's own object would print the session id."""
         headers = self.module.Headers(request.headers)
         if replaces:
-            others = [pair for pair in headers.raw if pair[0].lower() not in _MANAGED_FIELDS]
-            headers = self.module.Headers([*others, *((name, value) for name, _, value in _entries(token))])
+            for name, value in token.attached.items():
+                headers[name] = value
         else:
             headers._list += _entries(token)
         # What its constructor would make of the same, at a third of the price.
@@ -121,11 +121,7 @@ class _AsyncIterable:
 
 
 def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
-    return [(name, lower, SecretBytes(token.attached[field].encode())) for name, lower, field in _FIELDS]
-
-
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), SecretBytes(value.encode())) for name, value in headers.items()]
+    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
 
 
 def _can_append(kind: Callable[..., Any]) -> bool:
@@ -172,6 +168,9 @@ class _Call:
         path: str = self._request.url.path
         return path
 
+    def _url(self) -> str:
+        return str(self._request.url)
+
     def headers(self, response: Any) -> Any:
         return response.headers
 
@@ -194,6 +193,7 @@ class _Call:
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
+        check_call(self.method, self._url)
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
     @contextmanager
@@ -215,7 +215,7 @@ class _Call:
         if "sni_hostname" in self._request.extensions:
             extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
         return transport.library.module.Request(
-            request.method, request.url, headers=_encoded(request.headers), extensions=extensions
+            request.method, request.url, headers=request.headers, extensions=extensions
         )
 
 

@@ -70,27 +70,6 @@ for _name in (
     setattr(Secret, _name, _hiding(getattr(str, _name)))
 
 
-class SecretBytes(bytes):
-    """Encoded, for clients that send bytes; whoever decodes it gets a :class:`Secret`."""
-
-    __slots__ = ()
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> Secret:
-        return Secret(bytes.decode(self, encoding, errors))
-
-    def __repr__(self) -> str:
-        return REDACTED
-
-    def __copy__(self) -> SecretBytes:
-        return self
-
-    def __deepcopy__(self, memo: object) -> SecretBytes:
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        Secret.__reduce_ex__(Secret(), protocol)
-
-
 class Attached(Secret):
     """A header value that an adapter put in, as opposed to one that the caller passed."""
 

@@ -35,6 +35,7 @@ from .drivers import Sender
 from .errors import CarrierLost, Flavours, Pay88Error
 from .manager import AnyManager, Missing, TokenManager, check_manager
 from .realtime import monotonic
+from .recorders import check_call
 from .retry import Broken, once
 from .secret import Attached
 from .token import MANAGED_FIELDS, Token
@@ -356,7 +357,12 @@ class _Call:
     def path(self) -> str:
         return self._url if self._url.startswith("/") else parse_url(self._url).path or "/"
 
+    def _whole_url(self) -> str:
+        pool = self._pool
+        return f"{pool.scheme}://{pool.host}:{pool.port}{self._url}" if self._url.startswith("/") else self._url
+
     def send(self, token: Token) -> BaseHTTPResponse:
+        check_call(self.method, self._whole_url)
         fields = self._fields
         headers = _headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw
