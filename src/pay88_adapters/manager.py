@@ -150,14 +150,14 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     with _process.lock:
         kept = _process.clock, _process.managers
         _process.clock, _process.managers = clock, _Shared()
-        before = [(manager, manager.start_anew(clock)) for manager in _process.made]
+        before = [(manager, manager._start_anew(clock)) for manager in _process.made]
     try:
         yield
     finally:
         with _process.lock:
             _process.clock, _process.managers = kept
             for manager, state in before:
-                manager.resume(state)
+                manager._resume(state)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -270,7 +270,7 @@ class TokenManager:
             pacing,
             breaker,
         )
-        self.resume(self._given.state(endpoint, clock or _process.clock, _checked(listeners)))
+        self._resume(self._given.state(endpoint, clock or _process.clock, _checked(listeners)))
         if clock is None:
             with _process.lock:
                 _process.made.add(self)
@@ -278,14 +278,14 @@ class TokenManager:
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
 
-    def start_anew(self, clock: Clock) -> SharedState:
-        """Forget what has happened so far, and run on *clock*; return what :meth:`resume` takes. For tests."""
+    def _start_anew(self, clock: Clock) -> SharedState:
+        """Forget what has happened so far, and run on *clock*; return what :meth:`_resume` takes. For tests."""
         state = self._state
         if not state.closed:
-            self.resume(self._given.state(self._endpoint, clock, state.listeners))
+            self._resume(self._given.state(self._endpoint, clock, state.listeners))
         return state
 
-    def resume(self, state: SharedState) -> None:
+    def _resume(self, state: SharedState) -> None:
         """Go on from *state*."""
         self._state, self._now = state, state.now
         self.threads = ThreadDriver(state, self._given.credentials)
