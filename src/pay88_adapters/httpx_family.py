@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
@@ -11,18 +11,21 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
-from .arguments import check_client, check_method, class_of, inside
-from .bodies import WHOLE, Bookmark
-from .drivers import AsyncSender, Sender
-from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
-from .logs import hide_secrets_in_logs
-from .manager import AnyManager, TokenManager, check_manager
-from .realtime import monotonic
-from .recorders import check_call
-from .retry import Broken
-from .standalone import ClosableSender
-from .token import AUTHORIZATION, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
+from pay88_adapters.stores.realtime import monotonic
+
+from .core.arguments import check_client, check_method, class_of, inside
+from .core.errors import AdapterErrors, ClientClosed, ConfigurationError, Pay88Error
+from .core.retry import ConnectionFailure
+from .core.token import AUTHORIZATION, SESSION_ID, Token
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .engine.bodies import WHOLE, BodyPosition
+from .engine.calls import AsyncSender, Sender
+from .engine.logs import hide_secrets_in_logs
+from .engine.manager import TokenManager
+from .engine.recorders import check_call
+from .engine.responses import BodyTimeout, read_limited
+from .engine.stand_ins import AnyManager, check_manager
+from .engine.standalone import ClosableSender
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -46,14 +49,14 @@ class Library:
         flavours: Its errors.
     """
 
-    def __init__(self, module: Any, flavours: Flavours) -> None:
+    def __init__(self, module: Any, adapter_errors: AdapterErrors) -> None:
         self.module = module
-        self.flavours = flavours
+        self.adapter_errors = adapter_errors
         self.network_errors = (module.HTTPError, module.StreamError, OSError)
         # What may happen while a response is drained. Any other timeout is the caller's.
         self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
-        self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
-        self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
+        self.not_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
+        self.classify_error = (*self.not_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
         # The libraries do not export what bodies are wrapped in.
         self._bytes = module.ByteStream
@@ -81,15 +84,15 @@ class Library:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream
         return type(stream)
 
-    def bookmark(self, stream: Any) -> Bookmark:
+    def body_position(self, stream: Any) -> BodyPosition:
         """Return the state of a request's body, which has not been sent yet."""
         if type(stream) is self._bytes and type(stream._stream) is bytes:
             return WHOLE
         if type(stream) in self._iterators:
-            return Bookmark(stream._stream)
+            return BodyPosition(stream._stream)
         if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
-            return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
-        return Bookmark(stream)
+            return BodyPosition(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
+        return BodyPosition(stream)
 
     def has_managed_field(self, headers: Any) -> bool:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
@@ -139,8 +142,8 @@ def _can_append(kind: Callable[..., Any]) -> bool:
 class _Call:
     """One call, and the token requests it may lead to."""
 
-    patience = None
-    total = None
+    token_timeout = None
+    total_timeout = None
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
@@ -148,7 +151,7 @@ class _Call:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
-        self._bookmark = transport.library.bookmark(request.stream)
+        self._body_position = transport.library.body_position(request.stream)
 
     @property
     def is_closed(self) -> bool:
@@ -174,18 +177,18 @@ class _Call:
     def headers(self, response: Any) -> Any:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self._transport.library
         # A pool without a free connection says nothing of the service.
-        if not isinstance(exc, library.broken) or isinstance(exc, library.module.PoolTimeout):
+        if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
             return None
-        return Broken(never_sent=isinstance(exc, library.never_sent))
+        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
@@ -196,30 +199,10 @@ class _Call:
         check_call(self.method, self._url)
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
-    @contextmanager
-    def _carried(self) -> Generator[None, None, None]:
-        """Hold the client open for a moment if it is closed; and tell that from a network that failed."""
-        with self._transport.held_open():
-            try:
-                yield
-            except self.network_errors as exc:
-                if self.is_closed:
-                    raise CarrierLost("the HTTP client was closed during the token request") from exc
-                raise
-
-    def _token_request(self, request: TokenRequest) -> Any:
-        transport = self._transport
-        if self.is_closed:
-            raise CarrierLost("the HTTP client was closed")
-        extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
-        if "sni_hostname" in self._request.extensions:
-            extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
-        return transport.library.module.Request(
-            request.method, request.url, headers=request.headers, extensions=extensions
-        )
-
 
 class _SyncCall(_Call):
+    _transport: SyncTransport[Any, Any, Any, Any]
+
     def send(self, token: Token) -> Any:
         request = self._with(token)
         extensions = request.extensions
@@ -241,14 +224,13 @@ class _SyncCall(_Call):
             with suppress(*self._transport.library.drain_errors):
                 _read(response, MAX_DRAINED, monotonic() + half)
 
-    def post(self, request: TokenRequest) -> TokenReply:
-        until = monotonic() + request.timeout
-        handle = self._transport.wrapped.handle_request
-        with self._carried(), closing(handle(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
+    def post(self, request: TokenRequest) -> TokenResponse:
+        return self._transport.post(request, self.client, self._request.extensions)
 
 
 class _AsyncCall(_Call):
+    _transport: AsyncTransport[Any, Any, Any, Any]
+
     def send(self, token: Token) -> Any:  # to be awaited
         return self._transport.wrapped.handle_async_request(self._with(token))
 
@@ -257,12 +239,8 @@ class _AsyncCall(_Call):
             with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
                 await _aread(response, MAX_DRAINED)
 
-    async def post(self, request: TokenRequest) -> TokenReply:
-        with self._carried():
-            async with _closing(
-                await self._transport.wrapped.handle_async_request(self._token_request(request))
-            ) as response:
-                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+    async def post(self, request: TokenRequest) -> TokenResponse:
+        return await self._transport.post(request, self.client, self._request.extensions)
 
 
 @asynccontextmanager
@@ -299,23 +277,45 @@ class _Transport(Generic[TransportT, TimeoutT]):
         self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
     ) -> None:
         check_manager(manager)
+        self._manager = manager
+        self._wrap(transport, timeout)
+
+    def _wrap(self, transport: TransportT | None, timeout: TimeoutT | float | None) -> None:
         library = self.library
         if transport is not None:
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
         self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
         self.opened = _Opened()
-        self._manager = manager
         self._token_requests = 0  # in flight
 
+    @classmethod
+    def without_manager(cls, transport: TransportT, timeout: TimeoutT) -> Any:
+        """Return a wrapper of *transport* for token requests alone."""
+        wrapper = cls.__new__(cls)
+        wrapper._wrap(transport, timeout)
+        return wrapper
+
     @contextmanager
-    def held_open(self) -> Generator[None, None, None]:
-        """Keep the transport open for a token request in flight: others wait for its token (rule 16)."""
+    def _carried(self, opened: _Opened) -> Generator[None, None, None]:
+        """Hold the transport open for a moment if it is closed (rule 16); and tell that from a network that failed."""
         self._token_requests += 1
         try:
             yield
+        except self.library.network_errors as exc:
+            if self.opened is not opened:
+                raise ClientClosed("the HTTP client was closed during the token request") from exc
+            raise
         finally:
             self._token_requests -= 1
+
+    def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
+        if self.opened is not opened:
+            raise ClientClosed("the HTTP client was closed")
+        passed_on: dict[str, Any] = {"timeout": _bounded(self.library, self.timeout, request.timeout)}
+        if "sni_hostname" in extensions:
+            passed_on["sni_hostname"] = extensions["sni_hostname"]
+        return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
         return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
@@ -325,12 +325,8 @@ class _Transport(Generic[TransportT, TimeoutT]):
         url = request.url
         replaces = self.library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
-        manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+        manager = self._manager.for_request(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
-
-    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
-        """Return *request* as a call of *manager*'s."""
-        return self._call(self, manager, request, replaces)
 
 
 class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
@@ -340,14 +336,22 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
     method = "handle_request"
     _call = _SyncCall
 
+    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
+        """Send a token request over the wrapped transport as it was *opened*."""
+        until = monotonic() + request.timeout
+        wrapped: Any = self.wrapped
+        message = self._token_request(request, opened, extensions)
+        with self._carried(opened), closing(wrapped.handle_request(message)) as response:
+            return TokenResponse(response.status_code, response.headers, _read(response, MAX_BODY, until))
+
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = call.manager.threads.call(call)
+                response: ResponseT = call.manager.sync_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = wrapped.handle_request(request)
         return unmanaged
@@ -381,14 +385,22 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
     method = "handle_async_request"
     _call = _AsyncCall
 
+    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
+        """Send a token request over the wrapped transport as it was *opened*."""
+        wrapped: Any = self.wrapped
+        message = self._token_request(request, opened, extensions)
+        with self._carried(opened):
+            async with _closing(await wrapped.handle_async_request(message)) as response:
+                return TokenResponse(response.status_code, response.headers, await _aread(response, MAX_BODY))
+
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = await call.manager.tasks.call(call)
+                response: ResponseT = await call.manager.async_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = await wrapped.handle_async_request(request)
         return unmanaged
@@ -444,27 +456,28 @@ def attach(
 class _ClientSender:
     """Sends token requests over the transports of a client."""
 
-    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+    def __init__(self, transport: type[_Transport[Any, Any]], client: Any) -> None:
         self.client = client
         self.network_errors = transport.library.network_errors
-        self._transport, self._manager = transport, manager
+        self._transport = transport
 
     @property
     def is_closed(self) -> bool:
         closed: bool = self.client.is_closed
         return closed
 
-    def _call(self, url: str) -> Any:
+    def _post(self, request: TokenRequest) -> Any:
         module = self._transport.library.module
-        transport = self.client._transport_for_url(module.URL(url))
+        transport: Any = self.client._transport_for_url(module.URL(request.url))
+        managed: Any = transport
         if not isinstance(transport, self._transport):
-            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
-        return transport.call(self._manager, module.Request("POST", url), False)
+            managed = self._transport.without_manager(transport, self.client.timeout)
+        return managed.post(request, managed.opened, {})
 
 
 class _SyncClientSender(_ClientSender):
-    def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = self._call(request.url).post(request)
+    def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = self._post(request)
         return reply
 
     def close(self) -> None:
@@ -472,27 +485,24 @@ class _SyncClientSender(_ClientSender):
 
 
 class _AsyncClientSender(_ClientSender):
-    async def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = await self._call(request.url).post(request)
+    async def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = await self._post(request)
         return reply
 
 
-def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]]) -> ClosableSender:
     """Return a sender with a client of its own."""
     module = transport.library.module
-    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+    return _SyncClientSender(transport, module.Client(transport=module.HTTPTransport()))  # without proxies
 
 
 def client_sender(
-    client: Any,
-    manager: TokenManager,
-    sync: type[SyncTransport[Any, Any, Any, Any]],
-    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+    client: Any, sync: type[SyncTransport[Any, Any, Any, Any]], tasks: type[AsyncTransport[Any, Any, Any, Any]]
 ) -> Sender | AsyncSender:
     """Return a sender over the transports of *client*."""
     if isinstance(client, sync.library.module.Client):
-        return _SyncClientSender(sync, manager, client)
-    return _AsyncClientSender(tasks, manager, client)
+        return _SyncClientSender(sync, client)
+    return _AsyncClientSender(tasks, client)
 
 
 def _read(response: Any, bound: int, until: float) -> bytes:
@@ -500,7 +510,7 @@ def _read(response: Any, bound: int, until: float) -> bytes:
     if response.is_stream_consumed:
         content: bytes = response.content[: bound + 1]
         return content
-    return capped(response.iter_raw(), bound, until)
+    return read_limited(response.iter_raw(), bound, until)
 
 
 async def _aread(response: Any, bound: int) -> bytes:

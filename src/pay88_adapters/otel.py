@@ -16,8 +16,8 @@ except ModuleNotFoundError as exc:
     raise ImportError("opentelemetry-api is not installed: pip install 'pay88-adapters[otel]'") from exc
 
 from . import __version__
-from .endpoint import Endpoint
-from .events import (
+from .core.endpoint import Endpoint
+from .core.events import (
     BreakerClosed,
     BreakerOpened,
     BudgetExhausted,
@@ -27,14 +27,14 @@ from .events import (
     CallWaited,
     Event,
     RefreshFailed,
+    SharedTokenUsed,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
-from .forks import survive_forks
-from .manager import TokenManager
-from .state import Stats
+from .engine.forks import survive_forks
+from .engine.manager import TokenManager
+from .engine.stats import Stats
 
 __all__ = ["instrument"]
 
@@ -45,10 +45,10 @@ _Worst = Callable[[float, float], float]
 _MERCHANT = "pay88.merchant.id"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # as for HTTP in general
 _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
-    TokenTakenOver: ("pay88.token.shared", "{token}", "Tokens taken over from another manager with the same store."),
+    SharedTokenUsed: ("pay88.token.shared", "{token}", "Tokens taken over from another manager with the same store."),
     RefreshFailed: ("pay88.token.fetch.failures", "{fetch}", "Fetches that ended without a token."),
     BudgetExhausted: ("pay88.token.budget.exhausted", "{request}", "Token requests not sent for want of budget."),
-    TokenRefused: ("pay88.token.refusals", "{call}", "Calls answered 401."),
+    TokenRejected: ("pay88.token.refusals", "{call}", "Calls answered 401."),
     CallReplayed: ("pay88.call.replays", "{call}", "Calls sent again with a fresh token."),
     CallRetried: ("pay88.call.retries", "{call}", "Times that a call was sent again after it failed."),
     CallNotSent: ("pay88.call.not_sent", "{call}", "Calls that got an error of this package, and were not sent."),
@@ -59,7 +59,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
     ),
 }
 _ON_SPANS: Mapping[type[Event], str] = {
-    TokenRefused: "pay88.token.refused",
+    TokenRejected: "pay88.token.refused",
     CallReplayed: "pay88.call.replayed",
     CallRetried: "pay88.call.retried",
     CallWaited: "pay88.call.waited",
@@ -180,7 +180,7 @@ def _attributes(event: Event) -> Attributes:
             return {"error.type": error.__name__, **_status(status)}
         case RefreshFailed(error=failure):
             return {"error.type": type(failure).__name__}
-        case TokenRefused(replaced=replaced):
+        case TokenRejected(replaced=replaced):
             return {"pay88.token.replaced": replaced}
         case CallRetried(group=group, status=status):
             return {"pay88.call.group": group, **_status(status)}

@@ -28,28 +28,28 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from . import errors
-from .arguments import check_client, inside
-from .bodies import PLAIN, WHOLE, Bookmark
-from .drivers import Sender
-from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import AnyManager, Missing, TokenManager, check_manager
-from .realtime import monotonic
-from .recorders import check_call
-from .retry import Broken, once
-from .secret import Attached
-from .token import MANAGED_FIELDS, Token
-from .urllib3_retry import Pay88Retry, without_resending
-from .wire import (
+from pay88_adapters.stores.realtime import monotonic
+
+from .core import errors
+from .core.arguments import check_client, inside
+from .core.errors import AdapterErrors, ClientClosed, Pay88Error
+from .core.retry import ConnectionFailure, single_attempt
+from .core.secret import InjectedHeader
+from .core.token import MANAGED_FIELDS, Token
+from .core.wire import (
     MAX_BODY,
     MAX_DRAIN_SECONDS,
     MAX_DRAINED,
-    BodyTimeout,
-    TokenReply,
     TokenRequest,
-    capped,
-    check_time,
+    TokenResponse,
 )
+from .engine.bodies import PLAIN, WHOLE, BodyPosition
+from .engine.calls import Sender
+from .engine.manager import TokenManager
+from .engine.recorders import check_call
+from .engine.responses import BodyTimeout, read_limited, remaining_seconds
+from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
+from .urllib3_retry import Pay88Retry, without_resending
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
@@ -89,7 +89,7 @@ _NAMES = (
     *("release_conn", "chunked", "body_pos", "preload_content", "decode_content"),
 )
 
-_flavours = Flavours(HTTPError, globals())
+_errors = AdapterErrors(HTTPError, globals())
 
 
 class Pay88PoolManager(urllib3.PoolManager):
@@ -131,7 +131,7 @@ def attach(pool_manager: P, manager: AnyManager) -> P:
     return install(pool_manager, manager)
 
 
-def install(pool_manager: P, manager: AnyManager | Missing) -> P:
+def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
     """Do what :func:`attach` does with what it has checked."""
     classes = inside(pool_manager, "pool_classes_by_scheme", dict)
     # A new dict: the one found there belongs to the whole urllib3 module.
@@ -142,9 +142,9 @@ def install(pool_manager: P, manager: AnyManager | Missing) -> P:
     return pool_manager
 
 
-def standalone_sender(manager: TokenManager) -> ClientSender:
+def standalone_sender() -> ClientSender:
     """Return a sender with pools of its own."""
-    return ClientSender(manager, urllib3.PoolManager())
+    return ClientSender(urllib3.PoolManager())
 
 
 class ClientSender:
@@ -152,14 +152,13 @@ class ClientSender:
 
     network_errors = (HTTPError, OSError)
 
-    def __init__(self, manager: TokenManager, client: Any) -> None:
-        self._manager = manager
+    def __init__(self, client: Any) -> None:
         self.client = client
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Do what :meth:`Sender.post` does."""
         pool, target = self._pool(request.url)
-        return _Call(self._manager, pool, ("POST", target), (), {"retries": False}, []).post(request)
+        return _post(pool, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
         """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
@@ -174,15 +173,15 @@ class ClientSender:
         self.client.clear()
 
 
-def client_sender(manager: TokenManager, client: urllib3.PoolManager) -> Sender:
+def client_sender(client: urllib3.PoolManager) -> Sender:
     """Return a sender over the pools of *client*."""
-    return ClientSender(manager, client)
+    return ClientSender(client)
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
 
-    pay88_manager: AnyManager | Missing
+    pay88_manager: AnyManager | UnavailableManager
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
@@ -201,22 +200,22 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         try:
             manager = self._managing(url, authorization)
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
             # A default of the pool's, or a redirect that has led here
             if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
                 kw["retries"] = told.plain()
             if again:
-                kw["headers"] = _headers([each for each in headers.items() if type(each[1]) is not Attached])
+                kw["headers"] = _headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
         call = _Call(manager, self, args, by_position, kw, fields)
         try:
-            return call.send_again() if again else call.finish(manager.threads.call(call))
+            return call.send_again() if again else call.finish(manager.sync_runner.call(call))
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
 
     def _managing(self, url: str, authorization: str | None) -> TokenManager | None:
-        managing = self.pay88_manager.managing
+        managing = self.pay88_manager.for_request
         if url[:1] == "/":
             return managing(self.scheme or "http", self.host, self.port, url, authorization)
         target = parse_url(url)
@@ -239,7 +238,7 @@ def _sorted(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None
     fields: list[tuple[str, str]] = []
     authorization, again = None, False
     for name, value in given.items():  # one that occurs twice is there twice
-        if type(value) is Attached:
+        if type(value) is InjectedHeader:
             again = True
             continue
         if type(name) is not str:
@@ -256,7 +255,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _managed(pool_class: type[Any], manager: AnyManager | Missing) -> type[Any]:
+def _managed(pool_class: type[Any], manager: AnyManager | UnavailableManager) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
     # By the same name, for errors and logs show it.
@@ -287,7 +286,7 @@ class _Call:
     __slots__ = (
         "__weakref__",
         "_args",
-        "_bookmark",
+        "_body_position",
         "_by_position",
         "_fields",
         "_kw",
@@ -317,7 +316,7 @@ class _Call:
         self._manager, self._pool, self._fields = manager, pool, fields
         self._args, self._by_position, self._kw = args, by_position, kw
         body = kw.get("body")
-        self._bookmark = WHOLE if type(body) in PLAIN else Bookmark(body, position=kw.get("body_pos"))
+        self._body_position = WHOLE if type(body) in PLAIN else BodyPosition(body, position=kw.get("body_pos"))
         self._preload = False
         retries = kw.get("retries")
         if retries is None:
@@ -330,8 +329,8 @@ class _Call:
             # Reading is left until it is clear that this response is the one, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
-            self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
-            if not self._bookmark.steady:
+            self.retry = single_attempt(manager.retry)  # urllib3 sends again what the caller's own says
+            if not self._body_position.steady:
                 kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
     @property
@@ -343,15 +342,15 @@ class _Call:
         return self._pool.pool is None
 
     @property
-    def patience(self) -> float | None:
+    def token_timeout(self) -> float | None:
         timeout = self._kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         return total if isinstance(total, (int, float)) else None
 
     @property
-    def total(self) -> float | None:
+    def total_timeout(self) -> float | None:
         # A plain number is for each phase of each attempt.
-        return self.patience if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
+        return self.token_timeout if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
 
     @property
     def path(self) -> str:
@@ -376,10 +375,10 @@ class _Call:
 
     def send_again(self) -> BaseHTTPResponse:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
-        if not self._bookmark.rewind():  # urllib3 would send an empty body
+        if not self._body_position.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
-        with self._manager.threads.token_for(self) as token:
+        with self._manager.sync_runner.token_for(self) as token:
             response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
@@ -401,11 +400,11 @@ class _Call:
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if not isinstance(exc, _BROKEN):
             return None
         self._note(self._retries, error=exc)
-        return Broken(never_sent=_never_sent(exc))
+        return ConnectionFailure(not_sent=_never_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
@@ -415,7 +414,7 @@ class _Call:
         return getattr(response, "pay88_token", token)
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
     def discard(self, response: BaseHTTPResponse) -> None:
         drained = False
@@ -424,34 +423,38 @@ class _Call:
             until = monotonic() + MAX_DRAIN_SECONDS
             if _socket(getattr(response, "connection", None)) is not None:
                 with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
-                    drained = len(capped(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
+                    drained = len(read_limited(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
         finally:
             _let_go(response, finished=drained)
 
-    def post(self, request: TokenRequest) -> TokenReply:
-        pool = self._pool
-        until = monotonic() + request.timeout
-        try:
-            urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-            response = urlopen(
-                request.method,
-                request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
-                headers=dict(request.headers),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=_bounded(pool.timeout, request.timeout),
-                pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
-                preload_content=False,
-            )
-        except ClosedPoolError as exc:
-            raise CarrierLost("the connection pool was closed") from exc
-        body = b""
-        try:
-            body = capped(_pieces(response, until), until=until)
-        finally:
-            _let_go(response, finished=0 < len(body) <= MAX_BODY)
-        return TokenReply(response.status, response.headers, body)
+    def post(self, request: TokenRequest) -> TokenResponse:
+        return _post(self._pool, self._url, request)
+
+
+def _post(pool: urllib3.HTTPConnectionPool, target: str, request: TokenRequest) -> TokenResponse:
+    """Send a token request over *pool*; *target* is what a request line has there: all of a URL to a proxy."""
+    until = monotonic() + request.timeout
+    try:
+        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+        response = urlopen(
+            request.method,
+            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
+            headers=dict(request.headers),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=_bounded(pool.timeout, request.timeout),
+            pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
+            preload_content=False,
+        )
+    except ClosedPoolError as exc:
+        raise ClientClosed("the connection pool was closed") from exc
+    body = b""
+    try:
+        body = read_limited(_pieces(response, until), until=until)
+    finally:
+        _let_go(response, finished=0 < len(body) <= MAX_BODY)
+    return TokenResponse(response.status, response.headers, body)
 
 
 def _never_sent(exc: Exception) -> bool:
@@ -476,7 +479,7 @@ def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
     piece = b"more"
     while piece:
-        left = check_time(until)
+        left = remaining_seconds(until)
         # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
         if response.connection is not None:
             sock.settimeout(min(left, configured))

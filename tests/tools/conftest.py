@@ -10,7 +10,7 @@ from toolkit import BY_LIBRARY, LIBRARIES, SHOWN, Open
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.testing import Emulator
-from stacks import Stack
+from support.stacks import Stack
 
 pytest_plugins = ["pytester"]
 

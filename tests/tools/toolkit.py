@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stacks import STACKS, Httpx2, Stack
+from support.stacks import STACKS, Httpx2, Stack
 
 LIBRARIES = ("urllib3", "requests", "httpx", "httpx2", "aiohttp")
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from pay88_adapters.realtime import monotonic
+from pay88_adapters.stores.realtime import monotonic
 
 
 class Hold:

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.contexts import Enclosing
-from pay88_adapters.manager import default_clock
+from pay88_adapters.engine.manager import default_clock
+from pay88_adapters.engine.overrides import Enclosing
 
 
 class Isolation(Enclosing):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import overload
 
-from pay88_adapters.realtime import monotonic
+from pay88_adapters.stores.realtime import monotonic
 
 from .service import Event, Kind, Received
 from .windows import largest_window

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from pay88_adapters.secret import REDACTED, mask
+from pay88_adapters.core.secret import REDACTED, mask
 
 _SECRET_FIELDS = ("authorization", "x-session-id", "x-api-key")
 _INSTEAD = {"access_token": "recorded-access-token", "session_id": "recorded-session-id"}

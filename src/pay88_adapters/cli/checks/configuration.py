@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 
 from pay88_adapters import ConfigurationError, Credentials
-from pay88_adapters.endpoint import Endpoint, url_from_env
-from pay88_adapters.secret import hidden
+from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.secret import as_secret
 from pay88_adapters.stores import MEMORY
 
 from .finding import Finding, failed, ok, skipped
@@ -25,7 +25,7 @@ class Configuration:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self.store: str = hidden(environ.get("PAY88_STORE") or MEMORY)
+        self.store: str = as_secret(environ.get("PAY88_STORE") or MEMORY)
         self.fallback_store: str | None = environ.get("PAY88_FALLBACK_STORE") or None
         self.credentials: Credentials | None = None
         self.endpoint: Endpoint | None = None

@@ -17,8 +17,8 @@ from pay88_adapters import (
 )
 from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
-from pay88_adapters.clock import Clock
-from pay88_adapters.fleet import bounded
+from pay88_adapters.engine.clock import Clock
+from pay88_adapters.engine.store_client import run_with_timeout
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 
@@ -59,9 +59,9 @@ class Fleet:
             return
         try:
             store = open_store(url, Clock())
-            took = bounded(lambda: _try(store))
+            took = run_with_timeout(lambda: _try(store))
             if url.partition(":")[0] not in _OWN_CLOCK:
-                self.ahead = bounded(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
+                self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
             yield failed("store", str(error), "correct PAY88_STORE, or install what its driver needs")
         except StoreError as error:
@@ -78,7 +78,7 @@ class Fleet:
             yield from (skipped(name, why) for name in ("budget", "lease"))
             return
         try:
-            standing = self._standing = bounded(Shared(store, endpoint.base_url, credentials).look)
+            standing = self._standing = run_with_timeout(Shared(store, endpoint.base_url, credentials).peek)
         except (Pay88Error, StoreError) as error:
             yield failed("budget", str(error), "start the store, or correct PAY88_STORE")
             yield skipped("lease", "the store failed")
@@ -90,7 +90,7 @@ class Fleet:
         else:
             yield ok("budget", f"{left} left")
         lease = standing.lease
-        yield ok("lease", f"{lease.owner} fetches a token, for {lease.busy_for:.1f} s at most" if lease else "free")
+        yield ok("lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free")
 
     def token(self, *, reached: bool) -> Finding:
         """Get a token, unless the fleet has one, or none may be requested."""
@@ -138,7 +138,7 @@ def _check_fallback(url: str, store: str) -> Finding:
         return failed(name, "there is no other store that it could stand in for", remedy)
     try:
         spare, _ = open_fallback(url, Clock())
-        took = bounded(lambda: _try(spare))
+        took = run_with_timeout(lambda: _try(spare))
     except (ConfigurationError, StoreError) as error:
         return failed(name, str(error), remedy)
     return ok(name, f"a lease and a record in {took * 1000:.0f} ms")
@@ -147,7 +147,7 @@ def _check_fallback(url: str, store: str) -> Finding:
 def _try(store: Store) -> float:
     """Take a lease and write a record that is forgotten at once; return for how many seconds that took."""
     began_at = time.monotonic()
-    lead = store.lead("check", owner=uuid4().hex, known=-1, lease=_LEASE)
-    if lead.fence is not None:  # or else another check is at it
-        store.publish("check", fence=lead.fence, content="", keep=0.0)
+    lead = store.try_acquire_lease("check", owner=uuid4().hex, known=-1, lease=_LEASE)
+    if lead.fencing_token is not None:  # or else another check is at it
+        store.publish("check", fencing_token=lead.fencing_token, content="", keep=0.0)
     return time.monotonic() - began_at

@@ -13,7 +13,7 @@ from pay88_adapters import Pay88Error, Token, TokenManager, TokenPolicy
 from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command
 from pay88_adapters.clock import Clock
-from pay88_adapters.policy import LIFETIME
+from pay88_adapters.core.policy import LIFETIME
 
 _EPILOG = """\b
 Examples:
@@ -93,8 +93,8 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
         remaining = _remaining(token)
         if remaining < min_validity:
             raise TokenTooOld(
-                f"the token expires in {remaining:.1f} s, before --min-validity {min_validity:g} s, and no newer one can"
-                " be fetched; try again later, or lower it",
+                f"the token expires in {remaining:.1f} s, before --min-validity {min_validity:g} s, and no newer one"
+                " can be fetched; try again later, or lower it",
                 retryable=True,
             )
         click.echo(_FORMATS["json" if as_json else form](token))

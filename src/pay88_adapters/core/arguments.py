@@ -1,0 +1,94 @@
+"""Checks of what users pass to ``attach`` and to constructors: errors name what was given, and what to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .errors import ConfigurationError
+from .events import Listener
+
+CLIENTS = {
+    "urllib3": ("PoolManager",),
+    "requests": ("Session",),
+    "httpx": ("Client", "AsyncClient"),
+    "httpx2": ("Client", "AsyncClient"),
+    "aiohttp": ("ClientSession",),
+}
+"""The classes of clients, by library."""
+
+
+def class_of(value: object) -> str:
+    """Name the class of *value* with its module, as error messages show it."""
+    if value is None:
+        return "None"
+    kind = value if isinstance(value, type) else type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"the class {name}" if kind is value else name
+
+
+def check_client(client: object, library: str, kinds: tuple[type, ...]) -> None:
+    """Check the first argument of *library*'s ``attach``.
+
+    Raises:
+        ConfigurationError: It is no instance of *kinds*.
+    """
+    if isinstance(client, kinds):
+        return
+    names = " or ".join(f"{library}.{kind.__name__}" for kind in kinds)
+    raise ConfigurationError(
+        f"attach() of pay88_adapters.{library} takes {names}, not {class_of(client)}: {_remedy(client)}"
+    )
+
+
+def _remedy(client: object) -> str:
+    if client is None or isinstance(client, type):
+        return "create the client first"
+    for each in type(client).__mro__:
+        library = each.__module__.partition(".")[0]
+        if each.__name__ in CLIENTS.get(library, ()):
+            return f"use pay88_adapters.{library}.attach()"
+        if each.__name__ == "TokenManager":
+            return "the client comes first, then the manager"
+    return "other libraries are not supported; send token.headers() yourself"
+
+
+def inside(client: object, name: str, kind: type | tuple[type, ...] = object) -> Any:
+    """Return an attribute that every client of a supported library has once its constructor has run.
+
+    Raises:
+        ConfigurationError: This one has it not: a test double of the class, or a subclass that skips the constructor.
+    """
+    value = getattr(client, name, None)
+    if value is None or not isinstance(value, kind):
+        raise ConfigurationError(
+            f"attach() cannot use this {class_of(client)}: it has no {name}; pass a client whose constructor has run"
+        )
+    return value
+
+
+def check_method(name: str, value: object, method: str, wanted: str) -> None:
+    """Check that *value* is of use as what *wanted* says, which any object with *method* is.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    found: Callable[..., Any] | None = None if isinstance(value, type) else getattr(value, method, None)
+    if not callable(found):
+        raise ConfigurationError(f"{name} must be {wanted}, not {class_of(value)}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is ``None`` or an instance of *kind*."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def checked_listeners(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
+    """Return *listeners* as a tuple; raise :class:`ConfigurationError` unless each is callable."""
+    if callable(listeners):
+        raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
+    checked = tuple(listeners)
+    if not all(callable(each) for each in checked):
+        raise ConfigurationError("listeners must be callables that take one event")
+    return checked

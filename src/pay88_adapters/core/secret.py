@@ -1,0 +1,133 @@
+"""Strings that go out on the wire and are never printed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from inspect import currentframe
+from typing import Any, NoReturn
+
+from .copies import Copies, members
+from .tracebacks import callers, forget_locals_below, without_locals
+
+REDACTED = "[secret]"
+
+# What 88Pay's keys, session ids and tokens look like, for text that comes from elsewhere.
+_LOOKS_SECRET = re.compile(r"sk_(?:test|live)_[\w-]*|sess_[\w-]+|eyJ[\w.-]+|Bearer\s+\S+", re.IGNORECASE)
+
+
+class Secret(str):
+    """A string whose repr shows nothing, nor does that of a part of it, and that refuses to be pickled.
+
+    ``str()`` and formatting give the value: aiohttp puts ``str(value)`` on the wire.
+    """
+
+    __slots__ = ()
+
+    def __add__(self, other: str) -> Secret:
+        return Secret(str.__add__(self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> Secret:
+        return Secret(str.__add__(other, self)) if isinstance(other, str) else NotImplemented
+
+    def __repr__(self) -> str:
+        return REDACTED
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "secrets are not pickled: build Credentials and TokenManager in the new process; to record cassettes, open"
+            " them with **pay88_adapters.testing.vcr_config()"
+        )
+
+
+def as_secret(value: Any) -> Any:
+    """Return a string as a :class:`Secret`, and anything else as it is."""
+    return Secret(value) if isinstance(value, str) else value
+
+
+def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def hides(self: Secret, *args: Any, **kwargs: Any) -> Any:
+        part = method(self, *args, **kwargs)
+        return as_secret(part) if isinstance(part, str) else type(part)(map(as_secret, part))
+
+    return hides
+
+
+# What printers cut long strings with, and whatever else returns what is still the secret, in part or in another form.
+for _name in (
+    *("__getitem__", "__mul__", "__rmul__", "split", "rsplit", "splitlines", "partition", "rpartition"),
+    *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "replace", "translate", "expandtabs"),
+    *("ljust", "rjust", "center", "zfill", "lower", "upper", "casefold", "capitalize", "title", "swapcase"),
+):
+    setattr(Secret, _name, _hiding(getattr(str, _name)))
+
+
+class InjectedHeader(Secret):
+    """A header value that an adapter put in, as opposed to one that the caller passed."""
+
+    __slots__ = ()
+
+
+class RedactedMapping(dict[str, str]):
+    """A copy of a mapping that prints none of its values."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values>"
+
+
+def clear_traceback_locals(exc: BaseException, but: BaseException | None = None) -> None:
+    """Take the local variables out of the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
+
+    HTTP libraries keep the raw header block in a local while they send it. What *exc* came from may be in the hands of
+    other requests, whose frames are added to it later: *exc* gets copies of its own.
+    """
+    keep = callers(currentframe())  # the caller's, which is not ours to redact, and the driver's
+    BaseException.with_traceback(exc, forget_locals_below(exc.__traceback__, keep))
+    links = exception_chain(exc, but)
+    copies, others = Copies(exc, links), {id(link) for link in (exception_chain(but) if but else ())}
+    for link in links[1:]:
+        clean = without_locals(link.__traceback__, keep)
+        BaseException.with_traceback(copies.of(link), clean)
+        if id(link) not in others:
+            BaseException.with_traceback(link, clean)
+
+
+def contains_secret(exc: BaseException, *secrets: str) -> bool:
+    """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
+    try:
+        text = " ".join(f"{link!r} {link} {getattr(link, '__notes__', '')}" for link in exception_chain(exc))
+    except Exception:  # noqa: BLE001 - one that cannot be printed, today
+        return True
+    return mask(text, *secrets) != text
+
+
+def exception_chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
+    """Return *exc* and all it came from or consists of, up to *but*."""
+    links, seen = [exc], {id(exc), id(but)}
+    for link in links:
+        for each in (link.__cause__, link.__context__, *members(link)):
+            if each is not None and id(each) not in seen:
+                seen.add(id(each))
+                links.append(each)
+    return links
+
+
+def mask(text: str, *secrets: str) -> str:
+    """Return *text* without secrets, as far as they can be told."""
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    return _LOOKS_SECRET.sub(REDACTED, text)
+
+
+def redact(text: str, *secrets: str) -> str:
+    """Return *text* in one printable line of at most 200 characters, without secrets."""
+    text = mask(text, *secrets)
+    return "".join(c if c.isprintable() else " " for c in text)[:200]

@@ -1,0 +1,74 @@
+"""The access token and the session id that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from .secret import InjectedHeader, Secret
+
+AUTHORIZATION = "Authorization"
+SESSION_ID = "x-session-id"
+MANAGED_FIELDS = frozenset({"authorization", "x-session-id"})
+
+
+_BEARER = "Bearer "
+
+
+@dataclass(frozen=True, slots=True, init=False, eq=False)
+class Token:
+    """An access token with its session id: the two always travel together.
+
+    Args:
+        access_token: Goes out as ``Authorization: Bearer …``.
+        session_id: Goes out as ``x-session-id``.
+        expires_in: Seconds the service granted, counted from *requested_at*.
+        requested_at: When its token request was sent, on the manager's clock (seconds).
+    """
+
+    expires_in: float
+    requested_at: float
+    attached: dict[str, str] = field(repr=False)
+    """The header fields as an adapter attaches them; shared, so never changed."""
+
+    def __init__(self, access_token: str, session_id: str, expires_in: float, requested_at: float) -> None:
+        put = object.__setattr__  # frozen for everyone else
+        put(self, "expires_in", expires_in)
+        put(self, "requested_at", requested_at)
+        # The one copy of either that there is: a process may hold tokens of many merchants.
+        put(
+            self,
+            "attached",
+            {AUTHORIZATION: InjectedHeader(f"{_BEARER}{access_token!s}"), SESSION_ID: InjectedHeader(session_id)},
+        )
+
+    @property
+    def access_token(self) -> str:
+        """Goes out as ``Authorization: Bearer …``."""
+        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as hidden as the whole
+
+    @property
+    def session_id(self) -> str:
+        """Goes out as ``x-session-id``."""
+        return Secret(self.attached[SESSION_ID])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Token):
+            return NotImplemented
+        return (self.attached, self.expires_in) == (other.attached, other.expires_in)
+
+    def __hash__(self) -> int:
+        return hash(self.attached[AUTHORIZATION])
+
+    def headers(self) -> dict[str, str]:
+        """Return the two header fields of a managed call, as a new dict."""
+        return {name: Secret(value) for name, value in self.attached.items()}
+
+    def __copy__(self) -> Token:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Token:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a token is a secret and is not pickled: let each process ask its own TokenManager")

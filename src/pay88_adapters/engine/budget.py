@@ -1,0 +1,239 @@
+"""How many token requests may still be sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+from limits import RateLimitItem, RateLimitItemPerHour
+from limits.strategies import MovingWindowRateLimiter
+
+from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
+from pay88_adapters.core.policy import LIFETIME, TokenPolicy
+from pay88_adapters.core.snapshot import failure_from, failure_to
+from pay88_adapters.stores.base import (
+    Ages,
+    BudgetStorage,
+    Claim,
+    ClaimResult,
+    Cooldown,
+    Window,
+    WindowsResult,
+    counted,
+    new_id,
+    wait_for,
+)
+
+_HOUR = 3600
+_DAY = 86_400.0
+_SLACK = 0.01  # seconds by which a planned request comes after the instant at which there is room
+
+
+class AtomicMovingWindow(MovingWindowRateLimiter):
+    """The moving-window strategy of ``limits``, for several limits in one step.
+
+    Args:
+        storage: Must take several windows at once.
+        guard: Seconds added to each window. A request may reach the service as late as its timeout
+            after it was counted here, so entries less than that apart may be closer over there.
+    """
+
+    def __init__(self, storage: BudgetStorage, guard: float) -> None:
+        super().__init__(storage)
+        self._windows = storage
+        self._guard = guard
+
+    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> WindowsResult:
+        """Take a unit of every limit, or none."""
+        return self._windows.acquire_all([self.window(item, *names) for item, names in items])
+
+    def left(self, item: RateLimitItem, *identifiers: str) -> int:
+        """Return how many units of *item* are left."""
+        return max(item.amount - len(self._windows.ages(self.window(item, *identifiers))), 0)
+
+    def window(self, item: RateLimitItem, *identifiers: str) -> Window:
+        """Return the window that *item* stands for: all items with the same identifiers look at one history."""
+        return Window("/".join(identifiers), item.amount, self.expiry(item))
+
+    def expiry(self, item: RateLimitItem) -> float:
+        """Return for how many seconds a unit of *item* counts."""
+        return item.get_expiry() + self._guard
+
+    def ages(self, window: Window) -> Ages:
+        """Return what counts in *window* now."""
+        return self._windows.ages(window)
+
+
+class TokenBudget:
+    """The budgets of the merchants at one base URL.
+
+    An *extra* request (a forced refresh, a retry, a probe during an outage) also draws on
+    ``forced_reserve``, and on a share of each limit: ordinary requests always find the units that they need
+    to follow each other at the end of each token's life.
+
+    Args:
+        policy: Gives the limits.
+        storage: Keeps the entries.
+        base_url: The budget is counted per base URL and merchant.
+    """
+
+    def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
+        self._strategy = AtomicMovingWindow(storage, guard=policy.fetch_timeout)
+        self._storage = storage
+        self._base_url = base_url
+        self._limits = tuple(dict.fromkeys(policy.rate_limits()))
+        self._usual, _, self._latest = policy.windows(LIFETIME)
+        shares = [self._share(item, policy) for item in self._limits]
+        reserve = min([policy.forced_reserve, *(each.amount for each in shares if each.get_expiry() == _HOUR)])
+        self._reserve = (RateLimitItemPerHour(reserve), *(each for each in shares if each.get_expiry() != _HOUR))
+        self._shares = tuple(self._reserve[0] if each.get_expiry() == _HOUR else each for each in shares)
+        self._longest_bar = policy.max_retry_after
+
+    def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
+        """Take one unit of every limit that applies, or none."""
+        windows = self.windows(merchant_id, from_reserve=from_reserve)
+        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, restores=True)
+        answer = self._storage.claim(claim)
+        reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
+        if answer.wait == 0:
+            return AcquireResult(True, 0.0, reserve_used, pace=pace)
+        bar = answer.bar
+        if bar is not None and bar.left(self._longest_bar) > 0:
+            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(bar))
+        regular = windows[: len(self._limits)]
+        refresh_allowed_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in regular)
+        return AcquireResult(False, answer.wait, reserve_used, refresh_allowed_in, pace, self._refusal(answer, regular))
+
+    def _refusal(self, answer: ClaimResult, regular: Sequence[Window]) -> Failure:
+        left = {
+            item: item.amount - len(counted(window, answer.histories[window.key]))
+            for item, window in zip(self._limits, regular, strict=True)
+        }
+        spent = ", ".join(str(item) for item, units in left.items() if units <= 0)
+        if answer.reason:
+            why = answer.reason
+        elif spent:
+            why = f"token budget exhausted ({spent})"
+        else:
+            units = ", ".join(f"{units} of {item}" for item, units in left.items())
+            why = (
+                f"token budget exhausted for forced refreshes and retries: {units} left, reserved for regular refreshes"
+            )
+        return Failure(TokenBudgetExhausted, f"{why}; request not sent", retryable=True)
+
+    def rate_limited(self, merchant_id: str, failure: Failure) -> None:
+        """Note that the service asked to wait: it holds for the merchant, with any key, for all who share the storage.
+
+        Raises:
+            StoreError: The storage cannot be used.
+        """
+        seconds = min(failure.retry_after or 0.0, _DAY)
+        self._storage.bar(self.key(merchant_id), Cooldown(seconds, 0.0, json.dumps(failure_to(failure))))
+
+    def cooldown(self, merchant_id: str) -> tuple[Failure, float] | None:
+        """Return why no token request may be sent, and for how many seconds, if the service asked to wait.
+
+        Raises:
+            StoreError: The storage cannot be used.
+        """
+        bar = self._storage.cooldown(self.key(merchant_id))
+        left = bar.left(self._longest_bar) if bar is not None else 0.0
+        return (_reported(bar), left) if bar is not None and left > 0 else None
+
+    def windows(self, merchant_id: str, *, from_reserve: bool = True) -> list[Window]:
+        """Return every window that the merchant's requests count in, those that are *extra* or not."""
+        return [
+            self._strategy.window(item, *names) for item, names in self._items(merchant_id, from_reserve=from_reserve)
+        ]
+
+    def _items(self, merchant_id: str, *, from_reserve: bool) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
+        names = self.names(merchant_id)
+        items: list[tuple[RateLimitItem, tuple[str, ...]]] = [(item, names) for item in self._limits]
+        return items + [(item, (*names, "extra")) for item in self._reserve] if from_reserve else items
+
+    def left(self, merchant_id: str) -> dict[str, int]:
+        """Return the units left, by limit, such as ``{"10 per 1 minute": 9}``."""
+        names = self.names(merchant_id)
+        return {str(item): self._strategy.left(item, *names) for item in self._limits}
+
+    def reserve_used(self, merchant_id: str) -> float:
+        """Return the part of the reserve that is used: 0 for nothing, 1 for all of it."""
+        lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]
+        return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting)
+
+    def pace(self, merchant_id: str) -> float:
+        """Return how many seconds apart ordinary requests must be from now on, so that none is ever denied.
+
+        Evenly spaced, while the reserve keeps what it has not used of its share; 0 if that is no more than usual.
+        """
+        names = self.names(merchant_id)
+        pace = 0.0
+        for item, share in zip(self._limits, self._shares, strict=True):
+            _, limit, expiry = window = self._strategy.window(item, *names)
+            ages = self._strategy.ages(window)
+            pace = max(pace, spread(limit, expiry + _SLACK, ages))
+            if item.get_expiry() >= _HOUR:  # it takes a long time to come back to what is used too early
+                kept = max(share.amount - self._used(share, merchant_id), 0)
+                # The guard is for when a window is full, and no reason to leave the usual pace.
+                pace = max(pace, spread(limit - kept, item.get_expiry(), ages))
+        return pace if pace > self._usual else 0.0
+
+    def _used(self, share: RateLimitItem, merchant_id: str) -> int:
+        return len(self._strategy.ages(self._strategy.window(share, *self.names(merchant_id), "extra")))
+
+    def _share(self, item: RateLimitItem, policy: TokenPolicy) -> RateLimitItem:
+        """Return how many of *item* extra requests may use."""
+        seconds = item.get_expiry()
+        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's life
+        spare = item.amount - least
+        if spare < 0:  # calls will have to do without a token at times; some of them, after a refusal
+            share = max(item.amount // 5, 1)
+        else:  # beyond the least, ordinary requests may have what their usual pace takes, at most half
+            share = spare - min(max(math.ceil(seconds / self._usual) - least, 0), spare // 2)
+        return type(item)(min(share, policy.forced_reserve * max(seconds // _HOUR, 1)), item.multiples)
+
+    def names(self, merchant_id: str) -> tuple[str, str]:
+        """Return what the merchant's entries are kept under."""
+        return ("token", merchant_digest(self._base_url, merchant_id))
+
+    def key(self, merchant_id: str) -> str:
+        """Return the key of the merchant's history."""
+        return "/".join(self.names(merchant_id))
+
+    def keys(self, merchant_id: str) -> dict[str, float]:
+        """Return the keys of the merchant's histories, and for how many seconds the limits look back into each."""
+        longest: dict[str, float] = {}
+        for window in self.windows(merchant_id):
+            longest[window.key] = max(longest.get(window.key, 0.0), window.expiry)
+        return longest
+
+
+def merchant_digest(base_url: str, merchant_id: str) -> str:
+    """Name a merchant at a base URL without giving it away."""
+    return hashlib.sha256(f"{base_url}\n{merchant_id}".encode()).hexdigest()[:32]
+
+
+def spread(limit: int, seconds: float, ages: Ages) -> float:
+    """Return how many seconds apart further entries have to be, evenly, for each of them to find room.
+
+    At most *limit* fit into any span of *seconds*; *ages* says since when there have been some, oldest first.
+    """
+    counting = [age for age in ages if age <= seconds]
+    left = limit - len(counting)
+    # Where n are left, the one after them takes the place of the oldest, the next one that of the second oldest.
+    return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)
+
+
+def _reported(bar: Cooldown) -> Failure:
+    try:
+        reported = failure_from(json.loads(bar.reason))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        reported = None
+    if reported is None or reported.kind is not TokenRateLimited:
+        reported = Failure(
+            TokenRateLimited, "the token endpoint responded with 429; request not sent", 429, retryable=True
+        )
+    return reported

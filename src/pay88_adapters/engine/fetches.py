@@ -1,0 +1,272 @@
+"""The life of fetches and leases: each ends exactly once, whoever notices its end (rules 4, 16 and 17)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable
+from pay88_adapters.core.events import Event
+from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.wire import network_failure
+from pay88_adapters.stores.base import LeaseResult
+from pay88_adapters.stores.realtime import monotonic
+
+from .credentials import Credentials
+from .forks import fork_id, survive_forks
+from .sharing import shared_key
+from .state import ManagerState
+from .store_client import NO_LEASE
+from .threads import Overdue, Worker, finish_at_exit, forget_finisher
+
+_LEASE_GRACE = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
+
+_numbers = itertools.count(1)
+
+
+class Lease(NamedTuple):
+    """The exclusive right to replace the record of *credentials* in the store."""
+
+    credentials: Credentials
+    fencing_token: int
+    led_at: float
+    """When the store had given it, on the manager's clock."""
+    until: float
+    """Until when it lasts, at the least."""
+
+
+@dataclass(slots=True, eq=False)
+class FetchRun:
+    """One fetch, from the moment at which it is started until its outcome is in the store."""
+
+    ticket: int
+    cannot_wait: bool = False
+    """Whether it must not wait for another one's lease: its caller blocks the event loop that may hold it."""
+    worker: Worker | None = None
+    """The thread that carries it; ``None`` where a task does."""
+    loop_thread: int | None = None
+    """The thread of the event loop that carries it, if one does."""
+    is_dead: Callable[[], bool] = bool
+    """Whether what carries it has ended or stopped, as far as can be told from outside."""
+    doing: str = ""
+    """What it does that may hang, if anything: for error messages."""
+    since: float = 0.0
+    """When it began to do that, in real seconds."""
+    death: Failure | None = None
+    """That what carried it has ended before it, if so."""
+
+
+# The fetches that event loops of this process carry, of all managers.
+_on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
+
+
+class Fetches:
+    """The fetches of one manager that have not come to their end, and their leases."""
+
+    __slots__ = ("__weakref__", "_leases", "_number", "_runs", "_seen", "state")
+
+    def __init__(self, state: ManagerState) -> None:
+        self.state = state
+        self._number = next(_numbers)
+        self._runs: dict[int, FetchRun] = {}
+        self._leases: dict[int, Lease] = {}
+        self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads and event loops."""
+        self._runs.clear()
+        self._leases.clear()
+        _on_loops.clear()
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a fetch is in progress, or its outcome on its way into the store."""
+        return any(not run.is_dead() for run in list(self._runs.values()))
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
+        return self.in_progress or any(ticket not in self._runs for ticket in self.state.pending)
+
+    # --- beginning and end
+
+    def begin(self, run: FetchRun) -> None:
+        """Note that *run* is about to start."""
+        finish_at_exit(id(self), weakref.ref(self))
+        self._runs[run.ticket] = run
+        if run.loop_thread is not None:
+            _on_loops[id(self), run.ticket] = weakref.ref(self), run
+
+    def end(self, run: FetchRun) -> None:
+        """Note that *run* is over, and give back the lease that it may have. Calling it again does nothing."""
+        if run.ticket not in self._leases:
+            self._forget(run)
+        elif not self.state.settings.store_client.blocking or run.worker is threading.current_thread():
+            self.publish(run.ticket)
+            self._forget(run)
+        else:
+            self._publish_in_background(run)
+
+    def _publish_in_background(self, run: FetchRun) -> None:
+        def publish() -> None:
+            self.publish(run.ticket)
+            self._forget(run)
+
+        try:
+            Worker(publish, "pay88-lease", finishes=True).start()
+        except RuntimeError:  # no thread can be started: at the latest the lease expires
+            self._forget(run)
+
+    def _forget(self, run: FetchRun) -> None:
+        self._runs.pop(run.ticket, None)
+        _on_loops.pop((id(self), run.ticket), None)
+        if not self._runs and not self._leases:
+            forget_finisher(id(self))
+
+    def abandon(self, run: FetchRun, cause: BaseException) -> None:
+        """Note that what carried *run* has ended before it. That is no failure of the service (rule 16)."""
+        if run.ticket not in self._runs:
+            return
+        run.death = _death(cause)
+        events: list[Event] = []
+        state = self.state
+
+        def act(machine: TokenMachine, now: float) -> None:
+            failure = machine.on_fetch_abandoned(run.ticket, now)
+            if failure is not None:
+                state.record_failure(failure, now)
+
+        state.transition(act, events)
+        self.end(run)
+        state.events.dispatch_safely(events)
+
+    def at_exit(self) -> None:
+        """Give back the leases that are left, since the process ends."""
+        for ticket in list(self._leases):
+            self.publish(ticket)
+
+    # --- what nobody else notices
+
+    def interrupt_overdue(self) -> None:
+        """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
+        for ticket in self.state.take_overdue():
+            run = self._runs.get(ticket)
+            if run is not None and run.worker is not None and self._hangs(run):
+                run.worker.interrupt(Overdue)
+
+    def stuck(self, patience: float) -> Failure | None:
+        """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
+
+        Args:
+            patience: Real seconds for that thread to end once it is interrupted.
+        """
+        for run in list(self._runs.values()):
+            worker = run.worker
+            if worker is None or run.ticket in self.state.pending or not self._hangs(run):
+                continue
+            worker.interrupt(Overdue)
+            worker.join(patience)
+            if worker.is_alive() and run.doing:
+                worker.finishes = False
+                return Failure(
+                    TokenEndpointUnavailable,
+                    f"the {run.doing} has been hanging for {monotonic() - run.since:.1f} s and no other fetch can"
+                    " be started; request not sent: let it return or time out",
+                    retryable=True,
+                )
+        return None
+
+    def _hangs(self, run: FetchRun) -> bool:
+        # In real seconds: a clock that a test moves says nothing of a thread.
+        return bool(run.doing) and monotonic() - run.since >= self.state.settings.clock.real(
+            self.state.settings.policy.fetch_timeout
+        )
+
+    def on_another_loop(self) -> bool:
+        """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""
+        here = threading.get_ident()
+        return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
+
+    def blocks_this_thread(self) -> bool:
+        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
+
+        Any manager's fetch that shares the store: it may hold the lease that this one would wait for.
+        """
+        here = threading.get_ident()
+        return any(
+            run.loop_thread == here
+            and (fetches := reference()) is not None
+            and not run.is_dead()
+            and fetches.state.settings.store_client.store is self.state.settings.store_client.store
+            for reference, run in list(_on_loops.values())
+        )
+
+    def on_this_thread(self) -> bool:
+        """Whether this code runs in the middle of a fetch, such as a finalizer, and cannot wait for it."""
+        here = threading.current_thread()
+        return any(run.worker is here for run in list(self._runs.values()))
+
+    # --- leases
+
+    def try_acquire_lease(self, run: FetchRun, credentials: Credentials) -> LeaseResult:
+        """Ask the store for the lease (rule 4). May block."""
+        if run.cannot_wait:
+            return LeaseResult(fencing_token=NO_LEASE)
+        state = self.state
+        key = shared_key(state.settings, credentials)
+        lease = state.settings.policy.longest_fetch + _LEASE_GRACE
+        seen, version = self._seen
+        asked_at = state.now()
+        owner = f"{fork_id()}-{self._number}"
+        known = version if seen == key else 0
+        led = state.settings.store_client.try_acquire_lease(key, owner=owner, known=known, lease=lease)
+        if led.record is not None:
+            self._seen = key, led.record.version
+        if led.fencing_token:
+            self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
+            if run.ticket not in self._runs:  # it has ended meanwhile
+                self.publish(run.ticket)
+        return led
+
+    def lasts(self, run: FetchRun, seconds: float) -> bool:
+        """Whether the lease of *run*, if it has one, lasts for *seconds* more."""
+        lease = self._leases.get(run.ticket)
+        return lease is None or self.state.now() + seconds <= lease.until
+
+    def publish(self, ticket: int) -> None:
+        """Tell the others what is known now, and end the lease. Only the first call does anything. May block."""
+        lease = self._leases.pop(ticket, None)
+        if lease is None:
+            return
+        state = self.state
+        snapshot, now = state.snapshot(lease.credentials)
+        key = shared_key(state.settings, lease.credentials)
+        content, keep = snapshot.dump(now), snapshot.ttl(now)
+        if state.settings.store_client.publish(
+            key, fencing_token=lease.fencing_token, content=content, keep=keep, after=now - lease.led_at
+        ):
+            self._seen = key, lease.fencing_token
+
+
+def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, ClientClosed):
+        return network_failure(cause)
+    return Failure(
+        TokenEndpointUnavailable,
+        f"{cause}; request not sent: retry it with a client that is open",
+        retryable=True,
+        cause=cause,
+    )
+
+
+def sweep() -> None:
+    """End the fetches whose event loop has stopped or was closed: nobody else notices."""
+    for reference, run in list(_on_loops.values()):
+        fetches = reference()
+        if fetches is not None and run.is_dead():
+            fetches.abandon(run, ClientClosed("the event loop that carried the token request has stopped"))

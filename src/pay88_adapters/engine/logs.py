@@ -1,0 +1,53 @@
+"""Keep secrets out of other libraries' logs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pay88_adapters.core.secret import REDACTED, mask
+from pay88_adapters.core.token import MANAGED_FIELDS
+
+_HIDDEN = frozenset(name.encode() for name in (*MANAGED_FIELDS, "x-api-key"))
+
+
+class _HideFields(logging.Filter):
+    """HTTP/2's header compression logs names and values, side by side or in pairs, and whole blocks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            # An encoded block is no cipher: anybody can decode it.
+            record.args = (REDACTED,) * len(record.args) if "block" in str(record.msg) else _hidden(record.args)
+        return True
+
+
+def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    shown: list[Any] = []
+    for before, value in zip((None, *values), values, strict=False):
+        if isinstance(value, tuple):
+            shown.append(_hidden(value))  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(before, bytes) and before.lower() in _HIDDEN:
+            shown.append(REDACTED.encode())
+        else:
+            shown.append(value)
+    return tuple(shown)
+
+
+class _HideText(logging.Filter):
+    """httpcore and httpcore2 log what they could not read, which may be part of an answer of the token endpoint."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = mask(record.getMessage()), ()
+        return True
+
+
+_hide_fields, _hide_text = _HideFields(), _HideText()
+
+
+def hide_secrets_in_logs() -> None:
+    """Redact what the libraries of httpx and httpx2 print at DEBUG; calling this again changes nothing."""
+    for name in ("hpack.hpack", "hpack.table"):
+        logging.getLogger(name).addFilter(_hide_fields)
+    for library in ("httpcore", "httpcore2"):
+        for part in ("connection", "http11", "http2", "proxy"):
+            logging.getLogger(f"{library}.{part}").addFilter(_hide_text)

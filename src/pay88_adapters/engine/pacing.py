@@ -1,0 +1,164 @@
+"""Keeping API calls within their documented limits (rule 22)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+
+from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
+from pay88_adapters.stores.base import BudgetStorage
+
+from .budget import AtomicMovingWindow, merchant_digest
+from .forks import survive_forks
+
+CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
+"""Of each group of calls, as 88Pay documents them."""
+
+RATE_LIMITED_GROUPS = ("transactions", "balance")
+"""The groups of calls that have limits."""
+
+_TOO_MANY = 429
+_LONGEST = 3600.0  # seconds; no limit lasts longer
+_GUARD = 1.0  # seconds that a call may take longer to the service than the one before it
+_LONGEST_ATTEMPT = 600.0  # seconds until one that has not ended does not count any longer
+_LOST_AFTER = 10.0  # seconds until a turn that nobody has ended does not count any longer; a store fails earlier
+
+JITTER = 0.25  # seconds over which those who wait for the same instant are to be spread
+
+
+@dataclass(slots=True)
+class ServerLimit:
+    """What the service said is left, and until when that holds."""
+
+    remaining: int
+    until: float
+
+
+@dataclass(eq=False, slots=True)
+class RateLimitPermit:
+    """Somebody's turn to take a unit and to send an attempt for it, who says how that ended."""
+
+    group: str
+    server_limit: ServerLimit | None
+    lost_at: float
+    taken: bool = False
+
+
+class Pacing:
+    """The calls that one merchant's managers may still make.
+
+    What is counted in the storage is shared by all who share it, by when a unit is taken. An attempt may reach the
+    service later, as it waits for a connection: what is counted here is when it ended, and until then it may be sent
+    at any moment. What the service says of itself, which may know of others, is kept here, and so is who asks the
+    storage; the manager's lock guards it.
+
+    Args:
+        storage: Keeps the entries.
+        base_url: Calls are counted per base URL and merchant.
+        crowd: How many of a group may ask the storage at once, where it takes its time.
+    """
+
+    def __init__(self, storage: BudgetStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
+        self._strategy = AtomicMovingWindow(storage, guard=_GUARD)
+        self._base_url = base_url
+        self._max_concurrent = max_concurrent
+        self._permits: set[RateLimitPermit] = set()
+        self._ended: dict[str, list[float]] = {}  # when the attempts of each group did
+        self._server_limits: dict[str, ServerLimit] = {}
+        self._full_until: dict[str, float] = {}
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the attempts of the parent's threads."""
+        self._permits.clear()
+
+    def reserve(self, group: str, now: float) -> RateLimitPermit | float:
+        """Return the turn to :meth:`acquire` a unit, or for how many seconds that would be of no use.
+
+        It uses up one of the calls that the service said are left.
+        """
+        for lost in [permit for permit in tuple(self._permits) if now >= permit.lost_at]:
+            self._permits.discard(lost)
+        permits = [permit for permit in tuple(self._permits) if permit.group == group]
+        full_for = max(self._full_until.get(group, now) - now, self._full_for(group, len(permits), now))
+        server_limit = self._server_limits.get(group)
+        if server_limit is not None and now >= server_limit.until:
+            del self._server_limits[group]
+            server_limit = None
+        if server_limit is not None and server_limit.remaining <= 0:
+            return max(full_for, server_limit.until - now)
+        if full_for > 0:
+            return full_for
+        if self._max_concurrent is not None and sum(not permit.taken for permit in permits) >= self._max_concurrent:
+            return JITTER / 10
+        if server_limit is not None:
+            server_limit.remaining -= 1
+        permit = RateLimitPermit(group, server_limit, now + _LOST_AFTER)
+        self._permits.add(permit)
+        return permit
+
+    def acquire(self, group: str, merchant_id: str) -> float:
+        """Take a unit of every limit of *group*: return 0, or after how many seconds to ask again. May block."""
+        names = self._names(group, merchant_id)
+        return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
+
+    def left(self, group: str, merchant_id: str) -> dict[str, int]:
+        """Return the calls left, by limit, such as ``{"60 per 1 minute": 59}``. May block."""
+        names = self._names(group, merchant_id)
+        return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
+
+    def record_result(self, permit: RateLimitPermit, wait: float, now: float) -> None:
+        """Note what :meth:`acquire` returned. With a unit, the attempt is under way until it is :meth:`end_attempt`."""
+        if not wait:
+            permit.taken, permit.lost_at = True, now + _LONGEST_ATTEMPT
+            return
+        self._permits.discard(permit)
+        self._full_until[permit.group] = now + wait
+        if permit.server_limit is not None:
+            permit.server_limit.remaining += 1
+
+    def end_attempt(self, permit: RateLimitPermit, now: float) -> None:
+        """Note that an attempt ended, and so has been sent by now, if it ever was. Needs no lock."""
+        self._permits.discard(permit)
+        self._ended.setdefault(permit.group, []).append(now)
+
+    def cancel(self, permit: RateLimitPermit) -> None:
+        """Note that nobody knows whether there is a unit less. Needs no lock."""
+        self._permits.discard(permit)
+
+    def _full_for(self, group: str, under_way: int, now: float) -> float:
+        """Return for how many seconds one more attempt would be one too many, if those under way were sent only now."""
+        ended, full_for = self._ended.setdefault(group, []), 0.0
+        for item in CALL_LIMITS:
+            seconds = self._strategy.expiry(item)
+            first = bisect_right(ended, now - seconds)  # of those that count
+            too_many = under_way + len(ended) - first - item.amount
+            if too_many >= 0:
+                last = first + too_many  # that has to be out of the way
+                full_for = max(full_for, ended[last] + seconds - now if last < len(ended) else seconds)
+        del ended[: bisect_right(ended, now - _LONGEST - _GUARD)]
+        return full_for
+
+    def record_response(self, group: str, status: int, headers: Mapping[str, str], now: float, wall: float) -> None:
+        """Note what the service says is left, in its ``X-RateLimit-*`` fields or the ``Retry-After`` of a 429.
+
+        Answers overtake each other: within one window the least that was said counts.
+        """
+        if group not in RATE_LIMITED_GROUPS:
+            return
+        asked = parse_retry_after(headers, wall) if status == _TOO_MANY else None
+        reported = (0, asked) if asked is not None and asked > 0 else parse_rate_limit(headers, wall)
+        if reported is None or reported[1] <= 0:
+            return
+        remaining, until = reported[0], now + min(reported[1], _LONGEST)
+        server_limit = self._server_limits.get(group)
+        if server_limit is None or now >= server_limit.until or remaining < server_limit.remaining:
+            self._server_limits[group] = ServerLimit(remaining, until)
+        elif remaining <= 0:
+            server_limit.until = max(server_limit.until, until)
+
+    def _names(self, group: str, merchant_id: str) -> tuple[str, str]:
+        return group, merchant_digest(self._base_url, merchant_id)

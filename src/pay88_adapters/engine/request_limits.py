@@ -1,0 +1,68 @@
+"""What may hold an API call back: the circuit breakers and the pacing. The manager's lock guards both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pay88_adapters.core.breaker import CLOSED_PERMIT, Breaker, BreakerPolicy, Permit, Rejected
+from pay88_adapters.core.events import BreakerClosed, BreakerOpened, Event
+
+from .pacing import Pacing, RateLimitPermit
+
+_SERVER_ERROR = 500
+
+
+class RequestLimits:
+    """The circuit breakers and the pacing of one manager, by group of calls.
+
+    Args:
+        pacing: Keeps calls within their limits, if given.
+        breaker: Makes calls fail at once while the service does, if given.
+    """
+
+    def __init__(self, pacing: Pacing | None, breaker: BreakerPolicy | None) -> None:
+        self.pacing = pacing
+        self._policy = breaker
+        self._breakers: dict[str, Breaker] = {}
+
+    def try_acquire(self, group: str, now: float) -> Permit | Rejected:
+        """Say whether a call of *group* may be sent."""
+        if self._policy is None:
+            return CLOSED_PERMIT
+        breaker = self._breakers.get(group)
+        if breaker is None:
+            breaker = self._breakers[group] = Breaker(self._policy)
+        return breaker.try_acquire(now)
+
+    def is_open(self, group: str) -> bool:
+        """Whether calls of *group* fail at once, or only a probe is let through."""
+        return group in self._breakers and self._breakers[group].is_open
+
+    def circuit_states(self) -> dict[str, bool]:
+        """Return whether calls fail at once, by group called so far."""
+        return {group: breaker.is_open for group, breaker in tuple(self._breakers.items())}
+
+    def release(self, group: str, permit: Permit) -> None:
+        """Note that a call came to nothing that says anything of the service. Needs no lock."""
+        if group in self._breakers:
+            self._breakers[group].release(permit)
+
+    def end_attempt(self, rate_permit: RateLimitPermit | None, now: float) -> None:
+        """Note that the attempt that took a *turn* ended. Needs no lock."""
+        if self.pacing is not None and rate_permit is not None:
+            self.pacing.end_attempt(rate_permit, now)
+
+    def record_response(
+        self, group: str, permit: Permit, status: int | None, headers: Mapping[str, str], now: float, wall: float
+    ) -> tuple[Callable[..., Event], tuple[object, ...]] | None:
+        """Note how an attempt ended, without a *status* if it got no answer; return what to tell of."""
+        if self.pacing is not None and status is not None:
+            self.pacing.record_response(group, status, headers, now, wall)
+        breaker = self._breakers.get(group)
+        if breaker is None:
+            return None
+        if status is None or status >= _SERVER_ERROR:
+            again = breaker.is_open
+            opened = breaker.failed(permit, now)
+            return (BreakerOpened, (group, breaker.policy.open_for, again)) if opened else None
+        return (BreakerClosed, (group,)) if breaker.succeeded(permit) else None

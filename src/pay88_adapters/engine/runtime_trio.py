@@ -1,0 +1,130 @@
+"""Waiting, waking and starting, for trio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import trio
+
+from .runtimes import LoopEnded, WorkCancelled, capture, capture_call
+from .threads import Worker
+
+T = TypeVar("T")
+
+
+class TrioEvent:
+    """An event of one trio run."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = token
+        self._event = trio.Event()
+        self._is_set = False
+
+    def set(self) -> None:
+        self._soon(self._set)
+
+    def notify(self) -> None:
+        self._soon(self._wake)
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(act, idempotent=True)
+
+    def _set(self) -> None:
+        self._is_set = True
+        self._event.set()
+
+    def _wake(self) -> None:
+        if not self._is_set:
+            self._event.set()
+            self._event = trio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        with trio.move_on_after(max(seconds, 0.0)):
+            await self._event.wait()
+
+
+class TrioRuntime:
+    """The current trio run."""
+
+    cancelled = trio.Cancelled
+
+    def __init__(self) -> None:
+        self.key = trio.lowlevel.current_trio_token()
+
+    def event(self) -> TrioEvent:
+        return TrioEvent(self.key)
+
+    @property
+    def is_running(self) -> bool:
+        return True  # as long as its tasks have not been cancelled: a run does not stop and go on later
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        async def run() -> None:
+            try:
+                await job()
+            finally:
+                ended()
+
+        trio.lowlevel.spawn_system_task(run, name="pay88-token-fetch")
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
+        result: list[Callable[[], T]] = []
+        ended, scope = trio.Event(), trio.CancelScope()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await capture(work, result, trio.Cancelled)
+            finally:
+                ended.set()
+
+        trio.lowlevel.spawn_system_task(run, name="pay88-bounded")
+        try:
+            with trio.move_on_after(seconds):
+                await ended.wait()
+        finally:
+            scope.cancel()  # and no waiting: it may do what it likes with that
+        if result:
+            return result[0]()
+        if ended.is_set():
+            raise WorkCancelled("it was cancelled by itself")
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        async def run() -> T:
+            return await self.with_timeout(work, seconds)
+
+        try:
+            return trio.from_thread.run(run, trio_token=self.key)
+        except (trio.RunFinishedError, trio.Cancelled) as exc:
+            raise LoopEnded("the trio run has ended") from exc
+
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        done = trio.Event()
+        result: list[Callable[[], T]] = []
+
+        def run() -> None:
+            capture_call(work, result)
+            with suppress(trio.RunFinishedError):
+                self.key.run_sync_soon(done.set)
+
+        # Not a thread of trio's: the process waits for these for a moment when it exits.
+        Worker(run, "pay88-store", finishes=True).start()
+        await done.wait()
+        return result[0]()
+
+
+def is_current() -> bool:
+    """Whether a task of trio's runs this code."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True

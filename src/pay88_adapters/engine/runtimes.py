@@ -1,0 +1,301 @@
+"""Waiting, waking and starting, for threads, asyncio and trio."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+from pay88_adapters.stores.realtime import monotonic
+
+from .threads import Worker
+
+T = TypeVar("T")
+_LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
+
+
+class WaitEvent(Protocol):
+    """Opened once, from any thread; whoever waits at it goes on."""
+
+    def set(self) -> None:
+        """Let everybody through, now and later. Never raises, whatever became of the waiters."""
+        ...
+
+    def notify(self) -> None:
+        """Wake who waits now, and stay closed. Never raises, either."""
+        ...
+
+
+class AsyncWaitEvent(WaitEvent, Protocol):
+    """A gate for the tasks of one event loop."""
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the gate is open, or stirred, at most *seconds* (real ones)."""
+        ...
+
+
+class ThreadEvent:
+    """A gate for threads.
+
+    Each waiter has a lock of its own and none is shared: a signal handler or a finalizer that interrupts one of these
+    methods may call any of them.
+    """
+
+    __slots__ = ("_is_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._waiters: dict[int, threading.Lock] = {}
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True  # first: who joins from now on does not wait
+        self.notify()
+
+    def notify(self) -> None:
+        for waiter in list(self._waiters.values()):
+            with suppress(RuntimeError):  # woken already
+                waiter.release()
+
+    def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
+        """Wait until the gate is open, or stirred, at most *seconds* (real ones); not if *unless* holds by then."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters[id(waiter)] = waiter
+        try:
+            if not self._is_set and not unless():
+                waiter.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        finally:
+            self._waiters.pop(id(waiter), None)
+
+
+class AsyncRuntime(Protocol):
+    """What the core needs of an event loop. Seconds are real ones."""
+
+    @property
+    def key(self) -> object:
+        """Names the loop: waiters with the same key share a gate."""
+        ...
+
+    @property
+    def cancelled(self) -> type[BaseException]:
+        """What is raised in a task that is cancelled."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop runs, as far as can be told from another thread."""
+        ...
+
+    def event(self) -> AsyncWaitEvent:
+        """Return a new gate for this loop."""
+        ...
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        """Run *job* in a task of its own, in an empty context; call *ended* when it has ended, or never begins."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        ...
+
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
+        """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
+
+        What ends it although nobody has cancelled the caller, such as a ``CancelledError`` of its own, is raised as a
+        :class:`WorkCancelled`.
+        """
+        ...
+
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        """Await *work* on this loop, for at most *seconds*; called from a thread.
+
+        Raises:
+            TimeoutError: It takes longer.
+            LoopEnded: The loop does not run any longer.
+        """
+        ...
+
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        """Let a thread of its own do *work*. Who is cancelled meanwhile does not wait for it."""
+        ...
+
+
+class WorkCancelled(Exception):
+    """Awaited code was cancelled by itself, and not by whoever awaits it."""
+
+
+class LoopEnded(Exception):
+    """The event loop does not run any longer."""
+
+
+class AsyncioEvent:
+    """Futures of one loop: a cancelled waiter takes only its own away."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._is_set = False
+
+    def set(self) -> None:
+        self._soon(self._set)
+
+    def notify(self) -> None:
+        self._soon(self._wake)
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act)
+        except RuntimeError:  # the loop is closed, and its tasks with it
+            self._waiters.clear()
+
+    def _set(self) -> None:
+        self._is_set = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            _resolve(waiter)
+
+    async def wait(self, seconds: float) -> None:
+        if self._is_set:
+            return
+        waiter = self._loop.create_future()
+        timer = self._loop.call_later(max(seconds, 0.0), _resolve, waiter)
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class AsyncioRuntime:
+    """The running asyncio loop."""
+
+    cancelled = asyncio.CancelledError
+
+    # The loop itself keeps only weak references to its tasks.
+    _tasks: ClassVar[set[asyncio.Task[None]]] = set()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.key = loop
+
+    def event(self) -> AsyncioEvent:
+        return AsyncioEvent(self.key)
+
+    @property
+    def is_running(self) -> bool:
+        return self.key.is_running()
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
+        # An empty context: the fetch serves all callers and must not see the leader's variables.
+        for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
+            self._tasks.discard(dead)
+        task = contextvars.Context().run(self.key.create_task, job())
+        _silence_destroy_warning(task)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            ended()
+
+        task.add_done_callback(done)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
+        result: list[Callable[[], T]] = []
+        task = self.key.create_task(capture(work, result, asyncio.CancelledError))
+        _silence_destroy_warning(task)
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        except asyncio.CancelledError:
+            # A loop that ends cancels that task, too: a second time would be in the middle of its cleaning up.
+            self.key.call_later(_LOOK_AGAIN, task.cancel)
+            raise
+        if result:
+            return result[0]()
+        if task.done():
+            raise WorkCancelled("it was cancelled by itself")
+        task.cancel()  # and no waiting: it may do what it likes with that
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
+        result: list[Callable[[], T]] = []
+        try:
+            future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
+        except RuntimeError as exc:
+            raise LoopEnded("the event loop is closed") from exc
+        until = monotonic() + seconds
+        while not result:
+            try:
+                future.result(min(max(until - monotonic(), 0.0), _LOOK_AGAIN))
+            except concurrent.futures.TimeoutError:
+                if monotonic() >= until:
+                    future.cancel()
+                    raise TimeoutError(f"no answer within {seconds:g} s") from None
+                if not self.is_running:
+                    future.cancel()
+                    raise LoopEnded("the event loop has stopped") from None
+            except concurrent.futures.CancelledError:
+                raise LoopEnded("the event loop has ended") from None
+        return result[0]()
+
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        done: asyncio.Future[None] = self.key.create_future()
+        result: list[Callable[[], T]] = []
+
+        def run() -> None:
+            capture_call(work, result)
+            with suppress(RuntimeError):  # the loop is closed
+                self.key.call_soon_threadsafe(_resolve, done)
+
+        # Not the loop's executor: it may be full of the caller's work, and holds up the loop's end.
+        Worker(run, "pay88-store", finishes=True).start()
+        await done
+        return result[0]()
+
+
+async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: type[BaseException]) -> None:
+    """Await *work*; put what returns or raises its outcome into *result*, unless it was cancelled.
+
+    In debug mode asyncio logs the results and exceptions of tasks, whatever they quote: this one has neither.
+    """
+    try:
+        returned = await work
+    except cancelled:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+        result.append(partial(_raise, exc))
+    else:
+        result.append(lambda: returned)
+
+
+def capture_call(work: Callable[[], T], result: list[Callable[[], T]]) -> None:
+    """Call *work*; put what returns or raises its outcome into *result*."""
+    try:
+        returned = work()
+    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+        result.append(partial(_raise, exc))
+    else:
+        result.append(lambda: returned)
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    raise exc
+
+
+def _silence_destroy_warning(task: asyncio.Task[Any]) -> None:
+    """Let *task* die without a word if its loop is closed under it."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather() does

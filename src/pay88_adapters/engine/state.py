@@ -1,0 +1,245 @@
+"""The state of one manager: its machine under a lock, and what requests read without one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pay88_adapters.core.errors import ConfigurationError, Failure
+from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
+from pay88_adapters.core.machine import GRACE, TokenMachine
+from pay88_adapters.core.snapshot import Snapshot
+from pay88_adapters.core.token import Token
+
+from .carriers import Carriers
+from .credentials import Credentials
+from .event_log import log_bypass
+from .event_queue import EventQueue
+from .forks import survive_forks
+from .settings import Settings
+from .sharing import export_budget
+from .stats import Counters
+from .store_client import OPERATION_TIMEOUT
+from .waiters import Waiters
+
+T = TypeVar("T")
+_NEVER = float("-inf")
+_NOTHING: tuple[Token | None, float] = (None, _NEVER)
+_LOOK = 2.0  # seconds
+_LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
+_REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
+
+
+class ManagerState:
+    """The machine of one manager under its lock.
+
+    The lock is held to decide and to queue, never across I/O. It is reentrant: a signal handler or a finalizer may
+    interrupt its holder and use the manager. What that finds half done it neither waits for nor adds a fetch to.
+
+    A process may have one for each of many merchants: what they can share, they share, and the rest is small.
+
+    Args:
+        settings: What the manager is made of.
+        listeners: Called with each event.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_depth",
+        "_dropped",
+        "_lock",
+        "_machine",
+        "_overdue",
+        "_published",
+        "awaiting_first_success",
+        "carriers",
+        "closed",
+        "counters",
+        "events",
+        "fast_path",
+        "merchant_id",
+        "now",
+        "settings",
+        "waiters",
+    )
+
+    def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
+        clock, store_client = settings.clock, settings.store_client
+        self.settings = settings
+        self.now = clock.now
+        self.counters = Counters()
+        self.closed = False
+        self.merchant_id = ""  # of the last credentials seen
+        self.carriers = Carriers()
+        self.waiters = Waiters()
+        self.events = EventQueue(listeners)
+        # A store that does not answer takes that long to say so, on a real clock.
+        grace = GRACE + ((OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else 0.0)
+        self._machine = TokenMachine(
+            settings.policy, rotating=settings.rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0)
+        )
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._dropped: list[Token] = []  # by what interrupts a transition
+        self._overdue: tuple[int, ...] = ()
+        self._published = (0, False)  # ended fetches and whether degraded, when that was published last
+        # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
+        # the machine wants to hear that it was accepted.
+        self.fast_path = _NOTHING
+        self.awaiting_first_success = False
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads: whatever held the lock or carried a fetch is not here."""
+        self._lock = threading.RLock()
+        self._depth = 0
+        self.carriers.after_fork()
+        self.waiters.clear()
+        self.events.take()
+        self._machine.forget_fetches()
+        self._overdue = ()
+        self.fast_path = _NOTHING
+
+    def cached(self) -> Token | None:
+        """Return the token if calls may use it without asking. Takes no lock."""
+        token, until = self.fast_path
+        return token if self.now() < until else None
+
+    @property
+    def failed_fetches(self) -> int:
+        """How many fetches have failed so far."""
+        return self._machine.failed_fetches
+
+    @property
+    def pending(self) -> frozenset[int]:
+        """The tickets of the fetches that the machine waits for."""
+        return self._machine.pending_fetches
+
+    @property
+    def interrupts_itself(self) -> bool:
+        """Whether this code interrupts a transition of its own thread. The lock must be held."""
+        return self._depth > 1
+
+    def transition(self, act: Callable[[TokenMachine, float], T], events: list[Event] | None = None) -> T:
+        """Let *act* have the machine and the time, with the lock held; afterwards publish what calls may use.
+
+        All that wait for a fetch that has ended are woken. After the lock has been released the listeners are called;
+        or what happened is added to *events*, for a caller that has more to do before that.
+
+        An exception may strike after any call, out of a signal handler: so the lock is released by C code alone, and
+        what was left undone is done by the next transition.
+        """
+        queued: list[Event] = []
+        try:
+            with self._lock:
+                depth = self._depth
+                self._depth = depth + 1
+                try:
+                    return act(self._machine, self.now())
+                finally:
+                    try:
+                        self._publish()
+                    finally:
+                        if not depth:
+                            queued = self.events.take()
+                        self._depth = depth
+        finally:
+            if events is not None:
+                events += queued
+            elif queued:
+                self.events.dispatch(queued)
+
+    def take_overdue(self) -> tuple[int, ...]:
+        """Return the tickets of fetches that have become overdue and have to be interrupted: each one once."""
+        if not self._overdue:
+            return ()
+        with self._lock:
+            overdue, self._overdue = self._overdue, ()
+        return overdue
+
+    def _publish(self) -> None:
+        machine = self._machine
+        while self._dropped and not self.interrupts_itself:
+            machine.discard_token(self._dropped[-1])
+            self._dropped.pop()
+        self.awaiting_first_success = machine.awaiting_first_success
+        if self.closed:
+            self.fast_path = _NOTHING
+        else:
+            now = self.now()
+            token, until = machine.fast_path_token(now)
+            look_at = until - _LOOK_AHEAD * self.settings.policy.trusted_after
+            # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
+            looks = look_at <= now < look_at + _LOOK
+            self.fast_path = token, look_at if now < look_at else now if looks else until
+        if machine.overdue:
+            self._overdue += machine.overdue
+            machine.overdue = ()
+        ended, degraded = self._published
+        if machine.ended_fetches != ended or self.waiters.is_interrupted:
+            self._published = machine.ended_fetches, degraded
+            self.waiters.wake()
+        if self.settings.store_client.degraded != degraded:
+            self._published = machine.ended_fetches, not degraded
+            self.queue_event(StoreRestored if degraded else StoreDegraded)
+
+    def queue_event(self, kind: Callable[..., Event], *details: object) -> None:
+        """Queue an event for the log and the listeners. The lock must be held."""
+        if self.events.wants(kind):
+            self.events.add(kind(self.settings.endpoint.base_url, self.merchant_id, *details))
+
+    def snapshot(self, credentials: Credentials) -> tuple[Snapshot, float]:
+        """Return what managers with the same credentials should know, and the time. Calls no listener."""
+        entries = export_budget(self.settings, credentials)
+        with self._lock:
+            now = self.now()
+            return self._machine.snapshot(credentials.digest, entries), now
+
+    def listen(self, listener: Listener) -> None:
+        """Call *listener*, too, with each event from now on."""
+        with self._lock:
+            self.events.listen(listener)
+
+    def check_open(self) -> None:
+        """Raise :class:`ConfigurationError` if the manager was closed."""
+        if self.closed:
+            raise ConfigurationError("this TokenManager is closed: make a new one")
+
+    def record_failure(self, failure: Failure, now: float) -> None:
+        """Note that a fetch ended without a token. The lock must be held."""
+        self.counters.failed_fetches += 1
+        self.counters.consecutive_failures += 1
+        error = failure.error(self._machine.blocked_for(now))
+        self.queue_event(RefreshFailed, error, self.counters.consecutive_failures)
+
+    def record_token(self, kind: Callable[..., Event], *details: object) -> None:
+        """Note that there is a new token. The lock must be held."""
+        self.queue_event(kind, *details, self.counters.consecutive_failures)
+        self.counters.consecutive_failures = 0
+
+    def expires_in(self) -> float | None:
+        """Return for how many seconds the token stays valid, if there is one. Takes no lock."""
+        return self._machine.expires_in(self.now())
+
+    def drop(self, token: Token) -> None:
+        """Forget *token* if it is the current one; as soon as nothing that this code interrupts may be using it."""
+
+        def drop(machine: TokenMachine, now: float) -> None:
+            self._dropped.append(token)
+
+        self.transition(drop)
+
+    def record_bypass(self) -> None:
+        """Count and log a request with a ``Bearer`` of its own (rule 14)."""
+        with self._lock:
+            self.counters.bypassed += 1
+            first = self.counters.bypassed == 1
+        log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)
+
+    def close(self) -> None:
+        """Refuse everything from now on, and wake the waiters."""
+        self.closed = True
+        with self._lock:
+            self.fast_path = _NOTHING
+            self.waiters.wake()

@@ -1,0 +1,113 @@
+"""Threads of the package's own: daemons that may be interrupted, and that the end of the process waits for a moment."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from pay88_adapters.stores.realtime import monotonic
+
+_EXIT_PATIENCE = 2.0  # real seconds for which the end of the process waits for what is about to be finished
+
+_workers: dict[Worker, None] = {}  # those that run
+
+
+class Overdue(TimeoutError):
+    """Raised in a thread that takes longer than it may."""
+
+
+class Worker(threading.Thread):
+    """A thread that runs *work* in the background.
+
+    Args:
+        work: What to run.
+        name: The thread's name.
+        finishes: Whether the end of the process waits for it, for a moment: others need its result.
+
+    Raises:
+        RuntimeError: No thread can be made, as in some subinterpreters.
+    """
+
+    def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:
+        try:
+            super().__init__(name=name, daemon=True)
+        except RuntimeError:  # a subinterpreter without daemon threads
+            super().__init__(name=name, daemon=False)
+        self._work = work
+        self.finishes = finishes
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: None can be started: there are too many, or the interpreter ends.
+        """
+        _workers[self] = None
+        try:
+            super().start()
+        except BaseException:
+            if not self.is_alive():
+                _workers.pop(self, None)
+            raise
+
+    def run(self) -> None:
+        try:
+            self._work()
+        finally:
+            _workers.pop(self, None)
+            del self._work
+
+    def interrupt(self, kind: type[BaseException]) -> None:
+        """Raise *kind* in this thread as soon as it runs Python code again. What waits in C code is not interrupted."""
+        import ctypes  # almost never needed
+
+        if self.ident is not None and self.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
+
+
+_exiting = threading.Event()
+
+
+def may_block() -> bool:
+    """Whether blocking the current thread blocks no other work: it is one of the package's own, or the process ends."""
+    return _exiting.is_set() or isinstance(threading.current_thread(), Worker)
+
+
+class Finisher(Protocol):
+    """Something with an end that should be in order when the process exits."""
+
+    def at_exit(self) -> None:
+        """Finish what no thread will finish any more. Must not block for long."""
+        ...
+
+
+_finishers: dict[int, Callable[[], Finisher | None]] = {}
+
+
+def finish_at_exit(key: int, finisher: Callable[[], Finisher | None]) -> None:
+    """Call ``finisher().at_exit()`` when the process exits, unless that is ``None`` by then."""
+    _finishers[key] = finisher
+
+
+def forget_finisher(key: int) -> None:
+    """Take :func:`finish_at_exit` back."""
+    _finishers.pop(key, None)
+
+
+@atexit.register
+def _at_exit() -> None:
+    _exiting.set()
+    until = monotonic() + _EXIT_PATIENCE
+    for worker in list(_workers):
+        if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
+            worker.join(max(until - monotonic(), 0.0))
+    for finisher in list(_finishers.values()):
+        if (each := finisher()) is not None:
+            each.at_exit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.clear)  # they are the parent's

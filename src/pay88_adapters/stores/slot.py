@@ -1,0 +1,58 @@
+"""Where one record is kept: what any store does that can hold it still for a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .base import LeaseResult, Record, StoreView
+
+
+@dataclass(slots=True)
+class RecordSlot:
+    """A record, the lease to replace it, and how many fences were given out. All instants are on one clock."""
+
+    version: int = 0
+    content: str = field(default="", repr=False)
+    written_at: float = 0.0
+    stored_at: float = 0.0
+    keep_until: float = 0.0
+    fences: int = 0
+    owner: str = ""
+    leased_at: float = 0.0
+    leased_until: float = 0.0
+
+    def try_acquire_lease(self, now: float, *, owner: str, known: int, lease: float) -> LeaseResult:
+        """Answer :meth:`Store.try_acquire_lease`."""
+        if self.version != known and now < self.keep_until:
+            return LeaseResult(self._record(now))
+        if now < self.leased_until and self.owner != owner:
+            return LeaseResult(lease_remaining=self.leased_until - now)
+        if not self.fences:
+            # Not from 1: no fence from before a loss of all data may ever be given out again.
+            self.version = self.fences = int(now * 1e6)
+        self.fences += 1
+        self.owner, self.leased_at, self.leased_until = owner, now, now + lease
+        return LeaseResult(fencing_token=self.fences)
+
+    def publish(self, now: float, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
+        """Answer :meth:`Store.publish`."""
+        if not self.version < fencing_token == self.fences:
+            return False
+        self.version, self.content = fencing_token, content
+        self.written_at, self.stored_at, self.keep_until = min(self.leased_at + after, now), now, now + keep
+        self.leased_until = 0.0
+        return True
+
+    def peek(self, now: float) -> StoreView:
+        """Answer :meth:`Store.peek`."""
+        record = self._record(now) if now < self.keep_until else None
+        if now < self.leased_until:
+            return StoreView(record, self.owner, self.leased_until - now)
+        return StoreView(record)
+
+    def is_dead(self, since: float) -> bool:
+        """Return whether nothing of it has been of any use *since* then."""
+        return max(self.keep_until, self.leased_until) < since
+
+    def _record(self, now: float) -> Record:
+        return Record(self.version, self.content, now - self.written_at, now - self.stored_at)
