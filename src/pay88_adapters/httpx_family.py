@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
+from pay88_adapters.stores.realtime import monotonic
+
 from .core.arguments import check_client, check_method, class_of, inside
 from .core.errors import AdapterErrors, ClientClosed, ConfigurationError, Pay88Error
 from .core.retry import ConnectionFailure
@@ -20,6 +22,7 @@ from .engine.bodies import WHOLE, BodyPosition
 from .engine.calls import AsyncSender, Sender
 from .engine.logs import hide_secrets_in_logs
 from .engine.manager import TokenManager
+from .engine.recorders import check_call
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
@@ -168,6 +171,9 @@ class _Call:
         path: str = self._request.url.path
         return path
 
+    def _url(self) -> str:
+        return str(self._request.url)
+
     def headers(self, response: Any) -> Any:
         return response.headers
 
@@ -190,6 +196,7 @@ class _Call:
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
+        check_call(self.method, self._url)
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
 
@@ -215,7 +222,7 @@ class _SyncCall(_Call):
             half = MAX_DRAIN_SECONDS / 2
             self._timeout["read"] = min(half, self._timeout.get("read") or half)
             with suppress(*self._transport.library.drain_errors):
-                _read(response, MAX_DRAINED, time.monotonic() + half)
+                _read(response, MAX_DRAINED, monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenResponse:
         return self._transport.post(request, self.client, self._request.extensions)
@@ -311,7 +318,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
+        return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
@@ -331,7 +338,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
 
     def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
-        until = time.monotonic() + request.timeout
+        until = monotonic() + request.timeout
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened), closing(wrapped.handle_request(message)) as response:
@@ -365,7 +372,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         wrapped.__exit__(*exc)
 
     def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         while self._is_held_open(since):
             time.sleep(_LOOK_AGAIN)
         self.opened = _Opened()
@@ -414,7 +421,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         await wrapped.__aexit__(*exc)
 
     async def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         try:
             with anyio.CancelScope(shield=True):
                 while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -29,6 +28,8 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 from urllib3.util.proxy import connection_requires_http_tunnel
 
+from pay88_adapters.stores.realtime import monotonic
+
 from .core import errors
 from .core.arguments import check_client, inside
 from .core.errors import AdapterErrors, ClientClosed, Pay88Error
@@ -45,6 +46,7 @@ from .core.wire import (
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.calls import Sender
 from .engine.manager import TokenManager
+from .engine.recorders import check_call
 from .engine.responses import BodyTimeout, read_limited, remaining_seconds
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_retry import Pay88Retry, without_resending
@@ -354,7 +356,12 @@ class _Call:
     def path(self) -> str:
         return self._url if self._url.startswith("/") else parse_url(self._url).path or "/"
 
+    def _whole_url(self) -> str:
+        pool = self._pool
+        return f"{pool.scheme}://{pool.host}:{pool.port}{self._url}" if self._url.startswith("/") else self._url
+
     def send(self, token: Token) -> BaseHTTPResponse:
+        check_call(self.method, self._whole_url)
         fields = self._fields
         headers = _headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw

@@ -37,6 +37,7 @@ class Checked:
         self.findings: dict[str, Any] = {each["name"]: each for each in document["checks"]}
         assert list(self.findings) == NAMES
         assert document["ok"] is not any(each["state"] == "failed" for each in document["checks"])
+        assert all(each["remedy"] for each in document["checks"] if each["state"] == "failed")
         assert (ended.code, ended.err) == (0 if document["ok"] else 1, "")
         assert not any(value in ended.out for name, value in environ.items() if name.endswith("API_KEY"))
 

@@ -21,7 +21,10 @@ pytest_plugins = ["pytester"]
 PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 FOR_ASYNCIO_PLUGIN = "test_pytest_asyncio.py"
-FIXTURES = [f"pay88_{scope}{name}" for scope in ("", "session_") for name in ("clock", "emulator", "manager")]
+FIXTURES = [
+    *("pay88_clock", "pay88_isolated", "pay88_vcr_config", "pay88_emulator", "pay88_manager"),
+    *("pay88_session_clock", "pay88_session_emulator", "pay88_session_manager"),
+]
 STRICT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "--strict-markers")
 
 
@@ -74,15 +77,15 @@ def write_page(pytester: pytest.Pytester) -> int:
 
 
 def test_the_page_works_as_it_stands(run: Run, pytester: pytest.Pytester) -> None:
-    """Every test on it passes, with warnings as errors; one is run twice, with two amounts."""
+    """Every test on it passes, with warnings as errors; some are run several times, with other parameters."""
     count = write_page(pytester)
     result = run(f"--ignore={FOR_ASYNCIO_PLUGIN}")
-    result.assert_outcomes(passed=count + 1)
+    result.assert_outcomes(passed=count + 5)
 
 
 def test_every_block_of_the_page_is_run() -> None:
     """No code on the page but what these tests run."""
-    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) == len(FILES) == 13
+    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) == len(FILES) == 15
 
 
 @pytest.mark.deep
@@ -92,7 +95,7 @@ def test_the_page_works_with_other_plugins(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")  # or else it warns
     count = write_page(pytester)
-    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 2)
+    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 6)
 
 
 def test_nothing_is_imported_before_a_fixture_is_used(pytester: pytest.Pytester) -> None:
@@ -136,7 +139,8 @@ def test_it_can_be_left_out(run: Run, pytester: pytest.Pytester) -> None:
 def test_fixtures_and_mark_are_documented(run: Run) -> None:
     """`pytest --fixtures` and `pytest --markers` describe them."""
     shown = run("--fixtures").stdout.str()
-    assert re.findall(r"^(pay88_\w+)(?: \[session scope\])? -- .*\n    \S", shown, re.MULTILINE) == FIXTURES
+    described = re.findall(r"^(pay88_\w+)(?: \[session scope\])? -- .*\n    \S", shown, re.MULTILINE)
+    assert sorted(described) == sorted(FIXTURES)
     assert "@pytest.mark.pay88(" in run("--markers").stdout.str()
 
 

@@ -41,7 +41,10 @@ class Secret(str):
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("secrets are not pickled: build Credentials and TokenManager in the new process")
+        raise TypeError(
+            "secrets are not pickled: build Credentials and TokenManager in the new process; to record cassettes, open"
+            " them with **pay88_adapters.testing.vcr_config()"
+        )
 
 
 def as_secret(value: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard, cast
 from .credentials import ApiKey
 from .endpoint import Endpoint
 from .errors import (
+    ConfigurationError,
     CredentialsRejected,
     Failure,
     TokenEndpointUnavailable,
@@ -24,7 +25,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME
-from .secret import Secret, clear_traceback_locals, contains_secret, redact
+from .secret import clear_traceback_locals, contains_secret, redact
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -68,7 +69,7 @@ def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> To
     """Build the request. It carries the two key fields and nothing of the caller's."""
     headers = {
         "x-api-key": credentials.api_key,
-        "x-merchant-id": Secret(credentials.merchant_id),
+        "x-merchant-id": credentials.merchant_id,
         "Accept": "application/json",
         "Accept-Encoding": "identity",  # a compressed answer is refused, not inflated
         "Content-Length": "0",
@@ -120,6 +121,8 @@ def network_failure(cause: BaseException, *secrets: str) -> Failure:
 
 def unexpected_failure(error: Exception, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is no network error (rule 18)."""
+    if isinstance(error, ConfigurationError):  # of this package's own
+        return Failure(ConfigurationError, str(error), is_bug=True)
     kind = type(error)
     clear_traceback_locals(error)
     name = f"{kind.__module__}.{kind.__qualname__}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
@@ -16,6 +15,7 @@ from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
+from pay88_adapters.stores.realtime import monotonic
 
 from .calls import AsyncCall, AsyncSender
 from .credentials import Credentials
@@ -33,6 +33,7 @@ from .effects import (
 )
 from .fetch_flow import fetch_token
 from .fetches import FetchRun
+from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
 from .running import current_run, current_runtime
@@ -229,11 +230,12 @@ class AsyncRunner(Runner):
 async def _post(
     runtime: AsyncRuntime, sender: AsyncSender, request: TokenRequest
 ) -> TokenResponse | Exception | UnexpectedError:
-    began_at = time.monotonic()
+    began_at = monotonic()
     try:
+        check_token_request(request)
         return await runtime.with_timeout(sender.post(request), request.timeout)
     except TimeoutError as exc:
-        if time.monotonic() - began_at > request.timeout + GRACE:
+        if monotonic() - began_at > request.timeout + GRACE:
             raise ClientClosed("the event loop of the token request was blocked or stopped") from exc
         return exc
     except Exception as exc:  # noqa: BLE001 - named as what it is

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from pay88_adapters.stores.realtime import monotonic
+
 from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
 
 
@@ -17,11 +19,11 @@ def _steady() -> Callable[[], float]:
     name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
     clock_id: int | None = getattr(time, name, None) if name else None
     if clock_id is None:
-        return time.monotonic
+        return monotonic
     try:
         time.clock_gettime(clock_id)
     except OSError:  # a kernel or sandbox that does not offer it
-        return time.monotonic
+        return monotonic
     return partial(time.clock_gettime, clock_id)  # every call reads it: no frame of Python's own
 
 

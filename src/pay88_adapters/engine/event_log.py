@@ -74,16 +74,16 @@ def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
 class SafeListener:
     """A listener that raises nothing. What it raised is logged at its first, second, fourth, eighth … occurrence."""
 
-    __slots__ = ("_listener", "_raised")
+    __slots__ = ("_raised", "listener")
 
     def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+        self.listener = listener
         self._raised = 0
 
     def __call__(self, event: Event) -> BaseException | None:
         """Call the listener; return what it raised if that is no ``Exception`` and the caller's to have."""
         try:
-            self._listener(event)
+            self.listener(event)
         except BaseException as exc:  # noqa: BLE001 - it is the user's
             self._raised += 1
             level = logging.ERROR if _worth_a_line(self._raised) else logging.DEBUG

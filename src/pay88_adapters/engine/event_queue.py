@@ -19,6 +19,11 @@ class EventQueue:
         self._listeners = tuple(map(SafeListener, listeners))
         self._queued: list[Event] = []
 
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The listeners, as they were given."""
+        return tuple(each.listener for each in self._listeners)
+
     def listen(self, listener: Listener) -> None:
         """Add a listener. The lock must be held."""
         self._listeners = (*self._listeners, SafeListener(listener))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pay88_adapters.core.events import Event
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.wire import network_failure
 from pay88_adapters.stores.base import LeaseResult
+from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
 from .forks import fork_id, survive_forks
@@ -175,7 +175,7 @@ class Fetches:
                 worker.finishes = False
                 return Failure(
                     TokenEndpointUnavailable,
-                    f"the {run.doing} has been hanging for {time.monotonic() - run.since:.1f} s and no other fetch can"
+                    f"the {run.doing} has been hanging for {monotonic() - run.since:.1f} s and no other fetch can"
                     " be started; request not sent: let it return or time out",
                     retryable=True,
                 )
@@ -183,7 +183,7 @@ class Fetches:
 
     def _hangs(self, run: FetchRun) -> bool:
         # In real seconds: a clock that a test moves says nothing of a thread.
-        return bool(run.doing) and time.monotonic() - run.since >= self.state.settings.clock.real(
+        return bool(run.doing) and monotonic() - run.since >= self.state.settings.clock.real(
             self.state.settings.policy.fetch_timeout
         )
 

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import NoReturn, cast
 
@@ -42,16 +42,46 @@ _process: Process[TokenManager] = Process()
 
 @contextmanager
 def default_clock(clock: Clock) -> Generator[None, None, None]:
-    """Let the managers that are made in the block run on *clock* unless they are given one; for tests.
+    """Let all managers run on *clock*, from a fresh start, but for those that were given one; for tests.
 
-    Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
+    Block and rest share nothing: :meth:`TokenManager.shared` makes managers of its own in it, and one that was made
+    before is afterwards as it was.
     """
-    kept = _process.clock, _process.managers
-    _process.clock, _process.managers = clock, SharedManagers()
+    with _process.lock:
+        kept = _process.clock, _process.managers
+        _process.clock, _process.managers = clock, SharedManagers()
+        before = [(manager, manager._start_anew(clock)) for manager in _process.made]
     try:
         yield
     finally:
-        _process.clock, _process.managers = kept
+        with _process.lock:
+            _process.clock, _process.managers = kept
+            for manager, (state, fetches) in before:
+                manager._resume(state, fetches)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Given:
+    """What a manager was made of."""
+
+    credentials: CredentialsSource
+    endpoint: Endpoint
+    store: str
+    fallback: str | None
+    policy: TokenPolicy
+    retry: RetryPolicy
+    pacing: bool
+    breaker: BreakerPolicy | None
+
+    def state(self, clock: Clock, listeners: Iterable[Listener]) -> ManagerState:
+        """Return the state of a manager that has done nothing yet."""
+        store_client = _process.store_client(self.store, self.fallback, clock, self.policy.fallback_share)
+        request_limits = request_limits_for(store_client, self.endpoint, self.pacing, self.breaker)
+        fixed = self.credentials if isinstance(self.credentials, Credentials) else None
+        settings = Settings(self.endpoint, self.policy, clock, store_client, fixed is None, self.retry, request_limits)
+        state = ManagerState(settings, tuple(listeners))
+        state.merchant_id = fixed.merchant_id if fixed else ""
+        return state
 
 
 class TokenManager:
@@ -88,6 +118,7 @@ class TokenManager:
         "__weakref__",
         "_client",
         "_endpoint",
+        "_given",
         "_now",
         "_sender",
         "_state",
@@ -117,23 +148,38 @@ class TokenManager:
             check_type(name, value, kind)
         if client is not None:
             check_client(client)
-        policy, clock = policy or _POLICY, clock or _process.clock
-        fallback_store = checked_fallback(store, fallback_store)
-        store_client = _process.store_client(store, fallback_store, clock, policy.fallback_share)
-        rotating = not isinstance(credentials, Credentials)
-        request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
         self._endpoint = endpoint
-        self._now = clock.now
-        settings = Settings(endpoint, policy, clock, store_client, rotating, retry or DEFAULT, request_limits)
-        self._state = ManagerState(settings, checked_listeners(listeners))
-        if isinstance(credentials, Credentials):
-            self._state.merchant_id = credentials.merchant_id
-        fetches = Fetches(self._state)
-        self.sync_runner = SyncRunner(fetches, credentials)
-        self.async_runner = AsyncRunner(fetches, credentials)
+        self._given = _Given(
+            credentials,
+            endpoint,
+            store,
+            checked_fallback(store, fallback_store),
+            policy or _POLICY,
+            retry or DEFAULT,
+            pacing,
+            breaker,
+        )
+        state = self._given.state(clock or _process.clock, checked_listeners(listeners))
+        self._resume(state, Fetches(state))
+        if clock is None:
+            with _process.lock:
+                _process.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
+
+    def _start_anew(self, clock: Clock) -> tuple[ManagerState, Fetches]:
+        """Forget what has happened so far, and run on *clock*; return what :meth:`_resume` takes."""
+        before = self._state, self.sync_runner.fetches
+        if not self._state.closed:
+            state = self._given.state(clock, self._state.events.listeners)
+            self._resume(state, Fetches(state))
+        return before
+
+    def _resume(self, state: ManagerState, fetches: Fetches) -> None:
+        self._state, self._now = state, state.now
+        self.sync_runner = SyncRunner(fetches, self._given.credentials)
+        self.async_runner = AsyncRunner(fetches, self._given.credentials)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:

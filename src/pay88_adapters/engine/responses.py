@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterable, Iterable
 from math import inf
 
 from pay88_adapters.core.wire import MAX_BODY
+from pay88_adapters.stores.realtime import monotonic
 
 
 class BodyTimeout(TimeoutError):
@@ -19,7 +19,7 @@ def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = 
     Args:
         chunks: A response body, in pieces as they arrive.
         bound: Bytes.
-        until: When the last piece must have arrived, on ``time.monotonic()``.
+        until: When the last piece must have arrived, on a monotonic clock.
 
     Raises:
         BodyTimeout: It has not.
@@ -34,8 +34,8 @@ def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = 
 
 
 def remaining_seconds(until: float) -> float:
-    """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
-    left = until - time.monotonic()
+    """Return the real seconds until *until*, on a monotonic clock; raise :class:`BodyTimeout` if there are none."""
+    left = until - monotonic()
     if left <= 0:
         raise BodyTimeout("the response body did not arrive in time")
     return left

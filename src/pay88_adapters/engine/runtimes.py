@@ -6,11 +6,12 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+from pay88_adapters.stores.realtime import monotonic
 
 from .threads import Worker
 
@@ -236,12 +237,12 @@ class AsyncioRuntime:
             future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
         except RuntimeError as exc:
             raise LoopEnded("the event loop is closed") from exc
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         while not result:
             try:
-                future.result(min(max(until - time.monotonic(), 0.0), _LOOK_AGAIN))
+                future.result(min(max(until - monotonic(), 0.0), _LOOK_AGAIN))
             except concurrent.futures.TimeoutError:
-                if time.monotonic() >= until:
+                if monotonic() >= until:
                     future.cancel()
                     raise TimeoutError(f"no answer within {seconds:g} s") from None
                 if not self.is_running:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -29,6 +28,7 @@ from pay88_adapters.stores.base import (
 )
 from pay88_adapters.stores.members import AT_FIRST, HORIZON, shrunk
 from pay88_adapters.stores.memory import MemoryStorage
+from pay88_adapters.stores.realtime import monotonic
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -235,17 +235,17 @@ class _Operation(threading.Thread, Generic[T]):
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.ended: Callable[[], object] = bool
-        self._began_at = time.monotonic()
+        self._began_at = monotonic()
 
     @property
     def is_slow(self) -> bool:
         """Whether it may be hanging."""
-        return time.monotonic() > self._began_at + _SLOW
+        return monotonic() > self._began_at + _SLOW
 
     @property
     def is_late(self) -> bool:
         """Whether nobody waits for it any longer."""
-        return time.monotonic() >= self._began_at + OPERATION_TIMEOUT
+        return monotonic() >= self._began_at + OPERATION_TIMEOUT
 
     def run(self) -> None:
         try:
@@ -258,7 +258,7 @@ class _Operation(threading.Thread, Generic[T]):
 
     def wait(self) -> bool:
         """Wait for its end as long as anybody does; return whether it has ended."""
-        return self._done.wait(max(self._began_at + OPERATION_TIMEOUT - time.monotonic(), 0.0))
+        return self._done.wait(max(self._began_at + OPERATION_TIMEOUT - monotonic(), 0.0))
 
     def result_in_time(self) -> T:
         """Return what the operation returns, or raise what it raises."""

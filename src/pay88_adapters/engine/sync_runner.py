@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
+from pay88_adapters.stores.realtime import monotonic
 
 from .calls import Call, Sender
 from .credentials import Credentials
@@ -33,6 +33,7 @@ from .effects import (
 )
 from .fetch_flow import fetch_token
 from .fetches import FetchRun
+from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED, acquire_permit_and_token
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
@@ -230,7 +231,7 @@ class SyncRunner(Runner):
 
     def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
         """Do what may hang: when it takes too long, it is interrupted with :class:`Overdue`."""
-        run.since, run.doing = time.monotonic(), doing
+        run.since, run.doing = monotonic(), doing
         try:
             return act()
         except Overdue as exc:
@@ -256,6 +257,7 @@ class SyncRunner(Runner):
 
 def _post(sender: Sender, request: TokenRequest) -> TokenResponse | Exception | UnexpectedError:
     try:
+        check_token_request(request)
         return sender.post(request)
     except Exception as exc:  # noqa: BLE001 - named as what it is
         return failed_post(exc, sender.network_errors)

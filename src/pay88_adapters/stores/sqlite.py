@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote
 
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.secret import redact
+from pay88_adapters.stores.realtime import monotonic
 
 from .base import (
     LEAST_KEEP,
@@ -137,9 +138,9 @@ class _File:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
-        until = time.monotonic() + _THREADS_PATIENCE
+        until = monotonic() + _THREADS_PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
-            if time.monotonic() > until:
+            if monotonic() > until:
                 raise StoreError(f"{self._path} is busy: too many threads wait for it")
             try:
                 with closing(self._begin()) as db:
@@ -159,7 +160,7 @@ class _File:
                 raise StoreError(str(error)) from error
 
     def _begin(self) -> sqlite3.Connection:
-        until = time.monotonic() + _PATIENCE
+        until = monotonic() + _PATIENCE
         for _ in range(3):
             found = _look(self._path)
             if found is None:
@@ -251,7 +252,7 @@ def _lock(db: sqlite3.Connection, until: float) -> None:
             db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: those who wait do not get in the way of the COMMIT
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
+            if "locked" not in str(error) or monotonic() > until:
                 raise
         time.sleep(random.uniform(0.002, 0.020))
 

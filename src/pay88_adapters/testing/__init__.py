@@ -27,8 +27,10 @@ from .faults import (
     Truncated,
 )
 from .holds import Hold
+from .isolation import isolated
 from .journal import Entry, Journal
 from .messages import Answer, Charge, Received
+from .recording import vcr_config
 from .service import Service
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ __all__ = [
     "Status",
     "TooMany",
     "Truncated",
+    "isolated",
+    "vcr_config",
 ]
 
 

@@ -42,7 +42,7 @@ class Configuration:
         try:
             self.credentials = Credentials.from_env(self._environ)
         except ConfigurationError as error:
-            return failed("environment", str(error))
+            return failed("environment", str(error), "set the two variables to the values from the 88Pay dashboard")
         return ok("environment", f"read {', '.join(self._read())}")
 
     def _read(self) -> Iterator[str]:
@@ -60,7 +60,7 @@ class Configuration:
         try:
             self.endpoint = Endpoint.parse(url_from_env(self._environ))
         except ConfigurationError as error:
-            return failed("base URL", str(error))
+            return failed("base URL", str(error), "correct PAY88_BASE_URL, or set PAY88_ENVIRONMENT in its place")
         return ok("base URL", self.endpoint.base_url)
 
     def _check_key(self) -> Finding:
@@ -69,6 +69,6 @@ class Configuration:
         try:
             self.endpoint.check_key(self.credentials)
         except ConfigurationError as error:
-            return failed("key", str(error))
+            return failed("key", str(error), "set PAY88_API_KEY to a key of the environment that the base URL is for")
         self.fits = True
         return ok("key", "not one of the other environment's")

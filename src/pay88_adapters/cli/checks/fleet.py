@@ -6,7 +6,15 @@ import time
 from collections.abc import Iterator
 from uuid import uuid4
 
-from pay88_adapters import ConfigurationError, Pay88Error, TokenManager, TokenPolicy
+from pay88_adapters import (
+    ConfigurationError,
+    CredentialsRejected,
+    Pay88Error,
+    TokenBudgetExhausted,
+    TokenManager,
+    TokenPolicy,
+    TokenRateLimited,
+)
 from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
 from pay88_adapters.engine.clock import Clock
@@ -19,6 +27,12 @@ from .finding import Finding, failed, ok, skipped
 
 _LEASE = 5.0  # seconds, of the trial
 _OWN_CLOCK = ("sqlite", "memory")  # stores without a clock of their own
+_REMEDIES: dict[type[Pay88Error], str] = {
+    CredentialsRejected: "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
+    TokenBudgetExhausted: "wait, and let all that use this merchant share one PAY88_STORE",
+    TokenRateLimited: "wait, and let all that use this merchant share one PAY88_STORE",
+    ConfigurationError: "correct the configuration",
+}
 
 
 class Fleet:
@@ -49,7 +63,7 @@ class Fleet:
             if url.partition(":")[0] not in _OWN_CLOCK:
                 self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
-            yield failed("store", str(error))
+            yield failed("store", str(error), "correct PAY88_STORE, or install what its driver needs")
         except StoreError as error:
             yield failed("store", str(error), "start it, or correct PAY88_STORE; meanwhile each process goes on alone")
         else:
@@ -66,7 +80,7 @@ class Fleet:
         try:
             standing = self._standing = run_with_timeout(Shared(store, endpoint.base_url, credentials).peek)
         except (Pay88Error, StoreError) as error:
-            yield failed("budget", str(error))
+            yield failed("budget", str(error), "start the store, or correct PAY88_STORE")
             yield skipped("lease", "the store failed")
             return
         left = ", ".join(f"{left} of {limit}" for limit, left in standing.tokens.items())
@@ -84,7 +98,8 @@ class Fleet:
         if standing is not None and standing.token is not None:
             return ok("token", f"not asked for: the fleet has one, {standing.token.age:.0f} s old")
         if standing is not None and standing.barred is not None:
-            return failed("token", f"not asked for, for {standing.barred.remaining:.0f} s more: {standing.barred.why}")
+            remaining, why = standing.barred.remaining, standing.barred.why
+            return failed("token", f"not asked for, for {remaining:.0f} s more: {why}", f"wait {remaining:.0f} s")
         if standing is not None and standing.free_in:
             return skipped("token", "no token request may be sent")
         if not self._configuration.fits:
@@ -94,7 +109,7 @@ class Fleet:
         try:
             return self._ask()
         except Pay88Error as error:
-            return failed("token", str(error))
+            return failed("token", str(error), _remedy(error))
 
     def _ask(self) -> Finding:
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
@@ -107,6 +122,13 @@ class Fleet:
                 began_at = time.monotonic()
                 token = manager.get_token()
             return ok("token", f"good for {token.expires_in:g} s, in {time.monotonic() - began_at:.2f} s")
+
+
+def _remedy(error: Pay88Error) -> str:
+    for kind, remedy in _REMEDIES.items():
+        if isinstance(error, kind):
+            return remedy
+    return "check the base URL and proxies, and try again"
 
 
 def _check_fallback(url: str, store: str) -> Finding:
