@@ -15,6 +15,7 @@ from .core.errors import AdapterErrors
 from .engine.calls import AsyncSender, Sender
 from .engine.stand_ins import AnyManager
 from .engine.standalone import ClosableSender
+from .httpx_library import Library
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
@@ -46,7 +47,7 @@ class CircuitOpen(errors.CircuitOpen, httpx.TransportError): ...
 
 
 _errors = AdapterErrors(httpx.TransportError, globals())
-_library = family.Library(httpx, _errors)
+_library = Library(httpx, _errors)
 
 
 class Pay88Transport(

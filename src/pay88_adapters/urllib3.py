@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 try:
@@ -14,14 +12,8 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
 from urllib3.exceptions import (
-    ClosedPoolError,
-    ConnectTimeoutError,
     HTTPError,
-    NewConnectionError,
-    ProtocolError,
     ProxyError,
-    SSLError,
-    TimeoutError,
     UnrewindableBodyError,
 )
 from urllib3.response import BaseHTTPResponse
@@ -32,12 +24,11 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import AdapterErrors, ClientClosed, Pay88Error
+from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
 from .core.secret import InjectedHeader
-from .core.token import MANAGED_FIELDS, Token
+from .core.token import Token
 from .core.wire import (
-    MAX_BODY,
     MAX_DRAIN_SECONDS,
     MAX_DRAINED,
     TokenRequest,
@@ -47,16 +38,14 @@ from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.calls import Sender
 from .engine.manager import TokenManager
 from .engine.recorders import check_call
-from .engine.responses import BodyTimeout, read_limited, remaining_seconds
+from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
+from .urllib3_io import BROKEN, build_headers, pieces, post, release, socket_of, split_headers, was_not_sent
 from .urllib3_retry import Pay88Retry, without_resending
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
 P = TypeVar("P", bound=urllib3.PoolManager)
-
-_NEVER_SENT = (NewConnectionError, ConnectTimeoutError)
-_BROKEN = (*_NEVER_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
 
 
 class ConfigurationError(errors.ConfigurationError, HTTPError): ...
@@ -158,7 +147,8 @@ class ClientSender:
     def post(self, request: TokenRequest) -> TokenResponse:
         """Do what :meth:`Sender.post` does."""
         pool, target = self._pool(request.url)
-        return _post(pool, target, request)
+        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+        return post(urlopen, pool.timeout, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
         """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
@@ -196,7 +186,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         headers = kw.get("headers")
         if headers is None:
             headers = self.headers
-        fields, authorization, again = _sorted(headers) if headers else ([], None, False)
+        fields, authorization, again = split_headers(headers) if headers else ([], None, False)
         try:
             manager = self._managing(url, authorization)
         except Pay88Error as error:
@@ -206,7 +196,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
                 kw["retries"] = told.plain()
             if again:
-                kw["headers"] = _headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
+                kw["headers"] = build_headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
         call = _Call(manager, self, args, by_position, kw, fields)
         try:
@@ -230,51 +220,11 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         return self.retries if given is None else given
 
 
-def _sorted(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
-    """Return the caller's fields without those that a token goes into, its ``Authorization``, and whether any is ours.
-
-    With fields of ours in it, this is urllib3 sending again what an outer level began.
-    """
-    fields: list[tuple[str, str]] = []
-    authorization, again = None, False
-    for name, value in given.items():  # one that occurs twice is there twice
-        if type(value) is InjectedHeader:
-            again = True
-            continue
-        if type(name) is not str:
-            name = _text(name)  # noqa: PLW2901
-        lowered = name.lower()
-        if lowered not in MANAGED_FIELDS:
-            fields.append((name, value))
-        elif authorization is None and lowered == "authorization":
-            authorization = _text(value)
-    return fields, authorization, again
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
 def _managed(pool_class: type[Any], manager: AnyManager | UnavailableManager) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
     # By the same name, for errors and logs show it.
     return type(pool_class.__name__, (_ManagedPool, pool_class), {"pay88_manager": manager})
-
-
-class _Headers(urllib3.HTTPHeaderDict):
-    """For header fields that occur twice. The original prints all values."""
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} header fields>"
-
-
-def _headers(fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, str]:
-    plain = dict(fields)
-    if len(plain) < len(fields):
-        return _Headers([*fields, *attached.items()])
-    plain.update(attached)
-    return plain
 
 
 _DEFAULT = Pay88Retry()
@@ -363,7 +313,7 @@ class _Call:
     def send(self, token: Token) -> BaseHTTPResponse:
         check_call(self.method, self._whole_url)
         fields = self._fields
-        headers = _headers(fields, token.attached) if fields else token.attached.copy()
+        headers = build_headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw
         kw["headers"] = headers
         args = self._args
@@ -388,7 +338,7 @@ class _Call:
         # urllib3 asks the caller's allowed_methods after other errors, and not after what it takes for a proxy's.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
-        if isinstance(error, ProxyError) and not (allowed or _never_sent(error)):
+        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
             raise error
 
     def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
@@ -401,10 +351,10 @@ class _Call:
         return response.headers
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
-        if not isinstance(exc, _BROKEN):
+        if not isinstance(exc, BROKEN):
             return None
         self._note(self._retries, error=exc)
-        return ConnectionFailure(not_sent=_never_sent(exc))
+        return ConnectionFailure(not_sent=was_not_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
@@ -421,86 +371,12 @@ class _Call:
         try:
             self._note(response.retries, status=response.status)  # what is left of the caller's
             until = monotonic() + MAX_DRAIN_SECONDS
-            if _socket(getattr(response, "connection", None)) is not None:
+            if socket_of(getattr(response, "connection", None)) is not None:
                 with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
-                    drained = len(read_limited(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
+                    drained = len(read_limited(pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
         finally:
-            _let_go(response, finished=drained)
+            release(response, finished=drained)
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        return _post(self._pool, self._url, request)
-
-
-def _post(pool: urllib3.HTTPConnectionPool, target: str, request: TokenRequest) -> TokenResponse:
-    """Send a token request over *pool*; *target* is what a request line has there: all of a URL to a proxy."""
-    until = monotonic() + request.timeout
-    try:
-        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-        response = urlopen(
-            request.method,
-            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
-            headers=dict(request.headers),
-            retries=False,
-            redirect=False,
-            assert_same_host=False,
-            timeout=_bounded(pool.timeout, request.timeout),
-            pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
-            preload_content=False,
-        )
-    except ClosedPoolError as exc:
-        raise ClientClosed("the connection pool was closed") from exc
-    body = b""
-    try:
-        body = read_limited(_pieces(response, until), until=until)
-    finally:
-        _let_go(response, finished=0 < len(body) <= MAX_BODY)
-    return TokenResponse(response.status, response.headers, body)
-
-
-def _never_sent(exc: Exception) -> bool:
-    if not isinstance(exc, ProxyError):
-        return isinstance(exc, _NEVER_SENT)
-    # Whatever breaks a connection through a proxy comes as this, also where the request had been sent: urllib3
-    # goes by whether the connection is open, and http.client has closed it by then.
-    cause = exc.original_error
-    refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
-    return refused or isinstance(cause, _NEVER_SENT)
-
-
-def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
-    """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
-    connection: Any = getattr(response, "connection", None)
-    sock = _socket(connection)
-    if sock is None:
-        yield from response.stream(1, decode_content=False)
-        return
-    # Older versions only read until they have as much as was asked for.
-    read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
-    configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
-    piece = b"more"
-    while piece:
-        left = remaining_seconds(until)
-        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
-        if response.connection is not None:
-            sock.settimeout(min(left, configured))
-        piece = read(decode_content=False)
-        yield piece
-
-
-def _socket(connection: Any) -> Any:
-    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
-    sock = getattr(connection, "sock", None)
-    return sock if hasattr(sock, "recv_into") else None
-
-
-def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:
-    if not finished:
-        response.close()
-    response.release_conn()  # close() alone would lose the slot of a blocking pool
-
-
-def _bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
-    """Return the pool's own timeouts where they are shorter than *seconds*."""
-    phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
-    shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
-    return urllib3.Timeout(total=seconds, **shorter)
+        pool = self._pool
+        return post(super(_ManagedPool, pool).urlopen, pool.timeout, self._url, request)

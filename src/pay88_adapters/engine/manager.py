@@ -50,14 +50,14 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     with _process.lock:
         kept = _process.clock, _process.managers
         _process.clock, _process.managers = clock, SharedManagers()
-        before = [(manager, manager._start_anew(clock)) for manager in _process.made]
+        before = [(each, each._start_anew(clock)) for each in _process.made]  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
         with _process.lock:
             _process.clock, _process.managers = kept
             for manager, (state, fetches) in before:
-                manager._resume(state, fetches)
+                manager._resume(state, fetches)  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

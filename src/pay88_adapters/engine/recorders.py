@@ -29,7 +29,10 @@ def check_token_request(request: TokenRequest) -> None:
         return
     headers = {name: str(value) for name, value in request.headers.items()}
     token = {"access_token": _ACCESS_TOKEN, "session_id": _SESSION_ID, "expires_in": 60}
-    exchanges = [(headers, {"status": "Success", "data": token}), (_ATTACHED, {})]
+    exchanges: list[tuple[dict[str, str], dict[str, Any]]] = [
+        (headers, {"status": "Success", "data": token}),
+        (_ATTACHED, {}),
+    ]
     if _would_record(request.method, request.url, exchanges, (headers["x-api-key"], _ACCESS_TOKEN, _SESSION_ID)):
         raise _refused("token request")
 

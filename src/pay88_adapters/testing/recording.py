@@ -34,7 +34,8 @@ def vcr_config(**options: Any) -> dict[str, Any]:
 def _listed(given: Any) -> list[Any]:
     if given is None:
         return []
-    return [given] if callable(given) or isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    several: Any = given
+    return [given] if callable(given) or isinstance(given, str) or not isinstance(given, Iterable) else list(several)
 
 
 def _chained(functions: list[Callable[[Response], Response | None]]) -> Callable[[Response], Response | None]:
@@ -51,7 +52,7 @@ def _chained(functions: list[Callable[[Response], Response | None]]) -> Callable
 
 def _without_secrets(response: Response) -> Response:
     """Return a response of vcrpy's without secrets in its body and headers, and with a length that fits."""
-    body = response.get("body") or {}
+    body: dict[str, Any] = response.get("body") or {}
     text = _text(body.get("string"))
     headers: Mapping[str, list[str]] = response.get("headers") or {}
     clean_headers = {name: _masked(values) for name, values in headers.items()}
