@@ -84,7 +84,7 @@ def printed_by_loguru(manager: TokenManager) -> str:
     try:
         fail(manager)
     except ValueError:
-        loguru.exception("it failed with {}", manager.get_token())
+        loguru.opt(exception=True).error("it failed with {}", manager.get_token())
     loguru.remove(sink)
     return out.getvalue()
 
