@@ -13,7 +13,7 @@ from pathlib import Path
 import layers
 
 from pay88_adapters import TokenPolicy
-from pay88_adapters.core.machine import ACTIONS, Action, EndpointState, TokenState
+from pay88_adapters.core.decisions import ACTIONS, Action, EndpointState, TokenState
 from pay88_adapters.core.policy import LIFETIME
 
 IMAGES = Path(__file__).parent / "images"

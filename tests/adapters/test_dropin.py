@@ -41,7 +41,7 @@ import pay88_adapters.requests
 from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.requests import Pay88Adapter
 from pay88_adapters.testing import ManualClock, Received, Service
-from pay88_adapters.testing.service import TOKEN_PATH
+from pay88_adapters.testing.messages import TOKEN_PATH
 from support.http2 import Http2Server
 from support.origins import OURS, Origin, Seen
 from support.proxies import Proxy

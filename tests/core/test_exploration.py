@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from pay88_adapters import Token, TokenPolicy
 from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.decisions import Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import (
     CredentialsRejected,
     Failure,
@@ -27,7 +28,8 @@ from pay88_adapters.core.errors import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.fetch_machine import FetchMachine
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores.memory import MemoryStorage
@@ -43,8 +45,9 @@ GONE = Failure(TokenEndpointUnavailable, "its loop was closed", retryable=True)
 FAILURES = (BROKEN, ODD, REJECTED, LIMITED)
 FOUND = ("a token", "an old token", "a limit", "a failure")
 
-INSTANTS = ("_barred_until", "_ordinary_at", "_forced_at", "_drawn_at")
-COUNTED_APART = ("_policy", "_last_ticket", "failed_fetches", "ended_fetches", "_held", "_flights")
+PARTS = ("pending", "cooldown", "forced")
+INSTANTS = ("until", "requested_until", "_refreshed_at", "last_at", "reserve_used_at")
+COUNTED_APART = ("_policy", "last_ticket", "failed_fetches", "ended", "_cached", "by_ticket", *PARTS)
 REACTION = 0.5
 YOUNG = 0.0  # the age of a client or an event loop that is seen for the first time
 NEVER = float("-inf")
@@ -129,7 +132,11 @@ class Model:
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__)
         other.machine = copy.copy(self.machine)
-        other.machine._pending = {ticket: replace(each) for ticket, each in self.machine._pending.items()}
+        for part in PARTS:
+            setattr(other.machine, part, copy.copy(getattr(self.machine, part)))
+        other.machine.pending.by_ticket = {
+            ticket: replace(each) for ticket, each in self.machine.pending.by_ticket.items()
+        }
         other.callers, other.carriers = list(self.callers), list(self.carriers)
         other.sent, other.rejected = list(self.sent), dict(self.rejected)
         return other
@@ -140,14 +147,15 @@ class Model:
         held = machine._cached
         return (
             *(
-                getattr(machine, name) - now if name in INSTANTS else getattr(machine, name)
-                for name in TokenMachine.__slots__
+                getattr(part, name) - now if name in INSTANTS else getattr(part, name)
+                for part in (machine, machine.pending, machine.cooldown, machine.forced)
+                for name in (FetchMachine.__slots__ if part is machine else part.__slots__)
                 if name not in COUNTED_APART
             ),
             held and (held.refresh_at - now, held.reuse_until - now, held.usable_until - now),
             tuple(
                 (
-                    ticket - machine._last_ticket,
+                    ticket - machine.pending.last_ticket,
                     each.due_at - now,
                     max(each.wait_until - now, 0.0),
                     (
@@ -161,7 +169,7 @@ class Model:
                     ),
                     each.refreshed_before and each.refreshed_before - now,
                 )
-                for ticket, each in machine._pending.items()
+                for ticket, each in machine.pending.by_ticket.items()
             ),
             tuple(
                 sorted(
@@ -173,7 +181,7 @@ class Model:
                         held is not None and each.token == held.token,
                         each.replayed,
                         each.carrier_age,
-                        -1 if each.own is None else each.own - machine._last_ticket,
+                        -1 if each.own is None else each.own - machine.pending.last_ticket,
                         each.bereft,
                     )
                     if each.doing != "idle"
@@ -183,7 +191,7 @@ class Model:
             ),
             tuple(
                 (
-                    (each.ticket - machine._last_ticket, each.stage, each.at - now, each.digest, each.then),
+                    (each.ticket - machine.pending.last_ticket, each.stage, each.at - now, each.digest, each.then),
                     (each.interrupted, each.ordinary_before and each.ordinary_before - now),
                 )
                 for each in self.carriers
@@ -194,7 +202,7 @@ class Model:
             # What the checks remember; what was sent is in the budget's entries, too.
             (self.usable is None, held is not None and self.usable == held.token, self.serial > 0),
             (max(self.silent_until - now, 0.0), *(each.at >= self.silent_since for each in self.carriers)),
-            machine.ended_fetches != self.ended,
+            machine.pending.ended != self.ended,
             tuple((digest, max(until - now, 0.0)) for digest, until in sorted(self.rejected.items())),
         )
 
@@ -280,14 +288,14 @@ class Model:
             yield machine._cached.reuse_until
             yield machine._cached.usable_until - policy.expiry_skew
             yield machine._cached.usable_until
-        yield machine._cooldown_until
+        yield machine.cooldown.until
         yield machine._refreshed_at + machine._interval()
-        yield machine._reserve_used_at + machine._spacing()
-        yield machine._forced_at + policy.rejection_cooldown
-        yield from (flight.due_at for flight in machine._pending.values())
+        yield machine.forced.reserve_used_at + machine.forced.spacing()
+        yield machine.forced.last_at + policy.rejection_cooldown
+        yield from (flight.due_at for flight in machine.pending.by_ticket.values())
         yield from (caller.until for caller in self.callers if caller.doing == "waiting")
         yield from (carrier.at for carrier in self.carriers if carrier.stage == "pause")
-        yield from (flight.wait_until for flight in machine._pending.values())
+        yield from (flight.wait_until for flight in machine.pending.by_ticket.values())
 
     # --- callers
 
@@ -534,13 +542,13 @@ class Model:
         """What carries the fetch ends, and that is noticed: no failure of the service, and no use of the reserve."""
         carrier = self.carriers.pop(index)
         machine = self.machine
-        flight = machine._pending.get(carrier.ticket)
+        flight = machine.pending.by_ticket.get(carrier.ticket)
         blameless = flight is not None and flight.failure is None
-        before = machine._cooldown_reason, machine._cooldown_until, machine._failures, machine.failed_fetches
+        before = machine.cooldown.reason, machine.cooldown.until, machine._failures, machine.failed_fetches
         self._told(lambda: machine.on_fetch_abandoned(carrier.ticket, self.now))
         self._bereave(carrier.ticket)
         if blameless:
-            after = machine._cooldown_reason, machine._cooldown_until, machine._failures, machine.failed_fetches
+            after = machine.cooldown.reason, machine.cooldown.until, machine._failures, machine.failed_fetches
             assert after == before, "rule 16: a cooldown, or a failure, because of a carrier"
             self._check_undone(carrier)
 
@@ -577,11 +585,11 @@ class Model:
         """Do what the manager does after each event: publish, interrupt, and wake who waits when a fetch has ended."""
         machine = self.machine
         self.fast_path = machine.fast_path_token(self.now)
-        late, machine.overdue = machine.overdue, ()
+        late, machine.pending.overdue = machine.pending.overdue, ()
         if late:
             self.carriers = [each._replace(interrupted=True) if each.ticket in late else each for each in self.carriers]
-        if machine.ended_fetches != self.ended:
-            self.ended = machine.ended_fetches
+        if machine.pending.ended != self.ended:
+            self.ended = machine.pending.ended
             self.callers = [
                 each._replace(doing="deciding") if each.doing == "waiting" else each for each in self.callers
             ]
@@ -596,7 +604,7 @@ class Model:
         for caller in self.callers:
             if caller.doing == "waiting":
                 assert self.now < caller.until, "rule 17: a caller waits for an instant that has passed"
-                assert in_flight or caller.until <= machine._cooldown_until, "rule 17: they wait, and nobody leads"
+                assert in_flight or caller.until <= machine.cooldown.until, "rule 17: they wait, and nobody leads"
         cached, until = self.fast_path
         if cached is not None:
             assert until <= self._usable_until(cached), "rule 6: published past its end"

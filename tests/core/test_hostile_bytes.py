@@ -30,8 +30,9 @@ from pay88_adapters import (
     TokenResponseInvalid,
 )
 from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.decisions import Fail, Fetch, Wait
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Wait
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import mask, redact
 from pay88_adapters.core.wire import MAX_BODY, TokenResponse, parse_token_response, retry_after
 from pay88_adapters.engine.responses import aread_limited, read_limited

@@ -16,20 +16,10 @@ from pay88_adapters import (
     TokenResponseInvalid,
 )
 from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.decisions import ACTIONS, Action, Decision, EndpointState, Fail, Fetch, TokenState, Use, Wait
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.machine import (
-    ACTIONS,
-    BUDGET_EXHAUSTED,
-    Action,
-    Decision,
-    EndpointState,
-    Fail,
-    Fetch,
-    TokenMachine,
-    TokenState,
-    Use,
-    Wait,
-)
+from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import Snapshot
 
 POLICY = TokenPolicy()

@@ -17,8 +17,9 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pay88_adapters import Token, TokenBudgetExhausted, TokenEndpointUnavailable, TokenPolicy, TokenRateLimited
+from pay88_adapters.core.decisions import Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import CredentialsRejected, Failure, TokenResponseInvalid
-from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
@@ -269,9 +270,9 @@ class World:
     _tell = _told
 
     def _settle(self) -> None:
-        self.cached, self.machine.overdue = self.machine.fast_path_token(self.now), ()
-        if self.machine.ended_fetches != self._ended:
-            self._ended = self.machine.ended_fetches
+        self.cached, self.machine.pending.overdue = self.machine.fast_path_token(self.now), ()
+        if self.machine.pending.ended != self._ended:
+            self._ended = self.machine.pending.ended
             for call in sorted(self._waiting, key=lambda call: call.came_at):
                 self.at(self.now, lambda call=call: self._wake(call))  # type: ignore[misc]
 

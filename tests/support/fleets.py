@@ -27,7 +27,8 @@ from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreView
 from pay88_adapters.testing import ManualClock
-from pay88_adapters.testing.service import TOKEN_PATH, Received, Service
+from pay88_adapters.testing.messages import TOKEN_PATH, Received
+from pay88_adapters.testing.service import Service
 
 CREDENTIALS = Credentials("sk_test_fleet", "MCH-COL-FLEET")
 

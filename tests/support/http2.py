@@ -15,7 +15,7 @@ from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Received, Service
-from pay88_adapters.testing.service import TOKEN_PATH
+from pay88_adapters.testing.messages import TOKEN_PATH
 
 End = Callable[[H2Connection, asyncio.StreamWriter], None]
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from pay88_adapters.testing import ManualClock, Received, Service
-from pay88_adapters.testing.service import TOKEN_PATH
+from pay88_adapters.testing.messages import TOKEN_PATH
 
 OURS = ("authorization", "x-session-id")
 _REASONS = {200: "OK", 201: "Made", 204: "No Content", 302: "Found", 303: "See Other", 404: "Not Found"}

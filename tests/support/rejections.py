@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO
 
 from pay88_adapters import Credentials, TokenManager
-from pay88_adapters.testing.service import TOKEN_PATH
+from pay88_adapters.testing.messages import TOKEN_PATH
 
 Answer = Callable[[Callable[[bytes], None], threading.Event], bool]
 """Sends a response; returns whether the connection can go on. The event is set when the server stops."""

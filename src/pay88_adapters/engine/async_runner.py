@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pay88_adapters.core.errors import ClientClosed, Failure
-from pay88_adapters.core.machine import GRACE
+from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
 from pay88_adapters.core.wire import TokenRequest, TokenResponse

@@ -20,7 +20,8 @@ from pay88_adapters.core.events import (
     TokenFetched,
     TokenRequestFailed,
 )
-from pay88_adapters.core.machine import BUDGET_EXHAUSTED, TokenMachine
+from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import load
 from pay88_adapters.core.token import Token
 from pay88_adapters.core.wire import (

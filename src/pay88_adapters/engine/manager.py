@@ -28,18 +28,15 @@ from .credentials import Credentials, CredentialsSource
 from .fetches import Fetches
 from .forks import fork_id
 from .overrides import OVERRIDES, Activation
-from .pacing import Pacing
 from .registry import Process, SharedManagers
-from .request_limits import RequestLimits
 from .running import current_run, current_runtime
-from .settings import Settings
+from .settings import Settings, checked_endpoint, request_limits_for
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState
 from .stats import Stats
 from .sync_runner import SyncRunner
 
 _POLICY = TokenPolicy()  # one for all managers
-_MAX_CONCURRENT = 32  # calls of a group that may ask a store at once for a permit
 _process: Process[TokenManager] = Process()
 
 
@@ -79,12 +76,7 @@ class _Given:
     def state(self, clock: Clock, listeners: Iterable[Listener]) -> ManagerState:
         """Return the state of a manager that has done nothing yet."""
         store_client = _process.store_client(self.store, self.fallback, clock, self.policy.fallback_share)
-        request_limits = None
-        if self.pacing or self.breaker is not None:
-            crowd = _MAX_CONCURRENT if store_client.blocking else None
-            base_url = self.endpoint.base_url
-            pacing = Pacing(store_client.budget, base_url, max_concurrent=crowd) if self.pacing else None
-            request_limits = RequestLimits(pacing, self.breaker)
+        request_limits = request_limits_for(store_client, self.endpoint, self.pacing, self.breaker)
         fixed = self.credentials if isinstance(self.credentials, Credentials) else None
         settings = Settings(self.endpoint, self.policy, clock, store_client, fixed is None, self.retry, request_limits)
         state = ManagerState(settings, tuple(listeners))
@@ -151,20 +143,11 @@ class TokenManager:
         clock: Clock | None = None,
     ) -> None:
         store = as_secret(store)  # its URL may hold a password
-        if not isinstance(store, str):
-            raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
-        endpoint = Endpoint.parse(base_url)
-        if isinstance(credentials, Credentials):
-            endpoint.check_key(credentials)
-        elif not callable(credentials):
-            raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
-        check_type("policy", policy, TokenPolicy)
-        check_type("retry", retry, RetryPolicy)
-        check_type("breaker", breaker, BreakerPolicy)
+        endpoint = checked_endpoint(store, base_url, credentials)
+        for name, value, kind in (("policy", policy, TokenPolicy), ("retry", retry, RetryPolicy)):
+            check_type(name, value, kind)
         if client is not None:
             check_client(client)
-        if not isinstance(pacing, bool):
-            raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
         self._endpoint = endpoint
         self._given = _Given(
             credentials,

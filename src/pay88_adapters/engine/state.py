@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
-from pay88_adapters.core.machine import GRACE, TokenMachine
+from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.core.token import Token
 
@@ -173,15 +174,15 @@ class ManagerState:
             # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
             looks = look_at <= now < look_at + _LOOK
             self.fast_path = token, look_at if now < look_at else now if looks else until
-        if machine.overdue:
-            self._overdue += machine.overdue
-            machine.overdue = ()
+        if machine.pending.overdue:
+            self._overdue += machine.pending.overdue
+            machine.pending.overdue = ()
         ended, degraded = self._published
-        if machine.ended_fetches != ended or self.waiters.is_interrupted:
-            self._published = machine.ended_fetches, degraded
+        if machine.pending.ended != ended or self.waiters.is_interrupted:
+            self._published = machine.pending.ended, degraded
             self.waiters.wake()
         if self.settings.store_client.degraded != degraded:
-            self._published = machine.ended_fetches, not degraded
+            self._published = machine.pending.ended, not degraded
             self.queue_event(StoreRestored if degraded else StoreDegraded)
 
     def queue_event(self, kind: Callable[..., Event], *details: object) -> None:

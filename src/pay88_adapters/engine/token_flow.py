@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
 from pay88_adapters.core.events import (
     CallWaited,
 )
-from pay88_adapters.core.machine import Decision, Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.machine import TokenMachine
 
 from .effects import (
     AcquireTokenFlow,

@@ -29,8 +29,9 @@ from .faults import (
 from .holds import Hold
 from .isolation import isolated
 from .journal import Entry, Journal
+from .messages import Answer, Charge, Received
 from .recording import vcr_config
-from .service import Answer, Charge, Received, Service
+from .service import Service
 
 if TYPE_CHECKING:
     from .emulator import Emulator

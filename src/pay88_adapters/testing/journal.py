@@ -9,7 +9,7 @@ from typing import overload
 
 from pay88_adapters.stores.realtime import monotonic
 
-from .service import Event, Kind, Received
+from .messages import Event, Kind, Received
 from .windows import largest_window
 
 
