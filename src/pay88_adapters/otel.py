@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 try:
     from opentelemetry import metrics, trace
+    from opentelemetry.context import Context
 except ModuleNotFoundError as exc:
     raise ImportError("opentelemetry-api is not installed: pip install 'pay88-adapters[otel]'") from exc
 
@@ -70,13 +71,18 @@ _ON_SPANS: Mapping[type[Event], str] = {
 
 
 def instrument(
-    manager: TokenManager, *, meter_provider: metrics.MeterProvider | None = None, merchant_id: bool = False
+    manager: TokenManager,
+    *,
+    meter_provider: metrics.MeterProvider | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+    merchant_id: bool = False,
 ) -> TokenManager:
     """Let OpenTelemetry see what *manager* does; doing that again changes nothing.
 
     Args:
         manager: Any. It is not kept alive.
         meter_provider: The global one unless given. The spans that get events are the callers' current ones.
+        tracer_provider: For the spans of token requests; the global one unless given.
         merchant_id: Whether all this bears the merchant's id, as ``pay88.merchant.id``. It names a customer's
             account, and each merchant makes time series of its own. Without it, a gauge shows the worst of all
             managers with the same base URL.
@@ -92,7 +98,7 @@ def instrument(
         if manager in instruments.managers:
             return manager
         instruments.managers[manager] = merchant_id
-    manager.listen(_Observer(instruments, _server(manager), merchant_id))
+    manager.listen(_Observer(instruments, tracer_provider, manager, merchant_id))
     return manager
 
 
@@ -149,9 +155,17 @@ class _Instruments:
 class _Observer:
     """Listens to one manager, without a reference to it."""
 
-    def __init__(self, instruments: _Instruments, server: Attributes, with_merchant: bool) -> None:
+    def __init__(
+        self,
+        instruments: _Instruments,
+        tracer_provider: trace.TracerProvider | None,
+        manager: TokenManager,
+        with_merchant: bool,
+    ) -> None:
         self._instruments = instruments
-        self._server = server
+        self._tracer = trace.get_tracer("pay88_adapters", __version__, tracer_provider)
+        self._server = _server(manager)
+        self._token_url = Endpoint.parse(manager.base_url).token_url
         self._with_merchant = with_merchant
 
     def __call__(self, event: Event) -> None:
@@ -163,12 +177,27 @@ class _Observer:
         match event:
             case TokenFetched(duration=seconds) | TokenRequestFailed(duration=seconds):
                 self._instruments.requests.record(seconds, attributes)
+                self._trace(event, seconds, event.ended_at, attributes)
             case CallWaited(seconds=seconds):
                 self._instruments.waits.record(seconds, attributes)
             case _:
                 pass
         if kind in _ON_SPANS:
             trace.get_current_span().add_event(_ON_SPANS[kind], {**attributes, **_figures(event)})
+
+    def _trace(self, event: Event, seconds: float, ended_at: float, attributes: Attributes) -> None:
+        """Make the span of a token request. It belongs to no trace of a caller's: it serves all of them."""
+        request: Attributes = {"http.request.method": "POST", "url.full": self._token_url}
+        span = self._tracer.start_span(
+            "POST",
+            context=Context(),
+            kind=trace.SpanKind.CLIENT,
+            attributes={**attributes, **request},
+            start_time=int((ended_at - seconds) * 1e9),
+        )
+        if isinstance(event, TokenRequestFailed):
+            span.set_status(trace.StatusCode.ERROR)
+        span.end(int(ended_at * 1e9))
 
 
 def _attributes(event: Event) -> Attributes:

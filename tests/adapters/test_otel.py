@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from pay88_adapters import BreakerPolicy, CircuitOpen, Credentials, RetryPolicy, TokenManager
 from pay88_adapters.otel import instrument
@@ -34,14 +34,14 @@ class Backend:
     def __init__(self) -> None:
         self._reader, self._spans = InMemoryMetricReader(), InMemorySpanExporter()
         self.meters = MeterProvider([self._reader])
-        self._tracers = TracerProvider()
-        self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.tracer: Tracer = self._tracers.get_tracer("application")
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.tracer: Tracer = self.provider.get_tracer("application")
 
     def close(self) -> None:
         """Let go of its threads."""
         self.meters.shutdown()
-        self._tracers.shutdown()
+        self.provider.shutdown()
 
     def metrics(self) -> dict[str, Any]:
         """Return each metric by its name."""
@@ -61,6 +61,10 @@ class Backend:
                 point, "value", getattr(point, "count", None)
             )
         return points
+
+    def finished(self) -> list[ReadableSpan]:
+        """Return the spans that have ended, in the order of their ends."""
+        return sorted(self._spans.get_finished_spans(), key=lambda span: span.end_time or 0)
 
     def spans(self) -> dict[str, ReadableSpan]:
         """Return the spans that have ended, by name."""
@@ -227,6 +231,31 @@ def test_the_merchant_is_told_only_on_demand(one_world: World, backend: Backend)
     assert left["MCH-OTHER", "100 per 1 hour"] == 98
     assert left[world.credentials.merchant_id, "100 per 1 hour"] == 99
     plain.close()
+
+
+def test_each_token_request_has_a_span(world: World, backend: Backend) -> None:
+    """Failed ones as well; a trace of its own, with the attributes of HTTP clients, in the order of what happened."""
+    instrument(world.manager, meter_provider=backend.meters, tracer_provider=backend.provider)
+    world.emulator.faults.add(Status(503), on="token")
+    client = world.client()
+    with backend.tracer.start_as_current_span("application"):
+        assert world.as_time_passes(lambda: client.request("POST", world.url)).status == 200
+    world.until(lambda: len(backend.finished()) == 3)
+    failed, good = (span for span in backend.finished() if span.name == "POST")
+    for span in (failed, good):
+        assert span.kind is SpanKind.CLIENT
+        assert span.parent is None
+        attributes = dict(span.attributes or {})
+        assert attributes["http.request.method"] == "POST"
+        assert attributes["url.full"] == f"{world.emulator.url}/api/auth/token"
+        assert attributes["server.address"] == "127.0.0.1"
+    assert failed.status.status_code is StatusCode.ERROR
+    assert dict(failed.attributes or {})["http.response.status_code"] == 503
+    assert dict(failed.attributes or {})["error.type"] == "TokenEndpointUnavailable"
+    assert good.status.status_code is StatusCode.UNSET
+    assert 0 < (failed.end_time or 0) <= (good.end_time or 0)
+    shown = backend.shown()
+    assert not [secret for secret in world.emulator.service.secrets() if secret in shown]
 
 
 def test_units_and_buckets_are_those_of_the_conventions(one_world: World, backend: Backend) -> None:

@@ -135,7 +135,7 @@ def test_balance(turn):
 """
 
 
-@pytest.mark.tool("pytest-recording", setting="`pay88_vcr_config`")
+@pytest.mark.tool("pytest-recording", "requests", setting="`pay88_vcr_config`")
 def test_pytest_recording(
     pytester: pytest.Pytester, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, no_secret: Check
 ) -> None:

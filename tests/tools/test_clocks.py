@@ -79,13 +79,13 @@ def printed_by_structlog(manager: TokenManager) -> str:
 
 def printed_by_loguru(manager: TokenManager) -> str:
     """Return a traceback with values."""
-    logger, out = import_module("loguru").logger, io.StringIO()
-    sink = logger.add(out, diagnose=True, backtrace=True)
+    loguru, out = import_module("loguru").logger, io.StringIO()
+    sink = loguru.add(out, diagnose=True, backtrace=True)
     try:
         fail(manager)
     except ValueError:
-        logger.exception("it failed with {}", manager.get_token())  # noqa: PLE1205 - loguru formats with braces
-    logger.remove(sink)
+        loguru.opt(exception=True).error("it failed with {}", manager.get_token())
+    loguru.remove(sink)
     return out.getvalue()
 
 

@@ -15,7 +15,7 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTA
 def test_the_table_says_what_the_tests_show(request: pytest.FixtureRequest) -> None:
     """Each tool and each HTTP client: run pytest tests/tools --save-table after a change."""
     shown = request.config.stash[SHOWN]
-    if {item.fspath for item in request.session.items} != set(Path(__file__).parent.glob("test_*.py")):
+    if {item.path for item in request.session.items} != set(Path(__file__).parent.glob("test_*.py")):
         pytest.skip("only some of the tests run")
     lines = [f"| | {' | '.join(LIBRARIES)} |", "|---" * (len(LIBRARIES) + 1) + "|"]
     for tool in sorted(shown, key=str.lower):

@@ -11,7 +11,7 @@ is over.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import Pay88Error
 
@@ -37,11 +37,13 @@ class TokenFetched(Event):
         expires_in: Seconds that the service granted.
         duration: Seconds that its token request took.
         previous_failures: Fetches that had failed in a row before this one.
+        ended_at: When the response was read, in seconds since the epoch; 0 where that is not known.
     """
 
     expires_in: float
     duration: float
     previous_failures: int
+    ended_at: float = field(default=0.0, compare=False, repr=False)
 
     @property
     def failed_before(self) -> int:
@@ -73,11 +75,13 @@ class TokenRequestFailed(Event):
         error: What kind of failure it was.
         status: What it was answered with; ``None`` where it got no answer.
         duration: Seconds that it took.
+        ended_at: When it had failed, in seconds since the epoch; 0 where that is not known.
     """
 
     error: type[Pay88Error]
     status: int | None
     duration: float
+    ended_at: float = field(default=0.0, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -206,11 +207,11 @@ class _Fetch:
         state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
         if isinstance(outcome, Token):
             state.counters.tokens += 1
-            state.record_token(TokenFetched, outcome.expires_in, now - sent_at)
+            state.record_token(TokenFetched, outcome.expires_in, now - sent_at, more=(time.time(),))
             machine.on_token(ticket, outcome, now, digest=digest)
             return None
         self._failure = outcome
-        state.queue_event(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at)
+        state.queue_event(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at, time.time())
         pause = machine.on_attempt_failed(ticket, outcome, now, jitter=state.settings.random(), digest=digest)
         if pause is None:
             state.record_failure(outcome, now)

@@ -214,9 +214,9 @@ class ManagerState:
         error = failure.error(self._machine.blocked_for(now))
         self.queue_event(RefreshFailed, error, self.counters.consecutive_failures)
 
-    def record_token(self, kind: Callable[..., Event], *details: object) -> None:
+    def record_token(self, kind: Callable[..., Event], *details: object, more: Sequence[object] = ()) -> None:
         """Note that there is a new token. The lock must be held."""
-        self.queue_event(kind, *details, self.counters.consecutive_failures)
+        self.queue_event(kind, *details, self.counters.consecutive_failures, *more)
         self.counters.consecutive_failures = 0
 
     def expires_in(self) -> float | None:
