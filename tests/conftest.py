@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from support.stacks import STACKS, Stack, close_files
 from support.worlds import Report, World
 
+pytest_plugins = ["support.emulators", "support.security"]  # fixtures that several files use
+
 _REPORTED = pytest.StashKey[list[str]]()
 
 # The same run again is the same run. New examples: --hypothesis-profile=default.

@@ -1,0 +1,132 @@
+"""Rule 18: what an adapter raises."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pay88_adapters import (
+    ConfigurationError,
+    CredentialsRejected,
+    Pay88Error,
+    RetryPolicy,
+    TokenBudgetExhausted,
+    TokenEndpointUnavailable,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from pay88_adapters.testing import (
+    Body,
+    Garbage,
+    ResetAfterRead,
+    ResetBeforeRead,
+    Status,
+    TooMany,
+    Truncated,
+)
+from support.security import (
+    Scene,
+    _budget_spent,
+    _closed,
+    _connection_refused,
+    _token_request_times_out,
+    _wrong_key,
+)
+from support.worlds import World
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an error should be like."""
+
+    kind: type[Pay88Error]
+    status: int | None = None
+    server_message: str | None = None
+    retry_after: float | None = None
+    retryable: bool = False
+    network: bool = False
+    """Whether there is a failure of the network behind it."""
+
+
+def _token_fault(fault: Any) -> Callable[[Scene], None]:
+    def play(scene: Scene) -> None:
+        scene.world.emulator.faults.add(fault, on="token", times=None)
+        scene.call()
+
+    return play
+
+
+UNAVAILABLE = Expected(TokenEndpointUnavailable, retry_after=1, retryable=True, network=True)
+
+
+ERRORS: dict[str, tuple[Callable[[Scene], None], Expected]] = {
+    "bad key": (_wrong_key, Expected(CredentialsRejected, 401, "Invalid API key or merchant ID", 30)),
+    "suspended": (_token_fault(Status(403)), Expected(CredentialsRejected, 403, "Access denied", 30)),
+    "rate limited": (
+        _token_fault(TooMany(120)),
+        Expected(TokenRateLimited, 429, "Rate limit exceeded. Please try again later.", 120, retryable=True),
+    ),
+    "down": (
+        _token_fault(Status(500)),
+        Expected(TokenEndpointUnavailable, 500, "Internal server error", 1, retryable=True),
+    ),
+    "not 88Pay": (_token_fault(Status(404)), Expected(TokenEndpointUnavailable, 404, "Not found", 1)),
+    "nonsense": (_token_fault(Body(b"{}")), Expected(TokenResponseInvalid, 200, None, 1, retryable=True)),
+    "reset": (_token_fault(ResetAfterRead()), UNAVAILABLE),
+    "garbage": (_token_fault(Garbage()), UNAVAILABLE),
+    "truncated": (_token_fault(Truncated()), UNAVAILABLE),
+    "nobody there": (_connection_refused, UNAVAILABLE),
+    "silence": (_token_request_times_out, UNAVAILABLE),
+    "budget": (_budget_spent, Expected(TokenBudgetExhausted, retry_after=3545, retryable=True)),
+    "closed": (_closed, Expected(ConfigurationError)),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_rule_18_errors_are_data_and_the_stacks_own(world: World, case: str) -> None:
+    """Existing ``except`` clauses catch them, their fields say what to do, and they survive pickling."""
+    play, expected = ERRORS[case]
+    scene = Scene(world, world.client())
+    play(scene)
+    error = scene.outcomes[-1]
+    assert isinstance(error, Pay88Error)
+    assert isinstance(error, expected.kind)
+    assert isinstance(error, scene.client.base_error)
+    assert (error.status, error.server_message, error.retryable) == (
+        expected.status, expected.server_message, expected.retryable,
+    )  # fmt: skip
+    assert error.retry_after == (None if expected.retry_after is None else pytest.approx(expected.retry_after, abs=20))
+    assert "\n" not in str(error)
+    if expected.network:
+        network_error = scene.client.network_error or scene.client.base_error
+        assert isinstance(error.__cause__, (network_error, OSError, TimeoutError))
+    for returned in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(returned) is type(error)
+        assert (str(returned), returned.args) == (str(error), error.args)
+        for name in ("status", "server_message", "retry_after", "retryable"):
+            assert getattr(returned, name) == getattr(error, name)
+
+
+def test_rule_18_every_caller_gets_an_error_of_its_own(world: World) -> None:
+    """One object raised by many would collect all their tracebacks."""
+    world.emulator.service.reject_credentials(world.emulator.api_key)
+    client = world.client()
+    errors = client.gather(10, "POST", world.url)
+    assert all(isinstance(error, CredentialsRejected) and isinstance(error, client.base_error) for error in errors)
+    assert len({id(error) for error in errors}) == 10
+
+
+@pytest.mark.parametrize("fault", [ResetBeforeRead(), Garbage(), Truncated()], ids=lambda fault: type(fault).__name__)
+def test_rule_18_what_goes_wrong_with_a_call_is_the_stacks_own_error(world: World, fault: Any) -> None:
+    """A call that was sent and failed raises what it would without us."""
+    client = world.client(world.new_manager(retry=RetryPolicy.none()))
+    world.emulator.faults.add(fault, on="call", times=None)
+    error = client.attempt("POST", world.url)
+    assert isinstance(error, (client.base_error, OSError))
+    assert not isinstance(error, Pay88Error)
+    assert world.emulator.journal.calls == 1
