@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 
 from pay88_adapters import TokenPolicy
-from pay88_adapters.machine import ANSWERS, Age, Answer, Source
-from pay88_adapters.policy import LIFETIME
+from pay88_adapters.core.machine import ANSWERS, Age, Answer, Source
+from pay88_adapters.core.policy import LIFETIME
 
 IMAGES = Path(__file__).parent / "images"
 

@@ -43,7 +43,7 @@ def pay88_emulator(
     vendor is removed. @pytest.mark.pay88(lifetime=20, call_limits=()) gives arguments to the Emulator. When the test
     fails, pytest shows what arrived.
     """
-    from pay88_adapters.manager import default_clock
+    from pay88_adapters.engine.manager import default_clock
     from pay88_adapters.testing import Emulator
 
     mark = request.node.get_closest_marker("pay88") or pytest.mark.pay88.mark

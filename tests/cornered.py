@@ -32,8 +32,8 @@ import httpx
 import trio
 
 import pay88_adapters.aiohttp
+import pay88_adapters.engine.manager
 import pay88_adapters.httpx
-import pay88_adapters.manager
 from pay88_adapters import (
     Credentials,
     Pay88Error,
@@ -795,7 +795,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state: Any = here.manager
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
-        process: Any = pay88_adapters.manager._process
+        process: Any = pay88_adapters.engine.manager._process
         link, known = state.fleet.link, state.fleet.budget
         store = link.store
 

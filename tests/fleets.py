@@ -9,15 +9,25 @@ from itertools import count
 from typing import Any, ClassVar
 
 from pay88_adapters import Credentials, Pay88Error, TokenPolicy
-from pay88_adapters.endpoint import Endpoint
-from pay88_adapters.fetches import FetchRun
-from pay88_adapters.fleet import Fleet
-from pay88_adapters.sequences import Acquirer, Acquisition, AskCredentials, Consult, Hold, Patience, Post, Start, fetch
-from pay88_adapters.state import SharedState
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.wire import TokenReply
+from pay88_adapters.engine.fetches import FetchRun
+from pay88_adapters.engine.flows import (
+    Acquirer,
+    Acquisition,
+    AskCredentials,
+    Consult,
+    Hold,
+    Patience,
+    Post,
+    Start,
+    fetch,
+)
+from pay88_adapters.engine.state import SharedState
+from pay88_adapters.engine.store_client import Fleet
 from pay88_adapters.stores.base import BudgetStorage, Lead, Look, Store
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.service import TOKEN_PATH, Received, Service
-from pay88_adapters.wire import TokenReply
 
 CREDENTIALS = Credentials("sk_test_fleet", "MCH-COL-FLEET")
 
@@ -34,6 +44,9 @@ class Counted:
     @property
     def budget(self) -> BudgetStorage:
         return self._store.budget
+
+    def after_fork(self) -> None:
+        self._store.after_fork()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         self.operations += 1

@@ -18,7 +18,7 @@ import urllib3
 
 from conftest import World
 from pay88_adapters import RetryPolicy
-from pay88_adapters.bodies import Bookmark
+from pay88_adapters.engine.bodies import Bookmark
 from pay88_adapters.testing import ResetAfterRead, Status
 from rejections import Rejections
 from stacks import STACKS, Aiohttp, AsyncStack, Httpx, Reply, Requests, Stack, Urllib3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pay88_adapters import BreakerPolicy, ConfigurationError
-from pay88_adapters.breaker import Breaker, Closed, Open, Passage, Probe
+from pay88_adapters.core.breaker import Breaker, Closed, Open, Passage, Probe
 
 POLICY = BreakerPolicy(failure_threshold=3, window=10, open_for=20)
 

@@ -17,8 +17,9 @@ from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters import TokenPolicy, TokenRateLimited
-from pay88_adapters.budget import AtomicMovingWindow, Grant, TokenBudget
-from pay88_adapters.errors import Failure
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget
 from pay88_adapters.stores.base import Claim, Entry, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing.windows import largest_window

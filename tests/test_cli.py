@@ -18,9 +18,9 @@ import pytest
 from commands import PAY88, Ended, configured, on_a_terminal, run, started
 from leaks import leaked
 from pay88_adapters import Credentials, TokenPolicy, __version__
-from pay88_adapters.budget import TokenBudget
 from pay88_adapters.clock import Clock
-from pay88_adapters.snapshot import record_key
+from pay88_adapters.core.snapshot import record_key
+from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores import open_store
 from pay88_adapters.testing import (
     Body,

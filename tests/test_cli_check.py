@@ -17,9 +17,9 @@ import trustme
 
 from commands import configured, on_a_terminal, run
 from pay88_adapters import Credentials, TokenPolicy
-from pay88_adapters.budget import TokenBudget
 from pay88_adapters.clock import Clock
-from pay88_adapters.snapshot import record_key
+from pay88_adapters.core.snapshot import record_key
+from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores import open_store
 from pay88_adapters.stores.base import Look
 from pay88_adapters.testing import Emulator, Status, TooMany

@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from pay88_adapters.runtimes import ThreadGate, current_runtime
+from pay88_adapters.engine.running import current_runtime
+from pay88_adapters.engine.runtimes import ThreadGate
 from pay88_adapters.testing import ManualClock
 
 

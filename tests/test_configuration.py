@@ -20,7 +20,7 @@ from pay88_adapters import (
     TokenManager,
     TokenPolicy,
 )
-from pay88_adapters.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.endpoint import Endpoint, url_from_env
 
 KEY, LIVE_KEY, MERCHANT = "sk_test_0123456789abcdef", "sk_live_fedcba9876543210", "MCH-COL-1"
 CREDENTIALS = Credentials(KEY, MERCHANT)

@@ -18,7 +18,7 @@ import requests
 
 from conftest import World
 from pay88_adapters import ActivatedManager, ConfigurationError, Credentials, TokenManager, unmanaged
-from pay88_adapters.contexts import chosen
+from pay88_adapters.engine.overrides import chosen
 from pay88_adapters.requests import attach
 from pay88_adapters.testing import Entry, Status
 from stacks import AsyncStack, Outcome, Reply, Stack

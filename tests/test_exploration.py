@@ -20,16 +20,17 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from conftest import Report
 from pay88_adapters import Token, TokenPolicy
-from pay88_adapters.budget import Grant, TokenBudget
-from pay88_adapters.errors import (
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.errors import (
     CredentialsRejected,
     Failure,
     TokenEndpointUnavailable,
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.machine import Fail, Fetch, TokenMachine, Use, Wait
-from pay88_adapters.snapshot import Snapshot
+from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.snapshot import Snapshot
+from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
 

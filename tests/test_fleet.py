@@ -27,9 +27,9 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.clock import Clock
-from pay88_adapters.errors import Failure
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.snapshot import Snapshot, load
 from pay88_adapters.events import Event, StoreDegraded, StoreRestored
-from pay88_adapters.snapshot import Snapshot, load
 from pay88_adapters.stores.base import Store
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore

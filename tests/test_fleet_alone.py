@@ -20,7 +20,7 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.fleet import Fleet, Link
+from pay88_adapters.engine.store_client import Fleet, Link
 from pay88_adapters.stores.base import Entry, Look
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.fleet import Fleet
+from pay88_adapters.engine.store_client import Fleet
 from pay88_adapters.stores.base import Answer, Claim, History, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore

@@ -30,20 +30,20 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.clock import Clock
-from pay88_adapters.drivers import TaskDriver, ThreadDriver
-from pay88_adapters.endpoint import Endpoint
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.retry import Broken
+from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.engine.fetches import FetchRun
+from pay88_adapters.engine.flows import Start
+from pay88_adapters.engine.runners import TaskDriver, ThreadDriver
+from pay88_adapters.engine.runtimes import ThreadGate
+from pay88_adapters.engine.state import SharedState
+from pay88_adapters.engine.store_client import Fleet
 from pay88_adapters.events import CallNotSent, CallWaited, Event, Listener
-from pay88_adapters.fetches import FetchRun
-from pay88_adapters.fleet import Fleet
-from pay88_adapters.retry import Broken
-from pay88_adapters.runtimes import ThreadGate
-from pay88_adapters.sequences import Start
-from pay88_adapters.state import SharedState
 from pay88_adapters.stores.base import Answer, Claim, History, Lead, StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
-from pay88_adapters.wire import TokenReply, TokenRequest
 
 OLD, NEW = Credentials("sk_test_old", "MCH-COL-1"), Credentials("sk_test_new", "MCH-COL-1")
 ELSEWHERE = Credentials("sk_test_elsewhere", "MCH-COL-2")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import pay88_adapters.manager
+import pay88_adapters.engine.manager
 from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenPolicy
+from pay88_adapters.engine.manager import KEPT, default_clock
 from pay88_adapters.events import Event
-from pay88_adapters.manager import KEPT, default_clock
 from pay88_adapters.stores.base import Window
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
@@ -28,7 +28,7 @@ def credentials(number: int) -> Credentials:
 
 def registered() -> dict[str, int]:
     """Return how much of each kind the process knows."""
-    process: Any = pay88_adapters.manager._process
+    process: Any = pay88_adapters.engine.manager._process
     fleets = list(vars(process.clock)["_pay88_stores"]._fleets.values())
     return {
         "shared": len(process.managers),
@@ -71,7 +71,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
     for number in numbers:
         manager = make(number)
         manager.stats()
-        pay88_adapters.manager.reference(manager)
+        pay88_adapters.engine.manager.reference(manager)
 
 
 @pytest.mark.parametrize("maker", MAKERS)

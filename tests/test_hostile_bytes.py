@@ -29,11 +29,12 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.budget import Grant
-from pay88_adapters.errors import Failure
-from pay88_adapters.machine import Fail, Fetch, TokenMachine, Wait
-from pay88_adapters.secret import mask, redact
-from pay88_adapters.wire import MAX_BODY, TokenReply, acapped, capped, read_reply, retry_after
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Wait
+from pay88_adapters.core.secret import mask, redact
+from pay88_adapters.core.wire import MAX_BODY, TokenReply, read_reply, retry_after
+from pay88_adapters.engine.responses import acapped, capped
 
 KEY = "sk_test_0123456789abcdef"
 CREDENTIALS = Credentials(KEY, "MCH-COL-1")
@@ -55,7 +56,7 @@ settings_here = settings(deadline=None, max_examples=2 * examples)
 def judge(status: int, fields: Mapping[str, str], body: bytes) -> Token | Failure:
     """Read an answer, and hold what comes of it against all the rules."""
     busy = time.process_time()
-    outcome = read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS)
+    outcome = read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
     assert time.process_time() - busy < MOST_SECONDS
     if isinstance(outcome, Token):
         assert status == 200
@@ -235,7 +236,7 @@ def test_rule_12_a_sound_token_is_read_whatever_is_beside_it(
 @settings_here
 def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str, str], said: object) -> None:
     """At least a second, and no call is told to stay away for longer than ``max_retry_after``."""
-    asked = retry_after(fields, {"retry_after": said})
+    asked = retry_after(fields, {"retry_after": said}, time.time())
     assert 1 <= asked < math.inf
 
     policy = TokenPolicy()
@@ -262,7 +263,7 @@ def test_rule_10_seconds_in_the_header_count_whatever_is_beside_them(
 ) -> None:
     """Neither another field nor the body changes them."""
     beside = {other: value for other, value in fields.items() if other.lower() != "retry-after"}
-    assert retry_after({**beside, name: str(seconds)}, {"retry_after": said}) == max(seconds, 1.0)
+    assert retry_after({**beside, name: str(seconds)}, {"retry_after": said}, time.time()) == max(seconds, 1.0)
 
 
 @given(
@@ -275,7 +276,7 @@ def test_rule_10_a_date_counts_from_the_answers_own_date(sent: datetime, wait: i
     """In HTTP's formats, in any year; one that is over asks for the shortest wait."""
     until = sent + timedelta(seconds=wait)
     fields = {"Date": sent.strftime("%a, %d %b %Y %H:%M:%S GMT"), "Retry-After": until.strftime(shape)}
-    assert retry_after(fields, {"retry_after": 5}) == max(wait, 1.0)
+    assert retry_after(fields, {"retry_after": 5}, time.time()) == max(wait, 1.0)
 
 
 # Time and memory
@@ -333,7 +334,7 @@ def test_rule_12_the_largest_answers_cost_little_time_and_memory(body: bytes, st
 
     tracemalloc.start()
     try:
-        read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS)
+        read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -15,9 +15,9 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.budget import Grant
-from pay88_adapters.errors import Failure
-from pay88_adapters.machine import (
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.machine import (
     ANSWERS,
     BUDGET_SPENT,
     Age,
@@ -30,7 +30,7 @@ from pay88_adapters.machine import (
     Use,
     Wait,
 )
-from pay88_adapters.snapshot import Snapshot
+from pay88_adapters.core.snapshot import Snapshot
 
 POLICY = TokenPolicy()
 YES = Grant(True, 0.0, 0.0)

@@ -17,9 +17,9 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pay88_adapters import Token, TokenBudgetExhausted, TokenEndpointUnavailable, TokenPolicy, TokenRateLimited
-from pay88_adapters.budget import TokenBudget
-from pay88_adapters.errors import CredentialsRejected, Failure, TokenResponseInvalid
-from pay88_adapters.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.errors import CredentialsRejected, Failure, TokenResponseInvalid
+from pay88_adapters.core.machine import Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
 

@@ -20,10 +20,10 @@ import trio
 
 from pay88_adapters import ConfigurationError, Credentials, Token, TokenEndpointUnavailable, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
-from pay88_adapters.fetches import FetchRun
+from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.engine.fetches import FetchRun
 from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
 from pay88_adapters.testing import Emulator, ManualClock, Status
-from pay88_adapters.wire import TokenReply, TokenRequest
 
 
 @pytest.fixture

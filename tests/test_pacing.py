@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pay88_adapters.pacing import Pacing, Turn
+from pay88_adapters.engine.pacing import Pacing, Turn
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -51,7 +51,7 @@ class Scene:
 
     def heard(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
         """Let an answer arrive."""
-        self.pacing.heard(group, status, fields, self.clock.now())
+        self.pacing.heard(group, status, fields, self.clock.now(), self.clock.wall())
 
     def free(self, most: int = 100, group: str = "balance") -> int:
         """Return how many calls may be sent at once."""

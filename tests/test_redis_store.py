@@ -24,7 +24,8 @@ import trustme
 from leaks import Eavesdropper, confessed, leaked
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
-from pay88_adapters.fleet import PATIENCE
+from pay88_adapters.engine.forks import survive_forks
+from pay88_adapters.engine.store_client import PATIENCE
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from proxies import Relay
@@ -460,6 +461,7 @@ def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> Non
 def test_rule_17_a_forked_child_has_connections_of_its_own(server: Valkey) -> None:
     """Forked again and again while threads are in the middle of operations: nobody gets another's answer."""
     store, stop = open_store(server), threading.Event()
+    survive_forks(store)
     wrong: list[object] = []
 
     def use(name: str, times: int = 10**9) -> None:

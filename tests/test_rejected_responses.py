@@ -20,9 +20,9 @@ import pay88_adapters.httpx2
 import pay88_adapters.urllib3
 from http2 import Http2Server
 from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.core.wire import TokenRequest
 from pay88_adapters.events import TokenRefused
 from pay88_adapters.testing import ManualClock, Service
-from pay88_adapters.wire import TokenRequest
 from rejections import Rejections, message, rejected
 from stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Reply, Requests, Stack, Urllib3
 

@@ -16,8 +16,8 @@ import pay88_adapters.requests
 import pay88_adapters.urllib3
 from conftest import World
 from pay88_adapters import ConfigurationError, Pay88Error, RetryPolicy
+from pay88_adapters.core.retry import Attempts, Broken
 from pay88_adapters.events import CallRetried, Event
-from pay88_adapters.retry import Attempts, Broken
 from pay88_adapters.testing import Garbage, RefuseToken, ResetAfterRead, ResetBeforeRead, Status, TooMany
 from stacks import BYTES, Reply, Requests, Stack, Urllib3
 

@@ -21,9 +21,9 @@ from rich.traceback import Traceback
 
 import pay88_adapters
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, Token, TokenManager
-from pay88_adapters.errors import RAISED, Failure, Flavours
-from pay88_adapters.logs import hide_secrets_in_logs
-from pay88_adapters.secret import Attached, Secret, redact
+from pay88_adapters.core.errors import RAISED, Failure, Flavours
+from pay88_adapters.core.secret import Attached, Secret, redact
+from pay88_adapters.engine.logs import hide_secrets_in_logs
 
 KEY, MERCHANT = "sk_test_0123456789abcdef", "MCH-COL-1"
 ACCESS, SESSION = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln", "sess_53a2cfc4-441e-4554"

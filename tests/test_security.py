@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -48,7 +49,8 @@ from pay88_adapters import (
     TokenResponseInvalid,
     unmanaged,
 )
-from pay88_adapters.endpoint import Endpoint
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.wire import TokenReply, read_reply, token_request
 from pay88_adapters.testing import (
     Body,
     Emulator,
@@ -67,7 +69,6 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from pay88_adapters.wire import TokenReply, read_reply, token_request
 from proxies import Proxy
 from stacks import (
     Aiohttp,
@@ -1040,7 +1041,7 @@ def test_rule_15_requests_and_replies_print_nothing() -> None:
         {"data": {"access_token": secrets.token_hex(), "session_id": secrets.token_hex(), "expires_in": 60}}
     )
     reply = TokenReply(200, {"Set-Cookie": credentials.api_key}, body.encode())
-    token = read_reply(reply, 0.0, credentials)
+    token = read_reply(reply, 0.0, credentials, time.time())
     assert isinstance(token, Token)
     hidden = [credentials.api_key, token.access_token, token.session_id]
     assert leaked(hidden, [f"{each!r} {each}" for each in (request, request.headers, reply, token, credentials)]) == []

@@ -21,7 +21,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters.stores.base import Bar, Claim, Entry, Lead, Look, Record, Store, StoreError, Window
 from pay88_adapters.stores.memory import MemoryStore
-from pay88_adapters.stores.place import Place
+from pay88_adapters.stores.slot import Place
 from pay88_adapters.testing import ManualClock
 from scenes import SCENES, Scene
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters.secret import chain, forget_locals, tells_secrets
+from pay88_adapters.core.secret import chain, forget_locals, tells_secrets
 
 SECRET = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln"
 

@@ -20,18 +20,17 @@ from pay88_adapters import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from pay88_adapters.endpoint import Endpoint
-from pay88_adapters.errors import Failure
-from pay88_adapters.wire import (
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.wire import (
     MAX_BODY,
     TokenReply,
-    acapped,
-    capped,
     network_failure,
     read_reply,
     retry_after,
     token_request,
 )
+from pay88_adapters.engine.responses import acapped, capped
 
 KEY = "sk_test_0123456789abcdef"
 CREDENTIALS = Credentials(KEY, "MCH-COL-1")
@@ -42,7 +41,7 @@ CANARY = "CANARY"
 def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
     """Read an answer to a request sent at second 7."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS)
+    return read_reply(TokenReply(status, fields, body), 7.0, CREDENTIALS, time.time())
 
 
 def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
@@ -265,7 +264,7 @@ def test_rule_15_what_the_service_said_is_cleaned(said: str, heard: str) -> None
 def test_rule_15_a_key_of_any_shape_is_cleaned() -> None:
     """Also one that does not look like 88Pay's."""
     body = json.dumps({"message": "key opaque.0123456789 is unknown"}).encode()
-    outcome = read_reply(TokenReply(401, {}, body), 7.0, Credentials("opaque.0123456789", "MCH-COL-1"))
+    outcome = read_reply(TokenReply(401, {}, body), 7.0, Credentials("opaque.0123456789", "MCH-COL-1"), time.time())
     assert isinstance(outcome, Failure)
     assert outcome.server_message == "key [secret] is unknown"
 
@@ -361,13 +360,13 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 def test_rule_10_how_long_a_429_asks_to_wait(header: str | None, said: object, seconds: float) -> None:
     """``Retry-After`` in seconds or as a date by the answer's own ``Date``, else the body, else 60; never 0."""
     fields = {"date": DATE, **({} if header is None else {"RETRY-AFTER": header})}
-    assert retry_after(fields, {"retry_after": said}) == seconds
+    assert retry_after(fields, {"retry_after": said}, time.time()) == seconds
 
 
 def test_rule_10_without_a_date_field_the_wall_clock_is_asked() -> None:
     """The only use of it."""
     instant = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
-    assert 97 < retry_after({"Retry-After": instant}, {}) <= 100
+    assert 97 < retry_after({"Retry-After": instant}, {}, time.time()) <= 100
 
 
 def test_rule_10_the_zone_of_this_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +374,7 @@ def test_rule_10_the_zone_of_this_machine_does_not_matter(monkeypatch: pytest.Mo
     monkeypatch.setenv("TZ", "America/Bogota")
     time.tzset()
     try:
-        assert retry_after({"retry-after": "Wed Oct 21 07:28:45 2015", "date": DATE}, {}) == 45.0
+        assert retry_after({"retry-after": "Wed Oct 21 07:28:45 2015", "date": DATE}, {}, time.time()) == 45.0
     finally:
         monkeypatch.undo()
         time.tzset()

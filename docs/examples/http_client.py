@@ -9,11 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pay88_adapters import Pay88Error, Token, TokenManager
-from pay88_adapters.bodies import Bookmark
-from pay88_adapters.errors import Flavours
-from pay88_adapters.retry import Broken
-from pay88_adapters.token import MANAGED_FIELDS
-from pay88_adapters.wire import MAX_BODY, TokenReply, TokenRequest
+from pay88_adapters.engine import MANAGED_FIELDS, MAX_BODY, Bookmark, Broken, Flavours, TokenReply, TokenRequest
 
 # Each error is a Pay88Error and an HTTPException. Their classes end up in this module, where pickle finds them.
 _flavours = Flavours(http.client.HTTPException, globals())

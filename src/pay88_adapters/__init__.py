@@ -5,10 +5,15 @@ PYTEST_DONT_REWRITE: says to pytest that this may be imported before it runs, th
 
 import logging
 
-from .breaker import BreakerPolicy
-from .contexts import unmanaged
-from .credentials import Credentials
-from .endpoint import PRODUCTION_URL, SANDBOX_URL
+from .core.breaker import BreakerPolicy
+from .core.endpoint import PRODUCTION_URL, SANDBOX_URL
+from .core.policy import TokenPolicy
+from .core.retry import RetryPolicy
+from .core.token import Token
+from .engine.credentials import Credentials
+from .engine.manager import ActivatedManager, TokenManager
+from .engine.overrides import unmanaged
+from .engine.state import Stats
 from .errors import (
     CircuitOpen,
     ConfigurationError,
@@ -20,11 +25,6 @@ from .errors import (
     TokenRateLimited,
     TokenResponseInvalid,
 )
-from .manager import ActivatedManager, TokenManager
-from .policy import TokenPolicy
-from .retry import RetryPolicy
-from .state import Stats
-from .token import Token
 
 __all__ = [
     "PRODUCTION_URL",

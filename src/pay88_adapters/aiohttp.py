@@ -17,16 +17,17 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
-from . import errors
-from .arguments import check_client, inside
-from .bodies import WHOLE, Bookmark
-from .drivers import AsyncSender
-from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import AnyManager, TokenManager, check_manager
-from .retry import Broken
-from .standalone import ClosableSender
-from .token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest, acapped
+from .core import errors
+from .core.arguments import check_client, inside
+from .core.errors import CarrierLost, Flavours, Pay88Error
+from .core.retry import Broken
+from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
+from .engine.bodies import WHOLE, Bookmark
+from .engine.manager import AnyManager, check_manager
+from .engine.responses import acapped
+from .engine.runners import AsyncSender
+from .engine.standalone import ClosableSender
 
 __all__ = ["Pay88Middleware", "attach"]
 
@@ -322,12 +323,12 @@ class _ClientSender:
             return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
 
 
-def client_sender(manager: TokenManager, client: aiohttp.ClientSession) -> AsyncSender:
+def client_sender(client: aiohttp.ClientSession) -> AsyncSender:
     """Return a sender over the connections of *client*."""
     return _ClientSender(client)
 
 
-def standalone_sender(manager: TokenManager) -> ClosableSender:
+def standalone_sender() -> ClosableSender:
     """Return a sender with sessions of its own."""
     return _StandaloneSender()
 

@@ -9,12 +9,12 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("httpx2 is not installed: pip install 'pay88-adapters[httpx2]'") from exc
 
-from . import errors
 from . import httpx_family as family
-from .drivers import AsyncSender, Sender
-from .errors import Flavours
-from .manager import AnyManager, TokenManager
-from .standalone import ClosableSender
+from .core import errors
+from .core.errors import Flavours
+from .engine.manager import AnyManager
+from .engine.runners import AsyncSender, Sender
+from .engine.standalone import ClosableSender
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
@@ -104,11 +104,11 @@ def attach(client: C, manager: AnyManager) -> C:
     return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
 
 
-def standalone_sender(manager: TokenManager) -> ClosableSender:
+def standalone_sender() -> ClosableSender:
     """Return a sender with a client of its own."""
-    return family.standalone_sender(Pay88Transport, manager)
+    return family.standalone_sender(Pay88Transport)
 
 
-def client_sender(manager: TokenManager, client: httpx2.Client | httpx2.AsyncClient) -> Sender | AsyncSender:
+def client_sender(client: httpx2.Client | httpx2.AsyncClient) -> Sender | AsyncSender:
     """Return a sender over the transports of *client*."""
-    return family.client_sender(client, manager, Pay88Transport, AsyncPay88Transport)
+    return family.client_sender(client, Pay88Transport, AsyncPay88Transport)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from math import inf
 from operator import attrgetter
@@ -11,16 +11,17 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
-from .arguments import check_client, check_method, class_of, inside
-from .bodies import WHOLE, Bookmark
-from .drivers import AsyncSender, Sender
-from .errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
-from .logs import hide_secrets_in_logs
-from .manager import AnyManager, TokenManager, check_manager
-from .retry import Broken
-from .standalone import ClosableSender
-from .token import AUTHORIZATION, SESSION_ID, Token
-from .wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, BodyTimeout, TokenReply, TokenRequest, capped
+from .core.arguments import check_client, check_method, class_of, inside
+from .core.errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
+from .core.retry import Broken
+from .core.token import AUTHORIZATION, SESSION_ID, Token
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
+from .engine.bodies import WHOLE, Bookmark
+from .engine.logs import hide_secrets_in_logs
+from .engine.manager import AnyManager, TokenManager, check_manager
+from .engine.responses import BodyTimeout, capped
+from .engine.runners import AsyncSender, Sender
+from .engine.standalone import ClosableSender
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -190,30 +191,10 @@ class _Call:
             )
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
-    @contextmanager
-    def _carried(self) -> Generator[None, None, None]:
-        """Hold the client open for a moment if it is closed; and tell that from a network that failed."""
-        with self._transport.held_open():
-            try:
-                yield
-            except self.network_errors as exc:
-                if self.is_closed:
-                    raise CarrierLost("the HTTP client was closed during the token request") from exc
-                raise
-
-    def _token_request(self, request: TokenRequest) -> Any:
-        transport = self._transport
-        if self.is_closed:
-            raise CarrierLost("the HTTP client was closed")
-        extensions: dict[str, Any] = {"timeout": _bounded(transport.library, transport.timeout, request.timeout)}
-        if "sni_hostname" in self._request.extensions:
-            extensions["sni_hostname"] = self._request.extensions["sni_hostname"]
-        return transport.library.module.Request(
-            request.method, request.url, headers=request.headers, extensions=extensions
-        )
-
 
 class _SyncCall(_Call):
+    _transport: SyncTransport[Any, Any, Any, Any]
+
     def send(self, token: Token) -> Any:
         request = self._with(token)
         extensions = request.extensions
@@ -236,13 +217,12 @@ class _SyncCall(_Call):
                 _read(response, MAX_DRAINED, time.monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        until = time.monotonic() + request.timeout
-        handle = self._transport.wrapped.handle_request
-        with self._carried(), closing(handle(self._token_request(request))) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
+        return self._transport.post(request, self.client, self._request.extensions)
 
 
 class _AsyncCall(_Call):
+    _transport: AsyncTransport[Any, Any, Any, Any]
+
     def send(self, token: Token) -> Any:  # to be awaited
         return self._transport.wrapped.handle_async_request(self._with(token))
 
@@ -252,11 +232,7 @@ class _AsyncCall(_Call):
                 await _aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenReply:
-        with self._carried():
-            async with _closing(
-                await self._transport.wrapped.handle_async_request(self._token_request(request))
-            ) as response:
-                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+        return await self._transport.post(request, self.client, self._request.extensions)
 
 
 @asynccontextmanager
@@ -293,23 +269,45 @@ class _Transport(Generic[TransportT, TimeoutT]):
         self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
     ) -> None:
         check_manager(manager)
+        self._manager = manager
+        self._wrap(transport, timeout)
+
+    def _wrap(self, transport: TransportT | None, timeout: TimeoutT | float | None) -> None:
         library = self.library
         if transport is not None:
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
         self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
         self.opened = _Opened()
-        self._manager = manager
         self._token_requests = 0  # in flight
 
+    @classmethod
+    def without_manager(cls, transport: TransportT, timeout: TimeoutT) -> Any:
+        """Return a wrapper of *transport* for token requests alone."""
+        wrapper = cls.__new__(cls)
+        wrapper._wrap(transport, timeout)
+        return wrapper
+
     @contextmanager
-    def held_open(self) -> Generator[None, None, None]:
-        """Keep the transport open for a token request in flight: others wait for its token (rule 16)."""
+    def _carried(self, opened: _Opened) -> Generator[None, None, None]:
+        """Hold the transport open for a moment if it is closed (rule 16); and tell that from a network that failed."""
         self._token_requests += 1
         try:
             yield
+        except self.library.network_errors as exc:
+            if self.opened is not opened:
+                raise CarrierLost("the HTTP client was closed during the token request") from exc
+            raise
         finally:
             self._token_requests -= 1
+
+    def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
+        if self.opened is not opened:
+            raise CarrierLost("the HTTP client was closed")
+        passed_on: dict[str, Any] = {"timeout": _bounded(self.library, self.timeout, request.timeout)}
+        if "sni_hostname" in extensions:
+            passed_on["sni_hostname"] = extensions["sni_hostname"]
+        return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
         return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
@@ -322,10 +320,6 @@ class _Transport(Generic[TransportT, TimeoutT]):
         manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
-    def call(self, manager: TokenManager, request: Any, replaces: bool) -> Any:
-        """Return *request* as a call of *manager*'s."""
-        return self._call(self, manager, request, replaces)
-
 
 class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):
     """For ``Client``."""
@@ -333,6 +327,14 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
     default = "HTTPTransport"
     method = "handle_request"
     _call = _SyncCall
+
+    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+        """Send a token request over the wrapped transport as it was *opened*."""
+        until = time.monotonic() + request.timeout
+        wrapped: Any = self.wrapped
+        message = self._token_request(request, opened, extensions)
+        with self._carried(opened), closing(wrapped.handle_request(message)) as response:
+            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
 
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
@@ -374,6 +376,14 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
     default = "AsyncHTTPTransport"
     method = "handle_async_request"
     _call = _AsyncCall
+
+    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+        """Send a token request over the wrapped transport as it was *opened*."""
+        wrapped: Any = self.wrapped
+        message = self._token_request(request, opened, extensions)
+        with self._carried(opened):
+            async with _closing(await wrapped.handle_async_request(message)) as response:
+                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
 
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
@@ -438,27 +448,28 @@ def attach(
 class _ClientSender:
     """Sends token requests over the transports of a client."""
 
-    def __init__(self, transport: type[_Transport[Any, Any]], manager: TokenManager, client: Any) -> None:
+    def __init__(self, transport: type[_Transport[Any, Any]], client: Any) -> None:
         self.client = client
         self.network_errors = transport.library.network_errors
-        self._transport, self._manager = transport, manager
+        self._transport = transport
 
     @property
     def is_closed(self) -> bool:
         closed: bool = self.client.is_closed
         return closed
 
-    def _call(self, url: str) -> Any:
+    def _post(self, request: TokenRequest) -> Any:
         module = self._transport.library.module
-        transport = self.client._transport_for_url(module.URL(url))
+        transport: Any = self.client._transport_for_url(module.URL(request.url))
+        managed: Any = transport
         if not isinstance(transport, self._transport):
-            transport = self._transport(self._manager, transport, timeout=self.client.timeout)
-        return transport.call(self._manager, module.Request("POST", url), False)
+            managed = self._transport.without_manager(transport, self.client.timeout)
+        return managed.post(request, managed.opened, {})
 
 
 class _SyncClientSender(_ClientSender):
     def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = self._call(request.url).post(request)
+        reply: TokenReply = self._post(request)
         return reply
 
     def close(self) -> None:
@@ -467,26 +478,23 @@ class _SyncClientSender(_ClientSender):
 
 class _AsyncClientSender(_ClientSender):
     async def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = await self._call(request.url).post(request)
+        reply: TokenReply = await self._post(request)
         return reply
 
 
-def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]], manager: TokenManager) -> ClosableSender:
+def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]]) -> ClosableSender:
     """Return a sender with a client of its own."""
     module = transport.library.module
-    return _SyncClientSender(transport, manager, module.Client(transport=module.HTTPTransport()))  # without proxies
+    return _SyncClientSender(transport, module.Client(transport=module.HTTPTransport()))  # without proxies
 
 
 def client_sender(
-    client: Any,
-    manager: TokenManager,
-    sync: type[SyncTransport[Any, Any, Any, Any]],
-    tasks: type[AsyncTransport[Any, Any, Any, Any]],
+    client: Any, sync: type[SyncTransport[Any, Any, Any, Any]], tasks: type[AsyncTransport[Any, Any, Any, Any]]
 ) -> Sender | AsyncSender:
     """Return a sender over the transports of *client*."""
     if isinstance(client, sync.library.module.Client):
-        return _SyncClientSender(sync, manager, client)
-    return _AsyncClientSender(tasks, manager, client)
+        return _SyncClientSender(sync, client)
+    return _AsyncClientSender(tasks, client)
 
 
 def _read(response: Any, bound: int, until: float) -> bytes:

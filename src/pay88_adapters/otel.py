@@ -16,8 +16,8 @@ except ModuleNotFoundError as exc:
     raise ImportError("opentelemetry-api is not installed: pip install 'pay88-adapters[otel]'") from exc
 
 from . import __version__
-from .endpoint import Endpoint
-from .events import (
+from .core.endpoint import Endpoint
+from .core.events import (
     BreakerClosed,
     BreakerOpened,
     BudgetExhausted,
@@ -32,9 +32,9 @@ from .events import (
     TokenRequestFailed,
     TokenTakenOver,
 )
-from .forks import survive_forks
-from .manager import TokenManager
-from .state import Stats
+from .engine.forks import survive_forks
+from .engine.manager import TokenManager
+from .engine.state import Stats
 
 __all__ = ["instrument"]
 

@@ -14,11 +14,12 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from . import errors, urllib3
-from .arguments import check_client, class_of, inside
-from .drivers import Sender
-from .errors import Flavours, Pay88Error
-from .manager import ActivatedManager, AnyManager, Missing, TokenManager, check_manager, find, reference
+from . import urllib3
+from .core import errors
+from .core.arguments import check_client, class_of, inside
+from .core.errors import Flavours, Pay88Error
+from .engine.manager import ActivatedManager, AnyManager, Missing, check_manager, find, reference
+from .engine.runners import Sender
 from .urllib3 import Pay88Retry
 
 __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
@@ -169,9 +170,9 @@ class _ClientSender(urllib3.ClientSender):
         return pool, adapter.request_url(request, proxies)
 
 
-def client_sender(manager: TokenManager, client: requests.Session) -> Sender:
+def client_sender(client: requests.Session) -> Sender:
     """Return a sender over the pools of *client*."""
-    return _ClientSender(manager, client)
+    return _ClientSender(client)
 
 
 def _take_over(adapter: Any, manager: AnyManager) -> None:

@@ -29,26 +29,24 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from . import errors
-from .arguments import check_client, inside
-from .bodies import PLAIN, WHOLE, Bookmark
-from .drivers import Sender
-from .errors import CarrierLost, Flavours, Pay88Error
-from .manager import AnyManager, Missing, TokenManager, check_manager
-from .retry import Broken, once
-from .secret import Attached
-from .token import MANAGED_FIELDS, Token
-from .urllib3_retry import Pay88Retry, without_resending
-from .wire import (
+from .core import errors
+from .core.arguments import check_client, inside
+from .core.errors import CarrierLost, Flavours, Pay88Error
+from .core.retry import Broken, once
+from .core.secret import Attached
+from .core.token import MANAGED_FIELDS, Token
+from .core.wire import (
     MAX_BODY,
     MAX_DRAIN_SECONDS,
     MAX_DRAINED,
-    BodyTimeout,
     TokenReply,
     TokenRequest,
-    capped,
-    check_time,
 )
+from .engine.bodies import PLAIN, WHOLE, Bookmark
+from .engine.manager import AnyManager, Missing, TokenManager, check_manager
+from .engine.responses import BodyTimeout, capped, check_time
+from .engine.runners import Sender
+from .urllib3_retry import Pay88Retry, without_resending
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
@@ -141,9 +139,9 @@ def install(pool_manager: P, manager: AnyManager | Missing) -> P:
     return pool_manager
 
 
-def standalone_sender(manager: TokenManager) -> ClientSender:
+def standalone_sender() -> ClientSender:
     """Return a sender with pools of its own."""
-    return ClientSender(manager, urllib3.PoolManager())
+    return ClientSender(urllib3.PoolManager())
 
 
 class ClientSender:
@@ -151,14 +149,13 @@ class ClientSender:
 
     network_errors = (HTTPError, OSError)
 
-    def __init__(self, manager: TokenManager, client: Any) -> None:
-        self._manager = manager
+    def __init__(self, client: Any) -> None:
         self.client = client
 
     def post(self, request: TokenRequest) -> TokenReply:
         """Do what :meth:`Sender.post` does."""
         pool, target = self._pool(request.url)
-        return _Call(self._manager, pool, ("POST", target), (), {"retries": False}, []).post(request)
+        return _post(pool, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
         """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
@@ -173,9 +170,9 @@ class ClientSender:
         self.client.clear()
 
 
-def client_sender(manager: TokenManager, client: urllib3.PoolManager) -> Sender:
+def client_sender(client: urllib3.PoolManager) -> Sender:
     """Return a sender over the pools of *client*."""
-    return ClientSender(manager, client)
+    return ClientSender(client)
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
@@ -423,29 +420,33 @@ class _Call:
             _let_go(response, finished=drained)
 
     def post(self, request: TokenRequest) -> TokenReply:
-        pool = self._pool
-        until = monotonic() + request.timeout
-        try:
-            urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-            response = urlopen(
-                request.method,
-                request.path if self._url.startswith("/") else request.url,  # a forwarding proxy wants it all
-                headers=dict(request.headers),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=_bounded(pool.timeout, request.timeout),
-                pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
-                preload_content=False,
-            )
-        except ClosedPoolError as exc:
-            raise CarrierLost("the connection pool was closed") from exc
-        body = b""
-        try:
-            body = capped(_pieces(response, until), until=until)
-        finally:
-            _let_go(response, finished=0 < len(body) <= MAX_BODY)
-        return TokenReply(response.status, response.headers, body)
+        return _post(self._pool, self._url, request)
+
+
+def _post(pool: urllib3.HTTPConnectionPool, target: str, request: TokenRequest) -> TokenReply:
+    """Send a token request over *pool*; *target* is what a request line has there: all of a URL to a proxy."""
+    until = monotonic() + request.timeout
+    try:
+        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+        response = urlopen(
+            request.method,
+            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
+            headers=dict(request.headers),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=_bounded(pool.timeout, request.timeout),
+            pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
+            preload_content=False,
+        )
+    except ClosedPoolError as exc:
+        raise CarrierLost("the connection pool was closed") from exc
+    body = b""
+    try:
+        body = capped(_pieces(response, until), until=until)
+    finally:
+        _let_go(response, finished=0 < len(body) <= MAX_BODY)
+    return TokenReply(response.status, response.headers, body)
 
 
 def _never_sent(exc: Exception) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import urllib3
 from urllib3.util.retry import RequestHistory
 
-from .errors import ConfigurationError
-from .retry import RetryPolicy
+from .core.errors import ConfigurationError
+from .core.retry import RetryPolicy
 
 
 class Pay88Retry(urllib3.Retry):

@@ -14,8 +14,8 @@ import click
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from pay88_adapters import Credentials, Pay88Error, TokenManager
-from pay88_adapters.endpoint import Endpoint, url_from_env
-from pay88_adapters.secret import mask, redact
+from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.secret import mask, redact
 from pay88_adapters.urllib3 import Pay88PoolManager
 
 from .options import finishing

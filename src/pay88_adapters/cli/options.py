@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from pay88_adapters import TokenManager, TokenPolicy
-from pay88_adapters.secret import Hidden
+from pay88_adapters.core.secret import Hidden
 
 F = TypeVar("F", bound=Callable[..., Any])
 

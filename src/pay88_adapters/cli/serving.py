@@ -15,7 +15,7 @@ from types import FrameType
 import click
 
 from pay88_adapters import ConfigurationError, Pay88Error
-from pay88_adapters.secret import redact
+from pay88_adapters.core.secret import redact
 from pay88_adapters.testing import Emulator, Entry, Journal
 
 _LOOK = 0.05  # real seconds between two looks at the journal

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, TokenPolicy
-from pay88_adapters.budget import TokenBudget
-from pay88_adapters.clock import Clock
-from pay88_adapters.endpoint import Endpoint, url_from_env
-from pay88_adapters.pacing import PACED, Pacing
-from pay88_adapters.secret import hidden
-from pay88_adapters.snapshot import Snapshot, load, record_key
+from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.secret import hidden
+from pay88_adapters.core.snapshot import Snapshot, load, record_key
+from pay88_adapters.engine.budget import TokenBudget
+from pay88_adapters.engine.clock import Clock
+from pay88_adapters.engine.pacing import PACED, Pacing
 from pay88_adapters.stores import MEMORY, open_store
 from pay88_adapters.stores.base import Store, StoreError, wait_for
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pay88_adapters.clock import Clock
-from pay88_adapters.errors import ConfigurationError
+from pay88_adapters.core.errors import ConfigurationError
 
-from .base import Store
+from .base import Store, StoreClock
 from .memory import MemoryStore
 
 MEMORY = "memory://"
@@ -13,7 +12,7 @@ MEMORY = "memory://"
 _REDIS = ("redis", "rediss", "unix")
 
 
-def open_store(url: str, clock: Clock) -> Store:
+def open_store(url: str, clock: StoreClock) -> Store:
     """Return the store that *url* names.
 
     Raises:
@@ -34,7 +33,7 @@ def open_store(url: str, clock: Clock) -> Store:
     raise ConfigurationError("store must be memory://, sqlite:////absolute/path or redis://host:port")
 
 
-def open_fallback(url: str, clock: Clock) -> tuple[Store, str]:
+def open_fallback(url: str, clock: StoreClock) -> tuple[Store, str]:
     """Return the store in a file that *url* names, and a name for all that share it.
 
     Raises:

@@ -346,6 +346,23 @@ class Look(NamedTuple):
     """For how many seconds more that lease runs."""
 
 
+class StoreClock(Protocol):
+    """The manager's clock, from the point of view of a store."""
+
+    @property
+    def speed(self) -> float:
+        """How many of its seconds pass in one real second."""
+        ...
+
+    def now(self) -> float:
+        """Return the seconds since an arbitrary instant."""
+        ...
+
+    def real(self, seconds: float) -> float:
+        """Return how many real seconds *seconds* of it last."""
+        ...
+
+
 class Store(Protocol):
     """Where managers meet. Any thread may use it, and a forked child, too."""
 
@@ -355,6 +372,10 @@ class Store(Protocol):
     @property
     def budget(self) -> BudgetStorage:
         """Keeps the entries of the budget."""
+        ...
+
+    def after_fork(self) -> None:
+        """Go on in a forked child: without the parent's threads, locks and connections."""
         ...
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:

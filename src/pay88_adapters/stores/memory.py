@@ -9,11 +9,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
-from pay88_adapters.forks import survive_forks
-
 from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Member, Past, Window, verdict
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .place import Place
+from .slot import Place
 
 _DAY = 86_400.0
 _SWEEP = 600.0  # seconds between two looks for what nobody needs any longer
@@ -66,7 +64,6 @@ class MemoryStorage(BudgetStorage):
         self._histories: dict[str, _Kept] = {}
         self._bars: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = float("-inf")
-        survive_forks(self)
 
     def after_fork(self) -> None:
         """Replace the lock: another thread may have held it."""
@@ -170,10 +167,10 @@ class MemoryStore:
         self._places: dict[str, Place] = {}
         self._members: dict[str, tuple[float, int]] = {}  # when each asked last, and the parts it was told
         self._swept_at = float("-inf")
-        survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads: replace the lock, and let go of the leases they held."""
+        """Go on without the parent's threads: replace the locks, and let go of the leases they held."""
+        self.budget.after_fork()
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 

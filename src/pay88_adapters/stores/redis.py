@@ -14,10 +14,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from pay88_adapters.clock import Clock
-from pay88_adapters.errors import ConfigurationError
-from pay88_adapters.forks import survive_forks
-from pay88_adapters.secret import Secret, forget_locals
+from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.secret import Secret, forget_locals
 
 from .base import (
     FOREVER,
@@ -32,6 +30,7 @@ from .base import (
     Look,
     Member,
     Record,
+    StoreClock,
     StoreError,
     Window,
     counted,
@@ -72,7 +71,6 @@ class _Server:
         self._client: Any = None
         self._close: Any = None
         self._inherited: list[Any] = []
-        survive_forks(self)
 
     def after_fork(self) -> None:
         """Leave the parent's client alone: its connections are in use, and perhaps its locks are held."""
@@ -175,7 +173,7 @@ def _is_outdated(error: Exception) -> bool:
 class RedisStorage(BudgetStorage):
     """Histories on the server, each in one string."""
 
-    def __init__(self, server: _Server, prefix: str, clock: Clock) -> None:
+    def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:
         super().__init__()
         self._server, self._clock = server, clock
         self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
@@ -283,9 +281,13 @@ class RedisStore:
 
     blocking: ClassVar[bool] = True
 
-    def __init__(self, server: _Server, prefix: str, clock: Clock) -> None:
+    def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:
         self.budget = RedisStorage(server, prefix, clock)
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
+
+    def after_fork(self) -> None:
+        """Leave the parent's connections alone."""
+        self._server.after_fork()
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
@@ -344,15 +346,15 @@ class RedisStore:
         return math.ceil(_micros(self._clock, seconds) / 1000)
 
 
-def _micros(clock: Clock, seconds: float) -> int:
+def _micros(clock: StoreClock, seconds: float) -> int:
     return math.ceil(round(clock.real(seconds) * 1e6, 3))  # 0.1 s is not 100,001 of them
 
 
-def _seconds(clock: Clock, micros: int) -> float:
+def _seconds(clock: StoreClock, micros: int) -> float:
     return micros / 1e6 * clock.speed
 
 
-def redis_store(url: str, clock: Clock) -> RedisStore:
+def redis_store(url: str, clock: StoreClock) -> RedisStore:
     """Return the store at *url*, without connecting.
 
     The server's clock should be slewed rather than set: what is kept expires by it.

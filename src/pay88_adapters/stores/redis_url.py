@@ -14,7 +14,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from pay88_adapters.secret import Secret
+from pay88_adapters.core.secret import Secret
 
 _PATIENCE = 1.0  # seconds to connect, and again to be answered
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from pay88_adapters.secret import forget_locals
+from pay88_adapters.core.secret import forget_locals
 
 
 class Script:

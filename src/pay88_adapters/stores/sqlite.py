@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote
 
-from pay88_adapters.clock import Clock
-from pay88_adapters.errors import ConfigurationError
-from pay88_adapters.secret import redact
+from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.secret import redact
 
 from .base import (
     LEAST_KEEP,
@@ -42,13 +41,14 @@ from .base import (
     Look,
     Member,
     Past,
+    StoreClock,
     StoreError,
     Window,
     counted,
     verdict,
 )
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .place import Place
+from .slot import Place
 
 _SCHEME = "sqlite://"
 _PATIENCE = 1.0  # real seconds, to wait for other processes
@@ -122,7 +122,7 @@ if hasattr(os, "register_at_fork"):
 class _File:
     """The file, one transaction at a time."""
 
-    def __init__(self, path: str, clock: Clock) -> None:
+    def __init__(self, path: str, clock: StoreClock) -> None:
         self._path = Path(os.path.realpath(path))
         self._clock = clock
         self._boot = _boot_id()
@@ -351,7 +351,7 @@ class SqliteStore:
 
     blocking: ClassVar[bool] = True
 
-    def __init__(self, path: str, clock: Clock) -> None:
+    def __init__(self, path: str, clock: StoreClock) -> None:
         self._file = _File(path, clock)
         self.budget = SqliteStorage(self._file)
 
@@ -359,6 +359,9 @@ class SqliteStore:
     def host(self) -> str:
         """Names all that share the file: the processes of this boot of this host that see it at this place."""
         return self._file.host
+
+    def after_fork(self) -> None:
+        pass  # no connection crosses a fork
 
     def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
         def operation(db: sqlite3.Connection, now: float) -> Lead:
@@ -386,7 +389,7 @@ class SqliteStore:
         return self._file.do(lambda db, now: _load(db, key).look(now))
 
 
-def sqlite_store(url: str, clock: Clock) -> SqliteStore:
+def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
     """Return the store that *url* names: ``sqlite:////absolute/path``.
 
     Raises:

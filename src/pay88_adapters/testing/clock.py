@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from pay88_adapters.clock import Clock
-from pay88_adapters.runtimes import AsyncGate, AsyncRuntime, Gate, ThreadGate
+from pay88_adapters.engine.clock import Clock
+from pay88_adapters.engine.runtimes import AsyncGate, AsyncRuntime, Gate, ThreadGate
 
 _LOOK_AGAIN = 0.25  # real seconds; who waits is told that this clock was moved, but not if it shows another one's time
 

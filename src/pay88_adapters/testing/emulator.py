@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[testing]'") from exc
 
-from pay88_adapters.clock import Clock
+from pay88_adapters.engine.clock import Clock
 
 from ._responder import Responder
 from .faults import FaultPlan, On

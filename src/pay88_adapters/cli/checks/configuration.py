@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 
 from pay88_adapters import ConfigurationError, Credentials
-from pay88_adapters.endpoint import Endpoint, url_from_env
-from pay88_adapters.secret import hidden
+from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.secret import hidden
 from pay88_adapters.stores import MEMORY
 
 from .finding import Finding, failed, ok, skipped

@@ -9,8 +9,8 @@ from uuid import uuid4
 from pay88_adapters import ConfigurationError, Pay88Error, TokenManager, TokenPolicy
 from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
-from pay88_adapters.clock import Clock
-from pay88_adapters.fleet import bounded
+from pay88_adapters.engine.clock import Clock
+from pay88_adapters.engine.store_client import bounded
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 

@@ -13,9 +13,9 @@ from http.client import HTTPConnection, HTTPException
 
 from urllib3.util.ssl_ import create_urllib3_context
 
-from pay88_adapters.endpoint import Endpoint
-from pay88_adapters.fleet import bounded
-from pay88_adapters.secret import redact
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.secret import redact
+from pay88_adapters.engine.store_client import bounded
 from pay88_adapters.stores.base import StoreError
 
 from .finding import Finding, failed, ok, skipped

@@ -121,7 +121,7 @@ def command(
     """
     require("aiohttp", extra="testing")
     from pay88_adapters.cli.serving import serve, tls_context
-    from pay88_adapters.clock import Clock
+    from pay88_adapters.engine.clock import Clock
     from pay88_adapters.testing import Emulator
 
     emulator = Emulator(

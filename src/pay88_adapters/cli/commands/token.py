@@ -11,7 +11,7 @@ import click
 from pay88_adapters import Token, TokenManager, TokenPolicy
 from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command
-from pay88_adapters.policy import LIFETIME
+from pay88_adapters.core.policy import LIFETIME
 
 _EPILOG = """\b
 Examples:

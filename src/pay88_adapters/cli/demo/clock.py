@@ -6,7 +6,7 @@ import threading
 import time
 from types import TracebackType
 
-from pay88_adapters.clock import Clock
+from pay88_adapters.engine.clock import Clock
 
 _TICK = 0.01  # real seconds between ticks
 _LONGEST = 0.03  # real seconds that one tick makes up for; whatever is beyond that was a stall

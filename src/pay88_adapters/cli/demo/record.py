@@ -10,7 +10,7 @@ from enum import Enum
 from urllib.parse import parse_qs, urlsplit
 
 from pay88_adapters import Pay88Error, Stats, TokenPolicy
-from pay88_adapters.clock import Clock
+from pay88_adapters.engine.clock import Clock
 from pay88_adapters.testing import Charge, Entry, Journal
 
 _CALL_ID = "call"

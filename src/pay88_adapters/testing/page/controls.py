@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pay88_adapters.testing.clock import ManualClock
 from pay88_adapters.testing.faults import Rule
 from pay88_adapters.testing.holds import Hold
 
 from . import forms
+from .emulated import Emulated
 from .forms import Form
 from .guards import Refused
-
-if TYPE_CHECKING:
-    from pay88_adapters.testing.emulator import Emulator
 
 
 class Controls:
     """The actions by name, and the plan of faults."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
         self._chance = random.Random()
         self.actions: Mapping[str, Callable[[Form], Awaitable[None]]] = {

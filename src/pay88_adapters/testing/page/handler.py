@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from .controls import Controls
+from .emulated import Emulated
 from .forms import Form, catalogue
 from .guards import HEADERS, Refused, check_host, check_origin
 from .stream import Stream
 from .view import View
-
-if TYPE_CHECKING:
-    from pay88_adapters.testing.emulator import Emulator
 
 PREFIX = "/_emulator"
 
@@ -35,7 +33,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Page:
     """The page of one emulator. It does nothing unless it is asked."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
         self._view = View(emulator)
         self._controls = Controls(emulator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pay88_adapters.testing.clock import ManualClock
 from pay88_adapters.testing.faults import Rule
@@ -12,8 +12,7 @@ from pay88_adapters.testing.holds import Hold
 from pay88_adapters.testing.journal import Entry
 from pay88_adapters.testing.service import Service
 
-if TYPE_CHECKING:
-    from pay88_adapters.testing.emulator import Emulator
+from .emulated import Emulated
 
 TIMELINE = 200
 """How many requests are shown at most: the latest."""
@@ -25,7 +24,7 @@ _TEXT = 200  # characters of what a client sent
 class View:
     """One look at an emulator."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
         self._started_at = emulator.clock.now()
         self._counted = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -299,27 +298,3 @@ def _raise(exc: BaseException) -> NoReturn:
 def _quiet(task: asyncio.Task[Any]) -> None:
     """Let *task* die without a word if its loop is closed under it."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather() does
-
-
-def current_runtime() -> AsyncRuntime:
-    """Return the event loop this code runs on.
-
-    Raises:
-        RuntimeError: None does.
-    """
-    # trio first: as a guest it runs inside the callbacks of another loop. It is not imported where it cannot run.
-    if "trio" in sys.modules:
-        from . import runtime_trio
-
-        if runtime_trio.is_current():
-            return runtime_trio.TrioRuntime()
-    return AsyncioRuntime(asyncio.get_running_loop())
-
-
-def current_run() -> object:
-    """Return what stands for the current run of the current event loop, however often that loop is run.
-
-    Each run of a loop, on asyncio and trio, installs hooks for asynchronous generators that are objects of its own:
-    nothing else is there from its beginning to its end, and only so long.
-    """
-    return sys.get_asyncgen_hooks().finalizer

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from .errors import ConfigurationError
-from .secret import Hidden, Secret, hidden
+from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.secret import Hidden, Secret, hidden
 
 # Checked once, here: what a stack does with a bad header value ranges from sending it to raising an
 # exception that holds the whole key.

@@ -8,34 +8,31 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from .arguments import class_of
-from .errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from .manager import TokenManager
+from pay88_adapters.core.arguments import class_of
+from pay88_adapters.core.errors import ConfigurationError
 
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHOICES: ContextVar[tuple[Activation, ...]] = ContextVar(
+CHOICES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
     "pay88_managers", default=()
 )  # those still open, innermost last
 
 
-def chosen(own: M) -> TokenManager | M | None:
+def chosen(own: M) -> Any | M | None:
     """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
     choices = CHOICES.get()
     return choices[-1].manager if choices else own
 
 
-class Activation(AbstractContextManager[None]):
+class Activation(AbstractContextManager[None], Generic[M]):
     """A context manager, and a decorator of functions and coroutine functions, with one manager or none in force."""
 
     __slots__ = ("manager",)
 
-    def __init__(self, manager: TokenManager | None) -> None:
+    def __init__(self, manager: M) -> None:
         self.manager = manager
 
     def __enter__(self) -> None:
@@ -68,7 +65,7 @@ class Activation(AbstractContextManager[None]):
         return cast("F", wraps(given)(decorate(self, given)))
 
 
-def _in_task(activation: Activation, function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_task(activation: Activation[Any], function: Callable[..., Any]) -> Callable[..., Any]:
     async def run(*args: Any, **kw: Any) -> Any:
         with activation:
             return await function(*args, **kw)
@@ -76,7 +73,7 @@ def _in_task(activation: Activation, function: Callable[..., Any]) -> Callable[.
     return run
 
 
-def _in_call(activation: Activation, function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_call(activation: Activation[Any], function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kw: Any) -> Any:
         with activation:
             result: Any = function(*args, **kw)
@@ -89,7 +86,7 @@ def _in_call(activation: Activation, function: Callable[..., Any]) -> Callable[.
     return run
 
 
-async def _awaited(activation: Activation, coroutine: Coroutine[Any, Any, Any]) -> Any:
+async def _awaited(activation: Activation[Any], coroutine: Coroutine[Any, Any, Any]) -> Any:
     with activation:
         return await coroutine
 
@@ -102,7 +99,7 @@ def _no_generator(function: Any) -> ConfigurationError:
     )
 
 
-def unmanaged() -> Activation:
+def unmanaged() -> Activation[None]:
     """Leave the calls of a context alone: ``with unmanaged(): …``. They go out as the caller made them.
 
     It holds for this thread or task, and for the tasks that are started in it. A new thread starts

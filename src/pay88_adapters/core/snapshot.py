@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .credentials import Credentials
+from .credentials import ApiKey
 from .errors import (
     CredentialsRejected,
     Failure,
@@ -97,7 +97,7 @@ class Snapshot:
         return max(*ends, now) - now
 
 
-def record_key(base_url: str, credentials: Credentials) -> str:
+def record_key(base_url: str, credentials: ApiKey) -> str:
     """Name the record that managers with these credentials share. It does not give them away."""
     return hashlib.sha256(f"{base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 

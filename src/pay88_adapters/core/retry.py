@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .errors import ConfigurationError
 from .secret import chain
@@ -101,12 +100,16 @@ class Broken(NamedTuple):
 
     def by(self, exc: BaseException, *, but: BaseException | None = None) -> Broken:
         """Return what remains true if *exc*, or what it came from up to *but*, is about TLS."""
-        ssl: Any = sys.modules.get("ssl")  # slow to import; without it, there is no such error
-        links = [link for link in chain(exc, but) if ssl and isinstance(link, ssl.SSLError)]
+        links = [link for link in chain(exc, but) if _is_from_ssl(link, "SSLError")]
         # Stacks tell a failed handshake from a connection that broke later in ways of their own.
         never_sent = self.never_sent and not links
-        untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in links)
+        untrusted = any(_is_from_ssl(link, "SSLCertVerificationError") for link in links)
         return Broken(never_sent, self.hopeless or untrusted)
+
+
+def _is_from_ssl(exc: BaseException, name: str) -> bool:
+    # By name: ssl is slow to import, and an error of it can only come where something else has.
+    return any(kind.__module__ == "ssl" and kind.__name__ == name for kind in type(exc).__mro__)
 
 
 class Attempts:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .secret import REDACTED, mask
-from .token import MANAGED_FIELDS
+from pay88_adapters.core.secret import REDACTED, mask
+from pay88_adapters.core.token import MANAGED_FIELDS
 
 _HIDDEN = frozenset(name.encode() for name in (*MANAGED_FIELDS, "x-api-key"))
 

@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
-from .budget import TokenBudget
-from .clock import Clock
-from .forks import fork_id, survive_forks
-from .policy import TokenPolicy
-from .stores.base import (
+from pay88_adapters.core.policy import TokenPolicy
+from pay88_adapters.stores.base import (
     Ages,
     Answer,
     Bar,
@@ -30,8 +27,12 @@ from .stores.base import (
     Window,
     counted,
 )
-from .stores.members import AT_FIRST, HORIZON, shrunk
-from .stores.memory import MemoryStorage
+from pay88_adapters.stores.members import AT_FIRST, HORIZON, shrunk
+from pay88_adapters.stores.memory import MemoryStorage
+
+from .budget import TokenBudget
+from .clock import Clock
+from .forks import fork_id, survive_forks
 from .threads import may_block
 
 _log = logging.getLogger("pay88_adapters.store")
@@ -374,9 +375,11 @@ class _Budget(MemoryStorage):
         self._seen: dict[str, float] = {}  # until when this process knows what was taken
         self._rates: dict[str, float] = {}  # how many units a second the limits of a key allow for long
         super().__init__(clock.now)
+        survive_forks(self)
 
     def after_fork(self) -> None:
         super().after_fork()
+        self._alone.after_fork()
         self._untold = {}  # the parent tells
 
     def claim(self, claim: Claim) -> Answer:

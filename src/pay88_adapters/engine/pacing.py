@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
+from pay88_adapters.core.wire import asked_wait, calls_left
+from pay88_adapters.stores.base import BudgetStorage
+
 from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
-from .stores.base import BudgetStorage
-from .wire import asked_wait, calls_left
 
 CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
 """Of each group of calls, as 88Pay documents them."""
@@ -141,15 +142,15 @@ class Pacing:
         del ended[: bisect_right(ended, now - _LONGEST - _GUARD)]
         return full_for
 
-    def heard(self, group: str, status: int, headers: Mapping[str, str], now: float) -> None:
+    def heard(self, group: str, status: int, headers: Mapping[str, str], now: float, wall: float) -> None:
         """Note what the service says is left, in its ``X-RateLimit-*`` fields or the ``Retry-After`` of a 429.
 
         Answers overtake each other: within one window the least that was said counts.
         """
         if group not in PACED:
             return
-        asked = asked_wait(headers) if status == _TOO_MANY else None
-        announced = (0, asked) if asked is not None and asked > 0 else calls_left(headers)
+        asked = asked_wait(headers, wall) if status == _TOO_MANY else None
+        announced = (0, asked) if asked is not None and asked > 0 else calls_left(headers, wall)
         if announced is None or announced[1] <= 0:
             return
         remaining, until = announced[0], now + min(announced[1], _LONGEST)

@@ -9,24 +9,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.errors import ConfigurationError, Failure
+from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
+from pay88_adapters.core.machine import GRACE, TokenMachine
+from pay88_adapters.core.policy import TokenPolicy
+from pay88_adapters.core.retry import DEFAULT, RetryPolicy
+from pay88_adapters.core.snapshot import Snapshot, record_key
+from pay88_adapters.core.token import Token
+from pay88_adapters.stores.base import Entry
+
 from .carriers import Carriers
 from .clock import Clock
 from .credentials import Credentials
-from .endpoint import Endpoint
-from .errors import ConfigurationError, Failure
 from .event_log import Guarded, log, log_bypass, logs
-from .events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from .fetches import Fetches
-from .fleet import PATIENCE, Fleet
 from .forks import survive_forks
-from .guards import Guards
-from .machine import GRACE, TokenMachine
-from .policy import TokenPolicy
-from .retry import DEFAULT, RetryPolicy
+from .request_limits import Guards
 from .runtimes import Gate
-from .snapshot import Snapshot, record_key
-from .stores.base import Entry
-from .token import Token
+from .store_client import PATIENCE, Fleet
 
 T = TypeVar("T")
 _NEVER = float("-inf")

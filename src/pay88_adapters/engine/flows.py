@@ -11,12 +11,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from .breaker import Closed, Open, Passage
-from .budget import Grant
-from .credentials import Credentials
-from .endpoint import group_of
-from .errors import CarrierLost, CircuitOpen, Failure, Pay88Error, RequestBudgetExhausted, TokenRateLimited
-from .events import (
+from pay88_adapters.core.breaker import Closed, Open, Passage
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.endpoint import group_of
+from pay88_adapters.core.errors import (
+    CarrierLost,
+    CircuitOpen,
+    Failure,
+    Pay88Error,
+    RequestBudgetExhausted,
+    TokenRateLimited,
+)
+from pay88_adapters.core.events import (
     BudgetExhausted,
     CallNotSent,
     CallReplayed,
@@ -28,17 +34,11 @@ from .events import (
     TokenRequestFailed,
     TokenTakenOver,
 )
-from .fetches import FetchRun, sweep
-from .guards import Guards
-from .machine import BUDGET_SPENT, Decision, Fail, Fetch, TokenMachine, Use, Wait
-from .pacing import APART, PACED, Pacing, Turn
-from .retry import Attempts, Broken, RetryPolicy
-from .runtimes import Gate
-from .snapshot import load
-from .state import SharedState
-from .stores.base import Lead
-from .token import Token
-from .wire import (
+from pay88_adapters.core.machine import BUDGET_SPENT, Decision, Fail, Fetch, TokenMachine, Use, Wait
+from pay88_adapters.core.retry import Attempts, Broken, RetryPolicy
+from pay88_adapters.core.snapshot import load
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import (
     TokenReply,
     TokenRequest,
     asked_wait,
@@ -47,6 +47,14 @@ from .wire import (
     token_request,
     unexpected_failure,
 )
+from pay88_adapters.stores.base import Lead
+
+from .credentials import Credentials
+from .fetches import FetchRun, sweep
+from .pacing import APART, PACED, Pacing, Turn
+from .request_limits import Guards
+from .runtimes import Gate
+from .state import SharedState
 
 REFUSED = 401
 """The status of a refused call, and the least after which there is anything to decide."""
@@ -422,7 +430,7 @@ class _Fetch:
             return unexpected_failure(reply.error, self._credentials.api_key)
         if isinstance(reply, BaseException):
             return network_failure(reply, self._credentials.api_key)
-        return read_reply(reply, sent_at, self._credentials)
+        return read_reply(reply, sent_at, self._credentials, self._state.clock.wall())
 
     def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
         """Return the pause before the next attempt, or ``None`` if that was all."""
@@ -556,7 +564,7 @@ def _leave(state: SharedState, entry: _Entry, call: Managed[R], outcome: R | Bro
 
     def record(_: object, now: float) -> None:
         entry.guards.over(entry.turn, now)
-        news = entry.guards.heard(entry.group, entry.passage, status, headers, now)
+        news = entry.guards.heard(entry.group, entry.passage, status, headers, now, state.clock.wall())
         if news is not None:
             event, details = news
             state.tell(event, *details)
@@ -651,7 +659,7 @@ def _pause(
         return None
 
     def next_pause(_: object, now: float) -> float | None:
-        pause = attempts.pause(outcome, now, state.draw, safe=safe, asked=asked_wait(headers))
+        pause = attempts.pause(outcome, now, state.draw, safe=safe, asked=asked_wait(headers, state.clock.wall()))
         if pause is not None:
             state.counters.retried += 1
             status = None if isinstance(outcome, Broken) else outcome

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .breaker import CLOSED, Breaker, BreakerPolicy, Open, Passage
-from .events import BreakerClosed, BreakerOpened, Event
+from pay88_adapters.core.breaker import CLOSED, Breaker, BreakerPolicy, Open, Passage
+from pay88_adapters.core.events import BreakerClosed, BreakerOpened, Event
+
 from .pacing import Pacing, Turn
 
 _SERVER_ERROR = 500
@@ -52,11 +53,11 @@ class Guards:
             self.pacing.over(turn, now)
 
     def heard(
-        self, group: str, passage: Passage, status: int | None, headers: Mapping[str, str], now: float
+        self, group: str, passage: Passage, status: int | None, headers: Mapping[str, str], now: float, wall: float
     ) -> tuple[Callable[..., Event], tuple[object, ...]] | None:
         """Note how an attempt ended, without a *status* if it got no answer; return what to tell of."""
         if self.pacing is not None and status is not None:
-            self.pacing.heard(group, status, headers, now)
+            self.pacing.heard(group, status, headers, now, wall)
         breaker = self._breakers.get(group)
         if breaker is None:
             return None

@@ -6,35 +6,30 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from .errors import Failure, TokenBudgetExhausted, TokenRateLimited
-from .policy import LIFETIME, TokenPolicy
-from .snapshot import failure_from, failure_to
-from .stores.base import Acquired, Ages, Answer, Bar, BudgetStorage, Claim, Window, counted, new_id, wait_for
+from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
+from pay88_adapters.core.policy import LIFETIME, TokenPolicy
+from pay88_adapters.core.snapshot import failure_from, failure_to
+from pay88_adapters.stores.base import (
+    Acquired,
+    Ages,
+    Answer,
+    Bar,
+    BudgetStorage,
+    Claim,
+    Window,
+    counted,
+    new_id,
+    wait_for,
+)
 
 _HOUR = 3600
 _DAY = 86_400.0
 _SLACK = 0.01  # seconds by which a planned request comes after the instant at which there is room
-
-
-class Grant(NamedTuple):
-    """The answer to one acquisition."""
-
-    granted: bool
-    retry_in: float
-    """Seconds until it could be granted; 0 if it was."""
-    pressure: float
-    """The part of the reserve that is used: 0 for nothing, 1 for all of it."""
-    ordinary_in: float = 0.0
-    """Seconds until a request that is not extra could be granted, as far as is known now."""
-    pace: float = 0.0
-    """Seconds from one ordinary request to the next that the limits sustain; 0 where the usual ones do."""
-    failure: Failure | None = None
-    """Why it was not granted."""
 
 
 class AtomicMovingWindow(MovingWindowRateLimiter):

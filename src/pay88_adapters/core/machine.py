@@ -352,7 +352,7 @@ class TokenMachine:
             now: The time.
             digest: Names the credentials of all of them.
             pressure: On the budget, by what they know of it.
-            pace: That it sustains, see :class:`~pay88_adapters.budget.Grant`.
+            pace: That it sustains, see :class:`~pay88_adapters.engine.budget.Grant`.
         """
         if not self.still_there(ticket, now):
             return False

@@ -12,14 +12,16 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from pay88_adapters.core.errors import CarrierLost, ConfigurationError, Failure
+from pay88_adapters.core.machine import GRACE, TokenMachine
+from pay88_adapters.core.retry import Broken
+from pay88_adapters.core.secret import forget_locals
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import TokenReply, TokenRequest
+
 from .credentials import Credentials
-from .errors import CarrierLost, ConfigurationError, Failure
 from .fetches import FetchRun
-from .machine import GRACE, TokenMachine
-from .retry import Broken
-from .runtimes import AsyncRuntime, LoopEnded, ThreadGate, current_run, current_runtime
-from .secret import forget_locals
-from .sequences import (
+from .flows import (
     REFUSED,
     Acquirer,
     Acquisition,
@@ -39,10 +41,10 @@ from .sequences import (
     fetch,
     paced,
 )
+from .running import current_run, current_runtime
+from .runtimes import AsyncRuntime, LoopEnded, ThreadGate
 from .state import CredentialsSource, SharedState
 from .threads import Overdue, Worker
-from .token import Token
-from .wire import TokenReply, TokenRequest
 
 T = TypeVar("T")
 R = TypeVar("R")

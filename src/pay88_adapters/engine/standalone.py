@@ -6,15 +6,13 @@ import sys
 import threading
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from .arguments import CLIENTS, class_of
-from .drivers import AsyncSender, Sender
-from .errors import CarrierLost, ConfigurationError
-from .wire import TokenReply, TokenRequest
+from pay88_adapters.core.arguments import CLIENTS, class_of
+from pay88_adapters.core.errors import CarrierLost, ConfigurationError
+from pay88_adapters.core.wire import TokenReply, TokenRequest
 
-if TYPE_CHECKING:
-    from .manager import TokenManager
+from .runners import AsyncSender, Sender
 
 
 class ClosableSender(Sender, Protocol):
@@ -61,7 +59,7 @@ class OwnSender:
             self._sender.close()
 
 
-def own_sender(manager: TokenManager) -> OwnSender:
+def own_sender() -> OwnSender:
     """Return a sender over whichever HTTP client library is installed.
 
     Raises:
@@ -69,16 +67,16 @@ def own_sender(manager: TokenManager) -> OwnSender:
     """
     for library in ("urllib3", "httpx", "httpx2", "aiohttp"):
         if find_spec(library):
-            return OwnSender(import_module(f".{library}", __package__).standalone_sender(manager))
+            return OwnSender(import_module(f"pay88_adapters.{library}").standalone_sender())
     raise ConfigurationError(
         "no HTTP library is installed to request a token with: pip install 'pay88-adapters[urllib3]',"
         " or [requests], [httpx], [httpx2] or [aiohttp]"
     )
 
 
-def client_sender(manager: TokenManager, client: object) -> Sender | AsyncSender:
+def client_sender(client: object) -> Sender | AsyncSender:
     """Return a sender over *client*, which :func:`check_client` has checked."""
-    sender: Sender | AsyncSender = import_module(f".{_library_of(client)}", __package__).client_sender(manager, client)
+    sender: Sender | AsyncSender = import_module(f"pay88_adapters.{_library_of(client)}").client_sender(client)
     return sender
 
 

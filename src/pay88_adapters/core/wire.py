@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
-from math import inf
 from typing import Any, TypeGuard, cast
 
-from .credentials import Credentials
+from .credentials import ApiKey
 from .endpoint import Endpoint
 from .errors import (
     CredentialsRejected,
@@ -66,7 +64,7 @@ class TokenReply:
     body: bytes = field(repr=False)
 
 
-def token_request(endpoint: Endpoint, credentials: Credentials, timeout: float) -> TokenRequest:
+def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> TokenRequest:
     """Build the request. It carries the two key fields and nothing of the caller's."""
     headers = {
         "x-api-key": credentials.api_key,
@@ -78,57 +76,22 @@ def token_request(endpoint: Endpoint, credentials: Credentials, timeout: float) 
     return TokenRequest(endpoint.token_url, endpoint.token_path, headers, timeout)
 
 
-class BodyTimeout(TimeoutError):
-    """A response body did not arrive in time."""
-
-
-def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
-    """Join *chunks* up to one byte more than *bound*.
+def read_reply(reply: TokenReply, requested_at: float, credentials: ApiKey, wall: float) -> Token | Failure:
+    """Turn an answer into a token, or into the failure it stands for (rules 9 to 12).
 
     Args:
-        chunks: A response body, in pieces as they arrive.
-        bound: Bytes.
-        until: When the last piece must have arrived, on ``time.monotonic()``.
-
-    Raises:
-        BodyTimeout: It has not.
+        reply: The answer.
+        requested_at: When its request was sent, in seconds of the manager's clock.
+        credentials: Those it was sent with.
+        wall: The wall clock, in seconds since the epoch, for an answer with a date that does not say its own.
     """
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > bound:
-            break
-        check_time(until)
-    return bytes(body[: bound + 1])
-
-
-def check_time(until: float) -> float:
-    """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise BodyTimeout("the response body did not arrive in time")
-    return left
-
-
-async def acapped(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
-    """Join *chunks* up to one byte more than *bound*."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > bound:
-            break
-    return bytes(body[: bound + 1])
-
-
-def read_reply(reply: TokenReply, requested_at: float, credentials: Credentials) -> Token | Failure:
-    """Turn an answer into a token, or into the failure it stands for (rules 9 to 12)."""
     if reply.status == 200:
         return _read_token(reply.body, requested_at)
     document = _object(_decode(reply.body))
     said = document.get("message")
     message = redact(said, credentials.api_key) if isinstance(said, str) and said else None
     kind, what, retryable = _meaning(reply.status)
-    asked = retry_after(reply.headers, document) if kind is TokenRateLimited else None
+    asked = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
         f"the token endpoint answered {reply.status}{': ' + message if message else ''}; {what}",
@@ -170,26 +133,26 @@ def unexpected_failure(error: Exception, *secrets: str) -> Failure:
     )
 
 
-def retry_after(headers: Mapping[str, str], document: Mapping[str, object]) -> float:
+def retry_after(headers: Mapping[str, str], document: Mapping[str, object], wall: float) -> float:
     """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
-    for wait in (asked_wait(headers), _seconds(document.get("retry_after"))):
+    for wait in (asked_wait(headers, wall), _seconds(document.get("retry_after"))):
         if wait is not None:
             return max(wait, 1.0)  # zero would ask again at once and be refused again
     return _DEFAULT_RETRY_AFTER
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
+def asked_wait(headers: Mapping[str, str], wall: float) -> float | None:
     """Return how many seconds ``Retry-After`` asks to wait, in either of its forms; ``None`` if it makes no sense."""
     fields = _lower(headers)
     wait = _seconds(fields.get("retry-after"))
-    return _until(_timestamp(fields.get("retry-after")), fields) if wait is None else wait
+    return _until(_timestamp(fields.get("retry-after")), fields, wall) if wait is None else wait
 
 
-def calls_left(headers: Mapping[str, str]) -> tuple[int, float] | None:
+def calls_left(headers: Mapping[str, str], wall: float) -> tuple[int, float] | None:
     """Return how many calls the service says are left, and for how many seconds that holds, if it says so."""
     fields = _lower(headers)
     remaining = _seconds(fields.get("x-ratelimit-remaining"))
-    reset_in = _until(_seconds(fields.get("x-ratelimit-reset")), fields)
+    reset_in = _until(_seconds(fields.get("x-ratelimit-reset")), fields, wall)
     return None if remaining is None or reset_in is None else (int(remaining), reset_in)
 
 
@@ -263,12 +226,12 @@ def _seconds(value: object) -> float | None:
     return float(value)
 
 
-def _until(moment: float | None, fields: Mapping[str, str]) -> float | None:
+def _until(moment: float | None, fields: Mapping[str, str], wall: float) -> float | None:
     """Return the seconds until a Unix time, by the answer's own ``Date`` where it has one."""
     if moment is None:
         return None
     sent = _timestamp(fields.get("date"))
-    return moment - (time.time() if sent is None else sent)
+    return moment - (wall if sent is None else sent)
 
 
 def _timestamp(value: str | None) -> float | None:

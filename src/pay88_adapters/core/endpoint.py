@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from .credentials import Credentials
+from .credentials import ApiKey
 from .errors import ConfigurationError
 from .secret import redact
 
@@ -119,7 +119,7 @@ class Endpoint:
         path = path.partition("?")[0]
         return path[len(prefix) :] if path.startswith(prefix) else ""
 
-    def check_key(self, credentials: Credentials) -> None:
+    def check_key(self, credentials: ApiKey) -> None:
         """Refuse a key that belongs to the other environment.
 
         Raises:

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from pay88_adapters.core.errors import CarrierLost, Failure, TokenEndpointUnavailable
+from pay88_adapters.core.events import Event
+from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.wire import network_failure
+from pay88_adapters.stores.base import Lead
+
 from .credentials import Credentials
-from .errors import CarrierLost, Failure, TokenEndpointUnavailable
-from .events import Event
-from .fleet import NO_LEASE
 from .forks import fork_id
-from .machine import TokenMachine
-from .stores.base import Lead
+from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
-from .wire import network_failure
 
 if TYPE_CHECKING:
     from .state import SharedState

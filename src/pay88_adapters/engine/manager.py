@@ -13,28 +13,29 @@ from types import TracebackType
 from typing import NoReturn, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .arguments import class_of
-from .breaker import BreakerPolicy
+from pay88_adapters.core.arguments import class_of
+from pay88_adapters.core.breaker import BreakerPolicy
+from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint, url_from_env
+from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.events import Listener
+from pay88_adapters.core.policy import LIFETIME, TokenPolicy
+from pay88_adapters.core.retry import DEFAULT, RetryPolicy
+from pay88_adapters.core.secret import Hidden, hidden
+from pay88_adapters.core.token import Token
+from pay88_adapters.stores import MEMORY, open_fallback, open_store
+from pay88_adapters.stores.base import Store
+
 from .clock import Clock
-from .contexts import CHOICES, Activation, chosen
 from .credentials import Credentials
-from .drivers import AsyncSender, Sender, TaskDriver, ThreadDriver
-from .endpoint import SANDBOX_URL, Endpoint, url_from_env
-from .errors import ConfigurationError
-from .events import Listener
-from .fleet import Fleet
 from .forks import fork_id, survive_forks
-from .guards import Guards
+from .overrides import CHOICES, Activation, chosen
 from .pacing import Pacing
-from .policy import LIFETIME, TokenPolicy
-from .retry import DEFAULT, RetryPolicy
-from .runtimes import current_run, current_runtime
-from .secret import Hidden, hidden
+from .request_limits import Guards
+from .runners import AsyncSender, Sender, TaskDriver, ThreadDriver
+from .running import current_run, current_runtime
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import CredentialsSource, SharedState, Stats
-from .stores import MEMORY, open_fallback, open_store
-from .stores.base import Store
-from .token import Token
+from .store_client import Fleet
 
 _POLICY = TokenPolicy()  # one for all managers
 _CROWD = 32  # calls that may ask a store at once for leave to go out
@@ -63,9 +64,12 @@ class _Stores:
                 for key in [key for key, each in self._fleets.items() if each.is_unused()]:
                     del self._fleets[key]
                 self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
-            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
             # A signal handler or a finalizer may have made it meanwhile, on this very thread.
+            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+            survive_forks(store)
             spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
+            if spare is not None:
+                survive_forks(spare)
             fleet = self._fleets.setdefault((url, fallback, share), Fleet(store, clock, share, spare, host))
         return fleet
 
@@ -378,7 +382,7 @@ class TokenManager:
             min_validity=min_validity,
         )
 
-    def activated(self) -> Activation:
+    def activated(self) -> Activation[TokenManager]:
         """Let the calls of a context use this manager: ``with manager.activated(): …``.
 
         For one client and many merchants. It holds for this thread or task, and for the tasks that are
@@ -473,7 +477,7 @@ class TokenManager:
     def _standalone(self) -> OwnSender | Sender | AsyncSender:
         # A forked child must not read from its parent's sockets.
         if self._sender is None or self._sender[0] != fork_id():
-            sender = own_sender(self) if self._client is None else client_sender(self, self._client)
+            sender = own_sender() if self._client is None else client_sender(self._client)
             self._sender = fork_id(), sender
         return self._sender[1]
 

@@ -1,7 +1,7 @@
 """What the log says of events: trouble and its end at WARNING, however long it lasts, all else at DEBUG.
 
 Trouble that goes on is told at its first, second, fourth, eighth … occurrence: an outage of an hour makes a
-handful of lines. That a store fails is told by :mod:`~pay88_adapters.fleet`, once for all managers of a process.
+handful of lines. That a store fails is logged by :mod:`.store_client`, once for all managers of a process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .events import (
+from pay88_adapters.core.events import (
     BreakerClosed,
     BreakerOpened,
     BudgetExhausted,

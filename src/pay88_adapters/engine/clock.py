@@ -1,0 +1,76 @@
+"""The clock that tokens, budgets and waits are measured on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from .runtimes import AsyncGate, AsyncRuntime, ThreadGate
+
+
+def _steady() -> Callable[[], float]:
+    """Pick the clock that cannot be set and, where the platform has one, counts suspended time."""
+    # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS it is
+    # CLOCK_MONOTONIC that goes on counting, and time.monotonic() that does not.
+    name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
+    clock_id: int | None = getattr(time, name, None) if name else None
+    if clock_id is None:
+        return time.monotonic
+    try:
+        time.clock_gettime(clock_id)
+    except OSError:  # a kernel or sandbox that does not offer it
+        return time.monotonic
+    return partial(time.clock_gettime, clock_id)  # every call reads it: no frame of Python's own
+
+
+class Clock:
+    """Seconds since an arbitrary instant, and waiting for seconds to pass.
+
+    Args:
+        speed: How many of this clock's seconds pass in one real second. Tests and the demo run a
+            manager and an emulator on one fast clock; everything else leaves it at 1.
+    """
+
+    skips_pauses = False
+    """Whether a pause moves this clock, instead of lasting."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        if not 0 < speed < float("inf"):
+            raise ValueError(f"speed must be a positive number, not {speed!r}")
+        self.speed = speed
+        steady = _steady()
+        self.now: Callable[[], float] = steady if speed == 1 else lambda: steady() * speed
+
+    def wall(self) -> float:
+        """Return the wall clock, in seconds since the epoch: for the dates in responses."""
+        return time.time()
+
+    def real(self, seconds: float) -> float:
+        """Return how many real seconds *seconds* of this clock last."""
+        return seconds / self.speed
+
+    def nap(self, seconds: float) -> float:
+        """Return for how many real seconds to sleep before looking again whether *seconds* have passed."""
+        return self.real(seconds)
+
+    def wait(self, gate: ThreadGate, seconds: float) -> None:
+        """Wait until *gate* is open, at most *seconds* of this clock; or less, for whoever looks again."""
+        gate.wait(self.nap(seconds))
+
+    async def wait_in_task(self, gate: AsyncGate, seconds: float) -> None:
+        """Do what :meth:`wait` does, in a task."""
+        await gate.wait(self.nap(seconds))
+
+    def pause(self, seconds: float) -> None:
+        """Let *seconds* of this clock pass."""
+        gate, until = ThreadGate(), self.now() + seconds
+        while (left := until - self.now()) > 0:
+            self.wait(gate, left)
+
+    async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
+        """Do what :meth:`pause` does, in a task."""
+        gate, until = runtime.gate(), self.now() + seconds
+        while (left := until - self.now()) > 0:
+            await self.wait_in_task(gate, left)
