@@ -29,7 +29,7 @@ from pay88_adapters.engine.store_client import PATIENCE
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from proxies import Relay
-from servers import Valkey, free_port
+from servers import Valkey, free_port, serve_all_slots
 
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
 
@@ -58,7 +58,7 @@ def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
     with ExitStack() as stack:
 
         def make(**options: str) -> Valkey:
-            return stack.enter_context(Valkey(tmp_path, **options))
+            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
 
         yield make
 
@@ -547,7 +547,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
     options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one, two = (Valkey(tmp_path / name, **options) for name in ("one", "two"))
+    one, two = (Valkey(tmp_path / name, binary=None, **options) for name in ("one", "two"))
     url = one.url.replace("redis:", "redis+cluster:").replace("127.0.0.1", f"127.0.0.1:{two.port},127.0.0.1")
     store = redis_store(url, Clock())
     with one:
@@ -568,16 +568,6 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
         serve_all_slots(two)
         store.budget.check()  # finds that the other is gone
         do_all(operations(store))
-
-
-def serve_all_slots(server: Valkey) -> None:
-    """Return when it does: a node that was started waits for others first."""
-    if "cluster_slots_assigned:0" in str(server.command("CLUSTER", "INFO")):
-        server.command("CLUSTER", "ADDSLOTS", *range(16384))  # ADDSLOTSRANGE is of Redis 7
-    deadline = time.monotonic() + 20
-    while "cluster_state:ok" not in str(server.command("CLUSTER", "INFO")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_cluster_that_is_none_is_an_error(server: Valkey) -> None:

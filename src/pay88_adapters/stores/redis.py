@@ -120,7 +120,7 @@ class _Server:
             self._close()
 
 
-_PROBLEMS: tuple[tuple[type[Exception], str, str], ...] = (
+_PROBLEMS: tuple[tuple[type[Exception] | tuple[()], str, str], ...] = (
     (redis.TimeoutError, "", "does not answer in time"),
     (redis.AuthenticationError, "NOAUTH", "refuses the user or the password"),
     (
@@ -130,6 +130,7 @@ _PROBLEMS: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (redis.BusyLoadingError, "", "is still loading its data"),
     (redis.ReadOnlyError, "READONLY", "is a read-only replica"),
+    ((), "NOREPLICAS", "has too few replicas to take writes"),
     (redis.OutOfMemoryError, "OOM", "is full: it may use no more memory"),
     (MasterNotFoundError, "", "is not known to the sentinels, or they cannot be reached"),
     (MasterDownError, "", "is a replica whose primary cannot be reached"),
