@@ -94,7 +94,11 @@ class Valkey:
     def start(self) -> Valkey:
         """Start it, empty unless it has saved something; return when it answers."""
         self.launch()
-        until(self._answers, 10)
+        try:
+            until(self._answers)
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def launch(self) -> None:
