@@ -18,8 +18,8 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple
 from math import isfinite
 from pathlib import Path
@@ -50,10 +50,17 @@ from .base import (
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .slot import Place
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _SCHEME = "sqlite://"
-_PATIENCE = 1.0  # real seconds, to wait for other processes
-_THREADS_PATIENCE = 2.5  # real seconds, to wait for other threads: hundreds of merchants may start at once
+_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start at once
+_FORK_PATIENCE = 5.0  # real seconds for which a fork waits: longer than any transaction takes
+_SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the next
 _DAY = 86_400.0
+_FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
 _FORMAT = 2
 _COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
 _TABLES = """
@@ -98,8 +105,8 @@ class _Turnstile:
         self._held = False
 
     def before_fork(self) -> None:
-        # Longer than any transaction waits, but not for ever: a signal handler may fork inside of one.
-        self._held = self.lock.acquire(timeout=5 * _PATIENCE)
+        # Not for ever: a signal handler may fork inside of a transaction.
+        self._held = self.lock.acquire(timeout=_FORK_PATIENCE)
 
     def after_fork_in_parent(self) -> None:
         if self._held:
@@ -108,6 +115,8 @@ class _Turnstile:
 
     def after_fork_in_child(self) -> None:
         self.lock = threading.RLock()
+        for place in list(_places):  # in the queue: the parent's, which leaves it when it is served
+            _leave(place)
 
 
 _turnstile = _Turnstile()
@@ -137,12 +146,12 @@ class _File:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
-        until = time.monotonic() + _THREADS_PATIENCE
+        until = time.monotonic() + _PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
             if time.monotonic() > until:
                 raise StoreError(f"{self._path} is busy: too many threads wait for it")
             try:
-                with closing(self._begin()) as db:
+                with _queue(self._path, until), closing(self._begin(until)) as db:
                     now = self._now(db)
                     result = operation(db, now)
                     if db.total_changes:
@@ -158,8 +167,7 @@ class _File:
             except (ConfigurationError, OSError) as error:
                 raise StoreError(str(error)) from error
 
-    def _begin(self) -> sqlite3.Connection:
-        until = time.monotonic() + _PATIENCE
+    def _begin(self, until: float) -> sqlite3.Connection:
         for _ in range(3):
             found = _look(self._path)
             if found is None:
@@ -240,6 +248,58 @@ def _migrate(db: sqlite3.Connection) -> None:
     for key, given in fences:
         row = dict(zip(_COLUMNS.split(", "), place, strict=True)) | {"version": _whole(given), "fences": _whole(given)}
         db.execute(_SAVE, (_string(key), *row.values()))
+
+
+_places: set[int] = set()  # descriptors: places in queues
+
+
+@contextmanager
+def _queue(path: Path, until: float) -> Generator[None]:
+    """Wait until no other process is at the file.
+
+    SQLite's own lock is what counts. To ask for it costs so much that a herd of processes would do nothing else.
+
+    Raises:
+        StoreError: It takes too long.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        place = os.open(path.parent, os.O_RDONLY)  # not the file: to close that would drop SQLite's locks
+    except OSError:  # whoever may not read the directory does without
+        yield
+        return
+    _places.add(place)
+    try:
+        pause = _SHORTEST
+        while not _is_next(place):
+            left = until - time.monotonic()
+            if left < 0:
+                raise StoreError(f"{path} cannot be used at present: database is locked by another process")
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            # Who has waited for long asks more often than who has just come.
+            pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _PATIENCE)
+        yield
+    finally:
+        _leave(place)
+
+
+def _is_next(place: int) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no such locks here
+        pass
+    return True
+
+
+def _leave(place: int) -> None:
+    if place in _places:
+        _places.discard(place)
+        os.close(place)
 
 
 def _lock(db: sqlite3.Connection, until: float) -> None:
@@ -452,8 +512,12 @@ def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[M
     before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
     others = tuple(_member(row, now) for row in rows)
-    told = parts(others, None if before is None else _member(before, now))
-    db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
+    known = None if before is None else _member(before, now)
+    told = parts(others, known)
+    if known is None and len(others) >= MOST_MEMBERS:
+        pass  # one too many, like all that come later
+    elif known is None or told != known.parts or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
     return told, others if len(others) < MOST_MEMBERS else ()
 
 
