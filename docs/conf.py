@@ -44,10 +44,11 @@ nitpick_ignore_regex = [
         r"(urllib3|requests|httpx2?|aiohttp|limits|ssl|contextlib|collections|opentelemetry|random|threading|types|typing)\..*",
     ),
     ("py:class", r"pay88_adapters\.core\..*"),  # what users know under a shorter name
+    ("py:class", r"pay88_adapters\.testing\.isolation\..*"),
     ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
     # Type variables.
     ("py:class", r"(pay88_adapters\.[\w.]+\.)?(R|R_contra|P|S|C|F|\w+T)"),
-    ("py:class", r"(pay88_adapters\.engine\.manager\.)?AnyManager"),  # a union of two that are in the reference
+    ("py:class", r"(pay88_adapters\.engine\.stand_ins\.)?AnyManager"),  # a union of two that are in the reference
 ]
 
 

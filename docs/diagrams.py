@@ -5,12 +5,15 @@ The first one is read off the table that the core decides by. A test compares al
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+import layers
+
 from pay88_adapters import TokenPolicy
-from pay88_adapters.core.machine import ANSWERS, Age, Answer, Source
+from pay88_adapters.core.decisions import ACTIONS, Action, EndpointState, TokenState
 from pay88_adapters.core.policy import LIFETIME
 
 IMAGES = Path(__file__).parent / "images"
@@ -23,39 +26,39 @@ text { font: 14px ui-sans-serif, system-ui, sans-serif; fill: #1c2733 }
 .line { stroke: #9aa7b4; stroke-dasharray: 2 4 } .arrow { stroke: #1c2733; stroke-width: 1.3; fill: none }
 .back { stroke-dasharray: 5 4 } .head { fill: #1c2733 } .note { fill: #fff4d6; stroke: #e0c36c }
 .USE { fill: #d9f2e1 } .REFRESH { fill: #d8e9fb } .FETCH { fill: #ffe9c7 }
-.WAIT { fill: #e7e4f7 } .HOLD { fill: #fbdcdc }
+.WAIT { fill: #e7e4f7 } .WAIT_OR_FAIL { fill: #fbdcdc }
 @media (prefers-color-scheme: dark) {
 text { fill: #e4eaf0 } .dim { fill: #9fb0c0 }
 .page { fill: #14191f; stroke: #303a45 } .bare { fill: #14191f } .box { fill: #222b35; stroke: #465463 }
 .line { stroke: #566676 } .arrow { stroke: #e4eaf0 } .head { fill: #e4eaf0 } .note { fill: #3d3415; stroke: #7d6a2a }
 .USE { fill: #173d27 } .REFRESH { fill: #16344f } .FETCH { fill: #4a3611 }
-.WAIT { fill: #302b55 } .HOLD { fill: #511f22 }
+.WAIT { fill: #302b55 } .WAIT_OR_FAIL { fill: #511f22 }
 }
 """
 
 MEANINGS = {
-    Answer.USE: "go on with the token there is",
-    Answer.REFRESH: "go on with it, and start one token request beside the call",
-    Answer.FETCH: "send the one token request, and wait for it",
-    Answer.WAIT: "wait for the one who sends it",
-    Answer.HOLD: "wait for that to end if max_wait allows it; else fail, with retry_after",
+    Action.USE: "go on with the token there is",
+    Action.REFRESH: "go on with it, and start one token request beside the call",
+    Action.FETCH: "send the one token request, and wait for it",
+    Action.WAIT: "wait for the one who sends it",
+    Action.WAIT_OR_FAIL: "wait for that to end if max_wait allows it; else fail, with retry_after",
 }
 _SOURCES = {
-    Source.FREE: ("may be asked", ""),
-    Source.BUSY: ("is being asked", "one request in flight"),
-    Source.BARRED: ("must not be asked", "budget, 429, outage, …"),
+    EndpointState.FREE: ("may be asked", ""),
+    EndpointState.BUSY: ("is being asked", "one request in flight"),
+    EndpointState.COOLDOWN: ("must not be asked", "budget, 429, outage, …"),
 }
 
 
-def _ages(policy: TokenPolicy) -> dict[Age, str]:
+def _ages(policy: TokenPolicy) -> dict[TokenState, str]:
     ahead, reuse = policy.reuse_for - policy.refresh_ahead, policy.reuse_for
     last = LIFETIME - policy.expiry_skew
     return {
-        Age.FRESH: f"up to {ahead:g} s",
-        Age.AGING: f"{ahead:g} to {reuse:g} s",
-        Age.STALE: f"{reuse:g} to {last:g} s",
-        Age.REFUSED: f"up to {reuse:g} s, answered 401",
-        Age.ABSENT: f"{last:g} s and more, or none yet",
+        TokenState.FRESH: f"up to {ahead:g} s",
+        TokenState.AGING: f"{ahead:g} to {reuse:g} s",
+        TokenState.STALE: f"{reuse:g} to {last:g} s",
+        TokenState.REJECTED: f"up to {reuse:g} s, answered 401",
+        TokenState.ABSENT: f"{last:g} s and more, or none yet",
     }
 
 
@@ -91,10 +94,10 @@ def answers() -> str:
         y = top + row * high
         parts += [_text(20, y + 22, age.name), _text(20, y + 38, seconds, "small dim")]
         for column, source in enumerate(_SOURCES):
-            answer, x = ANSWERS[age][source].name, left + column * wide
+            answer, x = ACTIONS[age][source].name, left + column * wide
             parts.append(f'<rect class="{answer}" x="{x}" y="{y + 3}" width="{wide - 8}" height="{high - 8}" rx="6"/>')
             parts.append(_text(x + wide / 2 - 4, y + 29, answer, "bold mid"))
-    bottom = top + len(Age) * high
+    bottom = top + len(TokenState) * high
     for row, (told, meaning) in enumerate(MEANINGS.items()):
         y = bottom + 30 + 22 * row
         parts += [_text(20, y, told.name, "small bold"), _text(104, y, meaning, "small")]
@@ -198,7 +201,45 @@ def lease() -> str:
     )
 
 
-DIAGRAMS = {"answers": answers, "replay": replay, "refresh": refresh, "lease": lease}
+PURPOSES = {
+    "cli": "the pay88 command",
+    "testing": "the emulator, fixtures and fake clocks",
+    "adapters": "translate: one module for each HTTP client library; no policy",
+    "engine": "acts: locks, threads, tasks, event loops, clocks, forks",
+    "stores": "share: memory, a file, a server",
+    "core": "decides: values in, values out; no I/O, no clock, no lock",
+}
+
+
+def architecture() -> str:
+    """The layers, from the source itself."""
+    width, left, right = 900, 20, 610
+    found, counted = layers.modules(), layers.arrows()
+    parts, y, middles = [], 20.0, {}
+    for layer in layers.LAYERS:
+        lines = textwrap.wrap(", ".join(found[layer]), 82)
+        high = 44 + 17 * len(lines)
+        middles[layer] = y + high / 2
+        parts.append(f'<rect class="box" x="{left}" y="{y:g}" width="{right - left}" height="{high}" rx="6"/>')
+        parts.append(_text(left + 12, y + 22, layer, "bold"))
+        parts.append(_text(left + 90, y + 22, PURPOSES[layer], "small dim"))
+        parts += [_text(left + 12, y + 42 + 17 * row, line, "small") for row, line in enumerate(lines)]
+        y += high + 16
+    for lane, ((start, end), count) in enumerate(sorted(counted.items(), key=lambda each: _span(each[0]))):
+        x = right + 22 + 24 * lane
+        top, bottom = middles[start] - 4 + lane % 5 * 3, middles[end] + 4 - lane % 5 * 3
+        parts.append(f'<path class="arrow" d="M{right} {top:g}H{x}V{bottom:g}H{right + 2}" marker-end="url(#head)"/>')
+        parts.append(_text(x + 3, (top + bottom) / 2 + 4, str(count), "small dim"))
+    return _svg(width, int(y) + 4, "Layers, their modules, and the imports between them", parts)
+
+
+def _span(pair: tuple[str, str]) -> tuple[int, int]:
+    start, end = (layers.LAYERS.index(each) for each in pair)
+    assert start < end, f"{pair[0]} imports {pair[1]}: the wrong way round"
+    return end - start, start
+
+
+DIAGRAMS = {"architecture": architecture, "answers": answers, "replay": replay, "refresh": refresh, "lease": lease}
 
 if __name__ == "__main__":
     for name, draw in DIAGRAMS.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,6 +34,29 @@ def pay88_clock() -> ManualClock:
 
 
 @pytest.fixture
+def pay88_isolated() -> Iterator[None]:
+    """No token, failures or used budget from outside of the test; pay88_emulator and pay88_manager bring that along.
+
+    For tests with doubles of an HTTP client: @pytest.mark.usefixtures("pay88_isolated"), or usefixtures in pytest.ini.
+    """
+    from pay88_adapters.testing import isolated
+
+    with isolated():
+        yield
+
+
+@pytest.fixture
+def pay88_vcr_config(pay88_isolated: None) -> dict[str, Any]:
+    """Options for vcrpy: no secret in a cassette; each test records its own token request.
+
+    For pytest-recording: a fixture vcr_config(pay88_vcr_config) that returns it.
+    """
+    from pay88_adapters.testing import vcr_config
+
+    return vcr_config()
+
+
+@pytest.fixture
 def pay88_emulator(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, pay88_clock: ManualClock
 ) -> Iterator[Emulator]:
@@ -43,11 +66,10 @@ def pay88_emulator(
     vendor is removed. @pytest.mark.pay88(lifetime=20, call_limits=()) gives arguments to the Emulator. When the test
     fails, pytest shows what arrived.
     """
-    from pay88_adapters.engine.manager import default_clock
-    from pay88_adapters.testing import Emulator
+    from pay88_adapters.testing import Emulator, isolated
 
     mark = request.node.get_closest_marker("pay88") or pytest.mark.pay88.mark
-    with Emulator(*mark.args, clock=pay88_clock, **mark.kwargs) as emulator, default_clock(pay88_clock):
+    with Emulator(*mark.args, clock=pay88_clock, **mark.kwargs) as emulator, isolated(pay88_clock):
         for name in [name for name in os.environ if name.startswith(("PAY88_", "EIGHTY_EIGHT_PAY_"))]:
             monkeypatch.delenv(name)
         for name, value in emulator.environ.items():

@@ -149,7 +149,7 @@ def _ours(service: Service, clock: Clock, store: str) -> Callable[[], object]:
 
     def read() -> None:
         manager.get_token()
-        while manager._state.fetching:
+        while manager.sync_runner.fetches.is_fetching:
             time.sleep(0.001)  # time stands still until it is there
 
     return read

@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pay88_adapters import Pay88Error, Token, TokenManager
-from pay88_adapters.engine import MANAGED_FIELDS, MAX_BODY, Bookmark, Broken, Flavours, TokenReply, TokenRequest
+from pay88_adapters.engine import (
+    MANAGED_FIELDS,
+    MAX_BODY,
+    AdapterErrors,
+    BodyPosition,
+    ConnectionFailure,
+    TokenRequest,
+    TokenResponse,
+)
 
 # Each error is a Pay88Error and an HTTPException. Their classes end up in this module, where pickle finds them.
-_flavours = Flavours(http.client.HTTPException, globals())
+_errors = AdapterErrors(http.client.HTTPException, globals())
 
 
 class ConnectFailed(OSError):
@@ -43,16 +51,16 @@ class Client:
         parts, fields = urlsplit(url), dict(headers or {})
         authorization = next((value for name, value in fields.items() if name.lower() == "authorization"), None)
         # 1. Is it 88Pay's, and ours to manage? The core knows.
-        manager = self._manager.managing(
+        manager = self._manager.for_request(
             parts.scheme, parts.hostname or "", parts.port, parts.path or "/", authorization
         )
         if manager is None:
             return exchange(method, url, body, fields, self._timeout)
         # 2. Let the core make the call, and give its errors our flavour.
         try:
-            return manager.threads.call(_Call(self, method, url, body, fields, self._timeout))
+            return manager.sync_runner.call(_Call(self, method, url, body, fields, self._timeout))
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
 
 
 class _Call:
@@ -60,8 +68,8 @@ class _Call:
 
     network_errors = (OSError, http.client.HTTPException)  # what post() may raise where there is no answer
     retry = None  # no policy of its own: the manager's
-    patience = None  # the caller has not said how long to wait for a token
-    total = None  # nor how long the whole call may take
+    token_timeout = None  # the caller has not said how long to wait for a token
+    total_timeout = None  # nor how long the whole call may take
 
     def __init__(
         self, client: Client, method: str, url: str, body: Any, headers: dict[str, str], timeout: float
@@ -70,7 +78,7 @@ class _Call:
         self.method, self.path = method, urlsplit(url).path or "/"
         self._url, self._body, self._timeout = url, body, timeout
         self._headers = {name: value for name, value in headers.items() if name.lower() not in MANAGED_FIELDS}
-        self._bookmark = Bookmark(body)  # before the first send
+        self._body_position = BodyPosition(body)  # before the first send
 
     # Doing
 
@@ -80,9 +88,9 @@ class _Call:
     def discard(self, response: Answer) -> None:
         """Nothing: its connection is closed. One that goes back to a pool has to be drained here, or closed."""
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         answer = exchange(request.method, request.url, None, request.headers, request.timeout, most=MAX_BODY + 1)
-        return TokenReply(answer.status, answer.headers, answer.body)
+        return TokenResponse(answer.status, answer.headers, answer.body)
 
     # Telling
 
@@ -96,11 +104,11 @@ class _Call:
         return token  # another one only where the library sends again by itself
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, self.network_errors):
-            return Broken(never_sent=isinstance(exc, ConnectFailed))
+            return ConnectionFailure(not_sent=isinstance(exc, ConnectFailed))
         return None  # a mistake in the code, perhaps: none of the connection's
 
 

@@ -11,9 +11,10 @@ from .core.policy import TokenPolicy
 from .core.retry import RetryPolicy
 from .core.token import Token
 from .engine.credentials import Credentials
-from .engine.manager import ActivatedManager, TokenManager
+from .engine.manager import TokenManager
 from .engine.overrides import unmanaged
-from .engine.state import Stats
+from .engine.stand_ins import ActivatedManager
+from .engine.stats import Stats
 from .errors import (
     CircuitOpen,
     ConfigurationError,

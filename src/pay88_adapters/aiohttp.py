@@ -19,14 +19,14 @@ from multidict import CIMultiDict, istr
 
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import CarrierLost, Flavours, Pay88Error
-from .core.retry import Broken
+from .core.errors import AdapterErrors, ClientClosed, Pay88Error
+from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
-from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
-from .engine.bodies import WHOLE, Bookmark
-from .engine.manager import AnyManager, check_manager
-from .engine.responses import acapped
-from .engine.runners import AsyncSender
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .engine.bodies import WHOLE, BodyPosition
+from .engine.calls import AsyncSender
+from .engine.responses import aread_limited
+from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
 
 __all__ = ["Pay88Middleware", "attach"]
@@ -58,7 +58,7 @@ class RequestBudgetExhausted(errors.RequestBudgetExhausted, aiohttp.ClientError)
 class CircuitOpen(errors.CircuitOpen, aiohttp.ClientError): ...
 
 
-_flavours = Flavours(aiohttp.ClientError, globals())
+_errors = AdapterErrors(aiohttp.ClientError, globals())
 
 _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
@@ -107,18 +107,18 @@ class Pay88Middleware:
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
         try:
-            manager = self._manager.managing(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+            manager = self._manager.for_request(url.scheme, url.raw_host or "", url.port, url.path, authorization)
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
             return await handler(request)
         if self._given_up:
             self._raise_again(request)
         try:
-            response: aiohttp.ClientResponse = await manager.tasks.call(_Call(request, handler))
+            response: aiohttp.ClientResponse = await manager.async_runner.call(_Call(request, handler))
             return response
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             self._give_up(request, error)
             raise
@@ -177,8 +177,8 @@ class _Call:
     """One call, and the token requests it may lead to."""
 
     network_errors = (aiohttp.ClientError, OSError)
-    patience = None  # the caller's own timeout cancels the call
-    total = None
+    token_timeout = None  # the caller's own timeout cancels the call
+    total_timeout = None
     retry = None
     status = staticmethod(attrgetter("status"))
 
@@ -186,7 +186,7 @@ class _Call:
         self._request, self._handler = request, handler
         body: Any = request.body
         whole = not body or (type(body) in _PAYLOADS and type(body._value) is bytes)
-        self._bookmark = WHOLE if whole else Bookmark(*_parts(body))
+        self._body_position = WHOLE if whole else BodyPosition(*_parts(body))
 
     @property
     def client(self) -> aiohttp.ClientSession:
@@ -212,23 +212,23 @@ class _Call:
     def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, asyncio.TimeoutError) and not isinstance(exc, aiohttp.ClientError):
-            return Broken(hopeless=True)  # the call's own time is up
+            return ConnectionFailure(permanent=True)  # the call's own time is up
         cause = exc.__cause__
         if type(exc) is aiohttp.ClientConnectionError and cause and not isinstance(cause, self.network_errors):
             return None  # what makes the body has raised
         connection = isinstance(exc, aiohttp.ClientConnectionError)
         # This is what a response that is no HTTP is told by.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
-        return Broken(never_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
+        return ConnectionFailure(not_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
 
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token
 
     def replayable(self) -> bool:
         # Files are read by threads, which a cancelled upload may leave at work.
-        return (self._is_sent or not self._bookmark.has_file) and self._bookmark.rewind()
+        return (self._is_sent or not self._body_position.has_file) and self._body_position.rewind()
 
     @property
     def _is_sent(self) -> bool:
@@ -246,7 +246,7 @@ class _Call:
         try:
             # Its own errors only: any other timeout is the caller's.
             with suppress(aiohttp.ClientError, ConnectionError):
-                drained = len(await acapped(content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
+                drained = len(await aread_limited(content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
         finally:
             late.cancel()
             if drained and self._is_sent:
@@ -254,11 +254,11 @@ class _Call:
             else:
                 response.close()
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         mine = self._request
         # A session of its own over the caller's pool: none of its cookies, default headers or auth.
         if self.is_closed:
-            raise CarrierLost("the ClientSession was closed")
+            raise ClientClosed("the ClientSession was closed")
         session = aiohttp.ClientSession(
             connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
         )
@@ -275,7 +275,7 @@ class _Call:
                 )
         except (*self.network_errors, RuntimeError) as exc:  # a connector that was closed raises the latter
             if self.is_closed:
-                raise CarrierLost("the ClientSession was closed during the token request") from exc
+                raise ClientClosed("the ClientSession was closed during the token request") from exc
             raise
 
 
@@ -284,8 +284,8 @@ class _StandaloneSender:
 
     network_errors = (aiohttp.ClientError, OSError, TimeoutError)
 
-    def post(self, request: TokenRequest) -> TokenReply:
-        async def job() -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
+        async def job() -> TokenResponse:
             async with aiohttp.ClientSession(**_options(None, request.timeout)) as session:
                 return await _post(session, request)
 
@@ -307,7 +307,7 @@ class _ClientSender:
     def is_closed(self) -> bool:
         return self.client.closed
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         # None of this has a public name; all of it is the same in all versions.
         own: Any = self.client
         if own._loop is not asyncio.get_running_loop():
@@ -347,7 +347,7 @@ def _options(configured: aiohttp.ClientTimeout | None, seconds: float) -> dict[s
     }
 
 
-async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connection: Any) -> TokenReply:
+async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connection: Any) -> TokenResponse:
     async with session.request(
         request.method,
         request.url,
@@ -356,10 +356,10 @@ async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connect
         allow_redirects=False,
         **connection,
     ) as response:
-        body = await acapped(response.content.iter_any())
+        body = await aread_limited(response.content.iter_any())
         if len(body) > MAX_BODY:
             response.close()
-        return TokenReply(response.status, response.headers, body)
+        return TokenResponse(response.status, response.headers, body)
 
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:

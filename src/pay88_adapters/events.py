@@ -19,12 +19,12 @@ from .core.events import (
     Event,
     Listener,
     RefreshFailed,
+    SharedTokenUsed,
     StoreDegraded,
     StoreRestored,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
 
 __all__ = [
@@ -38,14 +38,16 @@ __all__ = [
     "Event",
     "Listener",
     "RefreshFailed",
+    "SharedTokenUsed",
     "StoreDegraded",
     "StoreRestored",
     "TokenFetched",
-    "TokenRefused",
+    "TokenRejected",
     "TokenRequestFailed",
-    "TokenTakenOver",
 ]
 
 for _name in __all__:
     if _name != "Listener":
         globals()[_name].__module__ = __name__  # under which users know, pickle and see them
+
+TokenTakenOver, TokenRefused = SharedTokenUsed, TokenRejected  # deprecated names

@@ -11,10 +11,11 @@ except ModuleNotFoundError as exc:
 
 from . import httpx_family as family
 from .core import errors
-from .core.errors import Flavours
-from .engine.manager import AnyManager
-from .engine.runners import AsyncSender, Sender
+from .core.errors import AdapterErrors
+from .engine.calls import AsyncSender, Sender
+from .engine.stand_ins import AnyManager
 from .engine.standalone import ClosableSender
+from .httpx_library import Library
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
@@ -45,8 +46,8 @@ class RequestBudgetExhausted(errors.RequestBudgetExhausted, httpx2.TransportErro
 class CircuitOpen(errors.CircuitOpen, httpx2.TransportError): ...
 
 
-_flavours = Flavours(httpx2.TransportError, globals())
-_library = family.Library(httpx2, _flavours)
+_errors = AdapterErrors(httpx2.TransportError, globals())
+_library = Library(httpx2, _errors)
 
 
 class Pay88Transport(

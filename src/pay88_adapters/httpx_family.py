@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from math import inf
+from collections.abc import Generator, Mapping
+from contextlib import closing, contextmanager, suppress
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio  # both libraries stand on it
 
-from .core.arguments import check_client, check_method, class_of, inside
-from .core.errors import CarrierLost, ConfigurationError, Flavours, Pay88Error
-from .core.retry import Broken
-from .core.token import AUTHORIZATION, SESSION_ID, Token
-from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
-from .engine.bodies import WHOLE, Bookmark
-from .engine.logs import hide_secrets_in_logs
-from .engine.manager import AnyManager, TokenManager, check_manager
-from .engine.responses import BodyTimeout, capped
-from .engine.runners import AsyncSender, Sender
+from pay88_adapters.stores.realtime import monotonic
+
+from .core.arguments import check_client, check_method, inside
+from .core.errors import ClientClosed, Pay88Error
+from .core.retry import ConnectionFailure
+from .core.token import Token
+from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .engine.calls import AsyncSender, Sender
+from .engine.manager import TokenManager
+from .engine.recorders import check_call
+from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
+from .httpx_library import Library, aread, bounded, closing_async, read
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -30,116 +31,15 @@ TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
-_FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
-_MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
-
 _CLOSE_PATIENCE = 1.0  # real seconds for which a client that is closed waits for the token request it carries
 _LOOK_AGAIN = 0.005  # real seconds
-
-
-class Library:
-    """One of the two libraries.
-
-    Args:
-        module: The library.
-        flavours: Its errors.
-    """
-
-    def __init__(self, module: Any, flavours: Flavours) -> None:
-        self.module = module
-        self.flavours = flavours
-        self.network_errors = (module.HTTPError, module.StreamError, OSError)
-        # What may happen while a response is drained. Any other timeout is the caller's.
-        self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
-        self.never_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
-        self.broken = (*self.never_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
-        self._appends = _can_append(module.Headers)
-        # The libraries do not export what bodies are wrapped in.
-        self._bytes = module.ByteStream
-        self._multipart = self._stream(files={"file": b""})
-        self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
-        hide_secrets_in_logs()
-
-    def timeout(self, given: Any) -> Any:
-        """Return the library's own class for *given*, which may be a number of seconds.
-
-        Raises:
-            ConfigurationError: It is neither of the two, nor ``None``.
-        """
-        kind = self.module.Timeout
-        if given is None or isinstance(given, kind):
-            return given
-        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
-            return kind(given)
-        shown = given if isinstance(given, (int, float)) else class_of(given)
-        raise ConfigurationError(
-            f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
-        )
-
-    def _stream(self, **body: Any) -> type[Any]:
-        stream: object = self.module.Request("POST", "http://localhost", **body).stream
-        return type(stream)
-
-    def bookmark(self, stream: Any) -> Bookmark:
-        """Return the state of a request's body, which has not been sent yet."""
-        if type(stream) is self._bytes and type(stream._stream) is bytes:
-            return WHOLE
-        if type(stream) in self._iterators:
-            return Bookmark(stream._stream)
-        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
-            return Bookmark(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
-        return Bookmark(stream)
-
-    def has_managed_field(self, headers: Any) -> bool:
-        """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
-        if not self._appends:
-            return True
-        for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
-            if name in _MANAGED_FIELDS:
-                return True
-        return False
-
-    def with_token(self, request: Any, token: Token, *, replaces: bool) -> Any:
-        """Return a copy of *request* with *token*: the caller's own object would print the session id."""
-        headers = self.module.Headers(request.headers)
-        if replaces:
-            for name, value in token.attached.items():
-                headers[name] = value
-        else:
-            headers._list += _entries(token)
-        # What its constructor would make of the same, at a third of the price.
-        kind: type[Any] = request.__class__
-        copy: Any = object.__new__(kind)
-        copy.__dict__ = {**request.__dict__, "headers": headers}
-        return copy
-
-
-class _AsyncIterable:
-    def __aiter__(self) -> Any:
-        raise AssertionError
-
-
-def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
-    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
-
-
-def _can_append(kind: Callable[..., Any]) -> bool:
-    """Whether :class:`Headers` is inside what all versions have been: then two fields cost a tenth."""
-    name, value = "x-field", "value"
-    headers, appended = kind({"Host": "h"}), kind({"Host": "h"})
-    headers[name] = value
-    try:
-        appended._list.append((name.encode(), name.encode(), value.encode()))
-    except (AttributeError, TypeError):
-        return False
-    return bool(appended.__dict__ == headers.__dict__)
 
 
 class _Call:
     """One call, and the token requests it may lead to."""
 
-    patience = None
-    total = None
+    token_timeout = None
+    total_timeout = None
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
@@ -147,7 +47,7 @@ class _Call:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
         self.client = transport.opened
-        self._bookmark = transport.library.bookmark(request.stream)
+        self._body_position = transport.library.body_position(request.stream)
 
     @property
     def is_closed(self) -> bool:
@@ -167,21 +67,24 @@ class _Call:
         path: str = self._request.url.path
         return path
 
+    def _url(self) -> str:
+        return str(self._request.url)
+
     def headers(self, response: Any) -> Any:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self._transport.library
         # A pool without a free connection says nothing of the service.
-        if not isinstance(exc, library.broken) or isinstance(exc, library.module.PoolTimeout):
+        if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
             return None
-        return Broken(never_sent=isinstance(exc, library.never_sent))
+        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
@@ -189,6 +92,7 @@ class _Call:
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
+        check_call(self.method, self._url)
         return transport.library.with_token(self._request, token, replaces=self._replaces)
 
 
@@ -214,9 +118,9 @@ class _SyncCall(_Call):
             half = MAX_DRAIN_SECONDS / 2
             self._timeout["read"] = min(half, self._timeout.get("read") or half)
             with suppress(*self._transport.library.drain_errors):
-                _read(response, MAX_DRAINED, time.monotonic() + half)
+                read(response, MAX_DRAINED, monotonic() + half)
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         return self._transport.post(request, self.client, self._request.extensions)
 
 
@@ -227,22 +131,12 @@ class _AsyncCall(_Call):
         return self._transport.wrapped.handle_async_request(self._with(token))
 
     async def discard(self, response: Any) -> None:
-        async with _closing(response):
+        async with closing_async(response):
             with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
-                await _aread(response, MAX_DRAINED)
+                await aread(response, MAX_DRAINED)
 
-    async def post(self, request: TokenRequest) -> TokenReply:
+    async def post(self, request: TokenRequest) -> TokenResponse:
         return await self._transport.post(request, self.client, self._request.extensions)
-
-
-@asynccontextmanager
-async def _closing(response: Any) -> AsyncGenerator[Any, None]:
-    """Close *response*, also where the caller is cancelled: a cancelled task would wait for nothing any more."""
-    try:
-        yield response
-    finally:
-        with anyio.move_on_after(MAX_DRAIN_SECONDS, shield=True):
-            await response.aclose()
 
 
 class _Opened:
@@ -296,28 +190,28 @@ class _Transport(Generic[TransportT, TimeoutT]):
             yield
         except self.library.network_errors as exc:
             if self.opened is not opened:
-                raise CarrierLost("the HTTP client was closed during the token request") from exc
+                raise ClientClosed("the HTTP client was closed during the token request") from exc
             raise
         finally:
             self._token_requests -= 1
 
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
-            raise CarrierLost("the HTTP client was closed")
-        passed_on: dict[str, Any] = {"timeout": _bounded(self.library, self.timeout, request.timeout)}
+            raise ClientClosed("the HTTP client was closed")
+        passed_on: dict[str, Any] = {"timeout": bounded(self.library, self.timeout, request.timeout)}
         if "sni_hostname" in extensions:
             passed_on["sni_hostname"] = extensions["sni_hostname"]
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and time.monotonic() < since + _CLOSE_PATIENCE
+        return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
         url = request.url
         replaces = self.library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
-        manager = self._manager.managing(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+        manager = self._manager.for_request(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
 
@@ -328,22 +222,22 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
     method = "handle_request"
     _call = _SyncCall
 
-    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+    def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
-        until = time.monotonic() + request.timeout
+        until = monotonic() + request.timeout
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened), closing(wrapped.handle_request(message)) as response:
-            return TokenReply(response.status_code, response.headers, _read(response, MAX_BODY, until))
+            return TokenResponse(response.status_code, response.headers, read(response, MAX_BODY, until))
 
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = call.manager.threads.call(call)
+                response: ResponseT = call.manager.sync_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = wrapped.handle_request(request)
         return unmanaged
@@ -364,7 +258,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         wrapped.__exit__(*exc)
 
     def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         while self._is_held_open(since):
             time.sleep(_LOOK_AGAIN)
         self.opened = _Opened()
@@ -377,22 +271,22 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
     method = "handle_async_request"
     _call = _AsyncCall
 
-    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenReply:
+    async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened):
-            async with _closing(await wrapped.handle_async_request(message)) as response:
-                return TokenReply(response.status_code, response.headers, await _aread(response, MAX_BODY))
+            async with closing_async(await wrapped.handle_async_request(message)) as response:
+                return TokenResponse(response.status_code, response.headers, await aread(response, MAX_BODY))
 
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
             call = self._begin(request)
             if call is not None:
-                response: ResponseT = await call.manager.tasks.call(call)
+                response: ResponseT = await call.manager.async_runner.call(call)
                 return response
         except Pay88Error as error:
-            raise self.library.flavours.of(error)  # noqa: B904 - carries its cause
+            raise self.library.adapter_errors.convert(error)  # noqa: B904 - carries its cause
         wrapped: Any = self.wrapped
         unmanaged: ResponseT = await wrapped.handle_async_request(request)
         return unmanaged
@@ -413,7 +307,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         await wrapped.__aexit__(*exc)
 
     async def _before_close(self) -> None:
-        since = time.monotonic()
+        since = monotonic()
         try:
             with anyio.CancelScope(shield=True):
                 while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop
@@ -468,8 +362,8 @@ class _ClientSender:
 
 
 class _SyncClientSender(_ClientSender):
-    def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = self._post(request)
+    def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = self._post(request)
         return reply
 
     def close(self) -> None:
@@ -477,8 +371,8 @@ class _SyncClientSender(_ClientSender):
 
 
 class _AsyncClientSender(_ClientSender):
-    async def post(self, request: TokenRequest) -> TokenReply:
-        reply: TokenReply = await self._post(request)
+    async def post(self, request: TokenRequest) -> TokenResponse:
+        reply: TokenResponse = await self._post(request)
         return reply
 
 
@@ -495,31 +389,3 @@ def client_sender(
     if isinstance(client, sync.library.module.Client):
         return _SyncClientSender(sync, client)
     return _AsyncClientSender(tasks, client)
-
-
-def _read(response: Any, bound: int, until: float) -> bytes:
-    # A transport that is no network may hand over a response that was read before.
-    if response.is_stream_consumed:
-        content: bytes = response.content[: bound + 1]
-        return content
-    return capped(response.iter_raw(), bound, until)
-
-
-async def _aread(response: Any, bound: int) -> bytes:
-    if response.is_stream_consumed:
-        content: bytes = response.content[: bound + 1]
-        return content
-    body = bytearray()
-    with anyio.CancelScope() as enough:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > bound:
-                # Ends the whole chain of async generators. Trio complains where a loop is just left.
-                enough.cancel()
-    return bytes(body[: bound + 1])
-
-
-def _bounded(library: Library, configured: Any, seconds: float) -> dict[str, float | None]:
-    """Return the client's own timeouts where they are shorter than *seconds*."""
-    phases = (configured or library.module.Timeout(seconds)).as_dict()
-    return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 try:
     from opentelemetry import metrics, trace
+    from opentelemetry.context import Context
 except ModuleNotFoundError as exc:
     raise ImportError("opentelemetry-api is not installed: pip install 'pay88-adapters[otel]'") from exc
 
@@ -27,14 +28,14 @@ from .core.events import (
     CallWaited,
     Event,
     RefreshFailed,
+    SharedTokenUsed,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
 from .engine.forks import survive_forks
 from .engine.manager import TokenManager
-from .engine.state import Stats
+from .engine.stats import Stats
 
 __all__ = ["instrument"]
 
@@ -45,10 +46,10 @@ _Worst = Callable[[float, float], float]
 _MERCHANT = "pay88.merchant.id"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # as for HTTP in general
 _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
-    TokenTakenOver: ("pay88.token.shared", "{token}", "Tokens taken over from another manager with the same store."),
+    SharedTokenUsed: ("pay88.token.shared", "{token}", "Tokens taken over from another manager with the same store."),
     RefreshFailed: ("pay88.token.fetch.failures", "{fetch}", "Fetches that ended without a token."),
     BudgetExhausted: ("pay88.token.budget.exhausted", "{request}", "Token requests not sent for want of budget."),
-    TokenRefused: ("pay88.token.refusals", "{call}", "Calls answered 401."),
+    TokenRejected: ("pay88.token.refusals", "{call}", "Calls answered 401."),
     CallReplayed: ("pay88.call.replays", "{call}", "Calls sent again with a fresh token."),
     CallRetried: ("pay88.call.retries", "{call}", "Times that a call was sent again after it failed."),
     CallNotSent: ("pay88.call.not_sent", "{call}", "Calls that got an error of this package, and were not sent."),
@@ -59,7 +60,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
     ),
 }
 _ON_SPANS: Mapping[type[Event], str] = {
-    TokenRefused: "pay88.token.refused",
+    TokenRejected: "pay88.token.refused",
     CallReplayed: "pay88.call.replayed",
     CallRetried: "pay88.call.retried",
     CallWaited: "pay88.call.waited",
@@ -70,13 +71,18 @@ _ON_SPANS: Mapping[type[Event], str] = {
 
 
 def instrument(
-    manager: TokenManager, *, meter_provider: metrics.MeterProvider | None = None, merchant_id: bool = False
+    manager: TokenManager,
+    *,
+    meter_provider: metrics.MeterProvider | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+    merchant_id: bool = False,
 ) -> TokenManager:
     """Let OpenTelemetry see what *manager* does; doing that again changes nothing.
 
     Args:
         manager: Any. It is not kept alive.
         meter_provider: The global one unless given. The spans that get events are the callers' current ones.
+        tracer_provider: For the spans of token requests; the global one unless given.
         merchant_id: Whether all this bears the merchant's id, as ``pay88.merchant.id``. It names a customer's
             account, and each merchant makes time series of its own. Without it, a gauge shows the worst of all
             managers with the same base URL.
@@ -92,7 +98,7 @@ def instrument(
         if manager in instruments.managers:
             return manager
         instruments.managers[manager] = merchant_id
-    manager.listen(_Observer(instruments, _server(manager), merchant_id))
+    manager.listen(_Observer(instruments, tracer_provider, manager, merchant_id))
     return manager
 
 
@@ -149,9 +155,17 @@ class _Instruments:
 class _Observer:
     """Listens to one manager, without a reference to it."""
 
-    def __init__(self, instruments: _Instruments, server: Attributes, with_merchant: bool) -> None:
+    def __init__(
+        self,
+        instruments: _Instruments,
+        tracer_provider: trace.TracerProvider | None,
+        manager: TokenManager,
+        with_merchant: bool,
+    ) -> None:
         self._instruments = instruments
-        self._server = server
+        self._tracer = trace.get_tracer("pay88_adapters", __version__, tracer_provider)
+        self._server = _server(manager)
+        self._token_url = Endpoint.parse(manager.base_url).token_url
         self._with_merchant = with_merchant
 
     def __call__(self, event: Event) -> None:
@@ -163,12 +177,27 @@ class _Observer:
         match event:
             case TokenFetched(duration=seconds) | TokenRequestFailed(duration=seconds):
                 self._instruments.requests.record(seconds, attributes)
+                self._trace(event, seconds, event.ended_at, attributes)
             case CallWaited(seconds=seconds):
                 self._instruments.waits.record(seconds, attributes)
             case _:
                 pass
         if kind in _ON_SPANS:
             trace.get_current_span().add_event(_ON_SPANS[kind], {**attributes, **_figures(event)})
+
+    def _trace(self, event: Event, seconds: float, ended_at: float, attributes: Attributes) -> None:
+        """Make the span of a token request. It belongs to no trace of a caller's: it serves all of them."""
+        request: Attributes = {"http.request.method": "POST", "url.full": self._token_url}
+        span = self._tracer.start_span(
+            "POST",
+            context=Context(),
+            kind=trace.SpanKind.CLIENT,
+            attributes={**attributes, **request},
+            start_time=int((ended_at - seconds) * 1e9),
+        )
+        if isinstance(event, TokenRequestFailed):
+            span.set_status(trace.StatusCode.ERROR)
+        span.end(int(ended_at * 1e9))
 
 
 def _attributes(event: Event) -> Attributes:
@@ -180,7 +209,7 @@ def _attributes(event: Event) -> Attributes:
             return {"error.type": error.__name__, **_status(status)}
         case RefreshFailed(error=failure):
             return {"error.type": type(failure).__name__}
-        case TokenRefused(replaced=replaced):
+        case TokenRejected(replaced=replaced):
             return {"pay88.token.replaced": replaced}
         case CallRetried(group=group, status=status):
             return {"pay88.call.group": group, **_status(status)}

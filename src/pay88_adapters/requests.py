@@ -17,9 +17,9 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from . import urllib3
 from .core import errors
 from .core.arguments import check_client, class_of, inside
-from .core.errors import Flavours, Pay88Error
-from .engine.manager import ActivatedManager, AnyManager, Missing, check_manager, find, reference
-from .engine.runners import Sender
+from .core.errors import AdapterErrors, Pay88Error
+from .engine.calls import Sender
+from .engine.stand_ins import ActivatedManager, AnyManager, UnavailableManager, check_manager, pickle_key, resolve
 from .urllib3 import Pay88Retry
 
 __all__ = ["Pay88Adapter", "Pay88Retry", "attach"]
@@ -51,7 +51,7 @@ class RequestBudgetExhausted(errors.RequestBudgetExhausted, requests.RequestExce
 class CircuitOpen(errors.CircuitOpen, requests.RequestException): ...
 
 
-_flavours = Flavours(requests.RequestException, globals())
+_errors = AdapterErrors(requests.RequestException, globals())
 
 _owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKeyDictionary()  # as attach() saw them
 
@@ -59,7 +59,7 @@ _owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKey
 class _Managed(HTTPAdapter):
     """Mixed into an adapter class: its pools are managed ones."""
 
-    pay88_manager: AnyManager | Missing
+    pay88_manager: AnyManager | UnavailableManager
 
     def init_poolmanager(self, *args: Any, **kw: Any) -> None:
         super().init_poolmanager(*args, **kw)
@@ -74,7 +74,7 @@ class _Managed(HTTPAdapter):
         try:
             return super().send(request, *args, **kw)
         except Pay88Error as error:
-            translated: Any = _flavours.of(error)
+            translated: Any = _errors.convert(error)
             translated.request = request
             raise translated  # noqa: B904 - carries its cause
         except NewConnectionError as error:  # requests knows the two only inside of urllib3's MaxRetryError
@@ -88,7 +88,7 @@ class _Managed(HTTPAdapter):
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
         kind = next((kind for kind, made in _classes.items() if made is type(self)), type(self))
-        return _new, (kind, reference(self.pay88_manager)), super().__getstate__()  # type: ignore[misc]
+        return _new, (kind, pickle_key(self.pay88_manager)), super().__getstate__()  # type: ignore[misc]
 
 
 class Pay88Adapter(_Managed):
@@ -206,5 +206,5 @@ def _new(kind: type[HTTPAdapter], manager: tuple[str, str] | ActivatedManager) -
     """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
     cls = kind if issubclass(kind, _Managed) else _managed(kind)
     adapter: Any = cls.__new__(cls)
-    adapter.pay88_manager = find(manager)  # before the state: that makes the pools
+    adapter.pay88_manager = resolve(manager)  # before the state: that makes the pools
     return adapter  # type: ignore[no-any-return]

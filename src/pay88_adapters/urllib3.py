@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from operator import attrgetter
-from time import monotonic
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 try:
@@ -15,45 +12,40 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
 from urllib3.exceptions import (
-    ClosedPoolError,
-    ConnectTimeoutError,
     HTTPError,
-    NewConnectionError,
-    ProtocolError,
     ProxyError,
-    SSLError,
-    TimeoutError,
     UnrewindableBodyError,
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 from urllib3.util.proxy import connection_requires_http_tunnel
 
+from pay88_adapters.stores.realtime import monotonic
+
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import CarrierLost, Flavours, Pay88Error
-from .core.retry import Broken, once
-from .core.secret import Attached
-from .core.token import MANAGED_FIELDS, Token
+from .core.errors import AdapterErrors, Pay88Error
+from .core.retry import ConnectionFailure, single_attempt
+from .core.secret import InjectedHeader
+from .core.token import Token
 from .core.wire import (
-    MAX_BODY,
     MAX_DRAIN_SECONDS,
     MAX_DRAINED,
-    TokenReply,
     TokenRequest,
+    TokenResponse,
 )
-from .engine.bodies import PLAIN, WHOLE, Bookmark
-from .engine.manager import AnyManager, Missing, TokenManager, check_manager
-from .engine.responses import BodyTimeout, capped, check_time
-from .engine.runners import Sender
+from .engine.bodies import PLAIN, WHOLE, BodyPosition
+from .engine.calls import Sender
+from .engine.manager import TokenManager
+from .engine.recorders import check_call
+from .engine.responses import BodyTimeout, read_limited
+from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
+from .urllib3_io import BROKEN, build_headers, pieces, post, release, socket_of, split_headers, was_not_sent
 from .urllib3_retry import Pay88Retry, without_resending
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
 P = TypeVar("P", bound=urllib3.PoolManager)
-
-_NEVER_SENT = (NewConnectionError, ConnectTimeoutError)
-_BROKEN = (*_NEVER_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
 
 
 class ConfigurationError(errors.ConfigurationError, HTTPError): ...
@@ -86,7 +78,7 @@ _NAMES = (
     *("release_conn", "chunked", "body_pos", "preload_content", "decode_content"),
 )
 
-_flavours = Flavours(HTTPError, globals())
+_errors = AdapterErrors(HTTPError, globals())
 
 
 class Pay88PoolManager(urllib3.PoolManager):
@@ -128,7 +120,7 @@ def attach(pool_manager: P, manager: AnyManager) -> P:
     return install(pool_manager, manager)
 
 
-def install(pool_manager: P, manager: AnyManager | Missing) -> P:
+def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
     """Do what :func:`attach` does with what it has checked."""
     classes = inside(pool_manager, "pool_classes_by_scheme", dict)
     # A new dict: the one found there belongs to the whole urllib3 module.
@@ -152,10 +144,11 @@ class ClientSender:
     def __init__(self, client: Any) -> None:
         self.client = client
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Do what :meth:`Sender.post` does."""
         pool, target = self._pool(request.url)
-        return _post(pool, target, request)
+        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
+        return post(urlopen, pool.timeout, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
         """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
@@ -178,7 +171,7 @@ def client_sender(client: urllib3.PoolManager) -> Sender:
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
 
-    pay88_manager: AnyManager | Missing
+    pay88_manager: AnyManager | UnavailableManager
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
@@ -193,26 +186,26 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         headers = kw.get("headers")
         if headers is None:
             headers = self.headers
-        fields, authorization, again = _sorted(headers) if headers else ([], None, False)
+        fields, authorization, again = split_headers(headers) if headers else ([], None, False)
         try:
             manager = self._managing(url, authorization)
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
             # A default of the pool's, or a redirect that has led here
             if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
                 kw["retries"] = told.plain()
             if again:
-                kw["headers"] = _headers([each for each in headers.items() if type(each[1]) is not Attached])
+                kw["headers"] = build_headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
         call = _Call(manager, self, args, by_position, kw, fields)
         try:
-            return call.send_again() if again else call.finish(manager.threads.call(call))
+            return call.send_again() if again else call.finish(manager.sync_runner.call(call))
         except Pay88Error as error:
-            raise _flavours.of(error)  # noqa: B904 - carries its cause
+            raise _errors.convert(error)  # noqa: B904 - carries its cause
 
     def _managing(self, url: str, authorization: str | None) -> TokenManager | None:
-        managing = self.pay88_manager.managing
+        managing = self.pay88_manager.for_request
         if url[:1] == "/":
             return managing(self.scheme or "http", self.host, self.port, url, authorization)
         target = parse_url(url)
@@ -227,51 +220,11 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         return self.retries if given is None else given
 
 
-def _sorted(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
-    """Return the caller's fields without those that a token goes into, its ``Authorization``, and whether any is ours.
-
-    With fields of ours in it, this is urllib3 sending again what an outer level began.
-    """
-    fields: list[tuple[str, str]] = []
-    authorization, again = None, False
-    for name, value in given.items():  # one that occurs twice is there twice
-        if type(value) is Attached:
-            again = True
-            continue
-        if type(name) is not str:
-            name = _text(name)  # noqa: PLW2901
-        lowered = name.lower()
-        if lowered not in MANAGED_FIELDS:
-            fields.append((name, value))
-        elif authorization is None and lowered == "authorization":
-            authorization = _text(value)
-    return fields, authorization, again
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
-def _managed(pool_class: type[Any], manager: AnyManager | Missing) -> type[Any]:
+def _managed(pool_class: type[Any], manager: AnyManager | UnavailableManager) -> type[Any]:
     if issubclass(pool_class, _ManagedPool):
         pool_class = pool_class.__bases__[1]
     # By the same name, for errors and logs show it.
     return type(pool_class.__name__, (_ManagedPool, pool_class), {"pay88_manager": manager})
-
-
-class _Headers(urllib3.HTTPHeaderDict):
-    """For header fields that occur twice. The original prints all values."""
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} header fields>"
-
-
-def _headers(fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, str]:
-    plain = dict(fields)
-    if len(plain) < len(fields):
-        return _Headers([*fields, *attached.items()])
-    plain.update(attached)
-    return plain
 
 
 _DEFAULT = Pay88Retry()
@@ -283,7 +236,7 @@ class _Call:
     __slots__ = (
         "__weakref__",
         "_args",
-        "_bookmark",
+        "_body_position",
         "_by_position",
         "_fields",
         "_kw",
@@ -313,7 +266,7 @@ class _Call:
         self._manager, self._pool, self._fields = manager, pool, fields
         self._args, self._by_position, self._kw = args, by_position, kw
         body = kw.get("body")
-        self._bookmark = WHOLE if type(body) in PLAIN else Bookmark(body, position=kw.get("body_pos"))
+        self._body_position = WHOLE if type(body) in PLAIN else BodyPosition(body, position=kw.get("body_pos"))
         self._preload = False
         retries = kw.get("retries")
         if retries is None:
@@ -326,8 +279,8 @@ class _Call:
             # Reading is left until it is clear that this response is the one, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
-            self.retry = once(manager.retry)  # urllib3 sends again what the caller's own says
-            if not self._bookmark.steady:
+            self.retry = single_attempt(manager.retry)  # urllib3 sends again what the caller's own says
+            if not self._body_position.steady:
                 kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
     @property
@@ -339,23 +292,28 @@ class _Call:
         return self._pool.pool is None
 
     @property
-    def patience(self) -> float | None:
+    def token_timeout(self) -> float | None:
         timeout = self._kw.get("timeout")
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         return total if isinstance(total, (int, float)) else None
 
     @property
-    def total(self) -> float | None:
+    def total_timeout(self) -> float | None:
         # A plain number is for each phase of each attempt.
-        return self.patience if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
+        return self.token_timeout if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
 
     @property
     def path(self) -> str:
         return self._url if self._url.startswith("/") else parse_url(self._url).path or "/"
 
+    def _whole_url(self) -> str:
+        pool = self._pool
+        return f"{pool.scheme}://{pool.host}:{pool.port}{self._url}" if self._url.startswith("/") else self._url
+
     def send(self, token: Token) -> BaseHTTPResponse:
+        check_call(self.method, self._whole_url)
         fields = self._fields
-        headers = _headers(fields, token.attached) if fields else token.attached.copy()
+        headers = build_headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw
         kw["headers"] = headers
         args = self._args
@@ -367,10 +325,10 @@ class _Call:
 
     def send_again(self) -> BaseHTTPResponse:
         """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
-        if not self._bookmark.rewind():  # urllib3 would send an empty body
+        if not self._body_position.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
-        with self._manager.threads.token_for(self) as token:
+        with self._manager.sync_runner.token_for(self) as token:
             response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
@@ -380,7 +338,7 @@ class _Call:
         # urllib3 asks the caller's allowed_methods after other errors, and not after what it takes for a proxy's.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
-        if isinstance(error, ProxyError) and not (allowed or _never_sent(error)):
+        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
             raise error
 
     def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
@@ -392,11 +350,11 @@ class _Call:
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
-    def broken(self, exc: Exception) -> Broken | None:
-        if not isinstance(exc, _BROKEN):
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
+        if not isinstance(exc, BROKEN):
             return None
         self._note(self._retries, error=exc)
-        return Broken(never_sent=_never_sent(exc))
+        return ConnectionFailure(not_sent=was_not_sent(exc))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries
@@ -406,93 +364,19 @@ class _Call:
         return getattr(response, "pay88_token", token)
 
     def replayable(self) -> bool:
-        return self._bookmark.rewind()
+        return self._body_position.rewind()
 
     def discard(self, response: BaseHTTPResponse) -> None:
         drained = False
         try:
             self._note(response.retries, status=response.status)  # what is left of the caller's
             until = monotonic() + MAX_DRAIN_SECONDS
-            if _socket(getattr(response, "connection", None)) is not None:
+            if socket_of(getattr(response, "connection", None)) is not None:
                 with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
-                    drained = len(capped(_pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
+                    drained = len(read_limited(pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
         finally:
-            _let_go(response, finished=drained)
+            release(response, finished=drained)
 
-    def post(self, request: TokenRequest) -> TokenReply:
-        return _post(self._pool, self._url, request)
-
-
-def _post(pool: urllib3.HTTPConnectionPool, target: str, request: TokenRequest) -> TokenReply:
-    """Send a token request over *pool*; *target* is what a request line has there: all of a URL to a proxy."""
-    until = monotonic() + request.timeout
-    try:
-        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-        response = urlopen(
-            request.method,
-            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
-            headers=dict(request.headers),
-            retries=False,
-            redirect=False,
-            assert_same_host=False,
-            timeout=_bounded(pool.timeout, request.timeout),
-            pool_timeout=request.timeout,  # type: ignore[arg-type]  # seconds may be a float
-            preload_content=False,
-        )
-    except ClosedPoolError as exc:
-        raise CarrierLost("the connection pool was closed") from exc
-    body = b""
-    try:
-        body = capped(_pieces(response, until), until=until)
-    finally:
-        _let_go(response, finished=0 < len(body) <= MAX_BODY)
-    return TokenReply(response.status, response.headers, body)
-
-
-def _never_sent(exc: Exception) -> bool:
-    if not isinstance(exc, ProxyError):
-        return isinstance(exc, _NEVER_SENT)
-    # Whatever breaks a connection through a proxy comes as this, also where the request had been sent: urllib3
-    # goes by whether the connection is open, and http.client has closed it by then.
-    cause = exc.original_error
-    refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
-    return refused or isinstance(cause, _NEVER_SENT)
-
-
-def _pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
-    """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
-    connection: Any = getattr(response, "connection", None)
-    sock = _socket(connection)
-    if sock is None:
-        yield from response.stream(1, decode_content=False)
-        return
-    # Older versions only read until they have as much as was asked for.
-    read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
-    configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
-    piece = b"more"
-    while piece:
-        left = check_time(until)
-        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
-        if response.connection is not None:
-            sock.settimeout(min(left, configured))
-        piece = read(decode_content=False)
-        yield piece
-
-
-def _socket(connection: Any) -> Any:
-    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
-    sock = getattr(connection, "sock", None)
-    return sock if hasattr(sock, "recv_into") else None
-
-
-def _let_go(response: BaseHTTPResponse, *, finished: bool) -> None:
-    if not finished:
-        response.close()
-    response.release_conn()  # close() alone would lose the slot of a blocking pool
-
-
-def _bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
-    """Return the pool's own timeouts where they are shorter than *seconds*."""
-    phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
-    shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
-    return urllib3.Timeout(total=seconds, **shorter)
+    def post(self, request: TokenRequest) -> TokenResponse:
+        pool = self._pool
+        return post(super(_ManagedPool, pool).urlopen, pool.timeout, self._url, request)

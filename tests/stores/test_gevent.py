@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.engine.store_client import PATIENCE
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
 from pay88_adapters.testing import Emulator
-from servers import Valkey
+from support.servers import Valkey
 
 pytestmark = [
     pytest.mark.deep,
@@ -75,6 +75,6 @@ def test_rule_17_greenlets_wait_no_longer_than_the_store_takes(when: str, store:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         took, gap = map(float, done.stdout.split())
-        assert took < PATIENCE / 2
-        assert gap < PATIENCE / 2
+        assert took < OPERATION_TIMEOUT / 2
+        assert gap < OPERATION_TIMEOUT / 2
         assert emulator.journal.token_requests == 1 + (when == "after use")

@@ -19,17 +19,17 @@ from typing import Any
 import pytest
 import redis
 
-from fleet_worker import Plan, team
 from pay88_adapters import TokenPolicy
+from pay88_adapters.clock import Clock
 from pay88_adapters.engine.budget import TokenBudget
-from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.store_client import PATIENCE
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from pay88_adapters.testing import Emulator
-from proxies import Relay
-from servers import Valkey, free_port, until
+from support.fleet_worker import Plan, team
+from support.proxies import Relay
+from support.servers import Valkey, free_port, until
 
 pytestmark = pytest.mark.deep
 
@@ -62,7 +62,7 @@ def emulator() -> Iterator[Emulator]:
 
 def lead(store: RedisStore, *, owner: str = "a", known: int = 0) -> int:
     """Take the lease; return the fence."""
-    fence = store.lead("key", owner=owner, known=known, lease=30.0).fence
+    fence = store.try_acquire_lease("key", owner=owner, known=known, lease=30.0).fencing_token
     assert fence is not None
     return fence
 
@@ -176,14 +176,14 @@ def test_rule_04_no_fence_from_before_a_failover_is_given_out_again(start: Any) 
         replica.follow(primary)
         replica.fall_behind(primary)
         lost = [lead(store) for _ in range(3)]
-        assert store.publish("key", fence=lost[-1], content=TOKEN, keep=50.0)
+        assert store.publish("key", fencing_token=lost[-1], content=TOKEN, keep=50.0)
         relay.target = replica.port
         replica.command("REPLICAOF", "NO", "ONE")
         primary.kill()
         new = lead(store, known=lost[-1])
         assert new > max(lost)
-        assert not store.publish("key", fence=lost[-1], content="late", keep=50.0)
-        assert store.publish("key", fence=new, content=TOKEN, keep=50.0)
+        assert not store.publish("key", fencing_token=lost[-1], content="late", keep=50.0)
+        assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
 
 
 def test_rule_24_a_primary_that_was_demoted_is_left(start: Any) -> None:
@@ -276,12 +276,12 @@ def test_rule_24_a_cluster_moves_the_slots(start: Any) -> None:
             began = time.monotonic()
             try:
                 assert store.budget.history(WINDOW.key)
-                assert store.look("key").owner == "a"
+                assert store.peek("key").owner == "a"
             except StoreError:
-                assert time.monotonic() - began < PATIENCE
+                assert time.monotonic() - began < OPERATION_TIMEOUT
         cluster.end_move(kind)
         assert taken(store) == count
-        assert store.look("key").owner == "a"
+        assert store.peek("key").owner == "a"
     take(store)
     lead(store)
     assert len(cluster.spare.command("KEYS", "pay88:*")) == 2
@@ -293,7 +293,7 @@ def test_rule_24_a_cluster_promotes_a_replica(start: Any, end: str) -> None:
     cluster = Cluster(start)
     store = redis_store(cluster.url, Clock())
     take(store, 3)
-    assert store.publish("key", fence=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
     cluster.replica.catch_up(cluster.primary)
     if end == "order":
         cluster.replica.command("CLUSTER", "FAILOVER")
@@ -303,7 +303,7 @@ def test_rule_24_a_cluster_promotes_a_replica(start: Any, end: str) -> None:
         cluster.primary.kill()
         until(store.budget.check)
     assert taken(store) == 3
-    assert store.look("key").record
+    assert store.peek("key").record
     take(store)
 
 
@@ -335,7 +335,7 @@ def test_rule_24_a_partition_is_noticed_in_time(start: Any) -> None:
                 began = time.monotonic()
                 with pytest.raises(StoreError, match="in time"):
                     taken(store)
-                assert time.monotonic() - began < PATIENCE
+                assert time.monotonic() - began < OPERATION_TIMEOUT
         assert taken(used) == taken(new) == 1
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from pay88_adapters.clock import Clock
 from pay88_adapters.core.secret import Secret
-from pay88_adapters.engine.clock import Clock
 from pay88_adapters.stores import scripts
-from pay88_adapters.stores.base import Bar, Claim, StoreError, Window
+from pay88_adapters.stores.base import Claim, Cooldown, StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
-from servers import Valkey, binaries, serve_all_slots
+from support.servers import Valkey, binaries, serve_all_slots
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "deployment", "index.md").read_text(encoding="utf-8")
 RIGHTS, CLUSTER_RIGHTS = re.findall(r"^ACL SETUSER shop .*$", PAGE, re.MULTILINE)
@@ -36,17 +36,17 @@ def use(store: RedisStore) -> None:
     budget = store.budget
     assert budget.claim(Claim([WINDOW], ["a"], known={"key": []})).wait == 0
     budget.merge("key", budget.history("key"), 60.0)
-    budget.bar("key", Bar(60.0, 0.0, "429"))
-    assert budget.barred("key")
+    budget.bar("key", Cooldown(60.0, 0.0, "429"))
+    assert budget.cooldown("key")
     assert budget.claim(Claim([WINDOW], ["b"])).wait > 0
     known = 0
     for _ in range(2):  # the second time, there is a record to replace
-        fence = store.lead("record", owner="host/me", known=known, lease=10.0).fence
+        fence = store.try_acquire_lease("record", owner="host/me", known=known, lease=10.0).fencing_token
         assert fence is not None
-        assert store.lead("record", owner="other/me", known=known, lease=10.0).busy_for > 0
-        assert store.publish("record", fence=fence, content=Secret("a token"), keep=10.0)
+        assert store.try_acquire_lease("record", owner="other/me", known=known, lease=10.0).lease_remaining > 0
+        assert store.publish("record", fencing_token=fence, content=Secret("a token"), keep=10.0)
         known = fence
-    assert store.look("record").record
+    assert store.peek("record").record
 
 
 def test_the_documented_rights_are_those_that_are_used() -> None:

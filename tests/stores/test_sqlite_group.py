@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pay88_adapters import ConfigurationError
-from pay88_adapters.engine.clock import Clock
+from pay88_adapters.clock import Clock
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 

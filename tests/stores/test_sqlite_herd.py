@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pay88_adapters import Credentials, Pay88Error, TokenManager, TokenPolicy
-from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.store_client import PATIENCE
+from pay88_adapters.clock import Clock
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import Emulator
-from servers import until
+from support.servers import until
 
 pytestmark = [
     pytest.mark.deep,
@@ -94,7 +94,7 @@ def test_rule_24_a_process_that_is_frozen_in_a_transaction(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(failed) == 4
-        assert max(failed) < PATIENCE
+        assert max(failed) < OPERATION_TIMEOUT
         os.kill(frozen, signal.SIGCONT)
         until(lambda: state_of(frozen) == "Z")
     assert store.budget.acquire_all([WINDOW]).wait == 0
@@ -115,7 +115,7 @@ def test_rule_24_a_process_that_is_killed_in_a_transaction(path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         began = time.monotonic()
         assert store.budget.acquire_all([WINDOW]).wait == 0
-        assert time.monotonic() - began < PATIENCE / 2
+        assert time.monotonic() - began < OPERATION_TIMEOUT / 2
     assert len(store.budget.ages(WINDOW)) == 4
 
 

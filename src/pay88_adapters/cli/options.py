@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from pay88_adapters import TokenManager, TokenPolicy
-from pay88_adapters.core.secret import Hidden
+from pay88_adapters.core.secret import RedactedMapping
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +36,7 @@ def configured(command: F) -> F:
 def environment(base_url: str | None, store: str | None) -> Mapping[str, str]:
     """Return the environment, as changed by the options."""
     given = {"PAY88_BASE_URL": base_url, "PAY88_STORE": store}
-    return Hidden({**os.environ, **{name: value for name, value in given.items() if value is not None}})
+    return RedactedMapping({**os.environ, **{name: value for name, value in given.items() if value is not None}})
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from typing import NoReturn
 
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, TokenPolicy
 from pay88_adapters.core.endpoint import Endpoint, url_from_env
-from pay88_adapters.core.secret import hidden
+from pay88_adapters.core.secret import as_secret
 from pay88_adapters.core.snapshot import Snapshot, load, record_key
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.pacing import PACED, Pacing
+from pay88_adapters.engine.pacing import RATE_LIMITED_GROUPS, Pacing
 from pay88_adapters.stores import MEMORY, open_store
 from pay88_adapters.stores.base import Store, StoreError, wait_for
 
@@ -28,7 +28,7 @@ class Lease:
     """Who fetches a token just now."""
 
     owner: str
-    busy_for: float
+    remaining: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,14 @@ class Shared:
         """
         credentials = Credentials.from_env(environ)
         endpoint = Endpoint.parse(url_from_env(environ))
-        url = hidden(environ.get("PAY88_STORE") or MEMORY)
+        url = as_secret(environ.get("PAY88_STORE") or MEMORY)
         if url == MEMORY:
             raise ConfigurationError(
                 "memory:// is each process's own, and shows nothing to others: set PAY88_STORE to the fleet's store"
             )
         return cls(open_store(url, Clock()), endpoint.base_url, credentials)
 
-    def look(self, *, pacing: bool = False) -> Standing:
+    def peek(self, *, pacing: bool = False) -> Standing:
         """Look once.
 
         Raises:
@@ -112,34 +112,36 @@ class Shared:
 
     def _look(self, pacing: bool) -> Standing:
         asked_at = self._clock.now()
-        look = self._store.look(self._key)
+        look = self._store.peek(self._key)
         now = self._clock.now()
         record = look.record
         found = load(record.content, record.age, asked_at, now, stored=record.stored) if record else None
         token, barred = _told(found or Snapshot(), now)
-        limited = self._budget.barred(self._merchant_id)
+        limited = self._budget.cooldown(self._merchant_id)
         if limited is not None and (barred is None or barred.remaining < limited[1]):
             barred = Bar(limited[0].message, limited[1])
         return Standing(
             self._budget.left(self._merchant_id),
             self._free_in(),
-            {group: self._pacing.left(group, self._merchant_id) for group in PACED} if pacing else None,
-            Lease(look.owner.rpartition("/")[2][:8], look.busy_for) if look.owner else None,
+            {group: self._pacing.left(group, self._merchant_id) for group in RATE_LIMITED_GROUPS} if pacing else None,
+            Lease(look.owner.rpartition("/")[2][:8], look.lease_remaining) if look.owner else None,
             token,
             barred,
         )
 
     def _free_in(self) -> float:
-        windows = self._budget.windows(self._merchant_id, extra=False)
+        windows = self._budget.windows(self._merchant_id, from_reserve=False)
         return max(wait_for(window, self._store.budget.ages(window), 1) for window in windows)
 
 
 def _told(found: Snapshot, now: float) -> tuple[TokenAge | None, Bar | None]:
-    token, bar = found.token, found.bar
+    token, cooldown_reason = found.token, found.cooldown_reason
     age = now - token.requested_at if token else 0.0
     return (
         TokenAge(age, token.expires_in) if token and age < token.expires_in else None,
-        Bar(bar.message, found.barred_until - now) if bar and now < found.barred_until else None,
+        Bar(cooldown_reason.message, found.cooldown_until - now)
+        if cooldown_reason and now < found.cooldown_until
+        else None,
     )
 
 
@@ -156,7 +158,7 @@ def lines(standing: Standing) -> list[str]:
         shown.append(f"{'the next one':<26}in {standing.free_in:.1f} s")
     lease, token, barred = standing.lease, standing.token, standing.barred
     shown.append(
-        f"{'fetching a token':<26}{f'{lease.owner}, for {lease.busy_for:.1f} s at most' if lease else 'nobody'}"
+        f"{'fetching a token':<26}{f'{lease.owner}, for {lease.remaining:.1f} s at most' if lease else 'nobody'}"
     )
     shown.append(f"{'token':<26}{f'{token.age:.1f} of {token.expires_in:g} s old' if token else 'none'}")
     if barred:
@@ -173,7 +175,7 @@ def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             try:
-                shown = Text("\n".join(lines(shared.look(pacing=pacing))))
+                shown = Text("\n".join(lines(shared.peek(pacing=pacing))))
             except StoreUnusable as error:  # it may come back
                 shown = Text(str(error), "red")
             live.update(shown, refresh=True)

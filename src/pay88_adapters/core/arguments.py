@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import ConfigurationError
+from .events import Listener
 
 CLIENTS = {
     "urllib3": ("PoolManager",),
@@ -75,3 +76,19 @@ def check_method(name: str, value: object, method: str, wanted: str) -> None:
     found: Callable[..., Any] | None = None if isinstance(value, type) else getattr(value, method, None)
     if not callable(found):
         raise ConfigurationError(f"{name} must be {wanted}, not {class_of(value)}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is ``None`` or an instance of *kind*."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def checked_listeners(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
+    """Return *listeners* as a tuple; raise :class:`ConfigurationError` unless each is callable."""
+    if callable(listeners):
+        raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
+    checked = tuple(listeners)
+    if not all(callable(each) for each in checked):
+        raise ConfigurationError("listeners must be callables that take one event")
+    return checked

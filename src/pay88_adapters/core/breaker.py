@@ -39,29 +39,29 @@ class BreakerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedPermit:
     """Send the call."""
 
-    round: int = 0
+    generation: int = 0
     """How often the circuit had been closed again by then: what is older says nothing of the service now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class TrialPermit:
     """Send the call: it decides for all. Its *number* goes back with its outcome."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class Rejected:
     """Do not send the call; it may help to try again *retry_after* seconds from now."""
 
     retry_after: float
 
 
-Passage = Closed | Probe
-CLOSED = Closed()
+Permit = ClosedPermit | TrialPermit
+CLOSED_PERMIT = ClosedPermit()
 
 
 class Breaker:
@@ -69,53 +69,53 @@ class Breaker:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
-        self._closed = CLOSED
+        self._closed = CLOSED_PERMIT
         self._failed_at: deque[float] = deque(maxlen=policy.failure_threshold)
         self._open_until: float | None = None
         self._probes = 0
         self._probe_due = _NEVER  # it is lost if it has not been heard of by then
 
-    def ask(self, now: float) -> Passage | Open:
+    def try_acquire(self, now: float) -> Permit | Rejected:
         """Say whether a call may be sent."""
         if self._open_until is None:
             return self._closed
         until = max(self._open_until, self._probe_due)
         if now < until:
-            return Open(until - now)
+            return Rejected(until - now)
         self._probes += 1
         self._probe_due = now + self.policy.open_for
-        return Probe(self._probes)
+        return TrialPermit(self._probes)
 
     @property
     def is_open(self) -> bool:
         """Whether calls fail at once, or only a probe is let through."""
         return self._open_until is not None
 
-    def succeeded(self, passage: Passage) -> bool:
+    def succeeded(self, permit: Permit) -> bool:
         """Note that the service works; return whether that closed the circuit."""
-        if not self._decides(passage):
+        if not self._is_current_trial(permit):
             return False
         self._open_until, self._probe_due = None, _NEVER
-        self._closed = Closed(self._closed.round + 1)
+        self._closed = ClosedPermit(self._closed.generation + 1)
         self._failed_at.clear()
         return True
 
-    def failed(self, passage: Passage, now: float) -> bool:
+    def failed(self, permit: Permit, now: float) -> bool:
         """Note a 5xx or a broken connection; return whether that opened the circuit, or keeps it open."""
-        if passage == self._closed and self._open_until is None:
+        if permit == self._closed and self._open_until is None:
             self._failed_at.append(now)
             full = len(self._failed_at) == self.policy.failure_threshold
             if not full or self._failed_at[0] < now - self.policy.window:
                 return False
-        elif not self._decides(passage):  # it was sent before the circuit opened, or a lost probe
+        elif not self._is_current_trial(permit):  # it was sent before the circuit opened, or a lost probe
             return False
         self._open_until, self._probe_due = now + self.policy.open_for, _NEVER
         return True
 
-    def abandoned(self, passage: Passage) -> None:
+    def release(self, permit: Permit) -> None:
         """Note that a call came to nothing that says anything of the service; another one may probe."""
-        if self._decides(passage):
+        if self._is_current_trial(permit):
             self._probe_due = _NEVER
 
-    def _decides(self, passage: Passage) -> bool:
-        return self._open_until is not None and passage == Probe(self._probes) and self._probe_due != _NEVER
+    def _is_current_trial(self, permit: Permit) -> bool:
+        return self._open_until is not None and permit == TrialPermit(self._probes) and self._probe_due != _NEVER

@@ -70,7 +70,7 @@ class CircuitOpen(Pay88Error):
     """The call was not sent: the service fails, and calls fail at once for ``retry_after`` seconds (``breaker=``)."""
 
 
-RAISED = (
+ERROR_CLASSES = (
     ConfigurationError,
     CredentialsRejected,
     TokenBudgetExhausted,
@@ -82,7 +82,7 @@ RAISED = (
 )
 
 
-class CarrierLost(Exception):
+class ClientClosed(Exception):
     """What carried a fetch, such as its HTTP client, was closed under it; another one can carry the next."""
 
 
@@ -114,7 +114,7 @@ class Failure:
         return error
 
 
-class Flavours:
+class AdapterErrors:
     """One stack's errors: each is a :class:`~pay88_adapters.Pay88Error` and the stack's own base error.
 
     Args:
@@ -127,11 +127,11 @@ class Flavours:
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
         self._base = base
         self._classes: dict[type[Pay88Error], type[Any]] = {
-            kind: _flavour(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in RAISED
+            kind: _flavour(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in ERROR_CLASSES
         }
         namespace.update({kind.__name__: flavour for kind, flavour in self._classes.items()})
 
-    def of(self, error: Pay88Error) -> Pay88Error:
+    def convert(self, error: Pay88Error) -> Pay88Error:
         """Return the stack's flavour of a core error, or of another stack's."""
         if isinstance(error, self._base):
             return error

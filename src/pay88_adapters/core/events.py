@@ -11,7 +11,7 @@ is over.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import Pay88Error
 
@@ -36,23 +36,35 @@ class TokenFetched(Event):
     Attributes:
         expires_in: Seconds that the service granted.
         duration: Seconds that its token request took.
-        failed_before: Fetches that had failed in a row before this one.
+        previous_failures: Fetches that had failed in a row before this one.
+        ended_at: When the response was read, in seconds since the epoch; 0 where that is not known.
     """
 
     expires_in: float
     duration: float
-    failed_before: int
+    previous_failures: int
+    ended_at: float = field(default=0.0, compare=False, repr=False)
+
+    @property
+    def failed_before(self) -> int:
+        """Deprecated name of ``previous_failures``."""
+        return self.previous_failures
 
 
 @dataclass(frozen=True, slots=True)
-class TokenTakenOver(Event):
+class SharedTokenUsed(Event):
     """Another manager with the same store had fetched a token: no token request was needed.
 
     Attributes:
-        failed_before: Fetches of this manager's that had failed in a row before.
+        previous_failures: Fetches of this manager's that had failed in a row before.
     """
 
-    failed_before: int
+    previous_failures: int
+
+    @property
+    def failed_before(self) -> int:
+        """Deprecated name of ``previous_failures``."""
+        return self.previous_failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +75,13 @@ class TokenRequestFailed(Event):
         error: What kind of failure it was.
         status: What it was answered with; ``None`` where it got no answer.
         duration: Seconds that it took.
+        ended_at: When it had failed, in seconds since the epoch; 0 where that is not known.
     """
 
     error: type[Pay88Error]
     status: int | None
     duration: float
+    ended_at: float = field(default=0.0, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +90,16 @@ class RefreshFailed(Event):
 
     Attributes:
         error: What a call without a token gets; its ``retry_after`` is when the next fetch may start.
-        in_a_row: Fetches that have failed since there was a new token, this one included.
+        consecutive_failures: Fetches that have failed since there was a new token, this one included.
     """
 
     error: Pay88Error
-    in_a_row: int
+    consecutive_failures: int
+
+    @property
+    def in_a_row(self) -> int:
+        """Deprecated name of ``consecutive_failures``."""
+        return self.consecutive_failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +114,7 @@ class BudgetExhausted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRefused(Event):
+class TokenRejected(Event):
     """A call was answered 401.
 
     Attributes:
@@ -163,12 +182,17 @@ class BreakerOpened(Event):
     Attributes:
         group: ``"transactions"``, ``"balance"`` or ``"other"``.
         retry_after: Seconds until one call is let through as a probe.
-        again: Whether it was open already, and a probe failed.
+        reopened: Whether it was open already, and a probe failed.
     """
 
     group: str
     retry_after: float
-    again: bool
+    reopened: bool
+
+    @property
+    def again(self) -> bool:
+        """Deprecated name of ``reopened``."""
+        return self.reopened
 
 
 @dataclass(frozen=True, slots=True)

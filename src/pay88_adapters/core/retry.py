@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import ConfigurationError
-from .secret import chain
+from .secret import exception_chain
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _TOO_MANY = 429
@@ -75,7 +75,7 @@ class RetryPolicy:
 
 
 @lru_cache
-def once(policy: RetryPolicy) -> RetryPolicy:
+def single_attempt(policy: RetryPolicy) -> RetryPolicy:
     """Return *policy* with a single attempt: the stack makes the others by itself."""
     return replace(policy, attempts=1)
 
@@ -87,7 +87,7 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
         raise ConfigurationError(f"{name} must be 0 or more, and at most {_MOST}")
 
 
-class Broken(NamedTuple):
+class ConnectionFailure(NamedTuple):
     """An attempt that got no response.
 
     Attributes:
@@ -95,16 +95,16 @@ class Broken(NamedTuple):
         hopeless: Trying again cannot help, such as where a certificate is not trusted.
     """
 
-    never_sent: bool = False
-    hopeless: bool = False
+    not_sent: bool = False
+    permanent: bool = False
 
-    def by(self, exc: BaseException, *, but: BaseException | None = None) -> Broken:
+    def refine(self, exc: BaseException, *, but: BaseException | None = None) -> ConnectionFailure:
         """Return what remains true if *exc*, or what it came from up to *but*, is about TLS."""
-        links = [link for link in chain(exc, but) if _is_from_ssl(link, "SSLError")]
+        links = [link for link in exception_chain(exc, but) if _is_from_ssl(link, "SSLError")]
         # Stacks tell a failed handshake from a connection that broke later in ways of their own.
-        never_sent = self.never_sent and not links
+        not_sent = self.not_sent and not links
         untrusted = any(_is_from_ssl(link, "SSLCertVerificationError") for link in links)
-        return Broken(never_sent, self.hopeless or untrusted)
+        return ConnectionFailure(not_sent, self.permanent or untrusted)
 
 
 def _is_from_ssl(exc: BaseException, name: str) -> bool:
@@ -128,12 +128,12 @@ class Attempts:
 
     def pause(
         self,
-        outcome: int | Broken,
+        outcome: int | ConnectionFailure,
         now: float,
-        draw: Callable[[], float],
+        random: Callable[[], float],
         *,
         safe: bool,
-        asked: float | None = None,
+        retry_after: float | None = None,
     ) -> float | None:
         """Return for how many seconds to wait before the next attempt, or ``None`` if that was the last.
 
@@ -147,19 +147,19 @@ class Attempts:
         policy = self.policy
         if self.made >= policy.attempts or not _allowed(outcome, safe):
             return None
-        if asked is not None and asked > policy.max_retry_after:
+        if retry_after is not None and retry_after > policy.max_retry_after:
             return None
         bound = policy.backoff_base * 2.0 ** min(self.made - 1, 32)
-        pause = max(min(policy.backoff_cap, bound) * draw(), asked or 0.0)
+        pause = max(min(policy.backoff_cap, bound) * random(), retry_after or 0.0)
         if now + pause >= self._deadline:
             return None
         self.made += 1
         return pause
 
 
-def _allowed(outcome: int | Broken, safe: bool) -> bool:
-    if isinstance(outcome, Broken):
-        return not outcome.hopeless and (safe or outcome.never_sent)
+def _allowed(outcome: int | ConnectionFailure, safe: bool) -> bool:
+    if isinstance(outcome, ConnectionFailure):
+        return not outcome.permanent and (safe or outcome.not_sent)
     return outcome == _TOO_MANY or (safe and outcome in _TRANSIENT)
 
 

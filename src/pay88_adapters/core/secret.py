@@ -41,10 +41,13 @@ class Secret(str):
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("secrets are not pickled: build Credentials and TokenManager in the new process")
+        raise TypeError(
+            "secrets are not pickled: build Credentials and TokenManager in the new process; to record cassettes, open"
+            " them with **pay88_adapters.testing.vcr_config()"
+        )
 
 
-def hidden(value: Any) -> Any:
+def as_secret(value: Any) -> Any:
     """Return a string as a :class:`Secret`, and anything else as it is."""
     return Secret(value) if isinstance(value, str) else value
 
@@ -53,7 +56,7 @@ def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def hides(self: Secret, *args: Any, **kwargs: Any) -> Any:
         part = method(self, *args, **kwargs)
-        return hidden(part) if isinstance(part, str) else type(part)(map(hidden, part))
+        return as_secret(part) if isinstance(part, str) else type(part)(map(as_secret, part))
 
     return hides
 
@@ -67,20 +70,20 @@ for _name in (
     setattr(Secret, _name, _hiding(getattr(str, _name)))
 
 
-class Attached(Secret):
+class InjectedHeader(Secret):
     """A header value that an adapter put in, as opposed to one that the caller passed."""
 
     __slots__ = ()
 
 
-class Hidden(dict[str, str]):
+class RedactedMapping(dict[str, str]):
     """A copy of a mapping that prints none of its values."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} values>"
 
 
-def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
+def clear_traceback_locals(exc: BaseException, but: BaseException | None = None) -> None:
     """Take the local variables out of the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
 
     HTTP libraries keep the raw header block in a local while they send it. What *exc* came from may be in the hands of
@@ -88,8 +91,8 @@ def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
     """
     keep = callers(currentframe())  # the caller's, which is not ours to redact, and the driver's
     BaseException.with_traceback(exc, forget_locals_below(exc.__traceback__, keep))
-    links = chain(exc, but)
-    copies, others = Copies(exc, links), {id(link) for link in (chain(but) if but else ())}
+    links = exception_chain(exc, but)
+    copies, others = Copies(exc, links), {id(link) for link in (exception_chain(but) if but else ())}
     for link in links[1:]:
         clean = without_locals(link.__traceback__, keep)
         BaseException.with_traceback(copies.of(link), clean)
@@ -97,16 +100,16 @@ def forget_locals(exc: BaseException, but: BaseException | None = None) -> None:
             BaseException.with_traceback(link, clean)
 
 
-def tells_secrets(exc: BaseException, *secrets: str) -> bool:
+def contains_secret(exc: BaseException, *secrets: str) -> bool:
     """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
     try:
-        text = " ".join(f"{link!r} {link} {getattr(link, '__notes__', '')}" for link in chain(exc))
+        text = " ".join(f"{link!r} {link} {getattr(link, '__notes__', '')}" for link in exception_chain(exc))
     except Exception:  # noqa: BLE001 - one that cannot be printed, today
         return True
     return mask(text, *secrets) != text
 
 
-def chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
+def exception_chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
     """Return *exc* and all it came from or consists of, up to *but*."""
     links, seen = [exc], {id(exc), id(but)}
     for link in links:

@@ -55,15 +55,15 @@ class Snapshot:
     """
 
     token: Token | None = None
-    bar: Failure | None = None
-    barred_until: float = _NEVER
+    cooldown_reason: Failure | None = None
+    cooldown_until: float = _NEVER
     failures: int = 0
-    ordinary_at: float = _NEVER
-    spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    refreshed_at: float = _NEVER
+    budget_entries: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def dump(self, now: float) -> Secret:
         """Write it down for others."""
-        token, bar = self.token, self.bar
+        token, cooldown_reason = self.token, self.cooldown_reason
         if token is not None and now >= token.requested_at + token.expires_in:
             token = None
         text = json.dumps(
@@ -76,22 +76,24 @@ class Snapshot:
                     "expires_in": token.expires_in,
                     "age": now - token.requested_at,
                 },
-                "bar": bar and now < self.barred_until and {**failure_to(bar), "remaining": self.barred_until - now},
+                "bar": cooldown_reason
+                and now < self.cooldown_until
+                and {**failure_to(cooldown_reason), "remaining": self.cooldown_until - now},
                 "failures": self.failures,
-                "ordinary_age": None if self.ordinary_at == _NEVER else now - self.ordinary_at,
+                "ordinary_age": None if self.refreshed_at == _NEVER else now - self.refreshed_at,
                 "spent": {},  # where versions that counted each limit for itself look
                 "history": {
                     key: {name: round(now - at, 3) for name, at in entries.items()}
-                    for key, entries in self.spent.items()
+                    for key, entries in self.budget_entries.items()
                 },
             },
             separators=(",", ":"),
         )
         return Secret(text)
 
-    def lasts(self, now: float) -> float:
+    def ttl(self, now: float) -> float:
         """Return for how many seconds it is of any use to others."""
-        ends = [self.barred_until]
+        ends = [self.cooldown_until]
         if self.token is not None:
             ends.append(self.token.requested_at + self.token.expires_in)
         return max(*ends, now) - now
@@ -117,14 +119,14 @@ def load(content: str, age: float, asked_at: float, now: float, *, stored: float
 def _load(document: Any, earliest: float, latest: float) -> Snapshot:
     if document["format"] != _FORMAT:
         raise ValueError
-    token, bar, ordinary_age = document["token"], document["bar"], document["ordinary_age"]
+    token, cooldown_reason, ordinary_age = document["token"], document["bar"], document["ordinary_age"]
     return Snapshot(
         token=_token(token, earliest) if token else None,
-        bar=failure_from(bar) if bar else None,
-        barred_until=latest + _seconds(bar["remaining"]) if bar else _NEVER,
+        cooldown_reason=failure_from(cooldown_reason) if cooldown_reason else None,
+        cooldown_until=latest + _seconds(cooldown_reason["remaining"]) if cooldown_reason else _NEVER,
         failures=int(_seconds(document["failures"])),
-        ordinary_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
-        spent={
+        refreshed_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
+        budget_entries={
             str(key): {str(name): latest - _seconds(age, _OLDEST) for name, age in entries.items()}
             for key, entries in document.get("history", {}).items()
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from .secret import Attached, Secret
+from .secret import InjectedHeader, Secret
 
 AUTHORIZATION = "Authorization"
 SESSION_ID = "x-session-id"
@@ -36,7 +36,11 @@ class Token:
         put(self, "expires_in", expires_in)
         put(self, "requested_at", requested_at)
         # The one copy of either that there is: a process may hold tokens of many merchants.
-        put(self, "attached", {AUTHORIZATION: Attached(f"{_BEARER}{access_token!s}"), SESSION_ID: Attached(session_id)})
+        put(
+            self,
+            "attached",
+            {AUTHORIZATION: InjectedHeader(f"{_BEARER}{access_token!s}"), SESSION_ID: InjectedHeader(session_id)},
+        )
 
     @property
     def access_token(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard, cast
 from .credentials import ApiKey
 from .endpoint import Endpoint
 from .errors import (
+    ConfigurationError,
     CredentialsRejected,
     Failure,
     TokenEndpointUnavailable,
@@ -24,7 +25,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .policy import LIFETIME
-from .secret import Secret, forget_locals, redact, tells_secrets
+from .secret import clear_traceback_locals, contains_secret, redact
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -56,7 +57,7 @@ class TokenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenReply:
+class TokenResponse:
     """What came back: status, header fields (any case), and at most ``MAX_BODY`` + 1 bytes of body."""
 
     status: int
@@ -68,7 +69,7 @@ def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> To
     """Build the request. It carries the two key fields and nothing of the caller's."""
     headers = {
         "x-api-key": credentials.api_key,
-        "x-merchant-id": Secret(credentials.merchant_id),
+        "x-merchant-id": credentials.merchant_id,
         "Accept": "application/json",
         "Accept-Encoding": "identity",  # a compressed answer is refused, not inflated
         "Content-Length": "0",
@@ -76,7 +77,9 @@ def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> To
     return TokenRequest(endpoint.token_url, endpoint.token_path, headers, timeout)
 
 
-def read_reply(reply: TokenReply, requested_at: float, credentials: ApiKey, wall: float) -> Token | Failure:
+def parse_token_response(
+    reply: TokenResponse, requested_at: float, credentials: ApiKey, wall: float
+) -> Token | Failure:
     """Turn an answer into a token, or into the failure it stands for (rules 9 to 12).
 
     Args:
@@ -90,7 +93,7 @@ def read_reply(reply: TokenReply, requested_at: float, credentials: ApiKey, wall
     document = _object(_decode(reply.body))
     said = document.get("message")
     message = redact(said, credentials.api_key) if isinstance(said, str) and said else None
-    kind, what, retryable = _meaning(reply.status)
+    kind, what, retryable = _classify_status(reply.status)
     asked = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
@@ -105,8 +108,8 @@ def read_reply(reply: TokenReply, requested_at: float, credentials: ApiKey, wall
 def network_failure(cause: BaseException, *secrets: str) -> Failure:
     """Return the failure of a token request that got no answer."""
     name = type(cause).__name__
-    forget_locals(cause)  # they may hold what had arrived of a token
-    if tells_secrets(cause, *secrets):  # such as the part of an answer that was taken for a status line
+    clear_traceback_locals(cause)  # they may hold what had arrived of a token
+    if contains_secret(cause, *secrets):  # such as the part of an answer that was taken for a status line
         cause = ConnectionError(f"{name}; its text held a secret and was dropped")
     return Failure(
         TokenEndpointUnavailable,
@@ -118,12 +121,14 @@ def network_failure(cause: BaseException, *secrets: str) -> Failure:
 
 def unexpected_failure(error: Exception, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is no network error (rule 18)."""
+    if isinstance(error, ConfigurationError):  # of this package's own
+        return Failure(ConfigurationError, str(error), is_bug=True)
     kind = type(error)
-    forget_locals(error)
+    clear_traceback_locals(error)
     name = f"{kind.__module__}.{kind.__qualname__}"
     text = redact(str(error), *secrets)
     cause: BaseException = error
-    if tells_secrets(error, *secrets):
+    if contains_secret(error, *secrets):
         cause = RuntimeError(f"{name}; its text held a secret and was dropped")
     return Failure(
         TokenEndpointUnavailable,
@@ -135,20 +140,20 @@ def unexpected_failure(error: Exception, *secrets: str) -> Failure:
 
 def retry_after(headers: Mapping[str, str], document: Mapping[str, object], wall: float) -> float:
     """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
-    for wait in (asked_wait(headers, wall), _seconds(document.get("retry_after"))):
+    for wait in (parse_retry_after(headers, wall), _seconds(document.get("retry_after"))):
         if wait is not None:
             return max(wait, 1.0)  # zero would ask again at once and be refused again
     return _DEFAULT_RETRY_AFTER
 
 
-def asked_wait(headers: Mapping[str, str], wall: float) -> float | None:
+def parse_retry_after(headers: Mapping[str, str], wall: float) -> float | None:
     """Return how many seconds ``Retry-After`` asks to wait, in either of its forms; ``None`` if it makes no sense."""
     fields = _lower(headers)
     wait = _seconds(fields.get("retry-after"))
     return _until(_timestamp(fields.get("retry-after")), fields, wall) if wait is None else wait
 
 
-def calls_left(headers: Mapping[str, str], wall: float) -> tuple[int, float] | None:
+def parse_rate_limit(headers: Mapping[str, str], wall: float) -> tuple[int, float] | None:
     """Return how many calls the service says are left, and for how many seconds that holds, if it says so."""
     fields = _lower(headers)
     remaining = _seconds(fields.get("x-ratelimit-remaining"))
@@ -160,7 +165,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _meaning(status: int) -> tuple[type[Any], str, bool]:
+def _classify_status(status: int) -> tuple[type[Any], str, bool]:
     if status == 401:
         return CredentialsRejected, "check the API key, the merchant id, and that both fit the base URL", False
     if status == 403:

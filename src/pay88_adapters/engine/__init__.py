@@ -4,25 +4,25 @@ May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``test
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
 """
 
-from pay88_adapters.core.errors import CarrierLost, Flavours
-from pay88_adapters.core.retry import Broken
+from pay88_adapters.core.errors import AdapterErrors, ClientClosed
+from pay88_adapters.core.retry import ConnectionFailure
 from pay88_adapters.core.token import MANAGED_FIELDS
-from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenReply, TokenRequest
+from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 
-from .bodies import Bookmark
-from .runners import AsyncCall, Call
+from .bodies import BodyPosition
+from .calls import AsyncCall, Call
 
 __all__ = [
     "MANAGED_FIELDS",
     "MAX_BODY",
     "MAX_DRAINED",
     "MAX_DRAIN_SECONDS",
+    "AdapterErrors",
     "AsyncCall",
-    "Bookmark",
-    "Broken",
+    "BodyPosition",
     "Call",
-    "CarrierLost",
-    "Flavours",
-    "TokenReply",
+    "ClientClosed",
+    "ConnectionFailure",
     "TokenRequest",
+    "TokenResponse",
 ]

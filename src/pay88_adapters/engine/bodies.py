@@ -15,7 +15,7 @@ _COPIES: dict[object, Callable[[Any], object]] = {bytearray: bytes, memoryview: 
 _FILES = frozenset((io.BytesIO, io.FileIO, io.BufferedReader, io.BufferedRandom))
 
 
-class Bookmark:
+class BodyPosition:
     """State of a request body before it is sent for the first time.
 
     Clients send a consumed generator, or a file that does not go back, again as an *empty* body, and the server
@@ -60,7 +60,7 @@ class Bookmark:
             return False
 
 
-WHOLE = Bookmark()
+WHOLE = BodyPosition()
 """The state of every body of a plain type."""
 
 

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from limits import RateLimitItem, RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.core.budget import Grant
+from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.snapshot import failure_from, failure_to
 from pay88_adapters.stores.base import (
-    Acquired,
     Ages,
-    Answer,
-    Bar,
     BudgetStorage,
     Claim,
+    ClaimResult,
+    Cooldown,
     Window,
+    WindowsResult,
     counted,
     new_id,
     wait_for,
@@ -46,7 +46,7 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
         self._windows = storage
         self._guard = guard
 
-    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> Acquired:
+    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> WindowsResult:
         """Take a unit of every limit, or none."""
         return self._windows.acquire_all([self.window(item, *names) for item, names in items])
 
@@ -92,25 +92,25 @@ class TokenBudget:
         self._shares = tuple(self._reserve[0] if each.get_expiry() == _HOUR else each for each in shares)
         self._longest_bar = policy.max_retry_after
 
-    def acquire(self, merchant_id: str, *, extra: bool) -> Grant:
+    def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
         """Take one unit of every limit that applies, or none."""
-        windows = self.windows(merchant_id, extra=extra)
-        claim = Claim(windows, [new_id()], longest_bar=self._longest_bar, restores=True)
+        windows = self.windows(merchant_id, from_reserve=from_reserve)
+        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, restores=True)
         answer = self._storage.claim(claim)
-        pressure, pace = self.pressure(merchant_id), self.pace(merchant_id)
+        reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
         if answer.wait == 0:
-            return Grant(True, 0.0, pressure, pace=pace)
+            return AcquireResult(True, 0.0, reserve_used, pace=pace)
         bar = answer.bar
         if bar is not None and bar.left(self._longest_bar) > 0:
-            return Grant(False, answer.wait, pressure, answer.wait, pace, _said(bar))
-        ordinary = windows[: len(self._limits)]
-        ordinary_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in ordinary)
-        return Grant(False, answer.wait, pressure, ordinary_in, pace, self._refusal(answer, ordinary))
+            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(bar))
+        regular = windows[: len(self._limits)]
+        refresh_allowed_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in regular)
+        return AcquireResult(False, answer.wait, reserve_used, refresh_allowed_in, pace, self._refusal(answer, regular))
 
-    def _refusal(self, answer: Answer, ordinary: Sequence[Window]) -> Failure:
+    def _refusal(self, answer: ClaimResult, regular: Sequence[Window]) -> Failure:
         left = {
             item: item.amount - len(counted(window, answer.histories[window.key]))
-            for item, window in zip(self._limits, ordinary, strict=True)
+            for item, window in zip(self._limits, regular, strict=True)
         }
         spent = ", ".join(str(item) for item, units in left.items() if units <= 0)
         if answer.reason:
@@ -131,33 +131,35 @@ class TokenBudget:
             StoreError: The storage cannot be used.
         """
         seconds = min(failure.retry_after or 0.0, _DAY)
-        self._storage.bar(self.key(merchant_id), Bar(seconds, 0.0, json.dumps(failure_to(failure))))
+        self._storage.bar(self.key(merchant_id), Cooldown(seconds, 0.0, json.dumps(failure_to(failure))))
 
-    def barred(self, merchant_id: str) -> tuple[Failure, float] | None:
+    def cooldown(self, merchant_id: str) -> tuple[Failure, float] | None:
         """Return why no token request may be sent, and for how many seconds, if the service asked to wait.
 
         Raises:
             StoreError: The storage cannot be used.
         """
-        bar = self._storage.barred(self.key(merchant_id))
+        bar = self._storage.cooldown(self.key(merchant_id))
         left = bar.left(self._longest_bar) if bar is not None else 0.0
-        return (_said(bar), left) if bar is not None and left > 0 else None
+        return (_reported(bar), left) if bar is not None and left > 0 else None
 
-    def windows(self, merchant_id: str, *, extra: bool = True) -> list[Window]:
+    def windows(self, merchant_id: str, *, from_reserve: bool = True) -> list[Window]:
         """Return every window that the merchant's requests count in, those that are *extra* or not."""
-        return [self._strategy.window(item, *names) for item, names in self._items(merchant_id, extra=extra)]
+        return [
+            self._strategy.window(item, *names) for item, names in self._items(merchant_id, from_reserve=from_reserve)
+        ]
 
-    def _items(self, merchant_id: str, *, extra: bool) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
+    def _items(self, merchant_id: str, *, from_reserve: bool) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
         names = self.names(merchant_id)
         items: list[tuple[RateLimitItem, tuple[str, ...]]] = [(item, names) for item in self._limits]
-        return items + [(item, (*names, "extra")) for item in self._reserve] if extra else items
+        return items + [(item, (*names, "extra")) for item in self._reserve] if from_reserve else items
 
     def left(self, merchant_id: str) -> dict[str, int]:
         """Return the units left, by limit, such as ``{"10 per 1 minute": 9}``."""
         names = self.names(merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
-    def pressure(self, merchant_id: str) -> float:
+    def reserve_used(self, merchant_id: str) -> float:
         """Return the part of the reserve that is used: 0 for nothing, 1 for all of it."""
         lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]
         return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting)
@@ -225,11 +227,13 @@ def spread(limit: int, seconds: float, ages: Ages) -> float:
     return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)
 
 
-def _said(bar: Bar) -> Failure:
+def _reported(bar: Cooldown) -> Failure:
     try:
-        said = failure_from(json.loads(bar.reason))
+        reported = failure_from(json.loads(bar.reason))
     except (ValueError, TypeError, LookupError, RecursionError):
-        said = None
-    if said is None or said.kind is not TokenRateLimited:
-        said = Failure(TokenRateLimited, "the token endpoint responded with 429; request not sent", 429, retryable=True)
-    return said
+        reported = None
+    if reported is None or reported.kind is not TokenRateLimited:
+        reported = Failure(
+            TokenRateLimited, "the token endpoint responded with 429; request not sent", 429, retryable=True
+        )
+    return reported

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .runtimes import AsyncGate, AsyncRuntime, ThreadGate
+from pay88_adapters.stores.realtime import monotonic
+
+from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
 
 
 def _steady() -> Callable[[], float]:
@@ -17,11 +19,11 @@ def _steady() -> Callable[[], float]:
     name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
     clock_id: int | None = getattr(time, name, None) if name else None
     if clock_id is None:
-        return time.monotonic
+        return monotonic
     try:
         time.clock_gettime(clock_id)
     except OSError:  # a kernel or sandbox that does not offer it
-        return time.monotonic
+        return monotonic
     return partial(time.clock_gettime, clock_id)  # every call reads it: no frame of Python's own
 
 
@@ -55,22 +57,22 @@ class Clock:
         """Return for how many real seconds to sleep before looking again whether *seconds* have passed."""
         return self.real(seconds)
 
-    def wait(self, gate: ThreadGate, seconds: float) -> None:
+    def wait(self, event: ThreadEvent, seconds: float) -> None:
         """Wait until *gate* is open, at most *seconds* of this clock; or less, for whoever looks again."""
-        gate.wait(self.nap(seconds))
+        event.wait(self.nap(seconds))
 
-    async def wait_in_task(self, gate: AsyncGate, seconds: float) -> None:
+    async def wait_in_task(self, event: AsyncWaitEvent, seconds: float) -> None:
         """Do what :meth:`wait` does, in a task."""
-        await gate.wait(self.nap(seconds))
+        await event.wait(self.nap(seconds))
 
     def pause(self, seconds: float) -> None:
         """Let *seconds* of this clock pass."""
-        gate, until = ThreadGate(), self.now() + seconds
+        event, until = ThreadEvent(), self.now() + seconds
         while (left := until - self.now()) > 0:
-            self.wait(gate, left)
+            self.wait(event, left)
 
     async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
         """Do what :meth:`pause` does, in a task."""
-        gate, until = runtime.gate(), self.now() + seconds
+        event, until = runtime.event(), self.now() + seconds
         while (left := until - self.now()) > 0:
-            await self.wait_in_task(gate, left)
+            await self.wait_in_task(event, left)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from pay88_adapters.core.errors import ConfigurationError
-from pay88_adapters.core.secret import Hidden, Secret, hidden
+from pay88_adapters.core.secret import RedactedMapping, Secret, as_secret
 
 # Checked once, here: what a stack does with a bad header value ranges from sending it to raising an
 # exception that holds the whole key.
@@ -35,7 +35,7 @@ class Credentials:
 
     def __init__(self, api_key: str, merchant_id: str) -> None:
         # First of all: a traceback with locals may follow, and either of them may be the key.
-        api_key, merchant_id = hidden(api_key), hidden(merchant_id)
+        api_key, merchant_id = as_secret(api_key), as_secret(merchant_id)
         object.__setattr__(self, "api_key", api_key)
         object.__setattr__(self, "merchant_id", merchant_id)
         _check("api_key", api_key)
@@ -51,7 +51,7 @@ class Credentials:
         Raises:
             ConfigurationError: Neither name is set, or the value cannot be used.
         """
-        environ = Hidden(os.environ if environ is None else environ)
+        environ = RedactedMapping(os.environ if environ is None else environ)
         return cls(_from_env(environ, "API_KEY"), _from_env(environ, "MERCHANT_ID"))
 
     @property
@@ -87,3 +87,7 @@ def _from_env(environ: Mapping[str, str], suffix: str) -> str:
         if environ.get(name):
             return Secret(environ[name])
     raise ConfigurationError(f"set {names[0]} (or {names[1]}) in the environment")
+
+
+CredentialsSource = Credentials | Callable[[], object]
+"""Credentials, or a credentials provider: a sync or async callable that returns them."""

@@ -16,21 +16,21 @@ from pay88_adapters.core.events import (
     Event,
     Listener,
     RefreshFailed,
+    SharedTokenUsed,
     StoreDegraded,
     StoreRestored,
     TokenFetched,
-    TokenRefused,
+    TokenRejected,
     TokenRequestFailed,
-    TokenTakenOver,
 )
 
 _tokens = logging.getLogger("pay88_adapters.tokens")
 _calls = logging.getLogger("pay88_adapters.calls")
 _listeners = logging.getLogger("pay88_adapters.events")
 
-_ABOUT_TOKENS = (TokenFetched, TokenTakenOver, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRefused)
+_ABOUT_TOKENS = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRejected)
 _TROUBLE: frozenset[object] = frozenset(
-    (TokenFetched, TokenTakenOver, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
+    (TokenFetched, SharedTokenUsed, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
 )
 
 
@@ -43,11 +43,11 @@ def log(event: Event) -> None:
     """Write the line that *event* is worth."""
     whose = f"{event.base_url} {event.merchant_id}"
     match event:
-        case RefreshFailed(error=error, in_a_row=count) if _worth_a_line(count):
+        case RefreshFailed(error=error, consecutive_failures=count) if _worth_a_line(count):
             _tokens.warning("%s: no token, %d in a row: %s: %s", whose, count, type(error).__name__, error)
-        case TokenFetched(failed_before=count) | TokenTakenOver(failed_before=count) if count:
+        case TokenFetched(previous_failures=count) | SharedTokenUsed(previous_failures=count) if count:
             _tokens.warning("%s: there is a token again, after %d failed fetches", whose, count)
-        case BreakerOpened(group=group, again=False):
+        case BreakerOpened(group=group, reopened=False):
             _calls.warning("%s: 88Pay fails, the circuit is open: calls (%s) fail at once", whose, group)
         case BreakerClosed(group=group):
             _calls.warning("%s: 88Pay works, the circuit is closed: calls (%s) are sent again", whose, group)
@@ -71,19 +71,19 @@ def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
     )
 
 
-class Guarded:
+class SafeListener:
     """A listener that raises nothing. What it raised is logged at its first, second, fourth, eighth … occurrence."""
 
-    __slots__ = ("_listener", "_raised")
+    __slots__ = ("_raised", "listener")
 
     def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+        self.listener = listener
         self._raised = 0
 
     def __call__(self, event: Event) -> BaseException | None:
         """Call the listener; return what it raised if that is no ``Exception`` and the caller's to have."""
         try:
-            self._listener(event)
+            self.listener(event)
         except BaseException as exc:  # noqa: BLE001 - it is the user's
             self._raised += 1
             level = logging.ERROR if _worth_a_line(self._raised) else logging.DEBUG

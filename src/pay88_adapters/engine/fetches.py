@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from pay88_adapters.core.errors import CarrierLost, Failure, TokenEndpointUnavailable
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable
 from pay88_adapters.core.events import Event
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.wire import network_failure
-from pay88_adapters.stores.base import Lead
+from pay88_adapters.stores.base import LeaseResult
+from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
-from .forks import fork_id
+from .forks import fork_id, survive_forks
+from .sharing import shared_key
+from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
-
-if TYPE_CHECKING:
-    from .state import SharedState
 
 _LEASE_GRACE = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
@@ -33,7 +32,7 @@ class Lease(NamedTuple):
     """The exclusive right to replace the record of *credentials* in the store."""
 
     credentials: Credentials
-    fence: int
+    fencing_token: int
     led_at: float
     """When the store had given it, on the manager's clock."""
     until: float
@@ -68,14 +67,15 @@ _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 class Fetches:
     """The fetches of one manager that have not come to their end, and their leases."""
 
-    __slots__ = ("__weakref__", "_leases", "_number", "_owner", "_runs", "_seen")
+    __slots__ = ("__weakref__", "_leases", "_number", "_runs", "_seen", "state")
 
-    def __init__(self, state: SharedState) -> None:
-        self._owner = weakref.ref(state)
+    def __init__(self, state: ManagerState) -> None:
+        self.state = state
         self._number = next(_numbers)
         self._runs: dict[int, FetchRun] = {}
         self._leases: dict[int, Lease] = {}
         self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
+        survive_forks(self)
 
     def after_fork(self) -> None:
         """Go on without the parent's threads and event loops."""
@@ -88,15 +88,10 @@ class Fetches:
         """Whether a fetch is in progress, or its outcome on its way into the store."""
         return any(not run.is_dead() for run in list(self._runs.values()))
 
-    def knows(self, ticket: int) -> bool:
-        """Whether the fetch with this ticket has been started and has not ended."""
-        return ticket in self._runs
-
     @property
-    def _state(self) -> SharedState:
-        state = self._owner()
-        assert state is not None  # whoever runs a fetch holds it
-        return state
+    def is_fetching(self) -> bool:
+        """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
+        return self.in_progress or any(ticket not in self._runs for ticket in self.state.pending)
 
     # --- beginning and end
 
@@ -111,19 +106,16 @@ class Fetches:
         """Note that *run* is over, and give back the lease that it may have. Calling it again does nothing."""
         if run.ticket not in self._leases:
             self._forget(run)
-        elif not self._state.fleet.blocking or run.worker is threading.current_thread():
+        elif not self.state.settings.store_client.blocking or run.worker is threading.current_thread():
             self.publish(run.ticket)
             self._forget(run)
         else:
-            self._publish_in_background(self._state, run)
+            self._publish_in_background(run)
 
-    def _publish_in_background(self, state: SharedState, run: FetchRun) -> None:
-        alive = [state]  # it must not be collected before this is done
-
+    def _publish_in_background(self, run: FetchRun) -> None:
         def publish() -> None:
             self.publish(run.ticket)
             self._forget(run)
-            del alive[:]
 
         try:
             Worker(publish, "pay88-lease", finishes=True).start()
@@ -142,16 +134,16 @@ class Fetches:
             return
         run.death = _death(cause)
         events: list[Event] = []
-        state = self._state
+        state = self.state
 
         def act(machine: TokenMachine, now: float) -> None:
-            failure = machine.fetch_abandoned(run.ticket, now)
+            failure = machine.on_fetch_abandoned(run.ticket, now)
             if failure is not None:
-                state.fetch_failed(failure, now)
+                state.record_failure(failure, now)
 
         state.transition(act, events)
         self.end(run)
-        state.notify_safely(events)
+        state.events.dispatch_safely(events)
 
     def at_exit(self) -> None:
         """Give back the leases that are left, since the process ends."""
@@ -160,9 +152,9 @@ class Fetches:
 
     # --- what nobody else notices
 
-    def interrupt(self, tickets: Sequence[int]) -> None:
+    def interrupt_overdue(self) -> None:
         """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
-        for ticket in tickets:
+        for ticket in self.state.take_overdue():
             run = self._runs.get(ticket)
             if run is not None and run.worker is not None and self._hangs(run):
                 run.worker.interrupt(Overdue)
@@ -175,7 +167,7 @@ class Fetches:
         """
         for run in list(self._runs.values()):
             worker = run.worker
-            if worker is None or run.ticket in self._state.pending or not self._hangs(run):
+            if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
             worker.interrupt(Overdue)
             worker.join(patience)
@@ -183,7 +175,7 @@ class Fetches:
                 worker.finishes = False
                 return Failure(
                     TokenEndpointUnavailable,
-                    f"the {run.doing} has been hanging for {time.monotonic() - run.since:.1f} s and no other fetch can"
+                    f"the {run.doing} has been hanging for {monotonic() - run.since:.1f} s and no other fetch can"
                     " be started; request not sent: let it return or time out",
                     retryable=True,
                 )
@@ -191,8 +183,8 @@ class Fetches:
 
     def _hangs(self, run: FetchRun) -> bool:
         # In real seconds: a clock that a test moves says nothing of a thread.
-        return bool(run.doing) and time.monotonic() - run.since >= self._state.clock.real(
-            self._state.policy.fetch_timeout
+        return bool(run.doing) and monotonic() - run.since >= self.state.settings.clock.real(
+            self.state.settings.policy.fetch_timeout
         )
 
     def on_another_loop(self) -> bool:
@@ -210,7 +202,7 @@ class Fetches:
             run.loop_thread == here
             and (fetches := reference()) is not None
             and not run.is_dead()
-            and fetches._state.fleet.store is self._state.fleet.store
+            and fetches.state.settings.store_client.store is self.state.settings.store_client.store
             for reference, run in list(_on_loops.values())
         )
 
@@ -221,21 +213,22 @@ class Fetches:
 
     # --- leases
 
-    def lead(self, run: FetchRun, credentials: Credentials) -> Lead:
+    def try_acquire_lease(self, run: FetchRun, credentials: Credentials) -> LeaseResult:
         """Ask the store for the lease (rule 4). May block."""
         if run.cannot_wait:
-            return Lead(fence=NO_LEASE)
-        state = self._state
-        key = state.key(credentials)
-        lease = state.policy.longest_fetch + _LEASE_GRACE
+            return LeaseResult(fencing_token=NO_LEASE)
+        state = self.state
+        key = shared_key(state.settings, credentials)
+        lease = state.settings.policy.longest_fetch + _LEASE_GRACE
         seen, version = self._seen
         asked_at = state.now()
         owner = f"{fork_id()}-{self._number}"
-        led = state.fleet.lead(key, owner=owner, known=version if seen == key else 0, lease=lease)
+        known = version if seen == key else 0
+        led = state.settings.store_client.try_acquire_lease(key, owner=owner, known=known, lease=lease)
         if led.record is not None:
             self._seen = key, led.record.version
-        if led.fence:
-            self._leases[run.ticket] = Lease(credentials, led.fence, state.now(), asked_at + lease)
+        if led.fencing_token:
+            self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
             if run.ticket not in self._runs:  # it has ended meanwhile
                 self.publish(run.ticket)
         return led
@@ -243,23 +236,25 @@ class Fetches:
     def lasts(self, run: FetchRun, seconds: float) -> bool:
         """Whether the lease of *run*, if it has one, lasts for *seconds* more."""
         lease = self._leases.get(run.ticket)
-        return lease is None or self._state.now() + seconds <= lease.until
+        return lease is None or self.state.now() + seconds <= lease.until
 
     def publish(self, ticket: int) -> None:
         """Tell the others what is known now, and end the lease. Only the first call does anything. May block."""
         lease = self._leases.pop(ticket, None)
         if lease is None:
             return
-        state = self._state
+        state = self.state
         snapshot, now = state.snapshot(lease.credentials)
-        key = state.key(lease.credentials)
-        content, keep = snapshot.dump(now), snapshot.lasts(now)
-        if state.fleet.publish(key, fence=lease.fence, content=content, keep=keep, after=now - lease.led_at):
-            self._seen = key, lease.fence
+        key = shared_key(state.settings, lease.credentials)
+        content, keep = snapshot.dump(now), snapshot.ttl(now)
+        if state.settings.store_client.publish(
+            key, fencing_token=lease.fencing_token, content=content, keep=keep, after=now - lease.led_at
+        ):
+            self._seen = key, lease.fencing_token
 
 
 def _death(cause: BaseException) -> Failure:
-    if not isinstance(cause, CarrierLost):
+    if not isinstance(cause, ClientClosed):
         return network_failure(cause)
     return Failure(
         TokenEndpointUnavailable,
@@ -274,4 +269,4 @@ def sweep() -> None:
     for reference, run in list(_on_loops.values()):
         fetches = reference()
         if fetches is not None and run.is_dead():
-            fetches.abandon(run, CarrierLost("the event loop that carried the token request has stopped"))
+            fetches.abandon(run, ClientClosed("the event loop that carried the token request has stopped"))

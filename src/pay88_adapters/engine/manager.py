@@ -1,160 +1,87 @@
-"""The one object that every stack, thread and task shares."""
+"""The one object that all HTTP client libraries, threads and tasks share."""
 
 from __future__ import annotations
 
 import inspect
 import os
-import threading
-import weakref
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import NoReturn, cast
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from pay88_adapters.core.arguments import class_of
+from pay88_adapters.core.arguments import check_type, checked_listeners, class_of
 from pay88_adapters.core.breaker import BreakerPolicy
 from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint, url_from_env
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.events import Listener
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.retry import DEFAULT, RetryPolicy
-from pay88_adapters.core.secret import Hidden, hidden
+from pay88_adapters.core.secret import RedactedMapping, as_secret
 from pay88_adapters.core.token import Token
-from pay88_adapters.stores import MEMORY, open_fallback, open_store
-from pay88_adapters.stores.base import Store
+from pay88_adapters.stores import MEMORY, checked_fallback
 
+from .async_runner import AsyncRunner
+from .calls import AsyncSender, Sender
 from .clock import Clock
-from .credentials import Credentials
-from .forks import fork_id, survive_forks
-from .overrides import CHOICES, Activation, chosen
-from .pacing import Pacing
-from .request_limits import Guards
-from .runners import AsyncSender, Sender, TaskDriver, ThreadDriver
+from .credentials import Credentials, CredentialsSource
+from .fetches import Fetches
+from .forks import fork_id
+from .overrides import OVERRIDES, Activation
+from .registry import Process, SharedManagers
 from .running import current_run, current_runtime
+from .settings import Settings, checked_endpoint, request_limits_for
 from .standalone import OwnSender, check_client, client_sender, own_sender
-from .state import CredentialsSource, SharedState, Stats
-from .store_client import Fleet
+from .state import ManagerState
+from .stats import Stats
+from .sync_runner import SyncRunner
 
 _POLICY = TokenPolicy()  # one for all managers
-_CROWD = 32  # calls that may ask a store at once for leave to go out
-_SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
-KEPT = 128
-"""How many managers that nothing refers to :meth:`TokenManager.shared` keeps: those that were used last."""
-
-
-class _Stores:
-    """The stores that are open on one clock, and what this process knows of each."""
-
-    def __init__(self) -> None:
-        self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, str | None, float | None], Fleet] = {}
-        self._sweep_at = _SWEPT
-
-    def __len__(self) -> int:
-        return len(self._fleets)
-
-    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
-        """Return this process's one view of a store."""
-        fleet = self._fleets.get((url, fallback, share))
-        if fleet is None:
-            if len(self._fleets) >= self._sweep_at:
-                # Not where the last manager goes: what it has used up of the budget counts on.
-                for key in [key for key, each in self._fleets.items() if each.is_unused()]:
-                    del self._fleets[key]
-                self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
-            # A signal handler or a finalizer may have made it meanwhile, on this very thread.
-            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
-            survive_forks(store)
-            spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
-            if spare is not None:
-                survive_forks(spare)
-            fleet = self._fleets.setdefault((url, fallback, share), Fleet(store, clock, share, spare, host))
-        return fleet
-
-
-class _Shared:
-    """The managers of :meth:`TokenManager.shared`: those that are in use, and the last ones that were."""
-
-    def __init__(self) -> None:
-        # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
-        # be referred to from here.
-        self._known: dict[int, list[weakref.ref[TokenManager]]] = {}
-        self._recent: dict[TokenManager, None] = {}
-        self._sweep_at = _SWEPT
-
-    def __len__(self) -> int:
-        return sum(len(refs) for refs in self._known.values())
-
-    def find(self, key: tuple[object, ...]) -> TokenManager | None:
-        """Return the manager that was made of *key*, if there is one."""
-        for manager in self._alike(key):
-            if manager.shared_key == key:
-                self._keep(manager)
-                return manager
-        return None
-
-    def add(self, key: tuple[object, ...], manager: TokenManager) -> None:
-        """Let *manager* be the one that was made of *key*."""
-        if len(self._known) >= self._sweep_at:
-            known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
-            self._known = {each: refs for each, refs in known.items() if refs}
-            self._sweep_at = max(_SWEPT, 2 * len(self._known))
-        manager.shared_key = key
-        others = [each for each in self._alike(key) if each.shared_key != key]
-        self._known[hash(key)] = [weakref.ref(each) for each in (*others, manager)]
-        self._keep(manager)
-
-    def _alike(self, key: tuple[object, ...]) -> list[TokenManager]:
-        found = [ref() for ref in self._known.get(hash(key), ())]
-        return [each for each in found if each is not None]
-
-    def _keep(self, manager: TokenManager) -> None:
-        self._recent.pop(manager, None)
-        self._recent[manager] = None
-        while len(self._recent) > KEPT:
-            self._recent.pop(next(iter(self._recent)), None)
-
-
-class _Process:
-    """What the managers of this process share."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.managers = _Shared()
-        self.names: WeakKeyDictionary[TokenManager, str] = WeakKeyDictionary()  # of those that were referred to
-        self.after_fork()
-        survive_forks(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock: another thread may have held it."""
-        self.lock = threading.RLock()
-
-    def fleet(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> Fleet:
-        """Return this process's one view of a store, on this clock."""
-        with self.lock:
-            # On the clock itself, which the stores refer to: so they are collected together.
-            stores: _Stores = vars(clock).setdefault("_pay88_stores", None) or _Stores()
-            vars(clock)["_pay88_stores"] = stores
-            return stores.fleet(url, fallback, clock, share)
-
-
-_process = _Process()
+_process: Process[TokenManager] = Process()
 
 
 @contextmanager
 def default_clock(clock: Clock) -> Generator[None, None, None]:
-    """Let the managers that are made in the block run on *clock* unless they are given one; for tests.
+    """Let all managers run on *clock*, from a fresh start, but for those that were given one; for tests.
 
-    Block and rest share nothing, so :meth:`TokenManager.shared` makes managers of its own in it.
+    Block and rest share nothing: :meth:`TokenManager.shared` makes managers of its own in it, and one that was made
+    before is afterwards as it was.
     """
-    kept = _process.clock, _process.managers
-    _process.clock, _process.managers = clock, _Shared()
+    with _process.lock:
+        kept = _process.clock, _process.managers
+        _process.clock, _process.managers = clock, SharedManagers()
+        before = [(each, each._start_anew(clock)) for each in _process.made]  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
-        _process.clock, _process.managers = kept
+        with _process.lock:
+            _process.clock, _process.managers = kept
+            for manager, (state, fetches) in before:
+                manager._resume(state, fetches)  # pyright: ignore[reportPrivateUsage]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Given:
+    """What a manager was made of."""
+
+    credentials: CredentialsSource
+    endpoint: Endpoint
+    store: str
+    fallback: str | None
+    policy: TokenPolicy
+    retry: RetryPolicy
+    pacing: bool
+    breaker: BreakerPolicy | None
+
+    def state(self, clock: Clock, listeners: Iterable[Listener]) -> ManagerState:
+        """Return the state of a manager that has done nothing yet."""
+        store_client = _process.store_client(self.store, self.fallback, clock, self.policy.fallback_share)
+        request_limits = request_limits_for(store_client, self.endpoint, self.pacing, self.breaker)
+        fixed = self.credentials if isinstance(self.credentials, Credentials) else None
+        settings = Settings(self.endpoint, self.policy, clock, store_client, fixed is None, self.retry, request_limits)
+        state = ManagerState(settings, tuple(listeners))
+        state.merchant_id = fixed.merchant_id if fixed else ""
+        return state
 
 
 class TokenManager:
@@ -167,7 +94,7 @@ class TokenManager:
         store: Where managers meet: those with the same store share the token and the budget.
             ``memory://`` is *per process*: each process has a token and a budget of its own, though the
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
-            ``redis://host:port`` for a fleet.
+            ``redis://host:port`` for a store_client.
         fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
             *store* is unavailable. Without one, each process has a share of the token budget of its own.
         policy: When tokens are refreshed and what may be spent.
@@ -187,7 +114,18 @@ class TokenManager:
         ConfigurationError: The configuration cannot work.
     """
 
-    __slots__ = ("__weakref__", "_client", "_endpoint", "_now", "_sender", "_state", "shared_key", "tasks", "threads")
+    __slots__ = (
+        "__weakref__",
+        "_client",
+        "_endpoint",
+        "_given",
+        "_now",
+        "_sender",
+        "_state",
+        "async_runner",
+        "shared_key",
+        "sync_runner",
+    )
 
     def __init__(
         self,
@@ -204,48 +142,44 @@ class TokenManager:
         client: object = None,
         clock: Clock | None = None,
     ) -> None:
-        store = hidden(store)  # its URL may hold a password
-        if not isinstance(store, str):
-            raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
-        endpoint = Endpoint.parse(base_url)
-        if isinstance(credentials, Credentials):
-            endpoint.check_key(credentials)
-        elif not callable(credentials):
-            raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
-        _check_type("policy", policy, TokenPolicy)
-        _check_type("retry", retry, RetryPolicy)
-        _check_type("breaker", breaker, BreakerPolicy)
+        store = as_secret(store)  # its URL may hold a password
+        endpoint = checked_endpoint(store, base_url, credentials)
+        for name, value, kind in (("policy", policy, TokenPolicy), ("retry", retry, RetryPolicy)):
+            check_type(name, value, kind)
         if client is not None:
             check_client(client)
-        if not isinstance(pacing, bool):
-            raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
-        policy = policy or _POLICY
-        clock = clock or _process.clock
-        fleet = _process.fleet(store, _checked_fallback(store, fallback_store), clock, policy.fallback_share)
-        rotating = not isinstance(credentials, Credentials)
-        guards = None
-        if pacing or breaker is not None:
-            crowd = _CROWD if fleet.blocking else None
-            guards = Guards(Pacing(fleet.budget, endpoint.base_url, crowd=crowd) if pacing else None, breaker)
         self._endpoint = endpoint
-        self._now = clock.now
-        self._state = SharedState(
+        self._given = _Given(
+            credentials,
             endpoint,
-            policy,
-            clock,
-            fleet,
-            rotating=rotating,
-            retry=retry or DEFAULT,
-            guards=guards,
-            listeners=_checked(listeners),
+            store,
+            checked_fallback(store, fallback_store),
+            policy or _POLICY,
+            retry or DEFAULT,
+            pacing,
+            breaker,
         )
-        if isinstance(credentials, Credentials):
-            self._state.merchant_id = credentials.merchant_id
-        self.threads = ThreadDriver(self._state, credentials)
-        self.tasks = TaskDriver(self._state, credentials)
+        state = self._given.state(clock or _process.clock, checked_listeners(listeners))
+        self._resume(state, Fetches(state))
+        if clock is None:
+            with _process.lock:
+                _process.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
+
+    def _start_anew(self, clock: Clock) -> tuple[ManagerState, Fetches]:
+        """Forget what has happened so far, and run on *clock*; return what :meth:`_resume` takes."""
+        before = self._state, self.sync_runner.fetches
+        if not self._state.closed:
+            state = self._given.state(clock, self._state.events.listeners)
+            self._resume(state, Fetches(state))
+        return before
+
+    def _resume(self, state: ManagerState, fetches: Fetches) -> None:
+        self._state, self._now = state, state.now
+        self.sync_runner = SyncRunner(fetches, self._given.credentials)
+        self.async_runner = AsyncRunner(fetches, self._given.credentials)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
@@ -255,7 +189,7 @@ class TokenManager:
         Raises:
             ConfigurationError: A variable is missing or cannot be used.
         """
-        environ = Hidden(os.environ if environ is None else environ)
+        environ = RedactedMapping(os.environ if environ is None else environ)
         return cls(
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
@@ -288,8 +222,8 @@ class TokenManager:
         Raises:
             ConfigurationError: The configuration cannot work.
         """
-        store = hidden(store)
-        listeners = _checked(listeners)
+        store = as_secret(store)
+        listeners = checked_listeners(listeners)
         options = (fallback_store, policy or _POLICY, retry or DEFAULT, listeners, pacing, breaker, client)
         key = (credentials, Endpoint.parse(base_url).base_url, store, options)
         try:
@@ -321,7 +255,7 @@ class TokenManager:
     @property
     def base_url(self) -> str:
         """The checked base URL, without a slash at its end."""
-        return self._state.endpoint.base_url
+        return self._state.settings.endpoint.base_url
 
     @property
     def merchant_id(self) -> str:
@@ -331,7 +265,7 @@ class TokenManager:
     @property
     def retry(self) -> RetryPolicy:
         """When a call is sent again."""
-        return self._state.retry
+        return self._state.settings.retry
 
     def get_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token that may be attached now; fetch one, or wait for the one who does.
@@ -353,7 +287,7 @@ class TokenManager:
             ConfigurationError: No token lives as long as *min_validity*, the manager is closed, or its client is async.
         """
         if not min_validity:
-            token, until = self._state.published
+            token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
@@ -362,22 +296,22 @@ class TokenManager:
             raise ConfigurationError(
                 f"get_token() cannot use {class_of(self._client)}: await aget_token(), or give a sync client"
             )
-        return self.threads.token(cast("Sender", sender), min_validity=min_validity)
+        return self.sync_runner.token(cast("Sender", sender), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
         if not min_validity:
-            token, until = self._state.published
+            token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
         sender, runtime = self._standalone(), current_runtime()
         if inspect.iscoroutinefunction(sender.post):
-            return await self.tasks.token_over(cast("AsyncSender", sender), min_validity=min_validity)
+            return await self.async_runner.token_over(cast("AsyncSender", sender), min_validity=min_validity)
         # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
-        carriers = (current_run(),) if self._state.rotating else ()
-        return await self.tasks.token(
-            lambda start: self.threads.start(start, cast("Sender", sender), runtime),
+        carriers = (current_run(),) if self._state.settings.rotating else ()
+        return await self.async_runner.token(
+            lambda start: self.sync_runner.start(cast("Sender", sender), start, runtime),
             carriers,
             min_validity=min_validity,
         )
@@ -394,17 +328,17 @@ class TokenManager:
         """
         return Activation(self)
 
-    def managing(
+    def for_request(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
-        choices = CHOICES.get()  # what chosen() does, in this frame: every call comes through here
-        manager = choices[-1].manager if choices else self
+        overrides = OVERRIDES.get()  # what chosen() does, in this frame: every call comes through here
+        manager = overrides[-1].manager if overrides else self
         if manager is None:
             return None
         if not manager._endpoint.covers(scheme, host, port, path, authorization):
             if authorization is not None and manager._endpoint.covers(scheme, host, port, path, None):
-                manager._state.bypassed()
+                manager._state.record_bypass()
             return None
         return manager
 
@@ -417,11 +351,11 @@ class TokenManager:
         state = self._state
         return Stats(
             **asdict(state.counters),
-            budget_left=state.budget.left(state.merchant_id),
-            fetching=state.fetching,
+            budget_left=state.settings.budget.left(state.merchant_id),
+            fetching=self.sync_runner.fetches.is_fetching,
             token_expires_in=state.expires_in(),
-            circuits_open=state.guards.circuits() if state.guards else {},
-            store_degraded=state.fleet.alone,
+            circuits_open=state.settings.request_limits.circuit_states() if state.settings.request_limits else {},
+            store_degraded=state.settings.store_client.degraded,
         )
 
     def listen(self, listener: Listener) -> None:
@@ -430,7 +364,7 @@ class TokenManager:
         Raises:
             ConfigurationError: It is not callable.
         """
-        self._state.listen(*_checked([listener]))
+        self._state.listen(*checked_listeners([listener]))
 
     def close(self) -> None:
         """Refuse all further calls, and close the manager's own HTTP client.
@@ -482,151 +416,16 @@ class TokenManager:
         return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
-        longest = LIFETIME - self._state.policy.expiry_skew
+        longest = LIFETIME - self._state.settings.policy.expiry_skew
         if not 0 <= min_validity <= longest:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+def manager_id(manager: TokenManager) -> str:
+    """Return a name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
+    return _process.names.setdefault(manager, os.urandom(16).hex())
 
 
-def _checked_fallback(store: str, fallback: object) -> str | None:
-    if fallback is None:
-        return None
-    if not isinstance(fallback, str):
-        raise ConfigurationError(f"fallback_store must be a str, not {type(fallback).__name__}")
-    if store == MEMORY:
-        raise ConfigurationError("fallback_store is for a store that processes share: set store, too")
-    if store == fallback:
-        raise ConfigurationError("fallback_store is the same as store: name another file")
-    return fallback
-
-
-def _checked(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
-    if callable(listeners):
-        raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
-    checked = tuple(listeners)
-    if not all(callable(each) for each in checked):
-        raise ConfigurationError("listeners must be callables that take one event")
-    return checked
-
-
-def check_manager(manager: object) -> None:
-    """Check what a client is to be attached to.
-
-    Raises:
-        ConfigurationError: It is no manager.
-    """
-    if not isinstance(manager, (TokenManager, _StandIn)):
-        raise ConfigurationError(
-            f"manager must be a TokenManager or an ActivatedManager, not {class_of(manager)}: pass"
-            " TokenManager(credentials) or TokenManager.from_env()"
-        )
-
-
-class _StandIn:
-    """Takes the place of a client's manager: calls to its base URL are those of whichever is activated, or fail."""
-
-    def __init__(self, base_url: str) -> None:
-        self._endpoint = Endpoint.parse(base_url)
-
-    @property
-    def base_url(self) -> str:
-        """The checked base URL, without a slash at its end."""
-        return self._endpoint.base_url
-
-    def managing(
-        self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
-    ) -> TokenManager | None:
-        """Do what :meth:`TokenManager.managing` does.
-
-        Raises:
-            ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
-        """
-        active = chosen(self)
-        if active is None:  # unmanaged()
-            return None
-        if isinstance(active, TokenManager):
-            manager = active.managing(scheme, host, port, path, authorization)
-            if manager is not None:
-                return manager
-        if self._endpoint.covers(scheme, host, port, path, authorization):
-            raise ConfigurationError(self._problem(active if isinstance(active, TokenManager) else None))
-        return None
-
-    def _problem(self, active: TokenManager | None) -> str:
-        raise NotImplementedError
-
-
-class ActivatedManager(_StandIn):
-    """The manager of a client without a merchant of its own: ``attach(client, ActivatedManager())``.
-
-    Calls to *base_url* belong to the manager that is :meth:`~TokenManager.activated` around them. Outside of that they
-    raise :class:`ConfigurationError` and are not sent, so that no merchant ever pays for another. Calls in
-    ``unmanaged()`` and those with a ``Bearer`` of their own pass.
-
-    Args:
-        base_url: ``SANDBOX_URL`` unless given.
-
-    Raises:
-        ConfigurationError: The URL cannot be used.
-    """
-
-    def __init__(self, base_url: str = SANDBOX_URL) -> None:
-        super().__init__(base_url)
-
-    def _problem(self, active: TokenManager | None) -> str:
-        if active is not None:
-            return (
-                f"request not sent: the client is for {self.base_url}, the activated manager for {active.base_url};"
-                " activate one for the same base URL"
-            )
-        return (
-            f"request to {self.base_url} not sent: no manager is activated here; make it inside of"
-            " `with manager.activated():`, or of unmanaged()"
-        )
-
-    def __reduce__(self) -> tuple[type[ActivatedManager], tuple[str]]:
-        return ActivatedManager, (self.base_url,)
-
-    def __repr__(self) -> str:
-        return f"<ActivatedManager {self.base_url}>"
-
-
-AnyManager = TokenManager | ActivatedManager
-"""What a client can be attached to."""
-
-
-class Missing(_StandIn):
-    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
-
-    def __init__(self, reference: tuple[str, str]) -> None:
-        super().__init__(reference[1])
-        self.reference = reference
-
-    def _problem(self, active: TokenManager | None) -> str:
-        return (
-            "this client was unpickled without its TokenManager (managers hold the API key and cannot be pickled):"
-            " make a TokenManager in this process and attach() it"
-        )
-
-
-def reference(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
-    """Return what :func:`find` finds *manager* by, in this process and in those forked from it."""
-    if isinstance(manager, Missing):
-        return manager.reference
-    if isinstance(manager, ActivatedManager):
-        return manager
-    assert isinstance(manager, TokenManager)
-    name = _process.names.setdefault(manager, os.urandom(16).hex())
-    return name, manager.base_url
-
-
-def find(reference: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | Missing:
-    """Return the manager that *reference* was made for, or what stands in for it in another process."""
-    if isinstance(reference, ActivatedManager):
-        return reference
-    name, _ = reference
-    return next((manager for manager, known in list(_process.names.items()) if known == name), Missing(reference))
+def find_manager(name: str) -> TokenManager | None:
+    """Return the manager that has this name, if it is in this process."""
+    return next((manager for manager, known in list(_process.names.items()) if known == name), None)

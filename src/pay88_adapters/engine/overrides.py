@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pay88_adapters.core.arguments import class_of
 from pay88_adapters.core.errors import ConfigurationError
@@ -16,86 +16,95 @@ from pay88_adapters.core.errors import ConfigurationError
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHOICES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
+OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
     "pay88_managers", default=()
 )  # those still open, innermost last
 
 
-def chosen(own: M) -> Any | M | None:
+def current_manager(own: M) -> Any | M | None:
     """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
-    choices = CHOICES.get()
-    return choices[-1].manager if choices else own
+    overrides = OVERRIDES.get()
+    return overrides[-1].manager if overrides else own
 
 
-class Activation(AbstractContextManager[None], Generic[M]):
-    """A context manager, and a decorator of functions and coroutine functions, with one manager or none in force."""
+class Enclosing(AbstractContextManager[None]):
+    """A context manager that is also a decorator of functions and coroutine functions. It may be entered repeatedly."""
 
-    __slots__ = ("manager",)
-
-    def __init__(self, manager: M) -> None:
-        self.manager = manager
-
-    def __enter__(self) -> None:
-        CHOICES.set((*CHOICES.get(), self))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # No reset(): generators that share a context end in any order, or in another context.
-        choices = list(CHOICES.get())
-        for index in reversed(range(len(choices))):
-            if choices[index] is self:
-                del choices[index]
-                break
-        CHOICES.set(tuple(choices))
+    __slots__ = ()
+    names: ClassVar[str]
+    """What users call it, for error messages."""
 
     def __call__(self, function: F) -> F:
-        """Return *function* with the manager in force while it runs, or while the coroutine does that it returns.
+        """Return *function* enclosed while it runs, or while the coroutine does that it returns.
 
         Raises:
             ConfigurationError: It is a generator function, whose body runs after the call, or no function.
         """
         given: Any = function
         if inspect.isclass(given) or not callable(given):
-            raise ConfigurationError(f"activated() and unmanaged() decorate functions, not {class_of(given)}")
+            raise ConfigurationError(f"{self.names} can decorate functions, not {class_of(given)}")
         bodies = (given, given.__call__)  # an object may have its code there
         if any(inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body) for body in bodies):
-            raise _no_generator(given)
+            raise _no_generator(self, given)
         decorate = _in_task if any(map(inspect.iscoroutinefunction, bodies)) else _in_call
         return cast("F", wraps(given)(decorate(self, given)))
 
 
-def _in_task(activation: Activation[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+class Activation(Enclosing, Generic[M]):
+    """A context manager, and a decorator of functions and coroutine functions, with one manager or none in force."""
+
+    __slots__ = ("manager",)
+    names = "activated() and unmanaged()"
+
+    def __init__(self, manager: M) -> None:
+        self.manager = manager
+
+    def __enter__(self) -> None:
+        OVERRIDES.set((*OVERRIDES.get(), self))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # No reset(): generators that share a context end in any order, or in another context.
+        overrides = list(OVERRIDES.get())
+        for index in reversed(range(len(overrides))):
+            if overrides[index] is self:
+                del overrides[index]
+                break
+        OVERRIDES.set(tuple(overrides))
+
+
+def _in_task(enclosing: Enclosing, function: Callable[..., Any]) -> Callable[..., Any]:
     async def run(*args: Any, **kw: Any) -> Any:
-        with activation:
+        with enclosing:
             return await function(*args, **kw)
 
     return run
 
 
-def _in_call(activation: Activation[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_call(enclosing: Enclosing, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kw: Any) -> Any:
-        with activation:
+        with enclosing:
             result: Any = function(*args, **kw)
         if inspect.iscoroutine(result):
-            return _awaited(activation, result)
+            return _awaited(enclosing, result)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            raise _no_generator(function)
+            raise _no_generator(enclosing, function)
         return result
 
     return run
 
 
-async def _awaited(activation: Activation[Any], coroutine: Coroutine[Any, Any, Any]) -> Any:
-    with activation:
+async def _awaited(enclosing: Enclosing, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    with enclosing:
         return await coroutine
 
 
-def _no_generator(function: Any) -> ConfigurationError:
+def _no_generator(enclosing: Enclosing, function: Any) -> ConfigurationError:
     name = getattr(function, "__qualname__", class_of(function))
     return ConfigurationError(
-        f"activated() and unmanaged() cannot decorate the generator {name}: its body runs after the call that they"
-        " enclose; use a with block inside of it"
+        f"{enclosing.names} cannot decorate the generator {name}: its body runs after the call; use a with block inside"
+        " of it"
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pay88_adapters.core.breaker import CLOSED, Breaker, BreakerPolicy, Open, Passage
+from pay88_adapters.core.breaker import CLOSED_PERMIT, Breaker, BreakerPolicy, Permit, Rejected
 from pay88_adapters.core.events import BreakerClosed, BreakerOpened, Event
 
-from .pacing import Pacing, Turn
+from .pacing import Pacing, RateLimitPermit
 
 _SERVER_ERROR = 500
 
 
-class Guards:
+class RequestLimits:
     """The circuit breakers and the pacing of one manager, by group of calls.
 
     Args:
@@ -25,44 +25,44 @@ class Guards:
         self._policy = breaker
         self._breakers: dict[str, Breaker] = {}
 
-    def ask(self, group: str, now: float) -> Passage | Open:
+    def try_acquire(self, group: str, now: float) -> Permit | Rejected:
         """Say whether a call of *group* may be sent."""
         if self._policy is None:
-            return CLOSED
+            return CLOSED_PERMIT
         breaker = self._breakers.get(group)
         if breaker is None:
             breaker = self._breakers[group] = Breaker(self._policy)
-        return breaker.ask(now)
+        return breaker.try_acquire(now)
 
     def is_open(self, group: str) -> bool:
         """Whether calls of *group* fail at once, or only a probe is let through."""
         return group in self._breakers and self._breakers[group].is_open
 
-    def circuits(self) -> dict[str, bool]:
+    def circuit_states(self) -> dict[str, bool]:
         """Return whether calls fail at once, by group called so far."""
         return {group: breaker.is_open for group, breaker in tuple(self._breakers.items())}
 
-    def abandoned(self, group: str, passage: Passage) -> None:
+    def release(self, group: str, permit: Permit) -> None:
         """Note that a call came to nothing that says anything of the service. Needs no lock."""
         if group in self._breakers:
-            self._breakers[group].abandoned(passage)
+            self._breakers[group].release(permit)
 
-    def over(self, turn: Turn | None, now: float) -> None:
+    def end_attempt(self, rate_permit: RateLimitPermit | None, now: float) -> None:
         """Note that the attempt that took a *turn* ended. Needs no lock."""
-        if self.pacing is not None and turn is not None:
-            self.pacing.over(turn, now)
+        if self.pacing is not None and rate_permit is not None:
+            self.pacing.end_attempt(rate_permit, now)
 
-    def heard(
-        self, group: str, passage: Passage, status: int | None, headers: Mapping[str, str], now: float, wall: float
+    def record_response(
+        self, group: str, permit: Permit, status: int | None, headers: Mapping[str, str], now: float, wall: float
     ) -> tuple[Callable[..., Event], tuple[object, ...]] | None:
         """Note how an attempt ended, without a *status* if it got no answer; return what to tell of."""
         if self.pacing is not None and status is not None:
-            self.pacing.heard(group, status, headers, now, wall)
+            self.pacing.record_response(group, status, headers, now, wall)
         breaker = self._breakers.get(group)
         if breaker is None:
             return None
         if status is None or status >= _SERVER_ERROR:
             again = breaker.is_open
-            opened = breaker.failed(passage, now)
+            opened = breaker.failed(permit, now)
             return (BreakerOpened, (group, breaker.policy.open_for, again)) if opened else None
-        return (BreakerClosed, (group,)) if breaker.succeeded(passage) else None
+        return (BreakerClosed, (group,)) if breaker.succeeded(permit) else None

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterable, Iterable
 from math import inf
 
 from pay88_adapters.core.wire import MAX_BODY
+from pay88_adapters.stores.realtime import monotonic
 
 
 class BodyTimeout(TimeoutError):
     """A response body did not arrive in time."""
 
 
-def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
+def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -> bytes:
     """Join *chunks* up to one byte more than *bound*.
 
     Args:
         chunks: A response body, in pieces as they arrive.
         bound: Bytes.
-        until: When the last piece must have arrived, on ``time.monotonic()``.
+        until: When the last piece must have arrived, on a monotonic clock.
 
     Raises:
         BodyTimeout: It has not.
@@ -29,19 +29,19 @@ def capped(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = inf) -
         body += chunk
         if len(body) > bound:
             break
-        check_time(until)
+        remaining_seconds(until)
     return bytes(body[: bound + 1])
 
 
-def check_time(until: float) -> float:
-    """Return the real seconds until *until*, on ``time.monotonic()``; raise :class:`BodyTimeout` if there are none."""
-    left = until - time.monotonic()
+def remaining_seconds(until: float) -> float:
+    """Return the real seconds until *until*, on a monotonic clock; raise :class:`BodyTimeout` if there are none."""
+    left = until - monotonic()
     if left <= 0:
         raise BodyTimeout("the response body did not arrive in time")
     return left
 
 
-async def acapped(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
+async def aread_limited(chunks: AsyncIterable[bytes], bound: int = MAX_BODY) -> bytes:
     """Join *chunks* up to one byte more than *bound*."""
     body = bytearray()
     async for chunk in chunks:

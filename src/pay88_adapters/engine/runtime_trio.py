@@ -14,30 +14,30 @@ from .threads import Worker
 T = TypeVar("T")
 
 
-class TrioGate:
+class TrioEvent:
     """An event of one trio run."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
         self._event = trio.Event()
-        self._is_open = False
+        self._is_set = False
 
-    def open(self) -> None:
-        self._soon(self._open)
+    def set(self) -> None:
+        self._soon(self._set)
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         self._soon(self._wake)
 
     def _soon(self, act: Callable[[], None]) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(act, idempotent=True)
 
-    def _open(self) -> None:
-        self._is_open = True
+    def _set(self) -> None:
+        self._is_set = True
         self._event.set()
 
     def _wake(self) -> None:
-        if not self._is_open:
+        if not self._is_set:
             self._event.set()
             self._event = trio.Event()
 
@@ -54,8 +54,8 @@ class TrioRuntime:
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()
 
-    def gate(self) -> TrioGate:
-        return TrioGate(self.key)
+    def event(self) -> TrioEvent:
+        return TrioEvent(self.key)
 
     @property
     def is_running(self) -> bool:
@@ -73,7 +73,7 @@ class TrioRuntime:
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
 
-    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
         result: list[Callable[[], T]] = []
         ended, scope = trio.Event(), trio.CancelScope()
 
@@ -98,14 +98,14 @@ class TrioRuntime:
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
         async def run() -> T:
-            return await self.bounded(work, seconds)
+            return await self.with_timeout(work, seconds)
 
         try:
             return trio.from_thread.run(run, trio_token=self.key)
         except (trio.RunFinishedError, trio.Cancelled) as exc:
             raise LoopEnded("the trio run has ended") from exc
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
         done = trio.Event()
         result: list[Callable[[], T]] = []

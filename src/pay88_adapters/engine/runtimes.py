@@ -6,11 +6,12 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+from pay88_adapters.stores.realtime import monotonic
 
 from .threads import Worker
 
@@ -18,19 +19,19 @@ T = TypeVar("T")
 _LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
 
 
-class Gate(Protocol):
+class WaitEvent(Protocol):
     """Opened once, from any thread; whoever waits at it goes on."""
 
-    def open(self) -> None:
+    def set(self) -> None:
         """Let everybody through, now and later. Never raises, whatever became of the waiters."""
         ...
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Wake who waits now, and stay closed. Never raises, either."""
         ...
 
 
-class AsyncGate(Gate, Protocol):
+class AsyncWaitEvent(WaitEvent, Protocol):
     """A gate for the tasks of one event loop."""
 
     async def wait(self, seconds: float) -> None:
@@ -38,24 +39,24 @@ class AsyncGate(Gate, Protocol):
         ...
 
 
-class ThreadGate:
+class ThreadEvent:
     """A gate for threads.
 
     Each waiter has a lock of its own and none is shared: a signal handler or a finalizer that interrupts one of these
     methods may call any of them.
     """
 
-    __slots__ = ("_is_open", "_waiters")
+    __slots__ = ("_is_set", "_waiters")
 
     def __init__(self) -> None:
         self._waiters: dict[int, threading.Lock] = {}
-        self._is_open = False
+        self._is_set = False
 
-    def open(self) -> None:
-        self._is_open = True  # first: who joins from now on does not wait
-        self.stir()
+    def set(self) -> None:
+        self._is_set = True  # first: who joins from now on does not wait
+        self.notify()
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         for waiter in list(self._waiters.values()):
             with suppress(RuntimeError):  # woken already
                 waiter.release()
@@ -66,7 +67,7 @@ class ThreadGate:
         waiter.acquire()
         self._waiters[id(waiter)] = waiter
         try:
-            if not self._is_open and not unless():
+            if not self._is_set and not unless():
                 waiter.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
         finally:
             self._waiters.pop(id(waiter), None)
@@ -90,7 +91,7 @@ class AsyncRuntime(Protocol):
         """Whether the loop runs, as far as can be told from another thread."""
         ...
 
-    def gate(self) -> AsyncGate:
+    def event(self) -> AsyncWaitEvent:
         """Return a new gate for this loop."""
         ...
 
@@ -102,7 +103,7 @@ class AsyncRuntime(Protocol):
         """Sleep."""
         ...
 
-    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
         """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
 
         What ends it although nobody has cancelled the caller, such as a ``CancelledError`` of its own, is raised as a
@@ -119,7 +120,7 @@ class AsyncRuntime(Protocol):
         """
         ...
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Let a thread of its own do *work*. Who is cancelled meanwhile does not wait for it."""
         ...
 
@@ -132,18 +133,18 @@ class LoopEnded(Exception):
     """The event loop does not run any longer."""
 
 
-class AsyncioGate:
+class AsyncioEvent:
     """Futures of one loop: a cancelled waiter takes only its own away."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiters: set[asyncio.Future[None]] = set()
-        self._is_open = False
+        self._is_set = False
 
-    def open(self) -> None:
-        self._soon(self._open)
+    def set(self) -> None:
+        self._soon(self._set)
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         self._soon(self._wake)
 
     def _soon(self, act: Callable[[], None]) -> None:
@@ -152,8 +153,8 @@ class AsyncioGate:
         except RuntimeError:  # the loop is closed, and its tasks with it
             self._waiters.clear()
 
-    def _open(self) -> None:
-        self._is_open = True
+    def _set(self) -> None:
+        self._is_set = True
         self._wake()
 
     def _wake(self) -> None:
@@ -161,7 +162,7 @@ class AsyncioGate:
             _resolve(waiter)
 
     async def wait(self, seconds: float) -> None:
-        if self._is_open:
+        if self._is_set:
             return
         waiter = self._loop.create_future()
         timer = self._loop.call_later(max(seconds, 0.0), _resolve, waiter)
@@ -189,8 +190,8 @@ class AsyncioRuntime:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.key = loop
 
-    def gate(self) -> AsyncioGate:
-        return AsyncioGate(self.key)
+    def event(self) -> AsyncioEvent:
+        return AsyncioEvent(self.key)
 
     @property
     def is_running(self) -> bool:
@@ -201,7 +202,7 @@ class AsyncioRuntime:
         for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
             self._tasks.discard(dead)
         task = contextvars.Context().run(self.key.create_task, job())
-        _quiet(task)
+        _silence_destroy_warning(task)
         self._tasks.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
@@ -213,10 +214,10 @@ class AsyncioRuntime:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def bounded(self, work: Awaitable[T], seconds: float) -> T:
+    async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
         result: list[Callable[[], T]] = []
         task = self.key.create_task(capture(work, result, asyncio.CancelledError))
-        _quiet(task)
+        _silence_destroy_warning(task)
         try:
             await asyncio.wait({task}, timeout=seconds)
         except asyncio.CancelledError:
@@ -236,12 +237,12 @@ class AsyncioRuntime:
             future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
         except RuntimeError as exc:
             raise LoopEnded("the event loop is closed") from exc
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         while not result:
             try:
-                future.result(min(max(until - time.monotonic(), 0.0), _LOOK_AGAIN))
+                future.result(min(max(until - monotonic(), 0.0), _LOOK_AGAIN))
             except concurrent.futures.TimeoutError:
-                if time.monotonic() >= until:
+                if monotonic() >= until:
                     future.cancel()
                     raise TimeoutError(f"no answer within {seconds:g} s") from None
                 if not self.is_running:
@@ -251,7 +252,7 @@ class AsyncioRuntime:
                 raise LoopEnded("the event loop has ended") from None
         return result[0]()
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         done: asyncio.Future[None] = self.key.create_future()
         result: list[Callable[[], T]] = []
 
@@ -295,6 +296,6 @@ def _raise(exc: BaseException) -> NoReturn:
     raise exc
 
 
-def _quiet(task: asyncio.Task[Any]) -> None:
+def _silence_destroy_warning(task: asyncio.Task[Any]) -> None:
     """Let *task* die without a word if its loop is closed under it."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather() does

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from pay88_adapters.core.arguments import CLIENTS, class_of
-from pay88_adapters.core.errors import CarrierLost, ConfigurationError
-from pay88_adapters.core.wire import TokenReply, TokenRequest
+from pay88_adapters.core.errors import ClientClosed, ConfigurationError
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
 
-from .runners import AsyncSender, Sender
+from .calls import AsyncSender, Sender
 
 
 class ClosableSender(Sender, Protocol):
@@ -35,11 +35,11 @@ class OwnSender:
         self._in_flight = 0
         self.is_closed = False
 
-    def post(self, request: TokenRequest) -> TokenReply:
+    def post(self, request: TokenRequest) -> TokenResponse:
         """Do what :meth:`Sender.post` does."""
         with self._lock:
             if self.is_closed:
-                raise CarrierLost("the TokenManager was closed")
+                raise ClientClosed("the TokenManager was closed")
             self._in_flight += 1
         try:
             return self._sender.post(request)

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -15,13 +14,13 @@ from weakref import WeakSet, WeakValueDictionary
 from pay88_adapters.core.policy import TokenPolicy
 from pay88_adapters.stores.base import (
     Ages,
-    Answer,
-    Bar,
     BudgetStorage,
     Claim,
+    ClaimResult,
+    Cooldown,
     Entry,
     History,
-    Lead,
+    LeaseResult,
     Store,
     StoreError,
     Window,
@@ -29,6 +28,7 @@ from pay88_adapters.stores.base import (
 )
 from pay88_adapters.stores.members import AT_FIRST, HORIZON, shrunk
 from pay88_adapters.stores.memory import MemoryStorage
+from pay88_adapters.stores.realtime import monotonic
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -39,13 +39,13 @@ _log = logging.getLogger("pay88_adapters.store")
 
 T = TypeVar("T")
 
-PATIENCE = 4.0
+OPERATION_TIMEOUT = 4.0
 """Real seconds for which an operation of a store may take; longer, and the store fails."""
 
 _SLOW = 0.5  # real seconds after which others wait for the end of an operation, before they try themselves
-_REST = 5.0  # seconds for which a store that failed is left alone
-_QUIET = 60.0  # seconds between two warnings about a store that comes and goes
-_TOLD_AT_ONCE = 20  # histories that one operation tells the store of
+_RETRY_INTERVAL = 5.0  # seconds for which a store that failed is left alone
+_WARNING_INTERVAL = 60.0  # seconds between two warnings about a store that comes and goes
+_FLUSH_BATCH = 20  # histories that one operation tells the store of
 _OTHERS = "#"  # in the ids of entries that stand for what others may have taken
 _TOLD_OF_CALLS = 200  # entries of a history that need not be complete
 _DAY = 86_400.0
@@ -55,7 +55,7 @@ NO_LEASE = 0
 """The fence of whoever leads without a lease, because the store fails or cannot be waited for."""
 
 
-class Fleet:
+class StoreClient:
     """A store, from the point of view of one process. A store that fails raises nothing here.
 
     Args:
@@ -84,7 +84,7 @@ class Fleet:
     def after_fork(self) -> None:
         """Go on as a process of its own, of which the store does not know."""
         if self.fallback is None:
-            self.share.split() if self.alone else self.share.lose()
+            self.share.split() if self.degraded else self.share.lose()
 
     @property
     def store(self) -> Store:
@@ -92,7 +92,7 @@ class Fleet:
         return self.link.store
 
     @property
-    def alone(self) -> bool:
+    def degraded(self) -> bool:
         """Whether the store fails."""
         return self.link.failing
 
@@ -112,39 +112,45 @@ class Fleet:
         """Whether no manager uses this, and nothing that it knows of the budget counts any longer."""
         return not self._budgets and not self.budget.holds_entries()
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        """Do what :meth:`Store.lead` does; while the store fails, in the fallback store, or without a lease.
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+        """:meth:`Store.try_acquire_lease`; in the fallback store, or without a lease, while the store fails.
 
         Fences and versions of the fallback store are negative here.
         """
 
-        def operation(store: Store) -> Lead:
-            self.budget.tell(store)  # here, because who never leads never asks for the shared budget
+        def operation(store: Store) -> LeaseResult:
+            self.budget.flush(store)  # here, because who never leads never asks for the shared budget
             asked_at = self._clock.now()
-            led = store.lead(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
+            led = store.try_acquire_lease(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
             self.share.told(led, asked_at, self.link)
             return led
 
         led = self.link.attempt(operation)
         if led is None and self.fallback is not None:
-            led = self.fallback.attempt(lambda store: store.lead(key, owner=owner, known=max(-known, 0), lease=lease))
+            led = self.fallback.attempt(
+                lambda store: store.try_acquire_lease(key, owner=owner, known=max(-known, 0), lease=lease)
+            )
             led = led and _mirrored(led)
-        return led or Lead(fence=NO_LEASE)
+        return led or LeaseResult(fencing_token=NO_LEASE)
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
         """Do what :meth:`Store.publish` does; nothing without a lease, or while the store fails."""
-        link = self.link if fence > NO_LEASE else self.fallback
-        if fence == NO_LEASE or link is None:
+        link = self.link if fencing_token > NO_LEASE else self.fallback
+        if fencing_token == NO_LEASE or link is None:
             return False
         return bool(
-            link.attempt(lambda store: store.publish(key, fence=abs(fence), content=content, keep=keep, after=after))
+            link.attempt(
+                lambda store: store.publish(
+                    key, fencing_token=abs(fencing_token), content=content, keep=keep, after=after
+                )
+            )
         )
 
 
-def _mirrored(led: Lead) -> Lead:
+def _mirrored(led: LeaseResult) -> LeaseResult:
     record = led.record
     return led._replace(
-        fence=None if led.fence is None else -led.fence,
+        fencing_token=None if led.fencing_token is None else -led.fencing_token,
         record=None if record is None else type(record)(-record.version, record.content, record.age, record.stored),
     )
 
@@ -176,18 +182,18 @@ class Link:
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for a while after it did."""
         began_at = self._clock.now()
-        if began_at < self._failed_at + _REST:
+        if began_at < self._failed_at + _RETRY_INTERVAL:
             return None
         try:
-            result = self._bounded(operation) if self.store.blocking else operation(self.store)
+            result = self._run_with_timeout(operation) if self.store.blocking else operation(self.store)
         except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
-            self._fails(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
+            self._enter_degraded(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
             return None
         if self.failing:
-            self._works(began_at)
+            self._leave_degraded(began_at)
         return result
 
-    def _bounded(self, operation: Callable[[Store], T]) -> T:
+    def _run_with_timeout(self, operation: Callable[[Store], T]) -> T:
         # What hangs leaves its thread behind, and the next one would, too.
         for slow in [each for each in list(self._running) if each.is_slow]:
             if slow.is_late or not slow.wait():
@@ -197,10 +203,10 @@ class Link:
         running.ended = lambda: self._running.discard(running)
         return running.result_in_time()
 
-    def _fails(self, problem: str) -> None:
+    def _enter_degraded(self, problem: str) -> None:
         with self._lock:  # the managers of one process warn once together
             self._failed_at = now = self._clock.now()
-            news = not self.failing and now >= self._warned_at + _QUIET
+            news = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
             if not self.failing:
                 self.failing_since = now
             self.failing = True
@@ -209,7 +215,7 @@ class Link:
         if news:
             _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
 
-    def _works(self, began_at: float) -> None:
+    def _leave_degraded(self, began_at: float) -> None:
         with self._lock:
             if began_at < self._failed_at or not self.failing:  # it began before the store failed
                 return
@@ -229,17 +235,17 @@ class _Operation(threading.Thread, Generic[T]):
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.ended: Callable[[], object] = bool
-        self._began_at = time.monotonic()
+        self._began_at = monotonic()
 
     @property
     def is_slow(self) -> bool:
         """Whether it may be hanging."""
-        return time.monotonic() > self._began_at + _SLOW
+        return monotonic() > self._began_at + _SLOW
 
     @property
     def is_late(self) -> bool:
         """Whether nobody waits for it any longer."""
-        return time.monotonic() >= self._began_at + PATIENCE
+        return monotonic() >= self._began_at + OPERATION_TIMEOUT
 
     def run(self) -> None:
         try:
@@ -252,7 +258,7 @@ class _Operation(threading.Thread, Generic[T]):
 
     def wait(self) -> bool:
         """Wait for its end as long as anybody does; return whether it has ended."""
-        return self._done.wait(max(self._began_at + PATIENCE - time.monotonic(), 0.0))
+        return self._done.wait(max(self._began_at + OPERATION_TIMEOUT - monotonic(), 0.0))
 
     def result_in_time(self) -> T:
         """Return what the operation returns, or raise what it raises."""
@@ -267,15 +273,15 @@ class _Operation(threading.Thread, Generic[T]):
         if self._error is not None:
             raise self._error
         if not self._result:
-            raise StoreError(f"no answer within {PATIENCE:g} s")
+            raise StoreError(f"no response within {OPERATION_TIMEOUT:g} s")
         return self._result[0]
 
 
-def bounded(operation: Callable[[], T]) -> T:
+def run_with_timeout(operation: Callable[[], T]) -> T:
     """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout.
 
     Raises:
-        StoreError: It took longer than ``PATIENCE``, or no thread can be started.
+        StoreError: It took longer than ``OPERATION_TIMEOUT``, or no thread can be started.
     """
     return _Operation(operation).result_in_time()
 
@@ -305,7 +311,7 @@ class Share:
         """Whether the store has ever been reached."""
         return self._told is not None
 
-    def told(self, led: Lead, asked_at: float, link: Link) -> None:
+    def told(self, led: LeaseResult, asked_at: float, link: Link) -> None:
         """Note what the store said."""
         if link.failing:
             self._before = self._told
@@ -346,13 +352,13 @@ class Share:
             self._told = 0, self._told[1]
 
 
-_fleets: WeakSet[Fleet] = WeakSet()
+_fleets: WeakSet[StoreClient] = WeakSet()
 
 
 def _after_fork_in_parent() -> None:
-    for fleet in list(_fleets):
-        if fleet.alone and fleet.fallback is None:
-            fleet.share.split()
+    for store_client in list(_fleets):
+        if store_client.degraded and store_client.fallback is None:
+            store_client.share.split()
 
 
 if hasattr(os, "register_at_fork"):
@@ -367,11 +373,11 @@ class _Budget(MemoryStorage):
     what the limits allow for long in as many seconds.
     """
 
-    def __init__(self, fleet: Fleet, clock: Clock) -> None:
-        self._fleet = fleet
+    def __init__(self, store_client: StoreClient, clock: Clock) -> None:
+        self._store_client = store_client
         self._alone = MemoryStorage(clock.now)  # what was taken alone, and what it stands for
-        self._untold: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
-        self._untold_bars: Set[str] = frozenset()
+        self._unreported: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
+        self._unreported_cooldowns: Set[str] = frozenset()
         self._seen: dict[str, float] = {}  # until when this process knows what was taken
         self._rates: dict[str, float] = {}  # how many units a second the limits of a key allow for long
         super().__init__(clock.now)
@@ -380,17 +386,17 @@ class _Budget(MemoryStorage):
     def after_fork(self) -> None:
         super().after_fork()
         self._alone.after_fork()
-        self._untold = {}  # the parent tells
+        self._unreported = {}  # the parent tells
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
         for key in keys:
             self._rates[key] = min(window.limit / window.expiry for window in claim.windows if window.key == key)
 
-        def operation(store: Store) -> Answer:
-            self.tell(store)
+        def operation(store: Store) -> ClaimResult:
+            self.flush(store)
             for key in keys:
-                bar = self.barred(key)
+                bar = self.cooldown(key)
                 if bar is not None:  # the store may have forgotten it
                     store.budget.bar(key, bar)
             known = {key: self.known(key) for key in keys} if claim.restores else claim.known
@@ -398,7 +404,7 @@ class _Budget(MemoryStorage):
             return store.budget.claim(claim._replace(windows=windows, known=known))
 
         asked_at = self._now()
-        answer = self._fleet.link.attempt(operation)
+        answer = self._store_client.link.attempt(operation)
         if answer is None:
             return self._claim_alone(claim, keys)
         for key, history in answer.histories.items():
@@ -408,21 +414,21 @@ class _Budget(MemoryStorage):
         elif answer.wait and any(self._kept_free(window) != window for window in claim.windows):
             alone = self._claim_alone(claim, keys)  # what is its own is free in any case
             if not alone.wait:
-                self._fleet.link.attempt(self.tell)
+                self._store_client.link.attempt(self.flush)
                 return alone
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
-            return answer._replace(wait=min(answer.wait, _REST), reason=why)
+            return answer._replace(wait=min(answer.wait, _RETRY_INTERVAL), reason=why)
         return answer
 
     def _kept_free(self, window: Window) -> Window:
         """Leave room in the shared budget for what others may have taken alone and not yet told."""
-        link, now = self._fleet.link, self._now()
+        link, now = self._store_client.link, self._now()
         if link.is_steady:
             return window
         instants = [now - age for age in counted(window, self.known(window.key))]
         taken = sum(
             part * max(window.limit - sum(each <= at for each in instants), 0)
-            for at, part in self._fleet.share.silent(link.restored_at)
+            for at, part in self._store_client.share.silent(link.restored_at)
         )
         return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
 
@@ -431,12 +437,12 @@ class _Budget(MemoryStorage):
         super().merge(key, history, keep)
         self._seen[key] = max(seen, self._seen.get(key, _NEVER))
 
-    def bar(self, key: str, bar: Bar) -> None:
+    def bar(self, key: str, bar: Cooldown) -> None:
         super().bar(key, bar)
-        if not self._fleet.link.attempt(lambda store: store.budget.bar(key, bar) is None):
-            self._untold_bars = {*self._untold_bars, key}
-            if self._fleet.fallback is not None:
-                self._fleet.fallback.attempt(lambda store: store.budget.bar(key, bar))
+        if not self._store_client.link.attempt(lambda store: store.budget.bar(key, bar) is None):
+            self._unreported_cooldowns = {*self._unreported_cooldowns, key}
+            if self._store_client.fallback is not None:
+                self._store_client.fallback.attempt(lambda store: store.budget.bar(key, bar))
 
     def known(self, key: str) -> History:
         """Return what this process knows of the history of *key*."""
@@ -445,50 +451,53 @@ class _Budget(MemoryStorage):
     def history(self, key: str) -> History:
         """Return what counts for this process: alone, also what that stands for which it took."""
         known = super().history(key)
-        if not self._fleet.alone:
+        if not self._store_client.degraded:
             return known
         ids = {entry.id for entry in known}
         others = [entry for entry in self._alone.history(key) if entry.id not in ids]
         return sorted([*known, *others], key=lambda entry: -entry.age)
 
     def ages(self, window: Window) -> Ages:
-        assumed = [0.0] * self._unseen(window) if self._fleet.alone else []
+        assumed = [0.0] * self._unseen(window) if self._store_client.degraded else []
         return [*counted(window, self.history(window.key)), *assumed]
 
     # --- alone
 
-    def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> Answer:
-        bar = max((bar for key in keys if (bar := self.barred(key))), key=Bar.left, default=None)
-        if bar is not None and bar.left(claim.longest_bar) > 0:
-            return Answer(bar.left(claim.longest_bar), {key: self.history(key) for key in keys}, bar)
+    def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
+        bar = max((bar for key in keys if (bar := self.cooldown(key))), key=Cooldown.left, default=None)
+        if bar is not None and bar.left(claim.longest_cooldown) > 0:
+            return ClaimResult(bar.left(claim.longest_cooldown), {key: self.history(key) for key in keys}, bar)
         answer = self._in_fallback(claim, keys)
         if answer is None:
             # Who cannot use the file it should share has no more than a guess at how many others cannot.
-            spread = 1 if self._fleet.fallback is None else AT_FIRST
-            parts = spread * self._fleet.share.parts(self._fleet.link.failing_since)
+            spread = 1 if self._store_client.fallback is None else AT_FIRST
+            parts = spread * self._store_client.share.parts(self._store_client.link.failing_since)
             answer = self._take(self._alone, claim, keys, parts)
         if answer.wait:
-            return answer._replace(wait=min(answer.wait, _REST))  # the store may be back before there is room
+            return answer._replace(wait=min(answer.wait, _RETRY_INTERVAL))  # the store may be back before there is room
         now = self._now()
         with self._lock:
             for key in keys:
                 super().merge(key, [Entry(name, 0.0) for name in claim.ids], _keep(claim, key))
-                self._untold = {**self._untold, key: {**self._untold.get(key, {}), **dict.fromkeys(claim.ids, now)}}
+                self._unreported = {
+                    **self._unreported,
+                    key: {**self._unreported.get(key, {}), **dict.fromkeys(claim.ids, now)},
+                }
         return answer
 
-    def _in_fallback(self, claim: Claim, keys: Iterable[str]) -> Answer | None:
-        link = self._fleet.fallback
+    def _in_fallback(self, claim: Claim, keys: Iterable[str]) -> ClaimResult | None:
+        link = self._store_client.fallback
         if link is None:
             return None
-        parts = self._fleet.share.parts(self._fleet.link.failing_since)
+        parts = self._store_client.share.parts(self._store_client.link.failing_since)
         answer = link.attempt(lambda store: self._take(store.budget, claim, keys, parts))
         for key, history in answer.histories.items() if answer is not None else ():
             self._alone.merge(key, history, _keep(claim, key))
             super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _keep(claim, key))
         return answer
 
-    def _take(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> Answer:
-        if not self._fleet.share.is_firm:
+    def _take(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
+        if not self._store_client.share.is_firm:
             parts = min(parts, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, parts) for window in claim.windows]
         known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.restores) :] for key in keys}
@@ -496,58 +505,58 @@ class _Budget(MemoryStorage):
         if parts and all(len(ids) <= window.limit for window in windows):
             answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
         else:
-            answer = Answer(_REST, {key: self.history(key) for key in keys})
+            answer = ClaimResult(_RETRY_INTERVAL, {key: self.history(key) for key in keys})
         return answer._replace(reason=self._refusal(claim, parts)) if answer.wait else answer
 
     def _reduced(self, window: Window, parts: int) -> Window:
         limit = window.limit
-        if limit and not self._fleet.share.is_firm:
+        if limit and not self._store_client.share.is_firm:
             limit = max(limit, parts)  # one fits into any window that is empty
         return window._replace(limit=limit - self._unseen(window))
 
     def _unseen(self, window: Window) -> int:
         """Return how many units others may have taken unseen, before the store failed, that count in *window* now."""
-        if not self._fleet.share.was_told:
+        if not self._store_client.share.was_told:
             return 0
-        until = self._fleet.link.failing_since
+        until = self._store_client.link.failing_since
         since = max(self._seen.get(window.key, _NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rates.get(window.key, 0.0) - 1e-9), 0), window.limit)
 
     def _refusal(self, claim: Claim, parts: int) -> str:
-        who = "process" if self._fleet.fallback is None else "host"
-        remedy = "set fallback_store" if self._fleet.fallback is None else "restore it"
+        who = "process" if self._store_client.fallback is None else "host"
+        remedy = "set fallback_store" if self._store_client.fallback is None else "restore it"
         small = min(claim.windows, key=lambda window: window.limit).limit
         if not parts:
             why = f"this {who} has no share of the token budget"
-        elif self._fleet.share.is_firm and parts > small:
+        elif self._store_client.share.is_firm and parts > small:
             why = f"a share of 1/{parts} of {small} token requests is less than one"
         else:
             why = f"the token budget of this {who} (1/{parts}) is exhausted"
         return f"the shared store is unavailable and {why}: {remedy}"
 
-    def tell(self, store: Store) -> None:
+    def flush(self, store: Store) -> None:
         """Add to the store what was taken without it, or lost by it.
 
         Raises:
             StoreError: The store cannot be used. It will be told again what it may not have heard.
         """
-        for key in list(self._untold_bars)[:_TOLD_AT_ONCE]:
-            bar = self.barred(key)
+        for key in list(self._unreported_cooldowns)[:_FLUSH_BATCH]:
+            bar = self.cooldown(key)
             if bar is not None:
                 store.budget.bar(key, bar)
-            self._untold_bars = self._untold_bars - {key}
-        for key, entries in list(self._untold.items())[:_TOLD_AT_ONCE]:
+            self._unreported_cooldowns = self._unreported_cooldowns - {key}
+        for key, entries in list(self._unreported.items())[:_FLUSH_BATCH]:
             now, keep = self._now(), self._kept(key).keep
             live = [Entry(name, now - at) for name, at in entries.items() if now - at <= keep]
             if live:
                 store.budget.merge(key, live, keep)
             with self._lock:
-                left = {name: at for name, at in self._untold.get(key, {}).items() if name not in entries}
-                others = {each: untold for each, untold in self._untold.items() if each != key}
-                self._untold = {**others, key: left} if left else others
+                left = {name: at for name, at in self._unreported.get(key, {}).items() if name not in entries}
+                others = {each: unreported for each, unreported in self._unreported.items() if each != key}
+                self._unreported = {**others, key: left} if left else others
 
     def holds_entries(self) -> bool:
-        return bool(self._untold) or self._alone.holds_entries() or super().holds_entries()
+        return bool(self._unreported) or self._alone.holds_entries() or super().holds_entries()
 
     def miss(self, key: str, ids: Iterable[str]) -> None:
         """Note that somebody else has seen no more of the history of *key* than the entries *ids*."""
@@ -555,7 +564,7 @@ class _Budget(MemoryStorage):
         lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
         if lost:
             with self._lock:
-                self._untold = {**self._untold, key: {**lost, **self._untold.get(key, {})}}
+                self._unreported = {**self._unreported, key: {**lost, **self._unreported.get(key, {})}}
 
 
 def _keep(claim: Claim, key: str) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
+
+from pay88_adapters.stores.realtime import monotonic
 
 _EXIT_PATIENCE = 2.0  # real seconds for which the end of the process waits for what is about to be finished
 
@@ -99,10 +100,10 @@ def forget_finisher(key: int) -> None:
 @atexit.register
 def _at_exit() -> None:
     _exiting.set()
-    until = time.monotonic() + _EXIT_PATIENCE
+    until = monotonic() + _EXIT_PATIENCE
     for worker in list(_workers):
         if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
-            worker.join(max(until - time.monotonic(), 0.0))
+            worker.join(max(until - monotonic(), 0.0))
     for finisher in list(_finishers.values()):
         if (each := finisher()) is not None:
             each.at_exit()

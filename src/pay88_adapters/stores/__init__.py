@@ -45,3 +45,16 @@ def open_fallback(url: str, clock: StoreClock) -> tuple[Store, str]:
 
     store = sqlite_store(url, clock)
     return store, store.host
+
+
+def checked_fallback(store: str, fallback: object) -> str | None:
+    """Return the URL of a fallback store; raise :class:`ConfigurationError` if it cannot be one."""
+    if fallback is None:
+        return None
+    if not isinstance(fallback, str):
+        raise ConfigurationError(f"fallback_store must be a str, not {type(fallback).__name__}")
+    if store == MEMORY:
+        raise ConfigurationError("fallback_store is for a store that processes share: set store, too")
+    if store == fallback:
+        raise ConfigurationError("fallback_store is the same as store: name another file")
+    return fallback

@@ -51,7 +51,7 @@ LEAST_KEEP = 3660.0
 FOREVER = float("inf")
 
 
-class Bar(NamedTuple):
+class Cooldown(NamedTuple):
     """What the service said when it asked to wait."""
 
     seconds: float
@@ -75,26 +75,26 @@ class Claim(NamedTuple):
     """Of the entries to add to the history of each window: one a unit. Those that are there already are granted."""
     known: Mapping[str, History] = MappingProxyType({})
     """What the histories have to contain, by key: it is added first, whatever comes of the claim."""
-    longest_bar: float = FOREVER
+    longest_cooldown: float = FOREVER
     """Seconds that a bar holds at most, for this one."""
     restores: bool = False
     """Whether whoever passes the claim on should fill in what else is *known*, in case the store has lost it."""
 
 
-class Answer(NamedTuple):
+class ClaimResult(NamedTuple):
     """The answer to a claim."""
 
     wait: float
     """0 if it was granted; else nothing was, and this is how many seconds until it could be."""
     histories: Mapping[str, History]
     """Everything that is kept, by the windows' keys, the new entries included."""
-    bar: Bar | None = None
+    bar: Cooldown | None = None
     """What holds now, if anything does. None of the histories grants anything meanwhile."""
     reason: str = ""
     """Why it was not granted, where that is not plain from the rest."""
 
 
-class Acquired(NamedTuple):
+class WindowsResult(NamedTuple):
     """The answer to one acquisition."""
 
     wait: float
@@ -172,9 +172,9 @@ def wait_for(window: Window, ages: Ages, amount: int) -> float:
     return max(window.expiry - ages[amount - free - 1], 0.0) + 1e-3
 
 
-def verdict(claim: Claim, histories: Mapping[str, History], bar: Bar | None) -> float:
+def verdict(claim: Claim, histories: Mapping[str, History], bar: Cooldown | None) -> float:
     """Return in how many seconds *claim* can be granted, given what is kept; 0 for now."""
-    left = bar.left(claim.longest_bar) if bar is not None else 0.0
+    left = bar.left(claim.longest_cooldown) if bar is not None else 0.0
     if left > 0:
         return left
     if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):
@@ -202,7 +202,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
     STORAGE_SCHEME = None  # made by the package alone, never from a URL
 
     @abstractmethod
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         """Grant all that is claimed, or none.
 
         Raises:
@@ -231,7 +231,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """
 
     @abstractmethod
-    def bar(self, key: str, bar: Bar) -> None:
+    def bar(self, key: str, bar: Cooldown) -> None:
         """Grant nothing of the history of *key* while *bar* lasts, unless one that lasts longer is there.
 
         Raises:
@@ -239,21 +239,21 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """
 
     @abstractmethod
-    def barred(self, key: str) -> Bar | None:
+    def cooldown(self, key: str) -> Cooldown | None:
         """Return the bar of *key*, if one lasts.
 
         Raises:
             StoreError: The store cannot be used.
         """
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> Acquired:
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> WindowsResult:
         """Add *amount* entries to the history of every window, or to none.
 
         Raises:
             StoreError: The store cannot be used.
         """
         answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
-        return Acquired(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
+        return WindowsResult(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
 
     def add(self, window: Window, ages: Ages) -> None:
         """Add entries that were made elsewhere, whether they fit or not.
@@ -320,14 +320,14 @@ class Member(NamedTuple):
     """Its share is one part in so many; 0: it has none."""
 
 
-class Lead(NamedTuple):
+class LeaseResult(NamedTuple):
     """The answer to whoever wants to replace the record: exactly one of the first three."""
 
     record: Record | None = None
     """It has been replaced already."""
-    fence: int | None = None
+    fencing_token: int | None = None
     """You are the one: the lease is yours."""
-    busy_for: float = 0.0
+    lease_remaining: float = 0.0
     """Somebody else's lease runs for so many seconds more, unless the record is replaced earlier."""
     parts: int = 0
     """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
@@ -335,14 +335,14 @@ class Lead(NamedTuple):
     """All other members, unless there are too many to have any share."""
 
 
-class Look(NamedTuple):
+class StoreView(NamedTuple):
     """How things stand with one record, for whoever only looks."""
 
     record: Record | None = None
     """What was published last, if it is still kept."""
     owner: str = ""
-    """Who has the lease, by the name given to :meth:`Store.lead`; "" for nobody."""
-    busy_for: float = 0.0
+    """Who has the lease, by the name given to :meth:`Store.try_acquire_lease`; "" for nobody."""
+    lease_remaining: float = 0.0
     """For how many seconds more that lease runs."""
 
 
@@ -378,7 +378,7 @@ class Store(Protocol):
         """Go on in a forked child: without the parent's threads, locks and connections."""
         ...
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         """Ask to be the one who replaces the record of *key*.
 
         Args:
@@ -393,17 +393,17 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         """Replace the record and end the lease, unless a newer fence has been given out.
 
         Args:
             key: Names the record.
-            fence: From :meth:`lead`; becomes the record's version. One that the store has not given out,
+            fence: From :meth:`try_acquire_lease`; becomes the record's version. One that the store has not given out,
                 because it was emptied since, publishes nothing.
             content: The record.
             keep: After how many seconds the record may be forgotten. The count of fences outlives it
                 by a day at least.
-            after: How many seconds after :meth:`lead` returned the content was written. The record's age
+            after: How many seconds after :meth:`try_acquire_lease` returned the content was written. The record's age
                 counts from then, however long it is on its way.
 
         Returns:
@@ -414,7 +414,7 @@ class Store(Protocol):
         """
         ...
 
-    def look(self, key: str) -> Look:
+    def peek(self, key: str) -> StoreView:
         """Return the record of *key* and who is about to replace it. Takes nothing and changes nothing.
 
         Raises:

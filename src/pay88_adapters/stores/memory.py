@@ -9,9 +9,22 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
-from .base import LEAST_KEEP, Answer, Bar, BudgetStorage, Claim, History, Lead, Look, Member, Past, Window, verdict
+from .base import (
+    LEAST_KEEP,
+    BudgetStorage,
+    Claim,
+    ClaimResult,
+    Cooldown,
+    History,
+    LeaseResult,
+    Member,
+    Past,
+    StoreView,
+    Window,
+    verdict,
+)
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .slot import Place
+from .slot import RecordSlot
 
 _DAY = 86_400.0
 _SWEEP = 600.0  # seconds between two looks for what nobody needs any longer
@@ -42,7 +55,7 @@ class _Kept(NamedTuple):
 
 
 _NONE = _Kept()
-_EMPTY = Place()
+_EMPTY = RecordSlot()
 _NEVER = (float("-inf"), 0)
 
 
@@ -69,9 +82,9 @@ class MemoryStorage(BudgetStorage):
         """Replace the lock: another thread may have held it."""
         self._lock = threading.RLock()
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         if cast("Any", self._lock)._is_owned():  # a signal handler or a finalizer, in the middle of another claim
-            return Answer(_AGAIN, {window.key: self.history(window.key) for window in claim.windows})
+            return ClaimResult(_AGAIN, {window.key: self.history(window.key) for window in claim.windows})
         with self._lock:
             now = self._now()
             keys = dict.fromkeys(window.key for window in claim.windows)
@@ -86,7 +99,7 @@ class MemoryStorage(BudgetStorage):
                 kept = {key: each.with_([(now, name) for name in claim.ids], keep, now) for key, each in kept.items()}
             self._histories.update(kept)  # one step, whatever interrupts it
             self._sweep(now)
-            return Answer(wait, {key: each.history(now) for key, each in kept.items()}, bar)
+            return ClaimResult(wait, {key: each.history(now) for key, each in kept.items()}, bar)
 
     def merge(self, key: str, entries: History, keep: float) -> None:
         with self._lock:
@@ -102,18 +115,18 @@ class MemoryStorage(BudgetStorage):
     def history(self, key: str) -> History:
         return self._kept(key).history(self._now())
 
-    def bar(self, key: str, bar: Bar) -> None:
+    def bar(self, key: str, bar: Cooldown) -> None:
         with self._lock:
-            there, now = self.barred(key), self._now()
+            there, now = self.cooldown(key), self._now()
             if there is None or there.left() < bar.left():
                 self._bars[key] = (now - bar.age, bar.seconds, bar.reason)
 
-    def barred(self, key: str) -> Bar | None:
+    def cooldown(self, key: str) -> Cooldown | None:
         return self._longest_bar([key], self._now())
 
-    def _longest_bar(self, keys: Iterable[str], now: float) -> Bar | None:
-        bars = [Bar(seconds, now - since, why) for key in keys for since, seconds, why in self._bars_of(key)]
-        return max((bar for bar in bars if bar.left() > 0), key=Bar.left, default=None)
+    def _longest_bar(self, keys: Iterable[str], now: float) -> Cooldown | None:
+        bars = [Cooldown(seconds, now - since, why) for key in keys for since, seconds, why in self._bars_of(key)]
+        return max((bar for bar in bars if bar.left() > 0), key=Cooldown.left, default=None)
 
     def _bars_of(self, key: str) -> list[tuple[float, float, str]]:
         bar = self._bars.get(key)
@@ -164,7 +177,7 @@ class MemoryStore:
         self.budget = MemoryStorage(now)
         self._now = now
         self._lock = threading.RLock()
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, RecordSlot] = {}
         self._members: dict[str, tuple[float, int]] = {}  # when each asked last, and the parts it was told
         self._swept_at = float("-inf")
 
@@ -174,31 +187,31 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         if cast("Any", self._lock)._is_owned():  # as in MemoryStorage.claim
-            return Lead(busy_for=_AGAIN)
+            return LeaseResult(lease_remaining=_AGAIN)
         with self._lock:
             now = self._now()
             self._sweep(now)
             place = self._place(key)
-            lead = place.lead(now, owner=owner, known=known, lease=lease)
+            lead = place.try_acquire_lease(now, owner=owner, known=known, lease=lease)
             self._places[key] = place
             told, others = self._join(member_of(owner), now)
             return lead._replace(parts=told, others=others)
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         if cast("Any", self._lock)._is_owned():
             return False
         with self._lock:
             place = self._place(key)
-            published = place.publish(self._now(), fence=fence, content=content, keep=keep, after=after)
+            published = place.publish(self._now(), fencing_token=fencing_token, content=content, keep=keep, after=after)
             self._places[key] = place
             return published
 
-    def look(self, key: str) -> Look:
-        return self._place(key).look(self._now())
+    def peek(self, key: str) -> StoreView:
+        return self._place(key).peek(self._now())
 
-    def _place(self, key: str) -> Place:
+    def _place(self, key: str) -> RecordSlot:
         # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
         return replace(self._places.get(key, _EMPTY))
 

@@ -15,23 +15,23 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from pay88_adapters.core.errors import ConfigurationError
-from pay88_adapters.core.secret import Secret, forget_locals
+from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
 from .base import (
     FOREVER,
     LEAST_KEEP,
-    Answer,
-    Bar,
     BudgetStorage,
     Claim,
+    ClaimResult,
+    Cooldown,
     Entry,
     History,
-    Lead,
-    Look,
+    LeaseResult,
     Member,
     Record,
     StoreClock,
     StoreError,
+    StoreView,
     Window,
     counted,
     verdict,
@@ -87,14 +87,14 @@ class _Server:
             except (redis.ConnectionError, redis.ResponseError) as error:
                 if not _is_outdated(error):
                     raise
-                forget_locals(error)
+                clear_traceback_locals(error)
             # Perhaps only this connection is of no use: the server restarted, or another one is the primary now.
             # If the question was received all the same, a unit of the budget counts twice, which errs on the safe side.
             self._reconnect()
             return question(self._get())
         # RedisClusterException is no RedisError; answers that make no sense are one of the last three.
         except (redis.RedisError, RedisClusterException, OSError, TypeError, ValueError, LookupError) as error:
-            forget_locals(error)
+            clear_traceback_locals(error)
             problem = _problem(error)
         self._forget_cluster()
         raise StoreError(f"{self._where} {problem}")  # not raised from its cause, which may quote a token
@@ -179,23 +179,23 @@ class RedisStorage(BudgetStorage):
         self._server, self._clock = server, clock
         self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         keys = list(dict.fromkeys(window.key for window in claim.windows))
         windows = [
             arg for each in claim.windows for arg in (keys.index(each.key) + 1, each.limit, self._micros(each.expiry))
         ]
         keep = max(LEAST_KEEP, *(window.expiry for window in claim.windows))
-        longest = _FOREVER if claim.longest_bar == FOREVER else self._micros(claim.longest_bar)
+        longest = _FOREVER if claim.longest_cooldown == FOREVER else self._micros(claim.longest_cooldown)
         args: list[object] = [self._micros(keep), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
         for key in keys:
             known = claim.known.get(key, ())
             args += [len(known), *self._told(known)]
 
-        def question(client: Any) -> Answer:
+        def question(client: Any) -> ClaimResult:
             granted, lists, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
             histories = {key: self._history(each) for key, each in zip(keys, lists, strict=True)}
             held = self._bar(bar) if bar else None
-            return Answer(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
+            return ClaimResult(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
 
         return self._server.ask(question)
 
@@ -206,12 +206,12 @@ class RedisStorage(BudgetStorage):
     def history(self, key: str) -> History:
         return self._look(key)[1]
 
-    def bar(self, key: str, bar: Bar) -> None:
+    def bar(self, key: str, bar: Cooldown) -> None:
         args = (self._micros(bar.seconds), self._micros(bar.age), bar.reason)
         self._server.ask(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
 
-    def barred(self, key: str) -> Bar | None:
-        def question(client: Any) -> Bar | None:
+    def cooldown(self, key: str) -> Cooldown | None:
+        def question(client: Any) -> Cooldown | None:
             reply = BAR(client, [self._bar_key(key)])
             return self._bar(reply) if reply else None
 
@@ -257,10 +257,10 @@ class RedisStorage(BudgetStorage):
         ages, ids = reply
         return [Entry(name.decode(), _seconds(self._clock, age)) for age, name in zip(ages, ids, strict=True)]
 
-    def _bar(self, reply: Any) -> Bar:
+    def _bar(self, reply: Any) -> Cooldown:
         match reply:
             case [int(seconds), int(age), bytes(reason)]:
-                return Bar(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
+                return Cooldown(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
             case _:
                 raise ValueError("no such answer")
 
@@ -290,30 +290,30 @@ class RedisStore:
         """Leave the parent's connections alone."""
         self._server.after_fork()
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
         member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
         args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
         return self._server.ask(lambda client: self._lead(LEAD(client, keys, *args)))
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         content = Secret(content)  # for whoever prints a traceback with its locals
         micros = (_micros(self._clock, keep), _micros(self._clock, after))
-        args = (fence, *micros, self._millis(keep), self._millis(keep + _DAY), content)
+        args = (fencing_token, *micros, self._millis(keep), self._millis(keep + _DAY), content)
         return self._server.ask(lambda client: int(PUBLISH(client, self._keys(key), *args)) == 1)
 
-    def look(self, key: str) -> Look:
+    def peek(self, key: str) -> StoreView:
         return self._server.ask(lambda client: self._look(LOOK(client, self._keys(key))))
 
-    def _lead(self, reply: Any) -> Lead:
+    def _lead(self, reply: Any) -> LeaseResult:
         match reply:
             case [joined, 0, *record]:
-                return Lead(self._record(record), **self._joined(joined))
+                return LeaseResult(self._record(record), **self._joined(joined))
             case [joined, 1, int(left)]:
-                return Lead(busy_for=_seconds(self._clock, left), **self._joined(joined))
-            case [joined, 2, int(fence)]:
-                return Lead(fence=fence, **self._joined(joined))
+                return LeaseResult(lease_remaining=_seconds(self._clock, left), **self._joined(joined))
+            case [joined, 2, int(fencing_token)]:
+                return LeaseResult(fencing_token=fencing_token, **self._joined(joined))
             case _:
                 raise ValueError("no such answer")
 
@@ -322,14 +322,14 @@ class RedisStore:
         members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
         return {"parts": told, "others": tuple(members)}
 
-    def _look(self, reply: Any) -> Look:
+    def _look(self, reply: Any) -> StoreView:
         record, lease = reply
         found = self._record(record) if record else None
         match lease:
             case []:
-                return Look(found)
+                return StoreView(found)
             case [bytes(owner), int(left)]:
-                return Look(found, owner.decode(), _seconds(self._clock, left))
+                return StoreView(found, owner.decode(), _seconds(self._clock, left))
             case _:
                 raise ValueError("no such answer")
 
@@ -371,7 +371,7 @@ def redis_store(url: str, clock: StoreClock) -> RedisStore:
     try:
         plan = parse(url)
     except ValueError as error:  # its text may quote the password
-        forget_locals(error)
+        clear_traceback_locals(error)
         plan = None
     if plan is None:
         raise ConfigurationError(FORMS)

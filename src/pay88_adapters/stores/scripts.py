@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from pay88_adapters.core.secret import forget_locals
+from pay88_adapters.core.secret import clear_traceback_locals
 
 
 class Script:
@@ -26,7 +26,7 @@ class Script:
         try:
             return client.evalsha(self._digest, len(keys), *keys, *args)
         except NoScriptError as error:  # new, restarted, failed over or flushed
-            forget_locals(error)  # a cycle of frames would keep them, and what was sent, for long
+            clear_traceback_locals(error)  # a cycle of frames would keep them, and what was sent, for long
             return client.eval(self._text, len(keys), *keys, *args)
 
 

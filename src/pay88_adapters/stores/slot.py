@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base import Lead, Look, Record
+from .base import LeaseResult, Record, StoreView
 
 
 @dataclass(slots=True)
-class Place:
+class RecordSlot:
     """A record, the lease to replace it, and how many fences were given out. All instants are on one clock."""
 
     version: int = 0
@@ -21,34 +21,34 @@ class Place:
     leased_at: float = 0.0
     leased_until: float = 0.0
 
-    def lead(self, now: float, *, owner: str, known: int, lease: float) -> Lead:
-        """Answer :meth:`Store.lead`."""
+    def try_acquire_lease(self, now: float, *, owner: str, known: int, lease: float) -> LeaseResult:
+        """Answer :meth:`Store.try_acquire_lease`."""
         if self.version != known and now < self.keep_until:
-            return Lead(self._record(now))
+            return LeaseResult(self._record(now))
         if now < self.leased_until and self.owner != owner:
-            return Lead(busy_for=self.leased_until - now)
+            return LeaseResult(lease_remaining=self.leased_until - now)
         if not self.fences:
             # Not from 1: no fence from before a loss of all data may ever be given out again.
             self.version = self.fences = int(now * 1e6)
         self.fences += 1
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
-        return Lead(fence=self.fences)
+        return LeaseResult(fencing_token=self.fences)
 
-    def publish(self, now: float, *, fence: int, content: str, keep: float, after: float) -> bool:
+    def publish(self, now: float, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
         """Answer :meth:`Store.publish`."""
-        if not self.version < fence == self.fences:
+        if not self.version < fencing_token == self.fences:
             return False
-        self.version, self.content = fence, content
+        self.version, self.content = fencing_token, content
         self.written_at, self.stored_at, self.keep_until = min(self.leased_at + after, now), now, now + keep
         self.leased_until = 0.0
         return True
 
-    def look(self, now: float) -> Look:
-        """Answer :meth:`Store.look`."""
+    def peek(self, now: float) -> StoreView:
+        """Answer :meth:`Store.peek`."""
         record = self._record(now) if now < self.keep_until else None
         if now < self.leased_until:
-            return Look(record, self.owner, self.leased_until - now)
-        return Look(record)
+            return StoreView(record, self.owner, self.leased_until - now)
+        return StoreView(record)
 
     def is_dead(self, since: float) -> bool:
         """Return whether nothing of it has been of any use *since* then."""

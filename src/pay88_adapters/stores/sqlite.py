@@ -29,27 +29,28 @@ from urllib.parse import quote, unquote
 
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.secret import redact
+from pay88_adapters.stores.realtime import monotonic
 
 from .base import (
     LEAST_KEEP,
-    Answer,
-    Bar,
     BudgetStorage,
     Claim,
+    ClaimResult,
+    Cooldown,
     Entry,
     History,
-    Lead,
-    Look,
+    LeaseResult,
     Member,
     Past,
     StoreClock,
     StoreError,
+    StoreView,
     Window,
     counted,
     verdict,
 )
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .slot import Place
+from .slot import RecordSlot
 
 try:
     import fcntl
@@ -149,9 +150,9 @@ class _File:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
-        until = time.monotonic() + _PATIENCE
+        until = monotonic() + _PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
-            if time.monotonic() > until:
+            if monotonic() > until:
                 raise StoreError(f"{self._path} is busy: too many threads wait for it")
             try:
                 with _queue(self._path, until), closing(self._begin(until)) as db:
@@ -249,7 +250,7 @@ def _migrate(db: sqlite3.Connection) -> None:
             _INSERT, [(history, f"1.{n}", at, max(until, at + LEAST_KEEP)) for n, (at, until) in enumerate(rows)]
         )
     # No record, but the count of fences: what an older version still holds publishes nothing.
-    place = astuple(Place())
+    place = astuple(RecordSlot())
     for key, given in fences:
         row = dict(zip(_COLUMNS.split(", "), place, strict=True)) | {"version": _whole(given), "fences": _whole(given)}
         db.execute(_SAVE, (_string(key), *row.values()))
@@ -279,7 +280,7 @@ def _queue(path: Path, until: float) -> Generator[None]:
     try:
         pause = _SHORTEST
         while not _is_next(place):
-            left = until - time.monotonic()
+            left = until - monotonic()
             if left < 0:
                 raise StoreError(f"{path} cannot be used at present: database is locked by another process")
             time.sleep(pause * random.uniform(0.5, 1.5))
@@ -316,7 +317,7 @@ def _lock(db: sqlite3.Connection, until: float) -> None:
             db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: those who wait do not get in the way of the COMMIT
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
+            if "locked" not in str(error) or monotonic() > until:
                 raise
         time.sleep(random.uniform(0.002, 0.020))
 
@@ -328,23 +329,23 @@ class SqliteStorage(BudgetStorage):
         super().__init__()
         self._file = file
 
-    def claim(self, claim: Claim) -> Answer:
+    def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
         keep = max(window.expiry for window in claim.windows)
 
-        def operation(db: sqlite3.Connection, now: float) -> Answer:
+        def operation(db: sqlite3.Connection, now: float) -> ClaimResult:
             _forget(db, now)
             for key in keys:
                 _merge(db, key, claim.known.get(key, ()), keep, now)
             histories = {key: _history(db, key, now) for key in keys}
-            bar = max((bar for key in keys if (bar := _barred(db, key, now))), key=Bar.left, default=None)
+            bar = max((bar for key in keys if (bar := _barred(db, key, now))), key=Cooldown.left, default=None)
             wait = verdict(claim, histories, bar)
             if wait == 0:
                 new = [Entry(name, 0.0) for name in claim.ids]
                 for key in keys:
                     _merge(db, key, new, keep, now)
                 histories = {key: _history(db, key, now) for key in keys}
-            return Answer(wait, histories, bar)
+            return ClaimResult(wait, histories, bar)
 
         return self._file.do(operation)
 
@@ -354,7 +355,7 @@ class SqliteStorage(BudgetStorage):
     def history(self, key: str) -> History:
         return self._file.do(lambda db, now: _history(db, key, now))
 
-    def bar(self, key: str, bar: Bar) -> None:
+    def bar(self, key: str, bar: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
             there = _barred(db, key, now)
             if there is None or there.left() < bar.left():
@@ -362,7 +363,7 @@ class SqliteStorage(BudgetStorage):
 
         self._file.do(operation)
 
-    def barred(self, key: str) -> Bar | None:
+    def cooldown(self, key: str) -> Cooldown | None:
         return self._file.do(lambda db, now: _barred(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
@@ -429,21 +430,21 @@ class SqliteStore:
     def after_fork(self) -> None:
         pass  # no connection crosses a fork
 
-    def lead(self, key: str, *, owner: str, known: int, lease: float) -> Lead:
-        def operation(db: sqlite3.Connection, now: float) -> Lead:
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+        def operation(db: sqlite3.Connection, now: float) -> LeaseResult:
             place = _load(db, key)
-            lead = place.lead(now, owner=owner, known=known, lease=lease)
-            if lead.fence is not None:
+            lead = place.try_acquire_lease(now, owner=owner, known=known, lease=lease)
+            if lead.fencing_token is not None:
                 _save(db, key, place)
             told, others = _join(db, member_of(owner), now)
             return lead._replace(parts=told, others=others)
 
         return self._file.do(operation)
 
-    def publish(self, key: str, *, fence: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
             place = _load(db, key)
-            published = place.publish(now, fence=fence, content=content, keep=keep, after=after)
+            published = place.publish(now, fencing_token=fencing_token, content=content, keep=keep, after=after)
             if published:
                 _save(db, key, place)
                 db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - _DAY,))
@@ -451,8 +452,8 @@ class SqliteStore:
 
         return self._file.do(operation)
 
-    def look(self, key: str) -> Look:
-        return self._file.do(lambda db, now: _load(db, key).look(now))
+    def peek(self, key: str) -> StoreView:
+        return self._file.do(lambda db, now: _load(db, key).peek(now))
 
 
 def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
@@ -512,9 +513,9 @@ def _forget(db: sqlite3.Connection, now: float) -> None:
     db.execute("DELETE FROM bars WHERE at + seconds < ?", (now,))
 
 
-def _barred(db: sqlite3.Connection, key: str, now: float) -> Bar | None:
+def _barred(db: sqlite3.Connection, key: str, now: float) -> Cooldown | None:
     row = db.execute("SELECT at, seconds, reason FROM bars WHERE key = ? AND at + seconds > ?", (key, now)).fetchone()
-    return None if row is None else Bar(_real(row[1]), now - _real(row[0]), _string(row[2]))
+    return None if row is None else Cooldown(_real(row[1]), now - _real(row[0]), _string(row[2]))
 
 
 def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[Member, ...]]:
@@ -538,18 +539,18 @@ def _member(row: tuple[object, object, object], now: float) -> Member:
     return Member(_string(name), now - _real(at), _whole(told))
 
 
-def _load(db: sqlite3.Connection, key: str) -> Place:
+def _load(db: sqlite3.Connection, key: str) -> RecordSlot:
     row = db.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()  # noqa: S608
     if row is None:
-        return Place()
+        return RecordSlot()
     version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
     if not 0 <= _whole(version) <= _whole(fences):
         raise sqlite3.DatabaseError("a version without a fence")
     record = (version, _string(content), _real(written_at), _real(stored_at), _real(keep_until))
-    return Place(*record, fences, _string(owner), _real(leased_at), _real(leased_until))
+    return RecordSlot(*record, fences, _string(owner), _real(leased_at), _real(leased_until))
 
 
-def _save(db: sqlite3.Connection, key: str, place: Place) -> None:
+def _save(db: sqlite3.Connection, key: str, place: RecordSlot) -> None:
     db.execute(_SAVE, (key, *astuple(place)))
 
 

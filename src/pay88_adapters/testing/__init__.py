@@ -27,8 +27,11 @@ from .faults import (
     Truncated,
 )
 from .holds import Hold
+from .isolation import isolated
 from .journal import Entry, Journal
-from .service import Answer, Charge, Received, Service
+from .messages import Answer, Charge, Received
+from .recording import vcr_config
+from .service import Service
 
 if TYPE_CHECKING:
     from .emulator import Emulator
@@ -59,6 +62,8 @@ __all__ = [
     "Status",
     "TooMany",
     "Truncated",
+    "isolated",
+    "vcr_config",
 ]
 
 

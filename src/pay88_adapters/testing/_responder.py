@@ -20,7 +20,8 @@ from . import faults as fault_types
 from .faults import FaultPlan, Fields, Outcome
 from .holds import Hold
 from .journal import Journal
-from .service import Answer, Received, Service
+from .messages import Answer, Received
+from .service import Service
 
 _PIECE = 64 * 1024
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.runtimes import AsyncGate, AsyncRuntime, Gate, ThreadGate
+from pay88_adapters.engine.runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent, WaitEvent
 
 _LOOK_AGAIN = 0.25  # real seconds; who waits is told that this clock was moved, but not if it shows another one's time
 
@@ -28,7 +28,7 @@ class ManualClock(Clock):
         self.skips_pauses = skips_pauses
         self._now = start
         self._moving = threading.Lock()
-        self._alarms: dict[object, tuple[float, Gate]] = {}
+        self._alarms: dict[object, tuple[float, WaitEvent]] = {}
         self.now: Callable[[], float] = lambda: self._now
 
     def __repr__(self) -> str:
@@ -45,29 +45,29 @@ class ManualClock(Clock):
             raise ValueError("a clock of this kind never goes back")
         with self._moving:
             self._now += seconds
-        for gate in {gate for until, gate in list(self._alarms.values()) if until <= self._now}:
-            gate.stir()
+        for event in {event for until, event in list(self._alarms.values()) if until <= self._now}:
+            event.notify()
 
     @contextmanager
-    def _alarm(self, until: float, gate: Gate) -> Generator[None, None, None]:
+    def _alarm(self, until: float, event: WaitEvent) -> Generator[None, None, None]:
         """Stir *gate* once the clock shows *until*, or has come that far by now."""
         entry = object()
-        self._alarms[entry] = until, gate  # no lock: tasks that die with their loop leave anywhere
+        self._alarms[entry] = until, event  # no lock: tasks that die with their loop leave anywhere
         if until <= self.now():
-            gate.stir()
+            event.notify()
         try:
             yield
         finally:
             del self._alarms[entry]
 
-    def wait(self, gate: ThreadGate, seconds: float) -> None:
+    def wait(self, event: ThreadEvent, seconds: float) -> None:
         until = self.now() + seconds
-        with self._alarm(until, gate):
-            gate.wait(_LOOK_AGAIN, unless=lambda: until <= self.now())
+        with self._alarm(until, event):
+            event.wait(_LOOK_AGAIN, unless=lambda: until <= self.now())
 
-    async def wait_in_task(self, gate: AsyncGate, seconds: float) -> None:
-        with self._alarm(self.now() + seconds, gate):
-            await gate.wait(_LOOK_AGAIN)
+    async def wait_in_task(self, event: AsyncWaitEvent, seconds: float) -> None:
+        with self._alarm(self.now() + seconds, event):
+            await event.wait(_LOOK_AGAIN)
 
     def pause(self, seconds: float) -> None:
         if self.skips_pauses:

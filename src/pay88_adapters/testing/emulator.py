@@ -24,8 +24,9 @@ from ._responder import Responder
 from .faults import FaultPlan, On
 from .holds import Hold
 from .journal import Journal
+from .messages import CALL_LIMITS, TOKEN_LIMITS
 from .page import PREFIX, Page
-from .service import CALL_LIMITS, TOKEN_LIMITS, Service
+from .service import Service
 from .windows import Limits
 
 _BACKLOG = 4096  # a thousand clients that connect at once wait in the kernel, and none is refused

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from .holds import Hold
-from .service import Received
+from .messages import Received
 
 Fields: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
 On: TypeAlias = str | Callable[[Received], bool]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+
+from pay88_adapters.stores.realtime import monotonic
 
 
 class Hold:
@@ -46,10 +47,10 @@ class Hold:
         Raises:
             TimeoutError: They did not within *timeout* real seconds.
         """
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with self._changed:
             while len(self._waiting) < count:
-                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                if not self._changed.wait(deadline - monotonic()) and monotonic() >= deadline:
                     raise TimeoutError(f"{len(self._waiting)} of {count} requests are held after {timeout} s")
 
     def release(self, count: int | None = None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import overload
 
-from .service import Event, Kind, Received
+from pay88_adapters.stores.realtime import monotonic
+
+from .messages import Event, Kind, Received
 from .windows import largest_window
 
 
@@ -145,7 +146,7 @@ class Journal:
         Raises:
             TimeoutError: They had not after *timeout* real seconds.
         """
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         seen, looked_at = 0, since
         with self._changed:
             while True:
@@ -154,7 +155,7 @@ class Journal:
                 seen += sum(kind is None or entry.kind == kind for entry in new)
                 if seen >= count:
                     return
-                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                if not self._changed.wait(deadline - monotonic()) and monotonic() >= deadline:
                     raise TimeoutError(f"{seen} of {count} {kind or ''} requests arrived in {timeout} s")
 
     # Writing, which only the emulator does

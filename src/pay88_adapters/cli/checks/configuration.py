@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pay88_adapters import ConfigurationError, Credentials
 from pay88_adapters.core.endpoint import Endpoint, url_from_env
-from pay88_adapters.core.secret import hidden
+from pay88_adapters.core.secret import as_secret
 from pay88_adapters.stores import MEMORY
 
 from .finding import Finding, failed, ok, skipped
@@ -25,7 +25,7 @@ class Configuration:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self.store: str = hidden(environ.get("PAY88_STORE") or MEMORY)
+        self.store: str = as_secret(environ.get("PAY88_STORE") or MEMORY)
         self.fallback_store: str | None = environ.get("PAY88_FALLBACK_STORE") or None
         self.credentials: Credentials | None = None
         self.endpoint: Endpoint | None = None
@@ -42,7 +42,7 @@ class Configuration:
         try:
             self.credentials = Credentials.from_env(self._environ)
         except ConfigurationError as error:
-            return failed("environment", str(error))
+            return failed("environment", str(error), "set the two variables to the values from the 88Pay dashboard")
         return ok("environment", f"read {', '.join(self._read())}")
 
     def _read(self) -> Iterator[str]:
@@ -60,7 +60,7 @@ class Configuration:
         try:
             self.endpoint = Endpoint.parse(url_from_env(self._environ))
         except ConfigurationError as error:
-            return failed("base URL", str(error))
+            return failed("base URL", str(error), "correct PAY88_BASE_URL, or set PAY88_ENVIRONMENT in its place")
         return ok("base URL", self.endpoint.base_url)
 
     def _check_key(self) -> Finding:
@@ -69,6 +69,6 @@ class Configuration:
         try:
             self.endpoint.check_key(self.credentials)
         except ConfigurationError as error:
-            return failed("key", str(error))
+            return failed("key", str(error), "set PAY88_API_KEY to a key of the environment that the base URL is for")
         self.fits = True
         return ok("key", "not one of the other environment's")

@@ -27,8 +27,8 @@ def ok(name: str, detail: str) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def failed(name: str, detail: str, remedy: str = "") -> Finding:
-    """Return that it is not; where *remedy* is empty, the detail says what to do."""
+def failed(name: str, detail: str, remedy: str) -> Finding:
+    """Return that it is not, and what to do about it."""
     return Finding(name, "failed", detail, remedy)
 
 

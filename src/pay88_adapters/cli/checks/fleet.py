@@ -6,11 +6,19 @@ import time
 from collections.abc import Iterator
 from uuid import uuid4
 
-from pay88_adapters import ConfigurationError, Pay88Error, TokenManager, TokenPolicy
+from pay88_adapters import (
+    ConfigurationError,
+    CredentialsRejected,
+    Pay88Error,
+    TokenBudgetExhausted,
+    TokenManager,
+    TokenPolicy,
+    TokenRateLimited,
+)
 from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.store_client import bounded
+from pay88_adapters.engine.store_client import run_with_timeout
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 
@@ -19,6 +27,12 @@ from .finding import Finding, failed, ok, skipped
 
 _LEASE = 5.0  # seconds, of the trial
 _OWN_CLOCK = ("sqlite", "memory")  # stores without a clock of their own
+_REMEDIES: dict[type[Pay88Error], str] = {
+    CredentialsRejected: "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
+    TokenBudgetExhausted: "wait, and let all that use this merchant share one PAY88_STORE",
+    TokenRateLimited: "wait, and let all that use this merchant share one PAY88_STORE",
+    ConfigurationError: "correct the configuration",
+}
 
 
 class Fleet:
@@ -45,11 +59,11 @@ class Fleet:
             return
         try:
             store = open_store(url, Clock())
-            took = bounded(lambda: _try(store))
+            took = run_with_timeout(lambda: _try(store))
             if url.partition(":")[0] not in _OWN_CLOCK:
-                self.ahead = bounded(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
+                self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
-            yield failed("store", str(error))
+            yield failed("store", str(error), "correct PAY88_STORE, or install what its driver needs")
         except StoreError as error:
             yield failed("store", str(error), "start it, or correct PAY88_STORE; meanwhile each process goes on alone")
         else:
@@ -64,9 +78,9 @@ class Fleet:
             yield from (skipped(name, why) for name in ("budget", "lease"))
             return
         try:
-            standing = self._standing = bounded(Shared(store, endpoint.base_url, credentials).look)
+            standing = self._standing = run_with_timeout(Shared(store, endpoint.base_url, credentials).peek)
         except (Pay88Error, StoreError) as error:
-            yield failed("budget", str(error))
+            yield failed("budget", str(error), "start the store, or correct PAY88_STORE")
             yield skipped("lease", "the store failed")
             return
         left = ", ".join(f"{left} of {limit}" for limit, left in standing.tokens.items())
@@ -76,7 +90,7 @@ class Fleet:
         else:
             yield ok("budget", f"{left} left")
         lease = standing.lease
-        yield ok("lease", f"{lease.owner} fetches a token, for {lease.busy_for:.1f} s at most" if lease else "free")
+        yield ok("lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free")
 
     def token(self, *, reached: bool) -> Finding:
         """Get a token, unless the fleet has one, or none may be requested."""
@@ -84,7 +98,8 @@ class Fleet:
         if standing is not None and standing.token is not None:
             return ok("token", f"not asked for: the fleet has one, {standing.token.age:.0f} s old")
         if standing is not None and standing.barred is not None:
-            return failed("token", f"not asked for, for {standing.barred.remaining:.0f} s more: {standing.barred.why}")
+            remaining, why = standing.barred.remaining, standing.barred.why
+            return failed("token", f"not asked for, for {remaining:.0f} s more: {why}", f"wait {remaining:.0f} s")
         if standing is not None and standing.free_in:
             return skipped("token", "no token request may be sent")
         if not self._configuration.fits:
@@ -94,7 +109,7 @@ class Fleet:
         try:
             return self._ask()
         except Pay88Error as error:
-            return failed("token", str(error))
+            return failed("token", str(error), _remedy(error))
 
     def _ask(self) -> Finding:
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
@@ -109,6 +124,13 @@ class Fleet:
             return ok("token", f"good for {token.expires_in:g} s, in {time.monotonic() - began_at:.2f} s")
 
 
+def _remedy(error: Pay88Error) -> str:
+    for kind, remedy in _REMEDIES.items():
+        if isinstance(error, kind):
+            return remedy
+    return "check the base URL and proxies, and try again"
+
+
 def _check_fallback(url: str, store: str) -> Finding:
     """Check that the file that this host's processes share meanwhile takes a lease and a record."""
     name, remedy = "fallback", "correct PAY88_FALLBACK_STORE: a file of this host, beside the PAY88_STORE of all"
@@ -116,7 +138,7 @@ def _check_fallback(url: str, store: str) -> Finding:
         return failed(name, "there is no other store that it could stand in for", remedy)
     try:
         spare, _ = open_fallback(url, Clock())
-        took = bounded(lambda: _try(spare))
+        took = run_with_timeout(lambda: _try(spare))
     except (ConfigurationError, StoreError) as error:
         return failed(name, str(error), remedy)
     return ok(name, f"a lease and a record in {took * 1000:.0f} ms")
@@ -125,7 +147,7 @@ def _check_fallback(url: str, store: str) -> Finding:
 def _try(store: Store) -> float:
     """Take a lease and write a record that is forgotten at once; return for how many seconds that took."""
     began_at = time.monotonic()
-    lead = store.lead("check", owner=uuid4().hex, known=-1, lease=_LEASE)
-    if lead.fence is not None:  # or else another check is at it
-        store.publish("check", fence=lead.fence, content="", keep=0.0)
+    lead = store.try_acquire_lease("check", owner=uuid4().hex, known=-1, lease=_LEASE)
+    if lead.fencing_token is not None:  # or else another check is at it
+        store.publish("check", fencing_token=lead.fencing_token, content="", keep=0.0)
     return time.monotonic() - began_at

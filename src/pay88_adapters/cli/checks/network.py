@@ -15,7 +15,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from pay88_adapters.core.endpoint import Endpoint
 from pay88_adapters.core.secret import redact
-from pay88_adapters.engine.store_client import bounded
+from pay88_adapters.engine.store_client import run_with_timeout
 from pay88_adapters.stores.base import StoreError
 
 from .finding import Finding, failed, ok, skipped
@@ -111,7 +111,7 @@ def _apart(ahead: float) -> str:
 
 def _resolve(endpoint: Endpoint) -> Finding:
     try:
-        found = bounded(lambda: socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
+        found = run_with_timeout(lambda: socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError, StoreError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         remedy = "check the base URL, this host's resolver and its network"

@@ -42,7 +42,7 @@ def command(
 
     shared = Shared.find(options.environment(base_url, store))
     if once or as_json or is_plain():
-        standing = shared.look(pacing=pacing)
+        standing = shared.peek(pacing=pacing)
         click.echo(standing.json() if as_json else "\n".join(lines(standing)))
         return None
     require("rich", extra="cli")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 
 import click
 
-from pay88_adapters import Token, TokenManager, TokenPolicy
+from pay88_adapters import Pay88Error, Token, TokenManager, TokenPolicy
 from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command
+from pay88_adapters.clock import Clock
 from pay88_adapters.core.policy import LIFETIME
 
 _EPILOG = """\b
@@ -21,9 +23,18 @@ Examples:
 \b
 Exit codes:
   0    here it is
-  1    there is none, and none can be had
+  1    there is none that is valid for long enough, and none can be fetched
   2    wrong usage or configuration
 """
+
+
+class TokenTooOld(Pay88Error):
+    """No token lives as long as it should."""
+
+
+def _remaining(token: Token) -> float:
+    """Return for how many seconds *token* is valid."""
+    return max(math.floor(10 * (token.expires_in - (Clock().now() - token.requested_at))) / 10, 0.0)
 
 
 def _headers(token: Token) -> str:
@@ -44,7 +55,7 @@ def _json(token: Token) -> str:
         {
             "access_token": token.access_token,
             "session_id": token.session_id,
-            "expires_in": token.expires_in,
+            "expires_in": _remaining(token),
             "headers": token.headers(),
         }
     )
@@ -78,4 +89,12 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
     needed one. With memory://, which is what there is without PAY88_STORE, it costs one each time.
     """
     with TokenManager.from_env(options.environment(base_url, store)) as manager, options.finishing(manager):
-        click.echo(_FORMATS["json" if as_json else form](manager.get_token(min_validity=min_validity)))
+        token = manager.get_token(min_validity=min_validity)
+        remaining = _remaining(token)
+        if remaining < min_validity:
+            raise TokenTooOld(
+                f"the token expires in {remaining:.1f} s, before --min-validity {min_validity:g} s, and no newer one"
+                " can be fetched; try again later, or lower it",
+                retryable=True,
+            )
+        click.echo(_FORMATS["json" if as_json else form](token))

@@ -99,7 +99,7 @@ def token_table(stats: Stats) -> list[Line]:
         "refreshes": f"{stats.refreshes} beside the traffic",
         "budget left": ", ".join(f"{left} of {limit}" for limit, left in stats.budget_left.items()),
         "calls that waited": f"{stats.waited}",
-        "401s": f"{stats.refused}, replayed: {stats.replayed}",
+        "401s": f"{stats.unauthorized}, replayed: {stats.replayed}",
     }
     return [Line(f"{name:<20}{text}") for name, text in said.items()]
 

@@ -1,0 +1,50 @@
+"""A time in which no token request is sent, and why (rules 5 and 9 to 11)."""
+
+from __future__ import annotations
+
+from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
+
+_NEVER = float("-inf")
+
+
+class TokenCooldown:
+    """The cooldown of one manager. All instants are in seconds of its clock."""
+
+    __slots__ = ("reason", "rejected_key", "requested_until", "until")
+
+    def __init__(self) -> None:
+        self.reason: Failure | None = None
+        self.until = _NEVER
+        self.requested_until = _NEVER
+        """Until when the service asked to wait, whatever ``max_retry_after`` makes of it."""
+        self.rejected_key: str | None = None
+        """Digest of the credentials that were rejected."""
+
+    def start(self, reason: Failure, until: float) -> None:
+        """Begin a cooldown, unless one that lasts longer is in force."""
+        if until >= self.until:
+            self.reason, self.until = reason, until
+
+    def end(self) -> None:
+        """End it, whatever is left of it."""
+        self.reason, self.until, self.rejected_key = None, _NEVER, None
+
+    def is_for(self, *kinds: type[Exception]) -> bool:
+        """Whether the reason is one of *kinds*."""
+        return self.reason is not None and self.reason.kind in kinds
+
+    @property
+    def credentials_rejected(self) -> bool:
+        """Whether the credentials were rejected."""
+        return self.is_for(CredentialsRejected)
+
+    def to_report(self, digest: str) -> tuple[Failure | None, float]:
+        """Return what managers with the credentials *digest* should know: the reason, and until when."""
+        # The budget reports itself, and another key has not been rejected.
+        if self.is_for(TokenBudgetExhausted) or (self.credentials_rejected and self.rejected_key != digest):
+            return None, _NEVER
+        if self.reason is None:
+            return None, _NEVER
+        # What the service said, not what this manager's max_retry_after makes of it: others may have another one.
+        until = max(self.requested_until, self.until) if self.is_for(TokenRateLimited) else self.until
+        return self.reason, until

@@ -1,0 +1,389 @@
+"""The rules about fetches: what each of their results means, and what follows from it (rules 4, 5 and 9 to 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .budget import AcquireResult
+from .cooldown import TokenCooldown
+from .decisions import EndpointState, TokenState
+from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
+from .failures import BUDGET_EXHAUSTED, LOST, expired_on_arrival
+from .forced import ForcedRefreshes
+from .pending import GRACE, PendingFetch, PendingFetches
+from .policy import LIFETIME, TokenPolicy
+from .snapshot import Snapshot
+from .token import Token
+
+_NEVER = float("-inf")
+_EVER = float("inf")
+_FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
+_LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may fall silent before it counts as an outage rule 16
+
+
+class CachedToken(NamedTuple):
+    """A token and the instants at which its age changes."""
+
+    token: Token
+    refresh_at: float
+    reuse_until: float
+    usable_until: float
+
+
+class FetchMachine:
+    """What is known of the token and of the token endpoint, and how fetches change it.
+
+    Args:
+        policy: The durations and counts of the rules.
+        rotating: Whether the credentials can change, so that a rejection has to be looked at again.
+        grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
+        reaction: Seconds within which a fetch takes its first step, and reacts to being interrupted when it is
+            overdue; ``None`` where neither is observed.
+    """
+
+    __slots__ = (
+        "_cached",
+        "_cached_digest",
+        "_failed",
+        "_failures",
+        "_pace",
+        "_policy",
+        "_refreshed_at",
+        "_rejected",
+        "_rotating",
+        "cooldown",
+        "failed_fetches",
+        "forced",
+        "pending",
+    )
+
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        *,
+        rotating: bool = False,
+        grace: float = GRACE,
+        reaction: float | None = None,
+    ) -> None:
+        self._policy = policy
+        self._rotating = rotating
+        self.pending = PendingFetches(policy, rotating=rotating, grace=grace, reaction=reaction)
+        self.cooldown = TokenCooldown()
+        self.forced = ForcedRefreshes(policy)
+        self._cached: CachedToken | None = None
+        self._cached_digest = ""  # of the credentials that bought it
+        self._rejected = False
+        self._failed: Failure | None = None
+        self.failed_fetches = 0
+        """How many fetches have failed so far: see :meth:`decide`."""
+        self._failures = 0
+        self._pace = 0.0
+        self._refreshed_at = _NEVER
+
+    def on_fetch_started(self, ticket: int, now: float) -> bool:
+        """Note the first step of a fetch; return whether it is still wanted.
+
+        One whose start took so long that it was given up is still wanted if no other has taken its place.
+        """
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is None:
+            token_state = self._token_state(now)
+            if token_state is TokenState.FRESH or self._endpoint_state(now) is not EndpointState.FREE:
+                return False
+            self.pending.by_ticket[ticket] = PendingFetch(now, token_state is TokenState.REJECTED, _NEVER)
+        self.pending.take_first_step(ticket, now)
+        return True
+
+    def on_credentials(self, ticket: int, digest: str, now: float) -> bool:
+        """Note which credentials a fetch will use; return whether it may go on (rule 9)."""
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is None:
+            return False
+        cooldown = self.cooldown
+        if cooldown.reason is not None and cooldown.credentials_rejected and now < cooldown.until:
+            if digest == cooldown.rejected_key:
+                self.pending.end(ticket)
+                self._note_failure(cooldown.reason)
+                return False
+            cooldown.end()  # these have not been rejected
+        self.pending.keep(fetch, now)
+        fetch.awaiting_credentials, fetch.digest = False, digest
+        return True
+
+    def heartbeat(self, ticket: int, now: float, *, pause: float = 0.0) -> bool:
+        """Note that a fetch is under way and will be heard of again after *pause* seconds; return whether it counts."""
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is None:
+            return False
+        self.pending.keep(fetch, now, pause)
+        return True
+
+    def merge_snapshot(
+        self, ticket: int, found: Snapshot, now: float, *, digest: str, reserve_used: float = 0.0, pace: float = 0.0
+    ) -> bool:
+        """Take over what others have found out; return whether the fetch has to go on (rule 4).
+
+        Args:
+            ticket: The fetch.
+            found: What they have found out.
+            now: The time.
+            digest: Names the credentials of all of them.
+            reserve_used: The used part of the reserve, by what they know of the budget.
+            pace: That the budget sustains: see :class:`~.budget.AcquireResult`.
+        """
+        if not self.heartbeat(ticket, now):
+            return False
+        self.forced.reserve_used, self._pace = reserve_used, pace
+        self._refreshed_at = max(self._refreshed_at, found.refreshed_at)
+        if found.token is not None and self._take_over(found.token, digest, now):
+            self.pending.end(ticket)
+            return False
+        if found.cooldown_reason is None or now >= found.cooldown_until:
+            return True
+        self.pending.end(ticket)
+        self._failures = found.failures
+        if found.cooldown_reason.kind is CredentialsRejected:
+            self.cooldown.rejected_key = digest
+        until = found.cooldown_until
+        if found.cooldown_reason.kind is TokenRateLimited:
+            self.cooldown.requested_until = max(self.cooldown.requested_until, until)
+            until = min(until, now + self._policy.max_retry_after)
+        else:
+            self._note_failure(found.cooldown_reason)
+        self.cooldown.start(found.cooldown_reason, until)
+        return False
+
+    def snapshot(self, digest: str, budget_entries: Mapping[str, Mapping[str, float]]) -> Snapshot:
+        """Return what others with the same credentials should know; *budget_entries* is what is known of the budget."""
+        ours = self._cached is not None and not self._rejected and self._cached_digest == digest
+        reason, until = self.cooldown.to_report(digest)
+        token = self._cached.token if self._cached is not None and ours else None
+        return Snapshot(token, reason, until, self._failures, self._refreshed_at, budget_entries)
+
+    def stopped(self, ticket: int, now: float) -> bool:
+        """Return whether a fetch ends here: given up as lost, or the service has asked to wait meanwhile (rule 10)."""
+        if ticket not in self.pending.by_ticket:
+            return True
+        if not self.cooldown.is_for(TokenRateLimited) or now >= self.cooldown.until:
+            return False
+        self.pending.end(ticket)
+        return True
+
+    def uses_reserve(self, ticket: int, now: float) -> bool:
+        """Say whether the next attempt draws on the reserve (rule 8).
+
+        Only a first attempt that comes no sooner than the ordinary refresh would is ordinary: however
+        often the token endpoint fails, what comes in between is paid for by the reserve.
+        """
+        fetch = self.pending.by_ticket.get(ticket)
+        first = fetch is not None and fetch.attempts == 0
+        return not first or not self._refresh_is_due(now)
+
+    def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> bool:
+        """Note what the budget said; return whether the attempt may be sent (rule 5)."""
+        fetch = self.pending.by_ticket.get(ticket)
+        self.forced.reserve_used, self._pace = result.reserve_used, result.pace
+        if not from_reserve and result.granted:
+            if fetch is not None and fetch.refreshed_before is None:
+                fetch.refreshed_before = self._refreshed_at
+            self._refreshed_at = now
+        if fetch is None:
+            return False
+        if result.granted:
+            fetch.attempts += 1
+            self.pending.keep(fetch, now)
+            return True
+        self.pending.end(ticket)
+        if fetch.failure is not None:  # no unit for another attempt: the last one's failure stands
+            self._back_off(fetch.failure, now)
+            return False
+        until = now + result.retry_in
+        if from_reserve:
+            until = min(until, max(self._refreshed_at + self._interval(), now + result.refresh_allowed_in))
+        self.cooldown.start(result.failure or BUDGET_EXHAUSTED, until)
+        return False
+
+    def on_grant_expired(self, ticket: int) -> None:
+        """Note that the last grant has become too old to be used: nothing was sent (rule 5)."""
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is not None:
+            fetch.attempts -= 1
+            if not fetch.attempts and fetch.refreshed_before is not None:
+                self._refreshed_at, fetch.refreshed_before = fetch.refreshed_before, None
+
+    def on_token(self, ticket: int, token: Token, now: float, *, digest: str = "") -> None:
+        """Take over a token, if it is of any use (rules 1, 2 and 12).
+
+        That of a fetch that was given up is used, too, unless there is a newer one: it was paid for (rule 16).
+        *digest* names the credentials of such a fetch.
+        """
+        fetch = self.pending.end(ticket)
+        cached = self._with_deadlines(token)
+        if fetch is None:
+            known = _NEVER if self._cached is None else self._cached.token.requested_at
+            if known < token.requested_at and now < cached.usable_until:
+                self._cache(cached, digest)
+            return
+        if cached.usable_until <= now:
+            self._back_off(expired_on_arrival(token), now)
+            return
+        self._cache(cached, fetch.digest)
+        if not fetch.forced:
+            self.forced.consecutive = 0
+
+    def on_attempt_failed(
+        self, ticket: int, failure: Failure, now: float, *, jitter: float, digest: str
+    ) -> float | None:
+        """Note a failed attempt; return the pause before the next one, or ``None`` if that was all.
+
+        Args:
+            ticket: The fetch.
+            failure: What went wrong.
+            now: The time.
+            draw: A random number in [0, 1), for full jitter.
+            digest: Names the credentials that were used.
+        """
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is None:
+            if failure.kind is TokenRateLimited:  # it is true, however late it comes
+                self._rate_limited(failure, now)
+            return None
+        if self._may_retry(fetch, failure):
+            bound = self._policy.backoff_base * 2.0 ** min(fetch.attempts - 1, 32)
+            pause = min(self._policy.backoff_cap, bound) * jitter
+            self.pending.keep(fetch, now, pause)
+            fetch.failure = failure
+            return pause
+        self.pending.end(ticket)
+        if failure.is_bug:
+            self._note_failure(failure)
+        elif failure.kind is CredentialsRejected:
+            self.cooldown.rejected_key = digest
+            if self._rejected:  # the service says no on both sides
+                self._cached, self._rejected = None, False
+            self._fail(failure, now, self._policy.rejection_cooldown)
+        elif failure.kind is TokenRateLimited:
+            self._rate_limited(failure, now)
+        else:
+            self._back_off(failure, now)
+        return None
+
+    def on_fetch_failed(self, ticket: int, failure: Failure, now: float) -> None:
+        """Note that a fetch cannot go on (rule 11)."""
+        if self.pending.end(ticket) is not None:
+            self._back_off(failure, now)
+
+    def on_fetch_abandoned(self, ticket: int, now: float) -> Failure | None:
+        """Note that what carried a fetch is gone: its client, event loop, task or thread (rules 16 and 17).
+
+        That says nothing of the token endpoint, unless an attempt had failed before: its failure is returned.
+        """
+        fetch = self.pending.end(ticket)
+        if fetch is None:
+            return None
+        if fetch.failure is not None:
+            self._back_off(fetch.failure, now)
+        elif fetch.refreshed_before is not None:
+            self._refreshed_at = fetch.refreshed_before  # the fetch that takes its place is an ordinary one
+        return fetch.failure
+
+    def forget_fetches(self) -> None:
+        """Give up all fetches without a word: this is another process now (rule 17)."""
+        self.pending.by_ticket.clear()
+        self.pending.overdue = ()
+
+    # --- the two axes of the table ----------------------------------------------------------------
+
+    def _token_state(self, now: float, min_validity: float = 0.0) -> TokenState:
+        cached = self._cached
+        if cached is None or now + min_validity >= cached.usable_until:
+            return TokenState.ABSENT
+        if now >= cached.reuse_until:
+            return TokenState.STALE
+        if self._rejected:
+            return TokenState.REJECTED
+        return TokenState.FRESH if now < cached.refresh_at else TokenState.AGING
+
+    def _endpoint_state(self, now: float) -> EndpointState:
+        if self.pending.by_ticket:
+            return EndpointState.BUSY
+        return EndpointState.FREE if now >= self.cooldown.until else EndpointState.COOLDOWN
+
+    def _expire_pending_fetches(self, now: float) -> None:
+        for ticket, fetch in self.pending.expired(now):
+            self.on_fetch_abandoned(ticket, now)
+            if fetch.started or self.pending.reaction is None:
+                self.pending.lost += 1
+                if self.pending.lost > _LOST_BEFORE_OUTAGE:
+                    self._back_off(LOST, now)
+
+    def _window(self, expires_in: float) -> tuple[float, float, float]:
+        """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
+
+        Where the limits do not sustain more, it is refreshed later: through the reuse window, and to its very end.
+        """
+        refresh_at, reuse_for, usable_for = self._policy.windows(expires_in)
+        later = min(max(refresh_at, self._pace), usable_for)
+        return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
+
+    def _interval(self) -> float:
+        """Return how long after one ordinary request the next one is due.
+
+        A token that lives shorter than documented does not make its successors ordinary: the hour's
+        budget would be gone long before the hour.
+        """
+        expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
+        return self._window(expires_in)[0]
+
+    def _refresh_is_due(self, now: float) -> bool:
+        return now >= self._refreshed_at + self._interval()
+
+    def _with_deadlines(self, token: Token) -> CachedToken:
+        return CachedToken(token, *(token.requested_at + seconds for seconds in self._window(token.expires_in)))
+
+    def _cache(self, cached: CachedToken, digest: str) -> None:
+        self._cached, self._cached_digest, self._rejected = cached, digest, False
+        self._failed, self._failures, self.pending.lost = None, 0, 0
+        if self.cooldown.reason is not None and self.cooldown.reason.kind not in (
+            TokenBudgetExhausted,
+            TokenRateLimited,
+        ):
+            self.cooldown.end()
+
+    def _take_over(self, token: Token, digest: str, now: float) -> bool:
+        """Take a token that somebody else fetched, if it is better; return whether it is young enough to stay."""
+        if self._cached is not None and (
+            self._cached.token == token or self._cached.token.requested_at > token.requested_at
+        ):
+            return False  # the very one that has to be replaced, or an older one
+        cached = self._with_deadlines(token)
+        if now < cached.usable_until:
+            self._cache(cached, digest)
+        return now < cached.refresh_at
+
+    def _may_retry(self, fetch: PendingFetch, failure: Failure) -> bool:
+        if failure.kind in (CredentialsRejected, TokenRateLimited) or not failure.retryable:
+            return False
+        # After a failed fetch comes one trial request, not a stampede. And who has a token waits for one attempt.
+        return fetch.attempts < self._policy.fetch_attempts and not self._failures and not fetch.foreground
+
+    def _back_off(self, failure: Failure, now: float) -> None:
+        interval = self._interval()
+        pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
+        self._failures += 1
+        # What comes sooner than the ordinary request draws on the reserve: spare the second half of it.
+        sparing = min((2.0 * self.forced.reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
+        self._fail(failure, now, max(pause, sparing))
+
+    def _fail(self, failure: Failure, now: float, pause: float) -> None:
+        self._note_failure(failure)
+        self.cooldown.start(failure, now + pause)
+
+    def _note_failure(self, failure: Failure) -> None:
+        self._failed = failure
+        self.failed_fetches += 1
+
+    def _rate_limited(self, failure: Failure, now: float) -> None:
+        self.cooldown.requested_until = max(self.cooldown.requested_until, now + (failure.retry_after or 0.0))
+        self.cooldown.start(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))

@@ -1,0 +1,114 @@
+"""The fetches that a machine waits for (rules 3, 16 and 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import Failure
+from .policy import TokenPolicy
+
+_NEVER = float("-inf")
+GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost                rule 17
+
+
+@dataclass(slots=True)
+class PendingFetch:
+    """A fetch in progress."""
+
+    due_at: float  # it is lost if it has not been heard of by then
+    forced: bool
+    wait_until: float  # until when the request that started it waits for it, although it has a token
+    started: bool = False  # whether it has taken its first step
+    interrupted: bool = False  # whether it was interrupted because it is overdue
+    awaiting_credentials: bool = False  # for the credentials
+    digest: str = ""  # of the credentials
+    attempts: int = 0
+    failure: Failure | None = None  # of the last attempt
+    refreshed_before: float | None = None  # what `_refreshed_at` was before this fetch used the ordinary slot
+
+    @property
+    def foreground(self) -> bool:
+        """Whether the request that started it waits for it, although it has a token (rule 2)."""
+        return self.wait_until > _NEVER
+
+
+class PendingFetches:
+    """The fetches in progress, by ticket.
+
+    Args:
+        policy: The timeouts.
+        rotating: Whether a fetch asks for credentials first.
+        grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
+        reaction: Seconds within which a fetch takes its first step, and reacts to being interrupted when it is
+            overdue; ``None`` where neither is observed.
+    """
+
+    __slots__ = ("_grace", "_policy", "_rotating", "by_ticket", "ended", "last_ticket", "lost", "overdue", "reaction")
+
+    def __init__(self, policy: TokenPolicy, *, rotating: bool, grace: float, reaction: float | None) -> None:
+        self._policy = policy
+        self._rotating = rotating
+        self._grace = grace
+        self.reaction = reaction
+        self.by_ticket: dict[int, PendingFetch] = {}
+        self.last_ticket = 0
+        self.ended = 0
+        """How many fetches have ended so far, in whatever way."""
+        self.lost = 0
+        """Consecutive fetches that fell silent."""
+        self.overdue: tuple[int, ...] = ()
+        """Tickets of overdue fetches to interrupt: they are lost unless they are heard of soon."""
+
+    def start(self, now: float, *, forced: bool, wait_until: float = _NEVER) -> int:
+        """Add a fetch and return its ticket."""
+        self.last_ticket += 1
+        due_at = self.first_due(now) if self.reaction is None else now + self.reaction
+        self.by_ticket[self.last_ticket] = PendingFetch(due_at, forced, wait_until, awaiting_credentials=self._rotating)
+        return self.last_ticket
+
+    def take_first_step(self, ticket: int, now: float) -> None:
+        """Note that a fetch has started."""
+        fetch = self.by_ticket[ticket]
+        fetch.started, fetch.awaiting_credentials, fetch.due_at = True, self._rotating, self.first_due(now)
+
+    def keep(self, fetch: PendingFetch, now: float, pause: float = 0.0) -> None:
+        """Note that *fetch* is in progress, and will show that again after *pause* seconds."""
+        fetch.due_at, fetch.interrupted = self.due(now) + pause, False
+
+    def end(self, ticket: int) -> PendingFetch | None:
+        """Remove a fetch and return it, unless it has ended before."""
+        fetch = self.by_ticket.pop(ticket, None)
+        if fetch is not None:
+            self.ended += 1
+        return fetch
+
+    def clear(self) -> None:
+        """Forget all fetches."""
+        self.by_ticket.clear()
+        self.overdue = ()
+
+    def expired(self, now: float) -> Iterator[tuple[int, PendingFetch]]:
+        """Yield the fetches to give up. One that is overdue for the first time is to be interrupted instead."""
+        for ticket, fetch in list(self.by_ticket.items()):
+            if now < fetch.due_at:
+                continue
+            if fetch.started and not fetch.interrupted and self.reaction is not None:
+                fetch.interrupted, fetch.due_at = True, now + self.reaction
+                self.overdue = (*self.overdue, ticket)
+                continue
+            yield ticket, fetch
+
+    @property
+    def next_due_at(self) -> float:
+        """The first instant at which one of them becomes due."""
+        return min((fetch.due_at for fetch in self.by_ticket.values()), default=float("inf"))
+
+    def first_due(self, now: float) -> float:
+        """Return when a fetch that starts now becomes due: a secrets manager may take longer than a token request."""
+        due_at = self.due(now)
+        return max(due_at, now + self._policy.max_wait + self._grace) if self._rotating else due_at
+
+    def due(self, now: float) -> float:
+        """Return when a fetch that sends a token request now becomes due."""
+        return now + self._policy.fetch_timeout + self._grace

@@ -1,0 +1,72 @@
+"""What an adapter provides: senders of token requests, and API requests as the engine sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
+
+from .effects import RequestInfo
+
+R = TypeVar("R")
+
+
+class Sender(Protocol):
+    """Sends token requests, from any thread."""
+
+    @property
+    def network_errors(self) -> tuple[type[Exception], ...]:
+        """What the stack raises when there is no usable answer."""
+        ...
+
+    def post(self, request: TokenRequest) -> TokenResponse:
+        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        ...
+
+
+class AsyncSender(Protocol):
+    """Sends token requests on the loop that awaits it."""
+
+    @property
+    def network_errors(self) -> tuple[type[Exception], ...]:
+        """What the stack raises when there is no usable answer."""
+        ...
+
+    async def post(self, request: TokenRequest) -> TokenResponse:
+        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        ...
+
+
+class ErrorClassifier(Protocol):
+    """Tells what became of an attempt that got no response."""
+
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
+        """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
+        ...
+
+
+class Call(RequestInfo[R], Sender, ErrorClassifier, Protocol[R]):
+    """One API call of a sync stack."""
+
+    def send(self, token: Token) -> R:
+        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        ...
+
+    def discard(self, response: R) -> None:
+        """Free the connection of a refused response."""
+        ...
+
+
+class AsyncCall(RequestInfo[R], AsyncSender, ErrorClassifier, Protocol[R]):
+    """One API call of an async stack."""
+
+    def send(self, token: Token) -> Awaitable[R]:
+        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        ...
+
+    async def discard(self, response: R) -> None:
+        """Free the connection of a refused response."""
+        ...

@@ -1,0 +1,133 @@
+"""What the flows ask a runner to do, sync or async, and what it sends back.
+
+Each flow is a generator that yields effects. It is written once: nothing in it blocks, awaits or knows an HTTP library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pay88_adapters.core.retry import RetryPolicy
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import (
+    TokenRequest,
+)
+
+from .runtimes import WaitEvent
+
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class StartFetch(NamedTuple):
+    """Start the fetch with this ticket; result: its :class:`FetchRun`."""
+
+    ticket: int
+    background: bool
+    """Whether the call does not wait for it."""
+    cannot_wait: bool = False
+    """Whether the fetch must not wait for another one's lease."""
+
+
+class WaitForFetch(NamedTuple):
+    """Wait at the gate; result: nothing."""
+
+    event: WaitEvent
+    seconds: float
+
+
+class DrainResponse:
+    """Drain a refused response (to a bound) or close it, so that its connection is free again."""
+
+    __slots__ = ()
+
+
+class LoadCredentials:
+    """Ask for the credentials; result: :class:`Credentials` or :class:`Failure`."""
+
+    __slots__ = ()
+
+
+class StoreOperation(NamedTuple):
+    """Do something with the store, which may take its time; result: what it returns."""
+
+    operation: Callable[[], object]
+
+
+class SendTokenRequest(NamedTuple):
+    """Send a token request; result: :class:`TokenResponse`, the network's exception, or :class:`UnexpectedError`."""
+
+    request: TokenRequest
+
+
+class UnexpectedError(NamedTuple):
+    """What a client raised that is no network error: a mistake in code around it, or a test double's protest."""
+
+    error: Exception
+
+
+class Sleep(NamedTuple):
+    """Sleep; result: nothing."""
+
+    seconds: float
+
+
+class RetryDecision(NamedTuple):
+    """What follows from an attempt without a response; where there is no other one, its error is the caller's."""
+
+    retry: bool
+
+
+AcquireTokenFlow = Generator[StartFetch | WaitForFetch | Sleep, Any, Token]
+RequestFlow = Generator[
+    StartFetch | WaitForFetch | StoreOperation | Sleep | Token | RetryDecision | DrainResponse, Any, R
+]
+FetchEffect = LoadCredentials | StoreOperation | SendTokenRequest | Sleep
+
+DRAIN = DrainResponse()
+
+
+class RequestInfo(Protocol[R_contra]):
+    """What the exchange needs to know of a call, without any I/O."""
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The path, with or without the query."""
+        ...
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """The call's own policy; ``None`` for the manager's."""
+        ...
+
+    @property
+    def token_timeout(self) -> float | None:
+        """Real seconds that the caller is ready to wait for a token, if it said so."""
+        ...
+
+    @property
+    def total_timeout(self) -> float | None:
+        """Real seconds that the caller has for the call with all its attempts, if it said so."""
+        ...
+
+    def status(self, response: R_contra, /) -> int:
+        """Return the status code."""
+        ...
+
+    def headers(self, response: R_contra) -> Mapping[str, str]:
+        """Return the header fields, names in any case."""
+        ...
+
+    def token_used(self, response: R_contra, token: Token) -> Token:
+        """Return the token that the answered attempt carried; *token* is what it was given."""
+        ...
+
+    def replayable(self) -> bool:
+        """Whether the body can be sent again, byte for byte."""
+        ...

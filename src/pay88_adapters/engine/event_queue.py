@@ -1,0 +1,61 @@
+"""Events on their way to the log and to the listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from pay88_adapters.core.events import Event, Listener
+
+from .event_log import SafeListener, log, logs
+
+
+class EventQueue:
+    """Collects events under the manager's lock, and dispatches them once it has been released."""
+
+    __slots__ = ("_listeners", "_queued")
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = tuple(map(SafeListener, listeners))
+        self._queued: list[Event] = []
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The listeners, as they were given."""
+        return tuple(each.listener for each in self._listeners)
+
+    def listen(self, listener: Listener) -> None:
+        """Add a listener. The lock must be held."""
+        self._listeners = (*self._listeners, SafeListener(listener))
+
+    def wants(self, kind: Callable[..., Event]) -> bool:
+        """Whether anything happens with events of *kind*, so that they have to be made."""
+        return bool(self._listeners) or logs(kind)
+
+    def add(self, event: Event) -> None:
+        """Queue *event*. The lock must be held."""
+        self._queued.append(event)
+
+    def take(self) -> list[Event]:
+        """Return what is queued, and forget it. The lock must be held."""
+        queued, self._queued = self._queued, []
+        return queued
+
+    def dispatch(self, events: Sequence[Event]) -> None:
+        """Log *events*, and call the listeners with them. No lock may be held, nor a lease that others wait for.
+
+        Raises:
+            BaseException: A listener raised what is no ``Exception``, such as a soft time limit of the caller's.
+        """
+        raised: BaseException | None = None
+        for event in events:
+            log(event)
+            for listener in self._listeners:
+                raised = listener(event) or raised
+        if raised is not None:
+            raise raised
+
+    def dispatch_safely(self, events: Sequence[Event]) -> None:
+        """Do what :meth:`dispatch` does, where there is no caller for what a listener raises: it is logged."""
+        with suppress(BaseException):
+            self.dispatch(events)

@@ -1,0 +1,218 @@
+"""How a token is fetched: from the shared store, or with the lease by token requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.errors import (
+    ClientClosed,
+    Failure,
+    TokenRateLimited,
+)
+from pay88_adapters.core.events import (
+    BudgetExhausted,
+    Event,
+    SharedTokenUsed,
+    TokenFetched,
+    TokenRequestFailed,
+)
+from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.snapshot import load
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import (
+    TokenResponse,
+    network_failure,
+    parse_token_response,
+    token_request,
+    unexpected_failure,
+)
+from pay88_adapters.stores.base import LeaseResult
+
+from .credentials import Credentials
+from .effects import (
+    FetchEffect,
+    LoadCredentials,
+    SendTokenRequest,
+    Sleep,
+    StoreOperation,
+    UnexpectedError,
+)
+from .fetches import Fetches, FetchRun, sweep
+from .sharing import import_budget
+from .state import ManagerState
+
+_MIN_POLL = 0.1  # seconds, give or take half, until another holder's lease is looked at again; doubles
+_MAX_POLL = 1.0  # up to this
+
+
+def fetch_token(
+    fetches: Fetches, run: FetchRun, client_is_open: Callable[[], bool]
+) -> Generator[FetchEffect, Any, None]:
+    """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12).
+
+    Args:
+        fetches: Those of the manager.
+        run: The fetch.
+        client_is_open: Whether its client can send requests: if not, no unit of the budget is consumed for it.
+
+    Raises:
+        ClientClosed: Its client was closed.
+    """
+    state = fetches.state
+    if not state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now)):
+        return
+    credentials = yield LoadCredentials()
+    if not state.transition(partial(_use_credentials, state, run, credentials)):
+        return
+    events: list[Event] = []
+    request = _Fetch(fetches, run, credentials, events, client_is_open)
+    while (yield from request.acquire_lease()) and (yield from request.send()):
+        pass  # its lease or its unit of the budget has become too old on the way
+    yield StoreOperation(partial(fetches.publish, run.ticket))
+    state.events.dispatch_safely(events)  # not before: a listener may take its time
+
+
+def _use_credentials(
+    state: ManagerState, run: FetchRun, credentials: Credentials | Failure, machine: TokenMachine, now: float
+) -> bool:
+    if isinstance(credentials, Failure):
+        if run.ticket in machine.pending_fetches:
+            machine.on_fetch_failed(run.ticket, credentials, now)
+            state.record_failure(credentials, now)
+        return False
+    state.merchant_id = credentials.merchant_id
+    return machine.on_credentials(run.ticket, credentials.digest, now)
+
+
+class _Fetch:
+    """One fetch with its credentials at hand. What happens is added to *events*."""
+
+    def __init__(
+        self,
+        fetches: Fetches,
+        run: FetchRun,
+        credentials: Credentials,
+        events: list[Event],
+        client_is_open: Callable[[], bool],
+    ) -> None:
+        self._fetches, self._state, self._run = fetches, fetches.state, run
+        self._credentials, self._events = credentials, events
+        self._client_is_open = client_is_open
+        self._failure = BUDGET_EXHAUSTED
+
+    def acquire_lease(self) -> Generator[FetchEffect, Any, bool]:
+        """Acquire the refresh lease; return whether a token request is still needed (rule 4)."""
+        state, run = self._state, self._run
+        pause = _MIN_POLL
+        while True:
+            asked_at = state.now()
+            led: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
+            wait = min(led.lease_remaining, pause * (0.5 + state.settings.random())) if led.lease_remaining else 0.0
+            needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
+            if needed is not None:
+                return needed
+            if led.record is None:
+                yield Sleep(wait)
+                sweep()
+                pause = min(2 * pause, _MAX_POLL)
+
+    def _led(self, led: LeaseResult, asked_at: float, wait: float, machine: TokenMachine, now: float) -> bool | None:
+        """Return whether a token request is needed; ``None`` if the store has to be asked again."""
+        state, ticket, credentials = self._state, self._run.ticket, self._credentials
+        if led.fencing_token is not None:
+            return machine.heartbeat(ticket, now)
+        if led.record is None:
+            return None if machine.heartbeat(ticket, now, pause=wait) else False
+        found = load(led.record.content, led.record.age, asked_at, now, stored=led.record.stored)
+        if found is None:
+            return None
+        seen = asked_at - led.record.age
+        reserve_used, pace = import_budget(state.settings, credentials, found.budget_entries, now, seen)
+        if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=reserve_used, pace=pace):
+            return None
+        if found.token is not None and found.token == machine.fast_path_token(now)[0]:
+            state.record_token(SharedTokenUsed)
+        return False
+
+    def send(self) -> Generator[FetchEffect, Any, bool]:
+        """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12).
+
+        Returns:
+            Whether the lease has to be acquired again first: it does not last for another request.
+        """
+        state, run, policy = self._state, self._run, self._state.settings.policy
+        while True:
+            if not self._client_is_open():
+                raise ClientClosed("the HTTP client was closed before the token request was sent")
+            if not self._fetches.lasts(run, policy.fetch_timeout):
+                return True
+            extra = state.transition(self._next_is_extra, self._events)
+            if extra is None:
+                return False
+            asked_at = state.now()
+            grant: AcquireResult = yield StoreOperation(
+                partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=extra)
+            )
+            if not state.transition(partial(self._granted, grant, extra), self._events):
+                return False
+            sent_at = state.now()  # the last look at the clock before the request is sent
+            age = sent_at - asked_at
+            if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
+                state.transition(self._grant_expired, self._events)
+                continue
+            timeout = state.settings.clock.real(policy.fetch_timeout - age)
+            reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, timeout))
+            outcome = self._outcome(reply, sent_at)
+            if isinstance(outcome, Failure) and outcome.kind is TokenRateLimited:  # before others ask for a unit
+                merchant_id = self._credentials.merchant_id
+                yield StoreOperation(partial(state.settings.budget.rate_limited, merchant_id, outcome))
+            pause = state.transition(partial(self._answered, outcome, sent_at), self._events)
+            if pause is None:
+                return False
+            yield Sleep(pause)
+
+    def _next_is_extra(self, machine: TokenMachine, now: float) -> bool | None:
+        ticket = self._run.ticket
+        return None if machine.stopped(ticket, now) else machine.uses_reserve(ticket, now)
+
+    def _granted(self, grant: AcquireResult, extra: bool, machine: TokenMachine, now: float) -> bool:
+        state = self._state
+        if not grant.granted:
+            state.queue_event(BudgetExhausted, grant.retry_in)
+        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=extra)
+        if sent:
+            state.counters.token_requests += 1
+        elif not grant.granted:
+            state.record_failure(grant.failure or self._failure, now)
+        return sent
+
+    def _grant_expired(self, machine: TokenMachine, _: float) -> None:
+        machine.on_grant_expired(self._run.ticket)
+        self._state.counters.token_requests -= 1
+
+    def _outcome(self, reply: TokenResponse | BaseException | UnexpectedError, sent_at: float) -> Token | Failure:
+        if isinstance(reply, UnexpectedError):
+            return unexpected_failure(reply.error, self._credentials.api_key)
+        if isinstance(reply, BaseException):
+            return network_failure(reply, self._credentials.api_key)
+        return parse_token_response(reply, sent_at, self._credentials, self._state.settings.clock.wall())
+
+    def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
+        """Return the pause before the next attempt, or ``None`` if that was all."""
+        state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
+        if isinstance(outcome, Token):
+            state.counters.tokens += 1
+            state.record_token(TokenFetched, outcome.expires_in, now - sent_at, more=(time.time(),))
+            machine.on_token(ticket, outcome, now, digest=digest)
+            return None
+        self._failure = outcome
+        state.queue_event(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at, time.time())
+        pause = machine.on_attempt_failed(ticket, outcome, now, jitter=state.settings.random(), digest=digest)
+        if pause is None:
+            state.record_failure(outcome, now)
+        return pause

@@ -1,0 +1,157 @@
+"""How an attempt of an API request gets its permit, from the circuit breaker and the rate limits (rules 22 and 23)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
+from pay88_adapters.core.endpoint import group_of
+from pay88_adapters.core.errors import (
+    CircuitOpen,
+    RequestBudgetExhausted,
+)
+from pay88_adapters.core.events import (
+    CallWaited,
+)
+from pay88_adapters.core.retry import ConnectionFailure
+
+from .effects import (
+    AcquireTokenFlow,
+    R,
+    RequestFlow,
+    RequestInfo,
+    Sleep,
+    StoreOperation,
+)
+from .pacing import JITTER, RATE_LIMITED_GROUPS, Pacing, RateLimitPermit
+from .request_limits import RequestLimits
+from .state import ManagerState
+
+_FOREVER = float("inf")
+
+
+class AttemptPermit(NamedTuple):
+    """An attempt that the limits have let pass."""
+
+    limits: RequestLimits
+    group: str
+    breaker_permit: Permit
+    rate_permit: RateLimitPermit | None = None
+
+    def abandon(self, now: float) -> None:
+        """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
+        self.limits.release(self.group, self.breaker_permit)
+        self.limits.end_attempt(self.rate_permit, now)
+
+
+def acquire_permit(
+    state: ManagerState, limits: RequestLimits, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+) -> RequestFlow[AttemptPermit]:
+    """Pass the circuit breaker, and wait for the pacing (rules 22 and 23)."""
+    group = group_of(state.settings.endpoint.route(call.path))
+    permit = _check_breaker(state, limits, group)
+    try:
+        permit = permit._replace(
+            rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, call, acquired))
+        )
+        if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(
+            group
+        ):  # by now, since that may have taken its time
+            return _check_breaker(state, limits, group)._replace(rate_permit=permit.rate_permit)
+    except BaseException:
+        permit.abandon(state.settings.clock.now())
+        raise
+    return permit
+
+
+def _check_breaker(state: ManagerState, limits: RequestLimits, group: str) -> AttemptPermit:
+    answer = state.transition(lambda _, now: limits.try_acquire(group, now))
+    if isinstance(answer, Rejected):
+        raise CircuitOpen(
+            f"88Pay fails: calls ({group}) fail at once for a while; this attempt was not sent: see retry_after",
+            retry_after=answer.retry_after,
+            retryable=True,
+        )
+    return AttemptPermit(limits, group, answer)
+
+
+def record_outcome(
+    state: ManagerState, permit: AttemptPermit, call: RequestInfo[R], outcome: R | ConnectionFailure
+) -> None:
+    status: int | None = None
+    headers: Mapping[str, str] = {}
+    if not isinstance(outcome, ConnectionFailure):
+        status, headers = call.status(outcome), call.headers(outcome)
+
+    def record(_: object, now: float) -> None:
+        permit.limits.end_attempt(permit.rate_permit, now)
+        news = permit.limits.record_response(
+            permit.group, permit.breaker_permit, status, headers, now, state.settings.clock.wall()
+        )
+        if news is not None:
+            event, details = news
+            state.queue_event(event, *details)
+
+    state.transition(record)
+
+
+def acquire_rate_permit(
+    state: ManagerState,
+    pacing: Pacing | None,
+    group: str,
+    call: RequestInfo[Any],
+    acquired: Callable[[], AcquireTokenFlow],
+) -> RequestFlow[RateLimitPermit | None]:
+    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the turn that has it (rule 22)."""
+    if pacing is None or group not in RATE_LIMITED_GROUPS:
+        return None
+    longest = state.settings.policy.max_wait
+    token_timeout = (
+        longest if call.token_timeout is None else min(call.token_timeout * state.settings.clock.speed, longest)
+    )
+    deadline = state.settings.clock.now() + token_timeout
+    if state.cached() is None:
+        yield from acquired()
+    since: float | None = None  # when it was first held back
+    while True:
+        rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
+        if isinstance(rate_permit, RateLimitPermit):
+            wait: float
+            try:
+                wait = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+            except BaseException:
+                pacing.cancel(rate_permit)
+                raise
+            state.transition(partial(_record_result, pacing, rate_permit, wait))
+        else:
+            wait = rate_permit
+        now = state.settings.clock.now()
+        left = deadline - now
+        if since is not None and (not wait or wait > left):
+            _count_paced(state, group, now - since)
+        if isinstance(rate_permit, RateLimitPermit) and not wait:
+            return rate_permit
+        since = now if since is None else since
+        if wait > left:
+            raise RequestBudgetExhausted(
+                f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; this attempt was not sent",
+                retry_after=wait,
+                retryable=True,
+            )
+        yield Sleep(
+            min(wait + JITTER * state.settings.random(), left)
+        )  # a crowd that comes back at one instant asks in vain
+
+
+def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, wait: float, _: object, now: float) -> None:
+    pacing.record_result(rate_permit, wait, now)
+
+
+def _count_paced(state: ManagerState, group: str, seconds: float) -> None:
+    def count(*_: object) -> None:
+        state.counters.paced += 1
+        state.queue_event(CallWaited, group, seconds)
+
+    state.transition(count)

@@ -1,0 +1,126 @@
+"""What the managers of one process share: the stores that are open, and themselves."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+from pay88_adapters.stores import open_fallback, open_store
+from pay88_adapters.stores.base import Store
+
+from .clock import Clock
+from .forks import survive_forks
+from .store_client import StoreClient
+
+
+class Shareable(Protocol):
+    """A manager, from the point of view of the registry."""
+
+    shared_key: tuple[object, ...] | None
+
+
+M = TypeVar("M", bound=Shareable)
+_SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
+KEPT = 128
+"""How many managers that nothing refers to :meth:`TokenManager.shared` keeps: those that were used last."""
+
+
+class OpenStores:
+    """The stores that are open on one clock, and what this process knows of each."""
+
+    def __init__(self) -> None:
+        self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
+        self._fleets: dict[tuple[str, str | None, float | None], StoreClient] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return len(self._fleets)
+
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
+        """Return this process's one view of a store."""
+        store_client = self._fleets.get((url, fallback, share))
+        if store_client is None:
+            if len(self._fleets) >= self._sweep_at:
+                # Not where the last manager goes: what it has used up of the budget counts on.
+                for key in [key for key, each in self._fleets.items() if each.is_unused()]:
+                    del self._fleets[key]
+                self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
+            # A signal handler or a finalizer may have made it meanwhile, on this very thread.
+            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+            survive_forks(store)
+            spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
+            if spare is not None:
+                survive_forks(spare)
+            store_client = self._fleets.setdefault(
+                (url, fallback, share), StoreClient(store, clock, share, spare, host)
+            )
+        return store_client
+
+
+class SharedManagers(Generic[M]):
+    """The managers of :meth:`TokenManager.shared`: those that are in use, and the last ones that were."""
+
+    def __init__(self) -> None:
+        # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
+        # be referred to from here.
+        self._known: dict[int, list[weakref.ref[M]]] = {}
+        self._recent: dict[M, None] = {}
+        self._sweep_at = _SWEPT
+
+    def __len__(self) -> int:
+        return sum(len(refs) for refs in self._known.values())
+
+    def find(self, key: tuple[object, ...]) -> M | None:
+        """Return the manager that was made of *key*, if there is one."""
+        for manager in self._alike(key):
+            if manager.shared_key == key:
+                self._keep(manager)
+                return manager
+        return None
+
+    def add(self, key: tuple[object, ...], manager: M) -> None:
+        """Let *manager* be the one that was made of *key*."""
+        if len(self._known) >= self._sweep_at:
+            known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
+            self._known = {each: refs for each, refs in known.items() if refs}
+            self._sweep_at = max(_SWEPT, 2 * len(self._known))
+        manager.shared_key = key
+        others = [each for each in self._alike(key) if each.shared_key != key]
+        self._known[hash(key)] = [weakref.ref(each) for each in (*others, manager)]
+        self._keep(manager)
+
+    def _alike(self, key: tuple[object, ...]) -> list[M]:
+        found = [ref() for ref in self._known.get(hash(key), ())]
+        return [each for each in found if each is not None]
+
+    def _keep(self, manager: M) -> None:
+        self._recent.pop(manager, None)
+        self._recent[manager] = None
+        while len(self._recent) > KEPT:
+            self._recent.pop(next(iter(self._recent)), None)
+
+
+class Process(Generic[M]):
+    """What the managers of this process share."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.managers: SharedManagers[M] = SharedManagers()
+        self.names: WeakKeyDictionary[M, str] = WeakKeyDictionary()  # of those that were referred to
+        self.made: WeakSet[M] = WeakSet()  # all that run on the process's own clock
+        self.after_fork()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Replace the lock: another thread may have held it."""
+        self.lock = threading.RLock()
+
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
+        """Return this process's one view of a store, on this clock."""
+        with self.lock:
+            # On the clock itself, which the stores refer to: so they are collected together.
+            stores = vars(clock).setdefault("_pay88_stores", None) or OpenStores()
+            vars(clock)["_pay88_stores"] = stores
+            return stores.store_client(url, fallback, clock, share)

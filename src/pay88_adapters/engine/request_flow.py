@@ -1,0 +1,199 @@
+"""How one API request is made: attach a token, judge the response, replay after a 401, retry (rules 7, 8 and 20)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pay88_adapters.core.endpoint import group_of
+from pay88_adapters.core.errors import (
+    Pay88Error,
+)
+from pay88_adapters.core.events import (
+    CallNotSent,
+    CallReplayed,
+    CallRetried,
+    TokenRejected,
+)
+from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.retry import Attempts, ConnectionFailure, RetryPolicy
+from pay88_adapters.core.token import Token
+from pay88_adapters.core.wire import (
+    parse_retry_after,
+)
+
+from .effects import (
+    DRAIN,
+    AcquireTokenFlow,
+    R,
+    RequestFlow,
+    RequestInfo,
+    RetryDecision,
+    Sleep,
+)
+from .pacing import RateLimitPermit
+from .permit_flow import acquire_permit, acquire_rate_permit, record_outcome
+from .state import ManagerState
+
+UNAUTHORIZED = 401
+"""The status code of a rejected token, and the least one after which there is anything to decide."""
+_TOO_MANY = 429  # the least status code after which a request may be retried
+_FOREVER = float("inf")
+
+
+def run_request(
+    state: ManagerState,
+    call: RequestInfo[R],
+    acquired: Callable[[], AcquireTokenFlow],
+    began_at: float,
+    first: Token | None = None,
+) -> RequestFlow[R]:
+    """Make one managed call: attach, look at the answer, replace a refused token, send again (rules 7, 8, 20).
+
+    A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`ConnectionFailure`.
+    With a *first* token the first attempt is one that has been sent already.
+    """
+    try:
+        return (yield from _attempts(state, call, acquired, began_at, first))
+    except Pay88Error as error:
+        _count_not_sent(state, call, error)
+        raise
+
+
+def _attempts(
+    state: ManagerState,
+    call: RequestInfo[R],
+    acquired: Callable[[], AcquireTokenFlow],
+    began_at: float,
+    first: Token | None,
+) -> RequestFlow[R]:
+    policy, limits = call.retry or state.settings.retry, state.settings.request_limits
+    attempts = Attempts(policy, _deadline(state, call, policy, began_at))
+    replayable, replaying = policy.replay_refused, False
+    while True:
+        permit = None if limits is None else (yield from acquire_permit(state, limits, call, acquired))
+        try:
+            token, first = first or state.cached() or (yield from acquired()), None
+            if replaying:
+                _count_replay(state)
+                replaying = False
+            outcome: R | ConnectionFailure = yield token
+        except BaseException:
+            if permit is not None:
+                permit.abandon(state.settings.clock.now())
+            raise
+        if permit is not None:
+            record_outcome(state, permit, call, outcome)
+        if isinstance(outcome, ConnectionFailure):
+            pause = _pause(state, call, attempts, outcome)
+            yield RetryDecision(retry=pause is not None)
+            assert pause is not None  # or else the driver raises what the attempt did
+            yield Sleep(pause)
+            continue
+        status = call.status(outcome)
+        if status == UNAUTHORIZED:
+            replaced = _on_unauthorized(state, call.token_used(outcome, token))
+            if not (replaced and replayable and call.replayable()):
+                return outcome
+            replayable, replaying = False, True
+            yield DRAIN
+            continue
+        _on_accepted(state, call, outcome, token)
+        if status < _TOO_MANY:
+            return outcome
+        pause = _pause(state, call, attempts, status, call.headers(outcome))
+        if pause is None:
+            return outcome
+        yield DRAIN
+        yield Sleep(pause)
+
+
+def acquire_permit_and_token(
+    state: ManagerState, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+) -> RequestFlow[tuple[Token, Callable[[], None]]]:
+    """Get a token for another attempt that the stack makes by itself, and what notes its end (rules 20 and 22)."""
+    limits = state.settings.request_limits
+    rate_permit: RateLimitPermit | None = None
+
+    def end() -> None:
+        if limits is not None:
+            limits.end_attempt(rate_permit, state.settings.clock.now())
+
+    try:
+        if limits is not None:
+            group = group_of(state.settings.endpoint.route(call.path))
+            rate_permit = yield from acquire_rate_permit(state, limits.pacing, group, call, acquired)
+        return state.cached() or (yield from acquired()), end
+    except BaseException as error:
+        end()
+        if isinstance(error, Pay88Error):
+            _count_not_sent(state, call, error)
+        raise
+
+
+def _deadline(state: ManagerState, call: RequestInfo[Any], policy: RetryPolicy, began_at: float) -> float:
+    longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
+    if call.total_timeout is not None:
+        longest = min(longest, call.total_timeout * state.settings.clock.speed)
+    return began_at + longest
+
+
+def _pause(
+    state: ManagerState,
+    call: RequestInfo[Any],
+    attempts: Attempts,
+    outcome: int | ConnectionFailure,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> float | None:
+    """Return for how long to wait before the call is sent again, or ``None`` if it is not (rule 20)."""
+    settings = state.settings
+    route, limits = settings.endpoint.route(call.path), settings.request_limits
+    safe = attempts.policy.is_safe(call.method, route)
+    if not call.replayable() or (limits is not None and limits.is_open(group_of(route))):
+        return None
+
+    asked = parse_retry_after(headers, settings.clock.wall())
+
+    def next_pause(_: object, now: float) -> float | None:
+        pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=asked)
+        if pause is not None:
+            state.counters.retried += 1
+            status = None if isinstance(outcome, ConnectionFailure) else outcome
+            state.queue_event(CallRetried, group_of(route), attempts.made, pause, status)
+        return pause
+
+    return state.transition(next_pause)
+
+
+def _count_replay(state: ManagerState) -> None:
+    def count(*_: object) -> None:
+        state.counters.replayed += 1
+        state.queue_event(CallReplayed)
+
+    state.transition(count)
+
+
+def _count_not_sent(state: ManagerState, call: RequestInfo[Any], error: Pay88Error) -> None:
+    def count(*_: object) -> None:
+        state.counters.not_sent += 1
+        group = group_of(state.settings.endpoint.route(call.path))
+        state.queue_event(CallNotSent, group, type(error), error.retry_after)
+
+    state.transition(count)
+
+
+def _on_accepted(state: ManagerState, call: RequestInfo[R], response: R, token: Token) -> None:
+    if state.awaiting_first_success:  # almost never: the cached path takes no lock
+        used = call.token_used(response, token)
+        state.transition(lambda machine, _: machine.on_accepted(used))
+
+
+def _on_unauthorized(state: ManagerState, token: Token) -> bool:
+    def refuse(machine: TokenMachine, now: float) -> bool:
+        state.counters.unauthorized += 1
+        replaced = machine.on_unauthorized(token, now)
+        state.queue_event(TokenRejected, replaced)
+        return replaced
+
+    return state.transition(refuse)

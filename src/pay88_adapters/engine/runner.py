@@ -1,0 +1,128 @@
+"""What runs the flows: the part that neither waits nor does I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any, TypeVar
+
+from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure
+from pay88_adapters.core.secret import clear_traceback_locals
+from pay88_adapters.core.token import Token
+
+from .calls import ErrorClassifier
+from .credentials import Credentials, CredentialsSource
+from .effects import AcquireTokenFlow, RequestFlow, RequestInfo, RetryDecision, UnexpectedError
+from .fetches import Fetches
+from .request_flow import run_request
+from .threads import Overdue
+from .token_flow import WaitBudget
+
+R = TypeVar("R")
+
+
+class Runner:
+    """Runs the flows of one manager: they yield effects, it carries them out and sends back the results.
+
+    Args:
+        fetches: Those of the manager.
+        source: Credentials, or a provider of them.
+    """
+
+    __slots__ = ("_is_limited", "_source", "_state", "fetches")
+
+    def __init__(self, fetches: Fetches, source: CredentialsSource) -> None:
+        self.fetches = fetches
+        self._state = fetches.state
+        self._source = source
+        self._is_limited = fetches.state.settings.request_limits is not None
+
+    def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
+        """Return the flow that gets a token for one attempt of *call*."""
+        raise NotImplementedError
+
+    def _request_flow(self, call: RequestInfo[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
+        """Return the flow of *call*; with *sent*, from where it waits for the outcome of a first attempt."""
+        wait_budget = self._wait_budget(call.token_timeout)
+        flow = run_request(self._state, call, lambda: self._acquisition(call, wait_budget), began_at, sent)
+        if sent is not None:
+            next(flow)
+        return flow
+
+    def _wait_budget(self, seconds: float | None) -> WaitBudget:
+        """Return how long a call may wait in all, if its caller is ready to wait for *seconds* (real ones)."""
+        settings = self._state.settings
+        longest = settings.policy.max_wait
+        return WaitBudget(longest if seconds is None else min(seconds * settings.clock.speed, longest))
+
+    def _ask_source(self) -> object:
+        return self._source() if callable(self._source) else self._source
+
+    def _checked(self, answer: object) -> Credentials:
+        if not isinstance(answer, Credentials):
+            raise ConfigurationError(f"the credentials callable returned {type(answer).__name__}, not Credentials")
+        self._state.settings.endpoint.check_key(answer)
+        return answer
+
+
+def is_open(sender: object) -> bool:
+    return not getattr(sender, "is_closed", False)
+
+
+def carriers(sender: object) -> tuple[object, ...]:
+    """Return what would carry a fetch over *sender*: its client; nothing that may end where that is the manager's."""
+    client = getattr(sender, "client", sender)
+    return () if client is None else (client,)
+
+
+def should_retry(
+    sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException, handled: BaseException | None
+) -> bool:
+    """Tell *sequence* how an attempt ended; return whether another one follows."""
+    broken = call.classify_error(exc) if isinstance(exc, Exception) else None
+    if broken is None:
+        return False
+    verdict = sequence.send(broken.refine(exc, but=handled))
+    assert isinstance(verdict, RetryDecision)
+    return verdict.retry
+
+
+def after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException) -> None:
+    """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
+    handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    clear_traceback_locals(exc, but=handled)
+    context = exc.__context__
+    try:
+        if not should_retry(sequence, call, exc, handled):
+            sequence.close()
+            raise exc
+    finally:
+        object.__setattr__(exc, "__context__", context)  # where raise has put what is being handled here
+        del exc
+
+
+def failed_post(exc: Exception, network_errors: tuple[type[Exception], ...]) -> Exception | UnexpectedError:
+    """Return what a failed token request means; raise *exc* where that is not about the service (rule 18)."""
+    if isinstance(exc, network_errors):
+        return exc
+    if isinstance(exc, (ClientClosed, Overdue)):
+        raise exc
+    return UnexpectedError(exc)
+
+
+def no_credentials(exc: BaseException) -> Failure:
+    if isinstance(exc, ConfigurationError):
+        return Failure(ConfigurationError, str(exc))
+    if isinstance(exc, (TimeoutError, asyncio.TimeoutError)):
+        return Failure(
+            ConfigurationError,
+            "the credentials provider did not return in time; request not sent",
+            retryable=True,
+            cause=exc,
+        )
+    return Failure(
+        ConfigurationError,
+        f"the credentials callable raised {type(exc).__name__}; the call was not sent",
+        retryable=True,
+        cause=exc,
+    )

@@ -1,0 +1,73 @@
+"""What a manager is made of: fixed for its life, and shared by all that act for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pay88_adapters.core.arguments import check_type
+from pay88_adapters.core.breaker import BreakerPolicy
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.policy import TokenPolicy
+from pay88_adapters.core.retry import DEFAULT, RetryPolicy
+
+from .budget import TokenBudget
+from .clock import Clock
+from .credentials import Credentials, CredentialsSource
+from .pacing import Pacing
+from .request_limits import RequestLimits
+from .store_client import StoreClient
+
+_MAX_CONCURRENT = 32  # requests of a group that may ask a store at once for a permit
+
+
+@dataclass(slots=True)
+class Settings:
+    """The parts of one manager.
+
+    Attributes:
+        rotating: Whether a credentials provider takes the place of fixed credentials.
+        request_limits: Circuit breakers and rate limits of API requests, if the manager has any.
+        random: Returns a random number in [0, 1), for jitter.
+        budget: The token budget in the store.
+    """
+
+    endpoint: Endpoint
+    policy: TokenPolicy
+    clock: Clock
+    store_client: StoreClient
+    rotating: bool
+    retry: RetryPolicy = DEFAULT
+    request_limits: RequestLimits | None = None
+    random: Callable[[], float] = random.random
+    budget: TokenBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
+
+
+def checked_endpoint(store: object, base_url: str, credentials: CredentialsSource) -> Endpoint:
+    """Return the endpoint at *base_url*; raise :class:`ConfigurationError` where one of these cannot be used."""
+    if not isinstance(store, str):
+        raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
+    endpoint = Endpoint.parse(base_url)
+    if isinstance(credentials, Credentials):
+        endpoint.check_key(credentials)
+    elif not callable(credentials):
+        raise ConfigurationError("credentials must be Credentials(...) or a callable that returns them")
+    return endpoint
+
+
+def request_limits_for(
+    store_client: StoreClient, endpoint: Endpoint, pacing: object, breaker: BreakerPolicy | None
+) -> RequestLimits | None:
+    """Return the circuit breakers and rate limits, if any; raise :class:`ConfigurationError` for wrong types."""
+    check_type("breaker", breaker, BreakerPolicy)
+    if not isinstance(pacing, bool):
+        raise ConfigurationError(f"pacing must be True or False, not {type(pacing).__name__}")
+    if not pacing:
+        return None if breaker is None else RequestLimits(None, breaker)
+    at_once = _MAX_CONCURRENT if store_client.blocking else None
+    return RequestLimits(Pacing(store_client.budget, endpoint.base_url, max_concurrent=at_once), breaker)

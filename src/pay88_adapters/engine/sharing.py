@@ -1,0 +1,37 @@
+"""What managers that share a store tell each other through it: the record, and the entries of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pay88_adapters.core.snapshot import record_key
+from pay88_adapters.stores.base import Entry
+
+from .credentials import Credentials
+from .settings import Settings
+
+
+def shared_key(settings: Settings, credentials: Credentials) -> str:
+    """Return the key of the record that managers with these credentials share. It does not give them away."""
+    return record_key(settings.endpoint.base_url, credentials)
+
+
+def export_budget(settings: Settings, credentials: Credentials) -> dict[str, dict[str, float]]:
+    """Return when each unit of the budget was acquired, as far as this process knows."""
+    now = settings.clock.now()
+    return {
+        key: {entry.id: now - entry.age for entry in settings.store_client.budget.known(key)}
+        for key in settings.budget.keys(credentials.merchant_id)
+    }
+
+
+def import_budget(
+    settings: Settings, credentials: Credentials, entries: Mapping[str, Mapping[str, float]], now: float, seen: float
+) -> tuple[float, float]:
+    """Add the entries that another manager knew at the instant *seen*; return the used reserve and the pace."""
+    known, budget = settings.store_client.budget, settings.budget
+    for key, keep in budget.keys(credentials.merchant_id).items():
+        if key in entries:
+            known.learn(key, [Entry(name, max(now - at, 0.0)) for name, at in entries[key].items()], keep, seen)
+            known.miss(key, entries[key])
+    return budget.reserve_used(credentials.merchant_id), budget.pace(credentials.merchant_id)

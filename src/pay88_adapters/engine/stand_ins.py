@@ -1,0 +1,127 @@
+"""What takes the place of a manager: the activated one, or an error where a client was unpickled without one."""
+
+from __future__ import annotations
+
+from pay88_adapters.core.arguments import class_of
+from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint
+from pay88_adapters.core.errors import ConfigurationError
+
+from .manager import TokenManager, find_manager, manager_id
+from .overrides import current_manager
+
+
+def check_manager(manager: object) -> None:
+    """Check what a client is to be attached to.
+
+    Raises:
+        ConfigurationError: It is no manager.
+    """
+    if not isinstance(manager, (TokenManager, _StandIn)):
+        raise ConfigurationError(
+            f"manager must be a TokenManager or an ActivatedManager, not {class_of(manager)}: pass"
+            " TokenManager(credentials) or TokenManager.from_env()"
+        )
+
+
+class _StandIn:
+    """Takes the place of a client's manager: calls to its base URL are those of whichever is activated, or fail."""
+
+    def __init__(self, base_url: str) -> None:
+        self._endpoint = Endpoint.parse(base_url)
+
+    @property
+    def base_url(self) -> str:
+        """The checked base URL, without a slash at its end."""
+        return self._endpoint.base_url
+
+    def for_request(
+        self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
+    ) -> TokenManager | None:
+        """Do what :meth:`TokenManager.for_request` does.
+
+        Raises:
+            ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
+        """
+        active = current_manager(self)
+        if active is None:  # unmanaged()
+            return None
+        if isinstance(active, TokenManager):
+            manager = active.for_request(scheme, host, port, path, authorization)
+            if manager is not None:
+                return manager
+        if self._endpoint.covers(scheme, host, port, path, authorization):
+            raise ConfigurationError(self._problem(active if isinstance(active, TokenManager) else None))
+        return None
+
+    def _problem(self, active: TokenManager | None) -> str:
+        raise NotImplementedError
+
+
+class ActivatedManager(_StandIn):
+    """The manager of a client without a merchant of its own: ``attach(client, ActivatedManager())``.
+
+    Calls to *base_url* belong to the manager that is :meth:`~TokenManager.activated` around them. Outside of that they
+    raise :class:`ConfigurationError` and are not sent, so that no merchant ever pays for another. Calls in
+    ``unmanaged()`` and those with a ``Bearer`` of their own pass.
+
+    Args:
+        base_url: ``SANDBOX_URL`` unless given.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    def __init__(self, base_url: str = SANDBOX_URL) -> None:
+        super().__init__(base_url)
+
+    def _problem(self, active: TokenManager | None) -> str:
+        if active is not None:
+            return (
+                f"request not sent: the client is for {self.base_url}, the activated manager for {active.base_url};"
+                " activate one for the same base URL"
+            )
+        return (
+            f"request to {self.base_url} not sent: no manager is activated here; make it inside of"
+            " `with manager.activated():`, or of unmanaged()"
+        )
+
+    def __reduce__(self) -> tuple[type[ActivatedManager], tuple[str]]:
+        return ActivatedManager, (self.base_url,)
+
+    def __repr__(self) -> str:
+        return f"<ActivatedManager {self.base_url}>"
+
+
+AnyManager = TokenManager | ActivatedManager
+"""What a client can be attached to."""
+
+
+class UnavailableManager(_StandIn):
+    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
+
+    def __init__(self, pickle_key: tuple[str, str]) -> None:
+        super().__init__(pickle_key[1])
+        self.reference = pickle_key
+
+    def _problem(self, active: TokenManager | None) -> str:
+        return (
+            "this client was unpickled without its TokenManager (managers hold the API key and cannot be pickled):"
+            " make a TokenManager in this process and attach() it"
+        )
+
+
+def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
+    """Return what :func:`resolve` finds *manager* by, in this process and in those forked from it."""
+    if isinstance(manager, UnavailableManager):
+        return manager.reference
+    if isinstance(manager, ActivatedManager):
+        return manager
+    assert isinstance(manager, TokenManager)
+    return manager_id(manager), manager.base_url
+
+
+def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
+    """Return the manager that *reference* was made for, or what stands in for it in another process."""
+    if isinstance(pickle_key, ActivatedManager):
+        return pickle_key
+    return find_manager(pickle_key[0]) or UnavailableManager(pickle_key)

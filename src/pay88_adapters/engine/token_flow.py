@@ -1,0 +1,134 @@
+"""How a request gets a token: it uses the cached one, fetches one, or waits for a fetch in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
+from pay88_adapters.core.events import (
+    CallWaited,
+)
+from pay88_adapters.core.machine import TokenMachine
+
+from .effects import (
+    AcquireTokenFlow,
+    Sleep,
+    StartFetch,
+    WaitForFetch,
+)
+from .fetches import Fetches, FetchRun, sweep
+from .runtimes import WaitEvent
+
+_LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop without a word, is looked after
+
+
+class WaitBudget:
+    """Seconds of the clock that one call may still wait for tokens, over all its attempts (rule 6)."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+
+class TokenAcquisition:
+    """Gets a token for one attempt: uses it, fetches it, or waits for a fetch in progress (rules 2, 3 and 6).
+
+    Args:
+        fetches: Those of the manager.
+        join: Returns the gate to wait at; called with the lock held, so that no wake-up is lost.
+        patience: How long the call may still wait.
+        carriers: What would carry a fetch of this call and may end before it does: its client, the run of its loop.
+        min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
+        must_fetch: Whether the caller cannot wait without blocking the fetch it would wait for.
+    """
+
+    def __init__(
+        self,
+        fetches: Fetches,
+        join: Callable[[], WaitEvent],
+        *,
+        wait_budget: WaitBudget,
+        carriers: tuple[object, ...] = (),
+        min_validity: float = 0.0,
+        must_fetch: bool = False,
+    ) -> None:
+        self._fetches = fetches
+        self._state = state = fetches.state
+        self._join = join
+        self._wait_budget = wait_budget
+        self._carriers = carriers
+        self._min_validity = min_validity
+        self._must_fetch = must_fetch
+        self._deadline = state.now() + wait_budget.left
+        self._known_failures = state.failed_fetches
+        self._waiting_since: float | None = None
+        self._fetched = False
+        self._own: FetchRun | None = None
+        self._wait: WaitForFetch | Sleep | None = None
+
+    def run(self) -> AcquireTokenFlow:
+        """Return the token.
+
+        Raises:
+            Pay88Error: There is no usable token and none can be had in time.
+        """
+        state = self._state
+        try:
+            while True:
+                state.check_open()
+                must_fetch = self._must_fetch
+                decision = state.transition(self._decide)
+                self._fetches.interrupt_overdue()
+                match decision:
+                    case Use(token, refresh):
+                        if refresh is not None:
+                            yield StartFetch(refresh, background=True)
+                        return token
+                    case Fetch(ticket):
+                        self._own = yield StartFetch(ticket, background=False, cannot_wait=must_fetch)
+                    case Wait():
+                        assert self._wait is not None
+                        sweep()  # which opens the gate, if it ends what this call is about to wait for
+                        yield self._wait
+                    case Fail(failure, retry_after):
+                        raise failure.error(retry_after)
+        finally:
+            if self._waiting_since is not None:
+                self._wait_budget.left -= state.now() - self._waiting_since
+
+    def _decide(self, machine: TokenMachine, now: float) -> Decision:
+        state, since = self._state, self._waiting_since
+        if since is not None and not machine.pending_fetches:
+            token, _ = machine.fast_path_token(now)
+            # One token request is all that a call can ask for; another's token may be older than the call.
+            if self._fetched or token is None or token.requested_at >= since:
+                self._min_validity = 0.0
+            self._fetched = True
+        decision = machine.decide(
+            now,
+            known_failures=self._known_failures,
+            deadline=self._deadline,
+            min_validity=self._min_validity,
+            must_fetch=self._must_fetch,
+            carrier_age=state.carriers.age(self._carriers, now),
+            own=None if self._own is None else self._own.ticket,
+            cannot_lead=None if self._own is None else self._own.death,
+            cannot_wait=state.interrupts_itself or self._fetches.on_this_thread(),
+        )
+        if isinstance(decision, (Fetch, Wait)):
+            self._must_fetch = False  # it sends its own
+            if since is None:
+                self._waiting_since = now
+                state.counters.waited += 1
+        elif since is not None:
+            state.queue_event(CallWaited, "token", now - since)
+        if isinstance(decision, Wait):
+            left = decision.until - now
+            if self._fetches.on_another_loop():
+                left = min(left, _LOOP_POLL * state.settings.clock.speed)
+            skips = state.settings.clock.skips_pauses and not machine.pending_fetches  # nothing but time ends this wait
+            self._wait = Sleep(left) if skips else WaitForFetch(self._join(), left)
+        if isinstance(decision, Use) and decision.refresh is not None:
+            state.counters.refreshes += 1
+        return decision

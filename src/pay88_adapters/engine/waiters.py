@@ -1,0 +1,47 @@
+"""The events that requests wait at for the end of a fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from .runtimes import WaitEvent
+
+E = TypeVar("E", bound=WaitEvent)
+
+
+class Waiters:
+    """One event for the threads, and one for each event loop. Guarded by the manager's lock."""
+
+    __slots__ = ("_events", "_to_set")
+
+    def __init__(self) -> None:
+        self._events: dict[object, WaitEvent] = {}
+        self._to_set: list[dict[object, WaitEvent]] = []
+
+    def join(self, key: object, make: Callable[[], E]) -> E:
+        """Return the event of the waiters that *key* names; *make* makes it for the first of them."""
+        event = self._events.get(key)
+        if event is None:
+            event = self._events[key] = make()
+        return event  # type: ignore[return-value]  # one key, one kind of event
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether an exception struck while waiters were woken: some may still wait."""
+        return bool(self._to_set)
+
+    def wake(self) -> None:
+        """Wake all waiters. An interrupted call is finished by the next one."""
+        # Nothing is called until they are listed: an exception cannot strike before.
+        events, self._events = self._events, {}
+        self._to_set += [events]
+        for each in self._to_set:
+            for event in each.values():
+                event.set()
+        self._to_set = []
+
+    def clear(self) -> None:
+        """Forget all waiters: this is a forked child, and they are the parent's."""
+        self._events.clear()
+        self._to_set.clear()

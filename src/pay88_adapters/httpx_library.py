@@ -1,0 +1,163 @@
+"""What differs between httpx and httpx2, and how responses of either are read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from math import inf
+from typing import Any, TypeVar
+
+import anyio  # both libraries stand on it
+
+from .core.arguments import class_of
+from .core.errors import AdapterErrors, ConfigurationError
+from .core.token import AUTHORIZATION, SESSION_ID, Token
+from .core.wire import MAX_DRAIN_SECONDS
+from .engine.bodies import WHOLE, BodyPosition
+from .engine.logs import hide_secrets_in_logs
+from .engine.responses import BodyTimeout, read_limited
+
+C = TypeVar("C")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+TransportT = TypeVar("TransportT")
+TimeoutT = TypeVar("TimeoutT")
+
+_FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
+_MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
+
+
+class Library:
+    """One of the two libraries.
+
+    Args:
+        module: The library.
+        flavours: Its errors.
+    """
+
+    def __init__(self, module: Any, adapter_errors: AdapterErrors) -> None:
+        self.module = module
+        self.adapter_errors = adapter_errors
+        self.network_errors = (module.HTTPError, module.StreamError, OSError)
+        # What may happen while a response is drained. Any other timeout is the caller's.
+        self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
+        self.not_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
+        self.classify_error = (*self.not_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
+        self._appends = _can_append(module.Headers)
+        # The libraries do not export what bodies are wrapped in.
+        self._bytes = module.ByteStream
+        self._multipart = self._stream(files={"file": b""})
+        self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
+        hide_secrets_in_logs()
+
+    def timeout(self, given: Any) -> Any:
+        """Return the library's own class for *given*, which may be a number of seconds.
+
+        Raises:
+            ConfigurationError: It is neither of the two, nor ``None``.
+        """
+        kind = self.module.Timeout
+        if given is None or isinstance(given, kind):
+            return given
+        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
+            return kind(given)
+        shown = given if isinstance(given, (int, float)) else class_of(given)
+        raise ConfigurationError(
+            f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
+        )
+
+    def _stream(self, **body: Any) -> type[Any]:
+        stream: object = self.module.Request("POST", "http://localhost", **body).stream
+        return type(stream)
+
+    def body_position(self, stream: Any) -> BodyPosition:
+        """Return the state of a request's body, which has not been sent yet."""
+        if type(stream) is self._bytes and type(stream._stream) is bytes:
+            return WHOLE
+        if type(stream) in self._iterators:
+            return BodyPosition(stream._stream)
+        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
+            return BodyPosition(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
+        return BodyPosition(stream)
+
+    def has_managed_field(self, headers: Any) -> bool:
+        """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
+        if not self._appends:
+            return True
+        for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
+            if name in _MANAGED_FIELDS:
+                return True
+        return False
+
+    def with_token(self, request: Any, token: Token, *, replaces: bool) -> Any:
+        """Return a copy of *request* with *token*: the caller's own object would print the session id."""
+        headers = self.module.Headers(request.headers)
+        if replaces:
+            for name, value in token.attached.items():
+                headers[name] = value
+        else:
+            headers._list += _entries(token)
+        # What its constructor would make of the same, at a third of the price.
+        kind: type[Any] = request.__class__
+        copy: Any = object.__new__(kind)
+        copy.__dict__ = {**request.__dict__, "headers": headers}
+        return copy
+
+
+class _AsyncIterable:
+    def __aiter__(self) -> Any:
+        raise AssertionError
+
+
+def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
+    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
+
+
+def _can_append(kind: Callable[..., Any]) -> bool:
+    """Whether :class:`Headers` is inside what all versions have been: then two fields cost a tenth."""
+    name, value = "x-field", "value"
+    headers, appended = kind({"Host": "h"}), kind({"Host": "h"})
+    headers[name] = value
+    try:
+        appended._list.append((name.encode(), name.encode(), value.encode()))
+    except (AttributeError, TypeError):
+        return False
+    return bool(appended.__dict__ == headers.__dict__)
+
+
+@asynccontextmanager
+async def closing_async(response: Any) -> AsyncGenerator[Any, None]:
+    """Close *response*, also where the caller is cancelled: a cancelled task would wait for nothing any more."""
+    try:
+        yield response
+    finally:
+        with anyio.move_on_after(MAX_DRAIN_SECONDS, shield=True):
+            await response.aclose()
+
+
+def read(response: Any, bound: int, until: float) -> bytes:
+    # A transport that is no network may hand over a response that was read before.
+    if response.is_stream_consumed:
+        content: bytes = response.content[: bound + 1]
+        return content
+    return read_limited(response.iter_raw(), bound, until)
+
+
+async def aread(response: Any, bound: int) -> bytes:
+    if response.is_stream_consumed:
+        content: bytes = response.content[: bound + 1]
+        return content
+    body = bytearray()
+    with anyio.CancelScope() as enough:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > bound:
+                # Ends the whole chain of async generators. Trio complains where a loop is just left.
+                enough.cancel()
+    return bytes(body[: bound + 1])
+
+
+def bounded(library: Library, configured: Any, seconds: float) -> dict[str, float | None]:
+    """Return the client's own timeouts where they are shorter than *seconds*."""
+    phases = (configured or library.module.Timeout(seconds)).as_dict()
+    return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}

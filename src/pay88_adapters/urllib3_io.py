@@ -1,0 +1,165 @@
+"""Headers, token requests, bounded reads and errors of urllib3: what its adapter needs of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from .core.secret import InjectedHeader
+from .core.token import MANAGED_FIELDS
+
+try:
+    import urllib3
+except ModuleNotFoundError as exc:
+    raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
+from urllib3.exceptions import (
+    ClosedPoolError,
+    ConnectTimeoutError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    SSLError,
+    TimeoutError,
+)
+from urllib3.response import BaseHTTPResponse
+
+from pay88_adapters.stores.realtime import monotonic
+
+from .core.errors import ClientClosed
+from .core.wire import (
+    MAX_BODY,
+    TokenRequest,
+    TokenResponse,
+)
+from .engine.responses import read_limited, remaining_seconds
+
+NOT_SENT = (NewConnectionError, ConnectTimeoutError)
+BROKEN = (*NOT_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
+
+
+def post(
+    urlopen: Callable[..., BaseHTTPResponse], configured: urllib3.Timeout, target: str, request: TokenRequest
+) -> TokenResponse:
+    """Send a token request over a pool.
+
+    Args:
+        urlopen: The pool's own, without a manager.
+        configured: The pool's timeouts.
+        target: What a request line has there: all of a URL to a proxy.
+        request: The token request.
+    """
+    until = monotonic() + request.timeout
+    try:
+        response = urlopen(
+            request.method,
+            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
+            headers=dict(request.headers),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=bounded(configured, request.timeout),
+            pool_timeout=request.timeout,
+            preload_content=False,
+        )
+    except ClosedPoolError as exc:
+        raise ClientClosed("the connection pool was closed") from exc
+    body = b""
+    try:
+        body = read_limited(pieces(response, until), until=until)
+    finally:
+        release(response, finished=0 < len(body) <= MAX_BODY)
+    return TokenResponse(response.status, response.headers, body)
+
+
+def was_not_sent(exc: Exception) -> bool:
+    if not isinstance(exc, ProxyError):
+        return isinstance(exc, NOT_SENT)
+    # Whatever breaks a connection through a proxy comes as this, also where the request had been sent: urllib3
+    # goes by whether the connection is open, and http.client has closed it by then.
+    cause = exc.original_error
+    refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
+    return refused or isinstance(cause, NOT_SENT)
+
+
+def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
+    """Yield a response body as it arrives; raise :class:`BodyTimeout` when it takes too long."""
+    connection: Any = getattr(response, "connection", None)
+    sock = socket_of(connection)
+    if sock is None:
+        yield from response.stream(1, decode_content=False)
+        return
+    # Older versions only read until they have as much as was asked for.
+    read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
+    configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
+    piece = b"more"
+    while piece:
+        left = remaining_seconds(until)
+        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
+        if response.connection is not None:
+            sock.settimeout(min(left, configured))
+        piece = read(decode_content=False)
+        yield piece
+
+
+def socket_of(connection: Any) -> Any:
+    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
+    sock = getattr(connection, "sock", None)
+    return sock if hasattr(sock, "recv_into") else None
+
+
+def release(response: BaseHTTPResponse, *, finished: bool) -> None:
+    if not finished:
+        response.close()
+    response.release_conn()  # close() alone would lose the slot of a blocking pool
+
+
+def bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
+    """Return the pool's own timeouts where they are shorter than *seconds*."""
+    phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
+    shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
+    return urllib3.Timeout(total=seconds, **shorter)
+
+
+def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
+    """Return the caller's fields without those that a token goes into, its ``Authorization``, and whether any is ours.
+
+    With fields of ours in it, this is urllib3 sending again what an outer level began.
+    """
+    fields: list[tuple[str, str]] = []
+    authorization, again = None, False
+    for name, value in given.items():  # one that occurs twice is there twice
+        if type(value) is InjectedHeader:
+            again = True
+            continue
+        if type(name) is not str:
+            name = _text(name)  # noqa: PLW2901
+        lowered = name.lower()
+        if lowered not in MANAGED_FIELDS:
+            fields.append((name, value))
+        elif authorization is None and lowered == "authorization":
+            authorization = _text(value)
+    return fields, authorization, again
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+class _Headers(urllib3.HTTPHeaderDict):
+    """For header fields that occur twice. The original prints all values."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} header fields>"
+
+
+def build_headers(
+    fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})
+) -> Mapping[str, str]:
+    """Return *fields* and what is *attached*; a header that occurs twice is there twice."""
+    plain = dict(fields)
+    if len(plain) < len(fields):
+        return _Headers([*fields, *attached.items()])
+    plain.update(attached)
+    return plain

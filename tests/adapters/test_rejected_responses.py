@@ -1,0 +1,240 @@
+"""Rejected responses: drained or closed within a second, whatever happens meanwhile (rules 7 and 16)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+
+import pay88_adapters.httpx
+import pay88_adapters.httpx2
+import pay88_adapters.urllib3
+from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.core.wire import TokenRequest
+from pay88_adapters.events import TokenRejected
+from pay88_adapters.testing import ManualClock, Service
+from support.http2 import Http2Server
+from support.rejections import Rejections, message, rejected
+from support.stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Reply, Requests, Stack, Urllib3
+
+Send = Callable[[bytes], None]
+HEAD = b"HTTP/1.1 401 Unauthorized\r\n"
+CHUNKED, LENGTH = b"Transfer-Encoding: chunked\r\n\r\n", b"Content-Length: 1000\r\n\r\n"
+
+LONG = 5.0
+"""Seconds: more than any wait for a rejected response, also on a busy machine, and less than a client's timeout."""
+
+
+def drip(head: bytes, drop: bytes) -> Callable[[Send, threading.Event], bool]:
+    """Send *drop* again and again."""
+
+    def answer(send: Send, over: threading.Event) -> bool:
+        send(HEAD + head)
+        while not over.wait(0.05):
+            send(drop)
+        return False
+
+    return answer
+
+
+def stop(head: bytes, start: bytes) -> Callable[[Send, threading.Event], bool]:
+    """Send *start*, and nothing more."""
+
+    def answer(send: Send, over: threading.Event) -> bool:
+        send(HEAD + head + start)
+        over.wait(60)
+        return False
+
+    return answer
+
+
+def flood(send: Send, over: threading.Event) -> bool:
+    """Send far more than is worth reading."""
+    send(HEAD + CHUNKED)
+    while not over.is_set():
+        send(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+    return False
+
+
+def late(send: Send, over: threading.Event) -> bool:
+    """Send the body a moment after the head."""
+    whole = message(401, b'{"code": 401}')
+    at = whole.index(b"{")
+    send(whole[:at])
+    over.wait(0.05)
+    send(whole[at:])
+    return True
+
+
+NEVER = {
+    "drips": drip(LENGTH, b"x"),
+    "drips chunks": drip(CHUNKED, b"1\r\nx\r\n"),
+    "drips a chunk": drip(CHUNKED + b"ff\r\n", b"x"),
+    "stops": stop(LENGTH, b"abc"),
+    "stops between chunks": stop(CHUNKED, b"3\r\nabc\r\n"),
+    "stops before the body": stop(LENGTH, b""),
+    "stops without a length": stop(b"\r\n", b"abc"),
+    "stops and says that it closes": stop(b"Connection: close\r\n" + LENGTH, b"abc"),
+    "floods": flood,
+}
+QUICK = ("drips chunks", "stops", "stops without a length", "floods")
+
+
+@pytest.mark.parametrize("how", [how if how in QUICK else pytest.param(how, marks=pytest.mark.deep) for how in NEVER])
+def test_rule_07_a_rejected_response_without_end_is_closed(kind: type[Stack], how: str) -> None:
+    """After a second; the only connection of the pool is free for the token request and the retry."""
+    with Rejections(answer=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
+        began = time.monotonic()
+        outcome = client.attempt("POST", f"{server.url}/api/echo")
+        assert isinstance(outcome, Reply)
+        assert (outcome.status, outcome.body) == (200, b"fine")
+        assert time.monotonic() - began < LONG
+        assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+        assert again.status == 200
+        assert len(server.tokens) == 2
+
+
+@pytest.mark.parametrize("answer", [rejected, late])
+def test_rule_07_a_rejected_response_that_ends_keeps_its_connection(kind: type[Stack], answer: Any) -> None:
+    """Whether it comes at once or a little later."""
+    with Rejections(answer=answer) as server, kind(server.manager(), Options(connections=1)) as client:
+        for _ in range(2):
+            assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+            assert reply.status == 200
+        assert server.connections == 2  # one of them for the first token
+
+
+@pytest.mark.parametrize("kind", [HttpxAsyncio, HttpxTrio, Aiohttp], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("how", ["stops", "drips chunks"])
+def test_rule_16_a_call_cancelled_while_its_response_is_drained_loses_no_connection(
+    kind: type[Stack], how: str
+) -> None:
+    """The only connection of the pool is free for the next one."""
+    with Rejections(answer=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
+        cancel = client.start("POST", f"{server.url}/api/echo")
+        assert cancel is not None
+        assert server.answering.wait(10)
+        time.sleep(0.1)  # the client reads: should it not have begun yet, the test is weaker, and passes
+        cancel()
+        assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+        assert reply.status == 200
+
+
+@pytest.mark.parametrize("how", ["stops", "drips chunks"])
+def test_rule_16_a_timeout_of_the_callers_ends_the_draining(how: str) -> None:
+    """aiohttp's ``total`` is the caller's, and ``sock_read`` only says that this connection is no good."""
+    with Rejections(answer=NEVER[how]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
+        url = f"{server.url}/api/echo"
+        outcome = client.attempt("POST", url, timeout=aiohttp.ClientTimeout(total=0.3))
+        assert isinstance(outcome, asyncio.TimeoutError)
+        assert len(server.bodies) <= 1
+        assert isinstance(reply := client.attempt("POST", url), Reply)
+        assert reply.status == 200
+    with Rejections(answer=NEVER["stops"]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
+        outcome = client.attempt("POST", f"{server.url}/api/echo", timeout=aiohttp.ClientTimeout(sock_read=0.3))
+        assert isinstance(outcome, Reply)
+        assert outcome.status == 200
+
+
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+@contextmanager
+def interrupted(seconds: float) -> Iterator[None]:
+    """Raise in the main thread after so many seconds."""
+
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", [Urllib3, Requests, Httpx, Httpx2], ids=lambda kind: kind.name)
+def test_rule_16_a_signal_handler_that_raises_loses_no_connection(kind: type[Stack]) -> None:
+    """Nor is what it raises swallowed."""
+    with Rejections(answer=NEVER["stops"]) as server, kind(server.manager(), Options(connections=1)) as client:
+        with interrupted(0.2), pytest.raises(Interrupted):
+            client.request("POST", f"{server.url}/api/echo")
+        assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+        assert reply.status == 200
+
+
+class Stopped(BaseException):
+    """What no handler of errors catches."""
+
+
+def test_rule_17_a_listener_that_raises_loses_no_connection(kind: type[Stack]) -> None:
+    """Not even something that is no error."""
+
+    def listener(event: object) -> None:
+        if isinstance(event, TokenRejected):
+            raise Stopped
+
+    with Rejections() as server:
+        manager = server.manager()
+        with kind(manager, Options(connections=1)) as client:
+            manager.listen(listener)
+            with pytest.raises(Stopped):
+                client.request("POST", f"{server.url}/api/echo")
+            assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+            assert reply.status == 200
+
+
+@pytest.mark.parametrize("kind", [Httpx, HttpxAsyncio, HttpxTrio, Httpx2], ids=lambda kind: kind.name)
+def test_rule_07_one_stream_of_http2_harms_no_other(kind: type[Stack]) -> None:
+    """A rejected response without end leaves its connection as it is."""
+    clock = ManualClock()
+    service = Service(call_limits=())
+    with ExitStack() as stack:
+        authority = trustme.CA()
+        serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.issue_cert("127.0.0.1").configure_cert(serving)
+        authority.configure_trust(trusting)
+        serving.set_alpn_protocols(["h2"])
+        server = stack.enter_context(Http2Server(service, clock, serving))
+        credentials = Credentials(service.api_key, service.merchant_id)
+        manager = TokenManager(credentials, base_url=server.url, clock=clock)
+        client = stack.enter_context(kind(manager, Options(tls=trusting, http2=True)))
+        assert client.request("POST", f"{server.url}/api/balance?id={service.merchant_id}").status == 200
+        service.refuse_current_tokens()
+        server.unfinished = 401
+        began = time.monotonic()
+        reply = client.request("POST", f"{server.url}/api/balance?id={service.merchant_id}")
+        assert (reply.status, reply.raw.http_version) == (200, "HTTP/2")
+        assert time.monotonic() - began < LONG
+        assert server.connected == 1
+
+
+def dripping_token(send: Send, over: threading.Event) -> bool:
+    """Begin a token response that takes for ever."""
+    send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n")
+    while not over.wait(0.05):
+        send(b" ")
+    return False
+
+
+@pytest.mark.parametrize("adapter", [pay88_adapters.urllib3, pay88_adapters.httpx, pay88_adapters.httpx2])
+def test_rule_17_a_token_response_is_read_no_longer_than_the_request_may_take(adapter: Any) -> None:
+    """In all, and not only for each piece of it."""
+    with Rejections(token_answer=dripping_token) as server:
+        sender = adapter.standalone_sender()
+        began = time.monotonic()
+        with pytest.raises(sender.network_errors):
+            sender.post(TokenRequest(f"{server.url}/api/auth/token", "/api/auth/token", {}, 0.3))
+        assert time.monotonic() - began < LONG

@@ -1,0 +1,355 @@
+"""The recipes of docs/deployment, run as they stand there, against a real emulator."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores import open_store
+from pay88_adapters.testing import Emulator, Entry, Latency
+from support.servers import Valkey, free_port
+
+DOCS = Path(__file__).parents[2] / "docs" / "deployment"
+WORKERS = 4
+DEADLINE = 45.0
+"""Seconds for what takes a few, where nothing else is to be done."""
+
+posix = pytest.mark.skipif(os.name != "posix", reason="no such servers here")
+
+
+def page(name: str) -> str:
+    """Return a page's text."""
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def commands(name: str) -> list[str]:
+    """Return the commands of a page, in order."""
+    return [text.strip() for text in re.findall(r"^```sh\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)]
+
+
+class Host:
+    """A machine with a directory of the service's own, the page's files in it, and an environment.
+
+    Args:
+        directory: For the files, the logs and the store.
+        emulator: The service.
+        name: The page.
+        environment: Besides the credentials and the address.
+    """
+
+    def __init__(self, directory: Path, emulator: Emulator, name: str, **environment: str) -> None:
+        self._directory, self._log = directory, directory / "log"
+        files = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)
+        for file, text in files:
+            (directory / file).write_text(text, encoding="utf-8")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PAY88_")}
+        self._environment = inherited | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PAY88_API_KEY": emulator.api_key,
+            "PAY88_MERCHANT_ID": emulator.merchant_id,
+            "PAY88_BASE_URL": emulator.url,
+            **environment,
+        }
+
+    @contextmanager
+    def running(self, command: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a command; at the end ask it to stop, and see it do so without a complaint."""
+        with self._log.open("a") as log:
+            process = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"],
+                cwd=self._directory,
+                env=self._environment,
+                stdout=subprocess.PIPE if command.startswith("python ") else log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            yield process
+            if process.stdout is None:
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) in (0, -signal.SIGTERM), self.log
+        except BaseException:
+            print(self.log)  # noqa: T201 - shown where the test fails
+            raise
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    @property
+    def log(self) -> str:
+        """What was said so far."""
+        return self._log.read_text(encoding="utf-8")
+
+
+Answer = tuple[int, int]
+"""Which process, and the status that 88Pay answered it with."""
+
+
+def parse(line: str) -> Answer:
+    """Read what every recipe says of one call."""
+    worker, status = line.split()
+    return int(worker), int(status)
+
+
+class Load:
+    """Calls all the time.
+
+    Args:
+        answers: Yields what became of them. Each of the *threads* runs it.
+    """
+
+    def __init__(self, answers: Callable[[Load], Iterator[Answer]], threads: int = 1) -> None:
+        self.ends = threading.Event()
+        self._answers, self._threads = answers, threads
+        self._said: queue.Queue[Answer] = queue.Queue()
+
+    @contextmanager
+    def applied(self) -> Iterator[Load]:
+        """Apply it; at the end, see that no thread failed and that no call did."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            jobs = [pool.submit(self._run) for _ in range(self._threads)]
+            try:
+                yield self
+            finally:
+                self.ends.set()
+            for job in jobs:
+                job.result()
+        self.workers_heard()
+
+    def _run(self) -> None:
+        for answer in self._answers(self):
+            self._said.put(answer)
+
+    def workers_heard(self) -> set[int]:
+        """Return who has answered since this was asked last; every answer was a good one."""
+        heard = [self._said.get() for _ in range(self._said.qsize())]
+        assert {status for _, status in heard} <= {200}
+        return {worker for worker, _ in heard}
+
+    def hear_all(self) -> None:
+        """Wait until every worker has answered."""
+        heard: set[int] = self.workers_heard()
+        deadline = time.monotonic() + DEADLINE
+        while len(heard) < WORKERS:
+            assert time.monotonic() < deadline, f"only {len(heard)} workers answered"
+            time.sleep(0.02)
+            heard |= self.workers_heard()
+        assert len(heard) == WORKERS
+
+
+def requests_to(port: int) -> Load:
+    """Return what browsers do: each call over a connection of its own, so that any worker may take it."""
+
+    def answers(load: Load) -> Iterator[Answer]:
+        while not load.ends.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            try:
+                connection.request("GET", "/")
+                yield parse(connection.getresponse().read().decode())
+            finally:
+                connection.close()
+
+    return Load(answers, threads=2 * WORKERS)
+
+
+def lines_of(process: subprocess.Popen[str]) -> Load:
+    """Return what a script does: it says so, line by line."""
+
+    def answers(load: Load) -> Iterator[Answer]:
+        assert process.stdout is not None
+        yield from map(parse, process.stdout)
+
+    return Load(answers)
+
+
+def wait_for_port(process: subprocess.Popen[str], port: int) -> None:
+    """Wait until somebody listens."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            return connection.connect()
+        except ConnectionRefusedError:
+            assert process.poll() is None, "it ended"
+            assert time.monotonic() < deadline, "it never listened"
+            time.sleep(0.02)
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """The service, a little slow, so that the workers share the calls."""
+    with Emulator(call_limits=()) as emulator:
+        emulator.faults.add(Latency(0.1), on="call", times=None)
+        yield emulator
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """A file in a directory of the service's own: in memory where that is possible, since disks may be busy."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+        yield f"sqlite:///{directory}/pay88.db"
+
+
+LIFETIME = 4.0
+REFRESHED_AFTER = 1.5  # half of the lifetime, less a quarter of that: rules 1 and 2
+
+
+def needs_no_more_than_one(tokens: list[Entry]) -> bool:
+    """Whether one process that is always busy would have sent as many token requests in the time."""
+    late = REFRESHED_AFTER / 2  # the first one may have taken so long to arrive
+    return tokens[-1].at - tokens[0].at + late >= REFRESHED_AFTER * (len(tokens) - 1)
+
+
+def share_one_token(emulator: Emulator, load: Load) -> None:
+    """See the workers start cold, lose their token all at once, and refresh it: as one process would."""
+    journal = emulator.journal
+    cold = emulator.hold("call")
+    with load.applied(), cold:
+        cold.wait_for(WORKERS, timeout=DEADLINE)
+        cold.release()
+        load.hear_all()
+        assert journal.token_requests == 1
+
+        emulator.service.lifetime = LIFETIME
+        emulator.service.refuse_current_tokens()
+        journal.wait_for(1, "token", since=journal.mark(), timeout=DEADLINE)
+        load.workers_heard()
+        journal.wait_for(2, "token", since=journal.mark(), timeout=DEADLINE)
+        load.hear_all()
+        emulator.faults.clear()
+    assert needs_no_more_than_one(journal.select("token")[1:])
+
+
+def left_no_trace_of_trouble(host: Host, emulator: Emulator) -> None:
+    """See that the log holds no traceback, and no secret."""
+    assert "Traceback" not in host.log
+    assert not [secret for secret in emulator.service.secrets() if secret in host.log]
+
+
+@pytest.mark.deep
+@posix
+@pytest.mark.parametrize("command", commands("gunicorn"))
+def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, store: str) -> None:
+    """Four sync workers, loaded apart or before the fork."""
+    port = free_port()
+    host = Host(tmp_path, emulator, "gunicorn", PAY88_STORE=store, PORT=str(port))
+    with host.running(command) as process:
+        wait_for_port(process, port)
+        share_one_token(emulator, requests_to(port))
+    left_no_trace_of_trouble(host, emulator)
+
+
+@pytest.mark.deep
+@posix
+def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emulator: Emulator) -> None:
+    """With preload and Redis, the parent asks for a token; the workers use it, over connections of their own."""
+    port = free_port()
+    with Valkey(tmp_path) as server:
+        host = Host(tmp_path, emulator, "gunicorn", PAY88_STORE=server.url, PORT=str(port))
+        with (tmp_path / "app.py").open("a", encoding="utf-8") as app:
+            app.write("\nmanager.get_token()\n")
+        with host.running(commands("gunicorn")[1]) as process:
+            wait_for_port(process, port)
+            share_one_token(emulator, requests_to(port))
+    left_no_trace_of_trouble(host, emulator)
+
+
+@pytest.mark.deep
+@posix
+def test_rule_04_memory_is_per_process_as_the_page_says(tmp_path: Path, emulator: Emulator) -> None:
+    """Without a store, four workers send four token requests to start with."""
+    port = free_port()
+    host = Host(tmp_path, emulator, "gunicorn", PORT=str(port))
+    load = requests_to(port)
+    with host.running(commands("gunicorn")[0]) as process:
+        wait_for_port(process, port)
+        cold = emulator.hold("call")
+        with load.applied(), cold:
+            cold.wait_for(WORKERS, timeout=DEADLINE)
+            assert emulator.journal.token_requests == WORKERS
+
+
+@pytest.mark.deep
+@posix
+def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None:
+    """Four workers, each with an event loop."""
+    port = free_port()
+    host = Host(tmp_path, emulator, "uvicorn", PAY88_STORE=store, PORT=str(port))
+    [command] = commands("uvicorn")
+    with host.running(command) as process:
+        wait_for_port(process, port)
+        share_one_token(emulator, requests_to(port))
+    left_no_trace_of_trouble(host, emulator)
+
+
+@pytest.mark.deep
+@posix
+@pytest.mark.parametrize("command", commands("multiprocessing"))
+def test_rule_04_multiprocessing(command: str, tmp_path: Path, emulator: Emulator, store: str) -> None:
+    """A pool of four processes, forked or spawned."""
+    host = Host(tmp_path, emulator, "multiprocessing", PAY88_STORE=store)
+    with host.running(command) as process:
+        share_one_token(emulator, lines_of(process))
+    assert host.log == ""
+
+
+@pytest.mark.deep
+@posix
+def test_rule_04_celery(tmp_path: Path, emulator: Emulator) -> None:
+    """A prefork pool of four, with Redis for both the queue and the store."""
+    worker, ask = commands("celery")
+    with ExitStack() as stack:
+        server = stack.enter_context(Valkey(tmp_path))
+        broker, store = f"{server.url}/0", f"{server.url}/1"
+        host = Host(
+            tmp_path, emulator, "celery", PAY88_STORE=store, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=broker
+        )
+        stack.enter_context(host.running(worker))
+        process = stack.enter_context(host.running(ask))
+        share_one_token(emulator, lines_of(process))
+    left_no_trace_of_trouble(host, emulator)
+
+
+def stores_named() -> list[str]:
+    """Return every store that a page names."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))
+    return sorted(set(re.findall(r"^PAY88_STORE=(\S+)$", pages, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("url", stores_named())
+def test_every_store_that_a_page_names_is_one(url: str, tmp_path: Path) -> None:
+    """The forms in the pages are understood; the directory is another here."""
+    open_store(url.replace("/var/lib/shop", str(tmp_path)), Clock())
+
+
+def test_the_code_of_the_page_about_stores_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without a service."""
+    monkeypatch.setenv("PAY88_API_KEY", "sk_live_key")
+    monkeypatch.setenv("PAY88_MERCHANT_ID", "MCH-COL-1")
+    monkeypatch.setenv("PAY88_STORE", f"sqlite:///{tmp_path}/pay88.db")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page("index"), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        exec(block, {})
+    assert blocks

@@ -1,0 +1,598 @@
+"""What once went wrong where managers share a store: old keys, lost leases, stores that come, go and stall."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pay88_adapters import (
+    CredentialsRejected,
+    Pay88Error,
+    RetryPolicy,
+    Token,
+    TokenBudgetExhausted,
+    TokenEndpointUnavailable,
+    TokenManager,
+    TokenPolicy,
+    TokenRateLimited,
+)
+from pay88_adapters.clock import Clock
+from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.core.wire import TokenRequest, TokenResponse
+from pay88_adapters.engine.async_runner import AsyncRunner
+from pay88_adapters.engine.fetches import Fetches
+from pay88_adapters.engine.settings import Settings
+from pay88_adapters.engine.state import ManagerState
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.engine.sync_runner import SyncRunner
+from pay88_adapters.events import CallNotSent, CallWaited, Event
+from pay88_adapters.stores.base import LeaseResult
+from pay88_adapters.stores.memory import MemoryStore
+from pay88_adapters.testing import ManualClock
+from pay88_adapters.testing.windows import largest_window
+from support.processes import ELSEWHERE, NEW, OLD, URL, Endpoint88, Fleetlet, Process, Reply, answer
+
+
+@pytest.fixture
+def fleet() -> Fleetlet:
+    """A store that works, in simulated time."""
+    return Fleetlet()
+
+
+class Call:
+    """An API call of a stack that has no network; its token requests go to *endpoint*."""
+
+    method, path = "POST", "/api/balance"
+    retry: RetryPolicy | None = None
+    total_timeout: float | None = None
+    token_timeout: float | None = None
+    network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
+
+    def __init__(self, endpoint: Endpoint88 | None = None) -> None:
+        self._endpoint = endpoint or Endpoint88()
+
+    def status(self, response: Any) -> int:
+        del response
+        return 200
+
+    def token_used(self, response: Any, token: Token) -> Token:
+        del response
+        return token
+
+    def headers(self, response: Any) -> dict[str, str]:
+        del response
+        return {}
+
+    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
+        del exc
+        return None
+
+    def replayable(self) -> bool:
+        return True
+
+    def send(self, token: Token) -> Token:
+        """Answer with the token."""
+        return token
+
+    def discard(self, response: Any) -> None:
+        """Do nothing."""
+
+    def post(self, request: TokenRequest) -> TokenResponse:
+        """Ask the endpoint."""
+        return self._endpoint.post(request)
+
+
+class AsyncCall(Call):
+    """The same for an event loop; a token request of it is answered when *answered* is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answered = asyncio.Event(), asyncio.Event()
+
+    async def send(self, token: Token) -> Token:  # type: ignore[override]
+        return token
+
+    async def discard(self, response: Any) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+    async def post(self, request: TokenRequest) -> TokenResponse:  # type: ignore[override]
+        self.asked.set()
+        await self.answered.wait()
+        return super().post(request)
+
+
+@contextmanager
+def at_once(clock: ManualClock) -> Iterator[None]:
+    """Check that what is done takes none of *clock*'s time; it gets some if it blocks, so that it ends."""
+    since, over = clock.now(), threading.Event()
+
+    def rescue() -> None:
+        if not over.wait(3):
+            while not over.wait(0.002):
+                clock.advance(1)
+
+    thread = threading.Thread(target=rescue)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert clock.now() == since, "it waited"
+
+
+def await_threads(known: set[threading.Thread]) -> None:
+    """Wait for the end of all other threads, and of those that they start."""
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - known:
+        assert time.monotonic() < deadline, "a thread does not end"
+        time.sleep(0.001)
+
+
+def fetch(manager: TokenManager, call: Call) -> Token:
+    """Make a call; return once what it fetched is in the store."""
+    threads = set(threading.enumerate())
+    token: Token = manager.sync_runner.call(call)
+    await_threads(threads)
+    return token
+
+
+# Keys
+
+
+@pytest.mark.parametrize("reply", [answer(503), answer(429, retry_after="60"), answer(401)], ids=["503", "429", "401"])
+def test_rule_04_a_rotated_key_does_not_publish_what_the_old_one_bought(fleet: Fleetlet, reply: Reply) -> None:
+    """Its first fetch fails while the old token is held: whoever has the new key is not given that one."""
+    one, other = fleet.process(OLD), fleet.process(ELSEWHERE)
+    assert isinstance(one.call(), Token)
+    one.credentials = ELSEWHERE
+    fleet.clock.advance(46)
+    fleet.endpoint.always = reply
+    assert isinstance(one.call(), Token), "it goes on with the one it has"
+    told = other.call()
+    assert not isinstance(told, Token), f"a token of another merchant: {told!r}"
+    assert other.state.cached() is None
+
+
+def test_rule_04_the_version_of_one_record_says_nothing_about_another(fleet: Fleetlet) -> None:
+    """Two keys' records are made at the same instant: who has seen one of them is still told of the other."""
+    one, other = fleet.process(OLD), fleet.process(NEW)
+    first, second = one.call(), other.call()
+    assert isinstance(first, Token)
+    one.credentials = NEW
+    one.state.drop(first)
+    assert one.call() == second
+    assert len(fleet.endpoint.sent) == 2
+
+
+# Leases
+
+
+def memory_or_file(kind: str, directory: Path) -> str:
+    """Return the URL of a store."""
+    directory.chmod(0o700)
+    return "memory://" if kind == "memory" else f"sqlite:///{directory}/tokens.db"
+
+
+STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+
+
+@STORES
+def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str, tmp_path: Path) -> None:
+    """Another manager of the same store fetches at once."""
+    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
+    one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
+    threads = set(threading.enumerate())
+
+    async def main() -> None:
+        call = AsyncCall()
+        task = asyncio.ensure_future(one.async_runner.call(call))
+        await call.asked.wait()
+        del task
+
+    asyncio.run(main())
+    await_threads(threads)
+    with at_once(clock):
+        assert isinstance(other.sync_runner.call(Call()), Token)
+
+
+def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
+    """The loop ends while a thread still asks for the lease."""
+    clock, store = ManualClock(), memory_or_file("sqlite", tmp_path)
+    one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
+    fetch(other, Call())  # makes the file
+    clock.advance(61)
+    threads = set(threading.enumerate())
+
+    async def main() -> None:
+        task = asyncio.ensure_future(one.async_runner.call(AsyncCall()))
+        while set(threading.enumerate()) <= threads:  # noqa: ASYNC110 - nothing tells of a thread
+            await asyncio.sleep(0)
+        del task
+
+    with closing(sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        asyncio.run(main())
+        db.execute("ROLLBACK")
+    await_threads(threads)
+    with at_once(clock):
+        assert isinstance(other.sync_runner.call(Call()), Token)
+
+
+@STORES
+def test_rule_17_a_fetch_that_dies_gives_its_lease_back(kind: str, tmp_path: Path) -> None:
+    """Its client raises what none should: that is named as it is, and others fetch at once, with one that works."""
+    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
+    one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
+    threads = set(threading.enumerate())
+    endpoint = Endpoint88()
+
+    def burst() -> TokenResponse:
+        raise AssertionError("a bug of the stack")
+
+    endpoint.always = burst
+    with pytest.raises(TokenEndpointUnavailable, match=r"builtins\.AssertionError") as caught:
+        one.sync_runner.call(Call(endpoint))
+    assert caught.value.retryable is False
+    assert isinstance(caught.value.__cause__, AssertionError)
+    await_threads(threads)
+    with at_once(clock):  # there is no cooldown
+        assert isinstance(other.sync_runner.call(Call()), Token)
+
+
+def _bursts() -> TokenResponse:
+    raise AssertionError("a bug of the stack")
+
+
+@STORES
+@pytest.mark.parametrize("reply", [None, answer(401), _bursts], ids=["token", "401", "dies"])
+def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply: Reply | None, tmp_path: Path) -> None:
+    """What the fetch came to is in the store, and its lease given back, before any listener hears of it."""
+    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(event: Event) -> None:
+        if not isinstance(event, (CallWaited, CallNotSent)):  # which the caller hears, and not who fetches
+            blocked.set()
+            assert go_on.wait(30)
+
+    one = TokenManager(OLD, store=store, clock=clock, listeners=[block])
+    other = TokenManager(OLD, store=store, clock=clock)
+    threads = set(threading.enumerate())
+    endpoint = Endpoint88()
+    endpoint.always = reply
+    try:
+        with suppress(Pay88Error):
+            one.sync_runner.call(Call(endpoint))
+        assert blocked.wait(10)
+        await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
+        clock.advance(2)  # should they have heard of an outage
+        with at_once(clock):
+            if reply and reply is not _bursts:
+                with pytest.raises(CredentialsRejected):
+                    other.sync_runner.call(Call())
+            else:
+                assert isinstance(other.sync_runner.call(Call()), Token)
+    finally:
+        go_on.set()
+        await_threads(threads)
+    assert len(endpoint.sent) == 1
+
+
+def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
+    """That it is back is known as soon as the lease is there, and told when that has been given back."""
+    happened: list[str] = []
+    process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
+    fleet.store.broken = True
+    assert isinstance(process.call(), Token)
+    fleet.store.broken = False
+    fleet.clock.advance(60)
+    fleet.store.before = happened.append
+    assert isinstance(process.call(), Token)
+    assert happened[:2] == ["StoreDegraded", "TokenFetched"]
+    assert happened.index("StoreRestored") > happened.index("publish") > happened.index("lead")
+
+
+@STORES
+def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(kind: str, tmp_path: Path) -> None:
+    """Another manager's fetch on this loop has the lease, and goes on only when the call is over: it goes without."""
+    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
+    one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
+
+    async def main() -> None:
+        call = AsyncCall()
+        task = asyncio.ensure_future(one.async_runner.call(call))
+        await call.asked.wait()
+        with at_once(clock):
+            assert isinstance(other.sync_runner.call(Call()), Token)
+        call.answered.set()
+        assert isinstance(await task, Token)
+
+    asyncio.run(main())
+
+
+# The store fails
+
+
+def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet: Fleetlet) -> None:
+    """Three quarters of the budget are left in it: the next token comes within seconds."""
+    process = fleet.process()
+    fleet.store.broken = True
+    for _ in range(1_700):
+        told = process.call()
+        fleet.clock.advance(1)
+    assert isinstance(told, TokenBudgetExhausted)
+    fleet.store.broken = False
+    assert fleet.until_token(process, within=60) <= 10
+
+
+@pytest.mark.parametrize(
+    ("policy", "most"),
+    [
+        ({"fallback_share": 0.05}, 5),
+        ({"fallback_share": 1e-6}, 1),
+        ({"limits": ("3/minute", "100/hour")}, 25),
+        ({"limits": ("1/minute",)}, 56),
+    ],
+    ids=["a twentieth", "next to nothing", "3 a minute", "1 a minute"],
+)
+def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: Fleetlet, policy: dict[str, Any], most: int) -> None:
+    """However small its share of a window is."""
+    process = fleet.process(**policy)
+    fleet.store.broken = True
+    assert isinstance(process.call(), Token)
+    for _ in range(2 * 360):
+        process.call()
+        fleet.clock.advance(10)
+    assert len(fleet.endpoint.sent) > 1
+    assert largest_window(fleet.endpoint.sent, 3_600) <= most
+
+
+def test_rule_24_a_process_alone_has_one_extra_unit_at_least(fleet: Fleetlet) -> None:
+    """A small reserve still pays for a retry."""
+    process = fleet.process(forced_reserve=2)
+    fleet.store.broken = True
+    fleet.endpoint.answers = [answer(503)]
+    assert isinstance(process.call(), Token)
+
+
+@pytest.mark.parametrize(("period", "up"), [(60, 2), (60, 6), (90, 6), (120, 6), (200, 12), (300, 50)])
+def test_rule_05_a_store_that_comes_and_goes_adds_nothing_to_the_budget(fleet: Fleetlet, period: int, up: int) -> None:
+    """Four processes, an hour and a half: alone and together they take what one budget has."""
+    processes = [fleet.process() for _ in range(4)]
+    for second in range(5_400):
+        fleet.store.broken = second % period >= up
+        for each in processes:
+            each.call()
+        fleet.clock.advance(1)
+    sent = fleet.endpoint.sent
+    assert largest_window(sent, 3_600) <= 100
+    assert largest_window(sent, 60) <= 10
+    assert largest_window(sent, 3_600) >= 50, "and they are not starved"
+
+
+class StuckStore(MemoryStore):
+    """A store that says nothing until it is let go."""
+
+    blocking: ClassVar[bool] = True
+
+    def __init__(self, clock: Clock, let_go: threading.Event) -> None:
+        super().__init__(clock.now)
+        self._let_go = let_go
+
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+        self._let_go.wait()
+        return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
+
+
+@pytest.mark.deep
+def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
+    """It knows no timeout: sync and async calls go on after a few seconds, and the next ones at once."""
+    clock, let_go = Clock(), threading.Event()
+    waited: list[float] = []
+
+    def new_fetches() -> Fetches:
+        policy = TokenPolicy()
+        fleet = StoreClient(StuckStore(clock, let_go), clock, policy.fallback_share)
+        return Fetches(ManagerState(Settings(Endpoint.parse(URL), policy, clock, fleet, rotating=False)))
+
+    def sync_call() -> None:
+        driver = SyncRunner(new_fetches(), OLD)
+        call, since = Call(), time.monotonic()
+        call.token_timeout = 15
+        assert isinstance(driver.call(call), Token)
+        waited.append(time.monotonic() - since)
+
+    async def async_call() -> None:
+        state, call, since = new_fetches(), AsyncCall(), time.monotonic()
+        call.token_timeout = 15
+        call.answered.set()
+        assert isinstance(await AsyncRunner(state, OLD).call(call), Token)
+        waited.append(time.monotonic() - since)
+
+    threads = set(threading.enumerate())
+    thread = threading.Thread(target=sync_call)
+    thread.start()
+    try:
+        asyncio.run(async_call())
+        thread.join()
+    finally:
+        let_go.set()
+        await_threads(threads)
+    assert len(waited) == 2
+    assert max(waited) < 9
+
+
+def test_rule_24_a_file_with_numbers_beyond_all_bounds_takes_no_call_down(tmp_path: Path) -> None:
+    """Python counts further than SQLite does: what it makes of that is no error of SQLite's."""
+    clock, url = ManualClock(), memory_or_file("sqlite", tmp_path)
+    with closing(TokenManager(OLD, store=url, clock=clock)) as first:
+        fetch(first, Call())
+    with closing(sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)) as db:
+        db.execute("UPDATE records SET fences = ?", (2**63 - 1,))
+    process = TokenManager(OLD, store=url, clock=clock)
+    for _ in range(2):
+        clock.advance(61)
+        with at_once(clock):
+            assert isinstance(fetch(process, Call()), Token)
+
+
+@pytest.mark.parametrize("error", [OverflowError("x"), AttributeError("x"), MemoryError("x"), RecursionError("x")])
+def test_rule_24_whatever_a_store_raises_it_takes_no_call_down(fleet: Fleetlet, error: Exception) -> None:
+    """It counts as failing."""
+
+    def fail(_: str) -> None:
+        raise error
+
+    process = fleet.process()
+    fleet.store.before = fail
+    assert isinstance(process.call(), Token)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> int:
+    """Return how often the store was written about."""
+    return sum(record.name == "pay88_adapters.store" for record in caplog.records)
+
+
+def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
+    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its late success says nothing about the present."""
+    process = fleet.process()
+    view = process.state.settings.store_client
+    nested = itertools.count()
+
+    def fail_meanwhile(_: str) -> None:
+        if next(nested) == 0:
+            fleet.clock.advance(1)
+            fleet.store.broken = True
+            assert (
+                process.state.settings.store_client.publish("k", fencing_token=1, content="", keep=1, after=0) is False
+            )
+            fleet.store.broken = False
+
+    fleet.store.before = fail_meanwhile
+    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    assert view.degraded
+    assert warnings_of(caplog) == 1
+    fleet.clock.advance(6)
+    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    assert not view.degraded
+    assert warnings_of(caplog) == 2
+
+
+def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
+    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An hour of it: tens of warnings, not hundreds."""
+    caplog.set_level(logging.WARNING)
+    view = fleet.process().state.settings.store_client
+    for turn in range(600):
+        fleet.store.broken = turn % 2 == 0
+        view.try_acquire_lease("k", owner="o", known=0, lease=5)
+        fleet.clock.advance(6)
+    assert 1 <= warnings_of(caplog) <= 130
+
+
+# Bars
+
+
+def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow(fleet: Fleetlet) -> None:
+    """Each operation takes most of a second: nobody is told to come back before ``Retry-After``."""
+    one, other = fleet.process(), fleet.process()
+
+    def take_time(operation: str) -> None:
+        if operation in ("lead", "publish"):
+            fleet.clock.advance(0.9)
+
+    fleet.store.before = take_time
+    fleet.endpoint.answers = [answer(429, retry_after="3")]
+    assert isinstance(one.call(), TokenRateLimited)
+    told = other.call()
+    assert isinstance(told, TokenRateLimited)
+    assert told.retry_after is not None
+    assert fleet.clock.now() + told.retry_after >= fleet.endpoint.sent[0] + 3
+
+
+def test_rule_10_a_429_bars_others_for_as_long_as_they_would_be_barred(fleet: Fleetlet) -> None:
+    """Their own ``max_retry_after`` holds for what another process has met."""
+    one, other = fleet.process(), fleet.process(max_retry_after=60)
+    fleet.endpoint.answers = [answer(429, retry_after="3000")]
+    told = one.call()
+    assert isinstance(told, TokenRateLimited)
+    assert told.retry_after == pytest.approx(3_000)
+    told = other.call()
+    assert isinstance(told, TokenRateLimited)
+    assert told.retry_after is not None
+    assert 59 <= told.retry_after <= 60
+    fleet.clock.advance(60.01)
+    assert isinstance(other.call(), Token)
+
+
+def test_rule_10_a_429_bars_others_after_days_of_silence_too(fleet: Fleetlet) -> None:
+    """The process that meets it still holds what was a token the day before yesterday."""
+    one, other = fleet.process(), fleet.process()
+    assert isinstance(one.call(), Token)
+    fleet.clock.advance(2 * 86_400)
+    fleet.endpoint.answers = [answer(429, retry_after="100")]
+    assert isinstance(one.call(), TokenRateLimited)
+    assert isinstance(other.call(), TokenRateLimited)
+    assert len(fleet.endpoint.sent) == 2
+
+
+@pytest.mark.parametrize("limit", ["1000/day", "2000/2 days", "9000/month"])
+def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet: Fleetlet, limit: str) -> None:
+    """Units that were taken more than a day ago are told like all others."""
+    one, other = (fleet.process(limits=("10/minute", limit)) for _ in range(2))
+    assert isinstance(one.call(), Token)
+    fleet.clock.advance(86_402)
+    token = one.call()
+    assert isinstance(token, Token)
+    assert other.call() == token
+    assert len(fleet.endpoint.sent) == 2
+
+
+def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetlet) -> None:
+    """It has spent its own; the others have theirs, and ask it themselves."""
+    small, other = fleet.process(limits=("1/minute", "100/hour")), fleet.process()
+    assert isinstance(small.call(), Token)
+    fleet.clock.advance(60)
+    assert isinstance(small.call(), TokenBudgetExhausted)
+    assert isinstance(other.call(), Token)
+    assert len(fleet.endpoint.sent) == 2
+
+
+# Secrets
+
+
+def test_rule_15_nothing_on_the_way_into_a_store_shows_a_token(fleet: Fleetlet) -> None:
+    """No local variable of those who carry it there, as a debugger or a crash report prints them."""
+    seen: list[str] = []
+
+    def look(operation: str) -> None:
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code is not Process.call.__code__:
+            where = f"{operation}, {frame.f_code.co_name}"
+            seen.extend(f"{where}: {name}={value!r}" for name, value in frame.f_locals.items() if name != "seen")
+            frame = frame.f_back
+
+    one, other = fleet.process(), fleet.process()
+    fleet.store.before = look
+    token = one.call()
+    assert isinstance(token, Token)
+    assert isinstance(other.call(), Token)
+    assert any("publish" in line for line in seen)
+    secrets = (str(token.access_token), str(token.session_id), str(OLD.api_key))
+    assert [line for line in seen if any(secret in line for secret in secrets)] == []

@@ -1,0 +1,226 @@
+"""What a process takes of the budget while the store fails, and how the others hear of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.stores.base import Claim, ClaimResult, History, StoreError, Window
+from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
+from pay88_adapters.stores.sqlite import SqliteStore
+from pay88_adapters.testing import ManualClock
+
+MINUTE, HOUR = Window("minute", 10, 60.0), Window("hour", 100, 3_600.0)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where the file is; the store fails while it is gone."""
+    path = tmp_path / "store"
+    path.mkdir()
+    return path
+
+
+def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) -> None:
+    """Asking for the lease is enough: a process that never gets it never asks for the shared budget."""
+    clock = ManualClock()
+    store = SqliteStore(str(directory / "store.db"), clock)
+    leader, follower = StoreClient(store, clock, 0.25), StoreClient(store, clock, 0.25)
+    away = directory.rename(directory.with_name("away"))
+    assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    clock.advance(20)
+    assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    away.rename(directory)
+    clock.advance(20)
+    assert leader.try_acquire_lease("key", owner="leader", known=0, lease=30).fencing_token
+    assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
+    for _ in range(2):  # and reports it once
+        assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
+        assert [store.budget.ages(window) for window in (MINUTE, HOUR)] == [[40, 20]] * 2
+
+
+def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
+    """After a long time alone the store hears of the last hour, which others may look back on, and of no more."""
+    clock = ManualClock()
+    store = SqliteStore(str(directory / "store.db"), clock)
+    fleet = StoreClient(store, clock, 0.25)
+    away = directory.rename(directory.with_name("away"))
+    for _ in range(200):
+        assert fleet.budget.acquire_all([MINUTE]).wait == 0
+        clock.advance(50)
+    away.rename(directory)
+    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
+    oldest, count = store.budget.get_moving_window(MINUTE.key, MINUTE.limit, 10_000)
+    assert clock.now() - 3_700 < oldest <= clock.now() - 3_600
+    assert count == 73
+
+
+class Ledger(MemoryStore):
+    """A store that notes what it is told; *before* each operation of its budget something may happen."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.now)
+        self.told: list[tuple[str, list[float]]] = []
+        self.before: Callable[[str], object] = lambda _: None
+        self.budget = _LedgerStorage(clock, self)
+
+
+class _LedgerStorage(MemoryStorage):
+    def __init__(self, clock: ManualClock, ledger: Ledger) -> None:
+        super().__init__(clock.now)
+        self._ledger = ledger
+
+    def claim(self, claim: Claim) -> ClaimResult:
+        self._ledger.before("acquire")
+        return super().claim(claim)
+
+    def merge(self, key: str, entries: History, keep: float) -> None:
+        self._ledger.before("add")
+        self._ledger.told.append((key, [entry.age for entry in entries]))
+        super().merge(key, entries, keep)
+
+
+def down(_: str) -> None:
+    """Fail."""
+    raise StoreError("down")
+
+
+def works(_: str) -> None:
+    """Let it be done."""
+
+
+def lead(fleet: StoreClient) -> None:
+    """Ask for the lease of any record."""
+    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
+
+
+def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[Window]:
+    """Let many merchants spend their shares of three hours."""
+    windows = [Window(f"hour {number}", 100, 3_600.0) for number in range(merchants)]
+    for _ in range(75):
+        for window in windows:
+            fleet.budget.acquire_all([window])
+        clock.advance(145)
+    return windows
+
+
+def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
+    """A hundred merchants: a bounded number of operations, all units of a window in one; the rest in its turn."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    windows = hours_alone(fleet, clock, 100)
+    store.before = works
+    lead(fleet)
+    assert 0 < len(store.told) <= 25
+    for _ in range(20):
+        lead(fleet)
+    assert len(store.told) == len(windows)
+    assert {key for key, _ in store.told} == {window.key for window in windows}
+    assert all(20 <= len(ages) <= 25 and max(ages) <= 3_660 for _, ages in store.told)
+
+
+def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
+    """What it took alone long ago counts nowhere, though it never asked again."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    clock.advance(3_670)
+    store.before = works
+    lead(fleet)
+    assert store.told == []
+
+
+def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
+    """It fails between two windows: each is heard of once in the end."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+
+    def once(_: str) -> None:
+        if store.told:
+            raise StoreError("down")
+
+    clock.advance(10)
+    store.before = once
+    lead(fleet)
+    clock.advance(10)
+    store.before = works
+    for _ in range(2):
+        lead(fleet)
+    assert sorted(key for key, _ in store.told) == ["hour", "minute"]
+    assert [ages for _, ages in store.told] == [[10.0], [20.0]]
+
+
+def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
+    """While the store takes its time to hear it, others take from it, or go on alone."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    clock.advance(10)
+    hearing, heard, done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(operation: str) -> None:
+        if operation == "add" and threading.current_thread() is teller:
+            hearing.set()
+            heard.wait()
+
+    def others() -> None:
+        store.before = down
+        fleet.budget.acquire_all([MINUTE])
+        lead(fleet)
+        done.set()
+
+    teller = threading.Thread(target=lead, args=(fleet,))
+    other = threading.Thread(target=others)
+    store.before = slow
+    teller.start()
+    assert hearing.wait(5)
+    other.start()
+    try:
+        assert done.wait(3), "they wait for the one who tells"
+    finally:
+        heard.set()
+        teller.join()
+        other.join()
+
+
+def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
+    """Each comes with another merchant's question while the store hears of what was taken alone: it counts once."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    clock.advance(10)
+    hearing, heard = threading.Event(), threading.Event()
+
+    def slow(operation: str) -> None:
+        if operation == "add":
+            hearing.set()
+            heard.wait(10)
+
+    store.before = slow
+    threads = [threading.Thread(target=lead, args=(fleet,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        assert hearing.wait(5)
+    for thread in threads[1:]:
+        thread.join(0.2)  # whether they wait or go on is their affair
+    assert fleet.budget.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
+    heard.set()
+    for thread in threads:
+        thread.join(5)
+    lead(fleet)
+    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was told"

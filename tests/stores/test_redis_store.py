@@ -1,0 +1,723 @@
+"""What the Redis store promises beyond what every store does, on real servers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from pay88_adapters import ConfigurationError
+from pay88_adapters.clock import Clock
+from pay88_adapters.engine.forks import survive_forks
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.stores.redis import RedisStore, redis_store
+from support.leaks import Eavesdropper, confessed, leaked
+from support.proxies import Relay
+from support.servers import Valkey, free_port, serve_all_slots
+
+pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
+
+PASSWORD = "a-password-of-the-store"
+TOKEN = "a-token-that-nobody-may-see"
+MINUTE, HOUR = Window("minute", 10, 65.0), Window("hour", 100, 3605.0)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """One server for the tests that leave it as it was."""
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: Valkey) -> Valkey:
+    """The same, empty."""
+    running.command("FLUSHALL")
+    return running
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
+    """Make servers for one test."""
+    with ExitStack() as stack:
+
+        def make(**options: str) -> Valkey:
+            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
+
+        yield make
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_open() -> Iterator[None]:
+    """Make whatever was not closed warn here, and not in a later test."""
+    yield
+    gc.collect()
+
+
+def open_store(server: Valkey, query: str = "", speed: float = 1) -> RedisStore:
+    """Return a store on *server*."""
+    return redis_store(server.url + query, Clock(speed))
+
+
+def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 0, lease: float = 30.0) -> int:
+    """Take the lease; return the fence."""
+    fencing_token = store.try_acquire_lease(key, owner=owner, known=known, lease=lease).fencing_token
+    assert fencing_token is not None
+    return fencing_token
+
+
+def operations(store: RedisStore) -> list[Callable[[], object]]:
+    """Return all that can be asked of a store, and so may fail."""
+    return [
+        lambda: store.budget.acquire_all([MINUTE, HOUR]),
+        lambda: store.budget.add(MINUTE, [1.0]),
+        lambda: store.budget.ages(MINUTE),
+        lambda: store.budget.get("minute"),
+        lambda: store.budget.get_moving_window("minute", 10, 60),
+        lambda: store.try_acquire_lease("key", owner="a", known=0, lease=30.0),
+        lambda: store.publish("key", fencing_token=1, content=TOKEN, keep=50.0),
+        lambda: store.peek("key"),
+    ]
+
+
+def do_all(asks: Iterable[Callable[[], object]]) -> None:
+    """Call each."""
+    for ask in asks:
+        ask()
+
+
+def fails(ask: Callable[[], object], within: float = OPERATION_TIMEOUT) -> str:
+    """Check that *ask* is a `StoreError`, soon and without a secret; return what it says."""
+    before = time.monotonic()
+    with Eavesdropper() as eavesdropper, pytest.raises(StoreError) as raised:
+        ask()
+    assert time.monotonic() - before < within
+    texts = [*confessed(raised.value), *eavesdropper.lines]
+    assert not leaked([PASSWORD, TOKEN], texts)
+    return str(raised.value)
+
+
+# Failures
+
+
+def test_rule_24_a_server_that_is_down_is_an_error_at_first_use_and_found_when_it_comes(own: Any) -> None:
+    """Making the store touches no network; every operation says so; the same store works later."""
+    server = own()
+    server.stop()
+    store = open_store(server)
+    for ask in operations(store):
+        assert "cannot be reached" in fails(ask)
+    assert not store.budget.check()
+    server.start()
+    do_all(operations(store))
+    assert store.budget.check()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_rule_04_no_fence_from_before_a_restart_publishes(own: Any, end: str) -> None:
+    """The store comes back empty, at once and without an error; fences it gives out then are new ones."""
+    server = own()
+    store = open_store(server)
+    old = lead(store)
+    store.budget.acquire_all([MINUTE])
+    getattr(server, end)()
+    fails(lambda: store.budget.ages(MINUTE))
+    server.start()
+    assert list(store.budget.ages(MINUTE)) == []
+    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
+    new = lead(store, owner="b")
+    assert new > old
+    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
+
+
+def test_rule_24_a_connection_that_broke_meanwhile_is_no_error(own: Any) -> None:
+    """A server that was restarted between two operations, and one that hung up."""
+    server = own()
+    store = open_store(server)
+    for ask in operations(store):
+        ask()
+        server.stop()
+        server.start()
+        ask()
+        server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        ask()
+
+
+def test_rule_24_a_connection_that_breaks_before_the_answer_is_no_error(server: Valkey) -> None:
+    """The question is asked once more."""
+    store = open_store(server)
+    server.command("CLIENT", "PAUSE", "10000", "WRITE")
+    with ThreadPoolExecutor(1) as pool:
+        acquired = pool.submit(store.budget.acquire_all, [MINUTE])
+        while not server.command("INFO", "clients")["blocked_clients"]:
+            time.sleep(0.001)
+        server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        server.command("CLIENT", "UNPAUSE")
+        assert acquired.result().wait == 0
+
+
+def test_rule_24_a_server_that_hangs_is_an_error_soon(own: Any) -> None:
+    """On a new connection and on one that was in use; it is found again when it goes on."""
+    server = own()
+    used, new = open_store(server), open_store(server)
+    used.budget.ages(MINUTE)
+    with server.paused():
+        for ask in (*operations(used)[::3], *operations(new)[::3]):
+            assert "in time" in fails(ask)
+    assert used.budget.acquire_all([HOUR]).wait == 0
+    assert new.budget.acquire_all([HOUR]).wait == 0
+
+
+def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> None:
+    """Neither half of an acquisition nor a lease; what needs no memory works."""
+    store = open_store(server)
+    fencing_token = lead(store)
+    server.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        acquire, add, *_, publish, look = operations(store)
+        for ask in (acquire, add, lambda: lead(store, "another")):
+            assert "full" in fails(ask)
+        assert "full" in fails(lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0))
+        assert list(store.budget.ages(MINUTE)) == []
+        assert publish() is False
+        look()
+    finally:
+        server.command("CONFIG", "SET", "maxmemory", "0")
+    assert [len(ages) for ages in store.budget.acquire_all([MINUTE, HOUR]).ages] == [1, 1]
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+
+
+def test_rule_24_a_replica_that_takes_no_writes_is_an_error(server: Valkey) -> None:
+    """As after a failover that the client has not heard of."""
+    store = open_store(server)
+    server.command("REPLICAOF", "127.0.0.1", free_port())
+    try:
+        assert "replica" in fails(operations(store)[0])
+    finally:
+        server.command("REPLICAOF", "NO", "ONE")
+    operations(store)[0]()
+
+
+@pytest.mark.parametrize("login", ["", f":{PASSWORD}-not@", f"somebody:{PASSWORD}@"])
+def test_rule_24_a_login_that_is_refused_is_an_error_without_the_password(own: Any, login: str) -> None:
+    """None at all, a wrong password, a wrong user."""
+    server = own(requirepass=PASSWORD)
+    assert open_store(server).budget.check()
+    store = redis_store(f"redis://{login}127.0.0.1:{server.port}", Clock())
+    for ask in operations(store):
+        assert "refuses the user or the password" in fails(ask)
+
+
+def test_rule_24_a_command_that_is_refused_is_an_error_without_what_was_sent(own: Any) -> None:
+    """The server's message quotes the arguments of a command that it does not know."""
+    store = open_store(own(rename_command="EVALSHA hidden"))
+    for ask in operations(store):
+        text = fails(ask)
+        assert "refuses the command" in text
+        assert "{" not in text, "it quotes a key"
+
+
+def test_rule_24_a_server_that_speaks_no_redis_is_an_error() -> None:
+    """A web server, and one that hangs up."""
+    for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"$-7\r\n", b"*1\r\n$1\r\nx\r\n"):
+        with answering(answer) as port:
+            store = redis_store(f"redis://127.0.0.1:{port}", Clock())
+            for ask in operations(store):
+                fails(ask)
+
+
+@contextmanager
+def answering(answer: bytes) -> Generator[int]:
+    """Say *answer* to whoever comes, and hang up."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+# What somebody else wrote
+
+
+@pytest.mark.parametrize("value", ["rubbish", "12 -1", "12 1:", "12 :a", "12 1:a 5", "1e5", "1.5", "nan", "\x00\xff"])
+def test_rule_24_a_budget_that_makes_no_sense_is_an_error(server: Valkey, value: str) -> None:
+    """And takes nothing from the windows beside it."""
+    store = open_store(server)
+    server.command("SET", "pay88:{budget}2:hour", value)
+    acquire, *_ = operations(store)
+    fails(acquire)
+    fails(lambda: store.budget.ages(HOUR))
+    fails(lambda: store.budget.add(HOUR, [1.0]))
+    fails(lambda: store.budget.get("hour"))
+    assert list(store.budget.ages(MINUTE)) == []
+    store.budget.clear("hour")
+    acquire()
+
+
+def test_rule_24_keys_of_another_type_are_an_error(server: Valkey) -> None:
+    """For each key of each operation."""
+    store = open_store(server)
+    for key in ("{budget}2:minute", "{budget}2:hour", "{record}fences:key", "{record}content:key"):
+        server.command("SADD", f"pay88:{key}", TOKEN)
+    acquire, add, ages, get, window, leading, publish, look = operations(store)
+    for ask in (acquire, add, ages, get, window, leading, publish, look):
+        assert "WRONGTYPE" in fails(ask)
+    server.command("DEL", "pay88:{record}fences:key")
+    assert "WRONGTYPE" in fails(leading)
+    assert "WRONGTYPE" in fails(look)
+
+
+@pytest.mark.parametrize("value", ["", "rubbish", "-1", "1.5", "1e3", "nan"])
+def test_rule_24_a_record_that_makes_no_sense_is_an_error(server: Valkey, value: str) -> None:
+    """Field by field; and one that is no text."""
+    store = open_store(server)
+    fencing_token = lead(store)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+    lead(store, known=fencing_token)
+    for name, fields in (("content", ("version", "at", "until")), ("fences", ("fences", "version", "at", "until"))):
+        for field in fields:
+            key = f"pay88:{{record}}{name}:key"
+            before = server.command("HGET", key, field)
+            server.command("HSET", key, field, value)
+            ask: Callable[[], object] = lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0)  # noqa: E731
+            if name == "fences":
+                ask = lambda: store.try_acquire_lease("key", owner="b", known=fencing_token, lease=30.0)  # noqa: E731
+            if field in ("fences", "version") and name == "fences":
+                ask = lambda: store.publish("key", fencing_token=fencing_token + 1, content=TOKEN, keep=50.0)  # noqa: E731
+            fails(ask)
+            if name == "content" or field in ("at", "until"):
+                fails(lambda: store.peek("key"))
+            server.command("HSET", key, field, before)
+    server.command("HSET", "pay88:{record}content:key", "content", b"\xff" + TOKEN.encode())
+    fails(lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0))
+    fails(lambda: store.peek("key"))
+
+
+def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: Valkey) -> None:
+    """Each of them."""
+    store = open_store(server)
+    for _ in range(2):
+        for ask in operations(store):
+            server.command("SCRIPT", "FLUSH")
+            ask()
+            ask()
+
+
+# Time
+
+
+def test_what_is_kept_ends_by_itself(server: Valkey) -> None:
+    """Entries after an hour or their window, the record with its ``keep``, the count of fences a day later."""
+    store = open_store(server)
+    store.budget.acquire_all([MINUTE, HOUR])
+    store.budget.add(Window("added", 9, 7300.0), [1.0])
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+    lead(store, "leased", lease=20.0)
+    kept = {key: server.command("PTTL", key) / 1000 for key in server.command("KEYS", "*")}
+    assert kept == {
+        b"pay88:{budget}2:minute": pytest.approx(3660, abs=2),
+        b"pay88:{budget}2:hour": pytest.approx(3660, abs=2),
+        b"pay88:{budget}2:added": pytest.approx(7300, abs=2),
+        b"pay88:{record}content:key": pytest.approx(50, abs=2),
+        b"pay88:{record}fences:key": pytest.approx(86_450, abs=2),
+        b"pay88:{record}fences:leased": pytest.approx(86_420, abs=2),
+    }
+    assert all(left <= 50 for key, left in kept.items() if b"content" in key)
+    lead(store, known=store.try_acquire_lease("key", owner="a", known=0, lease=1.0).record.version, lease=1.0)  # type: ignore[union-attr]
+    assert server.command("PTTL", "pay88:{record}fences:key") > 86_440_000, "a lease shortens nothing"
+
+
+def test_a_fast_clock_makes_the_servers_seconds_short(server: Valkey) -> None:
+    """A hundred of ours in one of its own: windows, keep and lease end accordingly, and ages are ours."""
+    store, window = open_store(server, speed=100), Window("fast", 1, 200.0)
+    began = time.monotonic()
+    assert store.budget.acquire_all([window]).wait == 0
+    taken = time.monotonic()
+    fencing_token = lead(store, lease=200.0)
+    assert store.publish("late", fencing_token=lead(store, "late"), content=TOKEN, keep=200.0)
+
+    def left() -> float:
+        """Return what is left at least of that."""
+        return 200 - (time.monotonic() - began) * 100 - 1  # 1: the two clocks need not be equally fast
+
+    assert 200.001 >= store.budget.acquire_all([window]).wait >= left()
+    assert 200 >= store.try_acquire_lease("key", owner="b", known=0, lease=1.0).lease_remaining >= left()
+    passed = (time.monotonic() - taken) * 100
+    assert passed - 1 <= store.budget.ages(window)[0] <= 200 - left()
+
+    deadline = began + 20  # what ends accordingly, ends in two seconds
+    while store.budget.acquire_all([window]).wait > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert left() <= 0
+    while store.try_acquire_lease("key", owner="b", known=fencing_token, lease=200.0).fencing_token is None:
+        assert time.monotonic() < deadline
+    while store.try_acquire_lease("late", owner="b", known=0, lease=0.0).record is not None:
+        assert time.monotonic() < deadline
+    assert left() <= 0
+
+
+def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
+    """Another process, whose clocks are years off, agrees about ages, waits and leases."""
+    store = open_store(server)
+    store.budget.acquire_all([MINUTE], 10)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+    lead(store, "leased")
+    script = """
+        import sys, time
+        wall, steady, boot = time.time, time.monotonic, time.clock_gettime
+        time.time = lambda: wall() - 1e9
+        time.monotonic = lambda: steady() + 1e6
+        time.clock_gettime = lambda clock: boot(clock) + 1e6
+        from pay88_adapters.clock import Clock
+        from pay88_adapters.stores.base import Window
+        from pay88_adapters.stores.redis import redis_store
+        store = redis_store(sys.argv[1], Clock())
+        wait, [ages] = store.budget.acquire_all([Window("minute", 10, 65.0)])
+        assert len(ages) == 10 and 0 <= min(ages) and max(ages) < 30 and 35 < wait < 65.1, (wait, ages)
+        assert 0 <= store.try_acquire_lease("key", owner="b", known=0, lease=30.0).record.age < 30
+        assert 0 < store.try_acquire_lease("leased", owner="b", known=0, lease=30.0).lease_remaining <= 30
+        assert store.budget.acquire_all([Window("other", 10, 65.0)]).wait == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), server.url], check=True, timeout=60)
+    assert store.budget.ages(Window("other", 10, 65.0))[0] < 30
+
+
+def test_rule_05_a_server_whose_clock_was_set_back_counts_from_then_on(server: Valkey) -> None:
+    """Entries, leases and records from the future: none blocks for as long as the step."""
+    store = open_store(server)
+    fencing_token = lead(store)
+    future = str((time.time_ns() // 1000) + 10**10)
+    server.command(
+        "SET", "pay88:{budget}2:minute", " ".join(["3660000000", *(f"{future}:{number}" for number in range(10))])
+    )
+    assert 60 < store.budget.acquire_all([MINUTE]).wait <= 65.001
+    time.sleep(0.05)
+    assert store.budget.ages(MINUTE)[0] >= 0.05
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+    server.command("HSET", "pay88:{record}content:key", "at", future, "until", future + "0")
+    assert lead(store, owner="b") > fencing_token
+    server.command("HSET", "pay88:{record}fences:key", "at", future, "until", future + "0")
+    assert lead(store, owner="c") > fencing_token + 1
+
+
+# Concurrency
+
+
+def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> None:
+    """Each its own keys, many times, on one store that none has used before."""
+    store, barrier = open_store(server), threading.Barrier(16)
+
+    def use(number: int) -> None:
+        barrier.wait()
+        for turn in range(1, 21):
+            version = lead(store, f"key {number}", owner=str(number), known=0)
+            assert store.publish(f"key {number}", fencing_token=version, content=f"{number} {turn}", keep=50.0)
+            record = store.try_acquire_lease(f"key {number}", owner="other", known=0, lease=1.0).record
+            assert record is not None
+            assert record.content == f"{number} {turn}"
+            server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
+            assert len(server_side.ages[0]) == turn
+            again = lead(store, f"key {number}", owner=str(number), known=version, lease=0.0)
+            assert store.publish(f"key {number}", fencing_token=again, content="", keep=0.0)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(use, range(16)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_rule_17_a_forked_child_has_connections_of_its_own(server: Valkey) -> None:
+    """Forked again and again while threads are in the middle of operations: nobody gets another's answer."""
+    store, stop = open_store(server), threading.Event()
+    survive_forks(store)
+    wrong: list[object] = []
+
+    def use(name: str, times: int = 10**9) -> None:
+        for turn in range(1, times + 1):
+            if stop.is_set():
+                return
+            ages = store.budget.acquire_all([Window(name, 10**6, 60.0), Window(f"{name} too", turn, 60.0)]).ages
+            if [len(each) for each in ages] != [turn, turn]:
+                wrong.append((name, turn))
+
+    threads = [threading.Thread(target=use, args=(f"thread {n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for child in range(10):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    use(f"child {child}", 20)
+                    os._exit(bool(wrong))
+                finally:
+                    os._exit(2)
+            assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_connections_do_not_pile_up(server: Valkey) -> None:
+    """Whatever is done and however it ends; when the store is gone, so are they."""
+    store = open_store(server)
+
+    asks = operations(store)
+    asks.append(partial(fails, partial(store.budget.ages, Window("rubbish", 1, 1.0))))
+
+    def connections() -> int:
+        return len(server.command("CLIENT", "LIST", "TYPE", "normal").splitlines()) - 1
+
+    before = connections()
+    server.command("SET", "pay88:{budget}2:rubbish", "rubbish")
+    for _ in range(20):
+        do_all(asks)
+    store.budget.ages(MINUTE)
+    assert connections() <= before + 1
+    del store, asks
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while connections() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Where it is
+
+
+def test_stores_with_different_prefixes_do_not_meet(server: Valkey) -> None:
+    """Nor is anything of others forgotten with one's own."""
+    stores = [open_store(server, query) for query in ("", "?prefix=shop:", "?prefix=shop:2:", "?prefix=")]
+    server.command("SET", "something", "else")
+    for store in stores:
+        assert [len(ages) for ages in store.budget.acquire_all([MINUTE]).ages] == [1]
+        assert lead(store)
+    assert stores[1].budget.reset() == 1
+    assert [len(store.budget.ages(MINUTE)) for store in stores] == [1, 0, 1, 1]
+    assert server.command("GET", "something") == b"else"
+    assert server.command("EXISTS", "shop:{record}fences:key") == 1
+    assert redis_store(f"{server.url}/1", Clock()).budget.get("minute") == 0
+
+
+def test_a_unix_socket(own: Any, tmp_path: Path) -> None:
+    """With a login and a database."""
+    path = tmp_path / "the socket"
+    own(unixsocket=f'"{path}"', requirepass=PASSWORD)
+    store = redis_store(f"unix://:{PASSWORD}@{str(path).replace(' ', '%20')}?db=3&prefix=x:", Clock())
+    do_all(operations(store))
+
+
+@pytest.mark.parametrize("login", ["", PASSWORD])
+def test_a_cluster(tmp_path: Path, login: str) -> None:
+    """Every operation, on keys that share a slot; it comes back after a hang, a restart, and in another place."""
+    options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = (Valkey(tmp_path / name, binary=None, **options) for name in ("one", "two"))
+    url = one.url.replace("redis:", "redis+cluster:").replace("127.0.0.1", f"127.0.0.1:{two.port},127.0.0.1")
+    store = redis_store(url, Clock())
+    with one:
+        serve_all_slots(one)
+        do_all(operations(store))
+        assert store.budget.reset() == 2
+        assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+        with one.paused():
+            for ask in operations(store)[::3]:
+                fails(ask, within=5)
+        one.stop()
+        for ask in operations(store):
+            fails(ask)
+        one.start()
+        serve_all_slots(one)
+        do_all(operations(store))
+    with two:
+        serve_all_slots(two)
+        store.budget.check()  # finds that the other is gone
+        do_all(operations(store))
+
+
+def test_a_cluster_that_is_none_is_an_error(server: Valkey) -> None:
+    """A single server that was taken for one."""
+    store = redis_store(server.url.replace("redis:", "redis+cluster:"), Clock())
+    for ask in operations(store):
+        fails(ask)
+
+
+def test_a_sentinel_names_the_server(own: Any, tmp_path: Path) -> None:
+    """The password is the server's. A sentinel that is down is passed over; an unknown service is an error."""
+    server = own(requirepass=PASSWORD)
+    monitor = f"sentinel monitor pay 127.0.0.1 {server.port} 1\nsentinel auth-pass pay {PASSWORD}"
+    with Valkey(tmp_path, sentinel=monitor) as sentinel:
+        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"
+        store = redis_store(f"redis+sentinel://:{PASSWORD}@{hosts}/pay/1", Clock())
+        do_all(operations(store))
+        assert server.command("INFO", "keyspace")["db1"]["keys"] >= 3
+        for ask in operations(redis_store(f"redis+sentinel://:{PASSWORD}@{hosts}/other", Clock())):
+            fails(ask)
+        server.stop()
+        for ask in operations(store):
+            fails(ask)
+        server.start()
+        do_all(operations(store))
+
+
+def test_tls(own: Any, tmp_path: Path) -> None:
+    """Certificates and host names are checked unless the URL says otherwise."""
+    server = own()
+    authority = trustme.CA()
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(trusted)
+    for name, query, works in (
+        ("localhost", f"?ssl_ca_certs={trusted}", True),
+        ("localhost", "", False),
+        ("elsewhere.example", f"?ssl_ca_certs={trusted}", False),
+        ("elsewhere.example", "?ssl_cert_reqs=none", True),
+        ("localhost", "?ssl_ca_certs=/no/such/file", False),
+    ):
+        with in_front_of(server.port, authority.issue_cert(name)) as relay:
+            try_out(f"rediss://localhost:{relay.port}{query}", works=works)
+            gc.collect()  # some versions of limits have storages that refer to themselves
+
+
+def try_out(url: str, *, works: bool) -> None:
+    """Ask a store that is gone afterwards, and its connections with it."""
+    for ask in operations(redis_store(url, Clock()))[::3]:
+        if works:
+            ask()
+        else:
+            fails(ask)
+
+
+def in_front_of(port: int, certificate: Any) -> Relay:
+    """Take TLS off what goes to the server: the one that tests have is built without it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return Relay(port, context)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://",
+        f"redis://:{PASSWORD}@",
+        f"redis://:{PASSWORD}@:6379",
+        f"redis://:{PASSWORD}@host:port",
+        f"redis://:{PASSWORD}@host:70000",
+        f"redis://:{PASSWORD}/@host",
+        f"redis://:{PASSWORD}#@host",
+        f"redis://:{PASSWORD}?@host",
+        f"redis://:{PASSWORD}@host/zero",
+        f"redis://:{PASSWORD}@host/-1",
+        f"redis://:{PASSWORD}@one,two",
+        f"redis://:{PASSWORD}@host?unknown=1",
+        f"redis://:{PASSWORD}@host?ssl_ca_certs=x",
+        f"redis://:{PASSWORD}@host?prefix={{x}}",
+        f"redis://:{PASSWORD}@host?prefix=*",
+        f"redis+nothing://:{PASSWORD}@host",
+        f"http://:{PASSWORD}@host",
+        f"unix+cluster://:{PASSWORD}@/path",
+        f"unix://:{PASSWORD}@",
+        f"unix://:{PASSWORD}@host/path",
+        f"unix://:{PASSWORD}@/path?db=x",
+        f"redis+sentinel://:{PASSWORD}@host",
+        f"redis+sentinel://:{PASSWORD}@host,/service",
+        f"redis+cluster://:{PASSWORD}@host/1",
+        f"redis+cluster://:{PASSWORD}@one,[two",
+    ],
+)
+def test_a_url_that_cannot_work_is_refused_without_its_password(url: str) -> None:
+    """When the store is made, with what to write instead."""
+    with pytest.raises(ConfigurationError, match="redis://") as raised:
+        redis_store(url, Clock())
+    error: BaseException = raised.value
+    for _ in range(1):  # past the frame of this test
+        error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    assert not leaked([PASSWORD], confessed(raised.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://[::1]:6379/2",
+        "rediss://user:p%40ss@host:6380/0?prefix=a.b/c-d_e:&ssl_cert_reqs=none",
+        "unix:///var/run/redis.sock",
+        "redis+sentinel://:p@one:1,two:2,[::1]:3/service/4",
+        "rediss+sentinel://one/service?ssl_ca_certs=/x",
+        "redis+cluster://one,two:7000/",
+        "rediss+cluster://user:p@one",
+    ],
+)
+def test_a_url_that_can_work_connects_nowhere_yet(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked up or dialled before the first operation."""
+
+    def dial(*args: object, **kwargs: object) -> None:
+        raise AssertionError("dialled")
+
+    monkeypatch.setattr(socket.socket, "connect", dial)
+    monkeypatch.setattr(socket, "getaddrinfo", dial)
+    redis_store(url, Clock())
+
+
+def test_without_redis_the_extra_is_named() -> None:
+    """The message says what to install."""
+    script = """
+        import sys
+        sys.modules["redis"] = None
+        from pay88_adapters import ConfigurationError
+        try:
+            import pay88_adapters.stores.redis
+        except ConfigurationError as error:
+            assert "pay88-adapters[redis]" in str(error)
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
+def test_rule_15_a_store_shows_no_password() -> None:
+    """Neither it nor what it consists of, before and after it was used."""
+    from support.leaks import shown
+
+    store = redis_store(f"redis://user:{PASSWORD}@127.0.0.1:{free_port()}", Clock())
+    for _ in range(2):
+        assert not leaked([PASSWORD], shown(store, depth=5))
+        fails(lambda: store.budget.ages(MINUTE))
+        store.budget.check()

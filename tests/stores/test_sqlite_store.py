@@ -1,0 +1,806 @@
+"""The store in a file, and what may become of the file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from pay88_adapters import ConfigurationError
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores.base import Cooldown, StoreError, Window
+from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
+from pay88_adapters.testing import ManualClock
+
+pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
+
+posix = pytest.mark.skipif(os.name != "posix", reason="no such permissions or signals here")
+
+SECRET = "a-secret-token"
+WINDOW = Window("key", 10, 60.0)
+NOBODY = 65534
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file will be."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """What the store's instants are on."""
+    return ManualClock()
+
+
+@pytest.fixture
+def store(path: Path, clock: ManualClock) -> SqliteStore:
+    """A store whose file is not there yet."""
+    return SqliteStore(str(path), clock)
+
+
+def publish(store: SqliteStore, key: str = "key", content: str = SECRET) -> int:
+    """Replace the record."""
+    fencing_token = store.try_acquire_lease(key, owner="publisher", known=-1, lease=10.0).fencing_token
+    assert fencing_token is not None
+    assert store.publish(key, fencing_token=fencing_token, content=content, keep=100.0)
+    return fencing_token
+
+
+def take(store: SqliteStore) -> float:
+    """Take one unit; return the wait."""
+    return store.budget.acquire_all([WINDOW]).wait
+
+
+def count(store: SqliteStore) -> int:
+    """Return how many units are taken."""
+    return len(store.budget.ages(WINDOW))
+
+
+def change(path: Path, statement: str) -> None:
+    """Write to the file behind the store's back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(statement)
+
+
+def fails(operate: Callable[[], object]) -> str:
+    """Check that the store says so, without a secret; return what it says."""
+    started = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        operate()
+    assert time.monotonic() - started < 6, "it hung"
+    assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+    return str(caught.value)
+
+
+@contextmanager
+def child(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run *script* in a process of its own, which ends with the test."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Wait until it says something."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# Its name
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///{}/store.db", "store.db"),
+        ("sqlite:///{}/with%20space%3F%23%25.db", "with space?#%.db"),
+        ("sqlite:///{}/file:name.db", "file:name.db"),
+        ("sqlite:///{}/ñ.db", "ñ.db"),
+        ("sqlite:///{}/%C3%B1.db", "ñ.db"),
+    ],
+)
+def test_rule_04_a_url_names_the_file(tmp_path: Path, url: str, path: str) -> None:
+    """An absolute path makes four slashes; what a URL cannot hold is percent-encoded."""
+    publish(sqlite_store(url.format(tmp_path), Clock()))
+    assert {each.name for each in tmp_path.iterdir()} - {path, f"{path}-journal"} == set()
+    assert (tmp_path / path).stat().st_size
+
+
+@pytest.mark.parametrize("path", ["store.db", "./store.db", "a%20b/store.db", "~/store.db"])
+def test_rule_05_a_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Two working directories would make two budgets of it; the message says what to write instead."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        sqlite_store(f"sqlite:///{path}", Clock())
+    absolute = str(caught.value).rpartition(" ")[2]
+    assert absolute == f"sqlite:///{tmp_path}/{path.removeprefix('./')}"
+    (tmp_path / unquote(path)).parent.mkdir(exist_ok=True)
+    publish(sqlite_store(absolute, Clock()))
+    assert (tmp_path / unquote(path)).exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:",
+        "sqlite:///:memory:",
+        "sqlite:///%3Amemory%3A",
+        "sqlite://host/path",
+        "sqlite://user:a-secret-token@host/path",
+        "sqlite:////tmp/x?mode=rwc",
+        "sqlite:////tmp/x#y",
+        "sqlite:////tmp/%00",
+        "sqlite:////tmp/%FF",
+        "redis://host",
+        "/tmp/x",
+        "",
+    ],
+)
+def test_rule_04_a_url_that_names_no_file_is_refused(url: str) -> None:
+    """With what to write instead, and without what it holds."""
+    with pytest.raises(ConfigurationError, match="sqlite:////absolute/path") as caught:
+        sqlite_store(url, Clock())
+    assert SECRET not in str(caught.value)
+
+
+# Who may read it
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
+    """Whatever the umask, from the first moment; nor the journal that is beside it in a transaction."""
+    modes: list[int] = []
+
+    class Spy(ManualClock):
+        """Looks at the files whenever the store asks for the time, in the middle of a transaction."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peek
+
+        def peek(self) -> float:
+            modes.extend(each.stat().st_mode & 0o777 for each in path.parent.iterdir())
+            return 1.0
+
+    before = os.umask(umask)
+    try:
+        store = SqliteStore(str(path), Spy())
+        publish(store)
+        publish(store, "another")
+    finally:
+        os.umask(before)
+    assert len(modes) > 4, "the journal was there, too"
+    assert set(modes) == {0o600}
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610])
+def test_rule_15_a_file_that_others_can_use_is_refused(path: Path, clock: ManualClock, mode: int) -> None:
+    """When the store is made, and later, too; then it comes back by itself."""
+    store = SqliteStore(str(path), clock)
+    publish(store)
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        SqliteStore(str(path), clock)
+    assert "chmod 600" in fails(lambda: take(store))
+    path.chmod(0o600)
+    assert take(store) == 0
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_rule_15_a_directory_that_everybody_can_write_to_is_refused(path: Path, mode: int) -> None:
+    """Others could put a journal there; the sticky bit does not help against that."""
+    path.parent.chmod(mode)
+    with pytest.raises(ConfigurationError, match="directory of your own"):
+        SqliteStore(str(path), Clock())
+    path.parent.chmod(0o700)
+    SqliteStore(str(path), Clock())
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_rule_15_somebody_elses_file_is_refused(path: Path) -> None:
+    """Also behind a symbolic link."""
+    path.touch(0o600)
+    os.chown(path, 12_345, 12_345)
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    for each in (path, link):
+        with pytest.raises(ConfigurationError, match="somebody else"):
+            SqliteStore(str(each), Clock())
+
+
+@posix
+def test_rule_15_what_a_link_leads_to_is_what_counts(path: Path, clock: ManualClock) -> None:
+    """One's own file through a link is that file, its directory the one that matters."""
+    open_to_all = path.parent / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (path.parent / "link.db").symlink_to(path)
+    take(SqliteStore(str(path.parent / "link.db"), clock))
+    assert count(SqliteStore(str(path), clock)) == 1
+    (path.parent / "other.db").symlink_to(open_to_all / "store.db")
+    with pytest.raises(ConfigurationError):
+        SqliteStore(str(path.parent / "other.db"), clock)
+
+
+@posix
+def test_rule_15_a_link_put_in_the_files_place_is_not_followed(store: SqliteStore, path: Path) -> None:
+    """The path was resolved once."""
+    take(store)
+    path.rename(path.with_name("elsewhere.db"))
+    path.symlink_to("elsewhere.db")
+    fails(lambda: take(store))
+
+
+@pytest.mark.parametrize("place", ["missing/store.db", "file/store.db", "directory"])
+def test_rule_04_where_no_file_can_be_is_refused(tmp_path: Path, place: str) -> None:
+    """No directory, a file in its place, or a directory in the file's."""
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(ConfigurationError):
+        SqliteStore(str(tmp_path / place), Clock())
+
+
+# What may become of it
+
+
+def test_rule_24_a_deleted_file_is_made_anew(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """All who had it open meet in the new one; no old fence publishes there."""
+    other = SqliteStore(str(path), clock)
+    fencing_token = publish(store)
+    assert (take(store), take(other)) == (0, 0)
+    path.unlink()
+    assert (count(store), count(other)) == (0, 0)
+    assert not other.publish("key", fencing_token=fencing_token, content=SECRET, keep=9.0)
+    assert (take(store), take(other)) == (0, 0)
+    assert (count(store), count(other)) == (2, 2)
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
+    store: SqliteStore, path: Path, clock: ManualClock
+) -> None:
+    """Who knows the record that was lost is told of the one that came after it, and cannot publish into a new file."""
+    first = publish(store)
+    clock.advance(1)
+    path.unlink()
+    assert not store.publish("key", fencing_token=first, content="late", keep=100.0)
+    second = publish(store, content="new")
+    assert second != first
+    record = store.try_acquire_lease("key", owner="somebody", known=first, lease=10.0).record
+    assert record is not None
+    assert (record.version, record.content) == (second, "new")
+
+
+def test_rule_24_a_file_put_in_its_place_is_used(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """As it is."""
+    take(store)
+    another = SqliteStore(str(path.with_name("another.db")), clock)
+    take(another)
+    take(another)
+    path.with_name("another.db").replace(path)
+    assert count(store) == 2
+
+
+def test_rule_24_a_file_deleted_between_looking_and_locking_is_noticed(
+    store: SqliteStore, path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry goes into the file that others will find."""
+    take(store)
+    connect, opened = sqlite3.connect, 0
+
+    def hook(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        nonlocal opened
+        db: sqlite3.Connection = connect(*arguments, **options)
+        opened += 1
+        if opened == 1:
+            path.unlink()
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", hook)
+    take(store)
+    assert opened == 2
+    assert count(SqliteStore(str(path), clock)) == 1
+
+
+@pytest.mark.parametrize("size", [0, 2, 100, 4_096, 5_000])
+def test_rule_24_a_truncated_file_fails_or_starts_over(store: SqliteStore, path: Path, size: int) -> None:
+    """An empty one is a new one. Any other says that it must be removed, each time; then all is well."""
+    for _ in range(5):
+        take(store)
+    publish(store, content=SECRET * 1_000)
+    os.truncate(path, size)
+    if size:
+        for _ in range(2):
+            assert "remove it" in fails(lambda: publish(store))
+        path.unlink()
+    publish(store)
+    assert take(store) == 0
+    assert count(store) == 1
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"xx", b"garbage " * 10_000, b"\0" * 8_192, b"SQLite format 3\0" + b"\xff" * 8_192]
+)
+def test_rule_24_garbage_fails_until_it_is_removed(store: SqliteStore, path: Path, garbage: bytes) -> None:
+    """It is nobody's business to remove what might be somebody's work under a mistaken name."""
+    take(store)
+    path.write_bytes(garbage)
+    for operate in (lambda: take(store), lambda: count(store), lambda: publish(store)):
+        fails(operate)
+    assert not store.budget.check()
+    assert path.read_bytes() == garbage
+    path.unlink()
+    assert take(store) == 0
+    assert store.budget.check()
+
+
+def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """It answers rightly or says that it cannot, and never anything else."""
+    publish(store)
+    for _ in range(5):
+        take(store)
+    sound, shown = path.read_bytes(), list[str]()
+    for offset in range(0, len(sound), 61):
+        path.write_bytes(sound[:offset] + b"\xa5" * 16 + sound[offset + 16 :])
+        try:
+            record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
+            assert record is None or "\ufffd" not in record.content
+            assert take(store) >= 0
+        except StoreError as error:
+            shown.append(f"{error} {error.__cause__}")
+    path.write_bytes(sound)
+    assert count(store) == 5
+    assert len(shown) > 10
+    assert SECRET not in "".join(shown)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE records SET version = 'one'",
+        "UPDATE records SET version = fences + 1",
+        "UPDATE records SET version = -1",
+        "UPDATE records SET version = 0.5",
+        "UPDATE records SET fences = x'00'",
+        "UPDATE records SET content = x'0102'",
+        "UPDATE records SET content = CAST(x'612d7365637265742d746f6b656eff' AS TEXT)",
+        "UPDATE records SET owner = x'00'",
+        "UPDATE records SET written_at = 'yesterday'",
+        "UPDATE records SET keep_until = 9e999",
+        "UPDATE records SET leased_until = x'00'",
+        "UPDATE entries SET at = 'now'",
+        "UPDATE entries SET at = 9e999",
+        "UPDATE entries SET id = x'00'",
+        "UPDATE clock SET at = 'now'",
+        "UPDATE clock SET wall = 9e999, boot = 'other'",
+        "UPDATE clock SET boot = x'00'",
+        "DELETE FROM clock",
+        "DROP TABLE records",
+        "DROP TABLE entries",
+        "DROP TABLE bars",
+        "DROP TABLE clock",
+        "PRAGMA user_version = 3",
+    ],
+)
+def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, path: Path, statement: str) -> None:
+    """Nor is what it holds shown."""
+    publish(store)
+    take(store)
+    change(path, statement)
+
+    def operate() -> None:
+        store.try_acquire_lease("key", owner="a", known=-1, lease=1.0)
+        take(store)
+
+    fails(operate)
+    fails(operate)
+    if "records" in statement:
+        fails(lambda: store.peek("key"))
+    path.unlink()
+    publish(store)
+
+
+def test_rule_24_another_programs_database_is_left_alone(store: SqliteStore, path: Path) -> None:
+    """It is not filled with our tables."""
+    change(path, "CREATE TABLE theirs (x)")
+    path.chmod(0o600)
+    before = path.read_bytes()
+    assert "another program" in fails(lambda: take(store))
+    assert path.read_bytes() == before
+
+
+@posix
+def test_rule_24_a_directory_that_is_gone(store: SqliteStore, path: Path) -> None:
+    """Until it is there again."""
+    take(store)
+    path.parent.rename(path.parent.with_name("moved"))
+    fails(lambda: take(store))
+    path.parent.mkdir()
+    assert (take(store), count(store)) == (0, 1)
+
+
+@pytest.fixture
+def bound_by_permissions() -> Iterator[Path]:
+    """A directory of a user whom permissions bind: where root runs the tests, somebody else for a while."""
+    with TemporaryDirectory() as name:
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        take(SqliteStore(f"{name}/other.db", ManualClock()))  # imports what nobody else may be able to read
+        os.chown(name, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+@posix
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_rule_24_a_file_or_directory_that_is_read_only(bound_by_permissions: Path, what: str) -> None:
+    """Until it is not; and a file that is not there yet cannot be made."""
+    path = bound_by_permissions / "store.db"
+    store = SqliteStore(str(path), ManualClock())
+    if what == "directory":
+        path.parent.chmod(0o500)
+        fails(lambda: take(store))
+        path.parent.chmod(0o700)
+    take(store)
+    place = path if what == "file" else path.parent
+    path.with_name("store.db-journal").unlink()
+    mode = place.stat().st_mode
+    place.chmod(mode & ~0o222)
+    fails(lambda: take(store))
+    place.chmod(mode)
+    assert (take(store), count(store)) == (0, 2)
+
+
+LOCK = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute(sys.argv[2])
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_rule_24_a_lock_that_another_process_holds(store: SqliteStore, path: Path, begin: str) -> None:
+    """The store says so within seconds, to several threads, too, and comes back with the lock."""
+    publish(store)
+    with child(LOCK, path, begin) as holder:
+        assert line(holder) == "locked"
+        threads = [threading.Thread(target=fails, args=(lambda: take(store),)) for _ in range(8)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 0.9 < time.monotonic() - started < 6, "they waited one after the other"
+        assert "locked" in fails(lambda: take(store))
+        holder.communicate("\n")
+    assert (take(store), count(store)) == (0, 1)
+
+
+def test_rule_24_a_reader_cannot_stop_it_for_ever(store: SqliteStore, path: Path) -> None:
+    """One who reads in the middle of nowhere holds up everybody: an error, and nothing was taken."""
+    take(store)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM entries").fetchone()
+        fails(lambda: take(store))
+    assert count(store) == 1
+
+
+FULL = """
+import resource, sys
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.stores.sqlite import SqliteStore
+
+store = SqliteStore(sys.argv[1], Clock())
+window = Window("key", 10_000, 3_600.0)
+if sys.argv[2] == "used":
+    store.budget.acquire_all([window])
+for size in (0, 512, 4_096, 8_192, 20_480):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    taken, failed = len(store.budget.ages(window)) if size > 20_000 else None, 0
+    try:
+        store.budget.acquire_all([window], 5_000)
+    except StoreError:
+        failed = 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert failed, size
+    assert len(store.budget.ages(window)) == (sys.argv[2] == "used"), "nothing was taken"
+assert store.budget.acquire_all([window], 5_000).wait == 0
+print("well", flush=True)
+"""
+
+
+@posix
+@pytest.mark.parametrize("what", ["fresh", "used"])
+def test_rule_24_no_room_for_the_file_to_grow(path: Path, what: str) -> None:
+    """A limit on its size fails writes as a full disk does, at any point; afterwards nothing is lost or gained."""
+    with child(FULL, path, what) as process:
+        assert line(process) == "well"
+
+
+# Crashes
+
+
+CRASH = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode = TRUNCATE")
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN IMMEDIATE")
+db.execute("UPDATE records SET content = 'half done', version = 0")
+db.executemany("INSERT INTO entries VALUES ('key', ?, 1000, 9000)", [(str(n),) for n in range(20_000)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix
+def test_rule_24_what_a_killed_process_wrote_by_half_is_undone(store: SqliteStore, path: Path) -> None:
+    """Its pages are in the file already, and the old ones in the journal."""
+    version = publish(store)
+    take(store)
+    size = path.stat().st_size
+    with child(CRASH, path) as process:
+        assert process.wait(30) == -signal.SIGKILL
+    assert path.stat().st_size > 2 * size
+    assert count(store) == 1
+    record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
+    assert record is not None
+    assert (record.version, record.content) == (version, SECRET)
+
+
+@posix
+def test_rule_24_what_it_left_beside_a_deleted_file_does_not_matter(store: SqliteStore, path: Path) -> None:
+    """Its journal is not played back into the new file."""
+    publish(store)
+    take(store)
+    with child(CRASH, path) as process:
+        process.wait(30)
+    path.unlink()
+    assert path.with_name("store.db-journal").stat().st_size
+    assert (count(store), take(store), count(store)) == (0, 0, 1)
+
+
+BUSY = """
+import sys
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores.base import Window
+from pay88_adapters.stores.sqlite import SqliteStore
+store = SqliteStore(sys.argv[1], Clock())
+known = turns = 0
+while True:
+    granted = store.budget.acquire_all([Window("one", 10**6, 1e5), Window("two", 10**6, 1e5)]).wait == 0
+    fence = store.try_acquire_lease("key", owner="a", known=known, lease=9.0).fencing_token
+    assert store.publish("key", fencing_token=fence, content=str(fence) * 2_000, keep=1e5)
+    known = fence
+    turns += 1
+    print(turns, flush=True)
+"""
+
+
+@posix
+def test_rule_24_a_process_may_be_killed_at_any_moment(path: Path) -> None:
+    """Again and again: every file it leaves is sound, and has both entries of a step or neither."""
+    for turn in range(12):
+        path.unlink(missing_ok=True)
+        with child(BUSY, path) as process:
+            for _ in range(turn % 3 + 1):
+                last = int(line(process))
+            time.sleep(turn / 1_000)
+            process.kill()
+            assert process.stdout is not None
+            last = max([last, *map(int, process.stdout.read().split())])
+        store = SqliteStore(str(path), Clock())
+        one, two = (len(store.budget.ages(Window(key, 1, 1e5))) for key in ("one", "two"))
+        assert one == two
+        assert last <= one <= last + 1
+        record = store.try_acquire_lease("key", owner="b", known=-1, lease=1.0).record
+        assert record is not None
+        assert record.content == str(record.version) * 2_000
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+# Forks
+
+
+FORK = """
+import os, sys, threading
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores.base import Window
+from pay88_adapters.stores.sqlite import SqliteStore
+
+inside, forking = threading.Event(), threading.Event()
+
+class Slow(Clock):
+    def __init__(self):
+        super().__init__()
+        steady = self.now
+        def now():
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                assert forking.wait(30)
+            return steady()
+        self.now = now
+
+store = SqliteStore(sys.argv[1], Slow())
+window = Window("key", 100, 3_600.0)
+assert store.budget.acquire_all([window]).wait == 0
+thread = threading.Thread(target=store.budget.acquire_all, args=([window],))
+thread.start()
+assert inside.wait(30)  # in the middle of its transaction
+os.register_at_fork(before=forking.set)  # runs before the store's own
+child = os.fork()
+if not child:
+    import signal
+    signal.alarm(10)
+    assert len(store.budget.ages(window)) == 2
+    assert store.budget.acquire_all([window]).wait == 0
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+assert len(store.budget.ages(window)) == 3
+assert store.budget.check()
+print("well", flush=True)
+"""
+
+
+@posix
+def test_rule_17_a_fork_with_a_transaction_in_progress(path: Path) -> None:
+    """It is finished first; then parent and child both go on with the file."""
+    with child(FORK, path) as process:
+        assert line(process) == "well"
+
+
+@posix
+def test_rule_17_nothing_is_open_between_operations(store: SqliteStore, path: Path) -> None:
+    """So there is nothing that a child could close, and nothing to leak."""
+    publish(store)
+    take(store)
+    gc.collect()
+    assert not [each for each in Path("/proc/self/fd").glob("*") if str(path) in os.path.realpath(each)]
+
+
+# The clock
+
+
+def reboot(path: Path, *, ago: float) -> None:
+    """Let the last write have been on another boot, *ago* seconds ago by the wall clock."""
+    change(path, f"UPDATE clock SET boot = 'another', wall = wall - {ago}")
+
+
+def test_rule_05_entries_keep_their_age_across_a_reboot(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """By the wall clock; the count of fences goes on, records and leases are gone."""
+    version = publish(store)
+    fencing_token = store.try_acquire_lease("other", owner="a", known=0, lease=1e6).fencing_token
+    take(store)
+    clock.advance(10.0)
+    take(store)
+    reboot(path, ago=20.0)
+    later = SqliteStore(str(path), ManualClock(start=7.0))
+    assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
+    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
+    assert (later.try_acquire_lease("other", owner="b", known=0, lease=1.0).fencing_token or 0) > (fencing_token or 0)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT DISTINCT content FROM records").fetchall() == [("",)]
+    assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
+
+
+def test_rule_05_a_reboot_seems_to_be_in_the_future(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """The wall clock was set back: the entries are as old as they were then, and no unit is gained or lost."""
+    take(store)
+    clock.advance(10.0)
+    take(store)
+    reboot(path, ago=-1_000.0)
+    later = SqliteStore(str(path), ManualClock(start=7.0))
+    assert list(later.budget.ages(WINDOW)) == [10.0, 0.0]
+
+
+def test_rule_05_a_clock_that_went_back_is_another_boots(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """Where nothing else tells boots apart."""
+    version = publish(store)
+    take(store)
+    later = SqliteStore(str(path), ManualClock(start=clock.now() - 500))
+    assert list(later.budget.ages(WINDOW)) == pytest.approx([0.0], abs=2)
+    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
+
+
+def test_rule_05_scaled_clocks_agree(path: Path) -> None:
+    """Processes that share a speed share the instants."""
+    take(SqliteStore(str(path), Clock(speed=1_000)))
+    (age,) = SqliteStore(str(path), Clock(speed=1_000)).budget.ages(WINDOW._replace(expiry=1e9))
+    assert 0 <= age < 60_000
+
+
+# The first format
+
+FIRST = """
+CREATE TABLE clock (boot TEXT NOT NULL, at REAL NOT NULL, wall REAL NOT NULL);
+CREATE TABLE entries (key TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL);
+CREATE INDEX entries_by_key ON entries (key, at);
+CREATE TABLE records (
+    key TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, content TEXT NOT NULL, written_at REAL NOT NULL,
+    keep_until REAL NOT NULL, fences INTEGER NOT NULL, owner TEXT NOT NULL, leased_at REAL NOT NULL,
+    leased_until REAL NOT NULL
+);
+INSERT INTO records VALUES ('key', 7, 'a token', 990, 2000, 9, 'a', 995, 1500);
+PRAGMA user_version = 1
+"""
+
+
+def test_rule_05_a_file_of_the_first_format_is_converted(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """Its history a limit becomes one a merchant; fences go on from where they were, and the token is fetched anew."""
+    take(store)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone()
+    path.unlink()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIRST)
+        db.execute("INSERT INTO clock VALUES (?, ?, ?)", (boot, at, wall))
+        for key, count_of in (("10/1/minute", 3), ("100/1/hour", 5), ("extra/20/1/hour", 2)):
+            rows = [(f"LIMITER/token/digest/{key}", clock.now() - 10 * n, clock.now() + 60) for n in range(count_of)]
+            db.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+    path.chmod(0o600)
+    assert list(store.budget.ages(Window("token/digest", 9, 3_600.0))) == [40, 30, 20, 10, 0]
+    assert list(store.budget.ages(Window("token/digest/extra", 9, 3_600.0))) == [10, 0]
+    assert not store.publish("key", fencing_token=9, content="old", keep=10.0)
+    assert store.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token == 10
+
+
+def test_rule_24_a_file_of_the_first_format_that_makes_no_sense(store: SqliteStore, path: Path) -> None:
+    """Is as corrupt as any other."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIRST)
+        db.execute("INSERT INTO entries VALUES ('key', 'now', 'then')")
+    path.chmod(0o600)
+    fails(lambda: take(store))
+
+
+def test_merchants_that_are_gone_leave_the_file(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+    """Entries, bars, members and records, a day later."""
+    for number in range(20):
+        take(store)
+        store.budget.acquire_all([Window(f"merchant {number}", 10, 3_600.0)])
+        store.budget.bar(f"merchant {number}", Cooldown(300.0, 0.0, "wait"))
+        publish(store, f"key {number}")
+    clock.advance(2 * 86_400)
+    store.budget.acquire_all([Window("another", 10, 3_600.0)])
+    publish(store, "another")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        counts = [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("entries", "bars", "records")]
+    assert counts == [1, 0, 1]
