@@ -92,3 +92,24 @@ def checked_listeners(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     if not all(callable(each) for each in checked):
         raise ConfigurationError("listeners must be callables that take one event")
     return checked
+
+
+_MOST = 86_400  # a day, in seconds; counts are far below
+
+
+def check_number(name: str, value: object, *, whole: bool = False, positive: bool = False) -> None:
+    """Check a count or a duration in seconds: a number from 0, or above it, up to a day.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
+    if not 0 <= value <= _MOST or (positive and value == 0):  # false for NaN, too
+        least = "more than 0" if positive else "0 or more"
+        raise ConfigurationError(f"{name} is {shown(value)}: it must be {least}, and at most {_MOST}")
+
+
+def shown(value: float) -> str:
+    """Return a number for a message: Python refuses to print some whole ones."""
+    return f"{value:g}" if isinstance(value, float) or abs(value) < 10**9 else "too large"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, fields
 
-from .errors import ConfigurationError
+from .arguments import check_number
 
 _NEVER = float("-inf")
-_MOST = 86_400  # seconds; a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +29,7 @@ class BreakerPolicy:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
-            wanted = int if each.name == "failure_threshold" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, wanted):
-                raise ConfigurationError(f"{each.name} must be a number, not {type(value).__name__}")
-            if not 0 < value <= _MOST:  # false for NaN, too
-                raise ConfigurationError(f"{each.name} must be more than 0, and at most {_MOST}")
+            check_number(each.name, getattr(self, each.name), whole=each.name == "failure_threshold", positive=True)
 
 
 @dataclass(frozen=True, slots=True)

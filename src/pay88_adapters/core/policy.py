@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 
 from limits import RateLimitItem, parse_many
 
+from .arguments import check_number, shown
 from .errors import ConfigurationError
 
 LIFETIME = 60.0
 """Seconds a token lives, as 88Pay documents it."""
 
-_MOST = 86_400  # a day
 _LEAST_SHARE = 1e-6
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
@@ -69,19 +69,14 @@ class TokenPolicy:
         if self.fallback_share is not None:
             self._check_number("fallback_share", self.fallback_share)
             if not _LEAST_SHARE <= self.fallback_share <= 1:
-                share = _shown(self.fallback_share)
+                share = shown(self.fallback_share)
                 raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1, or None")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
         self.rate_limits()
 
-    def _check_number(self, name: str, value: object) -> None:
-        wanted = (int,) if name in _COUNTS else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
-        if not 0 <= value <= _MOST or (value == 0 and name in _POSITIVE):  # false for NaN, too
-            least = "more than 0" if name in _POSITIVE else "0 or more"
-            raise ConfigurationError(f"{name} is {_shown(value)}: it must be {least}, and at most {_MOST}")
+    def _check_number(self, name: str, value: float) -> None:
+        check_number(name, value, whole=name in _COUNTS, positive=name in _POSITIVE)
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
             raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
 
@@ -124,8 +119,3 @@ class TokenPolicy:
         if not items or not all(item.amount > 0 and item.get_expiry() > 0 for item in items):
             raise ConfigurationError(f'limits is {self.limits!r}: write each one like "10/minute"')
         return items
-
-
-def _shown(value: float) -> str:
-    # Python refuses to print some whole numbers.
-    return f"{value:g}" if isinstance(value, float) or abs(value) < 10**9 else "too large"

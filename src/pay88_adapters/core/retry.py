@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from .arguments import check_number
 from .errors import ConfigurationError
 from .secret import exception_chain
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _TOO_MANY = 429
 _TRANSIENT = frozenset({500, 502, 503, 504})
-_MOST = 86_400  # a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         for name in ("attempts", "backoff_base", "backoff_cap", "max_retry_after"):
-            _check_number(name, getattr(self, name), whole=name == "attempts")
+            check_number(name, getattr(self, name), whole=name == "attempts")
         if self.total_timeout is not None:
-            _check_number("total_timeout", self.total_timeout, whole=False)
+            check_number("total_timeout", self.total_timeout)
         if self.attempts < 1:
             raise ConfigurationError("attempts is 0: the first one counts, so 1 is the least; see RetryPolicy.none()")
         if self.backoff_cap < self.backoff_base:
@@ -80,19 +80,12 @@ def single_attempt(policy: RetryPolicy) -> RetryPolicy:
     return replace(policy, attempts=1)
 
 
-def _check_number(name: str, value: object, *, whole: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 <= value <= _MOST:  # false for NaN, too
-        raise ConfigurationError(f"{name} must be 0 or more, and at most {_MOST}")
-
-
 class ConnectionFailure(NamedTuple):
     """An attempt that got no response.
 
     Attributes:
-        never_sent: The service cannot have seen it: no connection was made.
-        hopeless: Trying again cannot help, such as where a certificate is not trusted.
+        not_sent: The service cannot have seen it: no connection was made.
+        permanent: Trying again cannot help, such as where a certificate is not trusted.
     """
 
     not_sent: bool = False
