@@ -21,7 +21,6 @@ import pytest
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores import open_store
-from pay88_adapters.stores.base import Window
 from pay88_adapters.testing import Emulator, Entry, Latency
 from support.servers import Valkey, free_port
 
@@ -354,22 +353,3 @@ def test_the_code_of_the_page_about_stores_runs(tmp_path: Path, monkeypatch: pyt
     for block in blocks:
         exec(block, {})
     assert blocks
-
-
-@posix
-def test_the_rights_that_the_page_gives_are_enough(tmp_path: Path) -> None:
-    """A user with these rights and no others can do all that a store does, in a database of its own."""
-    [right] = re.findall(r"^<!-- acl -->\n```text\n(.*?)\n```$", page("index"), re.MULTILINE)
-    with Valkey(tmp_path) as server:
-        server.command(*right.split())
-        store = open_store(f"redis://shop:password@127.0.0.1:{server.port}/1", Clock())
-        window = Window("key", 2, 60.0)
-        assert store.budget.acquire_all([window]).wait == 0
-        store.budget.add(window, [0.0])
-        assert store.budget.acquire_all([window]).wait > 0
-        known = 0
-        for _ in range(2):  # the second time, there is a record to replace
-            fencing_token = store.try_acquire_lease("key", owner="me", known=known, lease=10.0).fencing_token
-            assert fencing_token is not None
-            assert store.publish("key", fencing_token=fencing_token, content="text", keep=10.0)
-            known = fencing_token

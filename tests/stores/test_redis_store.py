@@ -28,7 +28,8 @@ from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError, Window
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from support.leaks import Eavesdropper, confessed, leaked
-from support.servers import Valkey, free_port
+from support.proxies import Relay
+from support.servers import Valkey, free_port, serve_all_slots
 
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
 
@@ -57,7 +58,7 @@ def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
     with ExitStack() as stack:
 
         def make(**options: str) -> Valkey:
-            return stack.enter_context(Valkey(tmp_path, **options))
+            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
 
         yield make
 
@@ -405,8 +406,8 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
         store = redis_store(sys.argv[1], Clock())
         wait, [ages] = store.budget.acquire_all([Window("minute", 10, 65.0)])
         assert len(ages) == 10 and 0 <= min(ages) and max(ages) < 30 and 35 < wait < 65.1, (wait, ages)
-        assert 0 <= store.lead("key", owner="b", known=0, lease=30.0).record.age < 30
-        assert 0 < store.lead("leased", owner="b", known=0, lease=30.0).busy_for <= 30
+        assert 0 <= store.try_acquire_lease("key", owner="b", known=0, lease=30.0).record.age < 30
+        assert 0 < store.try_acquire_lease("leased", owner="b", known=0, lease=30.0).lease_remaining <= 30
         assert store.budget.acquire_all([Window("other", 10, 65.0)]).wait == 0
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), server.url], check=True, timeout=60)
@@ -448,8 +449,8 @@ def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> Non
             assert record.content == f"{number} {turn}"
             server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
             assert len(server_side.ages[0]) == turn
-            store.try_acquire_lease(f"key {number}", owner=str(number), known=version, lease=0.0)
-            assert store.publish(f"key {number}", fencing_token=version + 1, content="", keep=0.0)
+            again = lead(store, f"key {number}", owner=str(number), known=version, lease=0.0)
+            assert store.publish(f"key {number}", fencing_token=again, content="", keep=0.0)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(use, range(16)))
@@ -546,7 +547,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
     options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one, two = (Valkey(tmp_path / name, cluster_port=str(free_port()), **options) for name in ("one", "two"))
+    one, two = (Valkey(tmp_path / name, binary=None, **options) for name in ("one", "two"))
     url = one.url.replace("redis:", "redis+cluster:").replace("127.0.0.1", f"127.0.0.1:{two.port},127.0.0.1")
     store = redis_store(url, Clock())
     with one:
@@ -567,16 +568,6 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
         serve_all_slots(two)
         store.budget.check()  # finds that the other is gone
         do_all(operations(store))
-
-
-def serve_all_slots(server: Valkey) -> None:
-    """Return when it does: a node that was started waits for others first."""
-    if "cluster_slots_assigned:0" in str(server.command("CLUSTER", "INFO")):
-        server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    deadline = time.monotonic() + 20
-    while "cluster_state:ok" not in str(server.command("CLUSTER", "INFO")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_cluster_that_is_none_is_an_error(server: Valkey) -> None:
@@ -617,8 +608,8 @@ def test_tls(own: Any, tmp_path: Path) -> None:
         ("elsewhere.example", "?ssl_cert_reqs=none", True),
         ("localhost", "?ssl_ca_certs=/no/such/file", False),
     ):
-        with in_front_of(server.port, authority.issue_cert(name)) as port:
-            try_out(f"rediss://localhost:{port}{query}", works=works)
+        with in_front_of(server.port, authority.issue_cert(name)) as relay:
+            try_out(f"rediss://localhost:{relay.port}{query}", works=works)
             gc.collect()  # some versions of limits have storages that refer to themselves
 
 
@@ -631,50 +622,11 @@ def try_out(url: str, *, works: bool) -> None:
             fails(ask)
 
 
-@contextmanager
-def in_front_of(port: int, certificate: Any) -> Generator[int]:
+def in_front_of(port: int, certificate: Any) -> Relay:
     """Take TLS off what goes to the server: the one that tests have is built without it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
-    threads: list[threading.Thread] = []
-
-    def start(target: Callable[..., None], *args: Any) -> None:
-        threads.append(threading.Thread(target=target, args=args))
-        threads[-1].start()
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            start(serve, connection)
-
-    def serve(connection: socket.socket) -> None:
-        try:
-            client = context.wrap_socket(connection, server_side=True)
-        except OSError:
-            connection.close()
-            return
-        with client, socket.create_connection(("127.0.0.1", port)) as upstream:
-            while question := receive(client):
-                upstream.sendall(question)
-                client.sendall(receive(upstream))
-
-    def receive(sock: socket.socket) -> bytes:
-        try:
-            return sock.recv(65536)
-        except OSError:
-            return b""
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        start(accept)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            for thread in threads:
-                thread.join(10)
+    return Relay(port, context)
 
 
 # Configuration

@@ -605,8 +605,8 @@ store = SqliteStore(sys.argv[1], Clock())
 known = turns = 0
 while True:
     granted = store.budget.acquire_all([Window("one", 10**6, 1e5), Window("two", 10**6, 1e5)]).wait == 0
-    fence = store.lead("key", owner="a", known=known, lease=9.0).fence
-    assert store.publish("key", fence=fence, content=str(fence) * 2_000, keep=1e5)
+    fence = store.try_acquire_lease("key", owner="a", known=known, lease=9.0).fencing_token
+    assert store.publish("key", fencing_token=fence, content=str(fence) * 2_000, keep=1e5)
     known = fence
     turns += 1
     print(turns, flush=True)

@@ -154,7 +154,8 @@ def test_looking_takes_nothing(scene: Scene) -> None:
     assert fencing_token is not None
     assert scene.store.publish("key", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
     again = scene.store.try_acquire_lease("key", owner="b", known=fencing_token, lease=10 * scene.unit).fencing_token
-    assert again == fencing_token + 1
+    assert again is not None
+    assert again > fencing_token
 
 
 def test_looking_shows_nothing_that_ran_out(exact: Scene) -> None:

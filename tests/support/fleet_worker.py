@@ -23,8 +23,9 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from pay88_adapters import Credentials, TokenManager, TokenPolicy
+from pay88_adapters import Credentials, Pay88Error, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
 from support.stacks import STACKS, AsyncioStack, Outcome, Reply, Stack
 
@@ -71,6 +72,7 @@ class Site:
             wall = time.time
             time.time = lambda: wall() + plan.wall_offset
         self._plan = plan
+        self._clock = Clock(plan.speed)
         self._log: list[str] = []
         self._events: list[str] = []
         handler = logging.Handler()
@@ -81,7 +83,7 @@ class Site:
             base_url=plan.base_url,
             store=plan.store,
             policy=plan.policy,
-            clock=Clock(plan.speed),
+            clock=self._clock,
             listeners=[lambda event: self._events.append(type(event).__name__)],
         )
         kinds = {kind.name: kind for kind in STACKS}
@@ -97,6 +99,24 @@ class Site:
         client = self._clients[stack or self._plan.stacks[0]]
         url = f"{self._plan.base_url}/api/balance?id={self._plan.merchant_id}"
         return _said(client.attempt("POST", url, headers={"x-worker": self._plan.name}))
+
+    def spend(self, count: int) -> Counter[str]:
+        """Ask for tokens with keys that nobody accepts, each of which costs a unit; return what became of it."""
+        ended: Counter[str] = Counter()
+        plan = self._plan
+        for _ in range(count):
+            credentials = Credentials(f"sk_test_{uuid4().hex}", plan.merchant_id)
+            options: dict[str, Any] = {"store": plan.store, "policy": plan.policy, "clock": self._clock}
+            with TokenManager(credentials, base_url=plan.base_url, **options) as manager:
+                try:
+                    manager.get_token()
+                except Pay88Error as error:
+                    ended[type(error).__name__] += 1
+        return ended
+
+    def reach_store(self) -> bool:
+        """Return whether the store works, and this process uses it."""
+        return bool(self.manager._state.settings.store_client.link.attempt(lambda store: store.budget.check()))
 
     def start(self, pause: float) -> None:
         """Call again and again on every stack, with *pause* real seconds in between."""

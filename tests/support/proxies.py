@@ -1,4 +1,4 @@
-"""A forward proxy on a loopback port, with a record of what it was asked for."""
+"""What stands between a client and a server on loopback: a forward proxy, and a relay that can be cut."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 import select
 import socket
 import socketserver
+import ssl
 import threading
+from collections.abc import Callable, Generator
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -143,3 +145,76 @@ def _relay(one: socket.socket, other: socket.socket) -> None:
 def _hang_up(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+class Relay:
+    """Passes bytes on to a port, in both directions, and whatever it is told to.
+
+    Args:
+        target: The port; connections that come later go where it points to then.
+        context: Takes TLS off what comes.
+    """
+
+    def __init__(self, target: int, context: ssl.SSLContext | None = None) -> None:
+        self.target = target
+        self._context = context
+        self._flows = threading.Event()
+        self._flows.set()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    @contextlib.contextmanager
+    def partition(self) -> Generator[None]:
+        """Hold back all bytes, as a network does that loses packets: nobody hangs up, and they come late."""
+        self._flows.clear()
+        try:
+            yield
+        finally:
+            self._flows.set()
+
+    def __enter__(self) -> Relay:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._flows.set()
+        _hang_up(self._listener)
+        self._threads[0].join(10)  # it starts the others
+        for sock in self._sockets:
+            _hang_up(sock)
+        for thread in self._threads[1:]:
+            thread.join(10)
+        for sock in [self._listener, *self._sockets]:
+            sock.close()
+
+    def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=args, name="relay")
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True)
+                self._sockets.append(client)
+            server = socket.create_connection(("127.0.0.1", self.target))
+            self._sockets.append(server)
+            self._start(self._pump, server, client)
+            self._pump(client, server)
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                self._flows.wait()
+                sink.sendall(data)
+        for sock in (source, sink):
+            _hang_up(sock)

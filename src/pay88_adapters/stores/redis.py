@@ -44,7 +44,8 @@ except ModuleNotFoundError as exc:
     raise ConfigurationError("redis is not installed: pip install 'pay88-adapters[redis]'") from exc
 
 from redis.cluster import RedisCluster
-from redis.exceptions import RedisClusterException
+from redis.exceptions import ClusterDownError, MasterDownError, NoPermissionError, RedisClusterException
+from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
 from .scripts import BAR, CLAIM, HISTORY, LEAD, LOOK, MERGE, PUBLISH
@@ -83,13 +84,13 @@ class _Server:
         try:
             try:
                 return question(self._get())
-            except redis.ConnectionError as error:
-                if type(error) is not redis.ConnectionError:  # refused or loading, not broken
+            except (redis.ConnectionError, redis.ResponseError) as error:
+                if not _is_outdated(error):
                     raise
                 clear_traceback_locals(error)
-            # Perhaps only this connection is broken: the server restarted. If the question was received
-            # all the same, a unit of the budget counts twice, which errs on the safe side.
-            self._forget_cluster()
+            # Perhaps only this connection is of no use: the server restarted, or another one is the primary now.
+            # If the question was received all the same, a unit of the budget counts twice, which errs on the safe side.
+            self._reconnect()
             return question(self._get())
         # RedisClusterException is no RedisError; answers that make no sense are one of the last three.
         except (redis.RedisError, RedisClusterException, OSError, TypeError, ValueError, LookupError) as error:
@@ -105,6 +106,13 @@ class _Server:
             self._close = weakref.finalize(self, client.close)
         return client
 
+    def _reconnect(self) -> None:
+        client = self._client
+        if isinstance(client, RedisCluster):
+            self._forget_cluster()
+        elif client is not None:
+            client.connection_pool.disconnect(inuse_connections=False)  # those in use are other threads' to find out
+
     def _forget_cluster(self) -> None:
         # Its client may never try a failed node again. All others reconnect.
         if isinstance(self._client, RedisCluster):
@@ -112,25 +120,55 @@ class _Server:
             self._close()
 
 
-_PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
-    (redis.TimeoutError, "does not answer in time"),
-    (redis.AuthenticationError, "refuses the user or the password"),
-    (redis.BusyLoadingError, "is still loading its data"),
-    (redis.ReadOnlyError, "is a read-only replica"),
-    (redis.OutOfMemoryError, "is full: it may use no more memory"),
-    (redis.ConnectionError, "cannot be reached"),
-    (redis.ResponseError, "refuses the command"),
-    (redis.RedisError, "cannot be used"),
-    (RedisClusterException, "is no usable cluster"),
-    (OSError, "cannot be reached"),
+_PROBLEMS: tuple[tuple[type[Exception] | tuple[()], str, str], ...] = (
+    (redis.TimeoutError, "", "does not answer in time"),
+    (redis.AuthenticationError, "NOAUTH", "refuses the user or the password"),
+    (
+        NoPermissionError,
+        "NOPERM",
+        "does not permit this user what the store needs: compare its ACL with the documented one",
+    ),
+    (redis.BusyLoadingError, "", "is still loading its data"),
+    (redis.ReadOnlyError, "READONLY", "is a read-only replica"),
+    ((), "NOREPLICAS", "has too few replicas to take writes"),
+    (redis.OutOfMemoryError, "OOM", "is full: it may use no more memory"),
+    (MasterNotFoundError, "", "is not known to the sentinels, or they cannot be reached"),
+    (MasterDownError, "", "is a replica whose primary cannot be reached"),
+    (ClusterDownError, "", "is a cluster that is down"),
+    (redis.ConnectionError, "", "cannot be reached"),
+    (redis.ResponseError, "", "refuses the command"),
+    (redis.RedisError, "", "cannot be used"),
+    (RedisClusterException, "", "is no usable cluster"),
+    (OSError, "", "cannot be reached"),
 )
+"""Exceptions, what the server calls them where redis-py does not tell them apart, and our words for them."""
 
 
 def _problem(error: Exception) -> str:
     """Say what is wrong in our own words: the server's may quote what it was sent."""
-    text = next((text for kind, text in _PROBLEMS if isinstance(error, kind)), "holds what this package did not write")
-    code = re.match(r"[A-Z]{3,20}(?= |$)", str(error)) if isinstance(error, redis.ResponseError) else None
-    return f"{text} ({code[0] if code else type(error).__name__})"
+    code = _code(error)
+    text = next(
+        (text for kind, name, text in _PROBLEMS if isinstance(error, kind) or (name and name == code)),
+        "holds what this package did not write",
+    )
+    return f"{text} ({code or type(error).__name__})"
+
+
+def _code(error: Exception) -> str:
+    """Return what the server calls it, of errors that redis-py hands on as they came: "" for none."""
+    text = str(error) if isinstance(error, redis.ResponseError) else ""
+    if "unauthenticated" in text:  # it takes no long command before the login
+        return "NOAUTH"
+    if "executing the script" in text or "ACL failure" in text:
+        return "NOPERM"
+    # Before Redis 7, what fails inside of a script is wrapped into a text of the script's.
+    found = re.search(r"(?:^|@user_script: ?\d+: -?)([A-Z]{3,20})(?: |$)", text)
+    return found[1] if found else ""
+
+
+def _is_outdated(error: Exception) -> bool:
+    """Whether another connection may help: this one is broken, or leads to what is no primary any longer."""
+    return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
 
 class RedisStorage(BudgetStorage):

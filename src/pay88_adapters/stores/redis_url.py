@@ -24,7 +24,8 @@ FORMS = """write the store as one of
   redis+cluster://[user:password@]host[:port][,host[:port]]
   unix://[user:password@]/path/of/the/socket[?db=0]
 with rediss in place of redis for TLS and a password that is percent-encoded. Parameters: prefix (letters, digits
-and ._:/- only), and for TLS ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs"""
+and ._:/- only); sentinel_username and sentinel_password, where the sentinels have a login of their own; and for
+TLS ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs"""
 
 
 class Plan(NamedTuple):
@@ -52,6 +53,8 @@ def parse(url: str) -> Plan:
     login = {"username": unquote(user) or None, "password": Secret(unquote(password)) or None}
     path = unquote(parts.path)
     db = query.pop("db", "") if scheme == "unix" else ""
+    names = ("username", "password") if kind == "sentinel" else ()
+    sentinel_login = {name: Secret(query.pop(f"sentinel_{name}", "")) or None for name in names}
     # Braces in a prefix would be a hash tag, and stars a pattern.
     if query or parts.fragment or not re.fullmatch(r"[\w.:/-]*", prefix, re.ASCII):
         raise ValueError("unknown parameters")
@@ -63,7 +66,7 @@ def parse(url: str) -> Plan:
             connect = partial(_one, host=host, port=port, db=_number(path[1:]))
         case "redis" | "rediss", "sentinel":
             service, _, db = path[1:].partition("/")
-            connect = partial(_sentinel, _hosts(netloc, 26379), _name(service), link, db=_number(db))
+            connect = partial(_sentinel, _hosts(netloc, 26379), _name(service), link | sentinel_login, db=_number(db))
         case "redis" | "rediss", "cluster" if not path.strip("/"):
             connect = partial(_cluster, _hosts(netloc, 6379))
         case _:
@@ -91,7 +94,7 @@ def _one(**options: Any) -> Any:
 
 
 def _sentinel(hosts: Sequence[tuple[str, int]], service: str, link: dict[str, Any], **options: Any) -> Any:
-    sentinel = cast("Any", Sentinel)(hosts, 0, link)  # sentinels have no password
+    sentinel = cast("Any", Sentinel)(hosts, 0, link)
     return sentinel.master_for(service, **options)
 
 

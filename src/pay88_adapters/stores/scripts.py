@@ -257,10 +257,11 @@ if fences then
   if not fences then return false end
 else
   -- Not from 1: no fence from before a loss of all data may ever be given out again.
-  fences = now
-  redis.call('HSET', KEYS[1], 'version', digits(now))
+  fences = now - 1
+  redis.call('HSET', KEYS[1], 'version', digits(fences))
 end
-fences = fences + 1
+-- Nor from where a replica that lagged had counted to before it took over.
+fences = math.max(fences + 1, now)
 redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
            'at', digits(now), 'until', digits(now + ARGV[3]))
 outlive(KEYS[1], ARGV[4])

@@ -18,11 +18,12 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple
 from math import isfinite
 from pathlib import Path
+from secrets import token_hex
 from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote
 
@@ -51,10 +52,18 @@ from .base import (
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .slot import RecordSlot
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _SCHEME = "sqlite://"
-_PATIENCE = 1.0  # real seconds, to wait for other processes
-_THREADS_PATIENCE = 2.5  # real seconds, to wait for other threads: hundreds of merchants may start at once
+_ACCESS = ("access=owner", "access=group")
+_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start at once
+_FORK_PATIENCE = 5.0  # real seconds for which a fork waits: longer than any transaction takes
+_SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the next
 _DAY = 86_400.0
+_FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
 _FORMAT = 2
 _COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
 _TABLES = """
@@ -99,8 +108,8 @@ class _Turnstile:
         self._held = False
 
     def before_fork(self) -> None:
-        # Longer than any transaction waits, but not for ever: a signal handler may fork inside of one.
-        self._held = self.lock.acquire(timeout=5 * _PATIENCE)
+        # Not for ever: a signal handler may fork inside of a transaction.
+        self._held = self.lock.acquire(timeout=_FORK_PATIENCE)
 
     def after_fork_in_parent(self) -> None:
         if self._held:
@@ -109,6 +118,8 @@ class _Turnstile:
 
     def after_fork_in_child(self) -> None:
         self.lock = threading.RLock()
+        for place in list(_places):  # in the queue: the parent's, which leaves it when it is served
+            _leave(place)
 
 
 _turnstile = _Turnstile()
@@ -123,11 +134,12 @@ if hasattr(os, "register_at_fork"):
 class _File:
     """The file, one transaction at a time."""
 
-    def __init__(self, path: str, clock: StoreClock) -> None:
+    def __init__(self, path: str, clock: StoreClock, *, for_group: bool) -> None:
         self._path = Path(os.path.realpath(path))
         self._clock = clock
         self._boot = _boot_id()
-        _look(self._path)
+        self._for_group = for_group
+        self._look()
 
     @property
     def host(self) -> str:
@@ -138,12 +150,12 @@ class _File:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return what *operation* does with the connection at this time, while everybody else is kept out."""
-        until = monotonic() + _THREADS_PATIENCE
+        until = monotonic() + _PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
             if monotonic() > until:
                 raise StoreError(f"{self._path} is busy: too many threads wait for it")
             try:
-                with closing(self._begin()) as db:
+                with _queue(self._path, until), closing(self._begin(until)) as db:
                     now = self._now(db)
                     result = operation(db, now)
                     if db.total_changes:
@@ -159,27 +171,28 @@ class _File:
             except (ConfigurationError, OSError) as error:
                 raise StoreError(str(error)) from error
 
-    def _begin(self) -> sqlite3.Connection:
-        until = monotonic() + _PATIENCE
+    def _begin(self, until: float) -> sqlite3.Connection:
         for _ in range(3):
-            found = _look(self._path)
+            found = self._look()
             if found is None:
-                # Not left to SQLite, whose mode is whatever the umask leaves. Closing is harmless here alone:
-                # nothing in this process can have locked a file that it has just made.
+                # Not left to SQLite, whose mode is whatever the umask leaves.
                 with suppress(FileExistsError):
-                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                    _make(self._path, for_group=self._for_group)
                 continue
             db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
             try:
                 db.text_factory = _decode
                 _lock(db, until)
-                if found == _look(self._path):
+                if found == self._look():
                     return db
             except BaseException:
                 db.close()
                 raise
             db.close()
         raise StoreError(f"{self._path} is being replaced all the time")
+
+    def _look(self) -> tuple[int, int] | None:
+        return (_look_for_group if self._for_group else _look)(self._path)
 
     def _now(self, db: sqlite3.Connection) -> float:
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -241,6 +254,58 @@ def _migrate(db: sqlite3.Connection) -> None:
     for key, given in fences:
         row = dict(zip(_COLUMNS.split(", "), place, strict=True)) | {"version": _whole(given), "fences": _whole(given)}
         db.execute(_SAVE, (_string(key), *row.values()))
+
+
+_places: set[int] = set()  # descriptors: places in queues
+
+
+@contextmanager
+def _queue(path: Path, until: float) -> Generator[None]:
+    """Wait until no other process is at the file.
+
+    SQLite's own lock is what counts. To ask for it costs so much that a herd of processes would do nothing else.
+
+    Raises:
+        StoreError: It takes too long.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        place = os.open(path.parent, os.O_RDONLY)  # not the file: to close that would drop SQLite's locks
+    except OSError:  # whoever may not read the directory does without
+        yield
+        return
+    _places.add(place)
+    try:
+        pause = _SHORTEST
+        while not _is_next(place):
+            left = until - monotonic()
+            if left < 0:
+                raise StoreError(f"{path} cannot be used at present: database is locked by another process")
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            # Who has waited for long asks more often than who has just come.
+            pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _PATIENCE)
+        yield
+    finally:
+        _leave(place)
+
+
+def _is_next(place: int) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no such locks here
+        pass
+    return True
+
+
+def _leave(place: int) -> None:
+    if place in _places:
+        _places.discard(place)
+        os.close(place)
 
 
 def _lock(db: sqlite3.Connection, until: float) -> None:
@@ -345,6 +410,7 @@ class SqliteStore:
         path: The file; it is made when it is first needed. Its directory must exist, on a local disk, and
             others must not be able to write there.
         clock: Its seconds must be the same in all processes of the host.
+        for_group: Whether the group of the directory is trusted with the file.
 
     Raises:
         ConfigurationError: Others have access to the file, or the directory is no place for it.
@@ -352,8 +418,8 @@ class SqliteStore:
 
     blocking: ClassVar[bool] = True
 
-    def __init__(self, path: str, clock: StoreClock) -> None:
-        self._file = _File(path, clock)
+    def __init__(self, path: str, clock: StoreClock, *, for_group: bool = False) -> None:
+        self._file = _File(path, clock, for_group=for_group)
         self.budget = SqliteStorage(self._file)
 
     @property
@@ -391,22 +457,28 @@ class SqliteStore:
 
 
 def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
-    """Return the store that *url* names: ``sqlite:////absolute/path``.
+    """Return the store that *url* names: ``sqlite:////absolute/path``, ``?access=group`` if the group is trusted.
 
     Raises:
         ConfigurationError: It names none, or a path that another working directory makes another file of.
     """
-    rest = url.removeprefix(_SCHEME)
+    rest, _, query = url.removeprefix(_SCHEME).partition("?")
     path = unquote(rest[1:])
-    if rest == url or not rest.startswith("/") or "?" in rest or "#" in rest:
-        raise ConfigurationError("a store in a file is named sqlite:////absolute/path, without a host or a query")
+    if (
+        not url.startswith(_SCHEME)
+        or not rest.startswith("/")
+        or "#" in url
+        or (query or "access=owner") not in _ACCESS
+    ):
+        raise ConfigurationError(
+            "name a store in a file sqlite:////absolute/path or sqlite:////absolute/path?access=group, without a host"
+        )
     if not path or path == ":memory:" or "\0" in path or "\ufffd" in path:
         raise ConfigurationError("sqlite:// must name a file, as in sqlite:////absolute/path; memory:// needs none")
     if not Path(path).is_absolute():
-        raise ConfigurationError(
-            f"the store {redact(url)} is relative to the working directory: write {redact(_absolute(path))}"
-        )
-    return SqliteStore(path, clock)
+        absolute = redact(_absolute(path) + url[len(_SCHEME) + len(rest) :])
+        raise ConfigurationError(f"the store {redact(url)} is relative to the working directory: write {absolute}")
+    return SqliteStore(path, clock, for_group=query == "access=group")
 
 
 def _absolute(path: str) -> str:
@@ -453,8 +525,12 @@ def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[M
     before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
     others = tuple(_member(row, now) for row in rows)
-    told = parts(others, None if before is None else _member(before, now))
-    db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
+    known = None if before is None else _member(before, now)
+    told = parts(others, known)
+    if known is None and len(others) >= MOST_MEMBERS:
+        pass  # one too many, like all that come later
+    elif known is None or told != known.parts or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
     return told, others if len(others) < MOST_MEMBERS else ()
 
 
@@ -505,19 +581,57 @@ def _string(value: object) -> str:
 
 def _look(path: Path) -> tuple[int, int] | None:
     """Return which file is there, if any, once it is sure that nobody else has a say in it."""
+    _, file = _found(path)
+    if file and os.name == "posix":
+        if file.st_uid != os.geteuid():
+            raise ConfigurationError(f"{path} belongs to somebody else: remove it, or name another for the store")
+        if file.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigurationError(
+                f"others have access to {path}, which holds tokens: chmod 600 it, or trust its group with ?access=group"
+            )
+    return (file.st_dev, file.st_ino) if file else None
+
+
+def _look_for_group(path: Path) -> tuple[int, int] | None:
+    """Return which file is there, if any, once it is sure that nobody but the directory's group has a say in it."""
+    directory, file = _found(path)
+    if os.name == "posix":
+        if not directory.st_mode & stat.S_ISGID:  # or else the files in it are of their makers' groups
+            raise ConfigurationError(f"{path.parent} does not give its group to the files in it: chmod 2770 it")
+        if file and (file.st_gid != directory.st_gid or file.st_mode & stat.S_IRWXO):
+            raise ConfigurationError(
+                f"others than the group of {path.parent} have access to {path}, which holds tokens: remove it"
+            )
+    return (file.st_dev, file.st_ino) if file else None
+
+
+def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
     directory, file = _stat(path.parent), _stat(path)
     if directory is None or not stat.S_ISDIR(directory.st_mode):
         raise ConfigurationError(f"{path.parent} is not a directory: create it, for the store to be in")
     if file and not stat.S_ISREG(file.st_mode):
         raise ConfigurationError(f"{path} is not a regular file: name another for the store")
-    if os.name == "posix":
-        if directory.st_mode & stat.S_IWOTH:
-            raise ConfigurationError(f"everybody may write to {path.parent}: name a directory of your own")
-        if file and file.st_uid != os.geteuid():
-            raise ConfigurationError(f"{path} belongs to somebody else: remove it, or name another for the store")
-        if file and file.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationError(f"others have access to {path}, which holds tokens: chmod 600 it")
-    return (file.st_dev, file.st_ino) if file else None
+    if os.name == "posix" and directory.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(f"everybody may write to {path.parent}: name a directory of your own")
+    return directory, file
+
+
+def _make(path: Path, *, for_group: bool) -> None:
+    """Make an empty file.
+
+    Raises:
+        FileExistsError: It is there already.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    made = path.with_name(f".{path.name}-{token_hex(8)}") if for_group else path
+    # Closing is harmless here alone: nothing in this process can have locked a file that it has just made.
+    os.close(os.open(made, flags, 0o600))
+    if for_group:  # whatever the umask, and from the moment on at which others see it
+        try:
+            made.chmod(0o660)
+            os.link(made, path)
+        finally:
+            made.unlink()
 
 
 def _stat(path: Path) -> os.stat_result | None:
