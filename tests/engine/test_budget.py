@@ -19,8 +19,9 @@ from limits.strategies import MovingWindowRateLimiter
 from pay88_adapters import TokenPolicy, TokenRateLimited
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.history import Claim, Entry, Window
 from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget
-from pay88_adapters.stores.base import Claim, Entry, StoreError, Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing.windows import largest_window
 

@@ -20,8 +20,9 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
+from pay88_adapters.core.history import Entry
 from pay88_adapters.engine.store_client import Link, StoreClient
-from pay88_adapters.stores.base import Entry, StoreView
+from pay88_adapters.stores.base import StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock

@@ -12,10 +12,10 @@ import pytest
 
 import pay88_adapters.engine.manager
 from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenPolicy
+from pay88_adapters.core.history import Window
 from pay88_adapters.engine.manager import default_clock
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
-from pay88_adapters.stores.base import Window
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pay88_adapters.core.history import Claim, ClaimResult, History, Window
 from pay88_adapters.engine.store_client import StoreClient
-from pay88_adapters.stores.base import Claim, ClaimResult, History, StoreError, Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock

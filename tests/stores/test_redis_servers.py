@@ -11,9 +11,10 @@ import pytest
 import redis
 
 from pay88_adapters.clock import Clock
+from pay88_adapters.core.history import Claim, Cooldown, Window
 from pay88_adapters.core.secret import Secret
 from pay88_adapters.stores import scripts
-from pay88_adapters.stores.base import Claim, Cooldown, StoreError, Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from support.servers import Valkey, binaries, serve_all_slots
 

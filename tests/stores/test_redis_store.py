@@ -23,9 +23,10 @@ import trustme
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
+from pay88_adapters.core.history import Window
 from pay88_adapters.engine.forks import survive_forks
 from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
-from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from support.leaks import Eavesdropper, confessed, leaked
 from support.proxies import Relay
@@ -401,7 +402,7 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
         time.monotonic = lambda: steady() + 1e6
         time.clock_gettime = lambda clock: boot(clock) + 1e6
         from pay88_adapters.clock import Clock
-        from pay88_adapters.stores.base import Window
+        from pay88_adapters.core.history import Window
         from pay88_adapters.stores.redis import redis_store
         store = redis_store(sys.argv[1], Clock())
         wait, [ages] = store.budget.acquire_all([Window("minute", 10, 65.0)])

@@ -14,7 +14,8 @@ import pytest
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.core.history import Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be anybody")

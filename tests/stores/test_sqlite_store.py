@@ -21,7 +21,8 @@ import pytest
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import Cooldown, StoreError, Window
+from pay88_adapters.core.history import Cooldown, Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 from pay88_adapters.testing import ManualClock
 
@@ -524,7 +525,8 @@ def test_rule_24_a_reader_cannot_stop_it_for_ever(store: SqliteStore, path: Path
 FULL = """
 import resource, sys
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import StoreError, Window
+from pay88_adapters.core.history import Window
+from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore
 
 store = SqliteStore(sys.argv[1], Clock())
@@ -599,7 +601,7 @@ def test_rule_24_what_it_left_beside_a_deleted_file_does_not_matter(store: Sqlit
 BUSY = """
 import sys
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import Window
+from pay88_adapters.core.history import Window
 from pay88_adapters.stores.sqlite import SqliteStore
 store = SqliteStore(sys.argv[1], Clock())
 known = turns = 0
@@ -642,7 +644,7 @@ def test_rule_24_a_process_may_be_killed_at_any_moment(path: Path) -> None:
 FORK = """
 import os, sys, threading
 from pay88_adapters.clock import Clock
-from pay88_adapters.stores.base import Window
+from pay88_adapters.core.history import Window
 from pay88_adapters.stores.sqlite import SqliteStore
 
 inside, forking = threading.Event(), threading.Event()

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.stores.base import Claim, Cooldown, Entry, LeaseResult, Record, Store, StoreError, StoreView, Window
+from pay88_adapters.core.history import Claim, Cooldown, Entry, Window
+from pay88_adapters.stores.base import LeaseResult, Record, Store, StoreError, StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.slot import RecordSlot
 from pay88_adapters.testing import ManualClock

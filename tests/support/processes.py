@@ -14,6 +14,7 @@ from pay88_adapters import (
 )
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.endpoint import Endpoint
+from pay88_adapters.core.history import Claim, ClaimResult, History
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
 from pay88_adapters.engine.effects import StartFetch
 from pay88_adapters.engine.fetches import Fetches, FetchRun
@@ -23,7 +24,7 @@ from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.sync_runner import SyncRunner
 from pay88_adapters.events import Listener
-from pay88_adapters.stores.base import Claim, ClaimResult, History, LeaseResult, StoreError
+from pay88_adapters.stores.base import LeaseResult, StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import ManualClock
 

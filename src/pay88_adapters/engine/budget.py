@@ -12,20 +12,10 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
+from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Window, counted, wait_for
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.snapshot import failure_from, failure_to
-from pay88_adapters.stores.base import (
-    Ages,
-    BudgetStorage,
-    Claim,
-    ClaimResult,
-    Cooldown,
-    Window,
-    WindowsResult,
-    counted,
-    new_id,
-    wait_for,
-)
+from pay88_adapters.stores.base import BudgetStorage, WindowsResult, new_id
 
 _HOUR = 3600
 _DAY = 86_400.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pay88_adapters.core.history import Entry
 from pay88_adapters.core.snapshot import record_key
-from pay88_adapters.stores.base import Entry
 
 from .credentials import Credentials
 from .settings import Settings

@@ -11,21 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
+from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted
 from pay88_adapters.core.policy import TokenPolicy
-from pay88_adapters.stores.base import (
-    Ages,
-    BudgetStorage,
-    Claim,
-    ClaimResult,
-    Cooldown,
-    Entry,
-    History,
-    LeaseResult,
-    Store,
-    StoreError,
-    Window,
-    counted,
-)
+from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreError
 from pay88_adapters.stores.members import AT_FIRST, HORIZON, shrunk
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.stores.realtime import monotonic

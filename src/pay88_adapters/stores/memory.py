@@ -9,20 +9,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
-from .base import (
-    LEAST_KEEP,
-    BudgetStorage,
-    Claim,
-    ClaimResult,
-    Cooldown,
-    History,
-    LeaseResult,
-    Member,
-    Past,
-    StoreView,
-    Window,
-    verdict,
-)
+from pay88_adapters.core.history import LEAST_KEEP, Claim, ClaimResult, Cooldown, History, Past, Window, verdict
+
+from .base import BudgetStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .slot import RecordSlot
 

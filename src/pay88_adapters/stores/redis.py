@@ -15,27 +15,21 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from pay88_adapters.core.errors import ConfigurationError
-from pay88_adapters.core.secret import Secret, clear_traceback_locals
-
-from .base import (
+from pay88_adapters.core.history import (
     FOREVER,
     LEAST_KEEP,
-    BudgetStorage,
     Claim,
     ClaimResult,
     Cooldown,
     Entry,
     History,
-    LeaseResult,
-    Member,
-    Record,
-    StoreClock,
-    StoreError,
-    StoreView,
     Window,
     counted,
     verdict,
 )
+from pay88_adapters.core.secret import Secret, clear_traceback_locals
+
+from .base import BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
 from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
 
 try:

@@ -10,47 +10,28 @@ sharing the index of the log, and at last deletes the log itself, of the new fil
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import random
 import sqlite3
-import stat
-import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple
-from math import isfinite
 from pathlib import Path
-from secrets import token_hex
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 from urllib.parse import quote, unquote
 
 from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, verdict
 from pay88_adapters.core.secret import redact
-from pay88_adapters.stores.realtime import monotonic
 
-from .base import (
-    LEAST_KEEP,
-    BudgetStorage,
-    Claim,
-    ClaimResult,
-    Cooldown,
-    Entry,
-    History,
-    LeaseResult,
-    Member,
-    Past,
-    StoreClock,
-    StoreError,
-    StoreView,
-    Window,
-    counted,
-    verdict,
+from .base import BudgetStorage, LeaseResult, StoreClock, StoreError, StoreView
+from .members import member_of
+from .sqlite_file import DatabaseFile
+from .sqlite_rows import (
+    DAY,
+    forget_entries,
+    join_members,
+    load_slot,
+    merge_entries,
+    read_cooldown,
+    read_history,
+    save_slot,
 )
-from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .slot import RecordSlot
 
 try:
     import fcntl
@@ -59,273 +40,12 @@ except ImportError:  # Windows
 
 _SCHEME = "sqlite://"
 _ACCESS = ("access=owner", "access=group")
-_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start at once
-_FORK_PATIENCE = 5.0  # real seconds for which a fork waits: longer than any transaction takes
-_SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the next
-_DAY = 86_400.0
-_FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
-_FORMAT = 2
-_COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
-_TABLES = """
-CREATE TABLE clock (boot TEXT NOT NULL, at REAL NOT NULL, wall REAL NOT NULL);
-INSERT INTO clock VALUES ('', 0, 0);
-CREATE TABLE entries (
-    key TEXT NOT NULL,
-    id TEXT NOT NULL,
-    at REAL NOT NULL,
-    until REAL NOT NULL,
-    PRIMARY KEY (key, id)
-) WITHOUT ROWID;
-CREATE INDEX entries_by_end ON entries (until);
-CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
-CREATE TABLE records ( -- a Place, field by field
-    key TEXT NOT NULL PRIMARY KEY,
-    version INTEGER NOT NULL,
-    content TEXT NOT NULL,
-    written_at REAL NOT NULL,
-    stored_at REAL NOT NULL,
-    keep_until REAL NOT NULL,
-    fences INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    leased_at REAL NOT NULL,
-    leased_until REAL NOT NULL
-)"""
-_INSERT = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)"
-_SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-T = TypeVar("T")
-
-
-class _Turnstile:
-    """Lets one thread in, and no fork while it is inside.
-
-    The child would inherit SQLite's own locks, and its belief that this process has locked the file.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._held = False
-
-    def before_fork(self) -> None:
-        # Not for ever: a signal handler may fork inside of a transaction.
-        self._held = self.lock.acquire(timeout=_FORK_PATIENCE)
-
-    def after_fork_in_parent(self) -> None:
-        if self._held:
-            self._held = False
-            self.lock.release()
-
-    def after_fork_in_child(self) -> None:
-        self.lock = threading.RLock()
-        for place in list(_places):  # in the queue: the parent's, which leaves it when it is served
-            _leave(place)
-
-
-_turnstile = _Turnstile()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_turnstile.before_fork,
-        after_in_parent=_turnstile.after_fork_in_parent,
-        after_in_child=_turnstile.after_fork_in_child,
-    )
-
-
-class _File:
-    """The file, one transaction at a time."""
-
-    def __init__(self, path: str, clock: StoreClock, *, for_group: bool) -> None:
-        self._path = Path(os.path.realpath(path))
-        self._clock = clock
-        self._boot = _boot_id()
-        self._for_group = for_group
-        self._look()
-
-    @property
-    def host(self) -> str:
-        # A container has a root of its own: the same path may be another directory there.
-        directory = self._path.parent.stat()
-        seen = f"{self._boot or platform.node()}\n{directory.st_dev}\n{directory.st_ino}\n{self._path.name}"
-        return hashlib.sha256(seen.encode()).hexdigest()[:32]
-
-    def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
-        """Return what *operation* does with the connection at this time, while everybody else is kept out."""
-        until = monotonic() + _PATIENCE
-        with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
-            if monotonic() > until:
-                raise StoreError(f"{self._path} is busy: too many threads wait for it")
-            try:
-                with _queue(self._path, until), closing(self._begin(until)) as db:
-                    now = self._now(db)
-                    result = operation(db, now)
-                    if db.total_changes:
-                        db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", (self._boot, now, self._wall()))
-                    db.execute("COMMIT")
-                    return result
-            except sqlite3.OperationalError as error:
-                raise StoreError(f"{self._path} cannot be used at present: {error}") from error
-            except sqlite3.Error as error:
-                raise StoreError(f"{self._path} is corrupt ({error}): remove it, and a new one is made") from error
-            except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
-                raise StoreError(f"{self._path} is corrupt: remove it, and a new one is made") from None
-            except (ConfigurationError, OSError) as error:
-                raise StoreError(str(error)) from error
-
-    def _begin(self, until: float) -> sqlite3.Connection:
-        for _ in range(3):
-            found = self._look()
-            if found is None:
-                # Not left to SQLite, whose mode is whatever the umask leaves.
-                with suppress(FileExistsError):
-                    _make(self._path, for_group=self._for_group)
-                continue
-            db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
-            try:
-                db.text_factory = _decode
-                _lock(db, until)
-                if found == self._look():
-                    return db
-            except BaseException:
-                db.close()
-                raise
-            db.close()
-        raise StoreError(f"{self._path} is being replaced all the time")
-
-    def _look(self) -> tuple[int, int] | None:
-        return (_look_for_group if self._for_group else _look)(self._path)
-
-    def _now(self, db: sqlite3.Connection) -> float:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if not version:
-            if db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise StoreError(f"{self._path} is another program's database: name a file of the store's own")
-            _create(db)
-        elif version == 1:
-            _migrate(db)
-        elif version != _FORMAT:
-            raise StoreError(f"{self._path} is of another format: remove it, and a new one is made")
-        boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone() or (None, None, None)
-        now = self._clock.now()
-        if _string(boot) != self._boot or _real(at) > now:
-            self._start_over(db, now, now - _real(at) - max(self._wall() - _real(wall), 0.0))
-        return now
-
-    def _start_over(self, db: sqlite3.Connection, now: float, shift: float) -> None:
-        # The clock counts from another boot. Only the wall clock knows how long ago that was; what must not
-        # be taken for younger than it is, goes.
-        db.execute("UPDATE entries SET at = at + ?, until = until + ?", (shift, shift))
-        db.execute("UPDATE bars SET at = at + ?", (shift,))
-        db.execute("UPDATE members SET at = at + ?", (shift,))
-        db.execute("UPDATE records SET content = '', keep_until = ?, leased_until = ?", (now, now))
-
-    def _wall(self) -> float:
-        return time.time() * self._clock.speed
-
-
-def _create(db: sqlite3.Connection) -> None:
-    for statement in _TABLES.split(";"):  # executescript would commit
-        db.execute(statement)
-    db.execute(f"PRAGMA user_version = {_FORMAT}")
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Go on from the first format, which had a history a limit: the largest of each merchant holds the others."""
-    clock = db.execute("SELECT boot, at, wall FROM clock").fetchone()
-    entries = db.execute("SELECT key, at, until FROM entries").fetchall()
-    fences = db.execute("SELECT key, fences FROM records").fetchall()
-    for table in ("clock", "entries", "records"):
-        db.execute(f"DROP TABLE {table}")
-    _create(db)
-    if clock is not None:
-        db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", clock)
-    by_key: dict[str, list[tuple[float, float]]] = {}
-    for key, at, until in entries:
-        by_key.setdefault(_string(key), []).append((_real(at), _real(until)))
-    largest: dict[str, list[tuple[float, float]]] = {}
-    for key, rows in by_key.items():
-        history = key.removeprefix("LIMITER/").rsplit("/", 3)[0]
-        largest[history] = max(largest.get(history, []), rows, key=len)
-    for history, rows in largest.items():
-        db.executemany(
-            _INSERT, [(history, f"1.{n}", at, max(until, at + LEAST_KEEP)) for n, (at, until) in enumerate(rows)]
-        )
-    # No record, but the count of fences: what an older version still holds publishes nothing.
-    place = astuple(RecordSlot())
-    for key, given in fences:
-        row = dict(zip(_COLUMNS.split(", "), place, strict=True)) | {"version": _whole(given), "fences": _whole(given)}
-        db.execute(_SAVE, (_string(key), *row.values()))
-
-
-_places: set[int] = set()  # descriptors: places in queues
-
-
-@contextmanager
-def _queue(path: Path, until: float) -> Generator[None]:
-    """Wait until no other process is at the file.
-
-    SQLite's own lock is what counts. To ask for it costs so much that a herd of processes would do nothing else.
-
-    Raises:
-        StoreError: It takes too long.
-    """
-    if fcntl is None:
-        yield
-        return
-    try:
-        place = os.open(path.parent, os.O_RDONLY)  # not the file: to close that would drop SQLite's locks
-    except OSError:  # whoever may not read the directory does without
-        yield
-        return
-    _places.add(place)
-    try:
-        pause = _SHORTEST
-        while not _is_next(place):
-            left = until - monotonic()
-            if left < 0:
-                raise StoreError(f"{path} cannot be used at present: database is locked by another process")
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            # Who has waited for long asks more often than who has just come.
-            pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _PATIENCE)
-        yield
-    finally:
-        _leave(place)
-
-
-def _is_next(place: int) -> bool:
-    assert fcntl is not None
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # no such locks here
-        pass
-    return True
-
-
-def _leave(place: int) -> None:
-    if place in _places:
-        _places.discard(place)
-        os.close(place)
-
-
-def _lock(db: sqlite3.Connection, until: float) -> None:
-    # SQLite's own waiting naps for longer and longer: of a herd, who came first would wait in vain.
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: those who wait do not get in the way of the COMMIT
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or monotonic() > until:
-                raise
-        time.sleep(random.uniform(0.002, 0.020))
 
 
 class SqliteStorage(BudgetStorage):
     """Entries in the file, one a row."""
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: DatabaseFile) -> None:
         super().__init__()
         self._file = file
 
@@ -334,41 +54,41 @@ class SqliteStorage(BudgetStorage):
         keep = max(window.expiry for window in claim.windows)
 
         def operation(db: sqlite3.Connection, now: float) -> ClaimResult:
-            _forget(db, now)
+            forget_entries(db, now)
             for key in keys:
-                _merge(db, key, claim.known.get(key, ()), keep, now)
-            histories = {key: _history(db, key, now) for key in keys}
-            bar = max((bar for key in keys if (bar := _barred(db, key, now))), key=Cooldown.left, default=None)
+                merge_entries(db, key, claim.known.get(key, ()), keep, now)
+            histories = {key: read_history(db, key, now) for key in keys}
+            bar = max((bar for key in keys if (bar := read_cooldown(db, key, now))), key=Cooldown.left, default=None)
             wait = verdict(claim, histories, bar)
             if wait == 0:
                 new = [Entry(name, 0.0) for name in claim.ids]
                 for key in keys:
-                    _merge(db, key, new, keep, now)
-                histories = {key: _history(db, key, now) for key in keys}
+                    merge_entries(db, key, new, keep, now)
+                histories = {key: read_history(db, key, now) for key in keys}
             return ClaimResult(wait, histories, bar)
 
         return self._file.do(operation)
 
     def merge(self, key: str, entries: History, keep: float) -> None:
-        self._file.do(lambda db, now: _merge(db, key, entries, keep, now))
+        self._file.do(lambda db, now: merge_entries(db, key, entries, keep, now))
 
     def history(self, key: str) -> History:
-        return self._file.do(lambda db, now: _history(db, key, now))
+        return self._file.do(lambda db, now: read_history(db, key, now))
 
     def bar(self, key: str, bar: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
-            there = _barred(db, key, now)
+            there = read_cooldown(db, key, now)
             if there is None or there.left() < bar.left():
                 db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", (key, now - bar.age, bar.seconds, bar.reason))
 
         self._file.do(operation)
 
     def cooldown(self, key: str) -> Cooldown | None:
-        return self._file.do(lambda db, now: _barred(db, key, now))
+        return self._file.do(lambda db, now: read_cooldown(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         def operation(db: sqlite3.Connection, now: float) -> tuple[float, int]:
-            ages = counted(Window(key, limit, expiry), _history(db, key, now))
+            ages = counted(Window(key, limit, expiry), read_history(db, key, now))
             return (now - ages[0] if ages else now, len(ages))
 
         return self._file.do(operation)
@@ -419,7 +139,7 @@ class SqliteStore:
     blocking: ClassVar[bool] = True
 
     def __init__(self, path: str, clock: StoreClock, *, for_group: bool = False) -> None:
-        self._file = _File(path, clock, for_group=for_group)
+        self._file = DatabaseFile(path, clock, for_group=for_group)
         self.budget = SqliteStorage(self._file)
 
     @property
@@ -432,28 +152,28 @@ class SqliteStore:
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         def operation(db: sqlite3.Connection, now: float) -> LeaseResult:
-            place = _load(db, key)
+            place = load_slot(db, key)
             lead = place.try_acquire_lease(now, owner=owner, known=known, lease=lease)
             if lead.fencing_token is not None:
-                _save(db, key, place)
-            told, others = _join(db, member_of(owner), now)
+                save_slot(db, key, place)
+            told, others = join_members(db, member_of(owner), now)
             return lead._replace(parts=told, others=others)
 
         return self._file.do(operation)
 
     def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
-            place = _load(db, key)
+            place = load_slot(db, key)
             published = place.publish(now, fencing_token=fencing_token, content=content, keep=keep, after=after)
             if published:
-                _save(db, key, place)
-                db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - _DAY,))
+                save_slot(db, key, place)
+                db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - DAY,))
             return published
 
         return self._file.do(operation)
 
     def peek(self, key: str) -> StoreView:
-        return self._file.do(lambda db, now: _load(db, key).peek(now))
+        return self._file.do(lambda db, now: load_slot(db, key).peek(now))
 
 
 def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
@@ -486,166 +206,3 @@ def _absolute(path: str) -> str:
 
 
 # --- rows
-
-
-def _history(db: sqlite3.Connection, key: str, now: float) -> History:
-    rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
-    return Past([(_real(at), _string(name)) for name, at in rows], now)
-
-
-def _merge(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
-    if not entries:
-        return
-    query = "SELECT max(until - at) FROM entries WHERE key = ? AND until >= ?"
-    (kept,) = db.execute(query, (key, now)).fetchone()
-    longest = max(keep, LEAST_KEEP)
-    if kept is None or _real(kept) < longest - 1e-3:
-        if kept is not None:
-            db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
-    else:
-        longest = kept
-    rows = [(key, entry.id, now - entry.age, now - entry.age + longest) for entry in entries if entry.age <= longest]
-    db.executemany(_INSERT, rows)
-
-
-def _forget(db: sqlite3.Connection, now: float) -> None:
-    db.execute("DELETE FROM entries WHERE until < ?", (now - 1.0,))  # of all keys; rounding must not take a live one
-    db.execute("DELETE FROM bars WHERE at + seconds < ?", (now,))
-
-
-def _barred(db: sqlite3.Connection, key: str, now: float) -> Cooldown | None:
-    row = db.execute("SELECT at, seconds, reason FROM bars WHERE key = ? AND at + seconds > ?", (key, now)).fetchone()
-    return None if row is None else Cooldown(_real(row[1]), now - _real(row[0]), _string(row[2]))
-
-
-def _join(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[Member, ...]]:
-    if not member:
-        return 0, ()
-    db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
-    before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
-    rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
-    others = tuple(_member(row, now) for row in rows)
-    known = None if before is None else _member(before, now)
-    told = parts(others, known)
-    if known is None and len(others) >= MOST_MEMBERS:
-        pass  # one too many, like all that come later
-    elif known is None or told != known.parts or known.age >= _FRESH:
-        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
-    return told, others if len(others) < MOST_MEMBERS else ()
-
-
-def _member(row: tuple[object, object, object], now: float) -> Member:
-    name, at, told = row
-    return Member(_string(name), now - _real(at), _whole(told))
-
-
-def _load(db: sqlite3.Connection, key: str) -> RecordSlot:
-    row = db.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()  # noqa: S608
-    if row is None:
-        return RecordSlot()
-    version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
-    if not 0 <= _whole(version) <= _whole(fences):
-        raise sqlite3.DatabaseError("a version without a fence")
-    record = (version, _string(content), _real(written_at), _real(stored_at), _real(keep_until))
-    return RecordSlot(*record, fences, _string(owner), _real(leased_at), _real(leased_until))
-
-
-def _save(db: sqlite3.Connection, key: str, place: RecordSlot) -> None:
-    db.execute(_SAVE, (key, *astuple(place)))
-
-
-def _decode(raw: bytes) -> str:
-    return raw.decode(errors="replace")  # SQLite's own error would show the text
-
-
-def _real(value: object) -> float:
-    if not isinstance(value, float) or not isfinite(value):
-        raise sqlite3.DatabaseError("an instant that is none")
-    return value
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise sqlite3.DatabaseError("a number that is none")
-    return value
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str) or "\ufffd" in value:
-        raise sqlite3.DatabaseError("a text that is none")
-    return value
-
-
-# --- the file
-
-
-def _look(path: Path) -> tuple[int, int] | None:
-    """Return which file is there, if any, once it is sure that nobody else has a say in it."""
-    _, file = _found(path)
-    if file and os.name == "posix":
-        if file.st_uid != os.geteuid():
-            raise ConfigurationError(f"{path} belongs to somebody else: remove it, or name another for the store")
-        if file.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationError(
-                f"others have access to {path}, which holds tokens: chmod 600 it, or trust its group with ?access=group"
-            )
-    return (file.st_dev, file.st_ino) if file else None
-
-
-def _look_for_group(path: Path) -> tuple[int, int] | None:
-    """Return which file is there, if any, once it is sure that nobody but the directory's group has a say in it."""
-    directory, file = _found(path)
-    if os.name == "posix":
-        if not directory.st_mode & stat.S_ISGID:  # or else the files in it are of their makers' groups
-            raise ConfigurationError(f"{path.parent} does not give its group to the files in it: chmod 2770 it")
-        if file and (file.st_gid != directory.st_gid or file.st_mode & stat.S_IRWXO):
-            raise ConfigurationError(
-                f"others than the group of {path.parent} have access to {path}, which holds tokens: remove it"
-            )
-    return (file.st_dev, file.st_ino) if file else None
-
-
-def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
-    directory, file = _stat(path.parent), _stat(path)
-    if directory is None or not stat.S_ISDIR(directory.st_mode):
-        raise ConfigurationError(f"{path.parent} is not a directory: create it, for the store to be in")
-    if file and not stat.S_ISREG(file.st_mode):
-        raise ConfigurationError(f"{path} is not a regular file: name another for the store")
-    if os.name == "posix" and directory.st_mode & stat.S_IWOTH:
-        raise ConfigurationError(f"everybody may write to {path.parent}: name a directory of your own")
-    return directory, file
-
-
-def _make(path: Path, *, for_group: bool) -> None:
-    """Make an empty file.
-
-    Raises:
-        FileExistsError: It is there already.
-    """
-    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-    made = path.with_name(f".{path.name}-{token_hex(8)}") if for_group else path
-    # Closing is harmless here alone: nothing in this process can have locked a file that it has just made.
-    os.close(os.open(made, flags, 0o600))
-    if for_group:  # whatever the umask, and from the moment on at which others see it
-        try:
-            made.chmod(0o660)
-            os.link(made, path)
-        finally:
-            made.unlink()
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be used for a store: {error.strerror}") from None
-
-
-def _boot_id() -> str:
-    """Return what changes when the clock starts over; "" where only its going back shows it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except (OSError, ValueError):
-        return ""

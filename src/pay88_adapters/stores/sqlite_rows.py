@@ -1,0 +1,115 @@
+"""Rows of the SQLite store, read with suspicion: anything may stand in a file."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import astuple
+from math import isfinite
+
+from pay88_adapters.core.history import LEAST_KEEP, Cooldown, History, Past
+
+from .base import Member
+from .members import HORIZON, MOST_MEMBERS, parts
+from .slot import RecordSlot
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+DAY = 86_400.0
+_FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
+COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
+INSERT = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)"
+SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def read_history(db: sqlite3.Connection, key: str, now: float) -> History:
+    rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
+    return Past([(real(at), string(name)) for name, at in rows], now)
+
+
+def merge_entries(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
+    if not entries:
+        return
+    query = "SELECT max(until - at) FROM entries WHERE key = ? AND until >= ?"
+    (kept,) = db.execute(query, (key, now)).fetchone()
+    longest = max(keep, LEAST_KEEP)
+    if kept is None or real(kept) < longest - 1e-3:
+        if kept is not None:
+            db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
+    else:
+        longest = kept
+    rows = [(key, entry.id, now - entry.age, now - entry.age + longest) for entry in entries if entry.age <= longest]
+    db.executemany(INSERT, rows)
+
+
+def forget_entries(db: sqlite3.Connection, now: float) -> None:
+    db.execute("DELETE FROM entries WHERE until < ?", (now - 1.0,))  # of all keys; rounding must not take a live one
+    db.execute("DELETE FROM bars WHERE at + seconds < ?", (now,))
+
+
+def read_cooldown(db: sqlite3.Connection, key: str, now: float) -> Cooldown | None:
+    row = db.execute("SELECT at, seconds, reason FROM bars WHERE key = ? AND at + seconds > ?", (key, now)).fetchone()
+    return None if row is None else Cooldown(real(row[1]), now - real(row[0]), string(row[2]))
+
+
+def join_members(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[Member, ...]]:
+    if not member:
+        return 0, ()
+    db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
+    before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
+    rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
+    others = tuple(_member(row, now) for row in rows)
+    known = None if before is None else _member(before, now)
+    told = parts(others, known)
+    if known is None and len(others) >= MOST_MEMBERS:
+        pass  # one too many, like all that come later
+    elif known is None or told != known.parts or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
+    return told, others if len(others) < MOST_MEMBERS else ()
+
+
+def _member(row: tuple[object, object, object], now: float) -> Member:
+    name, at, told = row
+    return Member(string(name), now - real(at), whole(told))
+
+
+def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:
+    row = db.execute(f"SELECT {COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()  # noqa: S608
+    if row is None:
+        return RecordSlot()
+    version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
+    if not 0 <= whole(version) <= whole(fences):
+        raise sqlite3.DatabaseError("a version without a fence")
+    record = (version, string(content), real(written_at), real(stored_at), real(keep_until))
+    return RecordSlot(*record, fences, string(owner), real(leased_at), real(leased_until))
+
+
+def save_slot(db: sqlite3.Connection, key: str, place: RecordSlot) -> None:
+    db.execute(SAVE, (key, *astuple(place)))
+
+
+def decode(raw: bytes) -> str:
+    return raw.decode(errors="replace")  # SQLite's own error would show the text
+
+
+def real(value: object) -> float:
+    if not isinstance(value, float) or not isfinite(value):
+        raise sqlite3.DatabaseError("an instant that is none")
+    return value
+
+
+def whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise sqlite3.DatabaseError("a number that is none")
+    return value
+
+
+def string(value: object) -> str:
+    if not isinstance(value, str) or "\ufffd" in value:
+        raise sqlite3.DatabaseError("a text that is none")
+    return value
+
+
+# --- the file
