@@ -53,6 +53,9 @@ OWN_TESTS = {
     "docs/emulator.md": "docs/test_emulator_docs.py",
     "docs/observability.md": "docs/test_observability.py",
     "docs/testing.md": "testing/test_pytest_plugin.py",
+    "docs/tools/notebooks.md": "tools/test_frameworks.py",
+    "docs/tools/queues.md": "tools/test_frameworks.py",
+    "docs/tools/web.md": "tools/test_frameworks.py",
 }
 """Pages whose code a test module of their own runs; it also sees to it that none is left out."""
 
