@@ -106,13 +106,23 @@ class Call:
         body: Any = self.body
         if self.streamed:
             pieces = (self.body[:50], self.body[50:])
-            body = _astream(pieces) if isinstance(stack, AsyncStack) else iter(pieces)
+            body = _Stream(pieces) if isinstance(stack, AsyncStack) else iter(pieces)
         return {name: body, "headers": {"Content-Type": "application/json"}}
 
 
-async def _astream(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
+class _Stream:
+    """An async body that leaves nothing to clean up where it is not read: its event loop may be gone by then."""
+
+    def __init__(self, pieces: tuple[bytes, ...]) -> None:
+        self._pieces = iter(pieces)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 def _of_aiohttp(outcome: object) -> bool:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO
 
 from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.clock import Clock
 from pay88_adapters.testing.messages import TOKEN_PATH
 
 Answer = Callable[[Callable[[bytes], None], threading.Event], bool]
@@ -63,7 +64,7 @@ class Rejections:
 
     def manager(self) -> TokenManager:
         """Return a manager that has the first token."""
-        manager = TokenManager(Credentials("sk_test_1", "MCH-COL-1"), base_url=self.url)
+        manager = TokenManager(Credentials("sk_test_1", "MCH-COL-1"), base_url=self.url, clock=Clock())
         manager.get_token()
         return manager
 

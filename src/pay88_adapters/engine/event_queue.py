@@ -13,11 +13,11 @@ from .event_log import SafeListener, log, logs
 class EventQueue:
     """Collects events under the manager's lock, and dispatches them once it has been released."""
 
-    __slots__ = ("_listeners", "_queued")
+    __slots__ = ("_listeners", "queued")
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = tuple(map(SafeListener, listeners))
-        self._queued: list[Event] = []
+        self.queued: list[Event] = []
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -34,12 +34,7 @@ class EventQueue:
 
     def add(self, event: Event) -> None:
         """Queue *event*. The lock must be held."""
-        self._queued.append(event)
-
-    def take(self) -> list[Event]:
-        """Return what is queued, and forget it. The lock must be held."""
-        queued, self._queued = self._queued, []
-        return queued
+        self.queued.append(event)
 
     def dispatch(self, events: Sequence[Event]) -> None:
         """Log *events*, and call the listeners with them. No lock may be held, nor a lease that others wait for.

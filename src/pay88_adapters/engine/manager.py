@@ -94,7 +94,7 @@ class TokenManager:
         store: Where managers meet: those with the same store share the token and the budget.
             ``memory://`` is *per process*: each process has a token and a budget of its own, though the
             service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
-            ``redis://host:port`` for a store_client.
+            ``redis://host:port`` for several hosts.
         fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
             *store* is unavailable. Without one, each process has a share of the token budget of its own.
         policy: When tokens are refreshed and what may be spent.

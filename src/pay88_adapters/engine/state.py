@@ -51,7 +51,6 @@ class ManagerState:
         "_dropped",
         "_lock",
         "_machine",
-        "_overdue",
         "_published",
         "awaiting_first_success",
         "carriers",
@@ -61,6 +60,7 @@ class ManagerState:
         "fast_path",
         "merchant_id",
         "now",
+        "overdue",
         "settings",
         "waiters",
     )
@@ -83,7 +83,7 @@ class ManagerState:
         self._lock = threading.RLock()
         self._depth = 0
         self._dropped: list[Token] = []  # by what interrupts a transition
-        self._overdue: tuple[int, ...] = ()
+        self.overdue: tuple[int, ...] = ()
         self._published = (0, False)  # ended fetches and whether degraded, when that was published last
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine wants to hear that it was accepted.
@@ -97,9 +97,9 @@ class ManagerState:
         self._depth = 0
         self.carriers.after_fork()
         self.waiters.clear()
-        self.events.take()
+        self.events.queued = []
         self._machine.forget_fetches()
-        self._overdue = ()
+        self.overdue = ()
         self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
@@ -143,7 +143,8 @@ class ManagerState:
                         self._publish()
                     finally:
                         if not depth:
-                            queued = self.events.take()
+                            # In place: what interrupts a call would find the depth wrong, or keep it from being set.
+                            queued, self.events.queued = self.events.queued, []
                         self._depth = depth
         finally:
             if events is not None:
@@ -153,10 +154,8 @@ class ManagerState:
 
     def take_overdue(self) -> tuple[int, ...]:
         """Return the tickets of fetches that have become overdue and have to be interrupted: each one once."""
-        if not self._overdue:
-            return ()
         with self._lock:
-            overdue, self._overdue = self._overdue, ()
+            overdue, self.overdue = self.overdue, ()
         return overdue
 
     def _publish(self) -> None:
@@ -175,12 +174,12 @@ class ManagerState:
             looks = look_at <= now < look_at + _LOOK
             self.fast_path = token, look_at if now < look_at else now if looks else until
         if machine.pending.overdue:
-            self._overdue += machine.pending.overdue
+            self.overdue += machine.pending.overdue
             machine.pending.overdue = ()
         ended, degraded = self._published
-        if machine.pending.ended != ended or self.waiters.is_interrupted:
-            self._published = machine.pending.ended, degraded
+        if machine.pending.ended != ended:
             self.waiters.wake()
+            self._published = machine.pending.ended, degraded  # not before: an interrupted call is repeated
         if self.settings.store_client.degraded != degraded:
             self._published = machine.pending.ended, not degraded
             self.queue_event(StoreRestored if degraded else StoreDegraded)

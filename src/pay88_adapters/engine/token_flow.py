@@ -79,7 +79,8 @@ class TokenAcquisition:
                 state.check_open()
                 must_fetch = self._must_fetch
                 decision = state.transition(self._decide)
-                self._fetches.interrupt_overdue()
+                if state.overdue:
+                    self._fetches.interrupt_overdue()
                 match decision:
                     case Use(token, refresh):
                         if refresh is not None:

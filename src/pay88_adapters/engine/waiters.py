@@ -26,11 +26,6 @@ class Waiters:
             event = self._events[key] = make()
         return event  # type: ignore[return-value]  # one key, one kind of event
 
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether an exception struck while waiters were woken: some may still wait."""
-        return bool(self._to_set)
-
     def wake(self) -> None:
         """Wake all waiters. An interrupted call is finished by the next one."""
         # Nothing is called until they are listed: an exception cannot strike before.

@@ -33,11 +33,6 @@ from .sqlite_rows import (
     save_slot,
 )
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 _SCHEME = "sqlite://"
 _ACCESS = ("access=owner", "access=group")
 

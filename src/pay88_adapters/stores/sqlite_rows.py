@@ -12,11 +12,6 @@ from .base import Member
 from .members import HORIZON, MOST_MEMBERS, parts
 from .slot import RecordSlot
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 DAY = 86_400.0
 _FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
 COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
