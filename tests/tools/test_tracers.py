@@ -79,7 +79,9 @@ def traced(emulator: Emulator, tmp_path: Path, no_secret: Check) -> Trace:
     return run
 
 
-@pytest.mark.parametrize(("tracer", "library"), table())
+@pytest.mark.parametrize(
+    ("tracer", "library"), [pytest.param(*cell, marks=pytest.mark.tool(*cell)) for cell in table()]
+)
 def test_a_tracer(tracer: str, library: str, traced: Trace) -> None:
     """Either each request has a span, or each attempt; and token requests have some, or none."""
     spans = traced(TRACERS[tracer], library)
