@@ -244,17 +244,20 @@ def test_pytest_httpx_beside_the_emulator(
     assert pay88_emulator.journal.token_requests == 1
 
 
-ORDERS = [["-p", "no:randomly", "-n", "2"], *([f"--randomly-seed={seed}"] for seed in (1, 2, 3))]
+ORDERS = [["-p", "xdist.plugin", "-n", "2"], *(["-p", "pytest_randomly", f"--randomly-seed={seed}"] for seed in (1, 2))]
 
 
 @pytest.mark.parametrize("options", ORDERS, ids=" ".join)
-def test_isolated_tests_in_any_order(options: list[str], pytester: pytest.Pytester) -> None:
+def test_isolated_tests_in_any_order(
+    options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of docs/testing.md, on several workers and in random order."""
     for block in blocks("testing", "file"):
         if block.about.startswith("test_isolated"):
             pytester.path.joinpath(block.about).write_text(block.text)
     pytester.makeini("[pytest]")
-    result = pytester.runpytest_subprocess(*options)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    result = pytester.runpytest_subprocess("-p", "_pay88_pytest", *options)
     assert set(result.parseoutcomes()) == {"passed"}
 
 
