@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Credentials, TokenPolicy, __version__
+from pay88_adapters import Credentials, TokenBudgetExhausted, TokenManager, TokenPolicy, __version__
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.snapshot import record_key
 from pay88_adapters.engine.budget import TokenBudget
@@ -436,7 +436,7 @@ def test_the_budget_is_looked_at_and_nothing_taken(emulator: Emulator, shared: d
     """Before and after a token; however often one looks, and whether it is there."""
     full = {"tokens": {"10 per 1 minute": 10, "100 per 1 hour": 100}, "free_in": 0.0, "lease": None, "token": None}
     for _ in range(3):
-        assert looked(shared) == {**full, "calls": None, "barred": None}
+        assert looked(shared) == {**full, "calls": None, "barred": None, "forced": 8, "store_error": None}
     assert run("token", environ=shared).code == 0
     for _ in range(2):
         standing = looked(shared)
@@ -462,6 +462,54 @@ def test_who_fetches_and_a_budget_that_is_spent_are_shown(emulator: Emulator, sh
     lines = run("budget", environ=shared).out.splitlines()
     assert any("01234567, for " in line for line in lines)
     assert any(line.startswith("the next one  ") for line in lines)
+
+
+def test_what_is_reserved_is_shown_as_the_error_has_it(emulator: Emulator, shared: dict[str, str]) -> None:
+    """A manager that may force no refresh, with units left: the command and the manager say the same."""
+    options: dict[str, Any] = {"store": shared["PAY88_STORE"], "policy": TokenPolicy(max_wait=1)}
+    credentials = Credentials(emulator.api_key, emulator.merchant_id)
+    with TokenManager(credentials, base_url=emulator.url, **options) as manager:
+
+        def force_refreshes() -> None:
+            for _ in range(12):
+                manager.invalidate(manager.get_token())
+
+        with pytest.raises(TokenBudgetExhausted, match=r"1 of 10 per 1 minute.* reserved for regular refreshes"):
+            force_refreshes()
+        standing = looked(shared)
+        assert standing["tokens"] == dict(manager.stats().budget_left)
+        assert (standing["forced"], standing["free_in"]) == (0, 0.0)
+    assert "forced refreshes left         0" in run("budget", environ=shared).out
+    checked = json.loads(run("check", "--json", environ=shared).out)
+    [budget] = [each["detail"] for each in checked["checks"] if each["name"] == "budget"]
+    assert "reserved for regular refreshes" in budget
+
+
+def test_the_fallback_store_is_shown_while_the_other_is_away(
+    emulator: Emulator, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """With what this host's processes have taken of it; once the store works again, that is shown."""
+    with ExitStack() as stack:
+        server = stack.enter_context(Valkey(tmp_path))
+        spare = environ["PAY88_STORE"]
+        both = {**environ, "PAY88_STORE": server.url, "PAY88_FALLBACK_STORE": spare}
+        assert looked(both)["store_error"] is None
+        server.stop()
+        for other in ({"PAY88_FALLBACK_STORE": ""}, {"PAY88_FALLBACK_STORE": both["PAY88_STORE"]}):
+            assert run("budget", environ={**both, **other}).code == 1
+        assert run("token", environ=both).code == 0
+        standing = looked(both)
+        assert "cannot be reached" in standing["store_error"]
+        assert standing["tokens"] == looked({**environ, "PAY88_STORE": spare})["tokens"]
+        assert standing["tokens"]["10 per 1 minute"] < 10
+        assert "degraded mode" in run("budget", environ=both).out
+        findings = {each["name"]: each for each in json.loads(run("check", "--json", environ=both).out)["checks"]}
+        assert findings["store"]["state"] == "failed"
+        assert "PAY88_FALLBACK_STORE" in findings["store"]["remedy"]
+        assert findings["budget"]["state"] == findings["token"]["state"] == "ok"
+        assert emulator.journal.token_requests == 1
+        server.start()
+        assert looked(both)["store_error"] is None
 
 
 def test_why_no_token_may_be_requested_is_shown(emulator: Emulator, shared: dict[str, str]) -> None:

@@ -1383,3 +1383,14 @@ def test_invalidate_forgets_the_current_token_and_no_other() -> None:
     assert driven.machine.fast_path_token(1.0)[0] is None
     assert driven.send(driven.lead(1.0), 1.0)
     assert driven.extra is True
+
+
+def test_rule_07_a_token_that_was_invalidated_is_not_taken_over_again() -> None:
+    """Not even from the record that this manager itself was about to publish; another token is."""
+    driven = holding()
+    driven.machine.discard_token(token())
+    ticket = driven.lead(1.0)
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token()), 1.0, digest="")
+    assert driven.machine.fast_path_token(1.0)[0] is None
+    assert not driven.machine.merge_snapshot(ticket, Snapshot(token(name="another")), 1.0, digest="")
+    assert driven.machine.fast_path_token(1.0)[0] == token(name="another")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, TokenPolicy
@@ -16,7 +17,7 @@ from pay88_adapters.core.snapshot import Snapshot, load, record_key
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.pacing import RATE_LIMITED_GROUPS, Pacing
-from pay88_adapters.stores import MEMORY, open_store
+from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 
 
@@ -61,6 +62,10 @@ class Standing:
     lease: Lease | None
     token: TokenAge | None
     barred: Bar | None
+    forced: int
+    """Token requests left for forced refreshes and retries: the others are reserved for regular refreshes."""
+    store_error: str | None = None
+    """Why the shared store cannot be used, where this is what the fallback store of this host holds."""
 
     def json(self) -> str:
         """Return it as a document."""
@@ -74,10 +79,12 @@ class Shared:
         store: The store.
         base_url: The checked one.
         credentials: Name the merchant, and the record of the token.
+        fallback: What to look at while the store cannot be used.
     """
 
-    def __init__(self, store: Store, base_url: str, credentials: Credentials) -> None:
+    def __init__(self, store: Store, base_url: str, credentials: Credentials, fallback: Shared | None = None) -> None:
         self._store = store
+        self._fallback = fallback
         self._clock = Clock()
         self._merchant_id = credentials.merchant_id
         self._key = record_key(base_url, credentials)
@@ -98,17 +105,23 @@ class Shared:
             raise ConfigurationError(
                 "memory:// is each process's own, and shows nothing to others: set PAY88_STORE to the fleet's store"
             )
-        return cls(open_store(url, Clock()), endpoint.base_url, credentials)
+        store, spare_url = open_store(url, Clock()), environ.get("PAY88_FALLBACK_STORE") or url
+        spare = None if spare_url == url else open_fallback(spare_url, Clock())[0]
+        fallback = None if spare is None else cls(spare, endpoint.base_url, credentials)
+        return cls(store, endpoint.base_url, credentials, fallback)
 
     def peek(self, *, pacing: bool = False) -> Standing:
-        """Look once.
+        """Look once; into the fallback store if the other cannot be used.
 
         Raises:
-            StoreUnusable: The store cannot be used.
+            StoreUnusable: Neither can be used.
         """
         try:
             return self._look(pacing)
         except StoreError as error:
+            if self._fallback is not None:
+                with suppress(StoreUnusable):
+                    return replace(self._fallback.peek(pacing=pacing), store_error=str(error))
             raise StoreUnusable(f"{error}: start it, or correct PAY88_STORE", retryable=True) from None
 
     def _look(self, pacing: bool) -> Standing:
@@ -128,6 +141,7 @@ class Shared:
             Lease(look.owner.rpartition("/")[2][:8], look.lease_remaining) if look.owner else None,
             token,
             barred,
+            self._budget.left_for_forced(self._merchant_id),
         )
 
     def _free_in(self) -> float:
@@ -155,6 +169,9 @@ def lines(standing: Standing) -> list[str]:
         for name, limits in groups.items()
         for number, (limit, left) in enumerate(limits.items())
     ]
+    shown.insert(len(standing.tokens), f"{'forced refreshes left':<26}{standing.forced:>5}")
+    if standing.store_error:
+        shown.insert(0, f"{'degraded mode':<26}{standing.store_error}; this host's fallback store holds:")
     if standing.free_in:
         shown.append(f"{'the next one':<26}in {standing.free_in:.1f} s")
     lease, token, barred = standing.lease, standing.token, standing.barred

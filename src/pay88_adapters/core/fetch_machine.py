@@ -45,6 +45,7 @@ class FetchMachine:
     __slots__ = (
         "_cached",
         "_cached_digest",
+        "_discarded",
         "_failed",
         "_failures",
         "_pace",
@@ -73,6 +74,7 @@ class FetchMachine:
         self.forced = ForcedRefreshes(policy)
         self._cached: CachedToken | None = None
         self._cached_digest = ""  # of the credentials that bought it
+        self._discarded: Token | None = None
         self._rejected = False
         self._failed: Failure | None = None
         self.failed_fetches = 0
@@ -353,6 +355,8 @@ class FetchMachine:
 
     def _take_over(self, token: Token, digest: str, now: float) -> bool:
         """Take a token that somebody else fetched, if it is better; return whether it is young enough to stay."""
+        if token == self._discarded:
+            return False
         if self._cached is not None and (
             self._cached.token == token or self._cached.token.requested_at > token.requested_at
         ):

@@ -151,7 +151,7 @@ class TokenMachine(FetchMachine):
     def discard_token(self, token: Token) -> None:
         """Forget *token* if it is the current one."""
         if self._cached is not None and self._cached.token == token:
-            self._cached, self._rejected = None, False
+            self._cached, self._rejected, self._discarded = None, False, token
 
     def _use(self, refresh: int | None = None) -> Use:
         assert self._cached is not None

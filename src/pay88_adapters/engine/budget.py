@@ -149,6 +149,11 @@ class TokenBudget:
         names = self.names(merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
+    def left_for_forced(self, merchant_id: str) -> int:
+        """Return the units left for forced refreshes and retries; the others are reserved for regular refreshes."""
+        items = self._items(merchant_id, from_reserve=True)
+        return min(self._strategy.left(item, *names) for item, names in items)
+
     def reserve_used(self, merchant_id: str) -> float:
         """Return the part of the reserve that is used: 0 for nothing, 1 for all of it."""
         lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]

@@ -45,15 +45,18 @@ class Fleet:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._store: Store | None = None
+        self._store_url = MEMORY
         self._standing: Standing | None = None
         self.ahead: float | None = None
         """Seconds by which the store's clock is ahead of this host's."""
 
     def check_store(self) -> Iterator[Finding]:
         """Check that the store takes a lease and a record, beside those of the fleet."""
-        url = self._configuration.store
-        if self._configuration.fallback_store is not None:
-            yield _check_fallback(self._configuration.fallback_store, url)
+        url, spare_url = self._configuration.store, self._configuration.fallback_store
+        spare: Store | None = None
+        if spare_url is not None:
+            finding, spare = _check_fallback(spare_url, url)
+            yield finding
         if url == MEMORY:
             yield skipped("store", "memory:// is for one process: set PAY88_STORE where there are several")
             return
@@ -65,9 +68,13 @@ class Fleet:
         except ConfigurationError as error:
             yield failed("store", str(error), "correct PAY88_STORE, or install what its driver needs")
         except StoreError as error:
-            yield failed("store", str(error), "start it, or correct PAY88_STORE; meanwhile each process goes on alone")
+            meanwhile = "each process goes on alone"
+            if spare is not None and spare_url is not None:
+                self._store, self._store_url = spare, spare_url
+                meanwhile = "the processes of this host share PAY88_FALLBACK_STORE, which is checked below"
+            yield failed("store", str(error), f"start it, or correct PAY88_STORE; meanwhile {meanwhile}")
         else:
-            self._store = store
+            self._store, self._store_url = store, url
             yield ok("store", f"a lease and a record in {took * 1000:.0f} ms")
 
     def check_shared(self) -> Iterator[Finding]:
@@ -88,7 +95,7 @@ class Fleet:
             remedy = f"wait {standing.free_in:.0f} s, and let all that use this merchant share one PAY88_STORE"
             yield failed("budget", f"it is spent ({left} left)", remedy)
         else:
-            yield ok("budget", f"{left} left")
+            yield ok("budget", f"{left} left" + (", reserved for regular refreshes" if not standing.forced else ""))
         lease = standing.lease
         yield ok("lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free")
 
@@ -115,9 +122,8 @@ class Fleet:
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
         assert endpoint is not None
         assert credentials is not None
-        store = MEMORY if self._store is None else self._configuration.store
         policy = TokenPolicy(fetch_attempts=1)
-        with TokenManager(credentials, base_url=endpoint.base_url, store=store, policy=policy) as manager:
+        with TokenManager(credentials, base_url=endpoint.base_url, store=self._store_url, policy=policy) as manager:
             with finishing(manager):
                 began_at = time.monotonic()
                 token = manager.get_token()
@@ -131,17 +137,17 @@ def _remedy(error: Pay88Error) -> str:
     return "check the base URL and proxies, and try again"
 
 
-def _check_fallback(url: str, store: str) -> Finding:
-    """Check that the file that this host's processes share meanwhile takes a lease and a record."""
+def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
+    """Check that the file that this host's processes share meanwhile takes a lease and a record; return it, too."""
     name, remedy = "fallback", "correct PAY88_FALLBACK_STORE: a file of this host, beside the PAY88_STORE of all"
     if store in (MEMORY, url):
-        return failed(name, "there is no other store that it could stand in for", remedy)
+        return failed(name, "there is no other store that it could stand in for", remedy), None
     try:
         spare, _ = open_fallback(url, Clock())
         took = run_with_timeout(lambda: _try(spare))
     except (ConfigurationError, StoreError) as error:
-        return failed(name, str(error), remedy)
-    return ok(name, f"a lease and a record in {took * 1000:.0f} ms")
+        return failed(name, str(error), remedy), None
+    return ok(name, f"a lease and a record in {took * 1000:.0f} ms"), spare
 
 
 def _try(store: Store) -> float:
