@@ -55,6 +55,8 @@ OWN_TESTS = {
     "docs/testing.md": "testing/test_pytest_plugin.py",
     "docs/tools/notebooks.md": "tools/test_frameworks.py",
     "docs/tools/queues.md": "tools/test_frameworks.py",
+    "docs/tools/sdks.md": "tools/test_sdks.py",
+    "docs/tools/tracing.md": "tools/test_tracers.py",
     "docs/tools/web.md": "tools/test_frameworks.py",
 }
 """Pages whose code a test module of their own runs; it also sees to it that none is left out."""

@@ -18,6 +18,7 @@ import responses
 import respx
 from mocket import Mocketizer
 from mocket.mockhttp import Entry
+from recipes import blocks
 from toolkit import BY_LIBRARY
 
 from pay88_adapters import SANDBOX_URL, Credentials, TokenEndpointUnavailable, TokenManager, TokenPolicy
@@ -231,6 +232,33 @@ def test_pook_beside_the_emulator(
         pook.get("https://other.example/").reply(204)
         assert beside(library) == (200, 204)
     assert pay88_emulator.journal.token_requests == 1
+
+
+@pytest.mark.httpx_mock(should_mock=lambda request: request.url.host != "127.0.0.1")
+def test_pytest_httpx_beside_the_emulator(
+    httpx_mock: Any, pay88_emulator: Emulator, beside: Callable[[str], tuple[int, int]]
+) -> None:
+    """Everything else passes through to it."""
+    httpx_mock.add_response(url="https://other.example/", status_code=204)
+    assert beside("httpx") == (200, 204)
+    assert pay88_emulator.journal.token_requests == 1
+
+
+ORDERS = [["-p", "xdist.plugin", "-n", "2"], *(["-p", "pytest_randomly", f"--randomly-seed={seed}"] for seed in (1, 2))]
+
+
+@pytest.mark.parametrize("options", ORDERS, ids=" ".join)
+def test_isolated_tests_in_any_order(
+    options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of docs/testing.md, on several workers and in random order."""
+    for block in blocks("testing", "file"):
+        if block.about.startswith("test_isolated"):
+            pytester.path.joinpath(block.about).write_text(block.text)
+    pytester.makeini("[pytest]")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    result = pytester.runpytest_subprocess("-p", "_pay88_pytest", *options)
+    assert set(result.parseoutcomes()) == {"passed"}
 
 
 @pytest.mark.filterwarnings("ignore:A test tried to use socket")
