@@ -1,0 +1,450 @@
+"""Rules 9 to 12, 16 and 17: what the results of fetches mean, and fetches that are lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from pay88_adapters import (
+    CredentialsRejected,
+    Token,
+    TokenEndpointUnavailable,
+    TokenRateLimited,
+    TokenResponseInvalid,
+)
+from pay88_adapters.core.budget import AcquireResult
+from pay88_adapters.core.decisions import Fail, Fetch, Use, Wait
+from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.snapshot import Snapshot
+from support.driven import (
+    BROKEN,
+    NONSENSE,
+    ODD,
+    ONE,
+    REJECTED,
+    TWO,
+    YES,
+    Driven,
+    holding,
+    limited,
+    token,
+)
+
+
+def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
+    """No retry; for thirty seconds the same error without a request; then one tries again."""
+    driven = Driven()
+    driven.lose(0.0, REJECTED)
+    assert driven.ask(0.0, known_failures=0) == Fail(REJECTED, 30.0)
+    assert driven.ask(29.0) == Fail(REJECTED, 1.0)
+    assert driven.send(driven.lead(30.0), 30.0), "with the same credentials"
+
+
+def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
+    """A 401 from the API and one from the token endpoint: the old token is no use to anyone."""
+    driven = holding()
+    driven.machine.on_unauthorized(token(), 1.0)
+    driven.lose(1.0, REJECTED)
+    assert driven.ask(1.0) == Fail(REJECTED, 30.0)
+
+
+def test_rule_09_rotating_credentials_are_asked_again_and_not_sent_again() -> None:
+    """During the cool-down each call asks for them; while they are the same, that is all it does."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    for now in (1.0, 2.0):
+        seen = driven.machine.failed_fetches
+        ticket = driven.lead(now)
+        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is asked for"
+        assert driven.ask(now, known_failures=seen) == Fail(REJECTED, 30.0 - now)
+
+
+def test_rule_09_changed_credentials_are_tried_at_once() -> None:
+    """A new key ends the cool-down."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    ticket = driven.lead(1.0)
+    assert driven.send(ticket, 1.0, digest=TWO)
+    driven.machine.on_token(ticket, token(1.0), 1.1)
+    assert driven.ask(1.1) == Use(token(1.0))
+    assert driven.machine.fast_path_token(1.1) == (token(1.0), 46.0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "until"),
+    [
+        (limited(10.0), TokenRateLimited, 11.0),
+        (ODD, TokenEndpointUnavailable, 2.0),
+        (REJECTED, CredentialsRejected, 31.0),
+    ],
+)
+def test_rule_09_what_happens_to_changed_credentials_counts_from_then_on(
+    failure: Failure, kind: type[Exception], until: float
+) -> None:
+    """The rejection of the old ones hides neither a 429 nor an outage that met the new ones."""
+    driven = Driven(rotating=True)
+    driven.lose(0.0, REJECTED)
+    ticket = driven.lead(1.0)
+    assert driven.send(ticket, 1.0, digest=TWO)
+    assert driven.fail(ticket, 1.0, failure, digest=TWO) is None
+    decision = driven.ask(1.1, wait=0.5)
+    if failure is REJECTED:
+        assert isinstance(decision, Fetch)
+        assert not driven.send(decision.ticket, 1.1, digest=TWO)
+        decision = driven.ask(1.1, known_failures=0)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is kind
+    assert decision.retry_after == pytest.approx(until - 1.1)
+
+
+@pytest.mark.parametrize(("asked", "silent"), [(10.0, 10.0), (60.0, 60.0), (3_600.0, 3_600.0), (1e9, 3_600.0)])
+def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) -> None:
+    """At most ``max_retry_after``; calls that can wait for it do, the others hear how long."""
+    driven = Driven()
+    driven.lose(0.0, limited(asked))
+    decision = driven.ask(0.0)
+    if silent <= 20.0:
+        assert decision == Wait(until=silent)
+    else:
+        assert isinstance(decision, Fail)
+        assert (decision.failure.kind, decision.retry_after) == (TokenRateLimited, silent)
+    assert not isinstance(driven.ask(silent - 0.001), Fetch)
+    assert isinstance(driven.ask(silent), Fetch)
+
+
+def test_rule_10_the_longer_of_two_bars_counts() -> None:
+    """Who could not wait failed after somebody was told 429: its shorter cool-down changes nothing."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    assert driven.send(first, 0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(second.ticket, 0.0)
+    driven.fail(first, 1.0, limited(60.0))
+    driven.fail(second.ticket, 1.0, ODD)
+    assert isinstance(driven.ask(60.0, wait=0.5), Fail)
+    assert isinstance(driven.ask(61.0), Fetch)
+
+
+@pytest.mark.parametrize(("failure", "barred"), [(limited(60.0), True), (ODD, False)])
+def test_rule_10_what_a_token_proves_is_not_that_more_may_be_asked_for(failure: Failure, barred: bool) -> None:
+    """Of two fetches one fails, the other brings a token: an outage is over then, a 429 is not."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(first, 0.0)
+    assert driven.fail(first, 0.1, failure) is None
+    assert driven.machine.on_credentials(second.ticket, ONE, 0.2)
+    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True)
+    driven.machine.on_token(second.ticket, token(0.2), 0.3)
+    assert driven.machine.on_unauthorized(token(0.2), 0.4) is not barred
+
+
+def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> None:
+    """Only a rejection is about the credentials."""
+    driven = Driven(rotating=True)
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(first, 0.0)
+    assert driven.fail(first, 0.1, limited(60.0)) is None
+    driven.machine.on_credentials(second.ticket, TWO, 0.2)
+    driven.machine.on_fetch_abandoned(second.ticket, 0.3)
+    decision = driven.ask(0.3)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is TokenRateLimited
+    assert decision.retry_after == pytest.approx(59.8)
+
+
+def test_rule_10_a_429_is_not_retried_inside_the_fetch() -> None:
+    """Neither is a rejection, nor an answer that is none of 88Pay's."""
+    for failure in (limited(1.0), REJECTED, ODD):
+        driven = Driven()
+        ticket = driven.lead(0.0)
+        driven.send(ticket, 0.0)
+        assert driven.fail(ticket, 0.0, failure, jitter=0.5) is None
+        assert not driven.machine.pending_fetches
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NONSENSE], ids=["rule 11", "rule 12"])
+def test_rule_11_a_fetch_has_three_attempts_with_full_jitter(failure: Failure) -> None:
+    """The pause is the draw's share of a bound that doubles; after the third attempt that was all."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.0, failure, jitter=0.5) == 0.125
+    assert driven.attempt(ticket, 0.125)
+    assert driven.fail(ticket, 0.125, failure, jitter=0.999) == pytest.approx(0.5 * 0.999)
+    assert driven.attempt(ticket, 1.0)
+    assert driven.fail(ticket, 1.0, failure, jitter=0.5) is None
+    assert driven.ask(1.0, known_failures=0) == Fail(failure, 1.0)
+
+
+def test_rule_11_the_pauses_are_capped() -> None:
+    """However many attempts the policy gives, no bound exceeds ``backoff_cap``."""
+    driven = Driven(fetch_attempts=50, backoff_base=1, backoff_cap=4)
+    ticket = driven.lead(0.0)
+    driven.machine.on_credentials(ticket, ONE, 0.0)
+    pauses: list[float | None] = []
+    for _ in range(49):
+        assert driven.attempt(ticket, 0.0)
+        pauses.append(driven.fail(ticket, 0.0, BROKEN, jitter=0.5))
+    assert pauses == [0.5, 1.0, *[2.0] * 47]
+
+
+def test_rule_11_the_cool_down_grows_to_the_refresh_interval_with_one_probe_each_time() -> None:
+    """1, 2, 4 … 32, 45, 45 seconds; each time one attempt, not three."""
+    driven, now, pauses = Driven(), 0.0, []
+    driven.lose(now, ODD)
+    for _ in range(9):
+        decision = driven.ask(now)
+        assert isinstance(decision, Fail)
+        pauses.append(decision.retry_after)
+        assert isinstance(driven.ask(now + decision.retry_after - 0.001), Fail)
+        now += decision.retry_after
+        driven.lose(now, BROKEN)  # retryable, and yet the only attempt
+    assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 45, 45, 45])
+
+
+def test_rule_11_a_token_starts_it_all_anew() -> None:
+    """After a success a fetch has its attempts again, and the first cool-down is short."""
+    driven = Driven()
+    for now in (0.0, 2.0, 6.0):
+        driven.lose(now, ODD)
+    driven.get(20.0)
+    ticket = driven.lead(65.0)
+    driven.send(ticket, 65.0)
+    assert driven.fail(ticket, 65.0, BROKEN, jitter=0.5) == 0.125
+    assert driven.attempt(ticket, 66.0)
+    assert driven.fail(ticket, 66.0, ODD) is None
+    assert driven.ask(66.5) == Use(token(20.0))
+    assert driven.machine.fast_path_token(66.0) == (token(20.0), 67.0)
+
+
+def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_start() -> None:
+    """An outage that begins with nothing left is probed once a refresh interval."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0, AcquireResult(True, 0.0, 1.0))
+    assert driven.fail(ticket, 0.0, ODD) is None
+    assert driven.ask(0.0) == Fail(ODD, 45.0)
+
+
+def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
+    """A failed fetch answers the calls that came before it ended, even after its cool-down."""
+    driven = Driven()
+    driven.lose(0.0, ODD)
+    assert driven.ask(5.0, known_failures=0) == Fail(ODD, 0.0)
+    assert isinstance(driven.ask(5.0), Fetch)
+
+
+def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> None:
+    """Their error is the callers' answer, and it has a cool-down."""
+    driven = Driven(rotating=True)
+    driven.machine.on_fetch_failed(driven.lead(0.0), ODD, 0.5)
+    assert driven.ask(0.5, known_failures=0) == Fail(ODD, 1.0)
+    assert isinstance(driven.ask(1.5), Fetch)
+
+
+@pytest.mark.parametrize("arrives", [1.0, 3.0])
+def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) -> None:
+    """Just now or long ago: it is never handed out, and has a cool-down like any nonsense."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    driven.machine.on_token(ticket, token(0.0, 2.0), arrives)
+    decision = driven.ask(arrives, known_failures=0)
+    assert isinstance(decision, Fail)
+    assert (decision.failure.kind, decision.retry_after) == (TokenResponseInvalid, 1.0)
+    assert (decision.failure.status, decision.failure.retryable) == (200, True)
+    assert isinstance(driven.ask(arrives + 0.5), Fail)
+    assert driven.machine.failed_fetches == 1
+
+
+def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:
+    """It is refused again; the next forced refresh waits for its spacing."""
+    driven = holding()
+    driven.machine.on_unauthorized(token(), 1.0)
+    same = Token("token-0.0", "session-0.0", 60.0, 1.0)
+    ticket = driven.lead(1.0)
+    driven.send(ticket, 1.0)
+    driven.machine.on_token(ticket, same, 1.1)
+    assert driven.ask(1.1) == Use(same)
+    assert [driven.machine.on_unauthorized(token(), 1.2) for _ in range(100)] == [False] * 100
+    assert driven.ask(1.2) == Use(same)
+
+
+def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -> None:
+    """However soon they age, what comes sooner than 45 seconds after the last draws on the reserve."""
+    driven = holding(15.0)
+    ticket = driven.lead(6.0)
+    assert driven.send(ticket, 6.0)
+    assert driven.extra is True
+    driven.machine.on_token(ticket, token(6.0, 15.0), 6.1)
+    assert driven.send(driven.lead(45.0), 45.0)
+    assert driven.extra is False
+
+
+def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
+    """A cancelled fetch is nobody's failure: whoever asks next fetches."""
+    driven = Driven()
+    driven.machine.on_fetch_abandoned(driven.lead(0.0), 0.5)
+    assert driven.ask(0.5, known_failures=0) == Fetch(2)
+    driven.machine.on_fetch_abandoned(2, 0.6)
+    assert driven.ask(0.6, known_failures=0) == Fetch(3)
+
+
+def test_rule_16_however_often_carriers_die_the_next_request_leads() -> None:
+    """That is no outage of the service: no cooldown, no failure."""
+    driven = Driven()
+    for ticket in range(1, 9):
+        assert driven.ask(0.0, known_failures=0) == Fetch(ticket)
+        assert driven.machine.on_fetch_abandoned(ticket, 0.0) is None
+    assert driven.machine.failed_fetches == 0
+
+
+def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure() -> None:
+    """Or else a client for each request would meet a failing service again and again, without a cooldown."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 0.1, BROKEN, jitter=0.5) is not None
+    assert driven.machine.on_fetch_abandoned(ticket, 0.2) == BROKEN
+    assert driven.ask(0.2, known_failures=0) == Fail(BROKEN, 1.0)
+
+
+def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
+    """A second after its timeout it counts as lost; who waits is told to come back at that very moment."""
+    driven = Driven()
+    assert driven.send(driven.lead(0.0), 0.0)
+    assert driven.ask(0.0) == Wait(until=6.0)
+    assert driven.ask(5.999, wait=1.0) == Wait(until=6.0)
+    assert driven.ask(6.0, known_failures=0) == Fetch(2)
+
+
+def test_rule_17_fetches_that_keep_getting_lost_count_as_an_outage() -> None:
+    """Like those that keep dying, with an error of their own."""
+    driven = Driven()
+    assert [driven.lead(now) for now in (0.0, 6.0, 12.0)] == [1, 2, 3]
+    decision = driven.ask(18.0, known_failures=0)
+    assert isinstance(decision, Fail)
+    assert (decision.failure.kind, decision.failure.retryable) == (TokenEndpointUnavailable, True)
+    assert decision.retry_after == 1.0
+
+
+def test_rule_17_a_fetch_that_says_for_how_long_is_waited_for() -> None:
+    """Its time counts from the end of the pause; without one, from now; and one that was given up has none."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.machine.heartbeat(ticket, 1.0, pause=3.0)
+    assert driven.ask(1.0) == Wait(until=10.0)
+    assert driven.machine.heartbeat(ticket, 2.0)
+    assert driven.ask(2.0) == Wait(until=8.0)
+    assert driven.ask(8.0, known_failures=0) == Fetch(2)
+    assert not driven.machine.heartbeat(ticket, 8.0)
+
+
+def test_rule_17_each_attempt_has_its_own_time() -> None:
+    """The pause and the next timeout count anew."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 5.0, BROKEN, jitter=0.8) == pytest.approx(0.2)
+    assert driven.ask(5.0) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
+    assert driven.attempt(ticket, 5.2)
+    assert driven.ask(5.2) == Wait(until=pytest.approx(11.2))  # type: ignore[arg-type]
+
+
+def late_events(driven: Driven, ticket: int, now: float) -> None:
+    """Everything that a lost fetch may still say."""
+    machine = driven.machine
+    assert machine.on_credentials(ticket, ONE, now) is False
+    assert machine.on_attempt_failed(ticket, REJECTED, now, jitter=0.5, digest=ONE) is None
+    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is False
+    machine.on_fetch_failed(ticket, ODD, now)
+    machine.on_fetch_abandoned(ticket, now)
+    machine.on_token(ticket, token(1.0, name="late"), now)
+
+
+def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one() -> None:
+    """It was paid for; the fetch that has taken its place goes on."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    assert driven.send(lost, 0.0)
+    ticket = driven.lead(6.0)
+    driven.machine.on_token(lost, token(0.0), 7.0, digest=ONE)
+    assert driven.ask(7.0) == Use(token())
+    assert driven.machine.pending_fetches == {ticket}
+
+
+def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
+    """Neither a failure nor an older token of it counts, and it cannot send any more."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    assert driven.send(lost, 0.0)
+    ticket = driven.lead(6.0)
+    assert driven.send(ticket, 6.0)
+    driven.machine.on_token(ticket, token(6.0), 6.1)
+    before = driven.machine.fast_path_token(7.0), driven.machine.pending_fetches, driven.machine.failed_fetches
+
+    late_events(driven, lost, 7.0)
+
+    assert (
+        driven.machine.fast_path_token(7.0),
+        driven.machine.pending_fetches,
+        driven.machine.failed_fetches,
+    ) == before
+    assert driven.ask(7.0, known_failures=0) == Use(token(6.0))
+
+
+def test_rule_19_slow_credentials_are_waited_for() -> None:
+    """A secrets manager may take longer than a token request: the fetch is not given up meanwhile."""
+    driven = Driven(rotating=True)
+    ticket = driven.lead(0.0)
+    assert isinstance(driven.ask(20.9), Wait)
+    assert driven.machine.on_credentials(ticket, ONE, 20.9)
+    assert driven.ask(20.9) == Wait(until=pytest.approx(26.9))  # type: ignore[arg-type]
+    assert driven.attempt(ticket, 25.0)
+    assert driven.ask(25.0) == Wait(until=31.0)
+
+
+def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
+    """A second after the longest wait of any call, somebody else asks for them."""
+    driven = Driven(rotating=True)
+    driven.lead(0.0)
+    assert driven.ask(20.999) == Wait(until=21.0)
+    assert driven.ask(21.0) == Fetch(2)
+
+
+def test_rule_19_who_has_no_more_time_hears_what_it_was_waiting_for() -> None:
+    """The credentials, or the token endpoint: not the same failure."""
+    rotating, fixed = Driven(rotating=True), Driven()
+    ticket = rotating.lead(0.0)
+    fixed.lead(0.0)
+    no_answer = fixed.ask(0.0, wait=0.0)
+    assert isinstance(no_answer, Fail)
+    assert rotating.ask(0.0, wait=0.0) != no_answer
+    assert rotating.machine.on_credentials(ticket, ONE, 0.0)
+    assert rotating.ask(0.0, wait=0.0) == no_answer
+
+
+def test_invalidate_forgets_the_current_token_and_no_other() -> None:
+    """The next call fetches; the request draws on the reserve."""
+    driven = holding()
+    driven.machine.discard_token(token(name="another"))
+    assert driven.ask(1.0) == Use(token())
+    driven.machine.discard_token(token())
+    assert driven.machine.fast_path_token(1.0)[0] is None
+    assert driven.send(driven.lead(1.0), 1.0)
+    assert driven.extra is True
+
+
+def test_rule_07_a_token_that_was_invalidated_is_not_taken_over_again() -> None:
+    """Not even from the record that this manager itself was about to publish; another token is."""
+    driven = holding()
+    driven.machine.discard_token(token())
+    ticket = driven.lead(1.0)
+    assert driven.machine.merge_snapshot(ticket, Snapshot(token()), 1.0, digest="")
+    assert driven.machine.fast_path_token(1.0)[0] is None
+    assert not driven.machine.merge_snapshot(ticket, Snapshot(token(name="another")), 1.0, digest="")
+    assert driven.machine.fast_path_token(1.0)[0] == token(name="another")

@@ -1,0 +1,67 @@
+"""What the tests of redis store and their neighbours share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from pay88_adapters.clock import Clock
+from pay88_adapters.core.history import Window
+from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.stores.base import StoreError
+from pay88_adapters.stores.redis import RedisStore, redis_store
+from support.leaks import Eavesdropper, confessed, leaked
+from support.servers import Valkey
+
+PASSWORD = "a-password-of-the-store"
+
+
+TOKEN = "a-token-that-nobody-may-see"
+
+
+MINUTE, HOUR = Window("minute", 10, 65.0), Window("hour", 100, 3605.0)
+
+
+def open_store(server: Valkey, query: str = "", speed: float = 1) -> RedisStore:
+    """Return a store on *server*."""
+    return redis_store(server.url + query, Clock(speed))
+
+
+def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 0, lease: float = 30.0) -> int:
+    """Take the lease; return the fence."""
+    fencing_token = store.try_acquire_lease(key, owner=owner, known=known, lease=lease).fencing_token
+    assert fencing_token is not None
+    return fencing_token
+
+
+def operations(store: RedisStore) -> list[Callable[[], object]]:
+    """Return all that can be asked of a store, and so may fail."""
+    return [
+        lambda: store.budget.acquire_all([MINUTE, HOUR]),
+        lambda: store.budget.add(MINUTE, [1.0]),
+        lambda: store.budget.ages(MINUTE),
+        lambda: store.budget.get("minute"),
+        lambda: store.budget.get_moving_window("minute", 10, 60),
+        lambda: store.try_acquire_lease("key", owner="a", known=0, lease=30.0),
+        lambda: store.publish("key", fencing_token=1, content=TOKEN, keep=50.0),
+        lambda: store.peek("key"),
+    ]
+
+
+def do_all(asks: Iterable[Callable[[], object]]) -> None:
+    """Call each."""
+    for ask in asks:
+        ask()
+
+
+def fails(ask: Callable[[], object], within: float = OPERATION_TIMEOUT) -> str:
+    """Check that *ask* is a `StoreError`, soon and without a secret; return what it says."""
+    before = time.monotonic()
+    with Eavesdropper() as eavesdropper, pytest.raises(StoreError) as raised:
+        ask()
+    assert time.monotonic() - before < within
+    texts = [*confessed(raised.value), *eavesdropper.lines]
+    assert not leaked([PASSWORD, TOKEN], texts)
+    return str(raised.value)

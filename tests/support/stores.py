@@ -1,0 +1,24 @@
+"""What the tests of stores and their neighbours share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support.scenes import Scene
+
+
+def about(scene: Scene, seconds: float) -> Any:
+    """Return what compares equal to *seconds*, or to a little less if the clock has run on."""
+    return pytest.approx(seconds, abs=0.002 if scene.exact else scene.unit / 2)
+
+
+def publish(scene: Scene, key: str = "key", *, known: int = 0, content: str = "a token", keep: float = 100) -> int:
+    """Replace the record as a manager does; return its version. *keep* is in units."""
+    fencing_token = scene.store.try_acquire_lease(
+        key, owner="publisher", known=known, lease=10 * scene.unit
+    ).fencing_token
+    assert fencing_token is not None
+    assert scene.store.publish(key, fencing_token=fencing_token, content=content, keep=keep * scene.unit)
+    return fencing_token
