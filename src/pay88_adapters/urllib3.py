@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from operator import attrgetter
+from sys import modules
 from typing import Any, TypeVar
 
 try:
@@ -37,7 +38,7 @@ from .core.wire import (
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.calls import Sender
 from .engine.manager import TokenManager
-from .engine.recorders import check_call
+from .engine.recorders import RECORDER, check_call
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import BROKEN, build_headers, pieces, post, release, socket_of, split_headers, was_not_sent
@@ -311,7 +312,8 @@ class _Call:
         return f"{pool.scheme}://{pool.host}:{pool.port}{self._url}" if self._url.startswith("/") else self._url
 
     def send(self, token: Token) -> BaseHTTPResponse:
-        check_call(self.method, self._whole_url)
+        if RECORDER in modules:
+            check_call(self.method, self._whole_url())
         fields = self._fields
         headers = build_headers(fields, token.attached) if fields else token.attached.copy()
         kw = self._kw

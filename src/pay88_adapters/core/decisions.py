@@ -32,7 +32,7 @@ class Action(Enum):
     """What a call is told."""
 
     USE = auto()
-    REFRESH = auto()  # use it, and start a fetch beside the call
+    REFRESH = auto()  # use it, and start a background refresh
     FETCH = auto()  # start a fetch, then wait for it
     WAIT = auto()
     WAIT_OR_FAIL = auto()  # wait for the bar to lift if that is soon enough, else fail

@@ -17,7 +17,6 @@ from .snapshot import Snapshot
 from .token import Token
 
 _NEVER = float("-inf")
-_EVER = float("inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
 _LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may fall silent before it counts as an outage rule 16
 
@@ -290,11 +289,6 @@ class FetchMachine:
             self._refreshed_at = fetch.refreshed_before  # the fetch that takes its place is an ordinary one
         return fetch.failure
 
-    def forget_fetches(self) -> None:
-        """Give up all fetches without a word: this is another process now (rule 17)."""
-        self.pending.by_ticket.clear()
-        self.pending.overdue = ()
-
     # --- the two axes of the table ----------------------------------------------------------------
 
     def _token_state(self, now: float, min_validity: float = 0.0) -> TokenState:
@@ -347,10 +341,7 @@ class FetchMachine:
     def _cache(self, cached: CachedToken, digest: str) -> None:
         self._cached, self._cached_digest, self._rejected = cached, digest, False
         self._failed, self._failures, self.pending.lost = None, 0, 0
-        if self.cooldown.reason is not None and self.cooldown.reason.kind not in (
-            TokenBudgetExhausted,
-            TokenRateLimited,
-        ):
+        if not self.cooldown.is_for(TokenBudgetExhausted, TokenRateLimited):
             self.cooldown.end()
 
     def _take_over(self, token: Token, digest: str, now: float) -> bool:

@@ -39,11 +39,11 @@ class TokenMachine(FetchMachine):
 
         Args:
             now: The time.
-            seen: What ``failed_fetches`` was when this call came: a fetch that failed since then is the
+            known_failures: What ``failed_fetches`` was when this call came: a fetch that failed since then is the
                 call's answer, also when it hears of it late.
             deadline: Until when it can wait.
             min_validity: Seconds for which the token must stay usable.
-            alone: Whether the call cannot wait without blocking the very fetch it would wait for.
+            must_fetch: Whether the call cannot wait without blocking the very fetch it would wait for.
             carrier_age: Seconds for which what would carry its fetch, such as its client and its event loop, has
                 existed. What may end before a fetch does carries no background refresh (rule 2).
             own: The ticket of the fetch that this call has started.
@@ -63,9 +63,7 @@ class TokenMachine(FetchMachine):
             and endpoint_state is EndpointState.COOLDOWN
             and self.cooldown.credentials_rejected
         ):
-            endpoint_state = (
-                EndpointState.FREE
-            )  # ask for the credentials again: they may have changed             rule 9
+            endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed        rule 9
         action = ACTIONS[token_state][endpoint_state]
         if cannot_wait:
             cannot_lead = INTERRUPTING
@@ -83,11 +81,9 @@ class TokenMachine(FetchMachine):
             case Action.FETCH:
                 return Fetch(self.pending.start(now, forced=token_state is TokenState.REJECTED))
             case Action.WAIT:
-                return (
-                    Fetch(self.pending.start(now, forced=False))
-                    if must_fetch
-                    else self._wait(now, deadline, min_validity)
-                )
+                if must_fetch:
+                    return Fetch(self.pending.start(now, forced=False))
+                return self._wait(now, deadline, min_validity)
             case Action.WAIT_OR_FAIL:
                 return self._wait_or_fail(now, deadline)
 
@@ -185,7 +181,7 @@ class TokenMachine(FetchMachine):
 
     def _wait_or_fail(self, now: float, deadline: float) -> Decision:
         assert self.cooldown.reason is not None
-        waits = self.cooldown.reason.kind in (TokenBudgetExhausted, TokenRateLimited)
+        waits = self.cooldown.is_for(TokenBudgetExhausted, TokenRateLimited)
         if waits and self.cooldown.until <= deadline:
             return Wait(self.cooldown.until)
         return Fail(self.cooldown.reason, self.cooldown.until - now)

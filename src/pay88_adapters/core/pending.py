@@ -84,7 +84,7 @@ class PendingFetches:
         return fetch
 
     def clear(self) -> None:
-        """Forget all fetches."""
+        """Forget all fetches: this is another process now (rule 17)."""
         self.by_ticket.clear()
         self.overdue = ()
 

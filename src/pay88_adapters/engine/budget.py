@@ -60,7 +60,7 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
 class TokenBudget:
     """The budgets of the merchants at one base URL.
 
-    An *extra* request (a forced refresh, a retry, a probe during an outage) also draws on
+    A request *from the reserve* (a forced refresh, a retry, a trial during an outage) also draws on
     ``forced_reserve``, and on a share of each limit: ordinary requests always find the units that they need
     to follow each other at the end of each token's life.
 
@@ -134,7 +134,7 @@ class TokenBudget:
         return (_reported(bar), left) if bar is not None and left > 0 else None
 
     def windows(self, merchant_id: str, *, from_reserve: bool = True) -> list[Window]:
-        """Return every window that the merchant's requests count in, those that are *extra* or not."""
+        """Return every window that the merchant's requests count in, those *from_reserve* or not."""
         return [
             self._strategy.window(item, *names) for item, names in self._items(merchant_id, from_reserve=from_reserve)
         ]

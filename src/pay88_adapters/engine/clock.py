@@ -58,7 +58,7 @@ class Clock:
         return self.real(seconds)
 
     def wait(self, event: ThreadEvent, seconds: float) -> None:
-        """Wait until *gate* is open, at most *seconds* of this clock; or less, for whoever looks again."""
+        """Wait until *event* is set, at most *seconds* of this clock. It may return early: look again."""
         event.wait(self.nap(seconds))
 
     async def wait_in_task(self, event: AsyncWaitEvent, seconds: float) -> None:

@@ -31,7 +31,7 @@ class StartFetch(NamedTuple):
 
 
 class WaitForFetch(NamedTuple):
-    """Wait at the gate; result: nothing."""
+    """Wait for the event; result: nothing."""
 
     event: WaitEvent
     seconds: float

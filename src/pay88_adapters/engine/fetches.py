@@ -84,14 +84,10 @@ class Fetches:
         _on_loops.clear()
 
     @property
-    def in_progress(self) -> bool:
-        """Whether a fetch is in progress, or its outcome on its way into the store."""
-        return any(not run.is_dead() for run in list(self._runs.values()))
-
-    @property
     def is_fetching(self) -> bool:
         """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
-        return self.in_progress or any(ticket not in self._runs for ticket in self.state.pending)
+        running = any(not run.is_dead() for run in list(self._runs.values()))
+        return running or any(ticket not in self._runs for ticket in self.state.pending)
 
     # --- beginning and end
 

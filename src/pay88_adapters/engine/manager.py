@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn, cast
 
@@ -56,32 +56,8 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     finally:
         with _process.lock:
             _process.clock, _process.managers = kept
-            for manager, (state, fetches) in before:
-                manager._resume(state, fetches)  # pyright: ignore[reportPrivateUsage]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Given:
-    """What a manager was made of."""
-
-    credentials: CredentialsSource
-    endpoint: Endpoint
-    store: str
-    fallback: str | None
-    policy: TokenPolicy
-    retry: RetryPolicy
-    pacing: bool
-    breaker: BreakerPolicy | None
-
-    def state(self, clock: Clock, listeners: Iterable[Listener]) -> ManagerState:
-        """Return the state of a manager that has done nothing yet."""
-        store_client = _process.store_client(self.store, self.fallback, clock, self.policy.fallback_share)
-        request_limits = request_limits_for(store_client, self.endpoint, self.pacing, self.breaker)
-        fixed = self.credentials if isinstance(self.credentials, Credentials) else None
-        settings = Settings(self.endpoint, self.policy, clock, store_client, fixed is None, self.retry, request_limits)
-        state = ManagerState(settings, tuple(listeners))
-        state.merchant_id = fixed.merchant_id if fixed else ""
-        return state
+            for manager, parts in before:
+                manager._resume(*parts)  # pyright: ignore[reportPrivateUsage]
 
 
 class TokenManager:
@@ -117,11 +93,12 @@ class TokenManager:
     __slots__ = (
         "__weakref__",
         "_client",
+        "_credentials",
         "_endpoint",
-        "_given",
         "_now",
         "_sender",
         "_state",
+        "_stores",
         "async_runner",
         "shared_key",
         "sync_runner",
@@ -149,18 +126,14 @@ class TokenManager:
         if client is not None:
             check_client(client)
         self._endpoint = endpoint
-        self._given = _Given(
-            credentials,
-            endpoint,
-            store,
-            checked_fallback(store, fallback_store),
-            policy or _POLICY,
-            retry or DEFAULT,
-            pacing,
-            breaker,
-        )
-        state = self._given.state(clock or _process.clock, checked_listeners(listeners))
-        self._resume(state, Fetches(state))
+        self._credentials = credentials
+        self._stores = store, checked_fallback(store, fallback_store)
+        policy, running = policy or _POLICY, clock or _process.clock
+        store_client = _process.store_client(*self._stores, running, policy.fallback_share)
+        request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
+        rotating = not isinstance(credentials, Credentials)
+        settings = Settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
+        self._start(settings, checked_listeners(listeners))
         if clock is None:
             with _process.lock:
                 _process.made.add(self)
@@ -168,18 +141,25 @@ class TokenManager:
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.shared_key: tuple[object, ...] | None = None
 
-    def _start_anew(self, clock: Clock) -> tuple[ManagerState, Fetches]:
+    def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
+        state = ManagerState(settings, listeners)
+        if isinstance(self._credentials, Credentials):
+            state.merchant_id = self._credentials.merchant_id
+        fetches = Fetches(state)
+        self._resume(state, SyncRunner(fetches, self._credentials), AsyncRunner(fetches, self._credentials))
+
+    def _start_anew(self, clock: Clock) -> tuple[ManagerState, SyncRunner, AsyncRunner]:
         """Forget what has happened so far, and run on *clock*; return what :meth:`_resume` takes."""
-        before = self._state, self.sync_runner.fetches
+        before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
-            state = self._given.state(clock, self._state.events.listeners)
-            self._resume(state, Fetches(state))
+            settings = self._state.settings
+            store_client = _process.store_client(*self._stores, clock, settings.policy.fallback_share)
+            self._start(settings.on(clock, store_client), self._state.events.listeners)
         return before
 
-    def _resume(self, state: ManagerState, fetches: Fetches) -> None:
+    def _resume(self, state: ManagerState, sync_runner: SyncRunner, async_runner: AsyncRunner) -> None:
         self._state, self._now = state, state.now
-        self.sync_runner = SyncRunner(fetches, self._given.credentials)
-        self.async_runner = AsyncRunner(fetches, self._given.credentials)
+        self.sync_runner, self.async_runner = sync_runner, async_runner
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
@@ -332,7 +312,7 @@ class TokenManager:
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
-        overrides = OVERRIDES.get()  # what chosen() does, in this frame: every call comes through here
+        overrides = OVERRIDES.get()  # what current_manager() does, in this frame: every call comes through here
         manager = overrides[-1].manager if overrides else self
         if manager is None:
             return None

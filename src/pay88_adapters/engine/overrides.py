@@ -16,9 +16,8 @@ from pay88_adapters.core.errors import ConfigurationError
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
-OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar(
-    "pay88_managers", default=()
-)  # those still open, innermost last
+# Those still open, innermost last.
+OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar("pay88_managers", default=())
 
 
 def current_manager(own: M) -> Any | M | None:

@@ -29,8 +29,6 @@ from .pacing import JITTER, RATE_LIMITED_GROUPS, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
 
-_FOREVER = float("inf")
-
 
 class AttemptPermit(NamedTuple):
     """An attempt that the limits have let pass."""
@@ -56,9 +54,8 @@ def acquire_permit(
         permit = permit._replace(
             rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, call, acquired))
         )
-        if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(
-            group
-        ):  # by now, since that may have taken its time
+        # By now the circuit may be open: that may have taken its time.
+        if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(group):
             return _check_breaker(state, limits, group)._replace(rate_permit=permit.rate_permit)
     except BaseException:
         permit.abandon(state.settings.clock.now())
@@ -104,14 +101,10 @@ def acquire_rate_permit(
     call: RequestInfo[Any],
     acquired: Callable[[], AcquireTokenFlow],
 ) -> RequestFlow[RateLimitPermit | None]:
-    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the turn that has it (rule 22)."""
+    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the permit for it (rule 22)."""
     if pacing is None or group not in RATE_LIMITED_GROUPS:
         return None
-    longest = state.settings.policy.max_wait
-    token_timeout = (
-        longest if call.token_timeout is None else min(call.token_timeout * state.settings.clock.speed, longest)
-    )
-    deadline = state.settings.clock.now() + token_timeout
+    deadline = state.settings.clock.now() + state.settings.longest_wait(call.token_timeout)
     if state.cached() is None:
         yield from acquired()
     since: float | None = None  # when it was first held back
@@ -140,9 +133,8 @@ def acquire_rate_permit(
                 retry_after=wait,
                 retryable=True,
             )
-        yield Sleep(
-            min(wait + JITTER * state.settings.random(), left)
-        )  # a crowd that comes back at one instant asks in vain
+        # With jitter: of a crowd that comes back at one instant, all but a few would ask in vain.
+        yield Sleep(min(wait + JITTER * state.settings.random(), left))
 
 
 def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, wait: float, _: object, now: float) -> None:

@@ -22,16 +22,16 @@ class RequestLimits:
 
     def __init__(self, pacing: Pacing | None, breaker: BreakerPolicy | None) -> None:
         self.pacing = pacing
-        self._policy = breaker
+        self.policy = breaker
         self._breakers: dict[str, Breaker] = {}
 
     def try_acquire(self, group: str, now: float) -> Permit | Rejected:
         """Say whether a call of *group* may be sent."""
-        if self._policy is None:
+        if self.policy is None:
             return CLOSED_PERMIT
         breaker = self._breakers.get(group)
         if breaker is None:
-            breaker = self._breakers[group] = Breaker(self._policy)
+            breaker = self._breakers[group] = Breaker(self.policy)
         return breaker.try_acquire(now)
 
     def is_open(self, group: str) -> bool:
@@ -48,7 +48,7 @@ class RequestLimits:
             self._breakers[group].release(permit)
 
     def end_attempt(self, rate_permit: RateLimitPermit | None, now: float) -> None:
-        """Note that the attempt that took a *turn* ended. Needs no lock."""
+        """Note that the attempt that has *rate_permit* ended. Needs no lock."""
         if self.pacing is not None and rate_permit is not None:
             self.pacing.end_attempt(rate_permit, now)
 

@@ -51,9 +51,7 @@ class Runner:
 
     def _wait_budget(self, seconds: float | None) -> WaitBudget:
         """Return how long a call may wait in all, if its caller is ready to wait for *seconds* (real ones)."""
-        settings = self._state.settings
-        longest = settings.policy.max_wait
-        return WaitBudget(longest if seconds is None else min(seconds * settings.clock.speed, longest))
+        return WaitBudget(self._state.settings.longest_wait(seconds))
 
     def _ask_source(self) -> object:
         return self._source() if callable(self._source) else self._source
@@ -82,9 +80,9 @@ def should_retry(
     broken = call.classify_error(exc) if isinstance(exc, Exception) else None
     if broken is None:
         return False
-    verdict = sequence.send(broken.refine(exc, but=handled))
-    assert isinstance(verdict, RetryDecision)
-    return verdict.retry
+    decision = sequence.send(broken.refine(exc, but=handled))
+    assert isinstance(decision, RetryDecision)
+    return decision.retry
 
 
 def after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException) -> None:

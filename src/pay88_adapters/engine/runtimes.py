@@ -32,15 +32,15 @@ class WaitEvent(Protocol):
 
 
 class AsyncWaitEvent(WaitEvent, Protocol):
-    """A gate for the tasks of one event loop."""
+    """An event for the tasks of one event loop."""
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the gate is open, or stirred, at most *seconds* (real ones)."""
+        """Wait until the event is set, or its waiters are notified, at most *seconds* (real ones)."""
         ...
 
 
 class ThreadEvent:
-    """A gate for threads.
+    """An event for threads.
 
     Each waiter has a lock of its own and none is shared: a signal handler or a finalizer that interrupts one of these
     methods may call any of them.
@@ -62,7 +62,7 @@ class ThreadEvent:
                 waiter.release()
 
     def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
-        """Wait until the gate is open, or stirred, at most *seconds* (real ones); not if *unless* holds by then."""
+        """Wait until the event is set or notified, at most *seconds* (real ones); not if *unless* holds by then."""
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters[id(waiter)] = waiter
@@ -78,7 +78,7 @@ class AsyncRuntime(Protocol):
 
     @property
     def key(self) -> object:
-        """Names the loop: waiters with the same key share a gate."""
+        """Names the loop: waiters with the same key share an event."""
         ...
 
     @property
@@ -92,7 +92,7 @@ class AsyncRuntime(Protocol):
         ...
 
     def event(self) -> AsyncWaitEvent:
-        """Return a new gate for this loop."""
+        """Return a new event for this loop."""
         ...
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pay88_adapters.core.arguments import check_type
 from pay88_adapters.core.breaker import BreakerPolicy
@@ -46,6 +46,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
+
+    def on(self, clock: Clock, store_client: StoreClient) -> Settings:
+        """Return the same settings on another clock and its store, with nothing counted yet."""
+        limits = self.request_limits
+        if limits is not None:
+            limits = request_limits_for(store_client, self.endpoint, limits.pacing is not None, limits.policy)
+        return replace(self, clock=clock, store_client=store_client, request_limits=limits)
+
+    def longest_wait(self, token_timeout: float | None) -> float:
+        """Return for how many seconds of the clock a request may wait; *token_timeout* is in real ones."""
+        longest = self.policy.max_wait
+        return longest if token_timeout is None else min(token_timeout * self.clock.speed, longest)
 
 
 def checked_endpoint(store: object, base_url: str, credentials: CredentialsSource) -> Endpoint:

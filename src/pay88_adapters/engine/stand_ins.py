@@ -121,7 +121,7 @@ def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedM
 
 
 def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
-    """Return the manager that *reference* was made for, or what stands in for it in another process."""
+    """Return the manager that *pickle_key* was made for, or what stands in for it in another process."""
     if isinstance(pickle_key, ActivatedManager):
         return pickle_key
     return find_manager(pickle_key[0]) or UnavailableManager(pickle_key)

@@ -98,7 +98,7 @@ class ManagerState:
         self.carriers.after_fork()
         self.waiters.clear()
         self.events.queued = []
-        self._machine.forget_fetches()
+        self._machine.pending.clear()
         self.overdue = ()
         self.fast_path = _NOTHING
 

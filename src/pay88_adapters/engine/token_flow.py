@@ -36,8 +36,8 @@ class TokenAcquisition:
 
     Args:
         fetches: Those of the manager.
-        join: Returns the gate to wait at; called with the lock held, so that no wake-up is lost.
-        patience: How long the call may still wait.
+        join: Returns the event to wait for; called with the lock held, so that no wake-up is lost.
+        wait_budget: How long the call may still wait.
         carriers: What would carry a fetch of this call and may end before it does: its client, the run of its loop.
         min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
         must_fetch: Whether the caller cannot wait without blocking the fetch it would wait for.
@@ -90,7 +90,7 @@ class TokenAcquisition:
                         self._own = yield StartFetch(ticket, background=False, cannot_wait=must_fetch)
                     case Wait():
                         assert self._wait is not None
-                        sweep()  # which opens the gate, if it ends what this call is about to wait for
+                        sweep()  # which sets the event, if it ends what this call is about to wait for
                         yield self._wait
                     case Fail(failure, retry_after):
                         raise failure.error(retry_after)

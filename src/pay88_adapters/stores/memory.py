@@ -15,7 +15,6 @@ from .base import BudgetStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .slot import RecordSlot
 
-_DAY = 86_400.0
 _SWEEP = 600.0  # seconds between two looks for what nobody needs any longer
 _AGAIN = 0.01  # seconds
 

@@ -50,7 +50,7 @@ class ManualClock(Clock):
 
     @contextmanager
     def _alarm(self, until: float, event: WaitEvent) -> Generator[None, None, None]:
-        """Stir *gate* once the clock shows *until*, or has come that far by now."""
+        """Notify *event* once the clock shows *until*, or has come that far by now."""
         entry = object()
         self._alarms[entry] = until, event  # no lock: tasks that die with their loop leave anywhere
         if until <= self.now():
