@@ -11,7 +11,13 @@ from hypothesis import HealthCheck, Phase, settings
 from support.stacks import STACKS, Stack, close_files
 from support.worlds import Report, World
 
-pytest_plugins = ["support.emulators", "support.security"]  # fixtures that several files use
+pytest_plugins = [
+    "support.emulators",
+    "support.redis_stores",
+    "support.security",
+    "support.sqlite_stores",
+    "support.stores",
+]  # fixtures that several files use
 
 _REPORTED = pytest.StashKey[list[str]]()
 

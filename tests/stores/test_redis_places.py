@@ -8,8 +8,6 @@ import ssl
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +22,8 @@ from support.proxies import Relay
 from support.redis_stores import MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
 from support.servers import Valkey, free_port, serve_all_slots
 
-pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> Iterator[None]:
-    """Make whatever was not closed warn here, and not in a later test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """One server for the tests that leave it as it was."""
-    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: Valkey) -> Valkey:
-    """The same, empty."""
-    running.command("FLUSHALL")
-    return running
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
-    """Make servers for one test."""
-    with ExitStack() as stack:
-
-        def make(**options: str) -> Valkey:
-            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
-
-        yield make
+# It breaks things for seconds; the contract of all stores is tested everywhere.
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("nothing_is_left_open")]
 
 
 def test_stores_with_different_prefixes_do_not_meet(server: Valkey) -> None:

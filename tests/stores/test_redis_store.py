@@ -10,11 +10,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,39 +25,8 @@ from pay88_adapters.stores.redis import redis_store
 from support.redis_stores import HOUR, MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
 from support.servers import Valkey, free_port
 
-pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> Iterator[None]:
-    """Make whatever was not closed warn here, and not in a later test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """One server for the tests that leave it as it was."""
-    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: Valkey) -> Valkey:
-    """The same, empty."""
-    running.command("FLUSHALL")
-    return running
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
-    """Make servers for one test."""
-    with ExitStack() as stack:
-
-        def make(**options: str) -> Valkey:
-            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
-
-        yield make
+# It breaks things for seconds; the contract of all stores is tested everywhere.
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("nothing_is_left_open")]
 
 
 def test_rule_24_a_server_that_is_down_is_an_error_at_first_use_and_found_when_it_comes(own: Any) -> None:

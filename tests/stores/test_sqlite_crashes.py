@@ -21,24 +21,6 @@ from support.sqlite_stores import SECRET, WINDOW, change, child, count, fails, l
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    """What the store's instants are on."""
-    return ManualClock()
-
-
-@pytest.fixture
-def store(path: Path, clock: ManualClock) -> SqliteStore:
-    """A store whose file is not there yet."""
-    return SqliteStore(str(path), clock)
-
-
 CRASH = """
 import os, signal, sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)

@@ -28,24 +28,6 @@ pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of a
 NOBODY = 65534
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    """What the store's instants are on."""
-    return ManualClock()
-
-
-@pytest.fixture
-def store(path: Path, clock: ManualClock) -> SqliteStore:
-    """A store whose file is not there yet."""
-    return SqliteStore(str(path), clock)
-
-
 @pytest.mark.parametrize(
     ("url", "path"),
     [

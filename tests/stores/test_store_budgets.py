@@ -5,12 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,24 +21,8 @@ from pay88_adapters.core.history import Claim, Cooldown, Entry, Window
 from pay88_adapters.stores.base import Store, StoreError
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
-from support.scenes import SCENES, Scene
+from support.scenes import Scene
 from support.stores import about, publish
-
-
-@pytest.fixture(params=SCENES, ids=lambda kind: kind.name)
-def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
-    """Every kind of store in turn."""
-    kind: type[Scene] = request.param
-    with ExitStack() as stack:
-        yield kind(tmp_path, stack)
-
-
-@pytest.fixture
-def exact(scene: Scene) -> Scene:
-    """Only those whose clock can be moved."""
-    if not scene.exact:
-        pytest.skip("its clock cannot be moved")
-    return scene
 
 
 @pytest.fixture

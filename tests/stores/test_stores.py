@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from pay88_adapters.stores.base import LeaseResult, Record, StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.slot import RecordSlot
-from support.scenes import SCENES, Scene
+from support.scenes import Scene
 from support.stores import about, publish
 
 DAY = 86_400.0
-
-
-@pytest.fixture(params=SCENES, ids=lambda kind: kind.name)
-def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
-    """Every kind of store in turn."""
-    kind: type[Scene] = request.param
-    with ExitStack() as stack:
-        yield kind(tmp_path, stack)
-
-
-@pytest.fixture
-def exact(scene: Scene) -> Scene:
-    """Only those whose clock can be moved."""
-    if not scene.exact:
-        pytest.skip("its clock cannot be moved")
-    return scene
 
 
 def test_rule_04_an_empty_store_makes_whoever_asks_the_one(scene: Scene) -> None:

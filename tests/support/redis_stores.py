@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +68,35 @@ def fails(ask: Callable[[], object], within: float = OPERATION_TIMEOUT) -> str:
     texts = [*confessed(raised.value), *eavesdropper.lines]
     assert not leaked([PASSWORD, TOKEN], texts)
     return str(raised.value)
+
+
+@pytest.fixture
+def nothing_is_left_open() -> Iterator[None]:
+    """Make whatever was not closed warn here, and not in a later test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """One server for the tests that leave it as it was."""
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: Valkey) -> Valkey:
+    """The same, empty."""
+    running.command("FLUSHALL")
+    return running
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
+    """Make servers for one test."""
+    with ExitStack() as stack:
+
+        def make(**options: str) -> Valkey:
+            return stack.enter_context(Valkey(tmp_path, binary=None, **options))
+
+        yield make

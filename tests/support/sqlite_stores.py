@@ -16,6 +16,7 @@ import pytest
 from pay88_adapters.core.history import Window
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore
+from pay88_adapters.testing import ManualClock
 
 posix = pytest.mark.skipif(os.name != "posix", reason="no such permissions or signals here")
 
@@ -80,3 +81,21 @@ def line(process: subprocess.Popen[str]) -> str:
     """Wait until it says something."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file will be."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """What the store's instants are on."""
+    return ManualClock()
+
+
+@pytest.fixture
+def store(path: Path, clock: ManualClock) -> SqliteStore:
+    """A store whose file is not there yet."""
+    return SqliteStore(str(path), clock)

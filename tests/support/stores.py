@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.scenes import Scene
+from support.scenes import SCENES, Scene
 
 
 def about(scene: Scene, seconds: float) -> Any:
@@ -22,3 +25,19 @@ def publish(scene: Scene, key: str = "key", *, known: int = 0, content: str = "a
     assert fencing_token is not None
     assert scene.store.publish(key, fencing_token=fencing_token, content=content, keep=keep * scene.unit)
     return fencing_token
+
+
+@pytest.fixture(params=SCENES, ids=lambda kind: kind.name)
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    """Every kind of store in turn."""
+    kind: type[Scene] = request.param
+    with ExitStack() as stack:
+        yield kind(tmp_path, stack)
+
+
+@pytest.fixture
+def exact(scene: Scene) -> Scene:
+    """Only those whose clock can be moved."""
+    if not scene.exact:
+        pytest.skip("its clock cannot be moved")
+    return scene
