@@ -37,11 +37,11 @@ text { fill: #e4eaf0 } .dim { fill: #9fb0c0 }
 """
 
 MEANINGS = {
-    Action.USE: "go on with the token there is",
-    Action.REFRESH: "go on with it, and start one token request beside the call",
-    Action.FETCH: "send the one token request, and wait for it",
-    Action.WAIT: "wait for the one who sends it",
-    Action.WAIT_OR_FAIL: "wait for that to end if max_wait allows it; else fail, with retry_after",
+    Action.USE: "use the cached token",
+    Action.REFRESH: "use it, and start a background refresh",
+    Action.FETCH: "fetch a token, and wait for it",
+    Action.WAIT: "wait for the pending fetch",
+    Action.WAIT_OR_FAIL: "wait for the cooldown to end if max_wait allows it; else fail, with retry_after",
 }
 _SOURCES = {
     EndpointState.FREE: ("may be asked", ""),
