@@ -18,6 +18,7 @@ import urllib3
 
 from pay88_adapters import RetryPolicy
 from pay88_adapters.engine.bodies import BodyPosition
+from pay88_adapters.events import Event, TokenRejected
 from pay88_adapters.testing import ResetAfterRead, Status
 from support.rejections import Rejections
 from support.stacks import STACKS, Aiohttp, AsyncStack, Httpx, Reply, Requests, Stack, Urllib3
@@ -264,13 +265,14 @@ def test_rule_07_a_file_that_was_closed_is_not_sent_again(kind: type[Stack]) -> 
     with ExitStack() as stack:
         [(key, body)] = named(kind, "file, binary mode", stack).items()
 
-        def answer(send: Callable[[bytes], None], over: threading.Event) -> bool:
-            body.close()
-            send(b"HTTP/1.1 401 Whatever\r\nContent-Length: 0\r\n\r\n")
-            return True
+        def close(event: Event) -> None:
+            if isinstance(event, TokenRejected):  # the whole request has been sent by now
+                body.close()
 
-        server = stack.enter_context(Rejections(answer=answer))
-        client = stack.enter_context(kind(server.manager()))
+        server = stack.enter_context(Rejections())
+        manager = server.manager()
+        manager.listen(close)
+        client = stack.enter_context(kind(manager))
         outcome = client.attempt("POST", f"{server.url}/api/echo", **{key: body})
         assert isinstance(outcome, Reply)
         assert outcome.status == 401
