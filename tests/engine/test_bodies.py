@@ -184,7 +184,7 @@ COLUMNS = {
 
 def table() -> dict[str, list[str]]:
     """Return what the documentation says of each body on each stack."""
-    _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are sent again")
+    _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are retried")
     rows = re.findall(r"^\| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
     return {name: rest for name, *rest in cells[1:]}  # the line of dashes has no blank
@@ -196,7 +196,7 @@ TABLE = table()
 def test_the_table_of_bodies_is_complete() -> None:
     """A row for each body that is tried below, and no other."""
     assert list(TABLE) == NAMES
-    assert {cell for cells in TABLE.values() for cell in cells} == {"sent again", "401", "n/a"}
+    assert {cell for cells in TABLE.values() for cell in cells} == {"retried", "401", "n/a"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, of form fields
@@ -220,7 +220,7 @@ def test_rule_07_a_body_is_sent_again_byte_for_byte_or_not_at_all(kind: type[Sta
             said = "n/a"
             assert len(server.bodies) <= 1
         elif outcome.status == 200:
-            said = "sent again"
+            said = "retried"
             first, second = server.bodies
             assert second.startswith(first)
             assert first == second or when != "after"
