@@ -40,7 +40,7 @@ _NOT_PROSE = re.compile(
 )
 _CODE = re.compile(r"(`{1,2})[^`\n]+(?:\n[^`\n]+)?\1")
 _TEXTS = re.compile(r'"(?:title|description|summary|legendFormat)": "((?:[^"\\]|\\.)*)"')
-_BLOCKS = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |#|>|\|))|\|")
+_BLOCKS = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |#|>|\||!\[))|\|")
 _SENTENCE = re.compile(r"[.!?;](?=\s|$)|:(?=\s*$)")
 
 
@@ -161,7 +161,7 @@ def problems(prose: str, enabled: dict[str, bool]) -> Iterator[tuple[int, int, s
     linted = LintFile("text", prose)
     for result in linted.lint({"max_errors": 10_000, "checks": enabled}):
         (line, column), found = result.pos, result.check_result
-        yield line - 1, column, found.message if found.check_path.startswith(("terms.", "sentence")) else (
+        yield line, column, found.message if found.check_path.startswith(("terms.", "sentence")) else (
             f"{found.check_path}: {found.message}"
         )
 
