@@ -41,7 +41,7 @@ _NOT_PROSE = re.compile(
 _CODE = re.compile(r"(`{1,2})[^`\n]+(?:\n[^`\n]+)?\1")
 _TEXTS = re.compile(r'"(?:title|description|summary|legendFormat)": "((?:[^"\\]|\\.)*)"')
 _BLOCKS = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |#|>|\||!\[))|\|")
-_SENTENCE = re.compile(r"[.!?;](?=\s|$)|:(?=\s*$)")
+_SENTENCE = re.compile(r"[.!?;][*_)\"]*(?=\s|$)|:(?=\s*$)")
 
 
 def blank(text: str, keep: str = "\n") -> str:
