@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -15,17 +16,22 @@ import pay88_adapters
 project = "pay88-adapters"
 copyright = "the pay88-adapters authors"
 release = version = metadata.version(project)
+URLS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pay88-adapters {release}"
 html_copy_source = False
+html_baseurl = URLS["Documentation"]
+html_theme_options = {"source_repository": URLS["Repository"], "source_branch": "main", "source_directory": "docs/"}
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go, .gd"  # of a diff only the new lines
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 smartquotes_action = "D"  # dashes; quotes stay as they are typed
 myst_heading_anchors = 4
-myst_enable_extensions = ["html_image"]  # pictures with a width are copied, too
+myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width are copied, too
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
