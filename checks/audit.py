@@ -1,7 +1,7 @@
 """Check the dependencies for known vulnerabilities: ``python checks/audit.py``.
 
-pip-audit needs a service that lists them, PyPI or OSV. Where neither is reachable, as on a machine without internet or with
-a mirror of PyPI alone, the check says so and passes. Exit code 1: there are known vulnerabilities.
+pip-audit needs a service that lists them, PyPI or OSV. Where neither is reachable, as on a machine without internet or
+with a mirror of PyPI alone, the check says so and passes. Exit code 1: there are known vulnerabilities.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def main() -> int:
         file.write_text("\n".join(requirements()), encoding="utf-8")
         command = [sys.executable, "-m", "pip_audit", "--vulnerability-service", service, "--requirement", str(file)]
         done = subprocess.run(
-            [*command, "--progress-spinner", "off", "--format", "json"], stdout=subprocess.PIPE, check=False, text=True
+            [*command, "--progress-spinner", "off", "--format", "json"], capture_output=True, check=False, text=True
         )
     if not done.stdout:
-        print("vulnerabilities were not checked: pip-audit ended with an error, see above")
+        print(f"vulnerabilities were not checked: pip-audit failed\n{done.stderr}")
         return 0
     return report(json.loads(done.stdout)["dependencies"])
 
@@ -62,11 +62,16 @@ def main() -> int:
 def report(dependencies: list[dict[str, Any]]) -> int:
     """Print what was found, and what was not checked; return an exit code."""
     skipped = [each["name"] for each in dependencies if "skip_reason" in each]
-    found = [(each["name"], each["version"], vulnerability) for each in dependencies for vulnerability in each.get("vulns", ())]
+    found = [
+        (each["name"], each["version"], vulnerability)
+        for each in dependencies
+        for vulnerability in each.get("vulns", ())
+    ]
     if skipped:
         print(f"vulnerabilities were not checked for {len(skipped)} of {len(dependencies)}: {', '.join(skipped)}")
     for name, version, vulnerability in found:
-        print(f"{name} {version}: {vulnerability['id']}, fixed in {', '.join(vulnerability['fix_versions']) or 'no version'}")
+        fixed = ", ".join(vulnerability["fix_versions"]) or "no version"
+        print(f"{name} {version}: {vulnerability['id']}, fixed in {fixed}")
     print(f"{len(found)} known vulnerabilities in {len(dependencies) - len(skipped)} distributions")
     return 1 if found else 0
 

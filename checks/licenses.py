@@ -24,11 +24,11 @@ NAMES = {
 def license_of(distribution: metadata.Distribution) -> str:
     """Return the SPDX expression of a distribution's license."""
     about = distribution.metadata
-    if expression := about.get("License-Expression"):
-        return str(expression)
-    text = str(about.get("License") or "")
+    if "License-Expression" in about:
+        return str(about["License-Expression"])
+    [text] = about.get_all("License") or [""]
     if text and "\n" not in text and len(text) < 40:
-        return NAMES.get(text, text)
+        return NAMES.get(text, str(text))
     classifiers = about.get_all("Classifier") or []
     named = [each.rpartition(" :: ")[2] for each in classifiers if each.startswith("License ::")]
     return " OR ".join(sorted({NAMES.get(each, each) for each in named})) or "unknown"

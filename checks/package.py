@@ -23,8 +23,18 @@ PAGE = ROOT / "docs" / "dependencies.md"
 PERMISSIVE = {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "PSF-2.0", "Python-2.0", "Unlicense"}
 """Licenses that a user of the package need not think about. MPL-2.0 is on the page where it occurs."""
 
-LEFTOVERS = re.compile(r"__pycache__|\.pyc$|\.(?:pytest|mypy|ruff)_cache|\.hypothesis|/docs/_build/|/dist/|\.env$|/\.venv/|\.tox/")
-IN_SDIST = {"LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md", "pyproject.toml", "tox.ini", "src/pay88_adapters/py.typed"}
+LEFTOVERS = re.compile(
+    r"__pycache__|\.pyc$|\.(?:pytest|mypy|ruff)_cache|\.hypothesis|/docs/_build/|/dist/|\.env$|/\.venv/|\.tox/"
+)
+IN_SDIST = {
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "pyproject.toml",
+    "tox.ini",
+    "src/pay88_adapters/py.typed",
+}
 IN_WHEEL = {"_pay88_pytest.py", "pay88_adapters/py.typed", "pay88_adapters/__init__.py"}
 TABLE = re.compile(r"<!-- licenses -->\n(.*?)<!-- end of licenses -->", re.DOTALL)
 
@@ -50,7 +60,7 @@ def check_sdist(path: Path) -> None:
     """The sources and the license are in it, and nothing that a build or a test leaves."""
     with tarfile.open(path) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-    require(IN_SDIST <= set(names), f"missing in the sdist: {IN_SDIST - set(names)}")
+    require(set(names) >= IN_SDIST, f"missing in the sdist: {IN_SDIST - set(names)}")
     left = [name for name in names if LEFTOVERS.search(f"/{name}")]
     require(not left, f"not for the sdist: {left}")
     require(any(name.startswith("tests/") for name in names), "the sdist has no tests")
@@ -60,6 +70,7 @@ def check_wheel(path: Path) -> None:
     """Every module of the package is in it, its type marker, its license, and nothing else."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
+        [about] = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
     info = {name for name in names if ".dist-info/" in name}
     source = ROOT / "src"
     expected = {
@@ -68,9 +79,11 @@ def check_wheel(path: Path) -> None:
         if file.is_file() and "__pycache__" not in file.parts
     }
     require(names - info == expected, f"wheel and source differ: {(names - info) ^ expected}")
-    require(IN_WHEEL <= names, f"missing in the wheel: {IN_WHEEL - names}")
+    require(names >= IN_WHEEL, f"missing in the wheel: {IN_WHEEL - names}")
     require(any(name.endswith("licenses/LICENSE") for name in info), "the wheel has no license")
     require(any(name.endswith("entry_points.txt") for name in info), "the wheel has no entry points")
+    urls = re.findall(r'^\w+ = "(https://.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    require(re.findall(r"^Project-URL: \w+, (.+)$", about, re.MULTILINE) == urls, "the wheel has other addresses")
 
 
 def installed(wheel: Path) -> dict[str, str]:

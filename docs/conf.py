@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import tomllib
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -42,7 +42,16 @@ SEARCH_WORDS = {
     "runbook": ("alert", "alerts", "incident", "on call"),
     "stacks/httpx": ("http/2", "http2"),
     "testing": ("fake clock", "fixture", "freeze time"),
-    "troubleshooting": ("401", "401 error", "401 unauthorized", "429", "faq", "rate limit 429", "token expired", "token expires"),
+    "troubleshooting": (
+        "401",
+        "401 error",
+        "401 unauthorized",
+        "429",
+        "faq",
+        "rate limit 429",
+        "token expired",
+        "token expires",
+    ),
 }
 
 autodoc_member_order = "bysource"
@@ -62,7 +71,7 @@ nitpick_ignore_regex = [
         r"(urllib3|requests|httpx2?|aiohttp|limits|ssl|contextlib|collections|opentelemetry|random|threading|types|typing)\..*",
     ),
     ("py:class", r"pay88_adapters\.core\..*"),  # what users know under a shorter name
-    ("py:class", r"pay88_adapters\.testing\.isolation\..*"),
+    ("py:class", r"pay88_adapters\.testing\.(isolation|messages)\..*"),
     ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
     # Type variables.
     ("py:class", r"(pay88_adapters\.[\w.]+\.)?(R|R_contra|P|S|C|F|\w+T)"),
@@ -78,6 +87,31 @@ def _public_modules() -> list[str]:
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in public]
 
 
+PARTS = {
+    "ConnectionFailure": {"refine"},
+    "Clock": {"wall", "real", "nap", "wait", "wait_in_task", "pause", "sleep"},
+    "FaultPlan": {"unread", "delays", "outcome"},
+    "Hold": {"passed"},
+    "Journal": {"arrived", "finished"},
+    "ManualClock": {"wait", "wait_in_task", "pause", "sleep"},
+    "Pay88Retry": {"new", "is_retry", "increment", "after", "plain"},  # of urllib3's Retry
+    "Rule": {"peek", "take"},
+    "Service": {"masked", "trace", "count"},
+    "TokenPolicy": {"windows", "trusted_after", "rate_limits"},
+    "Emulator": {"let_go"},
+}
+"""Members of public classes that parts of the package use among themselves."""
+
+
+def members(name: str, value: object) -> set[str]:
+    """Return the public methods and properties that a class of the package defines."""
+    if not (isinstance(value, type) and value.__module__.startswith("pay88_adapters")):
+        return set()
+    kinds = (property, classmethod, staticmethod)
+    found = {each for each, what in vars(value).items() if callable(what) or isinstance(what, kinds)}
+    return {each for each in found if not each.startswith("_")} - PARTS.get(name, set())
+
+
 def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which ends the build, of what is public and not in the reference."""
     documented = env.domains["py"].objects  # type: ignore[attr-defined]
@@ -85,6 +119,9 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
         for name in importlib.import_module(module).__all__:
             if f"{module}.{name}" not in documented and f"pay88_adapters.{name}" not in documented:
                 logging.getLogger(__name__).warning("%s.%s is public and not in the reference", module, name)
+            for member in members(name, getattr(importlib.import_module(module), name)):
+                if not any(each.endswith(f".{name}.{member}") for each in documented):
+                    logging.getLogger(__name__).warning("%s.%s.%s is not in the reference", module, name, member)
 
 
 def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Search the built site as a reader does: ``python docs/searchable.py docs/_build``.
 
-Node runs the site's own search. Exit code 0: each query finds its page among the first three, and a search for the name of
-each tool leads to a page about tools, deployment or tests.
+Node runs the site's own search. Exit code 0: each query finds its page among the first three, and a search for the name
+of each tool leads to a page about tools, deployment or tests.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ scope._ = (text) => text;
 for (const name of ["_static/language_data.js", "_static/searchtools.js", "searchindex.js"])
   vm.runInContext(fs.readFileSync(`${site}/${name}`, "utf8"), scope);
 scope.queries = queries;
-const found = "queries.map((query) => Search._performSearch(...Search._parseQuery(query)).reverse().map((hit) => hit[0]))";
+const hits = "Search._performSearch(...Search._parseQuery(query)).reverse()";
+const found = `queries.map((query) => ${hits}.map((hit) => hit[0]))`;
 console.log(JSON.stringify(vm.runInContext(found, scope)));
 """
 

@@ -1,17 +1,19 @@
 """Check the prose of the project: ``python styles/lint.py [FILE …]``.
 
-proselint runs the rules of styles/terms.toml, and some of its own, over Markdown, over the texts of dashboards and, where
-they are asked for, over docstrings and comments. It needs no network. Exit code 0: nothing to change.
+proselint runs the rules of styles/terms.toml, and some of its own, over Markdown, over the texts of dashboards and over
+docstrings and comments of those Python files that are in its paths. It needs no network. Exit code 0: no problems.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import re
 import sys
 import tokenize
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,8 @@ from proselint.registry import CheckRegistry
 from proselint.registry.checks import Check, CheckResult
 from proselint.tools import LintFile
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).parent.parent
+tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
 RULES: dict[str, Any] = tomllib.loads((Path(__file__).parent / "terms.toml").read_text(encoding="utf-8"))
 
 _FENCED = re.compile(r"^([ >]*)(`{3,})([^\n]*)\n(.*?)^\1?\2$", re.DOTALL | re.MULTILINE)
@@ -115,8 +113,8 @@ def long_sentences(text: str, check: Check) -> Iterator[CheckResult]:
     for end in [*(match.start() for match in _BLOCKS.finditer(text)), len(text)]:
         block = text[start:end]
         ends = [0, *(match.end() for match in _SENTENCE.finditer(block)), len(block)]
-        for first, last in zip(ends, ends[1:], strict=False):
-            words = re.findall(r"[\w`'’.…/-]*\w[\w`'’.…/-]*", block[first:last])
+        for first, last in pairwise(ends):
+            words = re.findall(r"[^\s|]*\w[^\s|]*", block[first:last])
             if len(words) > most:
                 place = start + first + len(block[first:last]) - len(block[first:last].lstrip(" \n|*-"))
                 yield CheckResult(check.path, f"{len(words)} words, at most {most}", (place, place + 1), None)
@@ -131,7 +129,7 @@ def register() -> dict[str, bool]:
     ]
     length = Check(check_type=long_sentences, path="sentence")
     CheckRegistry().register_many((*proselint_checks, *rules, length))
-    return {name: True for name in [*RULES["proselint"], *(rule.path for rule in rules), "sentence"]}
+    return dict.fromkeys([*RULES["proselint"], *(rule.path for rule in rules), "sentence"], True)
 
 
 def files(paths: list[str]) -> list[Path]:
@@ -139,9 +137,7 @@ def files(paths: list[str]) -> list[Path]:
     found = [ROOT / path for path in paths]
     every = [file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     skipped = [ROOT / path for path in RULES["skip"]]
-    return [
-        file for file in every if file.suffix in KINDS and not any(file.is_relative_to(path) for path in skipped)
-    ]
+    return [file for file in every if file.suffix in KINDS and not any(file.is_relative_to(path) for path in skipped)]
 
 
 def main(paths: list[str]) -> int:
@@ -161,8 +157,12 @@ def problems(prose: str, enabled: dict[str, bool]) -> Iterator[tuple[int, int, s
     linted = LintFile("text", prose)
     for result in linted.lint({"max_errors": 10_000, "checks": enabled}):
         (line, column), found = result.pos, result.check_result
-        yield line, column, found.message if found.check_path.startswith(("terms.", "sentence")) else (
-            f"{found.check_path}: {found.message}"
+        yield (
+            line,
+            column,
+            found.message
+            if found.check_path.startswith(("terms.", "sentence"))
+            else (f"{found.check_path}: {found.message}"),
         )
 
 

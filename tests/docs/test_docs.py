@@ -229,7 +229,9 @@ def test_every_link_leads_somewhere(page: str) -> None:
         if file is None:
             continue
         assert file.exists(), target
-        assert public or not page.startswith("docs/") or file.suffix in {".md", *IMAGES}, f"{target} would be a download"
+        assert public or not page.startswith("docs/") or file.suffix in {".md", *IMAGES}, (
+            f"{target} would be a download"
+        )
         if anchor:
             assert anchor in headings(file.read_text(encoding="utf-8")), target
 
@@ -251,7 +253,9 @@ def of_the_project(url: str) -> Path | None:
 
 def test_the_readme_links_to_public_addresses() -> None:
     """All links and images are absolute, so that it reads well on a package index."""
-    assert [link for link in re.findall(r"\]\(([^)\s]+)\)", _PARTS.sub("", PAGES["README.md"])) if ":" not in link] == []
+    assert [
+        link for link in re.findall(r"\]\(([^)\s]+)\)", _PARTS.sub("", PAGES["README.md"])) if ":" not in link
+    ] == []
 
 
 def test_pages_have_the_same_name_everywhere() -> None:
