@@ -26,7 +26,7 @@ def read_history(db: sqlite3.Connection, key: str, now: float) -> Past:
 
 
 def with_entries(past: Past, ids: Sequence[str]) -> Past:
-    """Return what :func:`read_history` would after *ids* were added now: to read a thousand rows takes a millisecond."""
+    """Return what :func:`read_history` would after *ids* were added now: reading many rows again takes long."""
     there = {name for _, name in past.entries}
     return Past(sorted([*past.entries, *((past.now, name) for name in ids if name not in there)]), past.now)
 
