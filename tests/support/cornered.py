@@ -15,6 +15,7 @@ import os
 import signal
 import ssl
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -577,6 +578,8 @@ class StallingConnector(aiohttp.TCPConnector):
 @case("httpx-asyncio", "aiohttp")
 def the_loop_is_closed_under_the_fetch(stack: str) -> None:
     """Nothing was cancelled, nobody was told: the others take over when the fetch is overdue."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # it finalizes the session before the coroutine that closes it
+        warnings.filterwarnings("ignore", "Unclosed client session", ResourceWarning)
     with corner(ManualClock()) as here, Crowd(here) as crowd, here.emulator.hold("token") as held:
         loop = asyncio.new_event_loop()
         loop.run_until_complete(_stall(stack, here, crowd))
