@@ -372,7 +372,7 @@ def test_counts_are_whole_numbers(name: str) -> None:
 @pytest.mark.parametrize("value", [60, 60.0, 100])
 def test_a_margin_over_the_lifetime(name: str, value: float) -> None:
     """Every token would be too old when it comes."""
-    refused(TokenPolicy, **{name: value}, says="a token lives 60 s")
+    refused(TokenPolicy, **{name: value}, says="less than the lifetime of a token (60 s)")
 
 
 def test_a_backoff_whose_cap_is_below_its_base() -> None:

@@ -333,14 +333,14 @@ def test_rule_18_every_error_pickles(kind: type[Pay88Error], protocol: int) -> N
 
 @pytest.mark.parametrize("kind", ERROR_CLASSES)
 def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error]) -> None:
-    """A thousand callers do not share one traceback; all share the cause, which no repr shows."""
+    """A thousand callers share no traceback; all share the cause, which is in no repr."""
     cause = OSError(KEY)
     failure = Failure(kind, "the message", 429, "slow down", 99.0, True, cause)
     first, second = failure.error(12.5), failure.error(None)
     assert first is not second
-    assert (type(first), str(first), vars(first)) == (kind, "the message; retry in 12.5 s", FIELDS)
+    assert (type(first), str(first), vars(first)) == (kind, "the message; retry in 13 s", FIELDS)
     assert str(second) == "the message"
-    assert second.retry_after is None, "what a caller is told counts from its own now"
+    assert second.retry_after is None, "each caller gets the seconds from its own now on"
     assert first.__cause__ is second.__cause__ is cause
     assert KEY not in repr(failure)
     assert pickle.loads(pickle.dumps(Failure(kind, "m", retryable=True))) == Failure(kind, "m", retryable=True)

@@ -610,7 +610,7 @@ def test_rule_08_a_refusal_says_what_is_reserved() -> None:
     failure = scene.budget.acquire("M", from_reserve=True).failure
     assert failure is not None
     assert "exhausted (10 per 1 minute)" in failure.message
-    assert re.search(r"retry in 12\.5 s$", str(failure.error(12.5)))
+    assert re.search(r"retry in 13 s$", str(failure.error(12.5)))
 
 
 def test_old_entries_do_not_pile_up() -> None:

@@ -196,11 +196,14 @@ class _Fetch:
         self._state.counters.token_requests -= 1
 
     def _outcome(self, reply: TokenResponse | BaseException | UnexpectedError, sent_at: float) -> Token | Failure:
+        settings = self._state.settings
         if isinstance(reply, UnexpectedError):
             return unexpected_failure(reply.error, self._credentials.api_key)
         if isinstance(reply, BaseException):
-            return network_failure(reply, self._credentials.api_key)
-        return parse_token_response(reply, sent_at, self._credentials, self._state.settings.clock.wall())
+            return network_failure(reply, self._credentials.api_key, base_url=settings.endpoint.base_url)
+        return parse_token_response(
+            reply, sent_at, self._credentials, settings.clock.wall(), base_url=settings.endpoint.base_url
+        )
 
     def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
         """Return the pause before the next attempt, or ``None`` if that was all."""

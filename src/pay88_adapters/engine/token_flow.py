@@ -8,6 +8,7 @@ from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
 from pay88_adapters.core.events import (
     CallWaited,
 )
+from pay88_adapters.core.failures import after_waiting
 from pay88_adapters.core.machine import TokenMachine
 
 from .effects import (
@@ -93,7 +94,8 @@ class TokenAcquisition:
                         sweep()  # which sets the event, if it ends what this call is about to wait for
                         yield self._wait
                     case Fail(failure, retry_after):
-                        raise failure.error(retry_after)
+                        waited = 0.0 if self._waiting_since is None else state.now() - self._waiting_since
+                        raise after_waiting(failure, waited).error(retry_after)
         finally:
             if self._waiting_since is not None:
                 self._wait_budget.left -= state.now() - self._waiting_since
