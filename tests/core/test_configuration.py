@@ -69,7 +69,7 @@ def test_credentials_hold_printable_ascii_only(name: str, bad: str) -> None:
     """White space, a line break copied along, control characters and look-alikes."""
     values = {"api_key": KEY, "merchant_id": MERCHANT}
     values[name] = bad.format(values[name])
-    refused(Credentials, **values, says=f"{name} holds white space")
+    refused(Credentials, **values, says=f"{name} contains white space")
 
 
 def test_credentials_that_are_swapped_are_noticed() -> None:

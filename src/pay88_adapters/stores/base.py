@@ -26,9 +26,20 @@ from pay88_adapters.core.history import (
     counted,
 )
 
+REMEDY = "start the store, or correct PAY88_STORE"
+
 
 class StoreError(Exception):
-    """The store cannot be used at present: down, slow, full, locked or corrupt. Says which, without a secret."""
+    """The store is unavailable: down, slow, full, locked or corrupt. The message says which, without a secret.
+
+    Args:
+        message: What failed, and why.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = REMEDY) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class WindowsResult(NamedTuple):

@@ -29,7 +29,7 @@ from pay88_adapters.core.history import (
 )
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
-from .base import BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
+from .base import REMEDY, BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
 from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
 
 try:
@@ -89,9 +89,9 @@ class _Server:
         # RedisClusterException is no RedisError; answers that make no sense are one of the last three.
         except (redis.RedisError, RedisClusterException, OSError, TypeError, ValueError, LookupError) as error:
             clear_traceback_locals(error)
-            problem = _problem(error)
+            problem, remedy = _problem(error)
         self._forget_cluster()
-        raise StoreError(f"{self._where} {problem}")  # not raised from its cause, which may quote a token
+        raise StoreError(f"{self._where} {problem}", remedy)  # not raised from its cause, which may quote a token
 
     def _get(self) -> Any:
         client = self._client
@@ -115,43 +115,50 @@ class _Server:
 
 
 _PROBLEMS: tuple[tuple[type[Exception] | tuple[()], str, str], ...] = (
-    (redis.TimeoutError, "", "does not answer in time"),
-    (redis.AuthenticationError, "NOAUTH", "refuses the user or the password"),
-    (
-        NoPermissionError,
-        "NOPERM",
-        "does not permit this user what the store needs: compare its ACL with the documented one",
-    ),
+    (redis.TimeoutError, "", "did not respond within 1 s"),
+    (redis.AuthenticationError, "NOAUTH", "rejected the user name or password"),
+    (NoPermissionError, "NOPERM", "denies this user a command or key of the store"),
     (redis.BusyLoadingError, "", "is still loading its data"),
     (redis.ReadOnlyError, "READONLY", "is a read-only replica"),
-    ((), "NOREPLICAS", "has too few replicas to take writes"),
-    (redis.OutOfMemoryError, "OOM", "is full: it may use no more memory"),
-    (MasterNotFoundError, "", "is not known to the sentinels, or they cannot be reached"),
-    (MasterDownError, "", "is a replica whose primary cannot be reached"),
+    ((), "NOREPLICAS", "has too few replicas to accept writes"),
+    (redis.OutOfMemoryError, "OOM", "is out of memory"),
+    (MasterNotFoundError, "", "is unknown to the sentinels, or no sentinel is reachable"),
+    (MasterDownError, "", "is a replica without a connection to its primary"),
     (ClusterDownError, "", "is a cluster that is down"),
     (redis.ConnectionError, "", "cannot be reached"),
-    (redis.ResponseError, "", "refuses the command"),
-    (redis.RedisError, "", "cannot be used"),
-    (RedisClusterException, "", "is no usable cluster"),
+    (redis.ResponseError, "", "rejected a command of the store"),
+    (redis.RedisError, "", "failed"),
+    (RedisClusterException, "", "is not a working cluster"),
     (OSError, "", "cannot be reached"),
 )
-"""Exceptions, what the server calls them where redis-py does not tell them apart, and our words for them."""
+"""Exceptions, the server's error codes where redis-py has no class of its own, and our text for them."""
+
+_REMEDIES = {
+    "rejected the user name or password": "correct the user name and password in PAY88_STORE",
+    "denies this user a command or key of the store": "grant this user the documented ACL (docs/deployment)",
+    "is still loading its data": "wait until the server has loaded its data",
+    "is a read-only replica": "set PAY88_STORE to the primary, or to the sentinels",
+    "is out of memory": "raise maxmemory of the server, or remove other data",
+    "rejected a command of the store": "use Redis 6.2 or Valkey 7.2 or newer, without renamed commands",
+}
+"""What to do, where starting the server or correcting its URL does not help."""
 
 
-def _problem(error: Exception) -> str:
-    """Say what is wrong in our own words: the server's may quote what it was sent."""
+def _problem(error: Exception) -> tuple[str, str]:
+    """Return what is wrong and what to do, in our own words: the server's may quote the request."""
     code = _code(error)
     text = next(
         (text for kind, name, text in _PROBLEMS if isinstance(error, kind) or (name and name == code)),
-        "holds what this package did not write",
+        "contains data that this package did not write",
     )
-    return f"{text} ({code or type(error).__name__})"
+    return f"{text} ({code or type(error).__name__})", _REMEDIES.get(text, REMEDY)
 
 
 def _code(error: Exception) -> str:
-    """Return what the server calls it, of errors that redis-py hands on as they came: "" for none."""
+    """Return the server's error code, for errors that redis-py passes on unclassified; "" for none."""
     text = str(error) if isinstance(error, redis.ResponseError) else ""
-    if "unauthenticated" in text:  # it takes no long command before the login
+    # No long command before the login; a login that the server has no password or no user names for.
+    if "unauthenticated" in text or "AUTH <password>" in text or "number of arguments for 'auth'" in text:
         return "NOAUTH"
     if "executing the script" in text or "ACL failure" in text:
         return "NOPERM"
