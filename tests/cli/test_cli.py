@@ -150,7 +150,10 @@ def test_a_configuration_that_cannot_work_exits_with_2(arguments: tuple[str, ...
     """One line, and a document with --json."""
     ended = run(*arguments, *["--json"] * as_json)
     assert ended.code == 2
-    assert ended.err == "pay88: set PAY88_API_KEY and PAY88_MERCHANT_ID (or EIGHTY_EIGHT_PAY_*) in the environment\n"
+    assert ended.err == (
+        "pay88: set PAY88_API_KEY and PAY88_MERCHANT_ID"
+        " (or EIGHTY_EIGHT_PAY_API_KEY and EIGHTY_EIGHT_PAY_MERCHANT_ID) in the environment\n"
+    )
     assert (json.loads(ended.out)["error"]["kind"] == "ConfigurationError") if as_json else ended.out == ""
 
 

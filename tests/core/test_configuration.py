@@ -101,7 +101,7 @@ def test_credentials_come_from_the_environment(prefix: str, other: str) -> None:
 
 @pytest.mark.parametrize("missing", ["API_KEY", "MERCHANT_ID"])
 def test_credentials_missing_from_the_environment(missing: str) -> None:
-    """The message names both variables that would do."""
+    """The message names our variable and the vendor's."""
     environ = {**ENVIRON, f"PAY88_{missing}": ""}
     refused(Credentials.from_env, environ, says=f"set PAY88_{missing} (or EIGHTY_EIGHT_PAY_{missing})")
 

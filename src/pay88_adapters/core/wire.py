@@ -178,7 +178,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _classify_status(status: int) -> tuple[type[Any], str, bool]:
     if status == 401:
-        return CredentialsRejected, "check the API key, the merchant id, and that both fit the base URL", False
+        return CredentialsRejected, "check the API key, the merchant id and the base URL", False
     if status == 403:
         return CredentialsRejected, "ask 88Pay whether the merchant is suspended or this IP address blocked", False
     if status == 429:

@@ -56,9 +56,10 @@ class Credentials:
         """
         environ = RedactedMapping(os.environ if environ is None else environ)
         names = {suffix: _first_set(environ, suffix) for suffix in ("API_KEY", "MERCHANT_ID")}
-        missing = [f"PAY88_{suffix}" for suffix, name in names.items() if name is None]
+        missing = [suffix for suffix, name in names.items() if name is None]
         if missing:
-            raise ConfigurationError(f"set {' and '.join(missing)} (or {_VENDORS}*) in the environment")
+            ours, vendors = (" and ".join(prefix + each for each in missing) for prefix in ("PAY88_", _VENDORS))
+            raise ConfigurationError(f"set {ours} (or {vendors}) in the environment")
         return cls(*(Secret(environ[name]) for name in names.values() if name is not None))
 
     @property
