@@ -96,9 +96,9 @@ def test_rule_15_a_file_that_others_than_the_group_can_use_is_refused(volume: Pa
     store = store_at(volume)
     take_one(volume)
     (volume / "store.db").chmod(mode)
-    with pytest.raises(ConfigurationError, match="others than the group"):
+    with pytest.raises(ConfigurationError, match="outside the group"):
         store_at(volume)
-    with pytest.raises(StoreError, match="others than the group"):
+    with pytest.raises(StoreError, match="outside the group"):
         store.budget.ages(WINDOW)
 
 
@@ -106,11 +106,11 @@ def test_rule_15_a_file_of_another_group_is_refused(volume: Path) -> None:
     """Its members are not the directory's."""
     take_one(volume)
     os.chown(volume / "store.db", 0, STRANGERS)
-    with pytest.raises(ConfigurationError, match="others than the group"):
+    with pytest.raises(ConfigurationError, match="outside the group"):
         store_at(volume)
 
 
-@pytest.mark.parametrize(("mode", "said"), [(0o2777, "everybody"), (0o775, "chmod 2770")])
+@pytest.mark.parametrize(("mode", "said"), [(0o2777, "world-writable"), (0o775, "chmod 2770")])
 def test_rule_15_a_directory_that_is_no_groups_is_refused(volume: Path, mode: int, said: str) -> None:
     """Everybody's, and one whose files are of their makers' groups."""
     volume.chmod(mode)
@@ -125,18 +125,18 @@ def test_a_parameter_that_is_none_is_refused(volume: Path, query: str) -> None:
     if not query:
         sqlite_store(url, Clock())
         return
-    with pytest.raises(ConfigurationError, match=r"sqlite:////absolute/path\?access=group"):
+    with pytest.raises(ConfigurationError, match=r"sqlite:////absolute/path, with \?access=group"):
         sqlite_store(url, Clock())
 
 
 def test_the_recipe_for_kubernetes_works(volume: Path) -> None:
-    """In an ``emptyDir``, which everybody may write to."""
+    """In an ``emptyDir``, which world-writable may write to."""
     [recipe] = re.findall(r"^<!-- kubernetes -->\n```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     [mount] = set(re.findall(r"mountPath: ([^\s}]+)", recipe))
     [command] = re.findall(r"command: \[(.*)\]", recipe)
     [url] = re.findall(r"value: (sqlite:\S+)", recipe)
     volume.chmod(0o2777)
-    with pytest.raises(ConfigurationError, match="everybody"):
+    with pytest.raises(ConfigurationError, match="world-writable"):
         store_at(volume)
     subprocess.run([each.strip(' "').replace(mount, str(volume)) for each in command.split(",")], check=True)
     assert sqlite_store(url.replace(mount, str(volume)), Clock()).budget.acquire_all([WINDOW]).wait == 0

@@ -22,11 +22,11 @@ RATE_LIMITED_GROUPS = ("transactions", "balance")
 
 _TOO_MANY = 429
 _LONGEST = 3600.0  # seconds; no limit lasts longer
-_GUARD = 1.0  # seconds that a call may take longer to the service than the one before it
+_GUARD = 1.0  # seconds of latency difference between two requests
 _LONGEST_ATTEMPT = 600.0  # seconds until one that has not ended does not count any longer
-_LOST_AFTER = 10.0  # seconds until a turn that nobody has ended does not count any longer; a store fails earlier
+_LOST_AFTER = 10.0  # seconds until an unfinished permit expires; a store fails earlier
 
-JITTER = 0.25  # seconds over which those who wait for the same instant are to be spread
+JITTER = 0.25  # seconds over which concurrent waiters are spread
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class ServerLimit:
 
 @dataclass(eq=False, slots=True)
 class RateLimitPermit:
-    """Somebody's turn to take a unit and to send an attempt for it, who says how that ended."""
+    """A permit to acquire a unit and to send an attempt, whose end is reported."""
 
     group: str
     server_limit: ServerLimit | None
@@ -72,7 +72,7 @@ class Pacing:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the attempts of the parent's threads."""
+        """Continue without the attempts of the parent's threads."""
         self._permits.clear()
 
     def reserve(self, group: str, now: float) -> RateLimitPermit | float:
@@ -101,7 +101,7 @@ class Pacing:
         return permit
 
     def acquire(self, group: str, merchant_id: str) -> float:
-        """Take a unit of every limit of *group*: return 0, or after how many seconds to ask again. May block."""
+        """Acquire a unit of every limit of *group*: return 0, or the seconds until the next attempt. May block."""
         names = self._names(group, merchant_id)
         return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
 
@@ -126,7 +126,7 @@ class Pacing:
         self._ended.setdefault(permit.group, []).append(now)
 
     def cancel(self, permit: RateLimitPermit) -> None:
-        """Note that nobody knows whether there is a unit less. Needs no lock."""
+        """Record that it is unknown whether a unit was consumed. Needs no lock."""
         self._permits.discard(permit)
 
     def _full_for(self, group: str, under_way: int, now: float) -> float:
@@ -134,7 +134,7 @@ class Pacing:
         ended, full_for = self._ended.setdefault(group, []), 0.0
         for item in CALL_LIMITS:
             seconds = self._strategy.expiry(item)
-            first = bisect_right(ended, now - seconds)  # of those that count
+            first = bisect_right(ended, now - seconds)  # of the counted ones
             too_many = under_way + len(ended) - first - item.amount
             if too_many >= 0:
                 last = first + too_many  # that has to be out of the way

@@ -31,7 +31,7 @@ class Stats:
     Attributes:
         token_requests: Token requests sent, failed ones included.
         tokens: Tokens received.
-        refreshes: Fetches that were started beside the traffic, failed ones included.
+        refreshes: Background refreshes started, including failed ones.
         failed_fetches: Fetches that ended without a token.
         consecutive_failures: How many of them since there was a new token.
         unauthorized: Calls answered 401.

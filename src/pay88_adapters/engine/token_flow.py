@@ -20,7 +20,7 @@ from .effects import (
 from .fetches import Fetches, FetchRun, sweep
 from .runtimes import WaitEvent
 
-_LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop without a word, is looked after
+_LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop without an event, is checked
 
 
 class WaitBudget:
@@ -104,7 +104,7 @@ class TokenAcquisition:
         state, since = self._state, self._waiting_since
         if since is not None and not machine.pending_fetches:
             token, _ = machine.fast_path_token(now)
-            # One token request is all that a call can ask for; another's token may be older than the call.
+            # One token request per call; a token of another fetch may be older than the call.
             if self._fetched or token is None or token.requested_at >= since:
                 self._min_validity = 0.0
             self._fetched = True
