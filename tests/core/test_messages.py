@@ -82,7 +82,7 @@ def test_messages_with_names_and_texts_of_any_length() -> None:
     assert faults_of(str(unexpected_failure(kind(f"{LONG}.")).error(None))) == []
     assert len(class_of(kind())) <= 60
     with pytest.raises(ConfigurationError) as caught:
-        Credentials(kind(), "MCH-COL-1")  # type: ignore[arg-type]
+        Credentials(kind(), "MCH-COL-1")
     assert faults_of(str(caught.value)) == []
 
 

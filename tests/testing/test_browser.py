@@ -194,7 +194,7 @@ def test_the_page_is_live_and_leaves_the_service_alone(page: Any, emulator: Emul
     """It says where clients have to go, and that nothing was here; its own requests are nothing."""
     assert page.title() == "88Pay emulator"
     shows(page, "#url", emulator.url)
-    shows(page, "#no-rows", "Nothing yet")
+    shows(page, "#no-rows", "No requests yet")
     assert page.locator("[role=meter]").count() == 6
     assert len(emulator.journal) == 0
 
@@ -450,7 +450,7 @@ def test_those_who_want_no_motion_get_none(open_page: Open, motion: str, moves: 
     """Nothing moves when a switch is turned; for others it does."""
     page = open_page(reduced_motion=motion)
     page.evaluate(WATCH)
-    page.get_by_role("switch", name="Answers 2 s late").click()
+    page.get_by_role("switch", name="Responses 2 s late").click()
     shows(page, "#active li", "Latency")
     if moves:
         until(lambda: bool(page.evaluate("window.moved > 0")))

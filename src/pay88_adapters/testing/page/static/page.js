@@ -12,7 +12,7 @@ const PRESETS = [
   ["Tokens rejected", { fault: "RefuseToken", on: "call" }],
   ["API requests limited", { fault: "TooMany", on: "call" }],
   ["Connections reset", { fault: "ResetAfterRead", on: "call" }],
-  ["Answers 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
+  ["Responses 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
   ["API requests held", { fault: "Hold", on: "call" }],
   ["Token requests held", { fault: "Hold", on: "token" }],
 ];
