@@ -389,7 +389,7 @@ def test_a_payment_without_a_response_is_sent_once(emulator: Emulator, environ: 
     assert len(emulator.service.charges) == 1
 
 
-def test_a_call_that_does_no_harm_twice_is_sent_again(emulator: Emulator, environ: dict[str, str]) -> None:
+def test_a_call_that_does_no_harm_twice_is_retried(emulator: Emulator, environ: dict[str, str]) -> None:
     """As in any client; a payment is not retried."""
     emulator.faults.add(Status(502), on="/api/balance")
     assert run("request", "POST", "/api/balance", environ=environ).code == 0

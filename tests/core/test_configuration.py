@@ -1,4 +1,4 @@
-"""What cannot work is refused when it is configured, in words that say what to change."""
+"""What cannot work is rejected when it is configured, in words that say what to change."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_credentials_missing_from_the_environment(missing: str) -> None:
     ids=ascii,
 )
 def test_rule_13_a_base_url_that_cannot_be_used(base_url: Any, says: str) -> None:
-    """Refused when the manager is made, and never shown where it may hold a key."""
+    """Rejected when the manager is made, and never shown where it may hold a key."""
     refused(TokenManager, CREDENTIALS, base_url=base_url, says=says)
 
 
@@ -409,7 +409,7 @@ def test_good_policies_are_accepted() -> None:
 
 @pytest.mark.parametrize("credentials", [None, KEY, (KEY, MERCHANT), {"api_key": KEY}, 5])
 def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
-    """Anything else is refused at once, and not shown."""
+    """Anything else is rejected at once, and not shown."""
     refused(TokenManager, credentials, says="Credentials(")
 
 
@@ -426,7 +426,7 @@ def test_a_validity_no_token_has(min_validity: float) -> None:
 
 
 def test_a_manager_that_was_closed() -> None:
-    """It refuses, whatever it was asked."""
+    """It rejects, whatever it was asked."""
     with TokenManager(CREDENTIALS) as manager:
         pass
     refused(manager.get_token, says="closed")
@@ -476,7 +476,7 @@ def test_copies_hold_the_same_manager_and_credentials() -> None:
     [(TokenManager(CREDENTIALS), "from_env()"), (CREDENTIALS, "from_env()"), (Token("a", "b", 60, 0), "TokenManager")],
     ids=lambda each: type(each).__name__,
 )
-def test_rule_15_pickling_stays_refused(value: Any, says: str) -> None:
+def test_rule_15_pickling_stays_rejected(value: Any, says: str) -> None:
     """In a configuration, too; the message says what to do instead."""
     for each in (value, Settings(value, value), [value]):
         with pytest.raises(TypeError, match=re.escape(says)):

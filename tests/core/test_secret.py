@@ -162,7 +162,7 @@ def test_rule_15_credentials_and_tokens_print_no_secret(make: Callable[[], objec
     assert "expires_in=60.0" in repr(token())
 
 
-def test_rule_15_the_header_fields_are_a_new_dict_each_time() -> None:
+def test_rule_15_the_headers_are_a_new_dict_each_time() -> None:
     """A caller may do with it what it likes."""
     mine = token().headers()
     assert dict(mine) == {"Authorization": f"Bearer {ACCESS}", "x-session-id": SESSION}
@@ -192,7 +192,7 @@ def test_rule_15_nothing_secret_is_pickled(make: Callable[[], object], protocol:
 
 
 def test_rule_21_a_collection_of_secrets_can_be_copied() -> None:
-    """Clients copy their header fields, also deeply; the copies print nothing either."""
+    """Clients copy their headers, also deeply; the copies print nothing either."""
     for original in (token().headers(), {"key": [Secret(KEY)]}):
         for duplicate in (copy.copy(original), copy.deepcopy(original)):
             assert duplicate == original
@@ -220,7 +220,7 @@ def from_env(key: str) -> Credentials:
 
 @pytest.mark.parametrize("bad", [f"{KEY}\n", f" {KEY}", f"{KEY}\u200b"], ids=ascii)
 @pytest.mark.parametrize("make", [made, from_env])
-def test_rule_15_a_key_that_is_refused_is_in_no_local_variable(make: Callable[[str], object], bad: str) -> None:
+def test_rule_15_a_key_that_is_rejected_is_in_no_local_variable(make: Callable[[str], object], bad: str) -> None:
     """Whoever prints tracebacks with locals prints those of this package's frames, too."""
     with pytest.raises(ConfigurationError) as caught:
         make(bad)

@@ -77,7 +77,7 @@ def test_users_of_one_group_share_a_file(volume: Path) -> None:
 
 
 def test_a_file_that_was_mounted_again_is_used(volume: Path) -> None:
-    """The kubelet gives the group what the owner has: without the parameter, that is refused with the way out."""
+    """The kubelet gives the group what the owner has: without the parameter, that is rejected with the way out."""
     path = volume / "store.db"
     alone = sqlite_store(f"sqlite:///{path}", Clock())
     assert alone.budget.acquire_all([WINDOW]).wait == 0
@@ -91,7 +91,7 @@ def test_a_file_that_was_mounted_again_is_used(volume: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o661, 0o666])
-def test_rule_15_a_file_that_others_than_the_group_can_use_is_refused(volume: Path, mode: int) -> None:
+def test_rule_15_a_file_that_others_than_the_group_can_use_is_rejected(volume: Path, mode: int) -> None:
     """When the store is made, and later."""
     store = store_at(volume)
     take_one(volume)
@@ -102,7 +102,7 @@ def test_rule_15_a_file_that_others_than_the_group_can_use_is_refused(volume: Pa
         store.budget.ages(WINDOW)
 
 
-def test_rule_15_a_file_of_another_group_is_refused(volume: Path) -> None:
+def test_rule_15_a_file_of_another_group_is_rejected(volume: Path) -> None:
     """Its members are not the directory's."""
     take_one(volume)
     os.chown(volume / "store.db", 0, STRANGERS)
@@ -111,7 +111,7 @@ def test_rule_15_a_file_of_another_group_is_refused(volume: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "said"), [(0o2777, "world-writable"), (0o775, "chmod 2770")])
-def test_rule_15_a_directory_that_is_no_groups_is_refused(volume: Path, mode: int, said: str) -> None:
+def test_rule_15_a_directory_that_is_no_groups_is_rejected(volume: Path, mode: int, said: str) -> None:
     """Everybody's, and one whose files are of their makers' groups."""
     volume.chmod(mode)
     with pytest.raises(ConfigurationError, match=said):
@@ -119,7 +119,7 @@ def test_rule_15_a_directory_that_is_no_groups_is_refused(volume: Path, mode: in
 
 
 @pytest.mark.parametrize("query", ["access=all", "access=", "group", "access=group&access=group", "mode=rwc", ""])
-def test_a_parameter_that_is_none_is_refused(volume: Path, query: str) -> None:
+def test_a_parameter_that_is_none_is_rejected(volume: Path, query: str) -> None:
     """With the forms that are right."""
     url = f"sqlite:///{volume}/store.db?{query}"
     if not query:

@@ -34,7 +34,7 @@ def shared(scene: Scene) -> Scene:
 
 
 def test_rule_05_all_windows_are_taken_or_none(scene: Scene) -> None:
-    """A refusal costs nothing, names the longest wait and shows what counts; a grant shows itself, too."""
+    """A rejection costs nothing, names the longest wait and shows what counts; a grant shows itself, too."""
     budget, unit = scene.store.budget, scene.unit
     small, middle, large = Window("small", 5, 10 * unit), Window("middle", 1, 20 * unit), Window("large", 9, 90 * unit)
     acquired = budget.acquire_all([middle])
@@ -319,7 +319,7 @@ STEPS = st.one_of(
 
 
 def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
-    """Do one step; return the answer in a form that compares."""
+    """Do one step; return the response in a form that compares."""
     budget = store.budget
     match step:
         case "acquire_all", windows, amount:

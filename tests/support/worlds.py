@@ -82,7 +82,7 @@ class World:
             time.sleep(0.001)
 
     def settle(self, manager: TokenManager | None = None) -> None:
-        """Wait until no fetch is under way."""
+        """Wait until no fetch is in progress."""
         deadline = time.monotonic() + 10
         while (manager or self.manager).stats().fetching:
             assert time.monotonic() < deadline, "the fetch does not end"

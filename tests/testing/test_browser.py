@@ -253,7 +253,7 @@ def test_the_timeline_can_be_filtered_and_paused(page: Any, emulator: Emulator, 
 
 
 def test_the_page_comes_back_by_itself(page: Any, emulator: Emulator, merchant: Merchant) -> None:
-    """It says that the emulator is gone, and goes on when that is started again."""
+    """It says that the emulator is gone, and continues when that is started again."""
     merchant.call()
     emulator.stop()
     page.wait_for_selector("#link[data-state=gone]")

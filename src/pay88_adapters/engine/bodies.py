@@ -23,7 +23,7 @@ class BodyPosition:
     since a subclass or an object with ``__iter__`` or ``read`` can do anything:
 
     - ``None``, bytes and text;
-    - ``bytearray``, ``memoryview``, and lists and tuples of bytes and text, unless they were changed meanwhile;
+    - ``bytearray``, ``memoryview``, and lists and tuples of bytes and text, unless they were changed in the meantime;
     - ``io.BytesIO`` and regular files in binary mode, if they return to their position.
 
     Args:

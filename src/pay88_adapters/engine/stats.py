@@ -34,19 +34,19 @@ class Stats:
         refreshes: Background refreshes started, including failed ones.
         failed_fetches: Fetches that ended without a token.
         consecutive_failures: How many of them since there was a new token.
-        unauthorized: Calls answered 401.
+        unauthorized: Calls that got 401.
         replayed: Calls sent a second time after a 401.
-        retried: Times that a call was sent again after it failed, or was told to slow down.
+        retried: Times that a call was retried after it failed, or was told to slow down.
         waited: Calls that had to wait for a token.
         paced: Calls that had to wait for room in the limits of calls (``pacing=True``).
         not_sent: Calls that got an error of this package and were not sent, or not once more.
         bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
             each attempt that the HTTP client library makes counts.
         budget_left: Token requests left, by limit.
-        fetching: Whether a fetch is under way.
+        fetching: Whether a fetch is in progress.
         token_expires_in: Seconds for which the token stays valid; ``None`` without one.
         circuits_open: Whether the circuit is open, by group of calls made so far (``breaker=``).
-        store_degraded: Whether the store fails, and this process goes on alone.
+        store_degraded: Whether the store fails, and this process continues alone.
     """
 
     token_requests: int

@@ -4,7 +4,7 @@ Each operation opens the file, takes one transaction and closes it again. Nothin
 connection crosses a fork, nothing has to be closed, and the next operation meets whatever is there by
 then, in place of a file that was deleted, replaced or repaired.
 
-The journal is a rollback journal. With a write-ahead log, whoever has a deleted file open goes on
+The journal is a rollback journal. With a write-ahead log, whoever has a deleted file open continues
 sharing the index of the log, and at last deletes the log itself, of the new file by that name.
 """
 

@@ -19,7 +19,7 @@ class ManualClock(Clock):
 
     Args:
         start: Initial time in seconds.
-        skips_pauses: Let whoever pauses on it, before another attempt for instance, move it by as much and go on
+        skips_pauses: Let whoever pauses on it, before another attempt for instance, move it by as much and continue
             at once. So does an emulator that is slow. Waiting for a token that is being fetched moves nothing.
     """
 

@@ -55,8 +55,8 @@ class Entry:
 class Journal:
     """The request journal: one entry per request, one line each when printed. Thread-safe.
 
-    A request is there from the moment its header fields have arrived. How it ended is there before
-    the first byte of its answer is sent: a client that has an answer finds it in the journal.
+    A request is there from the moment its headers have arrived. How it ended is there before
+    the first byte of its response is sent: a client that has a response finds it in the journal.
     """
 
     def __init__(self) -> None:
