@@ -111,9 +111,9 @@ def unmanaged() -> Activation[None]:
     """Bypass the manager in the current context: ``with unmanaged(): …``. Requests pass through unchanged.
 
     It holds for this thread or task, and for the tasks that are started in it. A new thread starts
-    without; ``contextvars.copy_context().run`` takes it along. A generator that yields inside of the block
-    shares its context with whoever iterates over it: they see it as well, until the block ends.
+    without; ``contextvars.copy_context().run`` copies it. A generator that yields inside the
+    block shares its context with the code that iterates over it, which bypasses the manager too until the block ends.
 
-    ``@unmanaged()`` does the same for all that a function does, or a coroutine function.
+    ``@unmanaged()`` does the same for a function or a coroutine function.
     """
     return Activation(None)

@@ -48,17 +48,17 @@ class RateLimitPermit:
 
 
 class Pacing:
-    """The calls that one merchant's managers may still make.
+    """The API rate limits of one merchant.
 
-    What is counted in the storage is shared by all who share it, by when a unit is taken. An attempt may reach the
-    service later, as it waits for a connection: what is counted here is when it ended, and until then it may be sent
-    at any moment. What the service says of itself, which may know of others, is kept here, and so is who asks the
-    storage; the manager's lock guards it.
+    The storage counts units by the time of their acquisition, for all managers that share it. An attempt may reach the
+    service later, because it waits for a connection: this object counts by the end of the attempt, before which it may
+    be sent at any moment. It also holds the limits that the service reports, which may know other clients, and the
+    concurrent storage operations. The manager's lock guards it.
 
     Args:
-        storage: Keeps the entries.
-        base_url: Calls are counted per base URL and merchant.
-        crowd: How many of a group may ask the storage at once, where it takes its time.
+        storage: Storage of the entries.
+        base_url: Requests are counted per base URL and merchant.
+        max_concurrent: Maximum concurrent storage operations per group, for a slow storage.
     """
 
     def __init__(self, storage: BudgetStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
@@ -143,9 +143,9 @@ class Pacing:
         return full_for
 
     def record_response(self, group: str, status: int, headers: Mapping[str, str], now: float, wall: float) -> None:
-        """Note what the service says is left, in its ``X-RateLimit-*`` fields or the ``Retry-After`` of a 429.
+        """Record the remaining requests from the ``X-RateLimit-*`` headers, or the ``Retry-After`` of a 429.
 
-        Answers overtake each other: within one window the least that was said counts.
+        Responses may arrive out of order: within one window the smallest number counts.
         """
         if group not in RATE_LIMITED_GROUPS:
             return

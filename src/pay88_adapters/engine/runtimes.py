@@ -106,8 +106,7 @@ class AsyncRuntime(Protocol):
     async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
         """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
 
-        What ends it although nobody has cancelled the caller, such as a ``CancelledError`` of its own, is raised as a
-        :class:`WorkCancelled`.
+        A ``CancelledError`` of *work* that does not come from the caller is raised as a :class:`WorkCancelled`.
         """
         ...
 

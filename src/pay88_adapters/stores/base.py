@@ -245,11 +245,11 @@ class Store(Protocol):
         """Try to acquire the refresh lease of *key*.
 
         Args:
-            key: Names the record.
-            owner: Names who asks. The lease is given to its owner again, under a new fence. What stands before
-                a slash names the member of the fleet that the owner belongs to: see :mod:`.members`.
-            known: The version that the owner knows, 0 for none: any other that is there is the answer.
-            lease: For how many seconds nobody else may replace it.
+            key: Key of the record.
+            owner: The caller. Its own lease is granted again, with a new fencing token. The part before a slash is the
+                member that the owner belongs to: see :mod:`.members`.
+            known: The version that the owner knows, 0 for none. If the store has another one, that is the result.
+            lease: Duration of the lease in seconds.
 
         Raises:
             StoreError: The store is unavailable.
@@ -260,14 +260,13 @@ class Store(Protocol):
         """Replace the record and release the lease, unless there is a newer fencing token.
 
         Args:
-            key: Names the record.
-            fence: From :meth:`try_acquire_lease`; becomes the record's version. One that the store has not given out,
-                because it was emptied since, publishes nothing.
+            key: Key of the record.
+            fencing_token: From :meth:`try_acquire_lease`; becomes the record's version. A token that the store has not
+                issued, because it was emptied since, publishes nothing.
             content: The record.
-            keep: After how many seconds the record may be forgotten. The count of fences outlives it
-                by a day at least.
-            after: How many seconds after :meth:`try_acquire_lease` returned the content was written. The record's age
-                counts from then, however long it is on its way.
+            keep: Seconds after which the record may be deleted. The fencing token is kept for at least a day longer.
+            after: Seconds from the return of :meth:`try_acquire_lease` to the writing of the content. The age of the
+                record counts from then, however long the operation takes.
 
         Returns:
             Whether it was published.

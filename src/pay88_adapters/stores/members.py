@@ -1,10 +1,9 @@
-"""Which part of the budget each member of a fleet may take while the store cannot be used.
+"""The share of the token budget of each member in degraded mode.
 
-A member is a process, or a host whose processes share a fallback store. Each is told its part whenever it
-asks for a lease. What all members may take together never exceeds the budget: a part that was told
-is set aside until its member is told another, for nobody can take it back from a member that does not
-ask. It shrinks while the member does not ask, to nothing after an hour: so a member that has ended, or
-that makes no request, does not keep the others from theirs.
+A member is a process, or a host whose processes share a fallback store. Each lease attempt returns the share of its
+member. All shares together never exceed the budget: a share is reserved until its member gets another one, because the
+store cannot revoke it. It shrinks while the member makes no lease attempt, to zero after an hour: a member that has
+ended, or sends no requests, does not reduce the shares of the rest.
 """
 
 from __future__ import annotations

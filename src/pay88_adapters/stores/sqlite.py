@@ -1,11 +1,11 @@
 """The store of the processes on one host: a SQLite file.
 
-Each operation opens the file, takes one transaction and closes it again. Nothing is open in between: no
-connection crosses a fork, nothing has to be closed, and the next operation meets whatever is there by
-then, in place of a file that was deleted, replaced or repaired.
+Each operation opens the file, takes one transaction and closes it again. No connection stays open: none
+crosses a fork, none has to be closed, and the next operation finds the current file, also after the file was deleted,
+replaced or repaired.
 
-The journal is a rollback journal. With a write-ahead log, whoever has a deleted file open continues
-sharing the index of the log, and at last deletes the log itself, of the new file by that name.
+The journal is a rollback journal. With a write-ahead log, a process that has a deleted file open would share the index
+of the log with the new file of that name, and delete its log in the end.
 """
 
 from __future__ import annotations

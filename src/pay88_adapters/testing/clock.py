@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent, WaitEvent
 
-_LOOK_AGAIN = 0.25  # real seconds; who waits is told that this clock was moved, but not if it shows another one's time
+_LOOK_AGAIN = 0.25  # real seconds; advance() notifies the waiters, but a subclass may show the time of another clock
 
 
 class ManualClock(Clock):
@@ -19,8 +19,8 @@ class ManualClock(Clock):
 
     Args:
         start: Initial time in seconds.
-        skips_pauses: Let whoever pauses on it, before another attempt for instance, move it by as much and continue
-            at once. So does an emulator that is slow. Waiting for a token that is being fetched moves nothing.
+        skips_pauses: Sleeping on it, such as a backoff delay or the latency of an emulator, advances the clock and
+            returns immediately. Waiting for a pending fetch does not advance it.
     """
 
     def __init__(self, start: float = 1_000.0, *, skips_pauses: bool = False) -> None:

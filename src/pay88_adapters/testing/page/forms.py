@@ -38,7 +38,7 @@ class Form:
         """Return the value of a field, parsed by *read*.
 
         Raises:
-            Rejected: It is missing and has no default, or is invalid.
+            Refused: It is missing and has no default, or is invalid.
         """
         if name not in self._fields:
             if default is None:
