@@ -87,7 +87,7 @@ urllib3s = pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind:
 def test_rule_21_wrappers_of_urlopen_work(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: type[Stack], wrapper: Wrapper, where: str
 ) -> None:
-    """Whoever put them there; around token requests, and around a call that is replayed."""
+    """Whichever layer added them; around token requests, and around a call that is replayed."""
     client: Any = world.client()
     calls: list[str] = []
 

@@ -192,7 +192,7 @@ def test_errors_are_classes_that_can_be_imported(kind: type[Stack]) -> None:
 
 
 def test_a_client_without_a_merchant_of_its_own(world: World) -> None:
-    """It makes no call that nobody has chosen a merchant for; and what it raises is also its library's error."""
+    """It sends no request without an activated manager; and what it raises is also its library's error."""
     events: list[Event] = []
     manager = world.new_manager(listeners=[events.append])
     client = world.client(ActivatedManager(world.emulator.url))  # type: ignore[arg-type]

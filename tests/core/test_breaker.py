@@ -71,7 +71,7 @@ def test_rule_23_successes_do_not_make_up_for_failures() -> None:
 
 
 def test_rule_23_open_for_so_long_and_then_one_probe() -> None:
-    """Every rejection says how long; the first call after that is the trial request, and nobody else passes."""
+    """Every rejection says how long; the first call after that is the trial request, and no other call is sent."""
     breaker = opened()
     assert breaker.try_acquire(0) == Rejected(20)
     assert breaker.try_acquire(19.5) == Rejected(0.5)
@@ -167,7 +167,7 @@ NUMBERS: list[Any] = [0, -1, math.nan, math.inf, 86_401, True, "30", None]
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 @pytest.mark.parametrize("name", ["failure_threshold", "window", "open_for"])
 def test_a_policy_that_makes_no_sense_is_rejected(name: str, value: Any) -> None:
-    """Whoever wrote it hears of it, with its name."""
+    """The error names the wrong value."""
     with pytest.raises(ConfigurationError, match=name):
         BreakerPolicy(**{name: value})
 

@@ -403,6 +403,6 @@ def test_rule_15_no_text_keeps_a_secret(secret: str, around: list[str], text: st
 @given(kind=st.sampled_from(SECRETS), before=any_text, after=any_text)
 @settings_here
 def test_rule_15_what_looks_like_a_secret_is_one(kind: str, before: str, after: str) -> None:
-    """Keys, tokens and session ids that nobody told us of."""
+    """Keys, tokens and session ids that are unknown to the package."""
     for cleaned in (mask(f"{before}{kind}{after}"), redact(f"{before} {kind.upper()} {after}")):
         assert kind.lower() not in cleaned.lower()

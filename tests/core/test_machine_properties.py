@@ -345,8 +345,8 @@ def weather(draw: st.DrawFn) -> tuple[World, float]:
 def test_rule_05_the_budget_holds_in_any_weather(drawn: tuple[World, float]) -> None:
     """An hour and a half of errors, 429s, slow, late and lost answers, random 401s and flapping outages.
 
-    Never more than 10 token requests in 60 s nor 100 in an hour; one in flight; nobody is handed a
-    token that has expired, goes round in circles, waits beyond ``max_wait`` or waits with nobody leading.
+    Never more than 10 token requests in 60 s nor 100 in an hour; one in flight; no request gets a
+    token that has expired, goes round in circles, waits beyond ``max_wait`` or waits while no fetch is pending.
     """
     world, gap = drawn
     world.calls(at_random(world.rng, gap)).run(1.5 * HOUR)

@@ -115,7 +115,7 @@ def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here
 
 
 def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
-    """Whoever replaced it decides."""
+    """The manager that replaced it decides."""
     driven = Driven()
     late = driven.lead(0.0)
     ticket = driven.lead(6.0)
@@ -195,7 +195,7 @@ def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> No
 
 
 def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
-    """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
+    """As the hour's budget goes, a manager that takes a token over refreshes it later, too."""
     driven = Driven()
     ticket = driven.lead(0.0)
     assert not driven.machine.merge_snapshot(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
@@ -205,7 +205,7 @@ def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
 
 
 def test_rule_04_a_token_that_was_rejected_is_not_taken_over_again() -> None:
-    """Nor one that is older than ours; nobody is told of a rejected one."""
+    """Nor one that is older than ours; a rejected one is not published."""
     driven = holding()
     assert driven.machine.snapshot(ONE, {}).token == token()
     assert driven.machine.on_unauthorized(token(), 1.0)
@@ -382,7 +382,7 @@ def test_rule_08_an_accepted_call_ends_the_row() -> None:
 
 
 def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
-    """The ordinary refresh brings a token that nobody has rejected yet."""
+    """The ordinary refresh brings a token that has not been rejected yet."""
     driven = holding(rejection_cooldown=1_000)
     last = storm(driven, 0.0, 3)
     newer = driven.get(last + 45.0)

@@ -254,7 +254,7 @@ def test_rule_20_a_payment_that_was_rejected_is_retried(world: World) -> None:
 
 
 def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(world: World) -> None:
-    """Nobody can have executed it."""
+    """It cannot have been executed."""
     ears = Ears()
     client = world.client(world.new_manager(listeners=[ears]))
     assert ok(charge(world, client))

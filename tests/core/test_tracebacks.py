@@ -153,7 +153,7 @@ def test_rule_15_a_redacted_traceback_ends_in_frames_like_those_that_failed() ->
 
 
 def test_rule_15_frames_that_still_run_stay_as_they_are() -> None:
-    """Those of the caller, and of whoever calls it, hold what is theirs."""
+    """The frames of the caller, and of its callers, keep their locals."""
     mine = "a local variable of the caller's"
 
     def attempt() -> None:

@@ -240,7 +240,7 @@ def test_rule_07_a_body_is_retried_byte_for_byte_or_not_at_all(kind: type[Stack]
 @pytest.mark.parametrize("kind", [Urllib3, Requests, Aiohttp], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("name", ["`bytearray`", "list of `bytes`"])
 def test_rule_07_a_body_that_was_changed_is_not_retried(kind: type[Stack], name: str, change: bool) -> None:
-    """Nobody knows what the server would get."""
+    """The bytes that the server would receive are unknown."""
     with ExitStack() as stack:
         if TABLE[name][COLUMNS[kind.name]] == "n/a":
             pytest.skip("this client does not take it")

@@ -72,7 +72,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(params=["threads", "asyncio", "trio"])
 def waiters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Waiters]:
-    """Make some on a clock at which nobody looks again without being woken."""
+    """Create managers on a clock whose waiters only wake up when they are notified."""
     monkeypatch.setattr("pay88_adapters.testing.clock._LOOK_AGAIN", 60.0)
     return partial(Waiters, request.param)
 

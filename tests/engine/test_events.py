@@ -306,7 +306,7 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
 
 
 def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
-    """It hears of a token, and does not return: whoever waited for that token has it, on any other thread."""
+    """It hears of a token, and does not return: the waiters for that token get it, on any other thread."""
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:

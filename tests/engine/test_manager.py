@@ -193,7 +193,7 @@ def test_a_closed_manager_says_so(emulator: Emulator) -> None:
 
 
 def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
-    """Closing the manager wakes whoever waits for a token."""
+    """Closing the manager wakes the waiters for a token."""
     manager = manager_for(emulator)
     errors: list[BaseException] = []
 
@@ -213,7 +213,7 @@ def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
 
 
 def test_the_error_of_a_dead_endpoint_names_its_cause() -> None:
-    """Nobody listens at the port: the error comes in no time, with the network's own as its cause."""
+    """No server listens at the port: the error is raised immediately, with the network's own as its cause."""
     manager = TokenManager(
         Credentials("sk_test_dead", "MCH-COL-DEAD"), base_url="http://127.0.0.1:9", clock=Clock(speed=100)
     )
@@ -224,7 +224,7 @@ def test_the_error_of_a_dead_endpoint_names_its_cause() -> None:
 
 
 def test_importing_the_package_imports_no_http_library() -> None:
-    """Whoever uses one stack does not pay for the others."""
+    """A user of one client library does not pay for the others."""
     check = (
         "import sys, pay88_adapters;"
         "print([m for m in ('urllib3','requests','httpx','httpx2','aiohttp','trio','rich') if m in sys.modules])"

@@ -366,7 +366,7 @@ def test_a_decorated_function_runs_with_the_manager() -> None:
 
 
 def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
-    """Several at once, too; whoever awaits it continues without."""
+    """Several at once, too; the code that awaits it continues without."""
 
     async def main() -> list[object]:
         assert inspect.iscoroutinefunction(in_task)

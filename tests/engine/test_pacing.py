@@ -198,7 +198,7 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
 
 
 def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
-    """Whoever is gone while it asks the store gives its turn to another client."""
+    """A caller that ends during its store operation releases its permit."""
     clock = ManualClock()
     pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
     turn = pacing.reserve("balance", clock.now())
@@ -229,7 +229,7 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
 
 
 def test_rule_22_few_ask_a_store_at_once() -> None:
-    """A crowd queues here, not at the store; whoever never comes back does not keep the others for ever."""
+    """A crowd queues here, not at the store; a caller that never returns does not block the others for ever."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
     turns = [pacing.reserve("balance", 0.0) for _ in range(3)]

@@ -290,7 +290,7 @@ UNHURRIED = 2.5  # so that half a lease is more than any machine takes to notice
 
 
 def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> None:
-    """Its lease runs out, nobody asks before that, then one does, and all others are served."""
+    """Its lease expires; no token request is sent before, then one, and all others get its token."""
     scene = stage(UNHURRIED)
     workers = scene.workers(8, ONE_SHOT, stacks=["urllib3"])
     leader, others = workers[0], Team(workers[1:])
@@ -312,7 +312,7 @@ def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> Non
 
 
 def test_rule_04_a_leader_that_comes_late(stage: Callable[[float], Stage]) -> None:
-    """It is stopped until its lease has run out and another has fetched: its late token replaces nobody's."""
+    """It is stopped until its lease has run out and another has fetched: its late token replaces none."""
     scene = stage(UNHURRIED)
     workers = scene.workers(5, ONE_SHOT, stacks=["urllib3"])
     leader, others, newcomer = workers[0], Team(workers[1:4]), workers[4]

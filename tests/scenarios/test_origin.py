@@ -154,7 +154,7 @@ def _pairs(spellings: Mapping[str, list[str]], ours: bool) -> list[tuple[str, st
 
 @pytest.mark.parametrize(("base_url", "url", "ours"), [*_pairs(SPELLINGS, True), *_pairs(OTHERS, False)], ids=ascii)
 def test_rule_13_an_origin_is_one_however_it_is_spelt(world: World, base_url: str, url: str, ours: bool) -> None:
-    """What is managed requests a token first; the proxy answers nobody, so that nothing leaves this machine."""
+    """What is managed requests a token first; the proxy does not respond, so that nothing leaves this machine."""
     policy = TokenPolicy(fetch_attempts=1)
     manager = TokenManager(world.credentials, base_url=base_url, policy=policy, clock=world.clock)
     with socket.socket() as silent:

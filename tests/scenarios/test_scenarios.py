@@ -275,7 +275,7 @@ def test_rule_09_changed_credentials_are_tried_at_once(world: World) -> None:
     ids=["seconds", "date", "body", "neither", "too long"],
 )
 def test_rule_10_a_429_bars_all_token_requests(world: World, fault: TooMany, seconds: float) -> None:
-    """Nobody asks again before the service said, at most for ``max_retry_after``."""
+    """No token request is sent before the time of the service, at most for ``max_retry_after``."""
     client = world.client()
     world.emulator.faults.add(fault, on="token")
     error = client.attempt("POST", world.url)

@@ -65,7 +65,7 @@ def take_one(volume: Path) -> int:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_users_of_one_group_share_a_file(volume: Path) -> None:
-    """Whoever made it and its journal, and whatever their umask; nobody else can read either."""
+    """Whichever user created it and its journal, and whatever the umask; no other user can read them."""
     take_one(volume)  # imports what nobody else may be able to read
     for made in volume.iterdir():
         made.unlink()

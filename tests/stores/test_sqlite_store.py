@@ -262,7 +262,7 @@ def test_rule_24_a_truncated_file_fails_or_starts_over(store: SqliteStore, path:
     "garbage", [b"xx", b"garbage " * 10_000, b"\0" * 8_192, b"SQLite format 3\0" + b"\xff" * 8_192]
 )
 def test_rule_24_garbage_fails_until_it_is_removed(store: SqliteStore, path: Path, garbage: bytes) -> None:
-    """It is nobody's business to remove what might be a user's work under a mistaken name."""
+    """The store must not remove what might be a user's work under a mistaken name."""
     take(store)
     path.write_bytes(garbage)
     for operate in (lambda: take(store), lambda: count(store), lambda: publish(store)):

@@ -375,7 +375,7 @@ LIMITS = [Window("short", 10, 600.0), Window("long", 25, 3_600.0)]
 
 
 def race(store: Store, number: int) -> tuple[int, list[int]]:
-    """Take whatever there is, and lead if nobody does; return the units and the fences."""
+    """Acquire all units, and the lease if it is free; return the units and the fences."""
     units = sum(store.budget.acquire_all(LIMITS).wait == 0 for _ in range(4))
     fencing_token = store.try_acquire_lease("key", owner=str(number), known=0, lease=3_600.0).fencing_token
     return units, [] if fencing_token is None else [fencing_token]
@@ -389,7 +389,7 @@ def race_in_process(opener: Callable[[], Store], barrier: Barrier, number: int, 
 
 
 def judge(store: Store, results: Sequence[tuple[int, list[int]]]) -> None:
-    """Nobody took too much, nothing was lost, one leads."""
+    """No limit was exceeded, nothing was lost, one has the lease."""
     assert sum(units for units, _ in results) == 10
     assert [len(store.budget.ages(window)) for window in LIMITS] == [10, 10]
     fences = [fencing_token for _, fences in results for fencing_token in fences]

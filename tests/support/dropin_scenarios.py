@@ -193,7 +193,7 @@ def redirected_within(on: Setting) -> object:
 
 @scenario()
 def redirects_not_followed(on: Setting) -> object:
-    """Whoever asks for the redirect itself gets it."""
+    """A caller that disables redirects gets the redirect."""
     away = on.here.url("/start", status=302, field=f"Location: {on.there.url()}")
     option = "redirect" if isinstance(on.client, Urllib3) else "allow_redirects"
     if isinstance(on.client, HTTPX):
@@ -273,7 +273,7 @@ def connections_refused(on: Setting) -> object:
 
 @scenario(ours=False)
 def refusals(on: Setting) -> object:
-    """Another client's 401 is nobody's business."""
+    """Another client's 401 passes through unchanged."""
     return on.does("POST", on.here.url("/a", status=401, field="WWW-Authenticate: Bearer", body="no"))
 
 

@@ -111,7 +111,7 @@ class Model:
         self.digest = "first"
         self.sent: list[float] = []
         self.serial = 0
-        self.usable: Token | None = None  # the newest token, if nobody took it away
+        self.usable: Token | None = None  # the newest token, unless it was discarded
         self.silent_since = self.silent_until = NEVER  # the token endpoint asked for that
         self.ended = 0  # fetches of which the callers have heard that they have ended
         self.rejected: dict[str, float] = {}

@@ -36,7 +36,7 @@ def test_a_token_request_and_a_call_are_journalled(emulator: Emulator, client: C
 
 
 def test_a_response_is_in_the_journal_before_the_client_has_it(emulator: Emulator, client: Client) -> None:
-    """Whoever holds the response can assert on the entry at once."""
+    """A client with the response can assert on the entry immediately."""
     for _ in range(200):
         client.call(body=b"x")
         assert emulator.journal[-1].finished
