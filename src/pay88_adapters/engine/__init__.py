@@ -1,4 +1,4 @@
-"""Acts: the locks, threads, tasks, event loops, clocks and forks that carry out what the core decides.
+"""The engine: locks, threads, tasks, event loops, clocks and forks that carry out the decisions of the core.
 
 May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``testing`` and ``cli``.
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
