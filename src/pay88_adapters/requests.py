@@ -186,7 +186,7 @@ def _take_over(adapter: Any, manager: AnyManager) -> None:
 
 
 def _default_retries() -> Pay88Retry:
-    return Pay88Retry(total=0, read=False)  # what requests has in its place
+    return Pay88Retry(total=0, read=False)  # requests' own default
 
 
 def _is_default(retries: Retry) -> bool:

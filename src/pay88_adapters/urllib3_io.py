@@ -90,13 +90,13 @@ def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     if sock is None:
         yield from response.stream(1, decode_content=False)
         return
-    # Older versions only read until they have as much as was asked for.
+    # Older versions only read until they have the requested number of bytes.
     read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
     configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
     piece = b"more"
     while piece:
         left = remaining_seconds(until)
-        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
+        # The connection of a response that was read completely belongs to another request, which sets its own timeout.
         if response.connection is not None:
             sock.settimeout(min(left, configured))
         piece = read(decode_content=False)
