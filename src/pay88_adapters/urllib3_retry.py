@@ -19,14 +19,13 @@ class Pay88Retry(urllib3.Retry):
     ``retries=``, also for a whole pool manager, is the caller's own: urllib3 retries as that says. After the last
     attempt you get the last response or the last error, where urllib3 itself raises a ``MaxRetryError`` around it.
     Redirects are counted as urllib3 counts them, and so is everything after a redirect to another origin.
-    and so is everything where it leads to another origin.
 
-    policy: The retry policy; the manager's unless given.
+    Args:
+        policy: The retry policy; the manager's unless given.
         kw: As for :class:`urllib3.Retry`; for redirects and other origins.
-        kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
 
-    ConfigurationError: *policy* is not a RetryPolicy.
-        ConfigurationError: *policy* is none.
+    Raises:
+        ConfigurationError: *policy* is not a RetryPolicy.
     """
 
     def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:

@@ -160,9 +160,7 @@ class Emulator:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment variables that :meth:`.TokenManager.from_env` reads for this emulator, also in child
-        processes.
-        """
+        """The environment variables that :meth:`.TokenManager.from_env` reads: this emulator's."""
         return {"PAY88_API_KEY": self.api_key, "PAY88_MERCHANT_ID": self.merchant_id, "PAY88_BASE_URL": self.url}
 
     @property
