@@ -111,7 +111,7 @@ class Endpoint:
             return False
         if authorization is not None and authorization[:7].lower() == "bearer ":
             return False
-        return not path.startswith(self.token_path) or path.partition("?")[0] != self.token_path
+        return self.token_path not in path or path.partition("?")[0] != self.token_path
 
     def route(self, path: str) -> str:
         """Return what follows the base URL in *path*, without its query; empty where that does not begin it."""
