@@ -81,13 +81,13 @@ class Token(_OnDemand):
 
     def raw(self) -> tuple[RawField, ...]:
         """Return the header fields in bytes: name, name in lower case, value."""
-        raw = self._raw
-        if raw is None:
-            raw = tuple(
-                (name.encode(), name.lower().encode(), value.encode()) for name, value in self.attached.items()
+        if self._raw is None:  # no local variable, which a traceback may show
+            fields = self.attached.items()
+            object.__setattr__(
+                self, "_raw", tuple((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
             )
-            object.__setattr__(self, "_raw", raw)
-        return raw
+        assert self._raw is not None
+        return self._raw
 
     def __copy__(self) -> Token:
         return self

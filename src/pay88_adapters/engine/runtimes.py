@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from pay88_adapters.stores.realtime import monotonic
@@ -17,6 +18,10 @@ from .threads import Worker
 
 T = TypeVar("T")
 _LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
+
+
+WOKEN_AT_ONCE = 50
+"""How many tasks of an event loop go on before its sockets and timers have their turn: they take 1 ms."""
 
 
 class WaitEvent(Protocol):
@@ -158,8 +163,15 @@ class AsyncioEvent:
         self._wake()
 
     def _wake(self) -> None:
-        for waiter in self._waiters:
+        self._wake_some(iter(tuple(self._waiters)))
+
+    def _wake_some(self, waiters: Iterator[asyncio.Future[None]]) -> None:
+        """Wake so many that the event loop gets to its sockets and timers before the others go on."""
+        some = tuple(islice(waiters, WOKEN_AT_ONCE))
+        for waiter in some:
             _resolve(waiter)
+        if some:
+            self._loop.call_soon(self._wake_some, waiters)
 
     async def wait(self, seconds: float) -> None:
         if self._is_set:
