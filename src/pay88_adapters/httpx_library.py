@@ -25,7 +25,7 @@ ResponseT = TypeVar("ResponseT")
 TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 
-_AUTHORIZATION, _SESSION_ID = AUTHORIZATION.lower().encode(), SESSION_ID.lower().encode()
+_MANAGED_FIELDS = tuple(name.lower().encode() for name in (AUTHORIZATION, SESSION_ID))  # a set would hash each name
 
 
 class Library:
@@ -86,8 +86,8 @@ class Library:
         """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
         if not self._appends:
             return True
-        for _, name, _ in headers._list:
-            if name == _AUTHORIZATION or name == _SESSION_ID:  # noqa: PLR1714 - a set would hash every name
+        for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
+            if name in _MANAGED_FIELDS:
                 return True
         return False
 

@@ -13,7 +13,15 @@ MANAGED_FIELDS = frozenset({"authorization", "x-session-id"})
 
 
 _BEARER = "Bearer "
-RawField = tuple[bytes, bytes, bytes]
+
+
+class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
+    """Header fields in bytes: name, name in lower case, value. Prints none of them."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} header fields>"
 
 
 class _OnDemand:
@@ -21,7 +29,7 @@ class _OnDemand:
 
     __slots__ = ("_headers", "_raw")
     _headers: dict[str, str] | None
-    _raw: tuple[RawField, ...] | None
+    _raw: RawFields | None
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
@@ -79,14 +87,13 @@ class Token(_OnDemand):
             object.__setattr__(self, "_headers", headers)
         return headers.copy()
 
-    def raw(self) -> tuple[RawField, ...]:
-        """Return the header fields in bytes: name, name in lower case, value."""
-        if self._raw is None:  # no local variable, which a traceback may show
+    def raw(self) -> RawFields:
+        """Return the two header fields as the libraries on httpx's model keep them."""
+        if self._raw is None:
             fields = self.attached.items()
-            object.__setattr__(
-                self, "_raw", tuple((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
-            )
-        assert self._raw is not None
+            raw = RawFields((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
+            object.__setattr__(self, "_raw", raw)
+            return raw
         return self._raw
 
     def __copy__(self) -> Token:
