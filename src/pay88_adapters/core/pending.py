@@ -81,8 +81,6 @@ class PendingFetches:
         fetch = self.by_ticket.pop(ticket, None)
         if fetch is not None:
             self.ended += 1
-            if not self.by_ticket:
-                self.by_ticket.clear()  # it would keep room for others
         return fetch
 
     def clear(self) -> None:

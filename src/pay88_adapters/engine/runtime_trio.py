@@ -42,9 +42,9 @@ class TrioEvent:
 
     def _wake_some(self, waiters: trio.lowlevel.ParkingLot) -> None:
         """Wake so many that the event loop gets to its sockets and timers before the others go on."""
-        waiters.unpark(count=WOKEN_AT_ONCE)
-        if waiters:
+        if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
             self._token.run_sync_soon(self._wake_some, waiters)
+        waiters.unpark(count=WOKEN_AT_ONCE)
 
     async def wait(self, seconds: float) -> None:
         with trio.move_on_after(max(seconds, 0.0)):

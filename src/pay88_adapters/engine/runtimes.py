@@ -6,10 +6,9 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from pay88_adapters.stores.realtime import monotonic
@@ -163,15 +162,15 @@ class AsyncioEvent:
         self._wake()
 
     def _wake(self) -> None:
-        self._wake_some(iter(tuple(self._waiters)))
+        self._wake_some(list(self._waiters))
 
-    def _wake_some(self, waiters: Iterator[asyncio.Future[None]]) -> None:
+    def _wake_some(self, waiters: list[asyncio.Future[None]]) -> None:
         """Wake so many that the event loop gets to its sockets and timers before the others go on."""
-        some = tuple(islice(waiters, WOKEN_AT_ONCE))
-        for waiter in some:
-            _resolve(waiter)
-        if some:
+        if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
             self._loop.call_soon(self._wake_some, waiters)
+        for waiter in waiters[-WOKEN_AT_ONCE:]:
+            _resolve(waiter)
+        del waiters[-WOKEN_AT_ONCE:]
 
     async def wait(self, seconds: float) -> None:
         if self._is_set:
