@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted
-from pay88_adapters.core.policy import TokenPolicy
+from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreError
-from pay88_adapters.stores.members import AT_FIRST, HORIZON, shrunk
+from pay88_adapters.stores.members import AT_FIRST, HORIZON, part_left, shrunk
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.stores.realtime import monotonic
 
@@ -150,6 +150,7 @@ class Link:
         self.store = store
         self.failing = False
         self.failing_since = self.restored_at = _NEVER
+        self._outages: list[tuple[float, float]] = []  # of the last hour
         self._clock = clock
         self._failed_at = self._warned_at = _NEVER
         self._warned = False
@@ -166,6 +167,10 @@ class Link:
     def is_steady(self) -> bool:
         """Whether the store has not failed for an hour."""
         return not self.failing and self._clock.now() >= self.restored_at + HORIZON
+
+    def outages_after(self, at: float) -> list[tuple[float, float]]:
+        """Return from when to when a process that reached the store *at* that instant for the last time was alone."""
+        return [(max(since, at), until) for since, until in self._outages if until > at]
 
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for a while after it did."""
@@ -208,7 +213,9 @@ class Link:
             if began_at < self._failed_at or not self.failing:  # it began before the store failed
                 return
             self.failing, warned, self._warned = False, self._warned, False
-            self.restored_at = self._clock.now()
+            self.restored_at = now = self._clock.now()
+            recent = [each for each in self._outages if now - each[1] < HORIZON]
+            self._outages = [*recent, (self.failing_since, now)]
         if warned:
             _log.warning("the store is back: this process shares its token and budget again")
 
@@ -295,6 +302,11 @@ class Share:
         return self._by_hand is None and self._told is not None
 
     @property
+    def is_set(self) -> bool:
+        """Whether it was set by hand."""
+        return self._by_hand is not None
+
+    @property
     def was_told(self) -> bool:
         """Whether the store has ever been reached."""
         return self._told is not None
@@ -310,14 +322,19 @@ class Share:
         parts = max(led.parts, len(self._others) + 1) if led.parts and not link.is_steady else led.parts
         self._told = parts, asked_at
 
-    def silent(self, restored_at: float) -> list[tuple[float, float]]:
+    def silent(self, link: Link) -> list[tuple[float, float]]:
         """Return what parts of the budget those have who have not asked since the store is back, and since when."""
-        others = [(at, 1 / parts) for at, parts in self._others.values()]
-        silent = [each for each in others if each[0] < restored_at]
-        if self._before is not None:  # what is missing to the whole may have been given to others since
+        others = [each for each in self._others.values() if each[0] < link.restored_at]
+        silent = [(at, self._left(parts, link.outages_after(at)[0][0] - at)) for at, parts in others]
+        if self._before is not None and self._clock.now() < link.restored_at + LIFETIME:
+            # What is missing to the whole may have been given to others since; who makes requests asks by then.
             parts, asked_at = self._before
-            silent.append((asked_at, max(1 - (1 / parts if parts else 0) - sum(part for _, part in others), 0.0)))
+            told = sum(1 / parts for _, parts in self._others.values())
+            silent.append((asked_at, max(1 - (1 / parts if parts else 0) - told, 0.0)))
         return silent
+
+    def _left(self, parts: int, age: float) -> float:
+        return 1 / parts if self.is_set else part_left(parts, age)
 
     def parts(self, failing_since: float) -> int:
         """Return one part in how many it is, of a store that fails since then; 0 for none."""
@@ -367,7 +384,8 @@ class _Budget(MemoryStorage):
         self._unreported: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
         self._unreported_cooldowns: Set[str] = frozenset()
         self._seen: dict[str, float] = {}  # until when this process knows what was taken
-        self._rates: dict[str, float] = {}  # how many units a second the limits of a key allow for long
+        self._limits: dict[str, list[Window]] = {}  # of a key
+        self._earlier: dict[str, dict[str, float]] = {}  # what was known since the store failed: see _kept_free
         super().__init__(clock.now)
         survive_forks(self)
 
@@ -379,7 +397,7 @@ class _Budget(MemoryStorage):
     def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
         for key in keys:
-            self._rates[key] = min(window.limit / window.expiry for window in claim.windows if window.key == key)
+            self._limits[key] = [window for window in claim.windows if window.key == key]
 
         def operation(store: Store) -> ClaimResult:
             self.flush(store)
@@ -409,16 +427,37 @@ class _Budget(MemoryStorage):
         return answer
 
     def _kept_free(self, window: Window) -> Window:
-        """Leave room in the shared budget for what others may have taken alone and not yet told."""
-        link, now = self._store_client.link, self._now()
+        """Leave room in the shared budget for what others may have taken alone and not yet told.
+
+        They took it before the store was back: from then on they ask it first. So it depends on what was known of the
+        window as it was then.
+        """
+        link, now, key = self._store_client.link, self._now(), window.key
         if link.is_steady:
+            self._earlier = {}
             return window
-        instants = [now - age for age in counted(window, self.known(window.key))]
-        taken = sum(
-            part * max(window.limit - sum(each <= at for each in instants), 0)
-            for at, part in self._store_client.share.silent(link.restored_at)
-        )
+        recent = {name: at for name, at in self._earlier.get(key, {}).items() if now - at <= 2 * HORIZON}
+        earlier = self._earlier[key] = recent | {name: at for at, name in self._kept(key).live(now)}
+        if now > link.restored_at + window.expiry:
+            return window
+        since = link.restored_at - window.expiry
+        instants = [at for at in earlier.values() if at >= since]
+        taken = 0.0
+        for at, part in self._store_client.share.silent(link):
+            alone = link.outages_after(at)
+            unseen = max(alone[0][0] - max(at, since), 0.0) * self._rate(key)  # which that one counts as spent
+            left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
+            taken += part * min(left, sum(self._most(key, until - since) for since, until in alone))
         return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
+
+    def _rate(self, key: str) -> float:
+        """Return how many units a second the limits of *key* allow for long."""
+        return min((each.limit / each.expiry for each in self._limits.get(key, ())), default=0.0)
+
+    def _most(self, key: str, seconds: float) -> float:
+        """Return how many units the limits of *key* allow at most in so many seconds."""
+        limits = self._limits.get(key, ())
+        return min((each.limit * (seconds // each.expiry + 1) for each in limits), default=math.inf)
 
     def learn(self, key: str, history: History, keep: float, seen: float) -> None:
         """Take over what is known of the history of *key* until the instant *seen*."""
@@ -444,6 +483,9 @@ class _Budget(MemoryStorage):
         ids = {entry.id for entry in known}
         others = [entry for entry in self._alone.history(key) if entry.id not in ids]
         return sorted([*known, *others], key=lambda entry: -entry.age)
+
+    def room(self, window: Window) -> int:
+        return window.limit if self._store_client.degraded else self._kept_free(window).limit
 
     def ages(self, window: Window) -> Ages:
         assumed = [0.0] * self._unseen(window) if self._store_client.degraded else []
@@ -508,7 +550,7 @@ class _Budget(MemoryStorage):
             return 0
         until = self._store_client.link.failing_since
         since = max(self._seen.get(window.key, _NEVER), self._now() - window.expiry)
-        return min(max(math.ceil((until - since) * self._rates.get(window.key, 0.0) - 1e-9), 0), window.limit)
+        return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
     def _refusal(self, claim: Claim, parts: int) -> str:
         who = "process" if self._store_client.fallback is None else "host"
