@@ -398,6 +398,7 @@ class _Budget(MemoryStorage):
         keys = dict.fromkeys(window.key for window in claim.windows)
         for key in keys:
             self._limits[key] = [window for window in claim.windows if window.key == key]
+        windows = list(claim.windows)
 
         def operation(store: Store) -> ClaimResult:
             self.flush(store)
@@ -406,7 +407,7 @@ class _Budget(MemoryStorage):
                 if bar is not None:  # the store may have forgotten it
                     store.budget.bar(key, bar)
             known = {key: self.known(key) for key in keys} if claim.restores else claim.known
-            windows = [self._kept_free(window) for window in claim.windows]
+            windows[:] = (self._kept_free(window) for window in claim.windows)
             return store.budget.claim(claim._replace(windows=windows, known=known))
 
         asked_at = self._now()
@@ -417,7 +418,7 @@ class _Budget(MemoryStorage):
             self.learn(key, history, _keep(claim, key), asked_at)
         if answer.bar is not None:
             super().bar(next(iter(keys)), answer.bar)
-        elif answer.wait and any(self._kept_free(window) != window for window in claim.windows):
+        elif answer.wait and windows != list(claim.windows):
             alone = self._claim_alone(claim, keys)  # what is its own is free in any case
             if not alone.wait:
                 self._store_client.link.attempt(self.flush)
