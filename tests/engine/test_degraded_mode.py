@@ -21,7 +21,8 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.core.history import Entry
-from pay88_adapters.engine.store_client import Link, StoreClient
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.engine.store_link import Link
 from pay88_adapters.stores.base import StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore

@@ -40,7 +40,8 @@ from pay88_adapters.engine.fetches import Fetches, FetchRun
 from pay88_adapters.engine.request_flow import run_request
 from pay88_adapters.engine.settings import Settings
 from pay88_adapters.engine.state import ManagerState
-from pay88_adapters.engine.store_client import OPERATION_TIMEOUT, StoreClient
+from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreError, StoreView
 from pay88_adapters.stores.members import AT_FIRST
