@@ -580,6 +580,10 @@ class Process:
             self.world.trouble(0.5)
             self.world.at(self.world.now + self.rng.uniform(0.0, 0.5), self.world.crash_of(self))
 
+    def asks_soon(self) -> bool:
+        """Whether it asks the store within the life of a token: not while it waits for the budget."""
+        return any(each.state._machine.blocked_for(self.clock.now()) < LIFETIME for each in self.managers)
+
     def known(self) -> set[str]:
         """Return the ids of the units it knows of."""
         return {entry.id for entry in self.fleet.budget.known(self.world.budget_key)}
@@ -755,7 +759,7 @@ class World:
         """Note which of these units no process is left to know of that can tell the store."""
         known = self.store.units(self.budget_key)
         for each in self.processes:
-            if each.alive and not self.reachable(each.number) and self.now >= each.paused_until:
+            if each.alive and not self.reachable(each.number) and self.now >= each.paused_until and each.asks_soon():
                 known |= each.known()
         self._forgotten |= units - known
 
