@@ -31,6 +31,7 @@ from pay88_adapters.testing import (
     Truncated,
 )
 from support.emulators import CHARGES, ECHO, TOKEN, Client, _connected, _request
+from support.servers import until
 
 
 def _has_body(received: Received) -> bool:
@@ -48,6 +49,7 @@ def test_latency_is_measured_on_the_emulators_clock() -> None:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(client.call)
             emulator.journal.wait_for(1, since=mark)
+            until(lambda: clock.waiting)
             clock.advance(29.9)
             assert not emulator.journal[mark].finished
             clock.advance(0.1)

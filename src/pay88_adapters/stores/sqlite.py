@@ -31,6 +31,7 @@ from .sqlite_rows import (
     read_cooldown,
     read_history,
     save_slot,
+    with_entries,
 )
 
 _SCHEME = "sqlite://"
@@ -59,7 +60,7 @@ class SqliteStorage(BudgetStorage):
                 new = [Entry(name, 0.0) for name in claim.ids]
                 for key in keys:
                     merge_entries(db, key, new, keep, now)
-                histories = {key: read_history(db, key, now) for key in keys}
+                histories = {key: with_entries(past, claim.ids) for key, past in histories.items()}
             return ClaimResult(wait, histories, bar)
 
         return self._file.do(operation)

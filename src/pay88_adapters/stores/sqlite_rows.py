@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import astuple
 from math import isfinite
 
@@ -19,9 +20,15 @@ INSERT = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)"
 SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-def read_history(db: sqlite3.Connection, key: str, now: float) -> History:
+def read_history(db: sqlite3.Connection, key: str, now: float) -> Past:
     rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
     return Past([(real(at), string(name)) for name, at in rows], now)
+
+
+def with_entries(past: Past, ids: Sequence[str]) -> Past:
+    """Return what :func:`read_history` would after *ids* were added now: reading many rows again takes long."""
+    there = {name for _, name in past.entries}
+    return Past(sorted([*past.entries, *((past.now, name) for name in ids if name not in there)]), past.now)
 
 
 def merge_entries(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
