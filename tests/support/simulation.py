@@ -66,6 +66,7 @@ _UNDER_WAY = 10.0  # seconds for which what began during a fault may be under wa
 _TELLING = 1.0  # seconds in which a process tells the store that the service asked to wait
 _CLOSE = 2.0  # seconds by which an error may be wrong about when it is worth while to come back
 _WORKERS = 3  # calls that a manager has under way at most
+_PROBING = 16  # members at most, that take errors at their word: in larger fleets there are enough calls
 _EASES_OFF = 15.0  # seconds after an error in which calls are further apart
 _APART = 10.0  # seconds, then
 _EPSILON = 1e-6
@@ -439,7 +440,7 @@ class Manager:
 
     def probe(self, retry_after: float) -> None:
         """Take an error at its word: call again when it said."""
-        if self._probing:
+        if self._probing or self.world.scenario.members > _PROBING:
             return
         self._probing, failed_at = True, self.world.now
 
@@ -989,11 +990,12 @@ class World:
     def _is_spent(self, process: Process, call: ApiCall, error: Pay88Error) -> bool:
         """Whether the budget is spent indeed, since processes went on alone, or with more than they have now.
 
-        Or may be, for all that is known, by a process that has ended since the store knew it.
+        Or may be, for all that is known, by a process that has ended since the store knew it. A process that ends in
+        the middle of a fetch also takes a token with it that was paid for, and that nobody can get from it.
         """
         ago = self.now - START - HOUR - 2 * GUARD
         alone = [each for each in self.scenario.faults if each.kind in ALONE and each.at + each.lasts > ago]
-        if not error.retryable or not alone:
+        if not error.retryable or not (alone or self._deaths):
             return False
         if self.scenario.idle and process.set_aside_at >= call.began_at - _UNDER_WAY:
             return True  # there is one that makes no call, and may have made some
