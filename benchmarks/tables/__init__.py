@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.report import Options, Table
 
-from . import boundary, cached, fleet, imports, loopback, managers, reads, storms
+from . import boundary, cached, fleet, imports, loopback, managers, reads, stores, storms
 
 TABLES: dict[str, Callable[[Options], list[Table]]] = {
     "cached": cached.run,
@@ -16,5 +16,6 @@ TABLES: dict[str, Callable[[Options], list[Table]]] = {
     "boundary": boundary.run,
     "fleet": fleet.run,
     "managers": managers.run,
+    "stores": stores.run,
     "imports": imports.run,
 }

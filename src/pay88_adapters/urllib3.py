@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache, partial
 from operator import attrgetter
 from sys import modules
 from typing import Any, TypeVar
@@ -124,10 +125,9 @@ def attach(pool_manager: P, manager: AnyManager) -> P:
 def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
     """Do what :func:`attach` does with what it has checked."""
     classes = inside(pool_manager, "pool_classes_by_scheme", dict)
-    # A new dict: the one found there belongs to the whole urllib3 module.
-    pool_manager.pool_classes_by_scheme = {
-        scheme: _managed(pool_class, manager) for scheme, pool_class in classes.items()
-    }
+    # A new dict: the one found there belongs to the whole urllib3 module. It calls what it finds in it.
+    managed: Any = {scheme: _managed(pool_class, manager) for scheme, pool_class in classes.items()}
+    pool_manager.pool_classes_by_scheme = managed
     pool_manager.clear()
     return pool_manager
 
@@ -172,7 +172,9 @@ def client_sender(client: urllib3.PoolManager) -> Sender:
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
 
-    pay88_manager: AnyManager | UnavailableManager
+    def __init__(self, manager: AnyManager | UnavailableManager, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.pay88_manager = manager
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
@@ -221,11 +223,19 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         return self.retries if given is None else given
 
 
-def _managed(pool_class: type[Any], manager: AnyManager | UnavailableManager) -> type[Any]:
-    if issubclass(pool_class, _ManagedPool):
-        pool_class = pool_class.__bases__[1]
+def _managed(pool_class: Any, manager: AnyManager | UnavailableManager) -> partial[_ManagedPool]:
+    """Return what makes pools like those of *pool_class*, or of what this has returned, for *manager*."""
+    if isinstance(pool_class, partial):
+        pool_class = pool_class.func
+    # No class of its own for each manager: CPython 3.13t never frees a class, nor what it refers to.
+    managed = pool_class if issubclass(pool_class, _ManagedPool) else _managed_class(pool_class)
+    return partial(managed, manager)
+
+
+@lru_cache(maxsize=64)
+def _managed_class(pool_class: type[Any]) -> type[_ManagedPool]:
     # By the same name, for errors and logs show it.
-    return type(pool_class.__name__, (_ManagedPool, pool_class), {"pay88_manager": manager})
+    return type(pool_class.__name__, (_ManagedPool, pool_class), {})
 
 
 _DEFAULT = Pay88Retry()

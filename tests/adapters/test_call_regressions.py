@@ -12,13 +12,13 @@ from typing import Any
 import aiohttp
 import pytest
 import requests
-import trustme
 from requests.adapters import HTTPAdapter
 
 from pay88_adapters import BreakerPolicy, ConfigurationError, Credentials, RetryPolicy, TokenManager
 from pay88_adapters.aiohttp import Pay88Middleware, attach
 from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
+from support.authority import new_authority
 from support.proxies import Proxy
 from support.stacks import AsyncStack, Reply, Requests, Urllib3
 from support.worlds import World
@@ -27,7 +27,7 @@ CHARGES = "/api/transactions/charges"
 
 
 def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = trustme.CA()
+    authority = new_authority()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server)
     authority.configure_trust(client)

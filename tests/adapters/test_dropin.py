@@ -24,7 +24,6 @@ from typing import Any
 import aiohttp
 import pytest
 import requests
-import trustme
 import urllib3
 from aiohttp import web
 from requests.adapters import HTTPAdapter
@@ -36,6 +35,7 @@ from pay88_adapters.requests import Pay88Adapter
 from pay88_adapters.testing import ManualClock, Received, Service
 from pay88_adapters.testing.messages import TOKEN_PATH
 from support import dropin_libraries, dropin_scenarios
+from support.authority import new_authority
 from support.dropin import HTTPX, SCENARIOS, TLS, Scenario, manager_of, played, without_ours
 from support.http2 import Http2Server
 from support.origins import OURS, Origin
@@ -107,7 +107,7 @@ def test_rule_21_a_server_that_is_gone_is_the_librarys_own_error(kind: type[Stac
 @pytest.mark.parametrize("kind", HTTPX, ids=lambda kind: kind.name)
 def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
     """The same fields in the same order, the same bodies, and several calls at once on one connection."""
-    authority = trustme.CA()
+    authority = new_authority()
     serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
     authority.configure_trust(trusting)

@@ -13,7 +13,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import trustme
 
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
@@ -22,6 +21,7 @@ from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.core.wire import TokenRequest
 from pay88_adapters.events import TokenRejected
 from pay88_adapters.testing import ManualClock, Service
+from support.authority import new_authority
 from support.http2 import Http2Server
 from support.rejections import Rejections, message, rejected
 from support.stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Reply, Requests, Stack, Urllib3
@@ -202,7 +202,7 @@ def test_rule_07_one_stream_of_http2_harms_no_other(kind: type[Stack]) -> None:
     clock = ManualClock()
     service = Service(call_limits=())
     with ExitStack() as stack:
-        authority = trustme.CA()
+        authority = new_authority()
         serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority.issue_cert("127.0.0.1").configure_cert(serving)
         authority.configure_trust(trusting)

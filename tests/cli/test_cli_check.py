@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from pay88_adapters import Credentials, TokenPolicy
 from pay88_adapters.clock import Clock
@@ -22,6 +21,7 @@ from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores import open_store
 from pay88_adapters.stores.base import StoreView
 from pay88_adapters.testing import Emulator, Status, TooMany
+from support.authority import new_authority
 from support.commands import configured, on_a_terminal, run
 from support.servers import Valkey, free_port
 
@@ -148,7 +148,7 @@ class Certified:
     """An emulator with a certificate, and who vouches for it."""
 
     def __init__(self, tmp_path: Path, name: str = "localhost", **certificate: Any) -> None:
-        authority = trustme.CA()
+        authority = new_authority()
         self.trusted = tmp_path / "authority.pem"
         authority.cert_pem.write_to_path(str(self.trusted))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

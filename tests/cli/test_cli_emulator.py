@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.cli.faults import Planned, parse
@@ -33,6 +32,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
+from support.authority import new_authority
 from support.commands import run, started
 
 posix = pytest.mark.skipif(os.name != "posix", reason="no such signals here")
@@ -119,7 +119,7 @@ def test_it_serves_until_a_signal_and_logs_each_request(number: int) -> None:
 @posix
 def test_a_program_gets_a_document_for_each_line(tmp_path: Path) -> None:
     """Over TLS, with a fast clock and limits of one's own."""
-    authority = trustme.CA()
+    authority = new_authority()
     cert = authority.issue_cert("127.0.0.1")
     cert.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     cert.private_key_pem.write_to_path(str(tmp_path / "key.pem"))

@@ -18,6 +18,7 @@ from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
+from support.stacks import STACKS, Options, Stack
 
 URL = "https://api.example"
 
@@ -107,6 +108,20 @@ def test_thousands_of_managers_leave_the_memory_where_it_was(maker: str) -> None
     finally:
         tracemalloc.stop()
     assert after - before < 200_000
+
+
+@pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
+def test_managers_are_freed_with_their_clients(emulator: Emulator, kind: type[Stack]) -> None:
+    """Nothing of a client that was closed refers to its manager, such as a class made for it."""
+    managers = []
+    for _ in range(3):
+        manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url)
+        managers.append(weakref.ref(manager))
+        with kind(manager, Options()) as client:
+            assert client.request("GET", f"{emulator.url}/api/echo").status == 200
+        del manager, client
+    gc.collect()
+    assert [reference() for reference in managers] == [None] * 3
 
 
 def test_rule_05_what_was_spent_counts_after_the_last_manager_is_gone() -> None:

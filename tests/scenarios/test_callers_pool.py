@@ -10,7 +10,6 @@ import aiohttp
 import httpx
 import httpx2
 import pytest
-import trustme
 import urllib3
 
 import pay88_adapters.aiohttp
@@ -24,6 +23,7 @@ from pay88_adapters.testing import (
     Redirect,
     Status,
 )
+from support.authority import new_authority
 from support.leaks import chain
 from support.proxies import Proxy
 from support.security import (
@@ -55,7 +55,7 @@ class Tls:
     """A certificate authority of the test's own, a server that it vouches for, and a client that trusts it."""
 
     def __init__(self, *names: str) -> None:
-        authority = trustme.CA()
+        authority = new_authority()
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(*(names or ("127.0.0.1",))).configure_cert(self.server)
         self.client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -21,7 +21,6 @@ import aiohttp
 import httpx
 import pytest
 import trio
-import trustme
 import urllib3
 
 import pay88_adapters.aiohttp
@@ -53,6 +52,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
+from support.authority import new_authority
 from support.http2 import Http2Server
 from support.leaks import Eavesdropper, confessed, leaked, shown, told
 from support.proxies import Proxy
@@ -458,7 +458,7 @@ async def over_tasks(
 @pytest.mark.parametrize("runtime", ["threads", "asyncio", "trio"])
 def test_rule_15_http2_prints_no_secret(runtime: str) -> None:
     """The log of HTTP/2's header compression shows neither fields nor whole blocks, also when it forgets them."""
-    authority = trustme.CA()
+    authority = new_authority()
     serving, context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
     authority.configure_trust(context)

@@ -17,12 +17,12 @@ import httpcore2
 import httpx
 import httpx2
 import pytest
-import trustme
 
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
 from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.testing import ManualClock, ResetAfterRead, Service
+from support.authority import new_authority
 from support.http2 import End, Http2Server, go_away, reset, say_nothing
 from support.leaks import confessed, leaked
 from support.stacks import (
@@ -119,7 +119,7 @@ def test_rules_15_and_17_a_crowd_on_a_connection_that_breaks_ends_as_without_us(
 ) -> None:
     """All at once, with what the plain client raises, and without a secret in any traceback at any time."""
     end, prepare, timeout = SITUATIONS[situation]
-    authority = trustme.CA()
+    authority = new_authority()
     serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
     authority.configure_trust(trusting)

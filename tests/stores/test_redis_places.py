@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores.redis import redis_store
+from support.authority import new_authority
 from support.leaks import confessed, leaked
 from support.proxies import Relay
 from support.redis_stores import MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
@@ -105,7 +105,7 @@ def test_a_sentinel_names_the_server(own: Any, tmp_path: Path) -> None:
 def test_tls(own: Any, tmp_path: Path) -> None:
     """Certificates and host names are checked unless the URL says otherwise."""
     server = own()
-    authority = trustme.CA()
+    authority = new_authority()
     trusted = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(trusted)
     for name, query, works in (

@@ -792,6 +792,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
     """By the thread that forks, and by another one that is in the middle of a decision."""
     with corner() as here:
         token = here.manager.get_token()
+        until(lambda: not here.manager.stats().fetching, "the token in the store")
         state: Any = here.manager
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)

@@ -18,7 +18,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import trustme
 import urllib3
 
 from pay88_adapters.testing import (
@@ -30,6 +29,7 @@ from pay88_adapters.testing import (
     Service,
     Truncated,
 )
+from support.authority import new_authority
 from support.emulators import ECHO, Client, _connected, _request
 
 
@@ -199,7 +199,7 @@ def test_a_forked_child_holds_no_connection_open(emulator: Emulator, client: Cli
 
 def test_tls() -> None:
     """HTTPS with a certificate of one's own: an answer, a reset, and a quick stop."""
-    authority = trustme.CA()
+    authority = new_authority()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     trusted = ssl.create_default_context()
