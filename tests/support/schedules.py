@@ -10,6 +10,7 @@ from support.simulation import Fault, Outcome, Scenario
 
 HOUR = 3_600.0
 _NO_ANSWER = ["refused", "hangs", "deaf"]  # deaf: the store does what it is asked, and the answer is lost
+_MOST_TRIED = 60  # scenarios
 _LIMITS = ["10/minute;100/hour", "9/minute;80/hour", "10/minute;70/hour"]
 
 
@@ -107,13 +108,18 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
 
 
 def shrink(scenario: Scenario, run: Callable[[Scenario], Outcome]) -> Scenario:
-    """Return the smallest scenario that breaks one of the rules that *scenario* breaks, by leaving out what it can."""
+    """Return the smallest scenario that breaks one of the rules that *scenario* breaks, by leaving out what it can.
+
+    Or one that is small enough: it is to be printed before the test is out of time.
+    """
     rules = {violation.rule for violation in run(scenario).violations}
     tried = {scenario}
     while True:
         for smaller in _smaller(scenario):
             if smaller in tried:
                 continue
+            if len(tried) > _MOST_TRIED:
+                return scenario
             tried.add(smaller)
             if rules & {violation.rule for violation in run(smaller).violations}:
                 scenario = smaller
