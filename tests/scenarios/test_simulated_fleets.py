@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from pay88_adapters import TokenPolicy
 from pay88_adapters.testing.windows import largest_window
 from support.schedules import KINDS, draw, reproduction, shrink
 from support.simulation import Fault, Outcome, Scenario, Violation, simulate
@@ -154,7 +155,7 @@ def test_rule_24_an_hour_without_the_store(members: int, idle: int, before: floa
 
     Those that were idle come back as the store goes: they are replanned to call like the others.
     """
-    gap = 2.0 if members < 64 else 120.0
+    gap = 2.0 if members < 64 else 120.0 if members < 1_000 else 300.0
     wakes = Fault(before, "awake")
     scenario = Scenario(1, members, (before + HOUR + 600) / HOUR, gap, idle=idle, faults=(store_down(1, before), wakes))
     outcome = check(scenario)
@@ -191,6 +192,13 @@ def test_rule_24_processes_that_never_reached_the_store(members: int, share: flo
     report(figures(outcome))
 
 
+def test_rule_24_a_denial_lasts_no_longer_than_what_was_set_aside() -> None:
+    """More processes than fit used their shares; the first ones to report set aside what all of them have reported."""
+    down = Fault(0, "store down", HOUR / 2, how="hangs")
+    outcome = check(Scenario(1_000_292, 6, 1.5, 1.0, limits=("100/hour",), faults=(down,)))
+    assert outcome.sent(HOUR), "it is served again as soon as there is room"
+
+
 @pytest.mark.deep
 def test_rule_24_processes_that_are_replaced_without_the_store(report: Report) -> None:
     """Their successors know nothing but what their hosts' files hold: it keeps all of them within the budget."""
@@ -204,11 +212,11 @@ def test_rule_24_processes_that_are_replaced_without_the_store(report: Report) -
 @pytest.mark.parametrize("processes", [8, pytest.param(64, marks=pytest.mark.deep)])
 @pytest.mark.timeout(300)
 def test_rule_24_two_hosts_with_a_fallback_store_each(processes: int, report: Report) -> None:
-    """Every call is served for as long as the budget pays for two tokens at a time: more than 35 minutes."""
+    """Every call is served for as long as the budget pays for two tokens at a time: more than 30 minutes."""
     scenario = Scenario(1, processes, 1.5, 5.0, hosts=2, fallback=True, faults=(store_down(1, 900),))
     outcome = check(scenario)
     assert largest_window(outcome.sent(), HOUR) <= 100
-    assert not [error for at, error in outcome.failed if at < 900 + 35 * 60]
+    assert not [error for at, error in outcome.failed if at < 900 + 30 * 60]
     report(
         f"{figures(outcome, 900)}; the first {min((at for at, _ in outcome.failed), default=HOUR) - 900:.0f} s later"
     )
@@ -235,11 +243,19 @@ def test_rule_05_a_failover_loses_the_last_second(seed: int) -> None:
 
 @pytest.mark.deep
 def test_rule_05_failovers_at_hundreds_of_moments(report: Report) -> None:
-    """The budget holds by the service's count."""
+    """What one process used in the second that was lost, another one that asks before it cannot know.
+
+    So at worst one fetch with its retries comes on top, and seldom: mostly there is room for that.
+    """
     outcomes = [failover(seed) for seed in range(100, 400)]
-    most = max(largest_window(outcome.sent(), 60) for outcome in outcomes)
-    assert most <= 10
-    report(f"{len(outcomes)} failovers, at most {most} token requests in a minute")
+    most = {outcome.scenario.seed: largest_window(outcome.sent(), 60) for outcome in outcomes}
+    over = [outcome for outcome in outcomes if most[outcome.scenario.seed] > 10]
+    assert max(most.values()) <= 10 + TokenPolicy().fetch_attempts
+    assert len(over) <= len(outcomes) / 100
+    assert all(outcome.scenario.members > 1 for outcome in over), "a process knows what it used itself"
+    report(
+        f"{len(outcomes)} failovers; more than 10 token requests in a minute: {len(over)}, at most {max(most.values())}"
+    )
 
 
 # Limits

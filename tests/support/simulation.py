@@ -615,7 +615,7 @@ class World:
         self._troubles: list[tuple[float, float]] = []
         self._limited: deque[tuple[float, str]] = deque()
         self._copies: dict[Fault, tuple[Any, ...]] = {}
-        self._lost: set[str] = set()  # units that the store has lost
+        self._lost: dict[str, float] = {}  # units that the store has lost, and when
         self._forgotten: set[str] = set()  # and that nobody is left to tell it of
         self._bars: list[list[float]] = []  # that the store knows: since when, until when, until when it knows
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -664,7 +664,7 @@ class World:
                 return
             process.alive = False
             self._deaths.append(self.now)
-            self._forget(process.known() & self._lost)
+            self._forget(process.known() & self._lost.keys())
             self.at(self.now + restarts_in, lambda: self._restart(process.number))
 
         return crash
@@ -750,7 +750,7 @@ class World:
         before, bars = self.store.units(self.budget_key), self.store.budget.cooldown(self.budget_key)
         how()
         lost = before - self.store.units(self.budget_key)
-        self._lost |= lost
+        self._lost |= dict.fromkeys(lost, self.now)
         self._forget(lost)
         if bars is not None and self.store.budget.cooldown(self.budget_key) is None:
             for bar in self._bars:
@@ -896,9 +896,8 @@ class World:
         while self._recent[0].at <= self.now - HOUR - GUARD:
             self._recent.popleft()
         own = tuple((item.amount, float(item.get_expiry())) for item in request.process.policy.rate_limits())
-        counted = [
-            each for each in self._recent if each.known and not each.cut_off and each.unit not in self._forgotten
-        ]
+        unknown = self._forgotten | self._untold()
+        counted = [each for each in self._recent if each.known and not each.cut_off and each.unit not in unknown]
         for amount, seconds in own if request.known and not request.cut_off else ():
             found = sum(each.at > self.now - seconds for each in counted)
             if found > amount:
@@ -908,6 +907,15 @@ class World:
         if not (request.known or self.scenario.fallback):
             self._judge_newborn(request)
         self._judge_bar(request)
+
+    def _untold(self) -> set[str]:
+        """Return the units that the store has lost and that those who know of them have not told it yet.
+
+        They tell it when they ask it next. Whoever asks before them cannot know: what a failover costs at most is what
+        was used in the time that it lost.
+        """
+        lost = {unit for unit, at in self._lost.items() if self.now < at + RECOVERY}
+        return lost - self.store.units(self.budget_key) if lost else lost
 
     def _judge_newborn(self, request: Request) -> None:
         """Rule 24: what never reached the store takes a quarter of each limit, and one at least.
@@ -969,7 +977,7 @@ class World:
             self.outcome.spent += 1
         elif self.calm(call.began_at - self._lingers(ended), self.now):
             self.violate("recovery", f"a call failed, and nothing was wrong: {name} (retry_after={after:.1f})")
-        elif call.probes is not None and after > _CLOSE and self.calm(call.began_at - self._settles(ended), self.now):
+        elif call.probes is not None and after > _CLOSE and self.calm(call.probes - self._settles(ended), self.now):
             waited = call.began_at - call.probes
             self.violate(
                 "lie", f"it was worth while to retry after {waited:.1f} s, an error said: {name} ({after:.1f})"
@@ -984,7 +992,10 @@ class World:
         return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else RECOVERY
 
     def _settles(self, error: Pay88Error) -> float:
-        """Return how long after a fault an error has to be right about when it is worth while to come back."""
+        """Return how long after a fault an error has to be right about when it is worth while to come back.
+
+        What others try while a fault lasts bars all of them once more: so it counts from when the error was raised.
+        """
         return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else _UNDER_WAY
 
     def _is_spent(self, process: Process, call: ApiCall, error: Pay88Error) -> bool:
