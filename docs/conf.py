@@ -6,6 +6,7 @@ import importlib
 from importlib import metadata
 from pathlib import Path
 
+import tomllib
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -15,17 +16,43 @@ import pay88_adapters
 project = "pay88-adapters"
 copyright = "the pay88-adapters authors"
 release = version = metadata.version(project)
+URLS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pay88-adapters {release}"
 html_copy_source = False
+html_baseurl = URLS["Documentation"]
+html_theme_options = {"source_repository": URLS["Repository"], "source_branch": "main", "source_directory": "docs/"}
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go, .gd"  # of a diff only the new lines
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 smartquotes_action = "D"  # dashes; quotes stay as they are typed
 myst_heading_anchors = 4
-myst_enable_extensions = ["html_image"]  # pictures with a width are copied, too
+myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width are copied, too
+
+# What readers type into the search that is no word of the page, or a number: Sphinx finds numbers in the index alone.
+SEARCH_WORDS = {
+    "errors": ("401 unauthorized", "403", "500", "502", "503", "504", "exception", "too many requests"),
+    "merchants": ("multi-tenant", "multiple merchants"),
+    "operations": ("liveness", "readiness", "timeout", "timeouts"),
+    "rules": ("request coalescing", "retries", "retry", "stampede", "thundering herd"),
+    "runbook": ("alert", "alerts", "incident", "on call"),
+    "stacks/httpx": ("http/2", "http2"),
+    "testing": ("fake clock", "fixture", "freeze time"),
+    "troubleshooting": (
+        "401",
+        "401 error",
+        "401 unauthorized",
+        "429",
+        "faq",
+        "rate limit 429",
+        "token expired",
+        "token expires",
+    ),
+}
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -44,7 +71,7 @@ nitpick_ignore_regex = [
         r"(urllib3|requests|httpx2?|aiohttp|limits|ssl|contextlib|collections|opentelemetry|random|threading|types|typing)\..*",
     ),
     ("py:class", r"pay88_adapters\.core\..*"),  # what users know under a shorter name
-    ("py:class", r"pay88_adapters\.testing\.isolation\..*"),
+    ("py:class", r"pay88_adapters\.testing\.(isolation|messages)\..*"),
     ("py:class", r"tuple\[str"),  # what Sphinx makes of a type alias
     # Type variables.
     ("py:class", r"(pay88_adapters\.[\w.]+\.)?(R|R_contra|P|S|C|F|\w+T)"),
@@ -60,6 +87,31 @@ def _public_modules() -> list[str]:
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in public]
 
 
+PARTS = {
+    "ConnectionFailure": {"refine"},
+    "Clock": {"wall", "real", "nap", "wait", "wait_in_task", "pause", "sleep"},
+    "FaultPlan": {"unread", "delays", "outcome"},
+    "Hold": {"passed"},
+    "Journal": {"arrived", "finished"},
+    "ManualClock": {"wait", "wait_in_task", "pause", "sleep"},
+    "Pay88Retry": {"new", "is_retry", "increment", "after", "plain"},  # of urllib3's Retry
+    "Rule": {"peek", "take"},
+    "Service": {"masked", "trace", "count"},
+    "TokenPolicy": {"windows", "trusted_after", "rate_limits"},
+    "Emulator": {"let_go"},
+}
+"""Members of public classes that parts of the package use among themselves."""
+
+
+def members(name: str, value: object) -> set[str]:
+    """Return the public methods and properties that a class of the package defines."""
+    if not (isinstance(value, type) and value.__module__.startswith("pay88_adapters")):
+        return set()
+    kinds = (property, classmethod, staticmethod)
+    found = {each for each, what in vars(value).items() if callable(what) or isinstance(what, kinds)}
+    return {each for each in found if not each.startswith("_")} - PARTS.get(name, set())
+
+
 def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which ends the build, of what is public and not in the reference."""
     documented = env.domains["py"].objects  # type: ignore[attr-defined]
@@ -67,8 +119,20 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
         for name in importlib.import_module(module).__all__:
             if f"{module}.{name}" not in documented and f"pay88_adapters.{name}" not in documented:
                 logging.getLogger(__name__).warning("%s.%s is public and not in the reference", module, name)
+            for member in members(name, getattr(importlib.import_module(module), name)):
+                if not any(each.endswith(f".{name}.{member}") for each in documented):
+                    logging.getLogger(__name__).warning("%s.%s.%s is not in the reference", module, name, member)
+
+
+def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the search words of a page into the index, below its title."""
+    if words := SEARCH_WORDS.get(docname):
+        title, _, rest = source[0].partition("\n")
+        entries = ", ".join(f"! {word}" for word in words)
+        source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
 
 
 def setup(app: Sphinx) -> None:
-    """Register the check."""
+    """Register the check and the search words."""
+    app.connect("source-read", add_search_words)
     app.connect("env-check-consistency", check_reference)

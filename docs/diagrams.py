@@ -44,9 +44,9 @@ MEANINGS = {
     Action.WAIT_OR_FAIL: "wait for the cooldown to end if max_wait allows it; else fail, with retry_after",
 }
 _SOURCES = {
-    EndpointState.FREE: ("may be asked", ""),
-    EndpointState.BUSY: ("is being asked", "one request in flight"),
-    EndpointState.COOLDOWN: ("must not be asked", "budget, 429, outage, …"),
+    EndpointState.FREE: ("is available", ""),
+    EndpointState.BUSY: ("has a pending request", "one fetch in progress"),
+    EndpointState.COOLDOWN: ("is in cooldown", "budget, 429, outage, …"),
 }
 
 
@@ -57,7 +57,7 @@ def _ages(policy: TokenPolicy) -> dict[TokenState, str]:
         TokenState.FRESH: f"up to {ahead:g} s",
         TokenState.AGING: f"{ahead:g} to {reuse:g} s",
         TokenState.STALE: f"{reuse:g} to {last:g} s",
-        TokenState.REJECTED: f"up to {reuse:g} s, answered 401",
+        TokenState.REJECTED: f"up to {reuse:g} s, rejected with 401",
         TokenState.ABSENT: f"{last:g} s and more, or none yet",
     }
 
@@ -84,7 +84,7 @@ def _svg(width: int, height: int, title: str, body: Iterable[str]) -> str:
 
 
 def answers() -> str:
-    """What a call is told, by the token's age and the token endpoint's state."""
+    """The action for a request, by the token's age and the token endpoint's state."""
     left, top, wide, high = 236, 76, 168, 50
     parts = [_text(20, 34, "the token", "bold"), _text(left, 34, "the token endpoint", "bold")]
     for column, (says, why) in enumerate(_SOURCES.values()):
@@ -101,11 +101,11 @@ def answers() -> str:
     for row, (told, meaning) in enumerate(MEANINGS.items()):
         y = bottom + 30 + 22 * row
         parts += [_text(20, y, told.name, "small bold"), _text(104, y, meaning, "small")]
-    return _svg(left + 3 * wide + 12, bottom + 30 + 22 * len(MEANINGS), "What a call is told", parts)
+    return _svg(left + 3 * wide + 12, bottom + 30 + 22 * len(MEANINGS), "The action for a request", parts)
 
 
 Step = tuple[str, str, str] | tuple[str, str]
-"""From whom, to whom and what (an answer where that begins with ``<``); or a note at somebody."""
+"""From whom, to whom and what (a response if it begins with ``<``); or a note at one of them."""
 
 
 def _sequence(title: str, who: Sequence[str], steps: Sequence[Step], apart: int = 190) -> str:
@@ -139,20 +139,20 @@ def _sequence(title: str, who: Sequence[str], steps: Sequence[Step], apart: int 
 
 
 def replay() -> str:
-    """How a refused call is repaired."""
+    """How a request with a 401 is replayed."""
     code, adapter, manager, service = who = ("your code", "adapter", "token manager", "88Pay")
     return _sequence(
-        "A call that is answered 401",
+        "A request that gets a 401",
         who,
         [
             (code, adapter, "POST, a payment"),
-            (adapter, service, "the call, with token 7"),
+            (adapter, service, "the request, with token 7"),
             (service, adapter, "<401: it was not executed"),
-            (adapter, manager, "token 7 was refused"),
+            (adapter, manager, "token 7 was rejected"),
             (manager, service, "one token request"),
             (service, manager, "<token 8"),
-            (manager, adapter, "<token 8, for all who wait"),
-            (adapter, service, "the same call, byte for byte, with token 8"),
+            (manager, adapter, "<token 8, for all waiting requests"),
+            (adapter, service, "the same request, byte for byte, with token 8"),
             (service, adapter, "<200"),
             (adapter, code, "<200"),
         ],
@@ -160,17 +160,17 @@ def replay() -> str:
 
 
 def refresh() -> str:
-    """How a token is replaced without anybody waiting."""
-    calls, manager, service = who = ("calls", "token manager", "88Pay")
+    """How a token is refreshed while no request waits."""
+    calls, manager, service = who = ("requests", "token manager", "88Pay")
     return _sequence(
-        "A token is replaced beside the traffic",
+        "Background refresh",
         who,
         [
             (calls, "token 7 is 45 s old"),
             (calls, manager, "a token?"),
             (manager, calls, "<token 7"),
             (manager, service, "one token request, in the background"),
-            (calls, service, "calls go on with token 7"),
+            (calls, service, "requests keep using token 7"),
             (service, manager, "<token 8"),
             (calls, manager, "a token?"),
             (manager, calls, "<token 8"),
@@ -180,22 +180,22 @@ def refresh() -> str:
 
 
 def lease() -> str:
-    """How the workers of a fleet get one token."""
+    """How workers that share a store get one token."""
     one, store, other, service = who = ("worker A", "the store", "worker B", "88Pay")
     return _sequence(
         "Workers that share a store send one token request",
         who,
         [
-            (one, store, "who fetches?"),
-            (store, one, "<you, number 12"),
-            (other, store, "who fetches?"),
-            (store, other, "<somebody else does"),
-            (one, store, "a unit of the budget?"),
-            (store, one, "<it is yours"),
+            (one, store, "acquire the refresh lease"),
+            (store, one, "<acquired, fencing token 12"),
+            (other, store, "acquire the refresh lease"),
+            (store, other, "<held by worker A"),
+            (one, store, "consume one token request"),
+            (store, one, "<granted"),
             (one, service, "one token request"),
             (service, one, "<token 8"),
-            (one, store, "token 8, from number 12"),
-            (other, store, "who fetches?"),
+            (one, store, "token 8, fencing token 12"),
+            (other, store, "acquire the refresh lease"),
             (store, other, "<token 8, 0.2 s old"),
         ],
     )

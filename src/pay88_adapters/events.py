@@ -1,11 +1,11 @@
-"""What a manager tells its listeners: small frozen values, and no secret in any of them.
+"""Events that a TokenManager emits. They are immutable and contain no secrets.
 
-A listener is called where the event happened, on that thread or event loop, with no lock held and
-after everybody who waited has been woken, in other processes too: it may call the manager. A slow one
-delays the call, or the loop, that it is called on, and nobody else. One that raises is logged and changes nothing.
+A listener runs on the thread or event loop where the event happened. No lock is held, and all waiters, in other
+processes too, were notified before: a listener may call the manager. A slow listener delays only the request or the
+event loop that it runs on. An exception of a listener is logged and has no other effect.
 
-What happens to a call is told on the call's own thread or task; what happens to a fetch, on the fetch's, once it
-is over.
+Events about a request are emitted on its own thread or task. Events about a fetch are emitted on the thread or task of
+the fetch, when it has ended.
 """
 
 from .core.events import (

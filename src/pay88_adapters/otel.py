@@ -1,4 +1,4 @@
-"""OpenTelemetry: metrics of managers, and events on the caller's span for what became of a call.
+"""OpenTelemetry: metrics of managers, and events on the caller's span for the outcome of a request.
 
 Only the API is needed here. What is collected, and where to, is up to the SDK that the application sets up; without
 one nothing is.
@@ -46,17 +46,25 @@ _Worst = Callable[[float, float], float]
 _MERCHANT = "pay88.merchant.id"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # as for HTTP in general
 _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
-    SharedTokenUsed: ("pay88.token.shared", "{token}", "Tokens taken over from another manager with the same store."),
+    SharedTokenUsed: ("pay88.token.shared", "{token}", "Tokens of another manager read from the shared store."),
     RefreshFailed: ("pay88.token.fetch.failures", "{fetch}", "Fetches that ended without a token."),
-    BudgetExhausted: ("pay88.token.budget.exhausted", "{request}", "Token requests not sent for want of budget."),
-    TokenRejected: ("pay88.token.refusals", "{call}", "Calls answered 401."),
-    CallReplayed: ("pay88.call.replays", "{call}", "Calls sent again with a fresh token."),
-    CallRetried: ("pay88.call.retries", "{call}", "Times that a call was sent again after it failed."),
-    CallNotSent: ("pay88.call.not_sent", "{call}", "Calls that got an error of this package, and were not sent."),
+    BudgetExhausted: (
+        "pay88.token.budget.exhausted",
+        "{request}",
+        "Token requests not sent: the token budget was exhausted.",
+    ),
+    TokenRejected: ("pay88.token.refusals", "{call}", "API requests that got a 401."),
+    CallReplayed: ("pay88.call.replays", "{call}", "API requests retried after a 401."),
+    CallRetried: ("pay88.call.retries", "{call}", "Retries of API requests after a failure."),
+    CallNotSent: (
+        "pay88.call.not_sent",
+        "{call}",
+        "API requests that failed with an error of this package before they were sent or retried.",
+    ),
     BreakerOpened: (
         "pay88.breaker.openings",
         "{opening}",
-        "Times that a circuit opened, or a probe kept it open.",
+        "Times that a circuit opened or reopened.",
     ),
 }
 _ON_SPANS: Mapping[type[Event], str] = {
@@ -106,7 +114,9 @@ class _Instruments:
     """What is measured, once for all managers of one meter provider."""
 
     def __init__(self, meter_provider: metrics.MeterProvider | None) -> None:
-        self.managers: WeakKeyDictionary[TokenManager, bool] = WeakKeyDictionary()  # and whether to tell the merchant
+        self.managers: WeakKeyDictionary[TokenManager, bool] = (
+            WeakKeyDictionary()
+        )  # and whether to include the merchant
         meter = metrics.get_meter("pay88_adapters", __version__, meter_provider)
         self.counters = {
             kind: meter.create_counter(name, unit=unit, description=text)
@@ -115,13 +125,13 @@ class _Instruments:
         self.requests = meter.create_histogram(
             "pay88.token.request.duration",
             unit="s",
-            description="How long token requests took.",
+            description="Duration of token requests.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self.waits = meter.create_histogram(
             "pay88.call.wait.duration",
             unit="s",
-            description="How long calls waited for a token, or for room in the limits of calls.",
+            description="Wait of API requests for a token or for a rate limit.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
 
@@ -131,10 +141,10 @@ class _Instruments:
 
             meter.create_observable_gauge(name, [observe], unit=unit, description=text)
 
-        gauge("pay88.token.budget.remaining", "{request}", "Token requests left, by limit.", _budget, min)
-        gauge("pay88.token.remaining", "s", "For how long the token stays valid, while there is one.", _token, min)
-        gauge("pay88.breaker.open", "{circuit}", "1 while calls fail at once, or else 0.", _circuits, max)
-        gauge("pay88.store.degraded", "{store}", "1 while the store fails, or else 0.", _store, max)
+        gauge("pay88.token.budget.remaining", "{request}", "Remaining token requests, by limit.", _budget, min)
+        gauge("pay88.token.remaining", "s", "Remaining lifetime of the token, if any.", _token, min)
+        gauge("pay88.breaker.open", "{circuit}", "1 while a circuit is open, else 0.", _circuits, max)
+        gauge("pay88.store.degraded", "{store}", "1 while the store is unavailable, else 0.", _store, max)
 
     def _observe(self, read: Callable[[Stats], Iterable[_Reading]], worst: _Worst) -> Iterator[metrics.Observation]:
         found: dict[tuple[tuple[str, object], ...], _Reading] = {}
@@ -201,7 +211,7 @@ class _Observer:
 
 
 def _attributes(event: Event) -> Attributes:
-    """Return what tells events of one class apart: few values each."""
+    """Return the attributes of an event: each has few values."""
     match event:
         case TokenFetched():
             return {"http.response.status_code": 200}

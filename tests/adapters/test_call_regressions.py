@@ -36,7 +36,7 @@ def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # asyncio's own, on Python 3.10
 @pytest.mark.parametrize("tunnel", [False, True], ids=["forwarded", "tunnelled"])
-def test_a_payment_through_a_proxy_is_sent_once_when_the_answer_is_lost(
+def test_a_payment_through_a_proxy_is_sent_once_when_the_response_is_lost(
     make_world: Callable[..., World], tunnel: bool
 ) -> None:
     """Rule 20: that a connection through a proxy broke does not mean that nothing was sent."""
@@ -185,7 +185,7 @@ def test_an_error_of_a_proxy_tells_the_request_as_it_does_without_the_adapter() 
         assert caught.value.request.url == f"{emulator.url}/api/balance"
 
 
-def test_sessions_with_one_adapter_and_two_managers_are_refused() -> None:
+def test_sessions_with_one_adapter_and_two_managers_are_rejected() -> None:
     """Rule 13: no merchant's calls go out with another one's token; nothing has changed then."""
     with Emulator() as emulator, requests.Session() as one, requests.Session() as other:
         managers = [
@@ -208,7 +208,7 @@ def test_sessions_with_one_adapter_and_two_managers_are_refused() -> None:
 
 @pytest.mark.parametrize("hops", [False, True], ids=["in one task", "in many"])
 def test_aiohttp_sends_nothing_again_whatever_stands_outside(hops: bool) -> None:
-    """Rule 20: also where a middleware goes on in another task; and one that tries again itself does so."""
+    """Rule 20: also where a middleware continues in another task; and one that tries again itself does so."""
 
     async def outside(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         return await (asyncio.create_task(handler(request)) if hops else handler(request))  # type: ignore[arg-type]

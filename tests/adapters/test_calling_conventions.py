@@ -87,7 +87,7 @@ urllib3s = pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind:
 def test_rule_21_wrappers_of_urlopen_work(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: type[Stack], wrapper: Wrapper, where: str
 ) -> None:
-    """Whoever put them there; around token requests, and around a call that is replayed."""
+    """Whichever layer added them; around token requests, and around a call that is replayed."""
     client: Any = world.client()
     calls: list[str] = []
 
@@ -200,7 +200,7 @@ def test_rule_21_wrong_arguments_are_the_librarys_error(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
-def test_rule_21_urllib3s_own_recursion_goes_on_as_it_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rule_21_urllib3s_own_recursion_continues_as_it_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """By position after a connection error, with a file that goes back."""
     seen: list[int] = []
 

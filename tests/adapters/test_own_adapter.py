@@ -49,7 +49,7 @@ def test_rule_03_a_cold_start_sends_one_token_request(client: Any, emulator: Emu
 
 
 @pytest.mark.parametrize("body", [b"payment", io.BytesIO(b"some payment")])
-def test_rule_07_a_refused_call_is_sent_again(client: Any, emulator: Emulator, body: Any) -> None:
+def test_rule_07_a_rejected_call_is_retried(client: Any, emulator: Emulator, body: Any) -> None:
     """With a fresh token, byte for byte, a file from where it stood."""
     if isinstance(body, io.BytesIO):
         body.seek(5)
@@ -62,7 +62,7 @@ def test_rule_07_a_refused_call_is_sent_again(client: Any, emulator: Emulator, b
     assert emulator.journal.token_requests == 2
 
 
-def test_rule_07_a_body_that_is_gone_is_not_sent_again(client: Any, emulator: Emulator) -> None:
+def test_rule_07_a_body_that_is_gone_is_not_retried(client: Any, emulator: Emulator) -> None:
     """The caller gets the 401, and the next call the fresh token."""
     emulator.faults.add(RefuseToken())
     assert client.request("POST", f"{emulator.url}/api/echo", iter([b"pay", b"ment"])).status == 401
@@ -88,7 +88,7 @@ def test_rule_14_the_callers_own_bearer_stays(client: Any, emulator: Emulator) -
 
 
 def test_rule_18_errors_are_the_clients_own_too(module: Any, emulator: Emulator) -> None:
-    """A flavour of the client's base error, that pickles."""
+    """A subclass of the client's base error, that pickles."""
     manager = TokenManager(Credentials("sk_test_wrong", emulator.merchant_id), base_url=emulator.url)
     with pytest.raises(http.client.HTTPException) as caught:
         module.Client(manager).request("POST", f"{emulator.url}/api/balance")
@@ -96,8 +96,8 @@ def test_rule_18_errors_are_the_clients_own_too(module: Any, emulator: Emulator)
     assert type(pickle.loads(pickle.dumps(caught.value))) is module.CredentialsRejected
 
 
-def test_rule_20_what_does_no_harm_twice_is_sent_again(client: Any, emulator: Emulator) -> None:
-    """After a 503 and after a broken connection."""
+def test_rule_20_what_does_no_harm_twice_is_retried(client: Any, emulator: Emulator) -> None:
+    """After a 503 and after a connection error."""
     emulator.faults.add(Status(503))
     emulator.faults.add(ResetAfterRead())
     assert client.request("POST", f"{emulator.url}/api/balance").status == 200

@@ -1,4 +1,4 @@
-"""Rejected responses: drained or closed within a second, whatever happens meanwhile (rules 7 and 16)."""
+"""Rejected responses: drained or closed within a second, whatever happens in the meantime (rules 7 and 16)."""
 
 from __future__ import annotations
 

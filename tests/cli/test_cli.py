@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,14 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Credentials, TokenBudgetExhausted, TokenManager, TokenPolicy, __version__
+from pay88_adapters import (
+    Credentials,
+    CredentialsRejected,
+    TokenBudgetExhausted,
+    TokenManager,
+    TokenPolicy,
+    __version__,
+)
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.snapshot import record_key
 from pay88_adapters.engine.budget import TokenBudget
@@ -65,7 +73,7 @@ def test_the_help_says_how_a_command_ends(command: tuple[str, ...]) -> None:
 
 
 def test_the_version() -> None:
-    """It is the package's."""
+    """The version of the package."""
     ended = run("--version")
     assert (ended.code, ended.out) == (0, f"pay88-adapters {__version__}\n")
 
@@ -82,14 +90,14 @@ def test_the_version() -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
-    """And says what is wrong."""
+    """The error names the wrong value."""
     ended = run(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert "Error: " in ended.err
 
 
 def test_no_command_at_all_shows_the_help() -> None:
-    """It is wrong usage all the same."""
+    """A usage error all the same."""
     ended = run()
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == run("--help").out
@@ -129,7 +137,7 @@ def shell(command: str, environ: Mapping[str, str]) -> Ended:
     ],
 )
 def test_a_stream_that_is_closed_or_full(environ: dict[str, str], command: str, code: int) -> None:
-    """Ends in the code that it should, with a line of error at most, and no traceback."""
+    """The exit code is right, with at most one line of error and no traceback."""
     ended = shell(command, environ)
     assert ended.code == code
     assert "Traceback" not in ended.err
@@ -139,10 +147,13 @@ def test_a_stream_that_is_closed_or_full(environ: dict[str, str], command: str, 
 @pytest.mark.parametrize("arguments", [("token",), ("budget",), ("request", "POST", "/api/balance")])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_configuration_that_cannot_work_exits_with_2(arguments: tuple[str, ...], as_json: bool) -> None:
-    """One line, and a document if that is wanted."""
+    """One line, and a document with --json."""
     ended = run(*arguments, *["--json"] * as_json)
     assert ended.code == 2
-    assert ended.err == "pay88: set PAY88_API_KEY (or EIGHTY_EIGHT_PAY_API_KEY) in the environment\n"
+    assert ended.err == (
+        "pay88: set PAY88_API_KEY and PAY88_MERCHANT_ID"
+        " (or EIGHTY_EIGHT_PAY_API_KEY and EIGHTY_EIGHT_PAY_MERCHANT_ID) in the environment\n"
+    )
     assert (json.loads(ended.out)["error"]["kind"] == "ConfigurationError") if as_json else ended.out == ""
 
 
@@ -164,7 +175,7 @@ def test_a_missing_library_is_named_with_its_extra(
 
 
 def test_the_package_needs_no_click() -> None:
-    """Neither does its import, nor that of the command, which names the extra."""
+    """Neither the import of the package nor that of the command needs it; the error names the extra."""
     code = (
         "import sys; sys.modules['click'] = None\n"
         "import pay88_adapters, pay88_adapters.cli\n"
@@ -175,7 +186,7 @@ def test_the_package_needs_no_click() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """Whatever a command needs is imported when it runs."""
+    """A command imports its dependencies when it runs."""
     code = (
         "import sys; from pay88_adapters.cli import main\n"
         "try: main(['--help'])\n"
@@ -189,7 +200,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @posix
 def test_a_reader_that_has_had_enough_ends_it(emulator: Emulator) -> None:
-    """Exit code 141 and no word."""
+    """Exit code 141 and no message."""
     ours, theirs = os.pipe()
     os.close(ours)
     with started("token", environ=configured(emulator), stdout=theirs) as process:
@@ -202,7 +213,7 @@ def test_a_reader_that_has_had_enough_ends_it(emulator: Emulator) -> None:
 
 
 def test_a_token_as_header_lines(emulator: Emulator, environ: dict[str, str]) -> None:
-    """What curl reads with -H @file; and it is good."""
+    """The format of curl -H @file, with a valid token."""
     ended = run("token", environ=environ)
     assert (ended.code, ended.err) == (0, "")
     fields = dict(line.split(": ") for line in ended.out.splitlines())
@@ -213,7 +224,7 @@ def test_a_token_as_header_lines(emulator: Emulator, environ: dict[str, str]) ->
 
 
 def test_every_format_gives_the_same_token_and_costs_one_request(emulator: Emulator, environ: dict[str, str]) -> None:
-    """The fleet's: all commands share it through the store."""
+    """All commands share one token through the store."""
     lines = dict(line.split(": ") for line in run("token", environ=environ).out.splitlines())
     document = json.loads(run("token", "--json", environ=environ).out)
     same = json.loads(run("token", "--format", "json", environ=environ).out)
@@ -234,7 +245,7 @@ def test_every_format_gives_the_same_token_and_costs_one_request(emulator: Emula
 
 
 def test_a_token_that_should_last_is_a_new_one_if_need_be(emulator: Emulator, environ: dict[str, str]) -> None:
-    """--min-validity; more than a token lives is wrong usage."""
+    """--min-validity; more than the lifetime of a token is a usage error."""
     first = run("token", environ=environ).out
     assert run("token", "--min-validity", "30", environ=environ).out == first
     assert run("token", "--min-validity", "59", environ=environ).out != first
@@ -256,7 +267,7 @@ def test_a_token_that_does_not_last_is_not_printed(tmp_path: Path) -> None:
 
 
 def test_a_token_that_cannot_be_had_exits_with_1(emulator: Emulator, environ: dict[str, str]) -> None:
-    """With the reason, and when to come back, but no secret."""
+    """With the reason and the seconds, but no secret."""
     emulator.service.reject_credentials(emulator.api_key)
     ended = run("token", "--json", environ=environ)
     error = json.loads(ended.out)["error"]
@@ -267,7 +278,7 @@ def test_a_token_that_cannot_be_had_exits_with_1(emulator: Emulator, environ: di
 
 
 def test_a_refresh_beside_the_command_comes_to_its_end(emulator: Emulator, environ: dict[str, str]) -> None:
-    """A command that gets an ageing token starts a refresh; the next one finds the new token, and no lease."""
+    """A command with an ageing token starts a refresh; the next one finds the new token, and no lease."""
     assert run("token", environ=environ).code == 0
     store = open_store(environ["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
@@ -290,8 +301,8 @@ def test_a_refresh_beside_the_command_comes_to_its_end(emulator: Emulator, envir
 # --- pay88 request
 
 
-def test_a_call_and_its_answer(emulator: Emulator, environ: dict[str, str]) -> None:
-    """Status, header fields and body; and the call arrived with a token."""
+def test_a_request_and_its_response(emulator: Emulator, environ: dict[str, str]) -> None:
+    """Status, headers and body; and the request had a token."""
     ended = run("request", "POST", "/api/balance", "--query", f"id={emulator.merchant_id}", environ=environ)
     assert (ended.code, ended.err) == (0, "")
     head, _, body = ended.out.partition("\n\n")
@@ -302,7 +313,7 @@ def test_a_call_and_its_answer(emulator: Emulator, environ: dict[str, str]) -> N
     assert emulator.journal[-1].executed
 
 
-def test_an_answer_for_a_program(environ: dict[str, str]) -> None:
+def test_a_response_as_json(environ: dict[str, str]) -> None:
     """One document, with the body as JSON."""
     ended = run("request", "post", "/api/balance", "--json", environ=environ)
     answer = json.loads(ended.out)
@@ -332,7 +343,7 @@ def test_a_body_as_it_is_from_a_file_or_from_standard_input(
 
 @pytest.mark.parametrize("where", ["{origin}/api/echo?a=1", "/api/echo?a=1"])
 def test_a_full_url_of_the_origin_is_as_good_as_a_path(emulator: Emulator, environ: dict[str, str], where: str) -> None:
-    """With its query, and with more."""
+    """With its query and with --query."""
     ended = run("request", "GET", where.format(origin=emulator.url), "--query", "b=ä &", environ=environ)
     assert ended.code == 0
     assert emulator.journal[-1].path == "/api/echo?a=1&b=%C3%A4+%26"
@@ -361,7 +372,7 @@ def test_a_full_url_of_the_origin_is_as_good_as_a_path(emulator: Emulator, envir
     ],
 )
 def test_what_must_not_be_sent_is_not(emulator: Emulator, environ: dict[str, str], arguments: tuple[str, ...]) -> None:
-    """Wrong usage: no token is asked for, and none goes anywhere."""
+    """A usage error: no token is fetched, and none is sent."""
     host = emulator.url.removeprefix("http://")
     ended = run("request", *(each.format(host=host) for each in arguments), environ=environ)
     assert (ended.code, ended.out) == (2, "")
@@ -369,8 +380,8 @@ def test_what_must_not_be_sent_is_not(emulator: Emulator, environ: dict[str, str
     assert len(emulator.journal) == 0
 
 
-def test_a_payment_whose_answer_is_lost_is_sent_once(emulator: Emulator, environ: dict[str, str]) -> None:
-    """Exit code 1, and a word of warning."""
+def test_a_payment_without_a_response_is_sent_once(emulator: Emulator, environ: dict[str, str]) -> None:
+    """Exit code 1, and a warning that it may have been executed."""
     emulator.faults.add(ResetAfterRead(), times=None)
     ended = run("request", "POST", "/api/transactions/charges", "--data", CHARGE.decode(), "--json", environ=environ)
     assert ended.code == 1
@@ -378,8 +389,8 @@ def test_a_payment_whose_answer_is_lost_is_sent_once(emulator: Emulator, environ
     assert len(emulator.service.charges) == 1
 
 
-def test_a_call_that_does_no_harm_twice_is_sent_again(emulator: Emulator, environ: dict[str, str]) -> None:
-    """As the package does in any client; and a payment is not."""
+def test_a_call_that_does_no_harm_twice_is_retried(emulator: Emulator, environ: dict[str, str]) -> None:
+    """As in any client; a payment is not retried."""
     emulator.faults.add(Status(502), on="/api/balance")
     assert run("request", "POST", "/api/balance", environ=environ).code == 0
     emulator.faults.add(Status(503), on="call")
@@ -388,7 +399,7 @@ def test_a_call_that_does_no_harm_twice_is_sent_again(emulator: Emulator, enviro
 
 
 def test_a_redirect_is_shown_and_not_followed(emulator: Emulator, environ: dict[str, str]) -> None:
-    """It may lead anywhere."""
+    """Its target may be any host."""
     emulator.faults.add(Redirect(f"{emulator.url}/api/echo"))
     ended = run("request", "GET", "/api/echo", environ=environ)
     assert (ended.code, ended.out.splitlines()[0]) == (0, "HTTP 307 Temporary Redirect")
@@ -396,10 +407,10 @@ def test_a_redirect_is_shown_and_not_followed(emulator: Emulator, environ: dict[
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_answer_shows_no_secret_and_no_control_code(
+def test_no_secret_and_no_control_code_in_a_response(
     emulator: Emulator, environ: dict[str, str], as_json: bool
 ) -> None:
-    """Whatever of both a server sends back; also of the token that replaced the first one."""
+    """Whatever the server echoes; also for the token that replaced the first one."""
     first = json.loads(run("token", "--json", environ=environ).out)
     emulator.faults.add(RefuseToken())
     everything = [emulator.api_key, first["access_token"], first["session_id"]]
@@ -418,7 +429,7 @@ def test_an_answer_shows_no_secret_and_no_control_code(
 
 @pytest.fixture(params=["sqlite", "redis"])
 def shared(request: pytest.FixtureRequest, environ: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The configuration with each store that processes share."""
+    """The configuration with each shared store."""
     with ExitStack() as stack:
         if request.param == "redis":
             environ = {**environ, "PAY88_STORE": stack.enter_context(Valkey(tmp_path)).url}
@@ -426,14 +437,14 @@ def shared(request: pytest.FixtureRequest, environ: dict[str, str], tmp_path: Pa
 
 
 def looked(environ: dict[str, str], *more: str) -> Any:
-    """Return what `pay88 budget` says."""
+    """Return the output of `pay88 budget --json`."""
     ended = run("budget", "--json", *more, environ=environ)
     assert (ended.code, ended.err) == (0, "")
     return json.loads(ended.out)
 
 
 def test_the_budget_is_looked_at_and_nothing_taken(emulator: Emulator, shared: dict[str, str]) -> None:
-    """Before and after a token; however often one looks, and whether it is there."""
+    """Before and after a token; reading changes nothing, whether the store exists or not."""
     full = {"tokens": {"10 per 1 minute": 10, "100 per 1 hour": 100}, "free_in": 0.0, "lease": None, "token": None}
     for _ in range(3):
         assert looked(shared) == {**full, "calls": None, "barred": None, "forced": 8, "store_error": None}
@@ -446,8 +457,8 @@ def test_the_budget_is_looked_at_and_nothing_taken(emulator: Emulator, shared: d
     assert emulator.journal.token_requests == 1
 
 
-def test_who_fetches_and_a_budget_that_is_spent_are_shown(emulator: Emulator, shared: dict[str, str]) -> None:
-    """Who by a name that is none, for how long at most, and when there is room again."""
+def test_the_lease_holder_and_an_exhausted_budget_are_shown(emulator: Emulator, shared: dict[str, str]) -> None:
+    """The holder as an opaque id, the expiry of its lease, and the seconds until the next unit."""
     store = open_store(shared["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
     store.try_acquire_lease(key, owner="0123456789abcdef", known=0, lease=20)
@@ -460,12 +471,12 @@ def test_who_fetches_and_a_budget_that_is_spent_are_shown(emulator: Emulator, sh
     assert standing["tokens"]["10 per 1 minute"] == 0
     assert 30 < standing["free_in"] <= 66
     lines = run("budget", environ=shared).out.splitlines()
-    assert any("01234567, for " in line for line in lines)
-    assert any(line.startswith("the next one  ") for line in lines)
+    assert any("01234567, expires in " in line for line in lines)
+    assert any(line.startswith("next token request  ") for line in lines)
 
 
 def test_what_is_reserved_is_shown_as_the_error_has_it(emulator: Emulator, shared: dict[str, str]) -> None:
-    """A manager that may force no refresh, with units left: the command and the manager say the same."""
+    """A manager that may not force a refresh, with units left: the command and the error have the same numbers."""
     options: dict[str, Any] = {"store": shared["PAY88_STORE"], "policy": TokenPolicy(max_wait=1)}
     credentials = Credentials(emulator.api_key, emulator.merchant_id)
     with TokenManager(credentials, base_url=emulator.url, **options) as manager:
@@ -488,7 +499,7 @@ def test_what_is_reserved_is_shown_as_the_error_has_it(emulator: Emulator, share
 def test_the_fallback_store_is_shown_while_the_other_is_away(
     emulator: Emulator, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """With what this host's processes have taken of it; once the store works again, that is shown."""
+    """With the units used by the processes of this host; the shared store is shown again when it has recovered."""
     with ExitStack() as stack:
         server = stack.enter_context(Valkey(tmp_path))
         spare = environ["PAY88_STORE"]
@@ -512,26 +523,26 @@ def test_the_fallback_store_is_shown_while_the_other_is_away(
         assert looked(both)["store_error"] is None
 
 
-def test_why_no_token_may_be_requested_is_shown(emulator: Emulator, shared: dict[str, str]) -> None:
-    """As the fleet knows it."""
+def test_the_reason_of_a_cooldown_is_shown(emulator: Emulator, shared: dict[str, str]) -> None:
+    """As all workers know it."""
     emulator.faults.add(TooMany(retry_after=60), on="token")
     assert run("token", environ=shared).code == 1
     standing = looked(shared)
     assert 30 < standing["barred"]["remaining"] <= 60
     assert "429" in standing["barred"]["why"]
-    assert "no token request" in run("budget", environ=shared).out
+    assert "cooldown" in run("budget", environ=shared).out
 
 
-def test_the_calls_that_are_left_are_shown_where_they_are_counted(emulator: Emulator, environ: dict[str, str]) -> None:
+def test_the_remaining_requests_are_shown_with_pacing(emulator: Emulator, environ: dict[str, str]) -> None:
     """With --pacing."""
     assert looked(environ, "--pacing")["calls"] == {
         group: {"60 per 1 minute": 60, "1000 per 1 hour": 1000} for group in ("transactions", "balance")
     }
-    assert "balance calls left" in run("budget", "--pacing", environ=environ).out
+    assert "balance requests left" in run("budget", "--pacing", environ=environ).out
 
 
-def test_a_budget_that_nobody_else_could_see_is_refused(emulator: Emulator) -> None:
-    """With memory:// there is nothing to look at."""
+def test_a_private_store_is_a_configuration_error(emulator: Emulator) -> None:
+    """memory:// is private to each process."""
     ended = run("budget", environ=configured(emulator))
     assert (ended.code, ended.out) == (2, "")
     assert "PAY88_STORE" in ended.err
@@ -539,14 +550,14 @@ def test_a_budget_that_nobody_else_could_see_is_refused(emulator: Emulator) -> N
 
 @pytest.mark.parametrize("url", ["redis://[::1", "sqlite://", "mysql://me"])
 def test_a_store_that_cannot_be_exits_with_2(environ: dict[str, str], url: str) -> None:
-    """And what there can be is said."""
+    """The error names the valid forms."""
     ended = run("budget", "--store", url, environ=environ)
     assert (ended.code, ended.out) == (2, "")
     assert "redis://" in ended.err or "sqlite://" in ended.err
 
 
 def test_a_store_that_is_down_exits_with_1(environ: dict[str, str]) -> None:
-    """And is named."""
+    """The error names the store."""
     ended = run("budget", "--store", f"redis://127.0.0.1:{free_port()}", environ=environ)
     assert (ended.code, ended.out) == (1, "")
     assert "cannot be reached" in ended.err
@@ -554,7 +565,7 @@ def test_a_store_that_is_down_exits_with_1(environ: dict[str, str]) -> None:
 
 @posix
 def test_a_terminal_gets_a_live_view_that_an_interrupt_ends(environ: dict[str, str]) -> None:
-    """Drawn again and again; then exit code 130."""
+    """Redrawn until an interrupt: exit code 130."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes inherit that it is ignored
     try:
         with on_a_terminal("budget", "--interval", "0.1", environ=environ) as (process, read):
@@ -574,7 +585,7 @@ def test_a_terminal_gets_a_live_view_that_an_interrupt_ends(environ: dict[str, s
 def test_a_terminal_gets_colours_unless_it_does_not_want_them(
     environ: dict[str, str], more: dict[str, str], plain: bool
 ) -> None:
-    """JSON that is easy to read; NO_COLOR and TERM=dumb get it as it came."""
+    """Coloured JSON; with NO_COLOR and TERM=dumb the body is unchanged."""
     with on_a_terminal("request", "POST", "/api/balance", environ={**environ, **more}) as (process, read):
         shown = ""
         while piece := read():
@@ -588,3 +599,30 @@ def test_the_command_is_the_package_run_as_a_module() -> None:
     """`python -m pay88_adapters.cli` is `pay88`."""
     ended = subprocess.run([*PAY88, "--version"], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"pay88-adapters {__version__}\n", "")
+
+
+def test_an_error_names_all_missing_variables(environ: dict[str, str]) -> None:
+    """The key and the merchant id in one error, not one after the other."""
+    ended = run("token", environ={**environ, "PAY88_API_KEY": "", "PAY88_MERCHANT_ID": ""})
+    assert ended.code == 2
+    assert {"PAY88_API_KEY", "PAY88_MERCHANT_ID"} <= set(ended.err.split())
+
+
+def test_json_of_a_token_has_its_age_and_its_remaining_lifetime(environ: dict[str, str]) -> None:
+    """Together they are the granted lifetime; a token from the store has the age that it has there."""
+    run("token", environ=environ)
+    time.sleep(0.2)
+    document = json.loads(run("token", "--json", environ=environ).out)
+    assert document["age"] >= 0.2
+    assert document["age"] + document["expires_in"] == pytest.approx(60, abs=0.15)
+
+
+def test_an_error_of_a_command_is_that_of_the_package(emulator: Emulator, environ: dict[str, str]) -> None:
+    """The same text on the terminal, in JSON and as ``str(error)``, with the merchant, the URL and the seconds."""
+    emulator.service.suspend()
+    ended = run("token", "--json", environ={**environ, "PAY88_STORE": ""})
+    with TokenManager.from_env({**environ, "PAY88_STORE": ""}) as manager, pytest.raises(CredentialsRejected) as caught:
+        manager.get_token()
+    assert ended.err == f"pay88: {caught.value}\n"
+    assert json.loads(ended.out)["error"]["message"] == str(caught.value)
+    assert all(part in ended.err for part in (emulator.merchant_id, emulator.url.partition("://")[2], " 30 s"))

@@ -29,7 +29,7 @@ NAMES = ["environment", "base URL", "key", "DNS", "TCP", "TLS", "store", "clock"
 
 
 class Checked:
-    """What `pay88 check` found."""
+    """The output of `pay88 check`."""
 
     def __init__(self, environ: dict[str, str], *arguments: str) -> None:
         ended = run("check", "--json", *arguments, environ=environ)
@@ -46,7 +46,7 @@ class Checked:
         return [name for name, each in self.findings.items() if each["state"] == state]
 
     def said(self, name: str) -> str:
-        """Return what one of them says, with its remedy."""
+        """Return the detail and the remedy of a check."""
         return f"{self.findings[name]['detail']}: {self.findings[name]['remedy']}"
 
 
@@ -75,14 +75,14 @@ def test_a_good_configuration_costs_one_token_request_and_then_none(
     assert "\x1b" not in ended.out
     again = Checked(environ)
     assert again.states("skipped") == ["TLS"]
-    assert "the fleet has one" in again.said("token")
+    assert "the store has one" in again.said("token")
     assert "9 of 10 per 1 minute" in again.said("budget")
     assert emulator.journal.token_requests == 1
     assert open_store(environ["PAY88_STORE"], Clock()).peek("check") == StoreView()  # no trace of the trial
 
 
 def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> None:
-    """The vendor's names where they are the ones, and options that take a variable's place."""
+    """The vendor's variables if they are set, and options that override a variable."""
     assert Checked(environ).said("environment").startswith(
         "read PAY88_API_KEY, PAY88_MERCHANT_ID, PAY88_BASE_URL, PAY88_STORE"
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> 
 
 
 def test_no_key(environ: dict[str, str]) -> None:
-    """The rest is checked all the same, but for what needs it."""
+    """The checks that do not need it are made all the same."""
     del environ["PAY88_API_KEY"]
     checked = Checked(environ)
     assert checked.states("failed") == ["environment"]
@@ -101,7 +101,7 @@ def test_no_key(environ: dict[str, str]) -> None:
 
 
 def test_a_wrong_key(emulator: Emulator, environ: dict[str, str]) -> None:
-    """One request, and the endpoint's own word; the next check spares the endpoint."""
+    """One token request, with the endpoint's own message; the next check sends none."""
     checked = Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"})
     assert checked.states("failed") == ["token"]
     assert "check the API key" in checked.said("token")
@@ -132,12 +132,12 @@ def test_a_name_that_cannot_be_resolved(environ: dict[str, str]) -> None:
     assert {"store", "budget", "lease"} <= set(checked.states("ok"))
 
 
-def test_a_connection_that_is_refused(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a closed port; a proxy that somebody may count on is named."""
+def test_a_rejected_connection(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed port. The remedy names a proxy variable, which the check does not use."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
     checked = Checked({**environ, "PAY88_BASE_URL": f"https://127.0.0.1:{free_port()}"})
     assert checked.states("failed") == ["TCP"]
-    assert "refuses the connection" in checked.said("TCP")
+    assert "rejected the connection" in checked.said("TCP")
     assert "HTTPS_PROXY" in checked.said("TCP")
 
 
@@ -145,7 +145,7 @@ def test_a_connection_that_is_refused(environ: dict[str, str], monkeypatch: pyte
 
 
 class Certified:
-    """An emulator with a certificate, and who vouches for it."""
+    """An emulator with a certificate, and its authority."""
 
     def __init__(self, tmp_path: Path, name: str = "localhost", **certificate: Any) -> None:
         authority = new_authority()
@@ -163,17 +163,17 @@ class Certified:
 
 
 def test_a_certificate_that_is_good(tmp_path: Path) -> None:
-    """For how many days more is told, and the service's clock is read through it."""
+    """The remaining days are shown, and the service's clock is read over the connection."""
     certified = Certified(tmp_path)
     checked = certified.checked(SSL_CERT_FILE=str(certified.trusted))
     assert checked.states("failed") == []
-    assert "days more" in checked.said("TLS")
+    assert "certificate valid for" in checked.said("TLS")
     assert {"clock", "token"} <= set(checked.states("ok"))
     assert certified.emulator.journal.token_requests == 1
 
 
-def test_a_certificate_of_an_issuer_that_nobody_trusts(tmp_path: Path) -> None:
-    """What to set is said, and no key is sent."""
+def test_a_certificate_of_an_untrusted_issuer(tmp_path: Path) -> None:
+    """The remedy names the variable, and no key is sent."""
     certified = Certified(tmp_path)
     checked = certified.checked()
     assert checked.states("failed") == ["TLS"]
@@ -187,7 +187,7 @@ def test_a_certificate_of_another_host(tmp_path: Path) -> None:
     certified = Certified(tmp_path, "elsewhere.example")
     checked = certified.checked(SSL_CERT_FILE=str(certified.trusted))
     assert checked.states("failed") == ["TLS"]
-    assert "another host's" in checked.said("TLS")
+    assert "another host" in checked.said("TLS")
 
 
 @pytest.mark.parametrize(("begins", "ends"), [(-2, -1), (1, 2)])
@@ -206,7 +206,7 @@ def test_a_certificate_that_is_not_valid_now(tmp_path: Path, begins: float, ends
 def test_a_sandbox_key_on_production_and_the_other_way_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, host: str
 ) -> None:
-    """The way there is checked, with a host of this name on loopback, and no key is sent."""
+    """The network is checked, with a host of this name on loopback, and no key is sent."""
     certified = Certified(tmp_path, host)
     lookup = socket.getaddrinfo
 
@@ -234,7 +234,7 @@ def test_a_port_that_speaks_no_tls(emulator: Emulator, environ: dict[str, str]) 
 
 
 def test_a_store_that_is_down(emulator: Emulator, environ: dict[str, str], tmp_path: Path) -> None:
-    """It was there, and is no more; the endpoint is asked all the same."""
+    """It was there before; the token endpoint is checked all the same."""
     with Valkey(tmp_path) as server:
         good = Checked({**environ, "PAY88_STORE": server.url})
         assert good.states("failed") == []
@@ -249,20 +249,20 @@ def test_a_store_that_is_down(emulator: Emulator, environ: dict[str, str], tmp_p
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite:////no/such/place/store.db", "redis://host/path"])
 def test_a_store_that_cannot_be(environ: dict[str, str], url: str) -> None:
-    """Its form, or where it would be."""
+    """Its form, or its directory."""
     assert Checked({**environ, "PAY88_STORE": url}).states("failed") == ["store"]
 
 
 def test_a_store_that_takes_no_writes(environ: dict[str, str], tmp_path: Path) -> None:
-    """A replica answers, and is no store."""
+    """A replica responds, but accepts no writes."""
     with Valkey(tmp_path, replicaof=f"127.0.0.1 {free_port()}") as server:
         checked = Checked({**environ, "PAY88_STORE": server.url})
     assert checked.states("failed") == ["store"]
     assert "read-only" in checked.said("store")
 
 
-def test_a_budget_that_is_spent(emulator: Emulator, environ: dict[str, str]) -> None:
-    """When there is room again; and no request is sent that would be refused."""
+def test_an_exhausted_budget(emulator: Emulator, environ: dict[str, str]) -> None:
+    """The seconds until a unit is available; and no token request is sent."""
     store = open_store(environ["PAY88_STORE"], Clock())
     budget = TokenBudget(TokenPolicy(), store.budget, emulator.url)
     while budget.acquire(emulator.merchant_id, from_reserve=False).granted:
@@ -270,30 +270,30 @@ def test_a_budget_that_is_spent(emulator: Emulator, environ: dict[str, str]) -> 
     checked = Checked(environ)
     assert checked.states("failed") == ["budget"]
     assert "0 of 10 per 1 minute" in checked.said("budget")
-    assert "share one PAY88_STORE" in checked.said("budget")
+    assert "set one PAY88_STORE" in checked.said("budget")
     assert "token" in checked.states("skipped")
     assert emulator.journal.token_requests == 0
 
 
-def test_a_limit_that_the_service_holds_is_not_asked_for_again(emulator: Emulator, environ: dict[str, str]) -> None:
-    """It is in the store, for all to see."""
+def test_no_token_request_in_the_cooldown_after_a_429(emulator: Emulator, environ: dict[str, str]) -> None:
+    """The store has the cooldown of all workers."""
     emulator.faults.add(TooMany(retry_after=60), on="token")
     first, second = Checked(environ), Checked(environ)
     assert first.states("failed") == second.states("failed") == ["token"]
     assert "429" in first.said("token")
-    assert second.said("token").startswith("not asked for, for ")
+    assert second.said("token").startswith("not requested, cooldown of ")
     assert emulator.journal.token_requests == 1
 
 
-def test_an_endpoint_that_fails_is_asked_once(emulator: Emulator, environ: dict[str, str]) -> None:
-    """A check makes no attempts."""
+def test_one_token_request_to_an_endpoint_that_fails(emulator: Emulator, environ: dict[str, str]) -> None:
+    """A check does not retry."""
     emulator.faults.add(Status(503), on="token", times=None)
     assert Checked(environ).states("failed") == ["token"]
     assert emulator.journal.token_requests == 1
 
 
-def test_somebody_elses_lease_is_named(emulator: Emulator, environ: dict[str, str]) -> None:
-    """And is no failure."""
+def test_the_lease_of_another_holder(emulator: Emulator, environ: dict[str, str]) -> None:
+    """A free lease is not a failure."""
     assert "free" in Checked(environ).said("lease")
     store = open_store(environ["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
@@ -304,7 +304,7 @@ def test_somebody_elses_lease_is_named(emulator: Emulator, environ: dict[str, st
     )
     checked = Checked(environ)
     assert checked.states("failed") == []
-    assert checked.said("lease").startswith("01234567 fetches a token, for ")
+    assert checked.said("lease").startswith("held by 01234567, expires in ")
     assert emulator.journal.token_requests == 1
 
 
@@ -313,7 +313,7 @@ def test_somebody_elses_lease_is_named(emulator: Emulator, environ: dict[str, st
 
 @pytest.mark.parametrize(("shift", "said"), [(3600, "3,600 s behind the service's"), (-90, "90 s ahead of")])
 def test_a_clock_that_is_wrong(tmp_path: Path, shift: float, said: str) -> None:
-    """Told by the service's Date; a token is had all the same."""
+    """By the service's Date header; a token is fetched all the same."""
     with Emulator(wall=lambda: time.time() + shift) as emulator:
         checked = Checked(configured(emulator, PAY88_STORE=f"sqlite:///{tmp_path}/store.db"))
     assert checked.states("failed") == ["clock"]
@@ -342,10 +342,65 @@ def test_a_service_that_hangs_up_says_no_time(environ: dict[str, str]) -> None:
 
 
 def test_a_terminal_gets_colours(environ: dict[str, str]) -> None:
-    """Green for what is good."""
+    """Passed checks are green."""
     with on_a_terminal("check", environ=environ) as (process, read):
         shown = ""
         while piece := read():
             shown += piece
         assert process.wait(30) == 0
     assert "\x1b[32mok " in shown
+
+
+def test_a_suspended_merchant_is_seen_with_fresh(emulator: Emulator, environ: dict[str, str]) -> None:
+    """Although the store has a token, which the workers keep; the token request counts in the shared budget."""
+    assert Checked(environ).findings["token"]["state"] == "ok"
+    emulator.service.suspend()
+    assert Checked(environ).findings["token"]["state"] == "ok"
+    checked = Checked(environ, "--fresh")
+    assert checked.states("failed") == ["token"]
+    assert "suspen" in checked.findings["token"]["remedy"]
+    assert emulator.merchant_id in checked.said("token")
+    standing = json.loads(run("budget", "--json", environ=environ).out)
+    assert standing["token"] is not None
+    assert standing["barred"] is None
+    assert (standing["tokens"]["10 per 1 minute"], emulator.journal.token_requests) == (8, 2)
+
+
+def test_fresh_spares_an_endpoint_that_limits(emulator: Emulator, environ: dict[str, str]) -> None:
+    """A 429 that it gets holds for all workers (rule 10), and no request is sent without a unit of the reserve."""
+    assert Checked(environ, "--fresh").findings["token"]["state"] == "ok"  # without a token in the store
+    emulator.faults.add(TooMany(120), on="token")
+    assert Checked(environ, "--fresh").states("failed") == ["token"]
+    assert 100 < json.loads(run("budget", "--json", environ=environ).out)["barred"]["remaining"] <= 120
+    assert "token" not in Checked(environ, "--fresh").states("ok")
+    assert emulator.journal.token_requests == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "host", "right"),
+    [("sk_live_1", "api-sandbox.88pay.io", "production"), ("sk_test_1", "api.88pay.io", "sandbox")],
+)
+def test_a_key_of_the_other_environment_names_the_variable(
+    environ: dict[str, str], key: str, host: str, right: str
+) -> None:
+    """And PAY88_BASE_URL, which overrides it."""
+    said = Checked({**environ, "PAY88_API_KEY": key, "PAY88_BASE_URL": f"https://{host}"}).findings["key"]
+    assert f"PAY88_ENVIRONMENT={right}" in said["detail"]
+    assert host in said["detail"]
+    assert {"PAY88_ENVIRONMENT", "PAY88_BASE_URL"} <= set(said["remedy"].split())
+
+
+@pytest.mark.parametrize("login", ["", ":wrong@", "nobody:wrong@"], ids=["none", "password", "user"])
+@pytest.mark.parametrize("requirepass", ["right", None], ids=["protected", "open"])
+def test_bad_credentials_of_the_store_are_named(
+    environ: dict[str, str], tmp_path: Path, login: str, requirepass: str | None
+) -> None:
+    """And the remedy is not to start a server that runs."""
+    if not login and not requirepass:
+        pytest.skip("nothing is wrong")
+    options = {"requirepass": requirepass} if requirepass else {}
+    with Valkey(tmp_path, "", None, **options) as server:
+        url = f"redis://{login}127.0.0.1:{server.port}"
+        store = Checked({**environ, "PAY88_STORE": url}).findings["store"]
+    assert "user name or password" in store["detail"]
+    assert "user name and password in PAY88_STORE" in store["remedy"]

@@ -42,7 +42,7 @@ class Served:
     """A running `pay88 emulator`.
 
     Args:
-        process: That it runs in.
+        process: Its process.
     """
 
     def __init__(self, process: Any) -> None:
@@ -60,11 +60,11 @@ class Served:
             self.variables[name] = value
 
     def manager(self) -> TokenManager:
-        """Return a client, configured by what was printed."""
+        """Return a manager with the printed variables."""
         return TokenManager.from_env(self.variables)
 
     def ask(self, path: str, headers: dict[str, str], context: ssl.SSLContext | None = None) -> int:
-        """Make a POST with nothing of this package's; return the status."""
+        """Send a POST without this package; return the status code."""
         scheme, _, host = self.variables["PAY88_BASE_URL"].partition("://")
         connection: http.client.HTTPConnection
         if scheme == "https":
@@ -78,7 +78,7 @@ class Served:
             connection.close()
 
     def end(self, number: int = signal.SIGTERM) -> list[str]:
-        """End it; return the lines that were left."""
+        """Stop it; return the remaining lines."""
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=30)
         assert (self.process.returncode, err) == (0, "")
@@ -96,9 +96,9 @@ def serving(*arguments: str) -> Generator[Served, None, None]:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal_and_logs_each_request(number: int) -> None:
-    """What to export works as it is; no secret is logged; exit code 0."""
+    """The printed variables work unchanged; no secret is logged; exit code 0."""
     with serving("--fault", "call:503", "--merchant-id", "MCH-IT'S-MINE") as served:
-        assert served.first == f"# 88Pay's emulator is at {served.variables['PAY88_BASE_URL']}; Ctrl-C ends it\n"
+        assert served.first == f"# Emulator running at {served.variables['PAY88_BASE_URL']} (press Ctrl-C to stop)\n"
         assert served.page.endswith(f" {served.variables['PAY88_BASE_URL']}/_emulator/\n")
         assert served.variables["PAY88_MERCHANT_ID"] == "MCH-IT'S-MINE"
         with served.manager() as manager:
@@ -118,7 +118,7 @@ def test_it_serves_until_a_signal_and_logs_each_request(number: int) -> None:
 
 @posix
 def test_a_program_gets_a_document_for_each_line(tmp_path: Path) -> None:
-    """Over TLS, with a fast clock and limits of one's own."""
+    """Over TLS, with a fast clock and other limits."""
     authority = new_authority()
     cert = authority.issue_cert("127.0.0.1")
     cert.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
@@ -142,27 +142,27 @@ def test_a_program_gets_a_document_for_each_line(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--fault", "call"), "WHERE:WHAT"),
-        (("--fault", "call:frogs"), "there is no fault 'frogs'"),
+        (("--fault", "call:frogs"), "unknown fault 'frogs'"),
         (("--token-limits", "many"), "write 'off'"),
-        (("--api-key", "sk_live_real"), "a real key does not belong here"),
+        (("--api-key", "sk_live_real"), "use a made-up key"),
         (("--tls", "/no/cert", "/no/key"), "does not exist"),
         (("--lifetime", "0"), "--lifetime"),
         (("--speed", "0"), "--speed"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], said: str) -> None:
-    """Before anything is served."""
+    """Before the server starts."""
     ended = run("emulator", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
 
 
-def test_files_that_are_no_certificate_exit_with_2(tmp_path: Path) -> None:
-    """And are named."""
+def test_files_that_are_not_a_certificate_exit_with_2(tmp_path: Path) -> None:
+    """The error names them."""
     (tmp_path / "cert.pem").write_text("rubbish")
     ended = run("emulator", "--tls", f"{tmp_path}/cert.pem", f"{tmp_path}/cert.pem")
     assert ended.code == 2
-    assert "are no certificate with its key" in ended.err
+    assert "are not a certificate with its key" in ended.err
 
 
 def test_a_port_that_is_taken_exits_with_1() -> None:
@@ -193,8 +193,8 @@ def test_a_port_that_is_taken_exits_with_1() -> None:
         ("token:huge", Planned(HugeBody(), "token", 1, 0)),
     ],
 )
-def test_a_fault_and_whom_it_strikes(text: str, expected: Planned) -> None:
-    """One request, the first, unless it says otherwise."""
+def test_a_fault_and_its_requests(text: str, expected: Planned) -> None:
+    """By default the first request."""
     assert parse(text) == expected
 
 
@@ -210,17 +210,17 @@ def test_a_fault_and_whom_it_strikes(text: str, expected: Planned) -> None:
         ("call:500x0", "is not of the form"),
         ("call:500=1", "500 takes no seconds"),
         ("call:latency", "latency needs a number of seconds"),
-        ("any:drop", "there is no fault 'drop'"),
+        ("any:drop", "unknown fault 'drop'"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(text: str, said: str) -> None:
-    """Rather than taken for another one."""
+def test_an_invalid_fault_is_a_usage_error(text: str, said: str) -> None:
+    """The error names the wrong part."""
     with pytest.raises(ValueError, match=said):
         parse(text)
 
 
 def test_a_request_that_waits_does_not_hold_up_the_log() -> None:
-    """Each is shown once it was answered, whatever came before it."""
+    """Each request is printed when it has finished, whatever the order of arrival."""
     with Emulator() as emulator, emulator.hold(on="token") as hold:
         tail = Tail(emulator.journal)
         credentials = Credentials(emulator.api_key, emulator.merchant_id)

@@ -1,4 +1,4 @@
-"""``pay88 demo``: what it shows, how it ends, and that it notices each promise that is broken."""
+"""``pay88 demo``: its output, its exit codes, and the detection of each broken promise."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_missing_library_is_named_with_its_remedy(name: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("seconds", ["3", "soon", "601"])
 def test_wrong_usage_exits_with_2(seconds: str) -> None:
-    """And says what is wrong."""
+    """The error names the wrong value."""
     ended = run("demo", "--seconds", seconds)
 
     assert ended.code == 2
@@ -106,7 +106,7 @@ def test_the_clock_does_not_make_up_for_a_stall() -> None:
 
 
 class Terminal(io.StringIO):
-    """Says that it is a terminal."""
+    """Output that claims to be a terminal."""
 
     def isatty(self) -> bool:
         """Return true."""
@@ -137,19 +137,19 @@ def test_the_live_view_draws_tables() -> None:
     """The stacks, the tokens and the time, below the lines that stay."""
     evidence, screen = Story().evidence(), Terminal()
     with LiveView(Console(file=screen, force_terminal=True, width=80)) as shown:
-        shown.phase(61.0, "storm of 401s", "the token is refused")
+        shown.phase(61.0, "401 storm", "requests get a 401")
         shown.show(Snapshot.take(65.0, evidence.outcomes, evidence.journal, evidence.stats))
 
     drawn = screen.getvalue()
-    for text in ("1:01  storm of 401s: the token is refused", "httpx async", "1:05", "9 of 10 per 1 minute"):
+    for text in ("1:01  401 storm: requests get a 401", "httpx async", "1:05", "9 of 10 per 1 minute"):
         assert text in drawn
 
 
 def test_a_program_gets_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing before it; with the promises, and whether all of them were kept."""
+    """One document, with the promises and whether all were kept."""
     story = Story()
     with JsonView() as shown:
-        shown.phase(61.0, "storm of 401s", "the token is refused")
+        shown.phase(61.0, "401 storm", "requests get a 401")
         assert conclude(story.evidence(), shown) == 0
         good = json.loads(capsys.readouterr().out)
         _leaks_the_key(story)
@@ -178,7 +178,7 @@ END = 200.0
 
 @dataclass(frozen=True)
 class Call:
-    """A call as it reached the server."""
+    """An API request as the server received it."""
 
     at: float
     name: str
@@ -208,7 +208,7 @@ class Story:
     unfinished: str = ""
 
     def evidence(self) -> Evidence:
-        """Write it down."""
+        """Return the evidence of the story."""
         journal, marks = self._journal()
         waited = 0
         moments = []
@@ -283,7 +283,7 @@ def _arrive(journal: Journal, arrival: float | Call) -> None:
 
 
 def test_a_good_run_breaks_no_promise(capsys: pytest.CaptureFixture[str]) -> None:
-    """The story that the other tests spoil is a good one, and ends with 0."""
+    """The run that the other tests modify is a good one: exit code 0."""
     assert [verdict for verdict in judge(Story().evidence()) if not verdict.kept] == []
     assert conclude(Story().evidence(), PlainView()) == 0
     assert "promises kept." in capsys.readouterr().out
@@ -328,22 +328,22 @@ def _leaks_the_key(story: Story) -> None:
 
 BROKEN: list[tuple[str, Callable[[Story], None]]] = [
     ("a token is reused", _call(Call(99.0 - 5, "httpx-0009", age=50.5))),
-    ("no call waits", _waits(Scene.STEADY)),
+    ("no request waits", _waits(Scene.STEADY)),
     ("a cold start", _tokens(0.1)),
-    ("10 token requests a minute", _tokens(*(60.0 + number / 10 for number in range(11)))),
-    ("100 token requests an hour", _tokens(*(111.0 + number / 10 for number in range(101)))),
+    ("at most 10 token requests", _tokens(*(60.0 + number / 10 for number in range(11)))),
+    ("at most 100 token requests", _tokens(*(111.0 + number / 10 for number in range(101)))),
     ("every token request was counted", _loses_its_count),
-    ("without a new one", _never_degrades),
-    ("and no call fails meanwhile", _fails("httpx-async-0001", TokenBudgetExhausted("spent"))),
-    ("no token is attached once", _call(Call(98.0, "httpx-0009", age=60.0))),
-    ("a refused call is sent again", _is_not_replayed),
-    ("a storm of 401s", _tokens(56.1)),
-    ("no other call is refused", _call(Call(70.0, "httpx-0009", refused=True), Call(70.1, "httpx-0009"))),
-    ("an outage meets probes", _probes_at_once),
+    ("a stale token is used", _never_degrades),
+    ("no request fails", _fails("httpx-async-0001", TokenBudgetExhausted("spent"))),
+    ("no expired token", _call(Call(98.0, "httpx-0009", age=60.0))),
+    ("a request is retried once", _is_not_replayed),
+    ("a 401 storm", _tokens(56.1)),
+    ("no other request", _call(Call(70.0, "httpx-0009", refused=True), Call(70.1, "httpx-0009"))),
+    ("the backoff grows", _probes_at_once),
     ("only token requests carry", _leaks_the_key),
-    ("calls are answered or raise", _fails("urllib3-0001", TimeoutError())),
-    ("no call is executed twice", _call(Call(120.5, "urllib3-0002"))),
-    ("an answered call was executed", _fails("urllib3-0002", TokenBudgetExhausted("spent"))),
+    ("requests return or raise", _fails("urllib3-0001", TimeoutError())),
+    ("no request is executed twice", _call(Call(120.5, "urllib3-0002"))),
+    ("only successful requests", _fails("urllib3-0002", TokenBudgetExhausted("spent"))),
 ]
 
 
@@ -351,7 +351,7 @@ BROKEN: list[tuple[str, Callable[[Story], None]]] = [
 def test_a_broken_promise_is_noticed_and_ends_with_1(
     text: str, spoil: Callable[[Story], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each promise in turn, in a run that is good but for one thing."""
+    """Each promise in turn, in a run that is otherwise good."""
     story = Story()
     spoil(story)
 
@@ -361,15 +361,15 @@ def test_a_broken_promise_is_noticed_and_ends_with_1(
 
 
 def test_every_promise_has_a_run_that_breaks_it() -> None:
-    """A promise that no test breaks may be one that nothing can break."""
+    """A promise that no test breaks may be unbreakable."""
     assert [promise.text.startswith(text) for promise, (text, _) in zip(PROMISES, BROKEN, strict=True)].count(
         False
     ) == 0
 
 
 def test_a_run_that_was_given_up_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where no promise was broken until then."""
+    """Also if no promise was broken until then."""
     story = Story(unfinished="the end of the outage")
 
     assert conclude(story.evidence(), PlainView()) == 1
-    assert "Given up while waiting for the end of the outage" in capsys.readouterr().out
+    assert "Timeout while waiting for the end of the outage" in capsys.readouterr().out

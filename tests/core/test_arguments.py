@@ -1,4 +1,4 @@
-"""What ``attach`` and the constructors refuse, in words that name what they were given and what to pass."""
+"""What ``attach`` and the constructors reject, in words that name what they were given and what to pass."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ TRANSPORTS = ["Pay88Transport", "AsyncPay88Transport"]
 @pytest.mark.parametrize(("library", "module"), LIBRARIES, ids=["httpx", "httpx2"])
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_a_timeout_is_a_number_of_seconds_or_the_librarys_own(library: Any, module: Any, name: str) -> None:
-    """Or nothing at all; the rest is refused, whatever the library itself would make of it."""
+    """Or nothing at all; the rest is rejected, whatever the library itself would make of it."""
     make = getattr(module, name)
     assert make(MANAGER).timeout is None
     for given in (5, 0.5, library.Timeout(5), library.Timeout(None)):
@@ -192,7 +192,7 @@ def test_errors_are_classes_that_can_be_imported(kind: type[Stack]) -> None:
 
 
 def test_a_client_without_a_merchant_of_its_own(world: World) -> None:
-    """It makes no call that nobody has chosen a merchant for; and what it raises is also its library's error."""
+    """It sends no request without an activated manager; and what it raises is also its library's error."""
     events: list[Event] = []
     manager = world.new_manager(listeners=[events.append])
     client = world.client(ActivatedManager(world.emulator.url))  # type: ignore[arg-type]

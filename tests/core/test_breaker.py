@@ -71,7 +71,7 @@ def test_rule_23_successes_do_not_make_up_for_failures() -> None:
 
 
 def test_rule_23_open_for_so_long_and_then_one_probe() -> None:
-    """Every refusal says how long; the first call after that is the probe, and nobody else passes."""
+    """Every rejection says how long; the first call after that is the trial request, and no other call is sent."""
     breaker = opened()
     assert breaker.try_acquire(0) == Rejected(20)
     assert breaker.try_acquire(19.5) == Rejected(0.5)
@@ -119,7 +119,7 @@ def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
 
 
 def test_rule_23_what_a_probe_has_decided_it_does_not_decide_again() -> None:
-    """A probe is heard of once."""
+    """A trial request is heard of once."""
     breaker = opened()
     probe = passage(breaker, 20)
     assert breaker.failed(probe, 20)
@@ -149,7 +149,7 @@ def test_rule_23_calls_sent_before_it_opened_change_nothing(now: float) -> None:
 
 
 def test_rule_23_calls_sent_before_it_opened_do_not_open_it_again() -> None:
-    """A crowd that runs into its timeouts after a probe has been answered tells of what was before that."""
+    """A crowd that runs into its timeouts after a trial request has been answered tells of what was before that."""
     breaker = Breaker(POLICY)
     crowd = [passage(breaker, 0) for _ in range(10)]
     for early in crowd[:3]:
@@ -166,8 +166,8 @@ NUMBERS: list[Any] = [0, -1, math.nan, math.inf, 86_401, True, "30", None]
 
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 @pytest.mark.parametrize("name", ["failure_threshold", "window", "open_for"])
-def test_a_policy_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
-    """Whoever wrote it hears of it, with its name."""
+def test_a_policy_that_makes_no_sense_is_rejected(name: str, value: Any) -> None:
+    """The error names the wrong value."""
     with pytest.raises(ConfigurationError, match=name):
         BreakerPolicy(**{name: value})
 
@@ -217,7 +217,7 @@ class Walk(RuleBasedStateMachine):
         self.now += seconds
 
     def held(self) -> bool:
-        """Whether a probe is under way that is not lost."""
+        """Whether a trial request is in progress that is not lost."""
         return self.model.probe is not None and self.now < self.model.probe_at + self.policy.open_for
 
     @rule()

@@ -1,4 +1,4 @@
-"""What cannot work is refused when it is configured, in words that say what to change."""
+"""What cannot work is rejected when it is configured, in words that say what to change."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_credentials_hold_printable_ascii_only(name: str, bad: str) -> None:
     """White space, a line break copied along, control characters and look-alikes."""
     values = {"api_key": KEY, "merchant_id": MERCHANT}
     values[name] = bad.format(values[name])
-    refused(Credentials, **values, says=f"{name} holds white space")
+    refused(Credentials, **values, says=f"{name} contains white space")
 
 
 def test_credentials_that_are_swapped_are_noticed() -> None:
@@ -101,7 +101,7 @@ def test_credentials_come_from_the_environment(prefix: str, other: str) -> None:
 
 @pytest.mark.parametrize("missing", ["API_KEY", "MERCHANT_ID"])
 def test_credentials_missing_from_the_environment(missing: str) -> None:
-    """The message names both variables that would do."""
+    """The message names our variable and the vendor's."""
     environ = {**ENVIRON, f"PAY88_{missing}": ""}
     refused(Credentials.from_env, environ, says=f"set PAY88_{missing} (or EIGHTY_EIGHT_PAY_{missing})")
 
@@ -160,7 +160,7 @@ def test_credentials_missing_from_the_environment(missing: str) -> None:
     ids=ascii,
 )
 def test_rule_13_a_base_url_that_cannot_be_used(base_url: Any, says: str) -> None:
-    """Refused when the manager is made, and never shown where it may hold a key."""
+    """Rejected when the manager is made, and never shown where it may hold a key."""
     refused(TokenManager, CREDENTIALS, base_url=base_url, says=says)
 
 
@@ -372,7 +372,7 @@ def test_counts_are_whole_numbers(name: str) -> None:
 @pytest.mark.parametrize("value", [60, 60.0, 100])
 def test_a_margin_over_the_lifetime(name: str, value: float) -> None:
     """Every token would be too old when it comes."""
-    refused(TokenPolicy, **{name: value}, says="a token lives 60 s")
+    refused(TokenPolicy, **{name: value}, says="less than the lifetime of a token (60 s)")
 
 
 def test_a_backoff_whose_cap_is_below_its_base() -> None:
@@ -409,7 +409,7 @@ def test_good_policies_are_accepted() -> None:
 
 @pytest.mark.parametrize("credentials", [None, KEY, (KEY, MERCHANT), {"api_key": KEY}, 5])
 def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
-    """Anything else is refused at once, and not shown."""
+    """Anything else is rejected at once, and not shown."""
     refused(TokenManager, credentials, says="Credentials(")
 
 
@@ -426,7 +426,7 @@ def test_a_validity_no_token_has(min_validity: float) -> None:
 
 
 def test_a_manager_that_was_closed() -> None:
-    """It refuses, whatever it was asked."""
+    """It rejects, whatever it was asked."""
     with TokenManager(CREDENTIALS) as manager:
         pass
     refused(manager.get_token, says="closed")
@@ -476,7 +476,7 @@ def test_copies_hold_the_same_manager_and_credentials() -> None:
     [(TokenManager(CREDENTIALS), "from_env()"), (CREDENTIALS, "from_env()"), (Token("a", "b", 60, 0), "TokenManager")],
     ids=lambda each: type(each).__name__,
 )
-def test_rule_15_pickling_stays_refused(value: Any, says: str) -> None:
+def test_rule_15_pickling_stays_rejected(value: Any, says: str) -> None:
     """In a configuration, too; the message says what to do instead."""
     for each in (value, Settings(value, value), [value]):
         with pytest.raises(TypeError, match=re.escape(says)):

@@ -25,7 +25,7 @@ from support.worlds import Report
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("which", EXPLORATIONS)
 def test_rules_03_to_12_hold_in_every_interleaving(which: str, report: Report) -> None:
-    """One fetch in flight; whoever waits, somebody leads; no token past its end; no error while there is one.
+    """One fetch in flight; whoever waits, a caller leads; no token past its end; no error while there is one.
 
     And never past the budget, before ``Retry-After`` or with credentials that were just rejected.
     """
@@ -66,7 +66,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: any(each.stage == "answer" for each in self.model.carriers))
     @rule(answer=st.floats(0.01, 300) | st.sampled_from([*FAILURES, NONSENSE, replace(LIMITED, retry_after=9000.0)]))
     def hear(self, answer: float | Failure) -> None:
-        """An answer of any kind."""
+        """A response of any kind."""
         index = next(index for index, each in enumerate(self.model.carriers) if each.stage == "answer")
         if isinstance(answer, Failure):
             self.model.fail(index, answer)

@@ -1,4 +1,4 @@
-"""Rubbish in every part of an answer of the token endpoint: a token that is safe to attach, or a failure that is data.
+"""Rubbish in every part of a response of the token endpoint: a token that is safe to attach, or a failure that is data.
 
 Never an exception, a secret in a text, or more time and memory than a small answer may cost.
 """
@@ -42,8 +42,8 @@ CREDENTIALS = Credentials(KEY, "MCH-COL-1")
 TOKEN, SESSION = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln", "sess_53a2cfc4-441e-4554"
 SECRETS = (KEY, TOKEN, SESSION)
 
-MOST_SECONDS = 2.0  # of the processor, for one answer; milliseconds on any machine
-MOST_BYTES = 4 * 2**20  # at the peak, for one answer
+MOST_SECONDS = 2.0  # of the processor, for one response; milliseconds on any machine
+MOST_BYTES = 4 * 2**20  # at the peak, for one response
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -55,7 +55,7 @@ settings_here = settings(deadline=None, max_examples=2 * examples)
 
 
 def judge(status: int, fields: Mapping[str, str], body: bytes) -> Token | Failure:
-    """Read an answer, and hold what comes of it against all the rules."""
+    """Read a response, and hold what comes of it against all the rules."""
     busy = time.process_time()
     outcome = parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
     assert time.process_time() - busy < MOST_SECONDS
@@ -165,7 +165,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 bodies = st.binary(max_size=300) | literals.map(lambda text: text.encode("utf-8", "replace")) | documents() | damaged()
 
-# Header fields
+# Headers
 
 zones = st.sampled_from(["GMT", "UTC", "EST", "Z", "", "+0000", "-0000", "+9999", "-2400", "+" + "9" * 20, "\u0661"])
 whole = st.integers(-5, 70) | st.integers() | st.sampled_from([0, 1, 9_999, 10_000, 10**30])
@@ -199,7 +199,7 @@ statuses = st.sampled_from([200, 200, 200, 401, 403, 429, 429, 500]) | st.intege
 @given(status=statuses, fields=headers, body=bodies)
 @settings(settings_here, max_examples=6 * examples)
 def test_rule_12_any_answer_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
-    """Whatever the status, the header fields and the body are."""
+    """Whatever the status, the headers and the body are."""
     judge(status, fields, body)
 
 
@@ -403,6 +403,6 @@ def test_rule_15_no_text_keeps_a_secret(secret: str, around: list[str], text: st
 @given(kind=st.sampled_from(SECRETS), before=any_text, after=any_text)
 @settings_here
 def test_rule_15_what_looks_like_a_secret_is_one(kind: str, before: str, after: str) -> None:
-    """Keys, tokens and session ids that nobody told us of."""
+    """Keys, tokens and session ids that are unknown to the package."""
     for cleaned in (mask(f"{before}{kind}{after}"), redact(f"{before} {kind.upper()} {after}")):
         assert kind.lower() not in cleaned.lower()

@@ -39,7 +39,7 @@ def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
     assert driven.send(driven.lead(30.0), 30.0), "with the same credentials"
 
 
-def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
+def test_rule_09_rejected_on_both_sides_there_is_no_token() -> None:
     """A 401 from the API and one from the token endpoint: the old token is no use to anyone."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 1.0)
@@ -47,7 +47,7 @@ def test_rule_09_refused_on_both_sides_there_is_no_token() -> None:
     assert driven.ask(1.0) == Fail(REJECTED, 30.0)
 
 
-def test_rule_09_rotating_credentials_are_asked_again_and_not_sent_again() -> None:
+def test_rule_09_rotating_credentials_are_asked_again_and_not_retried() -> None:
     """During the cool-down each call asks for them; while they are the same, that is all it does."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)
@@ -112,7 +112,7 @@ def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) 
 
 
 def test_rule_10_the_longer_of_two_bars_counts() -> None:
-    """Who could not wait failed after somebody was told 429: its shorter cool-down changes nothing."""
+    """Who could not wait failed after a caller was told 429: its shorter cool-down changes nothing."""
     driven = Driven()
     first = driven.lead(0.0)
     assert driven.send(first, 0.0)
@@ -157,7 +157,7 @@ def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> No
 
 
 def test_rule_10_a_429_is_not_retried_inside_the_fetch() -> None:
-    """Neither is a rejection, nor an answer that is none of 88Pay's."""
+    """Neither is a rejection, nor a response that is none of 88Pay's."""
     for failure in (limited(1.0), REJECTED, ODD):
         driven = Driven()
         ticket = driven.lead(0.0)
@@ -262,7 +262,7 @@ def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) ->
 
 
 def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:
-    """It is refused again; the next forced refresh waits for its spacing."""
+    """It is rejected again; the next forced refresh waits for its spacing."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 1.0)
     same = Token("token-0.0", "session-0.0", 60.0, 1.0)
@@ -367,7 +367,7 @@ def late_events(driven: Driven, ticket: int, now: float) -> None:
 
 
 def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one() -> None:
-    """It was paid for; the fetch that has taken its place goes on."""
+    """It was paid for; the fetch that has taken its place continues."""
     driven = Driven()
     lost = driven.lead(0.0)
     assert driven.send(lost, 0.0)
@@ -398,7 +398,7 @@ def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:
 
 
 def test_rule_19_slow_credentials_are_waited_for() -> None:
-    """A secrets manager may take longer than a token request: the fetch is not given up meanwhile."""
+    """A secrets manager may take longer than a token request: the fetch is not given up in the meantime."""
     driven = Driven(rotating=True)
     ticket = driven.lead(0.0)
     assert isinstance(driven.ask(20.9), Wait)
@@ -409,7 +409,7 @@ def test_rule_19_slow_credentials_are_waited_for() -> None:
 
 
 def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
-    """A second after the longest wait of any call, somebody else asks for them."""
+    """A second after the longest wait of any call, another client asks for them."""
     driven = Driven(rotating=True)
     driven.lead(0.0)
     assert driven.ask(20.999) == Wait(until=21.0)

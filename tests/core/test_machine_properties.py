@@ -45,7 +45,7 @@ class Reply:
     """What becomes of one token request."""
 
     after: float = 0.1
-    outcome: Failure | float | None = 60.0  # a failure, the lifetime of a token, or never heard of again
+    outcome: Failure | float | None = 60.0  # a failure, the lifetime of a token, or lost
 
 
 @dataclass(eq=False)
@@ -68,9 +68,9 @@ class World:
 
     Args:
         service: What a token request sent at an instant leads to.
-        refuses: Whether the API answers 401, asked for each sending of a call.
+        rejects: Whether the API answers 401, asked for each sending of a call.
         rng: The draws for jitter.
-        call_takes: Seconds from the sending of a call to its answer.
+        call_takes: Seconds from the sending of a call to its response.
         policy: Of the machine and the budget.
     """
 
@@ -345,8 +345,8 @@ def weather(draw: st.DrawFn) -> tuple[World, float]:
 def test_rule_05_the_budget_holds_in_any_weather(drawn: tuple[World, float]) -> None:
     """An hour and a half of errors, 429s, slow, late and lost answers, random 401s and flapping outages.
 
-    Never more than 10 token requests in 60 s nor 100 in an hour; one in flight; nobody is handed a
-    token that has expired, goes round in circles, waits beyond ``max_wait`` or waits with nobody leading.
+    Never more than 10 token requests in 60 s nor 100 in an hour; one in flight; no request gets a
+    token that has expired, goes round in circles, waits beyond ``max_wait`` or waits while no fetch is pending.
     """
     world, gap = drawn
     world.calls(at_random(world.rng, gap)).run(1.5 * HOUR)
@@ -524,7 +524,7 @@ def test_rule_08_a_401_storm_starves_no_ordinary_refresh(limits: tuple[str, ...]
 @pytest.mark.parametrize("round_robin", [True, False], ids=["round robin", "random"])
 @pytest.mark.parametrize("hours", [1, 4])
 def test_rule_08_one_bad_node_of_two_never_exhausts_the_budget(round_robin: bool, hours: int) -> None:
-    """Every second request is refused, at one call a second: ordinary refreshes go on, and no call fails."""
+    """Every second request is rejected, at one call a second: ordinary refreshes continue, and no call fails."""
     turn, rng = count(), random.Random(8)
     world = World(refuses=lambda at, token: bool(next(turn) % 2 if round_robin else rng.random() < 0.5))
     world.calls(every(1.0)).run(hours * HOUR)
@@ -536,8 +536,8 @@ def test_rule_08_one_bad_node_of_two_never_exhausts_the_budget(round_robin: bool
     check_budget(world)
 
 
-def test_rule_08_a_service_that_refuses_everything_costs_little_more_than_the_ordinary_refresh() -> None:
-    """All calls are answered 401 for three hours; the callers get them, and the budget stays."""
+def test_rule_08_a_service_that_rejects_everything_costs_little_more_than_the_ordinary_refresh() -> None:
+    """All calls get 401 for three hours; the callers get them, and the budget stays."""
     world = World(refuses=lambda at, token: True).calls(every(1.0)).run(3 * HOUR)
 
     assert failures(world) == []
@@ -563,7 +563,7 @@ def test_rule_11_after_an_outage_of_any_length_a_token_comes_within_a_refresh_in
 
     interval = POLICY.reuse_for - POLICY.refresh_ahead
     recovered = next(at for at in world.tokens if at >= ends)
-    slack = POLICY.fetch_timeout + 1 + 1 + 0.1  # one last attempt, given up; the next call; a good answer
+    slack = POLICY.fetch_timeout + 1 + 1 + 0.1  # one last attempt, given up; the next call; a good response
     assert recovered <= ends + interval + slack
     assert failures(world, TokenBudgetExhausted) == []
     assert world.ordinary_denied == 0
@@ -634,7 +634,7 @@ def test_rule_12_a_spell_of_short_lived_tokens_is_over_when_it_is_over(lifetime:
 
 @pytest.mark.parametrize("carrier", ["lost", "late"])
 def test_rule_17_lost_fetches_are_led_by_somebody_else(carrier: str) -> None:
-    """Every fifth fetch is never heard of again, or too late: two hours in which no call fails."""
+    """Every fifth fetch is lost, or too late: two hours in which no call fails."""
     turn = count()
     bad = Reply(9.0, None if carrier == "lost" else 60.0)
     world = World(lambda at: bad if next(turn) % 5 == 4 else Reply()).calls(every(1.0)).run(2 * HOUR)

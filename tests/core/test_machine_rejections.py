@@ -52,7 +52,7 @@ def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
 
 
 def test_rule_04_what_others_found_out_is_taken_over() -> None:
-    """A young token ends the fetch; an old one is held, and the fetch goes on; a bar is everybody's."""
+    """A young token ends the fetch; an old one is held, and the fetch continues; a bar is everybody's."""
     driven = Driven()
     ticket = driven.lead(100.0)
     assert driven.machine.merge_snapshot(ticket, Snapshot(token(50.0)), 100.0, digest=ONE)
@@ -83,7 +83,7 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
 
 
 def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
-    """At the very instant, too: the fetch goes on, and nothing has failed."""
+    """At the very instant, too: the fetch continues, and nothing has failed."""
     driven = Driven()
     ticket = driven.lead(8.0)
     assert driven.machine.merge_snapshot(
@@ -115,7 +115,7 @@ def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here
 
 
 def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
-    """Whoever replaced it decides."""
+    """The manager that replaced it decides."""
     driven = Driven()
     late = driven.lead(0.0)
     ticket = driven.lead(6.0)
@@ -125,7 +125,7 @@ def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
 
 
 def test_rule_04_a_token_is_taken_over_for_as_long_as_it_would_have_lasted() -> None:
-    """At the instant of its refresh it is held, and the fetch goes on; at the end of its life it is nothing."""
+    """At the instant of its refresh it is held, and the fetch continues; at the end of its life it is nothing."""
     driven = Driven()
     ticket = driven.lead(45.0)
     assert driven.machine.merge_snapshot(ticket, Snapshot(token()), 45.0, digest=ONE)
@@ -135,8 +135,8 @@ def test_rule_04_a_token_is_taken_over_for_as_long_as_it_would_have_lasted() -> 
     assert driven.machine.fast_path_token(59.0)[0] is None
 
 
-def test_rule_07_another_token_of_the_same_instant_replaces_a_refused_one() -> None:
-    """It is not the one that was refused, and not older."""
+def test_rule_07_another_token_of_the_same_instant_replaces_a_rejected_one() -> None:
+    """It is not the one that was rejected, and not older."""
     driven = holding()
     assert driven.machine.on_unauthorized(token(), 1.0)
     other = token(name="another")
@@ -170,7 +170,7 @@ def test_rule_09_others_are_told_of_a_rejection_of_their_own_credentials() -> No
     assert (told.cooldown_reason, told.cooldown_until) == (None, float("-inf"))
 
 
-def test_rule_05_others_are_not_told_that_the_budget_is_spent() -> None:
+def test_rule_05_others_are_not_told_that_the_budget_is_exhausted() -> None:
     """They share it: it tells them."""
     driven = Driven()
     assert not driven.send(driven.lead(0.0), 0.0, no(12.0))
@@ -195,7 +195,7 @@ def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> No
 
 
 def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
-    """As the hour's budget goes, whoever takes a token over refreshes it later, too."""
+    """As the hour's budget goes, a manager that takes a token over refreshes it later, too."""
     driven = Driven()
     ticket = driven.lead(0.0)
     assert not driven.machine.merge_snapshot(ticket, Snapshot(token()), 0.0, digest=ONE, pace=54.0)
@@ -204,8 +204,8 @@ def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
     assert driven.machine.pending_fetches
 
 
-def test_rule_04_a_token_that_was_refused_is_not_taken_over_again() -> None:
-    """Nor one that is older than ours; nobody is told of a refused one."""
+def test_rule_04_a_token_that_was_rejected_is_not_taken_over_again() -> None:
+    """Nor one that is older than ours; a rejected one is not published."""
     driven = holding()
     assert driven.machine.snapshot(ONE, {}).token == token()
     assert driven.machine.on_unauthorized(token(), 1.0)
@@ -216,7 +216,7 @@ def test_rule_04_a_token_that_was_refused_is_not_taken_over_again() -> None:
     assert driven.machine.pending_fetches == {ticket}
 
 
-def test_rule_07_the_first_refusal_is_replaced_at_once_by_one_fetch() -> None:
+def test_rule_07_the_first_rejection_is_replaced_at_once_by_one_fetch() -> None:
     """The token is not used again by anyone; one fetches, the others wait, all are replayed."""
     driven = holding()
     assert driven.machine.on_unauthorized(token(), 1.0)
@@ -252,7 +252,7 @@ def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_b
     assert driven.machine.on_unauthorized(old, 0.0), "one is in flight"
 
 
-def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() -> None:
+def test_rule_07_rejected_during_the_refresh_beside_is_replayed_with_its_token() -> None:
     """What is in flight already serves: nothing forced is spent."""
     driven = holding()
     ticket = driven.lead(45.0)
@@ -262,8 +262,8 @@ def test_rule_07_refused_during_the_refresh_beside_is_replayed_with_its_token() 
     assert not driven.machine.awaiting_first_success
 
 
-def test_rule_08_a_thousand_refusals_cost_one_ticket() -> None:
-    """All are to be replayed, and one fetch is under way."""
+def test_rule_08_a_thousand_rejections_cost_one_ticket() -> None:
+    """All are to be replayed, and one fetch is in progress."""
     driven = holding()
     assert [driven.machine.on_unauthorized(token(), 1.0) for _ in range(1_000)] == [True] * 1_000
     decisions = [driven.ask(1.0) for _ in range(1_000)]
@@ -313,7 +313,7 @@ def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
 
 
 def storm(driven: Driven, start: float, count: int) -> float:
-    """Let each new token be refused as soon as the spacing allows; return the time of the last."""
+    """Let each new token be rejected as soon as the spacing allows; return the time of the last."""
     now = start
     for so_far, spacing in enumerate([0.0, 1.0, 2.0, 4.0, 8.0][:count], 1):
         now += spacing
@@ -351,7 +351,7 @@ def test_rule_08_after_that_time_three_more_are_allowed() -> None:
     assert not driven.machine.on_unauthorized(current, now + 29.9)
 
 
-def test_rule_08_a_refused_token_past_its_window_costs_no_forced_refresh() -> None:
+def test_rule_08_a_rejected_token_past_its_window_costs_no_forced_refresh() -> None:
     """It would be replaced anyhow: from the very end of its window on."""
     driven = holding(max_forced_refreshes=0)
     assert not driven.machine.on_unauthorized(token(), 49.999)
@@ -382,7 +382,7 @@ def test_rule_08_an_accepted_call_ends_the_row() -> None:
 
 
 def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
-    """The ordinary refresh brings a token that nobody has refused yet."""
+    """The ordinary refresh brings a token that has not been rejected yet."""
     driven = holding(rejection_cooldown=1_000)
     last = storm(driven, 0.0, 3)
     newer = driven.get(last + 45.0)
@@ -390,7 +390,7 @@ def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
 
 
 def test_rule_08_a_token_that_somebody_fetched_alone_ends_the_row() -> None:
-    """It was not fetched because of a refusal either."""
+    """It was not fetched because of a rejection either."""
     driven = holding(rejection_cooldown=1_000)
     now = storm(driven, 0.0, 3) + 52.0
     driven.lead(now)

@@ -38,12 +38,12 @@ class Ears(list[CallRetried]):
 
 
 def ok(outcome: object) -> bool:
-    """Whether a call was answered 200."""
+    """Whether a call got 200."""
     return isinstance(outcome, Reply) and outcome.status == 200
 
 
 def charge(world: World, client: Stack) -> Any:
-    """Try to charge somebody."""
+    """Try to charge a customer."""
     url = f"{world.emulator.url}/api/transactions/charges"
     return world.as_time_passes(
         lambda: client.attempt("POST", url, headers={"Content-Type": "application/json"}, **client.bodies["bytes"]())
@@ -54,7 +54,7 @@ def charge(world: World, client: Stack) -> Any:
 
 
 @pytest.mark.parametrize("outcome", [*TRANSIENT, 429, ConnectionFailure(), ConnectionFailure(not_sent=True)], ids=repr)
-def test_rule_20_what_a_safe_call_is_sent_again_after(outcome: int | ConnectionFailure) -> None:
+def test_rule_20_what_a_safe_call_is_retried_after(outcome: int | ConnectionFailure) -> None:
     """As often as the policy says, the first attempt included."""
     attempts = Attempts(RetryPolicy(attempts=4), FOREVER)
     pauses = [attempts.pause(outcome, 0.0, lambda: 0.5, safe=True) for _ in range(4)]
@@ -65,14 +65,14 @@ def test_rule_20_what_a_safe_call_is_sent_again_after(outcome: int | ConnectionF
 @pytest.mark.parametrize(
     "outcome", [200, 204, 302, 400, 401, 403, 404, 422, 501, 505, ConnectionFailure(permanent=True)], ids=repr
 )
-def test_rule_20_what_no_call_is_sent_again_after(outcome: int | ConnectionFailure) -> None:
+def test_rule_20_what_no_call_is_retried_after(outcome: int | ConnectionFailure) -> None:
     """It would only be answered the same, or is none of the retries' business."""
     assert Attempts(RetryPolicy(), FOREVER).pause(outcome, 0.0, lambda: 0.5, safe=True) is None
 
 
 @pytest.mark.parametrize("outcome", [429, ConnectionFailure(not_sent=True), *TRANSIENT, ConnectionFailure()], ids=repr)
-def test_rule_20_a_call_that_may_have_been_executed_is_not_sent_again(outcome: int | ConnectionFailure) -> None:
-    """One that is not safe is sent again only where the service has certainly not acted on it."""
+def test_rule_20_a_call_that_may_have_been_executed_is_not_retried(outcome: int | ConnectionFailure) -> None:
+    """One that is not safe is retried only where the service has certainly not acted on it."""
     pause = Attempts(RetryPolicy(), FOREVER).pause(outcome, 0.0, lambda: 0.5, safe=False)
     assert (pause is not None) is (outcome in (429, ConnectionFailure(not_sent=True)))
 
@@ -171,7 +171,7 @@ def test_rule_20_bounds_belong_to_what_is_allowed() -> None:
     ],
     ids=repr,
 )
-def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_policy_that_makes_no_sense_is_rejected(wrong: dict[str, Any]) -> None:
     """At once, with a message that names the field."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RetryPolicy(**wrong)
@@ -183,7 +183,7 @@ def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), TooMany(1), *BROKEN], ids=repr)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_rule_20_a_safe_call_survives_what_is_transient(world: World, fault: Any, method: str) -> None:
-    """Two failures in a row are survived, on one token."""
+    """Two consecutive failures are survived, on one token."""
     world.emulator.faults.add(fault, on="call", times=2)
     client = world.client()
     url = world.url if method == "POST" else world.echo
@@ -220,7 +220,7 @@ def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None
     assert len(world.emulator.service.charges) == (2 if isinstance(fault, ResetAfterRead) else 1)
 
 
-def test_rule_20_a_payment_that_is_not_answered_is_not_sent_again(world: World) -> None:
+def test_rule_20_a_payment_that_is_not_answered_is_not_retried(world: World) -> None:
     """A read timeout leaves open whether it was executed, too."""
     client = world.client(timeout=0.3)
     assert ok(charge(world, client))
@@ -233,7 +233,7 @@ def test_rule_20_a_payment_that_is_not_answered_is_not_sent_again(world: World) 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("fault", [ResetAfterRead(), Status(500)], ids=repr)
-def test_rule_20_what_the_stack_would_send_again_is_not_sent_again(world: World, method: str, fault: Any) -> None:
+def test_rule_20_what_the_stack_would_send_again_is_not_retried(world: World, method: str, fault: Any) -> None:
     """urllib3 and aiohttp take PUT and DELETE for harmless, and broken old connections for an excuse."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -242,7 +242,7 @@ def test_rule_20_what_the_stack_would_send_again_is_not_sent_again(world: World,
     assert world.emulator.journal.calls == 2
 
 
-def test_rule_20_a_payment_that_was_refused_is_sent_again(world: World) -> None:
+def test_rule_20_a_payment_that_was_rejected_is_retried(world: World) -> None:
     """After a 429 it was certainly not executed."""
     world.emulator.faults.add(TooMany(2), on="/api/transactions", times=2)
     assert ok(charge(world, world.client()))
@@ -254,7 +254,7 @@ def test_rule_20_a_payment_that_was_refused_is_sent_again(world: World) -> None:
 
 
 def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(world: World) -> None:
-    """Nobody can have executed it."""
+    """It cannot have been executed."""
     ears = Ears()
     client = world.client(world.new_manager(listeners=[ears]))
     assert ok(charge(world, client))
@@ -335,7 +335,7 @@ def test_rule_20_nothing_waits_beyond_the_total_timeout(world: World) -> None:
 
 
 def test_rule_20_no_policy_no_retry(world: World) -> None:
-    """Whatever happens, each call is sent once; a refused one is still replayed."""
+    """Whatever happens, each call is sent once; a rejected one is still replayed."""
     client = world.client(world.new_manager(retry=RetryPolicy.none()))
     faults: list[Any] = [Status(503), TooMany(1), *BROKEN]
     for fault in faults:
@@ -362,7 +362,7 @@ def test_rule_07_the_replay_can_be_turned_off(world: World) -> None:
 
 
 def test_rule_20_a_body_that_cannot_be_sent_again_is_not(world: World) -> None:
-    """Not even where the call is safe: the caller gets the answer that there is."""
+    """Not even where the call is safe: the caller gets the response that there is."""
     client = world.client()
     [kind] = [name for name in client.bodies if name.endswith("generator")]
     world.emulator.faults.add(Status(503), on="call", times=None)
@@ -478,7 +478,7 @@ def test_rule_20_urllib3s_history_tells_of_each_attempt(world: World) -> None:
 
 @urllib3s
 def test_rule_20_errors_are_what_they_would_be_without_us(world: World, kind: type[Stack]) -> None:
-    """Nobody there, no answer, a broken answer: the same classes, without anything around them."""
+    """Nobody there, no response, a malformed response: the same classes, without anything around them."""
     client = world.client(timeout=0.2)
     assert ok(client.attempt("POST", world.url))
     with world.emulator.hold("call") as held:

@@ -162,7 +162,7 @@ def test_rule_15_credentials_and_tokens_print_no_secret(make: Callable[[], objec
     assert "expires_in=60.0" in repr(token())
 
 
-def test_rule_15_the_header_fields_are_a_new_dict_each_time() -> None:
+def test_rule_15_the_headers_are_a_new_dict_each_time() -> None:
     """A caller may do with it what it likes."""
     mine = token().headers()
     assert dict(mine) == {"Authorization": f"Bearer {ACCESS}", "x-session-id": SESSION}
@@ -192,7 +192,7 @@ def test_rule_15_nothing_secret_is_pickled(make: Callable[[], object], protocol:
 
 
 def test_rule_21_a_collection_of_secrets_can_be_copied() -> None:
-    """Clients copy their header fields, also deeply; the copies print nothing either."""
+    """Clients copy their headers, also deeply; the copies print nothing either."""
     for original in (token().headers(), {"key": [Secret(KEY)]}):
         for duplicate in (copy.copy(original), copy.deepcopy(original)):
             assert duplicate == original
@@ -220,7 +220,7 @@ def from_env(key: str) -> Credentials:
 
 @pytest.mark.parametrize("bad", [f"{KEY}\n", f" {KEY}", f"{KEY}\u200b"], ids=ascii)
 @pytest.mark.parametrize("make", [made, from_env])
-def test_rule_15_a_key_that_is_refused_is_in_no_local_variable(make: Callable[[str], object], bad: str) -> None:
+def test_rule_15_a_key_that_is_rejected_is_in_no_local_variable(make: Callable[[str], object], bad: str) -> None:
     """Whoever prints tracebacks with locals prints those of this package's frames, too."""
     with pytest.raises(ConfigurationError) as caught:
         make(bad)
@@ -333,14 +333,14 @@ def test_rule_18_every_error_pickles(kind: type[Pay88Error], protocol: int) -> N
 
 @pytest.mark.parametrize("kind", ERROR_CLASSES)
 def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error]) -> None:
-    """A thousand callers do not share one traceback; all share the cause, which no repr shows."""
+    """A thousand callers share no traceback; all share the cause, which is in no repr."""
     cause = OSError(KEY)
     failure = Failure(kind, "the message", 429, "slow down", 99.0, True, cause)
     first, second = failure.error(12.5), failure.error(None)
     assert first is not second
-    assert (type(first), str(first), vars(first)) == (kind, "the message; retry in 12.5 s", FIELDS)
+    assert (type(first), str(first), vars(first)) == (kind, "the message; retry in 13 s", FIELDS)
     assert str(second) == "the message"
-    assert second.retry_after is None, "what a caller is told counts from its own now"
+    assert second.retry_after is None, "each caller gets the seconds from its own now on"
     assert first.__cause__ is second.__cause__ is cause
     assert KEY not in repr(failure)
     assert pickle.loads(pickle.dumps(Failure(kind, "m", retryable=True))) == Failure(kind, "m", retryable=True)

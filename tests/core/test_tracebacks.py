@@ -153,7 +153,7 @@ def test_rule_15_a_redacted_traceback_ends_in_frames_like_those_that_failed() ->
 
 
 def test_rule_15_frames_that_still_run_stay_as_they_are() -> None:
-    """Those of the caller, and of whoever calls it, hold what is theirs."""
+    """The frames of the caller, and of its callers, keep their locals."""
     mine = "a local variable of the caller's"
 
     def attempt() -> None:
@@ -163,7 +163,7 @@ def test_rule_15_frames_that_still_run_stay_as_they_are() -> None:
             before = error.__traceback__
             clear_traceback_locals(error)
             seen.append((error.__traceback__ is before, mine in printed(error), shows(error)))
-            raise  # Python 3.10 goes on with the traceback that was caught
+            raise  # Python 3.10 continues with the traceback that was caught
 
     seen: list[tuple[bool, bool, bool]] = []
     error = fails(attempt)
@@ -381,7 +381,7 @@ def test_rule_15_an_error_that_cannot_be_printed_is_not_trusted() -> None:
 
 
 def test_rule_15_errors_in_circles_and_long_chains_end() -> None:
-    """Nothing goes on for ever, nothing recurses, and nothing takes the square of its length."""
+    """Nothing continues for ever, nothing recurses, and nothing takes the square of its length."""
     first, second = raised(ValueError("first")), raised(OSError("second"))
     first.__cause__, second.__context__, second.__cause__ = second, first, second
     clean(first)

@@ -14,7 +14,9 @@ from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.otel import instrument
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "observability.md").read_text(encoding="utf-8")
+METRICS = (DOCS / "observability.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "dashboards" / "index.md").read_text(encoding="utf-8")
+RUNBOOK = (DOCS / "runbook.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((DOCS / "dashboards" / "pay88.json").read_text(encoding="utf-8"))
 ALERTS = json.loads((DOCS / "dashboards" / "pay88-alerts.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [
@@ -83,7 +85,7 @@ def test_labels_are_attributes_of_the_metrics() -> None:
     """As the table on the page lists them."""
     labels = {name for each in EXPRESSIONS for text in re.findall(r"by \(([^)]*)\)", each) for name in text.split(", ")}
     labels |= {name for each in EXPRESSIONS for name in re.findall(r"[{,](\w+)=", each)}
-    attributes = {name.replace(".", "_") for name in re.findall(r"`((?:pay88|http|error)\.[a-z_.]+)", PAGE)}
+    attributes = {name.replace(".", "_") for name in re.findall(r"`((?:pay88|http|error)\.[a-z_.]+)", METRICS)}
     assert labels - {"le"} - attributes == set()
 
 
@@ -92,6 +94,16 @@ def test_the_page_has_the_same_alerts() -> None:
     for group in ALERTS["groups"]:
         for rule in group["rules"]:
             assert f"`{rule['expr']}`" in PAGE.replace("\\|", "|"), rule["alert"]
+
+
+def test_every_alert_has_an_entry_in_the_runbook() -> None:
+    """The alert links to it, and so does the page; there is no other entry."""
+    alerts = [rule["alert"] for group in ALERTS["groups"] for rule in group["rules"]]
+    for group in ALERTS["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["runbook_url"].endswith(f"/runbook.html#{rule['alert'].lower()}")
+            assert f"[{rule['alert']}](../runbook.md#{rule['alert'].lower()})" in PAGE
+    assert re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE) == alerts
 
 
 def test_the_dashboard_can_be_imported() -> None:

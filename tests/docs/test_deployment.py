@@ -140,7 +140,7 @@ class Load:
             self._said.put(answer)
 
     def workers_heard(self) -> set[int]:
-        """Return who has answered since this was asked last; every answer was a good one."""
+        """Return who has answered since this was asked last; every response was a good one."""
         heard = [self._said.get() for _ in range(self._said.qsize())]
         assert {status for _, status in heard} <= {200}
         return {worker for worker, _ in heard}
@@ -182,7 +182,7 @@ def lines_of(process: subprocess.Popen[str]) -> Load:
 
 
 def wait_for_port(process: subprocess.Popen[str], port: int) -> None:
-    """Wait until somebody listens."""
+    """Wait until a caller listens."""
     deadline = time.monotonic() + DEADLINE
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -264,7 +264,7 @@ def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, stor
 @pytest.mark.deep
 @posix
 def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emulator: Emulator) -> None:
-    """With preload and Redis, the parent asks for a token; the workers use it, over connections of their own."""
+    """With preload and Redis, the parent requests a token; the workers use it, over connections of their own."""
     port = free_port()
     with Valkey(tmp_path) as server:
         host = Host(tmp_path, emulator, "gunicorn", PAY88_STORE=server.url, PORT=str(port))

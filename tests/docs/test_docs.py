@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
     if "_build" not in path.parts
 }
 
@@ -64,8 +64,8 @@ OWN_TESTS = {
 ELSEWHERE = {"demo command": "cli/test_demo.py", "test command": "../.ci/run"}
 """What else runs commands, by the comment above them."""
 
-COMMANDS_ONLY = {"docs/benchmarks.md"}
-"""Pages of commands that take hours."""
+COMMANDS_ONLY = {"docs/benchmarks.md", "CONTRIBUTING.md", "RELEASING.md"}
+"""Pages of commands that take hours, or make a release."""
 
 PLACEHOLDERS = {
     "sk_test_…": "sk_test_emulator",
@@ -74,6 +74,11 @@ PLACEHOLDERS = {
 }
 
 _PARTS = re.compile(r"^<!--\s(.*?)\s-->$|^(`{3,})([^\s`]*)[^\n]*\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+URLS = dict(re.findall(r'^(\w+) = "(https://.+)"$', PROJECT, re.MULTILINE))
+HOSTS = {url.split("/")[2] for url in URLS.values()} | {"raw.githubusercontent.com"}
+IMAGES = {".svg", ".png"}
+
 _RUN = ("python", "diff", "sh", "console")
 
 
@@ -218,13 +223,57 @@ def test_every_link_leads_somewhere(page: str) -> None:
     """To a file that is there, and to a heading in it."""
     prose = re.sub(r"`[^`\n]*`", "", _PARTS.sub("", PAGES[page]))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-        if re.match(r"\w+:", target):
-            continue
         path, _, anchor = target.partition("#")
-        file = (ROOT / page).parent / path if path else ROOT / page
+        public = re.match(r"\w+:", target)
+        file = of_the_project(path) if public else (ROOT / page).parent / path if path else ROOT / page
+        if file is None:
+            continue
         assert file.exists(), target
+        assert public or not page.startswith("docs/") or file.suffix in {".md", *IMAGES}, (
+            f"{target} would be a download"
+        )
         if anchor:
             assert anchor in headings(file.read_text(encoding="utf-8")), target
+
+
+def of_the_project(url: str) -> Path | None:
+    """Return the file that an address of the project stands for; None for other addresses."""
+    if re.match(rf"https?://(?:{'|'.join(map(re.escape, HOSTS))})/", url) is None:
+        return None
+    docs, repository = URLS["Documentation"], URLS["Repository"]
+    raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    if url.startswith(docs):
+        return DOCS / (url.removeprefix(docs) or "index.html").replace(".html", ".md")
+    for prefix in (f"{repository}/blob/main/", f"{raw}/main/"):
+        if url.startswith(prefix):
+            return ROOT / url.removeprefix(prefix)
+    assert url in {*URLS.values(), f"{repository}/security/advisories/new"}, url
+    return None
+
+
+def test_the_readme_links_to_public_addresses() -> None:
+    """All links and images are absolute, so that it reads well on a package index."""
+    assert [
+        link for link in re.findall(r"\]\(([^)\s]+)\)", _PARTS.sub("", PAGES["README.md"])) if ":" not in link
+    ] == []
+
+
+def test_the_readme_has_the_supported_versions() -> None:
+    """Those that the classifiers list."""
+    versions = re.findall(r"Python :: 3\.(\d+)\"", PROJECT)
+    assert f"CPython 3.{versions[0]} to 3.{versions[-1]}" in PAGES["README.md"]
+    assert ("Free Threading" in PROJECT) == ("Free-threaded Python" in PAGES["README.md"])
+
+
+def test_pages_have_the_same_name_everywhere() -> None:
+    """On the landing page, in the sidebar (their title) and wherever a link in a table leads to them."""
+    titles = {page: next(iter(re.findall(r"^# (.+)$", text, re.MULTILINE)), "") for page, text in PAGES.items()}
+    titles["docs/changelog.md"] = titles["CHANGELOG.md"]  # it includes the other
+    rows = re.findall(r"^\| \[([^\]]+)\]\(([^)#]+\.md)\) \|", PAGES["docs/index.md"], re.MULTILINE)
+    assert len(rows) > 20
+    assert [(name, titles[f"docs/{path}"]) for name, path in rows if name != titles[f"docs/{path}"]] == []
+    toctrees = "".join(re.findall(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"], re.DOTALL))
+    assert {path.removesuffix(".md") for _, path in rows} == set(re.findall(r"^[a-z/]+$", toctrees, re.MULTILINE))
 
 
 def test_the_diagrams_are_drawn_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

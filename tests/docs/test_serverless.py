@@ -107,7 +107,7 @@ def test_rule_04_one_call_per_process(tmp_path: Path) -> None:
 @posix
 @pytest.mark.deep
 def test_rule_01_a_process_that_thaws_knows_how_old_its_token_is(tmp_path: Path) -> None:
-    """It was stopped for longer than a token lives, and asks for another one before anybody refuses the old one."""
+    """It was stopped for longer than a token lives, and asks for another one before anybody rejects the old one."""
     with platform(tmp_path, lifetime=1.5) as (functions, emulator), functions.function() as function:
         assert function.call() == 200
         function.process.send_signal(signal.SIGSTOP)
@@ -133,7 +133,7 @@ def test_rule_04_a_process_that_is_killed_while_it_fetches(tmp_path: Path) -> No
 
 
 def test_rule_07_a_clock_that_stood_still_costs_one_token_request() -> None:
-    """The token is older than the manager believes: its call is refused, and sent again."""
+    """The token is older than the manager believes: its call is rejected, and sent again."""
     here, there = ManualClock(), ManualClock()
     with Emulator(clock=there) as emulator, urllib3.PoolManager() as http:
         credentials = Credentials(emulator.api_key, emulator.merchant_id)
@@ -147,7 +147,7 @@ def test_rule_07_a_clock_that_stood_still_costs_one_token_request() -> None:
         assert emulator.journal.token_requests == 2
 
 
-def test_rule_02_without_refresh_ahead_nothing_goes_on_beside_a_call() -> None:
+def test_rule_02_without_refresh_ahead_nothing_continues_beside_a_call() -> None:
     """Just before the end of the window the token is used; after it, a call fetches the next one itself."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:

@@ -184,7 +184,7 @@ COLUMNS = {
 
 def table() -> dict[str, list[str]]:
     """Return what the documentation says of each body on each stack."""
-    _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are sent again")
+    _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are retried")
     rows = re.findall(r"^\| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
     return {name: rest for name, *rest in cells[1:]}  # the line of dashes has no blank
@@ -196,13 +196,13 @@ TABLE = table()
 def test_the_table_of_bodies_is_complete() -> None:
     """A row for each body that is tried below, and no other."""
     assert list(TABLE) == NAMES
-    assert {cell for cells in TABLE.values() for cell in cells} == {"sent again", "401", "n/a"}
+    assert {cell for cells in TABLE.values() for cell in cells} == {"retried", "401", "n/a"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, of form fields
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 @pytest.mark.parametrize("name", NAMES)
-def test_rule_07_a_body_is_sent_again_byte_for_byte_or_not_at_all(kind: type[Stack], name: str, when: str) -> None:
+def test_rule_07_a_body_is_retried_byte_for_byte_or_not_at_all(kind: type[Stack], name: str, when: str) -> None:
     """However much of it the server has read when it rejects the token; as the table in the documentation says."""
     expected = TABLE[name][COLUMNS[kind.name]]
     if expected == "n/a" and when != "after":
@@ -220,7 +220,7 @@ def test_rule_07_a_body_is_sent_again_byte_for_byte_or_not_at_all(kind: type[Sta
             said = "n/a"
             assert len(server.bodies) <= 1
         elif outcome.status == 200:
-            said = "sent again"
+            said = "retried"
             first, second = server.bodies
             assert second.startswith(first)
             assert first == second or when != "after"
@@ -239,8 +239,8 @@ def test_rule_07_a_body_is_sent_again_byte_for_byte_or_not_at_all(kind: type[Sta
 @pytest.mark.parametrize("change", [True, False])
 @pytest.mark.parametrize("kind", [Urllib3, Requests, Aiohttp], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("name", ["`bytearray`", "list of `bytes`"])
-def test_rule_07_a_body_that_was_changed_is_not_sent_again(kind: type[Stack], name: str, change: bool) -> None:
-    """Nobody knows what the server would get."""
+def test_rule_07_a_body_that_was_changed_is_not_retried(kind: type[Stack], name: str, change: bool) -> None:
+    """The bytes that the server would receive are unknown."""
     with ExitStack() as stack:
         if TABLE[name][COLUMNS[kind.name]] == "n/a":
             pytest.skip("this client does not take it")
@@ -260,7 +260,7 @@ def test_rule_07_a_body_that_was_changed_is_not_sent_again(kind: type[Stack], na
 
 
 @pytest.mark.parametrize("kind", [Urllib3, Requests, Httpx], ids=lambda kind: kind.name)
-def test_rule_07_a_file_that_was_closed_is_not_sent_again(kind: type[Stack]) -> None:
+def test_rule_07_a_file_that_was_closed_is_not_retried(kind: type[Stack]) -> None:
     """The caller has the 401, and no error of the file's."""
     with ExitStack() as stack:
         [(key, body)] = named(kind, "file, binary mode", stack).items()

@@ -50,7 +50,7 @@ class Scene:
 
 
 def test_rule_05_ten_a_minute_and_not_one_more() -> None:
-    """The eleventh is refused, and told exactly when it would be granted."""
+    """The eleventh is rejected, and told exactly when it would be granted."""
     scene = Scene()
     assert scene.take(10) == [True] * 10
     scene.now += 20.0
@@ -75,7 +75,7 @@ def test_rule_05_the_window_is_as_much_longer_as_a_request_may_be_under_way() ->
 
 
 def test_rule_05_a_hundred_an_hour() -> None:
-    """Spread out so that no minute is full, the hundred-and-first is refused for the rest of the hour."""
+    """Spread out so that no minute is full, the hundred-and-first is rejected for the rest of the hour."""
     scene = Scene()
     for _ in range(100):
         assert scene.take() == [True]
@@ -87,7 +87,7 @@ def test_rule_05_a_hundred_an_hour() -> None:
     assert scene.take(2) == [True, False]
 
 
-def test_rule_05_what_is_refused_costs_nothing() -> None:
+def test_rule_05_what_is_rejected_costs_nothing() -> None:
     """A full minute, asked a thousand times: the hour has lost ten units, not a thousand and ten."""
     scene = Scene()
     scene.take(10)
@@ -135,7 +135,7 @@ def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> No
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=150))
 @settings(deadline=None, max_examples=60)
 def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[float]) -> None:
-    """A moment before it the answer is still no, after it yes."""
+    """A moment before it the response is still no, after it yes."""
     scene = Scene()
     for gap in gaps:
         scene.now += gap
@@ -183,7 +183,7 @@ def test_rule_05_other_limits_look_at_the_same_history() -> None:
 
 
 def test_rule_05_entries_are_kept_for_the_longest_limit_of_all() -> None:
-    """Whoever counts by the day finds the day, though somebody else counts by the minute meanwhile."""
+    """Whoever counts by the day finds the day, though another client counts by the minute in the meantime."""
     scene = Scene(limits=("500/day",))
     assert scene.take(3) == [True] * 3
     other = TokenBudget(TokenPolicy(limits=("10/minute",)), scene.storage, "https://api.example")
@@ -270,8 +270,8 @@ def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
     assert scene.budget.acquire("M", from_reserve=False) == AcquireResult(True, 0.0, 1.0)
 
 
-def test_rule_05_what_is_refused_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
-    """At once where only the reserve is spent; and not before where the limit itself is."""
+def test_rule_05_what_is_rejected_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
+    """At once where only the reserve is exhausted; and not before where the limit itself is."""
     scene = Scene(limits=("10/minute", "100/hour"))
     assert sum(scene.take(9, from_reserve=True)) == 8
     refused = scene.budget.acquire("M", from_reserve=True)
@@ -518,7 +518,7 @@ def test_what_is_merged_counts_once() -> None:
 
 
 def test_rule_05_a_claim_that_is_made_again_is_granted_once() -> None:
-    """The answer was lost: the same ids cost nothing more, also where nothing else would fit."""
+    """The response was lost: the same ids cost nothing more, also where nothing else would fit."""
     storage = MemoryStorage(lambda: 0.0)
     claim = Claim([Window("key", 1, 60.0), Window("key", 5, 3_600.0)], ["a"])
     assert [storage.claim(claim).wait for _ in range(3)] == [0.0] * 3
@@ -595,10 +595,10 @@ def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
         assert scene.budget.acquire("M", from_reserve=False).retry_in == 240.0
 
 
-# What a refusal says
+# What a rejection says
 
 
-def test_rule_08_a_refusal_says_what_is_reserved() -> None:
+def test_rule_08_a_rejection_says_what_is_reserved() -> None:
     """Units are left, but not for this one; or none are."""
     scene = Scene()
     scene.take(20, from_reserve=True)
@@ -610,7 +610,7 @@ def test_rule_08_a_refusal_says_what_is_reserved() -> None:
     failure = scene.budget.acquire("M", from_reserve=True).failure
     assert failure is not None
     assert "exhausted (10 per 1 minute)" in failure.message
-    assert re.search(r"retry in 12\.5 s$", str(failure.error(12.5)))
+    assert re.search(r"retry in 13 s$", str(failure.error(12.5)))
 
 
 def test_old_entries_do_not_pile_up() -> None:

@@ -56,7 +56,7 @@ class Steady:
         statuses: Counter[int] = Counter()
         for _ in range(seconds):
             statuses[request()] += 1
-            # What is in flight now either goes on beside the requests, or has died with what carried it.
+            # What is in flight now either continues beside the requests, or has died with what carried it.
             until = time.monotonic() + 10
             while self.manager.stats().fetching:
                 assert time.monotonic() < until, "a fetch neither ends nor dies"

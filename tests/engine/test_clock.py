@@ -24,7 +24,7 @@ class Waiters:
         where: "threads", or the event loop's name.
         pausing: Whether only time ends the wait, or a gate as well.
         seconds: For how long each of them waits.
-        settled: Whether to go on only when all of them wait.
+        settled: Whether to continue only when all of them wait.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(params=["threads", "asyncio", "trio"])
 def waiters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Waiters]:
-    """Make some on a clock at which nobody looks again without being woken."""
+    """Create managers on a clock whose waiters only wake up when they are notified."""
     monkeypatch.setattr("pay88_adapters.testing.clock._LOOK_AGAIN", 60.0)
     return partial(Waiters, request.param)
 
@@ -108,7 +108,7 @@ def test_a_wait_at_a_gate_ends_in_time(waiters: Callable[..., Waiters]) -> None:
 
 
 def test_no_move_is_missed(waiters: Callable[..., Waiters]) -> None:
-    """One that comes when somebody has read the time, and does not wait yet, counts."""
+    """One that comes when a caller has read the time, and does not wait yet, counts."""
     clock = ManualClock(0.0)
     read = clock.now
 

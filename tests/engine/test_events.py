@@ -165,7 +165,7 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
 
 
 def test_listeners_hear_what_happens_in_order(world: World) -> None:
-    """A fetch, a refusal, the replay, a failed refresh: each once, with what is worth knowing, and no secret."""
+    """A fetch, a rejection, the replay, a failed refresh: each once, with what is worth knowing, and no secret."""
     heard: list[Event] = []
     client = world.client(world.new_manager(listeners=[heard.append], fetch_attempts=1))
     world.emulator.faults.add(RefuseToken(), on="call")
@@ -229,7 +229,7 @@ def test_stats_count_what_is_told(world: World) -> None:
 
 
 def test_a_listener_can_be_added(world: World) -> None:
-    """To a manager that was made by somebody else; it hears what happens from then on."""
+    """To a manager that was made by another client; it hears what happens from then on."""
     heard: list[Event] = []
     manager = world.new_manager()
     client = world.client(manager)
@@ -244,8 +244,8 @@ def test_a_listener_can_be_added(world: World) -> None:
         manager.listen("print")  # type: ignore[arg-type]
 
 
-def test_a_refusal_that_is_handed_over_says_so(world: World) -> None:
-    """Two 401s in a row: the second is the caller's."""
+def test_a_rejection_that_is_handed_over_says_so(world: World) -> None:
+    """Two 401s consecutively: the second is the caller's."""
     heard: list[Event] = []
     client = world.client(world.new_manager(listeners=[heard.append]))
     world.emulator.faults.add(RefuseToken(), on="call", times=2)
@@ -270,7 +270,7 @@ def test_a_spent_budget_is_told(world: World) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_listener_that_raises_changes_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Calls go on, the other listeners hear everything, and the log says whose mistake it was."""
+    """Calls continue, the other listeners hear everything, and the log says whose mistake it was."""
     heard: list[Event] = []
 
     def broken(event: Event) -> None:
@@ -306,7 +306,7 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
 
 
 def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
-    """It hears of a token, and does not return: whoever waited for that token has it, on any other thread."""
+    """It hears of a token, and does not return: the waiters for that token get it, on any other thread."""
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:

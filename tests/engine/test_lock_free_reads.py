@@ -100,7 +100,7 @@ def readers(rig: Rig) -> dict[str, Callable[[], Token | None]]:
 
 
 def as_token(token: Token) -> Token:
-    """Return *token*, whose header fields belong together."""
+    """Return *token*, whose headers belong together."""
     assert token.headers() == {"Authorization": f"Bearer {token.access_token}", "x-session-id": token.session_id}
     return token
 
@@ -236,7 +236,7 @@ def test_rule_14_what_threads_count_is_exact(rig: Rig, rounds: int) -> None:
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_shared_managers_are_one_for_all_threads(rounds: int) -> None:
-    """However many threads make the first one, whatever else is made and forgotten meanwhile."""
+    """However many threads make the first one, whatever else is made and forgotten in the meantime."""
     for number in range(rounds):
         credentials = Credentials("sk_test_shared", f"MCH-COL-{number}")
 

@@ -65,13 +65,13 @@ def test_a_token_can_be_had_without_any_client(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("run", [lambda job: asyncio.run(job()), trio.run], ids=["asyncio", "trio"])
 def test_a_cold_start_may_be_async(emulator: Emulator, run: Callable[..., object]) -> None:
-    """The event loop goes on while a thread of its own fetches the token."""
+    """The event loop continues while a thread of its own fetches the token."""
     assert isinstance(run(manager_for(emulator).aget_token), Token)
     assert emulator.journal.token_requests == 1
 
 
 def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
-    """A token that ends too soon is replaced; one that lasts is not; what no token can last is refused."""
+    """A token that ends too soon is replaced; one that lasts is not; what no token can last is rejected."""
     manager = manager_for(emulator)
     first = manager.get_token()
     advance(emulator, 20)
@@ -193,7 +193,7 @@ def test_a_closed_manager_says_so(emulator: Emulator) -> None:
 
 
 def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
-    """Closing the manager wakes whoever waits for a token."""
+    """Closing the manager wakes the waiters for a token."""
     manager = manager_for(emulator)
     errors: list[BaseException] = []
 
@@ -213,7 +213,7 @@ def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
 
 
 def test_the_error_of_a_dead_endpoint_names_its_cause() -> None:
-    """Nobody listens at the port: the error comes in no time, with the network's own as its cause."""
+    """No server listens at the port: the error is raised immediately, with the network's own as its cause."""
     manager = TokenManager(
         Credentials("sk_test_dead", "MCH-COL-DEAD"), base_url="http://127.0.0.1:9", clock=Clock(speed=100)
     )
@@ -224,7 +224,7 @@ def test_the_error_of_a_dead_endpoint_names_its_cause() -> None:
 
 
 def test_importing_the_package_imports_no_http_library() -> None:
-    """Whoever uses one stack does not pay for the others."""
+    """A user of one client library does not pay for the others."""
     check = (
         "import sys, pay88_adapters;"
         "print([m for m in ('urllib3','requests','httpx','httpx2','aiohttp','trio','rich') if m in sys.modules])"
@@ -340,7 +340,7 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_rule_17_a_child_forked_while_the_lock_is_held_goes_on(emulator: Emulator) -> None:
+def test_rule_17_a_child_forked_while_the_lock_is_held_continues(emulator: Emulator) -> None:
     """It has the parent's token, locks of its own, and waits for no fetch that stayed behind."""
     manager: Any = manager_for(emulator)
     token = manager.get_token()

@@ -86,7 +86,7 @@ def test_each_call_carries_the_token_of_the_merchant_that_is_active(shop: Shop) 
 
 
 def test_a_crowd_of_two_merchants_never_mixes_them_up(shop: Shop) -> None:
-    """Many calls at once on one client, refused and failing now and then: each carries its own merchant's tokens."""
+    """Many calls at once on one client, rejected and failing now and then: each carries its own merchant's tokens."""
     world, tags = shop.world, [f"{name}{number}" for number in range(20) for name in ("a", "b", "own", "none")]
     world.emulator.service.refuse_where = lambda received, now: world.emulator.journal.count("call") < 40
     world.emulator.faults.add(Status(503), times=15, after=20)
@@ -117,7 +117,7 @@ def test_a_crowd_of_two_merchants_never_mixes_them_up(shop: Shop) -> None:
 
 
 def test_a_replay_and_a_retry_are_the_same_merchants(shop: Shop) -> None:
-    """A token that is refused, and a service that fails, with a pause in between."""
+    """A token that is rejected, and a service that fails, with a pause in between."""
     world = shop.world
     with shop.active("a"):
         assert isinstance(shop.call("0"), Reply)
@@ -131,7 +131,7 @@ def test_a_replay_and_a_retry_are_the_same_merchants(shop: Shop) -> None:
 
 
 def test_a_refresh_that_outlives_its_caller_is_its_merchants(shop: Shop) -> None:
-    """The fetch runs on after the block has ended, and meanwhile others are active."""
+    """The fetch runs on after the block has ended, and in the meantime others are active."""
     world = shop.world
     with shop.active("a"):
         shop.call("1")
@@ -366,7 +366,7 @@ def test_a_decorated_function_runs_with_the_manager() -> None:
 
 
 def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
-    """Several at once, too; whoever awaits it goes on without."""
+    """Several at once, too; the code that awaits it continues without."""
 
     async def main() -> list[object]:
         assert inspect.iscoroutinefunction(in_task)

@@ -23,7 +23,7 @@ DATE = formatdate(WALL, usegmt=True)
 
 
 def says(remaining: Any, reset_in: Any = None, **more: str) -> dict[str, str]:
-    """Return the fields of an answer; *reset_in* seconds after its date."""
+    """Return the fields of a response; *reset_in* seconds after its date."""
     fields = {"Date": DATE, "X-RateLimit-Limit": "60", "X-RateLimit-Remaining": str(remaining)}
     if reset_in is not None:
         fields["X-RateLimit-Reset"] = str(WALL + reset_in)
@@ -50,7 +50,7 @@ class Scene:
         return wait
 
     def heard(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
-        """Let an answer arrive."""
+        """Let a response arrive."""
         self.pacing.record_response(group, status, fields, self.clock.now(), self.clock.wall())
 
     def free(self, most: int = 100, group: str = "balance") -> int:
@@ -114,7 +114,7 @@ def test_rule_22_no_window_ever_holds_more(seed: int) -> None:
 
 
 def depart(scene: Scene, group: str = "balance") -> RateLimitPermit | None:
-    """Take a unit for an attempt that is under way from now on."""
+    """Take a unit for an attempt that is in progress from now on."""
     turn = scene.pacing.reserve(group, scene.clock.now())
     if not isinstance(turn, RateLimitPermit):
         return None
@@ -198,7 +198,7 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
 
 
 def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
-    """Whoever is gone while it asks the store gives its turn to somebody else."""
+    """A caller that ends during its store operation releases its permit."""
     clock = ManualClock()
     pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
     turn = pacing.reserve("balance", clock.now())
@@ -229,7 +229,7 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
 
 
 def test_rule_22_few_ask_a_store_at_once() -> None:
-    """A crowd queues here, not at the store; whoever never comes back does not keep the others for ever."""
+    """A crowd queues here, not at the store; a caller that never returns does not block the others for ever."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
     turns = [pacing.reserve("balance", 0.0) for _ in range(3)]
@@ -306,7 +306,7 @@ def test_rule_22_answers_overtake_each_other() -> None:
     assert scene.ask() > 0
 
 
-def test_rule_22_what_the_storage_refuses_costs_nothing_of_what_was_announced() -> None:
+def test_rule_22_what_the_storage_rejects_costs_nothing_of_what_was_announced() -> None:
     """Asking in vain uses nothing up."""
     scene = Scene()
     assert Scene(scene.storage, scene.clock).free() == 60

@@ -37,7 +37,7 @@ def limited(make_world: Callable[..., World]) -> World:
 
 
 def statuses(outcomes: list[Outcome]) -> list[int]:
-    """Return the statuses of those that got an answer."""
+    """Return the statuses of those that got a response."""
     return sorted(outcome.status for outcome in outcomes if isinstance(outcome, Reply))
 
 
@@ -80,7 +80,7 @@ def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]
     """Behind a pool of one connection that stalls: what waits there goes out whenever it may, and all of it counts.
 
     Sixty wait for the connection of one that the service does not answer, for longer than a minute. They are sent
-    within an instant; those that came meanwhile are not, nor any for another minute. Nobody waits for ever.
+    within an instant; those that came in the meantime are not, nor any for another minute. Nobody waits for ever.
     """
     limited = make_world(call_limits=LIMITS, lifetime=3600)
     # A token request would have to wait for the connection as well.
@@ -138,7 +138,7 @@ def test_rule_22_managers_that_share_a_store_share_the_limits(limited: World, st
 
 
 def test_rule_22_what_others_have_used_up_is_heard_of(limited: World) -> None:
-    """Somebody who paces nothing uses the same limits: the service tells, and that is obeyed."""
+    """A caller who paces nothing uses the same limits: the service tells, and that is obeyed."""
     other = limited.client()
     assert statuses(other.gather(57, "POST", limited.url)) == [200] * 57
     limited.clock.advance(30)
@@ -153,7 +153,7 @@ def test_rule_22_what_others_have_used_up_is_heard_of(limited: World) -> None:
 
 
 def test_rule_22_a_429_is_obeyed(world: World) -> None:
-    """Nobody calls again before ``Retry-After``, whatever is left by our own count; the other group goes on."""
+    """Nobody calls again before ``Retry-After``, whatever is left by our own count; the other group continues."""
     client = world.client(world.new_manager(pacing=True, retry=ONCE))
     world.emulator.faults.add(TooMany(retry_after=300), on="call")
     assert statuses([client.attempt("POST", world.url)]) == [429]
@@ -242,7 +242,7 @@ def test_rule_23_two_failures_are_not_enough(world: World) -> None:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
-    """While it is under way all others fail at once; its caller gets its answer."""
+    """While it is in progress all others fail at once; its caller gets its response."""
     heard: list[Event] = []
     client = world.client(broken_manager(world, listeners=[heard.append]))
     open_circuit(world, client)
@@ -265,7 +265,7 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
 
 @pytest.mark.parametrize("fault", [Status(422), TooMany(), RefuseToken()], ids=repr)
 def test_rule_23_the_callers_mistakes_do_not_open_it(world: World, fault: Any) -> None:
-    """However many there are: somebody answers who is not broken."""
+    """However many there are: a caller answers who is not broken."""
     client = world.client(broken_manager(world, max_forced_refreshes=1))
     rule = world.emulator.faults.add(fault, on="call", times=None)
     assert CircuitOpen not in kinds([client.attempt("POST", world.url) for _ in range(8)])
@@ -302,7 +302,7 @@ def test_rule_23_the_call_that_opens_it_gets_its_own_last_outcome(world: World, 
 def test_rule_23_a_cancelled_probe_lets_another_one_pass(
     world: World, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it was, and although somebody keeps the exception with all it refers to."""
+    """Wherever it was, and although a caller keeps the exception with all it refers to."""
     client = world.client(broken_manager(world))
     if not isinstance(client, AsyncStack):
         pytest.skip("no tasks on this stack")

@@ -255,7 +255,7 @@ def test_a_client_of_the_managers_own_is_closed_with_it(emulator: Emulator, left
 
 
 def test_rule_16_a_token_request_in_flight_ends_before_its_client_is_closed(emulator: Emulator) -> None:
-    """Whoever shares the store has its token."""
+    """All managers that share the store have its token."""
     manager = manager_over(None, emulator)
     with emulator.hold("token") as held:
         thread = threading.Thread(target=_quietly, args=(manager.get_token,))

@@ -163,7 +163,7 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
 
 
 def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
-    """While the store takes its time to hear it, others take from it, or go on alone."""
+    """While the store takes its time to hear it, others take from it, or continue alone."""
     clock = ManualClock()
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
@@ -218,7 +218,7 @@ def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
         thread.start()
         assert hearing.wait(5)
     for thread in threads[1:]:
-        thread.join(0.2)  # whether they wait or go on is their affair
+        thread.join(0.2)  # whether they wait or continue is their affair
     assert fleet.budget.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
     heard.set()
     for thread in threads:

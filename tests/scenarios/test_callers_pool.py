@@ -174,7 +174,7 @@ def test_rule_21_what_a_call_says_of_tls_holds_for_its_token_request(make_world:
 
 
 def test_rule_21_a_pool_of_one_connection_is_enough(make_world: Callable[..., World], tls: Tls) -> None:
-    """A refused call with an answer too long to read, its token request and its replay take turns."""
+    """A rejected call with a response too long to read, its token request and its replay take turns."""
     world = make_world(ssl_context=tls.server)
     client = world.client(connections=1, tls=tls.client, timeout=10)
     streamed = {"preload_content": False} if isinstance(client, Urllib3) else {}  # the others do by themselves

@@ -75,7 +75,7 @@ def url(emulator: Emulator) -> str:
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
-    """What was not answered 200."""
+    """What did not get a 200."""
     return [each for each in outcomes if not isinstance(each, Reply) or each.status != 200]
 
 
@@ -108,10 +108,10 @@ def test_rule_03_all_stacks_start_cold_at_once(emulator: Emulator, manager: Toke
 
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
-def test_rule_08_a_thousand_calls_refused_with_one_token(
+def test_rule_08_a_thousand_calls_rejected_with_one_token(
     kind: type[Stack], emulator: Emulator, manager: TokenManager
 ) -> None:
-    """All are in flight when the token is refused: one more token request, and every call is answered 200."""
+    """All are in flight when the token is rejected: one more token request, and every call gets 200."""
     with ExitStack() as stack, ThreadPoolExecutor(10) as pool:
         # httpx looks at all its connections each time a request ends: a hundred to a client.
         clients = [stack.enter_context(kind(manager, PATIENT)) for _ in range(10)]

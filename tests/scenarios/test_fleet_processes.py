@@ -188,7 +188,7 @@ def until(true: Callable[[], bool], timeout: float = 30.0) -> None:
 
 
 def stop(workers: Team) -> None:
-    """End the load of all; check that every call was answered 200."""
+    """End the load of all; check that every call got 200."""
     for loads in workers.do("stop"):
         for name, load in loads.items():
             assert set(load.answers) == {"200"}, (name, load)
@@ -242,7 +242,7 @@ def test_rule_04_a_cold_start_of_32_processes(stage: Callable[[float], Stage]) -
 
 
 def steady_load(stage: Stage, count: int, lifetimes: float) -> tuple[int, int]:
-    """Let many processes work, and one alone at another server; return how often each server was asked for a token."""
+    """Let many processes work, and one alone at another server; return how often each server got a token request."""
     alone = stage.new_emulator()
     # Half of the workers have wall clocks that are minutes off, each one otherwise.
     plans = [stage.plan(name=str(n), wall_offset=(n - count // 2) * 180.0 * (n % 2)) for n in range(count)]
@@ -290,7 +290,7 @@ UNHURRIED = 2.5  # so that half a lease is more than any machine takes to notice
 
 
 def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> None:
-    """Its lease runs out, nobody asks before that, then one does, and all others are served."""
+    """Its lease expires; no token request is sent before, then one, and all others get its token."""
     scene = stage(UNHURRIED)
     workers = scene.workers(8, ONE_SHOT, stacks=["urllib3"])
     leader, others = workers[0], Team(workers[1:])
@@ -312,7 +312,7 @@ def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> Non
 
 
 def test_rule_04_a_leader_that_comes_late(stage: Callable[[float], Stage]) -> None:
-    """It is stopped until its lease has run out and another has fetched: its late token replaces nobody's."""
+    """It is stopped until its lease has run out and another has fetched: its late token replaces none."""
     scene = stage(UNHURRIED)
     workers = scene.workers(5, ONE_SHOT, stacks=["urllib3"])
     leader, others, newcomer = workers[0], Team(workers[1:4]), workers[4]
@@ -322,7 +322,7 @@ def test_rule_04_a_leader_that_comes_late(stage: Callable[[float], Stage]) -> No
         leader.signal(signal.SIGSTOP)
     assert others.do("call") == ["200"] * 3
     leader.signal(signal.SIGCONT)
-    leader.answer()  # its own request may have run out of time meanwhile
+    leader.answer()  # its own request may have run out of time in the meantime
     leader.do("settle")
     assert newcomer.do("call") == "200"
     assert others.do("call") == ["200"] * 3
@@ -365,7 +365,7 @@ def outage(scene: Stage, fail: Callable[[], Any], lifetimes: float) -> None:
 
 
 def test_rule_24_the_store_is_down_for_three_lifetimes(stage: Callable[[float], Stage]) -> None:
-    """Each process goes on with its share; no call fails; afterwards they share again, and what was spent counts."""
+    """Each process continues with its share; no call fails; afterwards they share again, and what was spent counts."""
     scene = stage(FAST)
     outage(scene, scene.shared.down, 3)
 
@@ -379,7 +379,7 @@ def test_rule_24_the_store_hangs_for_three_lifetimes(stage: Callable[[float], St
 
 @pytest.mark.parametrize("shared", [SqliteFile], indirect=True, ids=["sqlite"])
 def test_rule_05_shares_add_up_to_the_budget(stage: Callable[[float], Stage], shared: SqliteFile) -> None:
-    """Without their store four processes meet a node that refuses every token: in sum the budget holds all the same."""
+    """Without their store four processes meet a node that rejects every token: in sum the budget holds all the same."""
     scene = stage(FAST)
     workers = scene.workers(4)
     assert workers.do("call") == ["200"] * 4
@@ -395,7 +395,7 @@ def test_rule_05_shares_add_up_to_the_budget(stage: Callable[[float], Stage], sh
 
 
 def test_rule_24_no_event_loop_waits_for_the_store(stage: Callable[[float], Stage], report: Report) -> None:
-    """The store hangs when tokens are refreshed, and the loops go on: far less than its timeout is between ticks."""
+    """The store hangs when tokens are refreshed, and the loops continue: far less than its timeout is between ticks."""
     scene = stage(10.0)
     workers = scene.workers(2, EAGER, stacks=["httpx-asyncio", "aiohttp"])
     assert workers.do("call") == ["200"] * 2
@@ -467,7 +467,7 @@ def test_rule_24_a_file_that_breaks_under_load(
 
 @pytest.mark.parametrize("shared", [SqliteFile], indirect=True, ids=["sqlite"])
 def test_rule_24_no_room_on_the_disk_under_load(stage: Callable[[float], Stage], shared: SqliteFile) -> None:
-    """Workers that cannot write go on alone; when there is room again, they share again."""
+    """Workers that cannot write continue alone; when there is room again, they share again."""
     scene = stage(FAST)
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2

@@ -46,7 +46,7 @@ def test_rule_02_an_hour_of_steady_load(world: World) -> None:
 
 
 def test_rule_08_an_hour_with_one_bad_node_of_two(world: World) -> None:
-    """Every other call meets a node that refuses all tokens: the good node's calls succeed, and the budget holds."""
+    """Every other call meets a node that rejects all tokens: the good node's calls succeed, and the budget holds."""
     count = 0
 
     def refused(received: Received, now: float) -> bool:
@@ -65,7 +65,7 @@ def test_rule_08_an_hour_with_one_bad_node_of_two(world: World) -> None:
     assert budget_held(world)
     assert all(entry.status == 200 for entry in world.emulator.journal.select("token"))
     good = [entry for entry in world.emulator.journal.select("call") if entry.event != "refused"]
-    assert len(good) == statuses.count(200)  # whoever reached the good node had a good token
+    assert len(good) == statuses.count(200)  # requests to the good node had a good token
 
 
 TOKEN_FAULTS: list[Fault] = [

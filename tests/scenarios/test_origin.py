@@ -154,7 +154,7 @@ def _pairs(spellings: Mapping[str, list[str]], ours: bool) -> list[tuple[str, st
 
 @pytest.mark.parametrize(("base_url", "url", "ours"), [*_pairs(SPELLINGS, True), *_pairs(OTHERS, False)], ids=ascii)
 def test_rule_13_an_origin_is_one_however_it_is_spelt(world: World, base_url: str, url: str, ours: bool) -> None:
-    """What is managed asks for a token first; the proxy answers nobody, so that nothing leaves this machine."""
+    """What is managed requests a token first; the proxy does not respond, so that nothing leaves this machine."""
     policy = TokenPolicy(fetch_attempts=1)
     manager = TokenManager(world.credentials, base_url=base_url, policy=policy, clock=world.clock)
     with socket.socket() as silent:
@@ -245,7 +245,7 @@ def test_rule_13_token_requests_follow_no_redirect(world: World, other: Emulator
 
 
 def test_rule_13_calls_to_the_token_endpoint_are_the_callers_own(world: World) -> None:
-    """Who asks for a token by hand, or is redirected there, sends what they send."""
+    """Who requests a token by hand, or is redirected there, sends what they send."""
     client = world.client()
     assert isinstance(client.attempt("POST", f"{world.emulator.url}/api/auth/token"), Reply)
     assert bare(world.emulator.journal)

@@ -75,7 +75,7 @@ def test_rule_14_a_bearer_of_the_clients_is_left_as_it_is(world: World) -> None:
 
 @pytest.mark.parametrize("place", ["call", "client"])
 def test_rule_14_any_other_scheme_is_replaced(world: World, place: str) -> None:
-    """Each of the two fields is sent once, and it is ours, whatever the case; after a refusal, too."""
+    """Each of the two fields is sent once, and it is ours, whatever the case; after a rejection, too."""
     for name, scheme in [
         *((name, OTHER_SCHEMES[0]) for name in ANY_CASE),
         *(("Authorization", s) for s in OTHER_SCHEMES),
@@ -109,7 +109,7 @@ def test_rule_14_fields_that_occur_twice_are_replaced_by_one(world: World) -> No
     assert not leaked(world.emulator.service.secrets(), told(outcome))
 
 
-@pytest.mark.parametrize("kind", [Urllib3, Httpx], ids=lambda kind: kind.name)  # the others refuse bytes
+@pytest.mark.parametrize("kind", [Urllib3, Httpx], ids=lambda kind: kind.name)  # the others reject bytes
 @pytest.mark.parametrize("convert", [bytes, str])
 @pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
 def test_rule_14_fields_may_be_bytes(world: World, convert: type, scheme: str) -> None:

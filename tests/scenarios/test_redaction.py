@@ -354,7 +354,7 @@ def test_rule_15_parts_of_secrets_go_out_as_what_they_are(world: World, kind: ty
 
 @pytest.mark.parametrize("kind", [Aiohttp], ids=lambda kind: kind.name)
 def test_rule_15_traces_print_no_secret(world: World) -> None:
-    """aiohttp's traces see the header fields while they are sent; printing those shows nothing."""
+    """aiohttp's traces see the headers while they are sent; printing those shows nothing."""
     seen: list[str] = []
 
     async def on_headers(*parts: Any) -> None:
@@ -374,7 +374,7 @@ def test_rule_15_traces_print_no_secret(world: World) -> None:
 
 
 def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
-    """Pickling and copying what holds a secret is refused, or shows nothing."""
+    """Pickling and copying what holds a secret is rejected, or shows nothing."""
     assert ok(world.client().attempt("POST", world.url))
     token = world.manager.get_token()
     for thing in (
@@ -487,7 +487,7 @@ def test_rule_15_http2_prints_no_secret(runtime: str) -> None:
 
 
 def unpacked(block: bytes) -> str:
-    """Return what anybody can read in a compressed block of header fields."""
+    """Return what anybody can read in a compressed block of headers."""
     import hpack
 
     try:

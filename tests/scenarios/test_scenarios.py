@@ -36,7 +36,7 @@ from support.worlds import World
 
 
 def ok(outcome: object) -> bool:
-    """Whether a call was answered 200."""
+    """Whether a call got 200."""
     return isinstance(outcome, Reply) and outcome.status == 200
 
 
@@ -52,7 +52,7 @@ def test_rule_01_a_token_is_reused_for_fifty_seconds(world: World) -> None:
     assert world.emulator.journal.issued == 2
 
 
-def test_rule_01_both_header_fields_travel_together(world: World) -> None:
+def test_rule_01_both_headers_travel_together(world: World) -> None:
     """What arrives is one Authorization and the session id that belongs to it, and nothing else is new."""
     client = world.client()
     assert ok(client.attempt("POST", world.url, headers={"X-Mine": "1"}))
@@ -64,7 +64,7 @@ def test_rule_01_both_header_fields_travel_together(world: World) -> None:
 
 
 def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
-    """From 45 seconds on one refresh runs, and the call that starts it goes on with the old token."""
+    """From 45 seconds on one refresh runs, and the call that starts it continues with the old token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
     world.clock.advance(46)
@@ -96,7 +96,7 @@ def test_rule_03_all_stacks_share_one_flight(make_world: Callable[..., World], k
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_05_the_budget_refuses_before_the_service_would(world: World) -> None:
+def test_rule_05_the_budget_rejects_before_the_service_would(world: World) -> None:
     """Every attempt counts, and the eleventh in a minute is not sent."""
     client = world.client()
     world.emulator.faults.add(Status(500), on="token", times=None, after=1)
@@ -144,8 +144,8 @@ BODIES = sorted({name for kind in STACKS for name in kind.bodies})
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_rule_07_a_refused_call_is_replayed_byte_for_byte_or_not_at_all(world: World, body: str) -> None:
-    """Bodies that can be sent again arrive twice, the same; for the others the caller gets the 401."""
+def test_rule_07_a_rejected_call_is_replayed_byte_for_byte_or_not_at_all(world: World, body: str) -> None:
+    """Bodies that can be retried arrive twice, the same; for the others the caller gets the 401."""
     client = world.client()
     if body not in client.bodies:
         pytest.skip("this stack has no such body")
@@ -169,7 +169,7 @@ def test_rule_07_a_refused_call_is_replayed_byte_for_byte_or_not_at_all(world: W
 
 
 def test_rule_07_a_second_401_goes_to_the_caller(world: World) -> None:
-    """A call is sent at most twice, and the caller can read the answer."""
+    """A call is sent at most twice, and the caller can read the response."""
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
     outcome = client.attempt("POST", world.url)
@@ -181,7 +181,7 @@ def test_rule_07_a_second_401_goes_to_the_caller(world: World) -> None:
 
 @pytest.mark.parametrize("size", [100, 5_000_000])
 def test_rule_07_a_pool_of_one_connection_does_not_deadlock(world: World, size: int) -> None:
-    """The refused response gives its connection back before the token request needs it."""
+    """The rejected response gives its connection back before the token request needs it."""
     client = world.client(connections=1)
     assert ok(client.attempt("POST", world.url))
     world.emulator.service.refuse_current_tokens()
@@ -191,7 +191,7 @@ def test_rule_07_a_pool_of_one_connection_does_not_deadlock(world: World, size: 
     assert world.emulator.journal.issued == 2
 
 
-def test_rule_07_only_the_refused_token_is_dropped(world: World) -> None:
+def test_rule_07_only_the_rejected_token_is_dropped(world: World) -> None:
     """A late 401 for an old token costs nothing: the newer token is used."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -211,8 +211,8 @@ def test_rule_07_only_the_refused_token_is_dropped(world: World) -> None:
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_a_storm_of_refusals_costs_one_token_request(world: World) -> None:
-    """Calls in flight that are all refused with one token share one new token."""
+def test_rule_08_a_storm_of_rejections_costs_one_token_request(world: World) -> None:
+    """Calls in flight that are all rejected with one token share one new token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
     with world.emulator.hold("call") as held, ThreadPoolExecutor(1) as pool:
@@ -224,8 +224,8 @@ def test_rule_08_a_storm_of_refusals_costs_one_token_request(world: World) -> No
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_refusals_in_a_row_stop_costing_tokens(world: World) -> None:
-    """When every new token is refused, too, the 401s go to the callers and the budget is left alone."""
+def test_rule_08_rejections_in_a_row_stop_costing_tokens(world: World) -> None:
+    """When every new token is rejected, too, the 401s go to the callers and the budget is left alone."""
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
     for _ in range(25):
@@ -275,7 +275,7 @@ def test_rule_09_changed_credentials_are_tried_at_once(world: World) -> None:
     ids=["seconds", "date", "body", "neither", "too long"],
 )
 def test_rule_10_a_429_bars_all_token_requests(world: World, fault: TooMany, seconds: float) -> None:
-    """Nobody asks again before the service said, at most for ``max_retry_after``."""
+    """No token request is sent before the time of the service, at most for ``max_retry_after``."""
     client = world.client()
     world.emulator.faults.add(fault, on="token")
     error = client.attempt("POST", world.url)
@@ -303,7 +303,7 @@ RETRIED = [
 
 @pytest.mark.parametrize("fault", RETRIED, ids=repr)
 def test_rule_11_a_transient_failure_is_tried_again(world: World, fault: Any) -> None:
-    """Two failures in a row are survived within one fetch; the call does not notice."""
+    """Two consecutive failures are survived within one fetch; the call does not notice."""
     world.emulator.faults.add(fault, on="token", times=2)
     assert ok(world.as_time_passes(lambda: world.client().attempt("POST", world.url)))
     assert world.emulator.journal.token_requests == 3
@@ -331,7 +331,7 @@ def test_rule_11_an_outage_fails_fast_and_is_probed_once(world: World, fault: An
 
 
 @pytest.mark.parametrize("fault", [Redirect("/elsewhere"), Status(404), Status(400), Status(204)], ids=repr)
-def test_rule_11_an_answer_that_is_not_88pays_is_not_tried_again(world: World, fault: Any) -> None:
+def test_rule_11_a_response_that_is_not_88pays_is_not_tried_again(world: World, fault: Any) -> None:
     """It is an error at once, and says that repeating it does not help."""
     world.emulator.faults.add(fault, on="token", times=None)
     error = world.client().attempt("POST", world.url)
@@ -414,7 +414,7 @@ def test_rule_12_a_token_about_to_expire_causes_no_loop(world: World, expires_in
 
 
 def test_rule_16_a_caller_that_is_cancelled_wastes_nothing(world: World) -> None:
-    """The call that started the fetch is cancelled; the fetch goes on, and everybody else is served by it."""
+    """The call that started the fetch is cancelled; the fetch continues, and everybody else is served by it."""
     leader, followers = world.client(), world.client()
     with world.emulator.hold("token") as held, ThreadPoolExecutor(1) as pool:
         cancel = leader.start("POST", world.url)
@@ -430,7 +430,7 @@ def test_rule_16_a_caller_that_is_cancelled_wastes_nothing(world: World) -> None
 
 
 def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
-    """With a token endpoint that does not answer, the caller gets an error in time; the fetch goes on."""
+    """With a token endpoint that does not answer, the caller gets an error in time; the fetch continues."""
     manager = world.new_manager(max_wait=2)
     client = world.client(manager)
     began = world.clock.now()
@@ -444,7 +444,7 @@ def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
 
 
 def test_rule_16_slow_answers_delay_and_do_not_multiply(world: World) -> None:
-    """Callers that arrive while the token endpoint is slow share its one answer."""
+    """Callers that arrive while the token endpoint is slow share its one response."""
     world.emulator.faults.add(Latency(3), on="token")
     outcomes = world.as_time_passes(lambda: world.client().gather(30, "POST", world.url))
     assert all(ok(each) for each in outcomes)

@@ -166,7 +166,7 @@ def in_front_of(port: int, certificate: Any) -> Relay:
         f"redis+cluster://:{PASSWORD}@one,[two",
     ],
 )
-def test_a_url_that_cannot_work_is_refused_without_its_password(url: str) -> None:
+def test_a_url_that_cannot_work_is_rejected_without_its_password(url: str) -> None:
     """When the store is made, with what to write instead."""
     with pytest.raises(ConfigurationError, match="redis://") as raised:
         redis_store(url, Clock())

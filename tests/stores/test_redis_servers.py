@@ -91,7 +91,7 @@ def test_a_right_that_is_missing_is_named_as_that(start: Callable[..., Valkey], 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("login", ["", "shop:wrong@", "nobody:password@"])
-def test_a_login_that_is_refused_is_named_as_that(start: Callable[..., Valkey], login: str) -> None:
+def test_a_login_that_is_rejected_is_named_as_that(start: Callable[..., Valkey], login: str) -> None:
     """None, a wrong password, and a user that is not there."""
     server = start(requirepass="password")
     server.command(*RIGHTS.split())

@@ -73,7 +73,7 @@ def test_rule_24_a_connection_that_broke_meanwhile_is_no_error(own: Any) -> None
         ask()
 
 
-def test_rule_24_a_connection_that_breaks_before_the_answer_is_no_error(server: Valkey) -> None:
+def test_rule_24_a_connection_that_breaks_before_the_response_is_no_error(server: Valkey) -> None:
     """The question is asked once more."""
     store = open_store(server)
     server.command("CLIENT", "PAUSE", "10000", "WRITE")
@@ -87,7 +87,7 @@ def test_rule_24_a_connection_that_breaks_before_the_answer_is_no_error(server: 
 
 
 def test_rule_24_a_server_that_hangs_is_an_error_soon(own: Any) -> None:
-    """On a new connection and on one that was in use; it is found again when it goes on."""
+    """On a new connection and on one that was in use; it is found again when it continues."""
     server = own()
     used, new = open_store(server), open_store(server)
     used.budget.ages(MINUTE)
@@ -129,7 +129,7 @@ def test_rule_24_a_replica_that_takes_no_writes_is_an_error(server: Valkey) -> N
 
 
 @pytest.mark.parametrize("login", ["", f":{PASSWORD}-not@", f"somebody:{PASSWORD}@"])
-def test_rule_24_a_login_that_is_refused_is_an_error_without_the_password(own: Any, login: str) -> None:
+def test_rule_24_a_login_that_is_rejected_is_an_error_without_the_password(own: Any, login: str) -> None:
     """None at all, a wrong password, a wrong user."""
     server = own(requirepass=PASSWORD)
     assert open_store(server).budget.check()
@@ -138,7 +138,7 @@ def test_rule_24_a_login_that_is_refused_is_an_error_without_the_password(own: A
         assert "refuses the user or the password" in fails(ask)
 
 
-def test_rule_24_a_command_that_is_refused_is_an_error_without_what_was_sent(own: Any) -> None:
+def test_rule_24_a_command_that_is_rejected_is_an_error_without_what_was_sent(own: Any) -> None:
     """The server's message quotes the arguments of a command that it does not know."""
     store = open_store(own(rename_command="EVALSHA hidden"))
     for ask in operations(store):

@@ -143,7 +143,7 @@ print("well", flush=True)
 
 @posix
 def test_rule_17_a_fork_with_a_transaction_in_progress(path: Path) -> None:
-    """It is finished first; then parent and child both go on with the file."""
+    """It is finished first; then parent and child both continue with the file."""
     with child(FORK, path) as process:
         assert line(process) == "well"
 
@@ -163,7 +163,7 @@ def reboot(path: Path, *, ago: float) -> None:
 
 
 def test_rule_05_entries_keep_their_age_across_a_reboot(store: SqliteStore, path: Path, clock: ManualClock) -> None:
-    """By the wall clock; the count of fences goes on, records and leases are gone."""
+    """By the wall clock; the count of fences continues, records and leases are gone."""
     version = publish(store)
     fencing_token = store.try_acquire_lease("other", owner="a", known=0, lease=1e6).fencing_token
     take(store)

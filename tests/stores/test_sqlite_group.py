@@ -65,7 +65,7 @@ def take_one(volume: Path) -> int:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_users_of_one_group_share_a_file(volume: Path) -> None:
-    """Whoever made it and its journal, and whatever their umask; nobody else can read either."""
+    """Whichever user created it and its journal, and whatever the umask; no other user can read them."""
     take_one(volume)  # imports what nobody else may be able to read
     for made in volume.iterdir():
         made.unlink()
@@ -77,7 +77,7 @@ def test_users_of_one_group_share_a_file(volume: Path) -> None:
 
 
 def test_a_file_that_was_mounted_again_is_used(volume: Path) -> None:
-    """The kubelet gives the group what the owner has: without the parameter, that is refused with the way out."""
+    """The kubelet gives the group what the owner has: without the parameter, that is rejected with the way out."""
     path = volume / "store.db"
     alone = sqlite_store(f"sqlite:///{path}", Clock())
     assert alone.budget.acquire_all([WINDOW]).wait == 0
@@ -91,27 +91,27 @@ def test_a_file_that_was_mounted_again_is_used(volume: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o661, 0o666])
-def test_rule_15_a_file_that_others_than_the_group_can_use_is_refused(volume: Path, mode: int) -> None:
+def test_rule_15_a_file_that_others_than_the_group_can_use_is_rejected(volume: Path, mode: int) -> None:
     """When the store is made, and later."""
     store = store_at(volume)
     take_one(volume)
     (volume / "store.db").chmod(mode)
-    with pytest.raises(ConfigurationError, match="others than the group"):
+    with pytest.raises(ConfigurationError, match="outside the group"):
         store_at(volume)
-    with pytest.raises(StoreError, match="others than the group"):
+    with pytest.raises(StoreError, match="outside the group"):
         store.budget.ages(WINDOW)
 
 
-def test_rule_15_a_file_of_another_group_is_refused(volume: Path) -> None:
+def test_rule_15_a_file_of_another_group_is_rejected(volume: Path) -> None:
     """Its members are not the directory's."""
     take_one(volume)
     os.chown(volume / "store.db", 0, STRANGERS)
-    with pytest.raises(ConfigurationError, match="others than the group"):
+    with pytest.raises(ConfigurationError, match="outside the group"):
         store_at(volume)
 
 
-@pytest.mark.parametrize(("mode", "said"), [(0o2777, "everybody"), (0o775, "chmod 2770")])
-def test_rule_15_a_directory_that_is_no_groups_is_refused(volume: Path, mode: int, said: str) -> None:
+@pytest.mark.parametrize(("mode", "said"), [(0o2777, "world-writable"), (0o775, "chmod 2770")])
+def test_rule_15_a_directory_that_is_no_groups_is_rejected(volume: Path, mode: int, said: str) -> None:
     """Everybody's, and one whose files are of their makers' groups."""
     volume.chmod(mode)
     with pytest.raises(ConfigurationError, match=said):
@@ -119,24 +119,24 @@ def test_rule_15_a_directory_that_is_no_groups_is_refused(volume: Path, mode: in
 
 
 @pytest.mark.parametrize("query", ["access=all", "access=", "group", "access=group&access=group", "mode=rwc", ""])
-def test_a_parameter_that_is_none_is_refused(volume: Path, query: str) -> None:
+def test_a_parameter_that_is_none_is_rejected(volume: Path, query: str) -> None:
     """With the forms that are right."""
     url = f"sqlite:///{volume}/store.db?{query}"
     if not query:
         sqlite_store(url, Clock())
         return
-    with pytest.raises(ConfigurationError, match=r"sqlite:////absolute/path\?access=group"):
+    with pytest.raises(ConfigurationError, match=r"sqlite:////absolute/path, with \?access=group"):
         sqlite_store(url, Clock())
 
 
 def test_the_recipe_for_kubernetes_works(volume: Path) -> None:
-    """In an ``emptyDir``, which everybody may write to."""
+    """In an ``emptyDir``, which world-writable may write to."""
     [recipe] = re.findall(r"^<!-- kubernetes -->\n```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     [mount] = set(re.findall(r"mountPath: ([^\s}]+)", recipe))
     [command] = re.findall(r"command: \[(.*)\]", recipe)
     [url] = re.findall(r"value: (sqlite:\S+)", recipe)
     volume.chmod(0o2777)
-    with pytest.raises(ConfigurationError, match="everybody"):
+    with pytest.raises(ConfigurationError, match="world-writable"):
         store_at(volume)
     subprocess.run([each.strip(' "').replace(mount, str(volume)) for each in command.split(",")], check=True)
     assert sqlite_store(url.replace(mount, str(volume)), Clock()).budget.acquire_all([WINDOW]).wait == 0

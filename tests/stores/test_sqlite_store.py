@@ -46,7 +46,7 @@ def test_rule_04_a_url_names_the_file(tmp_path: Path, url: str, path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["store.db", "./store.db", "a%20b/store.db", "~/store.db"])
-def test_rule_05_a_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_rule_05_a_relative_path_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Two working directories would make two budgets of it; the message says what to write instead."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError) as caught:
@@ -77,7 +77,7 @@ def test_rule_05_a_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.
         "",
     ],
 )
-def test_rule_04_a_url_that_names_no_file_is_refused(url: str) -> None:
+def test_rule_04_a_url_that_names_no_file_is_rejected(url: str) -> None:
     """With what to write instead, and without what it holds."""
     with pytest.raises(ConfigurationError, match="sqlite:////absolute/path") as caught:
         sqlite_store(url, Clock())
@@ -114,7 +114,7 @@ def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
 
 @posix
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610])
-def test_rule_15_a_file_that_others_can_use_is_refused(path: Path, clock: ManualClock, mode: int) -> None:
+def test_rule_15_a_file_that_others_can_use_is_rejected(path: Path, clock: ManualClock, mode: int) -> None:
     """When the store is made, and later, too; then it comes back by itself."""
     store = SqliteStore(str(path), clock)
     publish(store)
@@ -128,7 +128,7 @@ def test_rule_15_a_file_that_others_can_use_is_refused(path: Path, clock: Manual
 
 @posix
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
-def test_rule_15_a_directory_that_everybody_can_write_to_is_refused(path: Path, mode: int) -> None:
+def test_rule_15_a_directory_that_everybody_can_write_to_is_rejected(path: Path, mode: int) -> None:
     """Others could put a journal there; the sticky bit does not help against that."""
     path.parent.chmod(mode)
     with pytest.raises(ConfigurationError, match="directory of your own"):
@@ -139,7 +139,7 @@ def test_rule_15_a_directory_that_everybody_can_write_to_is_refused(path: Path, 
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_rule_15_somebody_elses_file_is_refused(path: Path) -> None:
+def test_rule_15_somebody_elses_file_is_rejected(path: Path) -> None:
     """Also behind a symbolic link."""
     path.touch(0o600)
     os.chown(path, 12_345, 12_345)
@@ -174,7 +174,7 @@ def test_rule_15_a_link_put_in_the_files_place_is_not_followed(store: SqliteStor
 
 
 @pytest.mark.parametrize("place", ["missing/store.db", "file/store.db", "directory"])
-def test_rule_04_where_no_file_can_be_is_refused(tmp_path: Path, place: str) -> None:
+def test_rule_04_where_no_file_can_be_is_rejected(tmp_path: Path, place: str) -> None:
     """No directory, a file in its place, or a directory in the file's."""
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
@@ -262,7 +262,7 @@ def test_rule_24_a_truncated_file_fails_or_starts_over(store: SqliteStore, path:
     "garbage", [b"xx", b"garbage " * 10_000, b"\0" * 8_192, b"SQLite format 3\0" + b"\xff" * 8_192]
 )
 def test_rule_24_garbage_fails_until_it_is_removed(store: SqliteStore, path: Path, garbage: bytes) -> None:
-    """It is nobody's business to remove what might be somebody's work under a mistaken name."""
+    """The store must not remove what might be a user's work under a mistaken name."""
     take(store)
     path.write_bytes(garbage)
     for operate in (lambda: take(store), lambda: count(store), lambda: publish(store)):
@@ -361,7 +361,7 @@ def test_rule_24_a_directory_that_is_gone(store: SqliteStore, path: Path) -> Non
 
 @pytest.fixture
 def bound_by_permissions() -> Iterator[Path]:
-    """A directory of a user whom permissions bind: where root runs the tests, somebody else for a while."""
+    """A directory of a user whom permissions bind: where root runs the tests, another client for a while."""
     with TemporaryDirectory() as name:
         if os.geteuid() != 0:
             yield Path(name)

@@ -34,7 +34,7 @@ def shared(scene: Scene) -> Scene:
 
 
 def test_rule_05_all_windows_are_taken_or_none(scene: Scene) -> None:
-    """A refusal costs nothing, names the longest wait and shows what counts; a grant shows itself, too."""
+    """A rejection costs nothing, names the longest wait and shows what counts; a grant shows itself, too."""
     budget, unit = scene.store.budget, scene.unit
     small, middle, large = Window("small", 5, 10 * unit), Window("middle", 1, 20 * unit), Window("large", 9, 90 * unit)
     acquired = budget.acquire_all([middle])
@@ -319,7 +319,7 @@ STEPS = st.one_of(
 
 
 def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
-    """Do one step; return the answer in a form that compares."""
+    """Do one step; return the response in a form that compares."""
     budget = store.budget
     match step:
         case "acquire_all", windows, amount:
@@ -375,7 +375,7 @@ LIMITS = [Window("short", 10, 600.0), Window("long", 25, 3_600.0)]
 
 
 def race(store: Store, number: int) -> tuple[int, list[int]]:
-    """Take whatever there is, and lead if nobody does; return the units and the fences."""
+    """Acquire all units, and the lease if it is free; return the units and the fences."""
     units = sum(store.budget.acquire_all(LIMITS).wait == 0 for _ in range(4))
     fencing_token = store.try_acquire_lease("key", owner=str(number), known=0, lease=3_600.0).fencing_token
     return units, [] if fencing_token is None else [fencing_token]
@@ -389,7 +389,7 @@ def race_in_process(opener: Callable[[], Store], barrier: Barrier, number: int, 
 
 
 def judge(store: Store, results: Sequence[tuple[int, list[int]]]) -> None:
-    """Nobody took too much, nothing was lost, one leads."""
+    """No limit was exceeded, nothing was lost, one has the lease."""
     assert sum(units for units, _ in results) == 10
     assert [len(store.budget.ages(window)) for window in LIMITS] == [10, 10]
     fences = [fencing_token for _, fences in results for fencing_token in fences]

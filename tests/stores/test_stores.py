@@ -75,7 +75,7 @@ def test_rule_04_keys_have_leases_and_records_of_their_own(scene: Scene) -> None
 
 
 def test_looking_shows_the_record_and_the_lease(scene: Scene) -> None:
-    """Who has it and for how long, the record that is there meanwhile, and nothing where there is nothing."""
+    """Who has it and for how long, the record that is there in the meantime, and nothing where there is nothing."""
     assert scene.store.peek("key") == StoreView()
     version = publish(scene, content="a token")
     assert scene.store.peek("key") == StoreView(Record(version, "a token", about(scene, 0.0)))
@@ -88,7 +88,7 @@ def test_looking_shows_the_record_and_the_lease(scene: Scene) -> None:
 
 
 def test_looking_takes_nothing(scene: Scene) -> None:
-    """However often somebody looks, the next to ask leads as if nobody had, and so does the budget."""
+    """However often a caller looks, the next to ask leads as if nobody had, and so does the budget."""
     for _ in range(3):
         assert scene.store.peek("key") == StoreView()
     fencing_token = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
@@ -111,8 +111,8 @@ def test_looking_shows_nothing_that_ran_out(exact: Scene) -> None:
 
 
 @pytest.mark.parametrize("known", [0, 999])
-def test_rule_04_a_record_that_is_not_the_known_one_is_the_answer(scene: Scene, known: int) -> None:
-    """With its age; nobody leads then."""
+def test_rule_04_a_record_that_is_not_the_known_one_is_the_response(scene: Scene, known: int) -> None:
+    """With its age; the lease is not granted then."""
     version = publish(scene, content="a token")
     scene.advance(2 * scene.unit)
     lead = scene.store.try_acquire_lease("key", owner="b", known=known, lease=scene.unit)
@@ -121,8 +121,8 @@ def test_rule_04_a_record_that_is_not_the_known_one_is_the_answer(scene: Scene, 
     assert lead.record.age >= 0
 
 
-def test_rule_04_it_is_the_answer_during_a_lease_too(scene: Scene) -> None:
-    """Whoever knows less than what is there need not wait for the next one."""
+def test_rule_04_it_is_the_response_during_a_lease_too(scene: Scene) -> None:
+    """A manager with an older version gets the record without waiting for the next one."""
     version = publish(scene)
     assert (
         scene.store.try_acquire_lease("key", owner="a", known=version, lease=10 * scene.unit).fencing_token is not None
@@ -150,7 +150,7 @@ def test_rule_04_publishing_ends_the_lease(scene: Scene) -> None:
 
 
 def test_rule_04_a_record_is_forgotten_but_never_its_fence(scene: Scene) -> None:
-    """After ``keep`` whoever asks leads, under a newer fence."""
+    """After ``keep`` the lease is granted again, with a newer fencing token."""
     version = publish(scene, keep=1)
     scene.advance(1.1 * scene.unit)
     lead = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit)
@@ -170,7 +170,7 @@ def test_rule_04_the_count_of_fences_outlives_the_record_by_a_day(exact: Scene) 
 
 
 def test_rule_04_a_late_publication_changes_nothing(scene: Scene) -> None:
-    """Its lease ran out, and another one leads: nobody can tell how old it is, and that lease goes on."""
+    """Its lease ran out, and another one leads: its age is unknown, and that lease continues."""
     late = scene.store.try_acquire_lease("key", owner="a", known=0, lease=scene.unit).fencing_token
     scene.advance(1.1 * scene.unit)
     fencing_token = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit).fencing_token

@@ -126,7 +126,7 @@ class _Stream:
 
 
 def _of_aiohttp(outcome: object) -> bool:
-    """Whether aiohttp missed its connection: it starts to read the answer also where sending the body closed it."""
+    """Whether aiohttp missed its connection: it starts to read the response also where sending the body closed it."""
     if not isinstance(outcome, AttributeError):
         return False
     *_, last = traceback.extract_tb(outcome.__traceback__)
@@ -136,7 +136,7 @@ def _of_aiohttp(outcome: object) -> bool:
 class Log(Eavesdropper):
     """Keeps each line once, and nothing that a record refers to.
 
-    Nobody else listens meanwhile: it would be hundreds of thousands of lines.
+    Nobody else listens in the meantime: it would be hundreds of thousands of lines.
     """
 
     def __init__(self, *but: str) -> None:
@@ -399,7 +399,7 @@ class Storm:
         self._gather(threads)
 
     def _disturbing(self, act: Callable[[], object]) -> None:
-        """Do what can make an answer get lost on its way."""
+        """Do what can make a response get lost on its way."""
         began = self.clock.now()
         act()
         self.disturbed.append((began, self.clock.now()))
@@ -543,7 +543,7 @@ class Storm:
     # Afterwards
 
     def _recover(self, clients: list[Stack]) -> None:
-        """Call on every stack until all are answered 200, which has to be soon."""
+        """Call on every stack until all get 200, which has to be soon."""
         began = self.clock.now()
         rng = self.rng("recovery")
         todo = list(clients)

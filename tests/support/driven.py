@@ -44,7 +44,7 @@ def limited(seconds: float) -> Failure:
 
 
 def no(retry_in: float, reserve_used: float = 1.0) -> AcquireResult:
-    """Return a refusal of the budget."""
+    """Return a rejection of the budget."""
     return AcquireResult(False, retry_in, reserve_used)
 
 

@@ -58,7 +58,7 @@ def urllib3_options(on: Setting) -> object:
 
 @scenario(Urllib3)
 def urllib3_retries_elsewhere(on: Setting) -> object:
-    """Where a redirect has led to somebody else's server, urllib3's own retries are what counts."""
+    """Where a redirect has led to another client's server, urllib3's own retries are what counts."""
     away = on.there.url("/busy", status=503, field="Retry-After: 0")
     outcome = on.does("GET", on.here.url("/start", status=302, field=f"Location: {away}"))
     assert [each.method for each in on.there.seen] == ["GET"] * 3  # the redirect was one of four
@@ -83,7 +83,7 @@ def urllib3_responses(on: Setting) -> object:
 
 @scenario(Urllib3)
 def urllib3_custom_classes(on: Setting) -> object:
-    """Pools and connections of the caller's own go on being used."""
+    """Pools and connections of the caller's own continue being used."""
     made: list[str] = []
 
     class Connection(urllib3.connection.HTTPConnection):
@@ -367,7 +367,7 @@ def httpx_auth(on: Setting) -> object:
     inside = on.here.url().replace("//", "//me:secret@")
     first = on.does("POST", on.here.url("/a", status=401, field=challenge), auth=hx.BasicAuth("u", "p"))
     digest = on.client.attempt("POST", on.here.url("/a", status=401, field=challenge), auth=hx.DigestAuth("u", "p"))
-    # Its answer holds a random number.
+    # Its response holds a random number.
     on.here.seen[-1] = replace(on.here.seen[-1], fields=())
     return first, on.does("GET", inside), [each.status_code for each in (digest.raw, *digest.raw.history)]
 

@@ -36,7 +36,7 @@ def bodies(on: Setting) -> object:
 
 @scenario()
 def methods_and_targets(on: Setting) -> object:
-    """Methods of every kind, and paths and queries that somebody might be tempted to tidy up."""
+    """Methods of every kind, and paths and queries that a caller might be tempted to tidy up."""
     targets = ["/echo", "/a%20b/%7e/..%2fc", "/x?a=1&a=2&b=&c", "/x?q=%C3%B1+%2B#part", "//double", "/x;p=1"]
     methods = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "POST"]
     return [on.does(method, on.here.base + target) for method in methods for target in targets]
@@ -193,7 +193,7 @@ def redirected_within(on: Setting) -> object:
 
 @scenario()
 def redirects_not_followed(on: Setting) -> object:
-    """Whoever asks for the redirect itself gets it."""
+    """A caller that disables redirects gets the redirect."""
     away = on.here.url("/start", status=302, field=f"Location: {on.there.url()}")
     option = "redirect" if isinstance(on.client, Urllib3) else "allow_redirects"
     if isinstance(on.client, HTTPX):
@@ -231,7 +231,7 @@ def jar(client: Any) -> object:
 
 @scenario()
 def calls_that_break(on: Setting) -> object:
-    """A POST that meets a reset, silence or garbage: the library's own error, and nothing is sent again."""
+    """A POST that meets a reset, silence or garbage: the library's own error, and nothing is retried."""
     quick: Any = {"timeout": 0.1}
     patient = on.client.options
     if isinstance(on.client, Requests):
@@ -273,7 +273,7 @@ def connections_refused(on: Setting) -> object:
 
 @scenario(ours=False)
 def refusals(on: Setting) -> object:
-    """Somebody else's 401 is nobody's business."""
+    """Another client's 401 passes through unchanged."""
     return on.does("POST", on.here.url("/a", status=401, field="WWW-Authenticate: Bearer", body="no"))
 
 

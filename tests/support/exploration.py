@@ -91,7 +91,7 @@ class World:
         self._budget = TokenBudget(self.policy, self._storage, "https://api.example")
 
     def acquire(self, entries: Entries, now: float, *, extra: bool) -> tuple[AcquireResult, Entries]:
-        """Take a unit; return the answer, and what the storage holds now."""
+        """Take a unit; return the response, and what the storage holds now."""
         self.now, self._storage._histories = now, dict(entries)
         grant = self._budget.acquire("M", from_reserve=extra)
         return grant, self._storage._histories
@@ -111,7 +111,7 @@ class Model:
         self.digest = "first"
         self.sent: list[float] = []
         self.serial = 0
-        self.usable: Token | None = None  # the newest token, if nobody took it away
+        self.usable: Token | None = None  # the newest token, unless it was discarded
         self.silent_since = self.silent_until = NEVER  # the token endpoint asked for that
         self.ended = 0  # fetches of which the callers have heard that they have ended
         self.rejected: dict[str, float] = {}
@@ -407,7 +407,7 @@ class Model:
             del self.carriers[index]
 
     def wait_for_another(self, index: int) -> None:
-        """The store has given it to somebody else."""
+        """The store has given it to another client."""
         carrier = self.carriers[index]
         if self._told(lambda: self.machine.heartbeat(carrier.ticket, self.now, pause=1.0)):
             self.carriers[index] = carrier._replace(stage="pause", at=self.now + 1.0, then="store")
@@ -415,7 +415,7 @@ class Model:
             del self.carriers[index]
 
     def consult(self, index: int, found: int) -> None:
-        """The store holds what somebody else has found out."""
+        """The store holds what another client has found out."""
         carrier, now = self.carriers[index], self.now
         heard = carrier.ticket in self.machine.pending_fetches
         match list(FOUND)[found]:
@@ -491,7 +491,7 @@ class Model:
         self.carriers[index] = carrier._replace(stage="answer", at=self.now)
 
     def arrive(self, index: int, lifetime: float, *, again: bool = False) -> None:
-        """The answer is a token, which is used even if its fetch was given up, unless there is a newer one."""
+        """The response is a token, which is used even if its fetch was given up, unless there is a newer one."""
         carrier = self.carriers.pop(index)
         self.serial += not again
         arrived = token(self.serial, carrier.at, lifetime)
@@ -502,7 +502,7 @@ class Model:
         self._told(lambda: self.machine.on_token(carrier.ticket, arrived, self.now, digest=carrier.digest))
 
     def fail(self, index: int, failure: Failure) -> None:
-        """The answer is no token."""
+        """The response is no token."""
         carrier = self.carriers.pop(index)
         machine, now = self.machine, self.now
         heard = carrier.ticket in machine.pending_fetches

@@ -101,7 +101,7 @@ class Site:
         return _said(client.attempt("POST", url, headers={"x-worker": self._plan.name}))
 
     def spend(self, count: int) -> Counter[str]:
-        """Ask for tokens with keys that nobody accepts, each of which costs a unit; return what became of it."""
+        """Ask for tokens with invalid keys, each of which costs a unit; return what became of it."""
         ended: Counter[str] = Counter()
         plan = self._plan
         for _ in range(count):
@@ -188,7 +188,7 @@ class Site:
 
 
 def serve(connection: Connection) -> None:
-    """Be a worker until nobody is there to say what to do."""
+    """Run as a worker until standard input is closed."""
     site = Site(connection.recv())
     connection.send((True, os.getpid()))
     with suppress(EOFError):

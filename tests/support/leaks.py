@@ -1,4 +1,4 @@
-"""Look for secrets wherever somebody might print something."""
+"""Look for secrets wherever a caller might print something."""
 
 from __future__ import annotations
 

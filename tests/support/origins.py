@@ -76,7 +76,7 @@ class Origin:
             thread.join(10)
 
     def url(self, path: str = "/echo", **query: object) -> str:
-        """Return where to get an answer.
+        """Return where to get a response.
 
         Args:
             path: ``/echo`` repeats the body, ``/stream`` answers ``size`` bytes in chunks, ``/drip`` in two

@@ -41,7 +41,7 @@ def answer(status: int, **fields: str) -> Reply:
 
 
 class Endpoint88:
-    """Grants a token to whoever asks, unless told to answer something else."""
+    """Grants a token to every client, unless told to answer something else."""
 
     network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
 
@@ -67,7 +67,7 @@ class Endpoint88:
 
 
 class JumpingClock(ManualClock):
-    """Whoever waits on it makes the time pass: for one thread."""
+    """Waiting on it advances the time: for one thread."""
 
     def wait(self, gate: ThreadEvent, seconds: float) -> None:
         self.advance(max(seconds, 0.0))

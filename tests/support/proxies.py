@@ -167,7 +167,7 @@ class Relay:
 
     @contextlib.contextmanager
     def partition(self) -> Generator[None]:
-        """Hold back all bytes, as a network does that loses packets: nobody hangs up, and they come late."""
+        """Hold back all bytes, as a network does that loses packets: no connection is closed, and they arrive late."""
         self._flows.clear()
         try:
             yield

@@ -15,7 +15,7 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.testing.messages import TOKEN_PATH
 
 Answer = Callable[[Callable[[bytes], None], threading.Event], bool]
-"""Sends a response; returns whether the connection can go on. The event is set when the server stops."""
+"""Sends a response; returns whether the connection can continue. The event is set when the server stops."""
 
 
 def rejected(send: Callable[[bytes], None], over: threading.Event) -> bool:

@@ -28,7 +28,7 @@ from support.worlds import World
 
 
 def ok(outcome: Outcome) -> bool:
-    """Whether a call was answered 200."""
+    """Whether a call got 200."""
     return isinstance(outcome, Reply) and outcome.status == 200
 
 
@@ -41,7 +41,7 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.fixture
 def other(world: World) -> Iterator[Emulator]:
-    """Somebody else's server, on another port."""
+    """Another client's server, on another port."""
     with Emulator(clock=world.clock) as emulator:
         yield emulator
 

@@ -23,7 +23,7 @@ running: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, nor on the one that a cluster's node has beside it."""
+    """Return a free port, nor on the one that a cluster's node has beside it."""
     while True:
         with socket.socket() as probe, socket.socket() as beside:
             probe.bind(("127.0.0.1", 0))

@@ -67,7 +67,7 @@ class Stack(ABC):
     name: ClassVar[str]
     base_error: ClassVar[type[Exception]]
     network_error: ClassVar[type[Exception] | None] = None
-    """What it comes from when the network fails, where that is somebody else's."""
+    """What it comes from when the network fails, where that is another client's."""
     bodies: ClassVar[Mapping[str, Callable[[], dict[str, Any]]]]
     """Request bodies by kind, as arguments in the library's own terms."""
 

@@ -23,7 +23,7 @@ Report = Callable[[str], None]
 
 def at_rest() -> bool:
     """Whether all other threads of this process, and the servers beside it, wait for something but a processor."""
-    if not Path("/proc/self/task").is_dir():  # where nobody tells, time does
+    if not Path("/proc/self/task").is_dir():  # elsewhere, wait for some time
         time.sleep(0.02)
         return True
     own = str(threading.get_native_id())
@@ -82,7 +82,7 @@ class World:
             time.sleep(0.001)
 
     def settle(self, manager: TokenManager | None = None) -> None:
-        """Wait until no fetch is under way."""
+        """Wait until no fetch is in progress."""
         deadline = time.monotonic() + 10
         while (manager or self.manager).stats().fetching:
             assert time.monotonic() < deadline, "the fetch does not end"

@@ -194,7 +194,7 @@ def test_the_page_is_live_and_leaves_the_service_alone(page: Any, emulator: Emul
     """It says where clients have to go, and that nothing was here; its own requests are nothing."""
     assert page.title() == "88Pay emulator"
     shows(page, "#url", emulator.url)
-    shows(page, "#no-rows", "Nothing yet")
+    shows(page, "#no-rows", "No requests yet")
     assert page.locator("[role=meter]").count() == 6
     assert len(emulator.journal) == 0
 
@@ -220,18 +220,18 @@ def test_the_gauges_move(page: Any, emulator: Emulator, merchant: Merchant) -> N
     assert minute.get_attribute("aria-valuenow") == "0"
     merchant.call()
     page.wait_for_selector(".gauge[aria-valuenow='1']")
-    shows(page, ".gauge", "next free in 60 s")
-    page.get_by_label("Move the clock by (seconds)").fill("59.5")
+    shows(page, ".gauge", "next unit in 60 s")
+    page.get_by_label("Advance the clock (seconds)").fill("59.5")
     page.get_by_role("button", name="Advance").click()
-    shows(page, ".gauge", "next free in 1 s")
+    shows(page, ".gauge", "next unit in 1 s")
     shows(page, "#tokens li", "1 s left")
-    page.get_by_label("Move the clock by (seconds)").fill("0.5")
+    page.get_by_label("Advance the clock (seconds)").fill("0.5")
     page.get_by_role("button", name="Advance").click()
     page.wait_for_selector(".gauge[aria-valuenow='0']")
     assert [minute.get_attribute("aria-valuetext"), hour.get_attribute("aria-valuetext")] == [
         "0 of 10 used", "1 of 100 used",
     ]  # fmt: skip
-    shows(page, "#no-tokens", "None")
+    shows(page, "#no-tokens", "No valid token")
 
 
 def test_the_timeline_can_be_filtered_and_paused(page: Any, emulator: Emulator, merchant: Merchant) -> None:
@@ -241,19 +241,19 @@ def test_the_timeline_can_be_filtered_and_paused(page: Any, emulator: Emulator, 
     merchant.call()
     shows(page, "#rows tr:nth-child(1)", "503")
     shown = page.locator("#rows tr:visible")
-    for name, count in (("Tokens", 1), ("Calls", 2), ("Not 2xx", 1), ("All", 3)):
+    for name, count in (("Tokens", 1), ("API requests", 2), ("Not 2xx", 1), ("All", 3)):
         page.get_by_role("radio", name=name, exact=True).check(force=True)
         assert shown.count() == count, name
     page.get_by_role("button", name="Pause").click()
     merchant.call()
     shows(page, "#count-call", "3")
     assert shown.count() == 3
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     assert shown.count() == 4
 
 
 def test_the_page_comes_back_by_itself(page: Any, emulator: Emulator, merchant: Merchant) -> None:
-    """It says that the emulator is gone, and goes on when that is started again."""
+    """It says that the emulator is gone, and continues when that is started again."""
     merchant.call()
     emulator.stop()
     page.wait_for_selector("#link[data-state=gone]")
@@ -291,11 +291,11 @@ def test_no_secret_reaches_the_browser(page: Any, emulator: Emulator, merchant: 
 def test_a_fault_is_switched_on_and_off_with_a_click(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """The next call fails, the fault is in the list; off, and the next one works."""
     assert merchant.call() == 200
-    switch = page.get_by_role("switch", name="Calls fail")
+    switch = page.get_by_role("switch", name="API requests fail")
     switch.click()
     shows(page, "#active li", "Status on call")
     assert (merchant.call(), switch.get_attribute("aria-checked")) == (503, "true")
-    shows(page, "#active li", "struck 1")
+    shows(page, "#active li", "applied: 1")
     shows(page, "#rows tr", "503")
     switch.click()
     page.wait_for_selector("#active li", state="detached")
@@ -363,13 +363,13 @@ def test_every_fault_can_be_added_as_the_form_has_it(page: Any, emulator: Emulat
 def test_held_calls_are_let_go_one_by_one(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """They stand in the timeline as waiting until then."""
     merchant.call()
-    page.get_by_role("switch", name="Calls held").click()
+    page.get_by_role("switch", name="API requests held").click()
     shows(page, "#active li", "0 held")
     calling = threading.Thread(target=merchant.call)
     calling.start()
     shows(page, "#active li", "1 held")
     shows(page, "#rows tr", "waiting")
-    page.get_by_role("button", name="Let one go of Hold on call").click()
+    page.get_by_role("button", name="Release one of Hold on call").click()
     calling.join(10)
     assert not calling.is_alive()
     shows(page, "#active li", "0 held")
@@ -377,10 +377,10 @@ def test_held_calls_are_let_go_one_by_one(page: Any, emulator: Emulator, merchan
 
 
 def test_actions(page: Any, emulator: Emulator, merchant: Merchant) -> None:
-    """Tokens are refused, connections dropped, the merchant suspended and reinstated."""
+    """Tokens are rejected, connections dropped, the merchant suspended and reinstated."""
     merchant.call()
-    page.get_by_role("button", name="Refuse current tokens").click()
-    shows(page, "#tokens li", "refused")
+    page.get_by_role("button", name="Reject current tokens").click()
+    shows(page, "#tokens li", "rejected")
     page.get_by_role("button", name="Drop connections").click()
     shows(page, "#said", "Drop connections: done.")
     assert emulator.open_connections == 0
@@ -388,7 +388,7 @@ def test_actions(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     shows(page, "#merchant", "suspended")
     page.get_by_role("button", name="Reinstate merchant").click()
     page.get_by_role("button", name="Suspend merchant").wait_for()
-    page.get_by_role("button", name="Reset all limits").click()
+    page.get_by_role("button", name="Reset rate limits").click()
     page.wait_for_selector(".gauge[aria-valuenow='0']")
     assert merchant.call() == 200
 
@@ -450,7 +450,7 @@ def test_those_who_want_no_motion_get_none(open_page: Open, motion: str, moves: 
     """Nothing moves when a switch is turned; for others it does."""
     page = open_page(reduced_motion=motion)
     page.evaluate(WATCH)
-    page.get_by_role("switch", name="Answers 2 s late").click()
+    page.get_by_role("switch", name="Responses 2 s late").click()
     shows(page, "#active li", "Latency")
     if moves:
         until(lambda: bool(page.evaluate("window.moved > 0")))

@@ -35,8 +35,8 @@ def test_a_token_request_and_a_call_are_journalled(emulator: Emulator, client: C
     assert emulator.journal.token_requests == emulator.journal.issued == emulator.journal.calls == 1
 
 
-def test_an_answer_is_in_the_journal_before_the_client_has_it(emulator: Emulator, client: Client) -> None:
-    """Whoever holds the answer can assert on the entry at once."""
+def test_a_response_is_in_the_journal_before_the_client_has_it(emulator: Emulator, client: Client) -> None:
+    """A client with the response can assert on the entry immediately."""
     for _ in range(200):
         client.call(body=b"x")
         assert emulator.journal[-1].finished
@@ -57,7 +57,7 @@ def test_entries_are_selected_by_kind_path_and_mark(emulator: Emulator, client: 
     assert len(journal) == 4
 
 
-def test_the_largest_window_counts_refused_and_reset_requests_too(emulator: Emulator) -> None:
+def test_the_largest_window_counts_rejected_and_reset_requests_too(emulator: Emulator) -> None:
     """Every token request that reached the server is held against the client."""
     client = Client(emulator)
     emulator.faults.add(ResetBeforeRead(), on="token", after=10)
@@ -124,7 +124,7 @@ def test_repeated_fields_are_joined(emulator: Emulator) -> None:
 
 
 def test_a_client_that_goes_away_midway_executes_nothing(emulator: Emulator, client: Client) -> None:
-    """Half a body is no request; the entry ends without a status, and the server goes on."""
+    """Half a body is no request; the entry ends without a status, and the server continues."""
     fields = {**client.headers, "Host": "x", "Content-Type": "application/json", "Content-Length": "100"}
     mark = emulator.journal.mark()
     with _connected(emulator) as sock:
@@ -143,8 +143,8 @@ def test_connections_are_counted(emulator: Emulator, client: Client) -> None:
     assert {entry.peer for entry in emulator.journal} == {emulator.journal[0].peer}
 
 
-def test_a_token_that_expired_is_refused_over_the_wire() -> None:
-    """On a clock that a test moves: good a moment before its lifetime ends, refused at its end."""
+def test_a_token_that_expired_is_rejected_over_the_wire() -> None:
+    """On a clock that a test moves: good a moment before its lifetime ends, rejected at its end."""
     clock = ManualClock()
     with Emulator(lifetime=60, clock=clock) as emulator:
         client = Client(emulator)

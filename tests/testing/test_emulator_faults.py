@@ -39,7 +39,7 @@ def _has_body(received: Received) -> bool:
 
 
 def test_latency_is_measured_on_the_emulators_clock() -> None:
-    """The answer comes when the clock has been moved far enough, and is decided then."""
+    """The response comes when the clock has been moved far enough, and is decided then."""
     clock = ManualClock()
     with Emulator(clock=clock, lifetime=100) as emulator:
         client = Client(emulator)
@@ -60,7 +60,7 @@ def test_latency_is_measured_on_the_emulators_clock() -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 500, 502, 503, 504])
 def test_status_has_the_documented_body(emulator: Emulator, client: Client, status: int) -> None:
-    """And the rate limit's fields, like every answer; nothing is executed."""
+    """And the rate limit's fields, like every response; nothing is executed."""
     emulator.faults.add(Status(status))
     response = client.call(CHARGES, json={})
     assert response.status == status
@@ -111,7 +111,7 @@ def test_too_many_says_when_in_either_place(emulator: Emulator, fault: Fault, he
     client.http.clear()
 
 
-def test_a_good_token_can_be_refused(emulator: Emulator, client: Client) -> None:
+def test_a_good_token_can_be_rejected(emulator: Emulator, client: Client) -> None:
     """Once, unexecuted; afterwards the same token is good again."""
     emulator.faults.add(RefuseToken())
     refused = client.call(CHARGES, json={})
@@ -120,7 +120,7 @@ def test_a_good_token_can_be_refused(emulator: Emulator, client: Client) -> None
     assert client.call(CHARGES, json={}).status == 200
 
 
-def test_good_credentials_can_be_refused(emulator: Emulator, client: Client) -> None:
+def test_good_credentials_can_be_rejected(emulator: Emulator, client: Client) -> None:
     """On the token endpoint it says what that says."""
     emulator.faults.add(RefuseToken(), on="token")
     assert client.ask().json()["message"] == "Invalid API key or merchant ID"
@@ -149,7 +149,7 @@ def test_a_reset_before_the_body_is_read(emulator: Emulator, client: Client) -> 
 
 
 def test_a_reset_after_the_request_was_executed(emulator: Emulator, client: Client) -> None:
-    """The client sees RST and no answer; the charge is booked."""
+    """The client sees RST and no response; the charge is booked."""
     emulator.faults.add(ResetAfterRead())
     fields = {**client.headers, "Host": "x", "Content-Type": "application/json", "Content-Length": "2"}
     with _connected(emulator) as sock:
@@ -190,7 +190,7 @@ def test_garbage_is_sent_as_it_is(emulator: Emulator, client: Client) -> None:
 
 
 def test_a_body_of_ones_own(emulator: Emulator, client: Client) -> None:
-    """Any bytes and status in place of the answer, and the service has acted."""
+    """Any bytes and status in place of the response, and the service has acted."""
     emulator.faults.add(Body(b"[]", 201, {"Set-Cookie": "a=1"}), on="token")
     response = client.ask()
     assert (response.status, response.data, response.headers["Set-Cookie"]) == (201, b"[]", "a=1")
@@ -225,7 +225,7 @@ def test_a_huge_body_is_valid_but_for_its_size(emulator: Emulator, client: Clien
 
 
 def test_a_huge_body_may_be_left_unread(emulator: Emulator, client: Client) -> None:
-    """A client that closes early ends it; the server goes on."""
+    """A client that closes early ends it; the server continues."""
     emulator.faults.add(HugeBody(1_000_000_000))
     response = client.call(preload_content=False)
     assert len(response.read(1000)) == 1000
@@ -333,8 +333,8 @@ def test_clearing_the_plan_lets_go_of_what_is_held(emulator: Emulator, client: C
     assert client.call().status == 200
 
 
-def test_a_storm_of_refusals_can_be_staged(emulator: Emulator) -> None:
-    """200 calls arrive with a good token, which is refused while they are held: 200 times 401."""
+def test_a_storm_of_rejections_can_be_staged(emulator: Emulator) -> None:
+    """200 calls arrive with a good token, which is rejected while they are held: 200 times 401."""
     client = Client(emulator, maxsize=200)
     client.ask()
     hold = emulator.hold()
@@ -351,7 +351,7 @@ def test_a_storm_of_refusals_can_be_staged(emulator: Emulator) -> None:
 
 
 def test_holds_can_let_go_of_some(emulator: Emulator, client: Client) -> None:
-    """The first that came goes first; the others go on waiting."""
+    """The first that came goes first; the others continue waiting."""
     hold = emulator.hold(on=ECHO)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.call)
@@ -378,7 +378,7 @@ def test_a_fault_added_while_a_request_is_held_strikes_it(emulator: Emulator, cl
 
 
 def test_token_requests_can_be_held(emulator: Emulator) -> None:
-    """They stand in the journal meanwhile; calls pass."""
+    """They stand in the journal in the meantime; calls pass."""
     client = Client(emulator, maxsize=2)
     with ThreadPoolExecutor(1) as pool:
         with emulator.hold(on="token") as hold:

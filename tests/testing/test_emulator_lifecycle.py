@@ -40,7 +40,7 @@ def together(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 
 def test_a_thousand_connections_at_once() -> None:
-    """Opened together and all served; none is refused, reset or forgotten."""
+    """Opened together and all served; none is rejected, reset or forgotten."""
     with Emulator(call_limits=()) as emulator:
         client = Client(emulator)
         client.ask()
@@ -105,7 +105,7 @@ def test_an_emulator_that_never_ran_has_no_port() -> None:
 
 
 def test_an_outage_ends_where_it_began(emulator: Emulator, client: Client) -> None:
-    """Stopped: connections are refused. Started again: the same port, tokens and journal."""
+    """Stopped: connections are rejected. Started again: the same port, tokens and journal."""
     emulator.stop()
     with pytest.raises(urllib3.exceptions.HTTPError):
         client.call()
@@ -198,7 +198,7 @@ def test_a_forked_child_holds_no_connection_open(emulator: Emulator, client: Cli
 
 
 def test_tls() -> None:
-    """HTTPS with a certificate of one's own: an answer, a reset, and a quick stop."""
+    """HTTPS with a certificate of one's own: a response, a reset, and a quick stop."""
     authority = new_authority()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -305,7 +305,7 @@ def test_stopping_closes_connections_that_were_just_accepted() -> None:
 
 
 def test_the_date_is_that_of_the_wall_clock_it_was_given() -> None:
-    """As every date of an answer is, and errors are dated too."""
+    """As every date of a response is, and errors are dated too."""
     with Emulator(wall=lambda: 1_700_000_000.0) as emulator, urllib3.PoolManager() as http:
         for path in ("/api/auth/token", "/api/balance", "/elsewhere"):
             answer = http.request("POST", emulator.url + path)

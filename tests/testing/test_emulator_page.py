@@ -27,7 +27,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Client:
-    """A merchant, and somebody at the page, each with connections of their own."""
+    """A merchant, and a caller at the page, each with connections of their own."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
@@ -278,7 +278,7 @@ def test_what_happens_together_is_told_together(emulator: Emulator, client: Clie
 def test_a_reader_that_does_not_read_costs_nothing(
     emulator: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are served meanwhile, little is kept for it, and in the end it is let go."""
+    """Others are served in the meantime, little is kept for it, and in the end it is let go."""
     monkeypatch.setattr(stream, "_PATIENCE", 0.3)
     monkeypatch.setattr(stream, "_LOOKS_EVERY", 0.002)
     sock = socket.socket()
@@ -460,7 +460,7 @@ def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None
 
 
 def test_dropped_connections_are_the_clients(emulator: Emulator, client: Client) -> None:
-    """The page's own go on: a stream is not cut, and who asked for it gets an answer."""
+    """The page's own continue: a stream is not cut, and who asked for it gets a response."""
     other = Client(emulator)
     with events(emulator) as stream, socket.create_connection(("127.0.0.1", emulator.port), timeout=10) as sock:
         next(stream)
@@ -489,7 +489,7 @@ def test_a_clock_that_goes_by_itself_cannot_be_moved() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "[::1", ""])
-def test_a_name_that_was_pointed_here_is_refused(emulator: Emulator, client: Client, host: str) -> None:
+def test_a_name_that_was_pointed_here_is_rejected(emulator: Emulator, client: Client, host: str) -> None:
     """DNS rebinding: the page itself, its API, its stream."""
     for method, path, body in (
         ("GET", "", None),
@@ -523,7 +523,7 @@ def test_the_host_it_was_told_is_accepted() -> None:
         {"Sec_Fetch_Site": "same-site"},
     ],
 )
-def test_other_websites_are_refused(emulator: Emulator, client: Client, headers: dict[str, str]) -> None:
+def test_other_websites_are_rejected(emulator: Emulator, client: Client, headers: dict[str, str]) -> None:
     """Another port of this machine is another website, too. Nothing changes, nothing is told."""
     for method, path, body in (
         ("GET", "state", None),
@@ -545,7 +545,7 @@ def test_the_page_may_use_its_own_api(emulator: Emulator, client: Client) -> Non
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_what_a_form_can_send_is_refused(emulator: Emulator, client: Client, kind: str) -> None:
+def test_what_a_form_can_send_is_rejected(emulator: Emulator, client: Client, kind: str) -> None:
     """Only JSON, which makes a browser ask first; and nothing answers that."""
     for path in ("faults", "actions"):
         body = b'{"fault": "Status", "do": "suspend"}'
@@ -561,9 +561,9 @@ def test_what_a_form_can_send_is_refused(emulator: Emulator, client: Client, kin
 @pytest.mark.parametrize(
     ("body", "status", "why"),
     [
-        (b"{", 400, "no JSON"),
-        (b"\xff", 400, "no JSON"),
-        (b"[" * 60_000, 400, "no JSON"),
+        (b"{", 400, "not valid JSON"),
+        (b"\xff", 400, "not valid JSON"),
+        (b"[" * 60_000, 400, "not valid JSON"),
         (b"[]", 400, "object"),
         (b" " * 70_000, 413, "65536"),
         ({}, 400, "fault is missing"),

@@ -26,13 +26,13 @@ def ask(service: Service, now: float = 0.0, key: str = KEY, merchant: str = MERC
 
 
 def data(answer: Answer) -> dict[str, Any]:
-    """Return the answer's ``data``."""
+    """Return the response's ``data``."""
     found: dict[str, Any] = json.loads(answer.body)["data"]
     return found
 
 
 def token(service: Service, now: float = 0.0, **who: str) -> dict[str, str]:
-    """Get a token; return the two header fields."""
+    """Get a token; return the two headers."""
     granted = data(ask(service, now, **who))
     return {"authorization": f"Bearer {granted['access_token']}", "x-session-id": granted["session_id"]}
 
@@ -45,7 +45,7 @@ def call(
     method: str = "POST",
     body: bytes = b"",
 ) -> Answer:
-    """Make a call with these header fields."""
+    """Make a call with these headers."""
     return service.handle(Received(method, path, headers, body), now, WALL + now)
 
 
@@ -82,7 +82,7 @@ def test_a_seeded_service_issues_the_same_tokens_again() -> None:
 
 
 @pytest.mark.parametrize(("key", "merchant"), [("sk_test_other", MERCHANT), (KEY, "MCH-COL-OTHER"), ("", "")])
-def test_wrong_credentials_are_refused_in_the_documented_words(key: str, merchant: str) -> None:
+def test_wrong_credentials_are_rejected_in_the_documented_words(key: str, merchant: str) -> None:
     """A wrong key, a wrong merchant, or none."""
     answer = ask(Service(), key=key, merchant=merchant)
     assert json.loads(answer.body) == {
@@ -92,7 +92,7 @@ def test_wrong_credentials_are_refused_in_the_documented_words(key: str, merchan
 
 
 def test_a_suspended_account_is_forbidden_until_it_is_reinstated() -> None:
-    """403 for token requests and for calls with a token that was good; other merchants go on."""
+    """403 for token requests and for calls with a token that was good; other merchants continue."""
     service = Service()
     service.accept_credentials("sk_test_other", "MCH-COL-OTHER")
     headers = token(service)
@@ -115,7 +115,7 @@ def test_old_and_new_key_are_both_good_while_a_key_is_rotated() -> None:
 
 
 def test_reissue_sends_the_current_token_again_with_the_life_it_has_left() -> None:
-    """The same token until it expires, refused or not; then a new one."""
+    """The same token until it expires, rejected or not; then a new one."""
     service = Service(reissue=True)
     first = data(ask(service, 0.0))
     service.refuse_current_tokens()
@@ -182,7 +182,7 @@ def test_429_says_when_to_come_back() -> None:
 
 
 def test_a_wrong_key_costs_its_merchant_a_unit() -> None:
-    """Refused credentials count, so a client cannot retry them for nothing."""
+    """Rejected credentials count, so a client cannot retry them for nothing."""
     service = Service()
     assert [ask(service, key="sk_test_wrong").status for _ in range(10)] == [401] * 10
     assert ask(service).status == 429
@@ -246,7 +246,7 @@ def test_the_authorization_field_is_read_strictly(spoil: str) -> None:
 
 
 def test_a_token_expires_at_its_lifetime_exactly() -> None:
-    """Good a moment before, refused at the instant, and the age is known either way."""
+    """Good a moment before, rejected at the instant, and the age is known either way."""
     service = Service(lifetime=60.0)
     headers = token(service, 100.0)
     assert call(service, headers, 159.999).status == 200
@@ -255,7 +255,7 @@ def test_a_token_expires_at_its_lifetime_exactly() -> None:
     assert service.trace(Received("POST", "/api/balance", headers), 160.0) == (1, 60.0)
 
 
-def test_refused_tokens_stay_refused_and_later_ones_are_good() -> None:
+def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
     """A revocation reaches what was issued until then and nothing else."""
     service = Service()
     old = [token(service), token(service)]
@@ -348,7 +348,7 @@ def test_a_thousand_calls_an_hour_to_the_instant() -> None:
 
 
 def test_calls_without_a_good_token_do_not_count() -> None:
-    """A storm of 401s leaves the merchant's limits as they were."""
+    """A 401 storm leaves the merchant's limits as they were."""
     service = Service()
     headers = token(service)
     service.refuse_current_tokens()
@@ -357,7 +357,7 @@ def test_calls_without_a_good_token_do_not_count() -> None:
 
 
 def test_call_limits_can_be_turned_off() -> None:
-    """An empty tuple; the answers still carry the three fields."""
+    """An empty tuple; the responses still carry the three fields."""
     service = Service(call_limits=())
     headers = token(service)
     answers = [call(service, headers) for _ in range(1_001)]

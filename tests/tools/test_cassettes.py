@@ -28,7 +28,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_records_and_replays(
     client: Open, emulator: Emulator, options: dict[str, str], tmp_path: Path, no_secret: Check
 ) -> None:
-    """Refused tokens and failures included; the replay starts without a token, and reaches no server."""
+    """Rejected tokens and failures included; the replay starts without a token, and reaches no server."""
     url = f"{emulator.url}/api/balance"
     emulator.faults.add(Status(503), on="token")
     emulator.faults.add(RefuseToken(), on="call")
@@ -73,7 +73,7 @@ def test_filters_of_ones_own_will_do(
     [{}, {"filter_headers": FILTERS}, {"before_record_response": scrubbed}, {"filter_headers": FILTERS[:2]}],
     ids=["nothing", "headers only", "bodies only", "all but the key"],
 )
-def test_a_cassette_that_would_hold_a_secret_is_refused(
+def test_a_cassette_that_would_hold_a_secret_is_rejected(
     client: Open, emulator: Emulator, manager: TokenManager, options: dict[str, str], given: Any, tmp_path: Path
 ) -> None:
     """Before anything is sent; the error names what to use, and nothing is left of it afterwards."""
@@ -92,7 +92,7 @@ def test_a_cassette_that_would_hold_a_secret_is_refused(
 def test_a_token_from_before_is_not_recorded(
     library: str, client: Open, emulator: Emulator, options: dict[str, str], tmp_path: Path, no_secret: Check
 ) -> None:
-    """Where there is no token request to refuse, the request itself is; vcrpy sees none of aiohttp's headers."""
+    """Where there is no token request to reject, the request itself is; vcrpy sees none of aiohttp's headers."""
     url = f"{emulator.url}/api/balance"
     opened = client()
     opened.request("POST", url)

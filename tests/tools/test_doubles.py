@@ -91,7 +91,7 @@ def tool(name: str, library: str, double: Double, **verdict: str) -> Any:
 
 
 ABOVE = [tool("responses", "requests", in_responses), tool("requests-mock", "requests", in_requests_mock)]
-"""Doubles that answer before a token is needed."""
+"""Doubles that response before a token is needed."""
 
 BELOW = [
     tool("respx", "httpx", in_respx, setting="the token endpoint"),

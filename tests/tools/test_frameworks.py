@@ -105,7 +105,7 @@ def test_a_server(
 def test_a_server_whose_store_is_down(
     paths: list[str], command: str, emulator: Emulator, no_store: str, tmp_path: Path
 ) -> None:
-    """It goes on, and its log has the warning."""
+    """It continues, and its log has the warning."""
     folder = Folder(tmp_path, WEB, {**emulator.environ, "PAY88_STORE": no_store})
     url = f"http://127.0.0.1:{folder.port}"
     with folder.running(command):

@@ -1,4 +1,4 @@
-"""A program of a user's over requests, for type checkers: what they must infer, and what they must refuse."""
+"""A program of a user's over requests, for type checkers: what they must infer, and what they must reject."""
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 

@@ -11,13 +11,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
     Args:
-        arguments: What follows ``pay88``; those of this process unless given.
+        arguments: The arguments after ``pay88``; by default those of this process.
 
     Raises:
         SystemExit: Always, with the exit code.
     """
     try:
-        from .app import pay88  # late: `import pay88_adapters.cli` needs no library
+        from .app import pay88  # not at the top: `import pay88_adapters.cli` needs no library
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
@@ -26,16 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_missing_streams()
     try:
         pay88(arguments, prog_name="pay88")
-    except OSError as error:  # above all what cannot be written: to a full disk, or to an output that is closed
+    except OSError as error:  # such as a write to a full disk or to a closed output
         print(f"pay88: {error.strerror or error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise SystemExit(1) from None
 
 
 def _open_missing_streams() -> None:
-    """Open what was closed for this process, as by a shell's ``>&-``, before a socket gets its file descriptor.
+    """Open closed standard streams (a shell's ``>&-``) before a socket gets their file descriptor.
 
-    Writing to such an output fails, as it does for any other command.
+    Writing to such a stream fails, as for any other command.
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), "r", encoding="utf-8", closefd=False)

@@ -1,4 +1,4 @@
-"""The group of commands, and how a command ends."""
+"""The command group, and exit codes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ INTERRUPTED, CUT_OFF = 130, 141  # as shells count signals
 
 _EXIT_CODES = """\b
 Exit codes:
-  0    good
-  1    it failed
-  2    wrong usage or configuration, or a library is missing
+  0    success
+  1    failure
+  2    usage or configuration error, or a missing library
   130  interrupted
-  141  nobody reads the output any longer
+  141  broken pipe
 """
 
 
@@ -29,8 +29,8 @@ class Missing(click.ClickException):
     """Libraries are not installed.
 
     Args:
-        names: Of the libraries.
-        extra: What brings them.
+        names: Import names of the libraries.
+        extra: The extra that installs them.
     """
 
     exit_code = UNUSABLE
@@ -44,10 +44,10 @@ class Missing(click.ClickException):
 
 
 def require(*names: str, extra: str) -> None:
-    """Make sure that libraries are installed.
+    """Check that libraries are installed.
 
     Raises:
-        Missing: One is not.
+        Missing: A library is not installed.
     """
     missing = [name for name in names if not _is_installed(name)]
     if missing:
@@ -55,7 +55,7 @@ def require(*names: str, extra: str) -> None:
 
 
 class Command(click.Command):
-    """A command whose function returns its exit code, or nothing for 0, and may raise a :class:`Pay88Error`."""
+    """A command whose function returns its exit code (``None`` for 0) and may raise a :class:`Pay88Error`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,7 +68,7 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are needed."""
+    """A group that imports a command when it is used."""
 
     names = ("budget", "check", "demo", "emulator", "request", "token")
 
@@ -82,21 +82,21 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run a command, and exit with its code."""
+        """Run a command and exit with its exit code."""
         try:
             code = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt:
             click.echo("pay88: interrupted", err=True)
             code = INTERRUPTED
-        except BrokenPipeError:  # whoever read the output has had enough
+        except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
             code = CUT_OFF
         ctx.exit(code or GOOD)
 
 
 def described(error: Pay88Error) -> dict[str, object]:
-    """Return what there is to know of *error*, for JSON."""
+    """Return *error* as a JSON object."""
     return {
         "kind": next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == Pay88Error.__module__),
         "message": str(error),
@@ -117,7 +117,7 @@ def _is_installed(name: str) -> bool:
 @click.group(
     cls=Commands,
     epilog=_EXIT_CODES,
-    no_args_is_help=False,  # which ends in other ways from one version of click to another
+    no_args_is_help=False,  # its exit code differs between versions of click
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -126,7 +126,7 @@ def _is_installed(name: str) -> bool:
 def pay88(ctx: click.Context) -> int | None:
     """Tools for 88Pay access tokens.
 
-    What is configured comes from the environment, as TokenManager.from_env() reads it: PAY88_API_KEY,
+    Configuration is read from environment variables, as in TokenManager.from_env(): PAY88_API_KEY,
     PAY88_MERCHANT_ID, PAY88_ENVIRONMENT or PAY88_BASE_URL, PAY88_STORE and PAY88_FALLBACK_STORE.
     """
     if ctx.invoked_subcommand is not None:

@@ -1,4 +1,4 @@
-"""One managed call over urllib3, and its answer without secrets."""
+"""Send one API request over urllib3 and print the response with secrets redacted."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OURS = ("authorization", "x-session-id", "x-api-key", "x-merchant-id")
 
 
-class NoAnswer(Pay88Error):
-    """The call got no answer."""
+class NoResponse(Pay88Error):
+    """The request failed without a response."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back, without secrets."""
+class Response:
+    """Response with secrets redacted."""
 
     status: int
     reason: str
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that may be made."""
+    """A checked API request."""
 
     environ: Mapping[str, str] = field(repr=False)
     method: str
@@ -59,28 +59,28 @@ class Call:
         headers: Sequence[str],
         fields: Sequence[str],
     ) -> Call:
-        """Check what the command line says.
+        """Check the arguments of the command line.
 
         Raises:
-            click.BadParameter: It cannot be done.
-            ConfigurationError: The environment cannot work.
+            click.BadParameter: An argument is invalid.
+            ConfigurationError: The configuration is invalid.
         """
         if not _NAME.fullmatch(method):
-            raise click.BadParameter(f"{redact(method)!r} is no HTTP method", param_hint="METHOD")
+            raise click.BadParameter(f"{redact(method)!r} is not an HTTP method", param_hint="METHOD")
         url = _url(Endpoint.parse(url_from_env(environ)), target, fields)
         parsed = dict(_header(each) for each in headers)
         if data is not None and not any(name.lower() == "content-type" for name in parsed):
             parsed["Content-Type"] = "application/json"
         return cls(environ, method.upper(), url, None if data is None else _read(data), parsed)
 
-    def make(self, timeout: float) -> Answer:
-        """Make it.
+    def send(self, timeout: float) -> Response:
+        """Send the request.
 
         Args:
-            timeout: Seconds to connect, and again between two pieces of the answer.
+            timeout: Connect and read timeout in seconds.
 
         Raises:
-            Pay88Error: There was no token, or no answer.
+            Pay88Error: No token, or no response.
         """
         with TokenManager.from_env(self.environ) as manager, finishing(manager):
             token = manager.get_token()
@@ -92,11 +92,11 @@ class Call:
             except (HTTPError, OSError) as error:
                 if isinstance(error, Pay88Error):
                     raise
-                raise NoAnswer(_broken(error)) from None
+                raise NoResponse(_broken(error)) from None
             if manager.stats().replayed:
-                token = manager.get_token()  # the one that the answer is about
+                token = manager.get_token()  # the token of the replayed request
                 secrets += [token.access_token, token.session_id]
-        return Answer(
+        return Response(
             response.status,
             printable(mask(response.reason or "", *secrets)),
             {printable(name): printable(mask(value, *secrets)) for name, value in response.headers.itermerged()},
@@ -104,39 +104,42 @@ class Call:
         )
 
 
-def show(answer: Answer, *, as_json: bool) -> None:
-    """Show *answer* as a document, in colours, or as plain text."""
+def show(response: Response, *, as_json: bool) -> None:
+    """Print *response* as a JSON document, in colours, or as plain text."""
     if as_json:
-        click.echo(json.dumps({**asdict(answer), "body": _parsed(answer.body)}))
+        click.echo(json.dumps({**asdict(response), "body": _parsed(response.body)}))
         return
-    head = [f"HTTP {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in answer.headers.items())]
+    head = [
+        f"HTTP {response.status} {response.reason}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+    ]
     click.echo("\n".join([*head, ""]))
-    if is_plain() or isinstance(_parsed(answer.body), str):
-        click.echo(answer.body)
+    if is_plain() or isinstance(_parsed(response.body), str):
+        click.echo(response.body)
         return
     from rich.console import Console
 
-    Console().print_json(answer.body)
+    Console().print_json(response.body)
 
 
 def _url(endpoint: Endpoint, target: str, fields: Sequence[str]) -> str:
-    def refused(why: str) -> click.BadParameter:
+    def invalid(why: str) -> click.BadParameter:
         return click.BadParameter(why, param_hint="PATH")
 
     if not target.isascii() or not target.isprintable() or " " in target:
-        raise refused("it holds a space, control or non-ASCII character: percent-encode it")
+        raise invalid("it contains a space, control or non-ASCII character: percent-encode it")
     try:
         parts = urlsplit(endpoint.base_url + target if target.startswith("/") else target)
         port = parts.port
     except ValueError:
-        raise refused("it is no URL") from None
+        raise invalid("it is not a valid URL") from None
     if not parts.hostname:
-        raise refused("it must begin with a slash, or be a full URL")
+        raise invalid("it must start with a slash or be a full URL")
     path = parts.path or "/"
     if "@" in parts.netloc or not endpoint.covers(parts.scheme, parts.hostname, port, "/", None):
-        raise refused(f"a token goes to {endpoint.base_url} and nowhere else")
+        raise invalid(f"it has another origin: tokens are sent to {endpoint.base_url} only")
     if not endpoint.covers(parts.scheme, parts.hostname, port, path, None):
-        raise refused("this is the token endpoint: use `pay88 token`")
+        raise invalid("it is the token endpoint: use `pay88 token`")
     origin = endpoint.base_url.removesuffix(urlsplit(endpoint.base_url).path)
     query = "&".join(filter(None, [parts.query, urlencode([_pair(each) for each in fields])]))
     return f"{origin}{path}{'?' + query if query else ''}"
@@ -155,7 +158,9 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not _NAME.fullmatch(name) or not value.isprintable() or not value.isascii():
         raise click.BadParameter(f"{redact(text)!r} is not of the form 'NAME: VALUE'", param_hint="--header")
     if name.lower() in _OURS:
-        raise click.BadParameter(f"{name} is the package's to send, and would show in `ps`", param_hint="--header")
+        raise click.BadParameter(
+            f"{name} is set by pay88 and must not be passed on the command line", param_hint="--header"
+        )
     return name, value
 
 
@@ -167,13 +172,13 @@ def _read(data: str) -> bytes:
     try:
         return Path(data[1:]).read_bytes()
     except OSError as error:
-        raise click.BadParameter(f"{data[1:]} cannot be read: {error.strerror}", param_hint="--data") from None
+        raise click.BadParameter(f"cannot read {data[1:]}: {error.strerror}", param_hint="--data") from None
 
 
 def _broken(error: Exception) -> str:
     sent = not isinstance(error, (NewConnectionError, ConnectTimeoutError))
-    became = "it may have been executed: look before you make it again" if sent else "it was not sent"
-    return f"the call got no answer ({type(error).__name__}); {became}"
+    outcome = "it may have been executed: check before you retry" if sent else "it was not sent: check the base URL"
+    return f"request failed without a response ({type(error).__name__}); {outcome}"
 
 
 def _parsed(body: str) -> object:

@@ -1,4 +1,4 @@
-"""Faults as they are written on a command line."""
+"""Faults on the command line of ``pay88 emulator``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TIMED: dict[str, Callable[[float], Fault]] = {"latency": Latency, "drip": Drip}
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A fault, and which requests it strikes."""
+    """A fault, and the requests that it applies to."""
 
     what: Fault
     on: str
@@ -47,10 +47,10 @@ class Planned:
 
 
 def parse(text: str) -> Planned:
-    """Read ``WHERE:WHAT[=SECONDS][xTIMES][+AFTER]``.
+    """Parse ``WHERE:WHAT[=SECONDS][xTIMES][+AFTER]``.
 
     Raises:
-        ValueError: It is not of that form.
+        ValueError: *text* has another form.
     """
     found = _FORM.fullmatch(text)
     if found is None:
@@ -75,6 +75,6 @@ def _fault(what: str, seconds: str | None) -> Fault:
         return _PLAIN[what]()
     if not what.isdigit():
         raise ValueError(
-            f"there is no fault {what!r}: a status, {', '.join([*_TIMED, *(n for n in _PLAIN if n.isalpha())])}"
+            f"unknown fault {what!r}: use a status code, {', '.join([*_TIMED, *(n for n in _PLAIN if n.isalpha())])}"
         )
     return Status(int(what))

@@ -1,4 +1,4 @@
-"""Options that commands share, and the environment that they read."""
+"""Options and environment variables that several commands use."""
 
 from __future__ import annotations
 
@@ -19,31 +19,35 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _store_url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value and re.match(r"[^:/]+://[^/]*@", value):
-        raise click.BadParameter("a password would show in the list of processes: set PAY88_STORE instead")
+        raise click.BadParameter(
+            "a password on the command line is visible in the process list: set PAY88_STORE instead"
+        )
     return value
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-base_url = click.option("--base-url", metavar="URL", help="In place of PAY88_BASE_URL and PAY88_ENVIRONMENT.")
-store = click.option("--store", metavar="URL", callback=_store_url, help="In place of PAY88_STORE.")
+base_url = click.option("--base-url", metavar="URL", help="Base URL; overrides PAY88_BASE_URL and PAY88_ENVIRONMENT.")
+store = click.option(
+    "--store", metavar="URL", callback=_store_url, help="URL of the shared store; overrides PAY88_STORE."
+)
 
 
 def configured(command: F) -> F:
-    """Add the options about configuration."""
+    """Add the configuration options to *command*."""
     return base_url(store(command))
 
 
 def environment(base_url: str | None, store: str | None) -> Mapping[str, str]:
-    """Return the environment, as changed by the options."""
+    """Return the environment variables, with the values of the options."""
     given = {"PAY88_BASE_URL": base_url, "PAY88_STORE": store}
     return RedactedMapping({**os.environ, **{name: value for name, value in given.items() if value is not None}})
 
 
 @contextmanager
 def finishing(manager: TokenManager) -> Generator[None, None, None]:
-    """See to the end of what *manager* has begun.
+    """Wait for the pending fetch of *manager* at the end of the block.
 
-    A refresh that died with this process would leave its lease behind, for all who share the store to wait for.
+    A fetch that ended with this process would leave its lease held: all workers would wait for its expiry.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The emulator, from its start to a signal, and its log on standard output."""
+"""Run the emulator until a signal, and print its requests."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pay88_adapters import ConfigurationError, Pay88Error
 from pay88_adapters.core.secret import redact
 from pay88_adapters.testing import Emulator, Entry, Journal
 
-_LOOK = 0.05  # real seconds between two looks at the journal
+_LOOK = 0.05  # real seconds between two reads of the journal
 
 
 class CannotServe(Pay88Error):
-    """The emulator cannot be started."""
+    """The emulator cannot start."""
 
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """Return what serves HTTPS with a certificate.
+    """Return the TLS context of a certificate and its key.
 
     Raises:
-        ConfigurationError: The files cannot be used.
+        ConfigurationError: The files are invalid.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(cert, key, password=_no_password)
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise ConfigurationError(f"{cert} and {key} are no certificate with its key: {error}") from None
+        raise ConfigurationError(f"{cert} and {key} are not a certificate with its key: {error}") from None
     return context
 
 
@@ -47,14 +47,14 @@ def serve(emulator: Emulator, *, as_json: bool) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        CannotServe: The port cannot be used.
+        CannotServe: The port is not available.
     """
     with _signals() as ended:
         try:
             emulator.start()
         except (OSError, OverflowError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise CannotServe(f"{emulator.host} cannot be served on that port: {why}") from None
+            raise CannotServe(f"cannot listen on {emulator.host}: {why}; use another --host or --port") from None
         try:
             _opening(emulator, as_json=as_json)
             tail = Tail(emulator.journal)
@@ -67,7 +67,7 @@ def serve(emulator: Emulator, *, as_json: bool) -> None:
 
 
 class Tail:
-    """The requests that have been answered since the last look, in the order in which that is seen."""
+    """The new finished requests of a journal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -75,7 +75,7 @@ class Tail:
         self._pending: list[int] = []
 
     def fresh(self) -> list[Entry]:
-        """Return what has been answered since the last look."""
+        """Return the requests that have finished since the last call."""
         count = len(self._journal)
         self._pending += range(self._looked_at, count)
         self._looked_at = count
@@ -86,7 +86,7 @@ class Tail:
 
 @contextmanager
 def _signals() -> Generator[threading.Event, None, None]:
-    """Give what SIGINT and SIGTERM set."""
+    """Yield an event that SIGINT and SIGTERM set."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -111,8 +111,8 @@ def _opening(emulator: Emulator, *, as_json: bool) -> None:
             json.dumps({"event": "started", "url": emulator.url, "page": emulator.page_url, "environment": variables})
         )
         return
-    click.echo(f"# 88Pay's emulator is at {emulator.url}; Ctrl-C ends it")
-    click.echo(f"# watch it, and switch its faults, at {emulator.page_url}")
+    click.echo(f"# Emulator running at {emulator.url} (press Ctrl-C to stop)")
+    click.echo(f"# Requests and faults: {emulator.page_url}")
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -123,7 +123,7 @@ def _log(tail: Tail, emulator: Emulator, show: Callable[[Entry, str], str]) -> N
 
 
 def _line(entry: Entry, path: str) -> str:
-    said = [f"{entry.method} {path}", str(entry.status or "no answer"), entry.event or "not decided"]
+    said = [f"{entry.method} {path}", str(entry.status or "no response"), entry.event or "undecided"]
     if entry.serial is not None:
         said.append(f"token {entry.serial}")
     if entry.age is not None:

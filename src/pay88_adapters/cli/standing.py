@@ -1,4 +1,4 @@
-"""How things stand in a store: for whoever only looks."""
+"""Read-only view of the shared store."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pay88_adapters.stores.base import Store, StoreError
 
 
 class StoreUnusable(Pay88Error):
-    """The store cannot be used at present."""
+    """The store is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who fetches a token just now."""
+    """The refresh lease: an opaque id of its holder, and its remaining seconds."""
 
     owner: str
     remaining: float
@@ -35,7 +35,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class TokenAge:
-    """How old the token is, in seconds; never the token."""
+    """Age and lifetime of the token in seconds, without the token."""
 
     age: float
     expires_in: float
@@ -43,7 +43,7 @@ class TokenAge:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Why no token may be requested."""
+    """The cooldown: its reason and its remaining seconds."""
 
     why: str
     remaining: float
@@ -51,35 +51,35 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One look."""
+    """State of one merchant in the store."""
 
     tokens: dict[str, int]
-    """Token requests left, by limit."""
+    """Remaining token requests, by limit."""
     free_in: float
-    """Seconds until there is room for one; 0 where there is."""
+    """Seconds until the next unit of the budget is available; 0 if one is."""
     calls: dict[str, dict[str, int]] | None
-    """Calls left, by group and limit."""
+    """Remaining API requests, by group and limit."""
     lease: Lease | None
     token: TokenAge | None
     barred: Bar | None
     forced: int
-    """Token requests left for forced refreshes and retries: the others are reserved for regular refreshes."""
+    """Remaining token requests for forced refreshes and retries; the rest is reserved for regular refreshes."""
     store_error: str | None = None
-    """Why the shared store cannot be used, where this is what the fallback store of this host holds."""
+    """Why the shared store is unavailable, if this is the state of the fallback store."""
 
     def json(self) -> str:
-        """Return it as a document."""
+        """Return it as a JSON document."""
         return json.dumps(asdict(self))
 
 
 class Shared:
-    """One merchant's part of a store.
+    """The state of one merchant in a store.
 
     Args:
         store: The store.
-        base_url: The checked one.
-        credentials: Name the merchant, and the record of the token.
-        fallback: What to look at while the store cannot be used.
+        base_url: The checked base URL.
+        credentials: Credentials of the merchant.
+        fallback: The state in the fallback store, for when the store is unavailable.
     """
 
     def __init__(self, store: Store, base_url: str, credentials: Credentials, fallback: Shared | None = None) -> None:
@@ -93,44 +93,42 @@ class Shared:
 
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Shared:
-        """Return what *environ* configures.
+        """Open the store that *environ* configures.
 
         Raises:
-            ConfigurationError: It cannot be looked at.
+            ConfigurationError: The configuration is invalid, or its store is private to each process.
         """
         credentials = Credentials.from_env(environ)
         endpoint = Endpoint.parse(url_from_env(environ))
         url = as_secret(environ.get("PAY88_STORE") or MEMORY)
         if url == MEMORY:
-            raise ConfigurationError(
-                "memory:// is each process's own, and shows nothing to others: set PAY88_STORE to the fleet's store"
-            )
+            raise ConfigurationError("memory:// is private to each process: set PAY88_STORE to the shared store")
         store, spare_url = open_store(url, Clock()), environ.get("PAY88_FALLBACK_STORE") or url
         spare = None if spare_url == url else open_fallback(spare_url, Clock())[0]
         fallback = None if spare is None else cls(spare, endpoint.base_url, credentials)
         return cls(store, endpoint.base_url, credentials, fallback)
 
     def peek(self, *, pacing: bool = False) -> Standing:
-        """Look once; into the fallback store if the other cannot be used.
+        """Read the state, from the fallback store if the shared one is unavailable.
 
         Raises:
-            StoreUnusable: Neither can be used.
+            StoreUnusable: Both are unavailable.
         """
         try:
-            return self._look(pacing)
+            return self._read(pacing)
         except StoreError as error:
             if self._fallback is not None:
                 with suppress(StoreUnusable):
                     return replace(self._fallback.peek(pacing=pacing), store_error=str(error))
-            raise StoreUnusable(f"{error}: start it, or correct PAY88_STORE", retryable=True) from None
+            raise StoreUnusable(f"{error}: {error.remedy}", retryable=True) from None
 
-    def _look(self, pacing: bool) -> Standing:
-        asked_at = self._clock.now()
-        look = self._store.peek(self._key)
+    def _read(self, pacing: bool) -> Standing:
+        read_at = self._clock.now()
+        view = self._store.peek(self._key)
         now = self._clock.now()
-        record = look.record
-        found = load(record.content, record.age, asked_at, now, stored=record.stored) if record else None
-        token, barred = _told(found or Snapshot(), now)
+        record = view.record
+        found = load(record.content, record.age, read_at, now, stored=record.stored) if record else None
+        token, barred = _parts(found or Snapshot(), now)
         limited = self._budget.cooldown(self._merchant_id)
         if limited is not None and (barred is None or barred.remaining < limited[1]):
             barred = Bar(limited[0].message, limited[1])
@@ -138,7 +136,7 @@ class Shared:
             self._budget.left(self._merchant_id),
             self._free_in(),
             {group: self._pacing.left(group, self._merchant_id) for group in RATE_LIMITED_GROUPS} if pacing else None,
-            Lease(look.owner.rpartition("/")[2][:8], look.lease_remaining) if look.owner else None,
+            Lease(view.owner.rpartition("/")[2][:8], view.lease_remaining) if view.owner else None,
             token,
             barred,
             self._budget.left_for_forced(self._merchant_id),
@@ -149,7 +147,7 @@ class Shared:
         return max(wait_for(window, self._store.budget.ages(window), 1) for window in windows)
 
 
-def _told(found: Snapshot, now: float) -> tuple[TokenAge | None, Bar | None]:
+def _parts(found: Snapshot, now: float) -> tuple[TokenAge | None, Bar | None]:
     token, cooldown_reason = found.token, found.cooldown_reason
     age = now - token.requested_at if token else 0.0
     return (
@@ -161,9 +159,9 @@ def _told(found: Snapshot, now: float) -> tuple[TokenAge | None, Bar | None]:
 
 
 def lines(standing: Standing) -> list[str]:
-    """Return what is shown, line by line."""
+    """Return the text output, line by line."""
     groups = {"token requests left": standing.tokens}
-    groups |= {f"{group} calls left": left for group, left in (standing.calls or {}).items()}
+    groups |= {f"{group} requests left": left for group, left in (standing.calls or {}).items()}
     shown = [
         f"{name if number == 0 else '':<26}{left:>5} of {limit}"
         for name, limits in groups.items()
@@ -171,21 +169,19 @@ def lines(standing: Standing) -> list[str]:
     ]
     shown.insert(len(standing.tokens), f"{'forced refreshes left':<26}{standing.forced:>5}")
     if standing.store_error:
-        shown.insert(0, f"{'degraded mode':<26}{standing.store_error}; this host's fallback store holds:")
+        shown.insert(0, f"{'degraded mode':<26}{standing.store_error}; state of this host's fallback store:")
     if standing.free_in:
-        shown.append(f"{'the next one':<26}in {standing.free_in:.1f} s")
+        shown.append(f"{'next token request':<26}in {standing.free_in:.1f} s")
     lease, token, barred = standing.lease, standing.token, standing.barred
-    shown.append(
-        f"{'fetching a token':<26}{f'{lease.owner}, for {lease.remaining:.1f} s at most' if lease else 'nobody'}"
-    )
-    shown.append(f"{'token':<26}{f'{token.age:.1f} of {token.expires_in:g} s old' if token else 'none'}")
+    shown.append(f"{'lease holder':<26}{f'{lease.owner}, expires in {lease.remaining:.1f} s' if lease else 'none'}")
+    shown.append(f"{'token age':<26}{f'{token.age:.1f} of {token.expires_in:g} s' if token else 'none'}")
     if barred:
-        shown.append(f"{'no token request':<26}for {barred.remaining:.1f} s: {barred.why}")
+        shown.append(f"{'cooldown':<26}{barred.remaining:.1f} s: {barred.why}")
     return shown
 
 
 def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
-    """Show how things stand, again and again, until an interrupt."""
+    """Show the state until an interrupt, each *interval* seconds anew."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -194,7 +190,7 @@ def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
         while True:
             try:
                 shown = Text("\n".join(lines(shared.peek(pacing=pacing))))
-            except StoreUnusable as error:  # it may come back
+            except StoreUnusable as error:  # it may recover
                 shown = Text(str(error), "red")
             live.update(shown, refresh=True)
             time.sleep(interval)

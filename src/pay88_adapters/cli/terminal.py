@@ -1,4 +1,4 @@
-"""What standard output can show."""
+"""Output to a terminal, a pipe or a file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 
 def is_plain() -> bool:
-    """Return whether standard output wants no colours and no control codes."""
+    """Return whether output must have no colours and no control codes."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
         return True
     return not sys.stdout.isatty()
 
 
 def printable(text: str) -> str:
-    """Return *text* from elsewhere, so that it cannot control a terminal: tabs and line ends are all that is left."""
+    """Return *text* from another source without control characters, except tabs and line feeds."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text.replace("\r\n", "\n"))

@@ -1,5 +1,5 @@
-"""Decides: what a token, a response or an error means, and what follows from it. Pure: values in, values out.
+"""The rules: what a token, a response or an error means, and what to do next. Pure functions of their arguments.
 
-May import: nothing of this package but itself; no clock, lock, chance, thread, socket, environment or HTTP library.
+May import: only itself; no clock, lock, random numbers, thread, socket, environment or HTTP library.
 Imported by: every other layer.
 """

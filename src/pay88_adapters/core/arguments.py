@@ -1,11 +1,11 @@
-"""Checks of what users pass to ``attach`` and to constructors: errors name what was given, and what to pass."""
+"""Checks of the arguments of ``attach`` and of constructors. Errors name the wrong value and what to pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, shorten
 from .events import Listener
 
 CLIENTS = {
@@ -19,11 +19,12 @@ CLIENTS = {
 
 
 def class_of(value: object) -> str:
-    """Name the class of *value* with its module, as error messages show it."""
+    """Return the class of *value* with its module, as error messages show it."""
     if value is None:
         return "None"
     kind = value if isinstance(value, type) else type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = shorten(name, 60)
     return f"the class {name}" if kind is value else name
 
 
@@ -31,7 +32,7 @@ def check_client(client: object, library: str, kinds: tuple[type, ...]) -> None:
     """Check the first argument of *library*'s ``attach``.
 
     Raises:
-        ConfigurationError: It is no instance of *kinds*.
+        ConfigurationError: It is not an instance of *kinds*.
     """
     if isinstance(client, kinds):
         return
@@ -54,10 +55,10 @@ def _remedy(client: object) -> str:
 
 
 def inside(client: object, name: str, kind: type | tuple[type, ...] = object) -> Any:
-    """Return an attribute that every client of a supported library has once its constructor has run.
+    """Return an attribute that the constructor of every supported client sets.
 
     Raises:
-        ConfigurationError: This one has it not: a test double of the class, or a subclass that skips the constructor.
+        ConfigurationError: It is missing: a test double of the class, or a subclass that skips the constructor.
     """
     value = getattr(client, name, None)
     if value is None or not isinstance(value, kind):
@@ -68,10 +69,10 @@ def inside(client: object, name: str, kind: type | tuple[type, ...] = object) ->
 
 
 def check_method(name: str, value: object, method: str, wanted: str) -> None:
-    """Check that *value* is of use as what *wanted* says, which any object with *method* is.
+    """Check that *value* has *method*. The error says that it must be *wanted*.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: It has no such method.
     """
     found: Callable[..., Any] | None = None if isinstance(value, type) else getattr(value, method, None)
     if not callable(found):
@@ -87,21 +88,21 @@ def check_type(name: str, value: object, kind: type) -> None:
 def checked_listeners(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     """Return *listeners* as a tuple; raise :class:`ConfigurationError` unless each is callable."""
     if callable(listeners):
-        raise ConfigurationError("listeners must be a list of callables: put the one you have into a list")
+        raise ConfigurationError("listeners must be a list of callables, not a callable: pass [listener]")
     checked = tuple(listeners)
     if not all(callable(each) for each in checked):
-        raise ConfigurationError("listeners must be callables that take one event")
+        raise ConfigurationError("listeners must contain only callables that take one event: remove the rest")
     return checked
 
 
-_MOST = 86_400  # a day, in seconds; counts are far below
+_MOST = 86_400  # seconds of a day; counts are far below
 
 
 def check_number(name: str, value: object, *, whole: bool = False, positive: bool = False) -> None:
-    """Check a count or a duration in seconds: a number from 0, or above it, up to a day.
+    """Check a count or a duration in seconds: from 0 (or, with *positive*, above 0) to 86,400.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is not such a number.
     """
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
@@ -111,5 +112,5 @@ def check_number(name: str, value: object, *, whole: bool = False, positive: boo
 
 
 def shown(value: float) -> str:
-    """Return a number for a message: Python refuses to print some whole ones."""
+    """Return a number for a message: Python raises for integers of very many digits."""
     return f"{value:g}" if isinstance(value, float) or abs(value) < 10**9 else "too large"

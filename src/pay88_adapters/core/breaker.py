@@ -1,4 +1,4 @@
-"""The circuit breaker of API calls (rule 23): events in with ``now``, decisions out, and nothing else."""
+"""The circuit breaker of API requests (rule 23). It takes the time as an argument and does no I/O."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When calls fail at once because the service does. Durations are in seconds.
+    """Circuit breaker configuration. Durations are in seconds.
 
     Args:
-        failure_threshold: So many 5xx answers or broken connections within *window* open the circuit.
-        window: For how long one of them counts.
-        open_for: For how long calls fail at once; then one call is let through as a probe.
+        failure_threshold: Number of 5xx responses and connection errors within *window* that opens the circuit.
+        window: How long a failure counts.
+        open_for: How long requests fail fast; then one trial request is sent.
 
     Raises:
-        ConfigurationError: A value makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     failure_threshold: int = 5
@@ -34,22 +34,22 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ClosedPermit:
-    """Send the call."""
+    """Permit of a closed circuit."""
 
     generation: int = 0
-    """How often the circuit had been closed again by then: what is older says nothing of the service now."""
+    """How often the circuit had closed again. Outcomes of an older generation are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialPermit:
-    """Send the call: it decides for all. Its *number* goes back with its outcome."""
+    """Permit for the trial request of a half-open circuit."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Do not send the call; it may help to try again *retry_after* seconds from now."""
+    """Result of an open circuit: the request may be retried in *retry_after* seconds."""
 
     retry_after: float
 
@@ -59,57 +59,57 @@ CLOSED_PERMIT = ClosedPermit()
 
 
 class Breaker:
-    """One circuit: closed, open, or half open with one probe under way."""
+    """One circuit: closed, open, or half-open with one trial request."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
         self._closed = CLOSED_PERMIT
         self._failed_at: deque[float] = deque(maxlen=policy.failure_threshold)
         self._open_until: float | None = None
-        self._probes = 0
-        self._probe_due = _NEVER  # it is lost if it has not been heard of by then
+        self._trials = 0
+        self._trial_due = _NEVER  # the trial request counts as lost if it has no outcome by then
 
     def try_acquire(self, now: float) -> Permit | Rejected:
-        """Say whether a call may be sent."""
+        """Return a permit to send a request, or a rejection."""
         if self._open_until is None:
             return self._closed
-        until = max(self._open_until, self._probe_due)
+        until = max(self._open_until, self._trial_due)
         if now < until:
             return Rejected(until - now)
-        self._probes += 1
-        self._probe_due = now + self.policy.open_for
-        return TrialPermit(self._probes)
+        self._trials += 1
+        self._trial_due = now + self.policy.open_for
+        return TrialPermit(self._trials)
 
     @property
     def is_open(self) -> bool:
-        """Whether calls fail at once, or only a probe is let through."""
+        """Whether the circuit is open or half-open."""
         return self._open_until is not None
 
     def succeeded(self, permit: Permit) -> bool:
-        """Note that the service works; return whether that closed the circuit."""
+        """Record a successful request; return whether it closed the circuit."""
         if not self._is_current_trial(permit):
             return False
-        self._open_until, self._probe_due = None, _NEVER
+        self._open_until, self._trial_due = None, _NEVER
         self._closed = ClosedPermit(self._closed.generation + 1)
         self._failed_at.clear()
         return True
 
     def failed(self, permit: Permit, now: float) -> bool:
-        """Note a 5xx or a broken connection; return whether that opened the circuit, or keeps it open."""
+        """Record a 5xx or a connection error; return whether it opened the circuit, or reopened it."""
         if permit == self._closed and self._open_until is None:
             self._failed_at.append(now)
             full = len(self._failed_at) == self.policy.failure_threshold
             if not full or self._failed_at[0] < now - self.policy.window:
                 return False
-        elif not self._is_current_trial(permit):  # it was sent before the circuit opened, or a lost probe
+        elif not self._is_current_trial(permit):  # sent before the circuit opened, or a lost trial request
             return False
-        self._open_until, self._probe_due = now + self.policy.open_for, _NEVER
+        self._open_until, self._trial_due = now + self.policy.open_for, _NEVER
         return True
 
     def release(self, permit: Permit) -> None:
-        """Note that a call came to nothing that says anything of the service; another one may probe."""
+        """Return a permit whose request has no outcome. Another trial request may follow."""
         if self._is_current_trial(permit):
-            self._probe_due = _NEVER
+            self._trial_due = _NEVER
 
     def _is_current_trial(self, permit: Permit) -> bool:
-        return self._open_until is not None and permit == TrialPermit(self._probes) and self._probe_due != _NEVER
+        return self._open_until is not None and permit == TrialPermit(self._trials) and self._trial_due != _NEVER

@@ -1,4 +1,4 @@
-"""Result of asking for a unit of the token budget."""
+"""Result of an acquisition from the token budget."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from .errors import Failure
 
 
 class AcquireResult(NamedTuple):
-    """The answer to one acquisition."""
+    """Result of one acquisition."""
 
     granted: bool
     retry_in: float
-    """Seconds until it could be granted; 0 if it was."""
+    """Seconds until a unit is available; 0 if it was granted."""
     reserve_used: float
-    """The part of the reserve that is used: 0 for nothing, 1 for all of it."""
+    """Used fraction of the reserve, from 0 to 1."""
     refresh_allowed_in: float = 0.0
-    """Seconds until a request that is not extra could be granted, as far as is known now."""
+    """Seconds until a regular refresh is granted, as far as is known now."""
     pace: float = 0.0
-    """Seconds from one ordinary request to the next that the limits sustain; 0 where the usual ones do."""
+    """Seconds between regular refreshes that the limits sustain; 0 where they sustain the usual interval."""
     failure: Failure | None = None
     """Why it was not granted."""

@@ -1,4 +1,4 @@
-"""A time in which no token request is sent, and why (rules 5 and 9 to 11)."""
+"""The cooldown, in which no token request is sent, and its reason (rules 5 and 9 to 11)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class TokenCooldown:
         self.reason: Failure | None = None
         self.until = _NEVER
         self.requested_until = _NEVER
-        """Until when the service asked to wait, whatever ``max_retry_after`` makes of it."""
+        """End of the wait that the service demanded, not capped by ``max_retry_after``."""
         self.rejected_key: str | None = None
         """Digest of the credentials that were rejected."""
 
     def start(self, reason: Failure, until: float) -> None:
-        """Begin a cooldown, unless one that lasts longer is in force."""
+        """Start a cooldown, unless the current one lasts longer."""
         if until >= self.until:
             self.reason, self.until = reason, until
 
     def end(self) -> None:
-        """End it, whatever is left of it."""
+        """End the cooldown early."""
         self.reason, self.until, self.rejected_key = None, _NEVER, None
 
     def is_for(self, *kinds: type[Exception]) -> bool:
@@ -39,12 +39,12 @@ class TokenCooldown:
         return self.is_for(CredentialsRejected)
 
     def to_report(self, digest: str) -> tuple[Failure | None, float]:
-        """Return what managers with the credentials *digest* should know: the reason, and until when."""
+        """Return the reason and the end of the cooldown, for the managers with the credentials *digest*."""
         # The budget reports itself, and another key has not been rejected.
         if self.is_for(TokenBudgetExhausted) or (self.credentials_rejected and self.rejected_key != digest):
             return None, _NEVER
         if self.reason is None:
             return None, _NEVER
-        # What the service said, not what this manager's max_retry_after makes of it: others may have another one.
+        # The wait that the service demanded, not capped: another manager may have another max_retry_after.
         until = max(self.requested_until, self.until) if self.is_for(TokenRateLimited) else self.until
         return self.reason, until

@@ -1,4 +1,4 @@
-"""Private copies of exceptions: clients keep the first error of a connection and raise it to every request on it."""
+"""Private copies of exceptions: clients raise the first error of a connection to every request on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _put = object.__setattr__  # also for exceptions that are frozen dataclasses
 
 
 def members(exc: BaseException) -> list[BaseException]:
-    """Return what an exception group, of Python's own or of the ``exceptiongroup`` package, consists of."""
+    """Return what an exception group, of Python's own or of the ``exceptiongroup`` package, contains."""
     parts: Any = getattr(exc, "exceptions", ()) if _is_group(exc) else ()
     return [each for each in parts if isinstance(each, BaseException)]
 
@@ -24,11 +24,13 @@ def _is_group(exc: BaseException) -> bool:
 
 
 class Copies:
-    """Copies of all that an exception came from, made without calling a constructor; what cannot be copied stays.
+    """Copies of the causes and contexts of an exception, made without calling a constructor.
+
+    An exception that cannot be copied is used as it is.
 
     Args:
-        exc: What a caller gets: itself, and as what it consists of where it is a group.
-        links: *exc* and all it came from.
+        exc: The exception that the caller gets. It is not copied, nor are its members if it is a group.
+        links: *exc* with its causes and contexts.
     """
 
     def __init__(self, exc: BaseException, links: Sequence[BaseException]) -> None:
@@ -63,7 +65,7 @@ class Copies:
         for base in kind.__mro__:
             new = vars(base).get("__new__")
             if isinstance(new, BuiltinFunctionType):
-                with suppress(TypeError):  # it is of a base that says less of how the object looks inside
+                with suppress(TypeError):  # a base whose objects have another layout
                     made: BaseException = new(kind, *args)
                     made.__dict__.update(link.__dict__)
                     return made
@@ -88,7 +90,7 @@ class Copies:
         _put(copy, "__suppress_context__", suppressed)
 
     def _swapped(self, value: Any, depth: int = 2) -> Any:
-        """Return *value*, or a list or tuple like it, with copies in the place of the links in it."""
+        """Return *value*, or a list or tuple like it, with its links replaced by their copies."""
         if depth == 0 or type(value) not in (list, tuple):
             return self._copies.get(id(value), value)
         parts = [self._swapped(each, depth - 1) for each in value]

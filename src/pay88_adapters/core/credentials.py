@@ -1,4 +1,4 @@
-"""Credentials from the point of view of what decides."""
+"""Credentials, as far as the core needs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ApiKey(Protocol):
 
     @property
     def api_key(self) -> str:
-        """A secret."""
+        """The API key, a secret."""
         ...
 
     @property
@@ -20,5 +20,5 @@ class ApiKey(Protocol):
 
     @property
     def digest(self) -> str:
-        """A name for both that does not give them away."""
+        """A digest of both, which does not reveal them."""
         ...

@@ -1,4 +1,4 @@
-"""What a request may do, by the state of the token and of the token endpoint: the table that the machine decides by."""
+"""The decision table: the action for a request, by the state of the token and of the token endpoint."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .token import Token
 
 
 class TokenState(Enum):
-    """Of the token held, counted from the moment its request was sent."""
+    """State of the cached token. Its age counts from the moment its token request was sent."""
 
     FRESH = auto()  # inside the reuse window                                                  rule 1
     AGING = auto()  # in the last part of that window                                          rule 2
     STALE = auto()  # past it, and not past `expires_in - expiry_skew`                         rule 6
-    REJECTED = auto()  # FRESH or AGING, but a call was answered 401                            rule 7
+    REJECTED = auto()  # FRESH or AGING, but a request got a 401                                rule 7
     ABSENT = auto()  # past all that, or never fetched
 
 
 class EndpointState(Enum):
-    """The token endpoint, as far as we are concerned."""
+    """State of the token endpoint."""
 
     FREE = auto()  # a request may be sent
     BUSY = auto()  # one is in flight                                                          rule 3
@@ -29,19 +29,19 @@ class EndpointState(Enum):
 
 
 class Action(Enum):
-    """What a call is told."""
+    """What a request does."""
 
     USE = auto()
     REFRESH = auto()  # use it, and start a background refresh
     FETCH = auto()  # start a fetch, then wait for it
     WAIT = auto()
-    WAIT_OR_FAIL = auto()  # wait for the bar to lift if that is soon enough, else fail
+    WAIT_OR_FAIL = auto()  # wait for the end of the cooldown if that is soon enough, else fail
 
 
 ACTIONS: Mapping[TokenState, Mapping[EndpointState, Action]] = {
     token_state: dict(zip(EndpointState, row, strict=True))
     for token_state, row in {
-        #            FREE            BUSY         BARRED
+        #            FREE            BUSY         COOLDOWN
         TokenState.FRESH: (Action.USE, Action.USE, Action.USE),
         TokenState.AGING: (Action.REFRESH, Action.USE, Action.USE),
         TokenState.STALE: (Action.FETCH, Action.WAIT, Action.USE),
@@ -52,20 +52,20 @@ ACTIONS: Mapping[TokenState, Mapping[EndpointState, Action]] = {
 
 
 class Use(NamedTuple):
-    """Attach *token*; with a ticket, also start that fetch beside the call."""
+    """Attach *token*; with a ticket, also start that fetch as a background refresh."""
 
     token: Token
     refresh: int | None = None
 
 
 class Fetch(NamedTuple):
-    """Start a fetch, hand *ticket* back with every event, and wait for it."""
+    """Start a fetch and wait for it. Every event of the fetch carries *ticket*."""
 
     ticket: int
 
 
 class Wait(NamedTuple):
-    """Ask again when a fetch has ended, at the latest at *until*."""
+    """Decide again when a fetch has ended, at the latest at *until*."""
 
     until: float
 

@@ -1,4 +1,4 @@
-"""Where 88Pay is, and what counts as a call to it."""
+"""The base URL of 88Pay: parsing, comparison, and which requests belong to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from .credentials import ApiKey
-from .errors import ConfigurationError
+from .errors import ConfigurationError, shorten
 from .secret import redact
 
 SANDBOX_URL = "https://api-sandbox.88pay.io"
@@ -19,16 +19,17 @@ PRODUCTION_URL = "https://api.88pay.io"
 
 TOKEN_PATH = "/api/auth/token"
 
+_NAMED = "base_url (PAY88_BASE_URL)"
 _ENVIRONMENTS = {"sandbox": SANDBOX_URL, "production": PRODUCTION_URL}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_.-]+")
 _ZONE = re.compile(r"[\w.~-]+", re.ASCII)
-_LETTERS_MARKS_NUMBERS = "LMN"  # the Unicode categories of what host names are written with
+_LETTERS_MARKS_NUMBERS = "LMN"  # the Unicode categories of characters in host names
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A checked base URL, in its one canonical spelling.
+    """A checked base URL in its canonical form.
 
     Attributes:
         base_url: ``https://host[:port][/prefix]``; ``http`` for loopback hosts only. Lower case, without the
@@ -47,15 +48,17 @@ class Endpoint:
 
     @classmethod
     def parse(cls, base_url: str) -> Endpoint:
-        """Check *base_url* and take it apart. The managers of one base URL share the result.
+        """Check *base_url* and split it. The managers of one base URL share the result.
 
         Raises:
-            ConfigurationError: The URL cannot be used.
+            ConfigurationError: The URL is invalid.
         """
         if not isinstance(base_url, str):
-            raise ConfigurationError(f"base_url must be a str, not {type(base_url).__name__}")
+            raise ConfigurationError(
+                f"base_url must be a str, not {shorten(type(base_url).__name__, 60)}: pass {SANDBOX_URL}"
+            )
         if not base_url.isprintable() or " " in base_url:
-            raise ConfigurationError("base_url contains a space or a control character: remove it")
+            raise ConfigurationError(f"{_NAMED} contains a space or a control character: remove it")
         return cls._parse(base_url)
 
     @classmethod
@@ -65,20 +68,22 @@ class Endpoint:
             parts = urlsplit(base_url)
             name, port = parts.hostname, parts.port
         except ValueError:
-            raise ConfigurationError(f"base_url is not a URL: it must look like {SANDBOX_URL}") from None
+            raise ConfigurationError(f"{_NAMED} is not a URL: it must look like {SANDBOX_URL}") from None
         if parts.scheme not in _DEFAULT_PORTS or not name or port == 0:
-            raise ConfigurationError(f"base_url must look like {SANDBOX_URL}: give an https:// URL with a host")
+            raise ConfigurationError(f"{_NAMED} must be an https:// URL with a host, such as {SANDBOX_URL}")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ConfigurationError("base_url must not contain a user name, a query or a fragment: remove it")
+            raise ConfigurationError(f"{_NAMED} must not contain a user name, a query or a fragment: remove it")
         if not parts.path.isascii():
-            raise ConfigurationError("the path of base_url contains a non-ASCII character: percent-encode it")
+            raise ConfigurationError(f"the path of {_NAMED} contains a non-ASCII character: percent-encode it")
         host = canonical_host(name)
         if host is None:
             raise ConfigurationError(
-                "the host of base_url is not a host name or an IP address: write an international name as xn--…"
+                f"the host of {_NAMED} is neither a host name nor an IP address: write an international name as xn--…"
             )
         if parts.scheme == "http" and not _is_loopback(host):
-            raise ConfigurationError(f"base_url would send the API key in clear text to {host}: use https://")
+            raise ConfigurationError(
+                f"base_url would send the API key in clear text to {shorten(host, 60)}: use https:// (PAY88_BASE_URL)"
+            )
         prefix = parts.path.rstrip("/")
         default = _DEFAULT_PORTS[parts.scheme]
         netloc = f"[{host}]" if ":" in host else host
@@ -98,10 +103,10 @@ class Endpoint:
         return self.base_url + TOKEN_PATH
 
     def covers(self, scheme: str, host: str, port: int | None, path: str, authorization: str | None) -> bool:
-        """Say whether a request is 88Pay's and ours to manage (rules 13 and 14).
+        """Whether the manager attaches a token to a request (rules 13 and 14).
 
-        Only the exact origin counts. A request that brings its own ``Bearer`` is the caller's, and so
-        is one to the token endpoint itself, where a token means nothing.
+        Only the same origin counts. A request with its own ``Bearer`` bypasses the manager, and so does one to the
+        token endpoint itself, where a token means nothing.
         """
         if host != self.host and canonical_host(host) != self.host:
             return False
@@ -114,29 +119,30 @@ class Endpoint:
         return not path.startswith(self.token_path) or path.partition("?")[0] != self.token_path
 
     def route(self, path: str) -> str:
-        """Return what follows the base URL in *path*, without its query; empty where that does not begin it."""
+        """Return the part of *path* after the base URL's, without the query; empty if *path* does not start with it."""
         prefix = self.token_path[: -len(TOKEN_PATH)]
         path = path.partition("?")[0]
         return path[len(prefix) :] if path.startswith(prefix) else ""
 
     def check_key(self, credentials: ApiKey) -> None:
-        """Refuse a key that belongs to the other environment.
+        """Check that the key belongs to the environment of this URL.
 
         Raises:
             ConfigurationError: A sandbox key with the production URL, or the reverse.
         """
         for prefix, url, other in (
-            ("sk_live_", SANDBOX_URL, "PRODUCTION_URL"),
-            ("sk_test_", PRODUCTION_URL, "SANDBOX_URL"),
+            ("sk_live_", SANDBOX_URL, "production"),
+            ("sk_test_", PRODUCTION_URL, "sandbox"),
         ):
             if credentials.api_key.startswith(prefix) and self.host.rstrip(".") == urlsplit(url).hostname:
                 raise ConfigurationError(
-                    f"a {prefix}… key does not work with {self.base_url}: use base_url={other}, or the other key"
+                    f"a key that starts with {prefix} does not work with {shorten(self.base_url, 50)}: set"
+                    f" PAY88_ENVIRONMENT={other} (base_url={other.upper()}_URL) or use the other key"
                 )
 
 
 def group_of(route: str) -> str:
-    """Return which of the service's documented limits a call falls under, if any."""
+    """Return the group of the documented rate limit that applies to an API request: "other" for none."""
     if route.startswith("/api/transactions/"):
         return "transactions"
     return "balance" if route == "/api/balance" else "other"
@@ -152,17 +158,19 @@ def url_from_env(environ: Mapping[str, str]) -> str:
         return environ["PAY88_BASE_URL"]
     name = environ.get("PAY88_ENVIRONMENT") or "sandbox"
     if name not in _ENVIRONMENTS:
-        raise ConfigurationError(f"PAY88_ENVIRONMENT is {redact(name)!r}: set it to 'sandbox' or 'production'")
+        raise ConfigurationError(
+            f"PAY88_ENVIRONMENT is {shorten(redact(name), 60)!r}: set it to 'sandbox' or 'production'"
+        )
     return _ENVIRONMENTS[name]
 
 
 @lru_cache(maxsize=256)
 def canonical_host(host: str) -> str | None:
-    """Return the one spelling of *host* that stands for all, without brackets; ``None`` for what is no host.
+    """Return the canonical form of *host*, without brackets; ``None`` if it is not a valid host.
 
     HTTP client libraries spell the same host in different ways: IPv6 addresses as the caller did or compressed, zone
-    identifiers with a percent sign or with its escape, international names in Unicode or in punycode. A dot at the
-    end makes another name.
+    identifiers with a percent sign or with its escape, international names in Unicode or in punycode. A trailing dot
+    makes another name.
     """
     host = host.removeprefix("[").removesuffix("]")
     if ":" in host:
@@ -175,14 +183,14 @@ def canonical_host(host: str) -> str | None:
 
 def _canonical_address(host: str) -> str | None:
     text, percent, zone = host.partition("%")
-    zone = zone.removeprefix("25")  # which escapes the percent sign; zones tell upper case from lower
+    zone = zone.removeprefix("25")  # the escaped percent sign; zones are case-sensitive
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
         return None
     if percent and not _ZONE.fullmatch(zone):
         return None
-    mapped = address.ipv4_mapped  # whose text differs from one Python to another
+    mapped = address.ipv4_mapped  # its text differs between Python versions
     compressed = f"::ffff:{mapped}" if mapped else address.compressed
     return f"{compressed}%{zone}" if percent else compressed
 

@@ -1,14 +1,15 @@
-"""What can go wrong, as exceptions and as values.
+"""The exception hierarchy, and failures as values.
 
-The core hands failures around as :class:`Failure` values and raises a new exception for each caller:
-one exception object raised by a thousand callers would collect a thousand tracebacks. Each adapter
-raises its own flavour, which is also its stack's base error.
+The core passes failures as :class:`Failure` values and raises a new exception for each caller: one exception object
+raised to a thousand callers would collect a thousand tracebacks. Each adapter raises client-specific subclasses, which
+also derive from its library's base exception.
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 
@@ -16,10 +17,10 @@ class Pay88Error(Exception):
     """Base of everything this package raises.
 
     Attributes:
-        status: The HTTP status that the token endpoint answered with, if it did.
-        server_message: What the service said, cleaned and without secrets.
-        retry_after: Seconds after which trying again can help; ``None`` where waiting does not.
-        retryable: Whether the same call may succeed later without any change.
+        status: HTTP status code of the token endpoint's response; ``None`` without a response.
+        server_message: The ``message`` of that response: one printable line, at most 200 characters, secrets redacted.
+        retry_after: Seconds after which a retry can succeed; ``None`` if waiting does not help.
+        retryable: Whether the same request may succeed later without any change.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Pay88Error(Exception):
         retry_after: float | None = None,
         retryable: bool = False,
     ) -> None:
-        super().__init__(message)  # one positional argument: pickles, and suits every stack's base
+        super().__init__(message)  # one positional argument: it pickles, and fits every library's base exception
         self.status = status
         self.server_message = server_message
         self.retry_after = retry_after
@@ -43,31 +44,31 @@ class ConfigurationError(Pay88Error, ValueError):
 
 
 class CredentialsRejected(Pay88Error):
-    """The token endpoint refused the API key or the merchant id (401 or 403)."""
+    """The token endpoint rejected the API key or the merchant id (401 or 403)."""
 
 
 class TokenBudgetExhausted(Pay88Error):
-    """No usable token is left and the budget of token requests is spent for ``retry_after`` seconds."""
+    """No valid token, and the token budget is exhausted for ``retry_after`` seconds."""
 
 
 class TokenRateLimited(Pay88Error):
-    """The token endpoint answered 429; nobody asks again for ``retry_after`` seconds."""
+    """The token endpoint returned 429. No token request is sent for ``retry_after`` seconds."""
 
 
 class TokenEndpointUnavailable(Pay88Error):
-    """The token endpoint failed or did not answer; the last failure is ``__cause__`` if there is one."""
+    """The token endpoint failed or did not respond. ``__cause__`` is the network error, if there was one."""
 
 
 class TokenResponseInvalid(TokenEndpointUnavailable):
-    """The token endpoint answered 200 with something that is not a token."""
+    """The token endpoint returned 200 with a body that is not a valid token."""
 
 
 class RequestBudgetExhausted(Pay88Error):
-    """The call was not sent: its limit at the service is spent for ``retry_after`` seconds (``pacing=True``)."""
+    """Request not sent: 88Pay's rate limit for it is reached for ``retry_after`` seconds (``pacing=True``)."""
 
 
 class CircuitOpen(Pay88Error):
-    """The call was not sent: the service fails, and calls fail at once for ``retry_after`` seconds (``breaker=``)."""
+    """Request not sent: the circuit is open. Requests fail fast for ``retry_after`` seconds (``breaker=``)."""
 
 
 ERROR_CLASSES = (
@@ -83,7 +84,7 @@ ERROR_CLASSES = (
 
 
 class ClientClosed(Exception):
-    """What carried a fetch, such as its HTTP client, was closed under it; another one can carry the next."""
+    """The HTTP client or event loop of a fetch was closed. Another one can start the next fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +96,16 @@ class Failure:
     status: int | None = None
     server_message: str | None = None
     retry_after: float | None = None
-    """Seconds that the *service* asked for."""
+    """Seconds from the ``Retry-After`` header or the body of a 429."""
     retryable: bool = False
     cause: BaseException | None = field(default=None, repr=False)
     is_bug: bool = False
-    """Whether the client raised what is no network error: that says nothing of the service."""
+    """Whether the HTTP client raised an exception that is not a network error. It does not count as an outage."""
 
     def error(self, retry_after: float | None) -> Pay88Error:
-        """Return a new exception; *retry_after* is in seconds from now, and its text says so."""
+        """Return a new exception whose text contains *retry_after* (seconds from now)."""
         error = self.kind(
-            f"{self.message}; retry in {retry_after:.1f} s" if retry_after and self.retryable else self.message,
+            f"{self.message}{_when(retry_after, self)}",
             status=self.status,
             server_message=self.server_message,
             retry_after=retry_after,
@@ -114,36 +115,63 @@ class Failure:
         return error
 
 
+def in_seconds(seconds: float) -> str:
+    """Return a duration as messages show it, rounded up: "45 s", or "4.5 s" below 10 s."""
+    tenths = ceil(round(seconds * 10, 3))
+    return f"{ceil(tenths / 10)} s" if tenths >= 100 else f"{tenths / 10:.1f} s"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return *text* with at most *most* characters; an ellipsis replaces the middle."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}" if most > 2 else ""
+
+
+def fitted(before: str, detail: str, after: str = "") -> str:
+    """Return a message with *detail* shortened, so that the seconds that follow fit into 200 characters."""
+    return f"{before}{shorten(detail.rstrip('. '), max(_MOST - len(before) - len(after), 0))}{after}"
+
+
+_MOST = 168  # characters of a message without "; no token request for 86400 s"
+
+
+def _when(retry_after: float | None, failure: Failure) -> str:
+    if not retry_after or failure.is_bug:
+        return ""
+    return f"; {'retry in' if failure.retryable else 'no token request for'} {in_seconds(retry_after)}"
+
+
 class AdapterErrors:
-    """One stack's errors: each is a :class:`~pay88_adapters.Pay88Error` and the stack's own base error.
+    """Exception classes for one client library. Each also derives from that library's base exception.
 
     Args:
-        base: The stack's base error.
-        namespace: ``globals()`` of the module they belong to. Classes found there by the names of the core's are used.
-            Those that are missing are put there, because pickle finds a class by module and name; but type checkers
-            do not know them.
+        base: The library's base exception.
+        namespace: ``globals()`` of the adapter's module. Classes that it defines under the core's names are used. The
+            missing ones are added, because pickle finds a class by module and name; type checkers do not see those.
     """
 
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
         self._base = base
         self._classes: dict[type[Pay88Error], type[Any]] = {
-            kind: _flavour(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in ERROR_CLASSES
+            kind: _subclass(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in ERROR_CLASSES
         }
-        namespace.update({kind.__name__: flavour for kind, flavour in self._classes.items()})
+        namespace.update({kind.__name__: own for kind, own in self._classes.items()})
 
     def convert(self, error: Pay88Error) -> Pay88Error:
-        """Return the stack's flavour of a core error, or of another stack's."""
+        """Return *error*, from the core or another adapter, as this library's subclass."""
         if isinstance(error, self._base):
             return error
-        flavour = next(self._classes[kind] for kind in type(error).__mro__ if kind in self._classes)
-        translated: Pay88Error = flavour(str(error), **vars(error))
-        self._base.__init__(translated, str(error))  # ValueError, which is first in line, would not call it
+        own = next(self._classes[kind] for kind in type(error).__mro__ if kind in self._classes)
+        translated: Pay88Error = own(str(error), **vars(error))
+        self._base.__init__(translated, str(error))  # ValueError comes first in the MRO and does not call it
         translated.__cause__ = error.__cause__
-        translated.__suppress_context__ = True  # the core's twin says nothing more
+        translated.__suppress_context__ = True  # the core's error has the same text
         return translated
 
 
-def _flavour(kind: type[Pay88Error], base: type[Exception], found: Any, module: str) -> type[Any]:
+def _subclass(kind: type[Pay88Error], base: type[Exception], found: Any, module: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, kind) and issubclass(found, base)):
         return type(kind.__name__, (kind, base), {"__module__": module, "__doc__": kind.__doc__})
     if found.__doc__ is None:

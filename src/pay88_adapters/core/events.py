@@ -1,11 +1,11 @@
-"""What a manager tells its listeners: small frozen values, and no secret in any of them.
+"""Events that a TokenManager emits. They are immutable and contain no secrets.
 
-A listener is called where the event happened, on that thread or event loop, with no lock held and
-after everybody who waited has been woken, in other processes too: it may call the manager. A slow one
-delays the call, or the loop, that it is called on, and nobody else. One that raises is logged and changes nothing.
+A listener runs on the thread or event loop where the event happened. No lock is held, and all waiters, in other
+processes too, were notified before: a listener may call the manager. A slow listener delays only the request or the
+event loop that it runs on. An exception of a listener is logged and has no other effect.
 
-What happens to a call is told on the call's own thread or task; what happens to a fetch, on the fetch's, once it
-is over.
+Events about a request are emitted on its own thread or task. Events about a fetch are emitted on the thread or task of
+the fetch, when it has ended.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Event:
     """Base of all events.
 
     Attributes:
-        base_url: The manager's.
-        merchant_id: Of the credentials seen last; empty before the first fetch of a credentials callable.
+        base_url: Base URL of the manager.
+        merchant_id: Merchant id of the last credentials; empty before the first fetch of a credentials provider.
     """
 
     base_url: str
@@ -31,13 +31,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TokenFetched(Event):
-    """A token came.
+    """A token request returned a token.
 
     Attributes:
-        expires_in: Seconds that the service granted.
-        duration: Seconds that its token request took.
-        previous_failures: Fetches that had failed in a row before this one.
-        ended_at: When the response was read, in seconds since the epoch; 0 where that is not known.
+        expires_in: Lifetime that 88Pay granted, in seconds.
+        duration: Duration of the token request in seconds.
+        previous_failures: Consecutive failed fetches before this one.
+        ended_at: When the response was read, in seconds since the epoch; 0 if unknown.
     """
 
     expires_in: float
@@ -53,10 +53,10 @@ class TokenFetched(Event):
 
 @dataclass(frozen=True, slots=True)
 class SharedTokenUsed(Event):
-    """Another manager with the same store had fetched a token: no token request was needed.
+    """A token fetched by another manager was read from the shared store.
 
     Attributes:
-        previous_failures: Fetches of this manager's that had failed in a row before.
+        previous_failures: Consecutive failed fetches of this manager before.
     """
 
     previous_failures: int
@@ -69,13 +69,13 @@ class SharedTokenUsed(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenRequestFailed(Event):
-    """A token request brought no token. Another one may follow: :class:`RefreshFailed` says when none does.
+    """A token request returned no token. It may be retried; :class:`RefreshFailed` follows if the fetch ends here.
 
     Attributes:
-        error: What kind of failure it was.
-        status: What it was answered with; ``None`` where it got no answer.
-        duration: Seconds that it took.
-        ended_at: When it had failed, in seconds since the epoch; 0 where that is not known.
+        error: Class of the failure.
+        status: Status code; ``None`` without a response.
+        duration: Duration of the token request in seconds.
+        ended_at: When it failed, in seconds since the epoch; 0 if unknown.
     """
 
     error: type[Pay88Error]
@@ -86,11 +86,11 @@ class TokenRequestFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RefreshFailed(Event):
-    """A fetch ended without a token, after all its attempts. Calls may go on with the token there is.
+    """A fetch ended without a token, after all its attempts. Requests may keep using the stale token.
 
     Attributes:
-        error: What a call without a token gets; its ``retry_after`` is when the next fetch may start.
-        consecutive_failures: Fetches that have failed since there was a new token, this one included.
+        error: The error of requests without a token. The next fetch may start after its ``retry_after`` seconds.
+        consecutive_failures: Failed fetches since the last new token, including this one.
     """
 
     error: Pay88Error
@@ -104,10 +104,10 @@ class RefreshFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class BudgetExhausted(Event):
-    """A token request was not sent, for want of a unit of the budget; :class:`RefreshFailed` follows.
+    """A token request was not sent because the token budget is exhausted. :class:`RefreshFailed` follows.
 
     Attributes:
-        retry_after: Seconds until there is one.
+        retry_after: Seconds until a unit of the budget is available.
     """
 
     retry_after: float
@@ -115,10 +115,10 @@ class BudgetExhausted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenRejected(Event):
-    """A call was answered 401.
+    """An API request got a 401.
 
     Attributes:
-        replaced: Whether the token is being replaced; if not, the 401 is the caller's.
+        replaced: Whether a new token is fetched; if not, the 401 is returned to the caller.
     """
 
     replaced: bool
@@ -126,18 +126,18 @@ class TokenRejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallReplayed(Event):
-    """A refused call is sent once more, with a fresh token."""
+    """A request that got a 401 is retried once with a new token."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallRetried(Event):
-    """A call that failed, or was told to slow down, will be sent again.
+    """A request that failed, or got a 429, will be retried.
 
     Attributes:
         group: ``"transactions"``, ``"balance"`` or ``"other"``.
-        attempt: The number of the attempt to come; the first one was 1.
-        pause: Seconds until then.
-        status: What the last attempt was answered with; ``None`` where it got no answer.
+        attempt: Number of the next attempt; the first one was 1.
+        pause: Seconds until the next attempt.
+        status: Status code of the last attempt; ``None`` without a response.
     """
 
     group: str
@@ -148,12 +148,12 @@ class CallRetried(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallWaited(Event):
-    """A call, or whoever asked for a token, had to wait. Told when that is over, also if it was in vain.
+    """A request, or a call of ``get_token()``, waited. Emitted when the wait ends, successful or not.
 
     Attributes:
-        reason: ``"token"``, or with ``pacing=True`` the group whose limit was used up: ``"transactions"``
+        reason: ``"token"``, or with ``pacing=True`` the group whose rate limit was reached: ``"transactions"``
             or ``"balance"``.
-        seconds: How long.
+        seconds: Duration of the wait.
     """
 
     reason: str
@@ -162,12 +162,12 @@ class CallWaited(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallNotSent(Event):
-    """A call gets an error of this package, and is not sent, or not once more.
+    """A request failed with an error of this package before it was sent or retried.
 
     Attributes:
         group: ``"transactions"``, ``"balance"`` or ``"other"``.
-        error: What kind of error.
-        retry_after: Seconds after which trying again can help; ``None`` where waiting does not.
+        error: Class of the error.
+        retry_after: Seconds after which a retry can succeed; ``None`` if waiting does not help.
     """
 
     group: str
@@ -177,12 +177,12 @@ class CallNotSent(Event):
 
 @dataclass(frozen=True, slots=True)
 class BreakerOpened(Event):
-    """The service fails: calls of *group* fail at once for a while.
+    """The circuit opened: requests of *group* fail fast for ``retry_after`` seconds.
 
     Attributes:
         group: ``"transactions"``, ``"balance"`` or ``"other"``.
-        retry_after: Seconds until one call is let through as a probe.
-        reopened: Whether it was open already, and a probe failed.
+        retry_after: Seconds until the trial request.
+        reopened: Whether the circuit was open before, and its trial request failed.
     """
 
     group: str
@@ -197,7 +197,7 @@ class BreakerOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class BreakerClosed(Event):
-    """The service works again: calls of *group* are sent again.
+    """The circuit closed: requests of *group* are sent.
 
     Attributes:
         group: ``"transactions"``, ``"balance"`` or ``"other"``.
@@ -208,15 +208,15 @@ class BreakerClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreDegraded(Event):
-    """The store is unavailable: this process goes on with a share of the token budget.
+    """The shared store is unavailable. Degraded mode: the process uses a share of the token budget.
 
-    Its host has one share where the processes have a ``fallback_store``.
+    With a ``fallback_store``, all processes of the host use one share.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRestored(Event):
-    """The store is back."""
+    """The shared store is available again."""
 
 
 Listener = Callable[[Event], object]

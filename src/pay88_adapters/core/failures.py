@@ -1,8 +1,10 @@
-"""Failures that the machine itself finds."""
+"""Failures that the machine detects by itself."""
 
 from __future__ import annotations
 
-from .errors import Failure, TokenBudgetExhausted, TokenEndpointUnavailable, TokenResponseInvalid
+from dataclasses import replace
+
+from .errors import Failure, TokenBudgetExhausted, TokenEndpointUnavailable, TokenResponseInvalid, in_seconds
 from .token import Token
 
 BUDGET_EXHAUSTED = Failure(
@@ -12,33 +14,42 @@ BUDGET_EXHAUSTED = Failure(
 )
 LOST = Failure(
     TokenEndpointUnavailable,
-    "the token request was never heard of again; the call was not sent: try again",
+    "the token request did not end in time; request not sent",
     retryable=True,
 )
 NO_CREDENTIALS_YET = Failure(
     TokenEndpointUnavailable,
-    "the credentials callable has not returned within the time this call can wait; the call was not sent",
+    "the credentials provider did not return in time; request not sent",
     retryable=True,
 )
 NO_TOKEN_YET = Failure(
     TokenEndpointUnavailable,
-    "the token endpoint has not answered within the time this call can wait; the call was not sent",
+    "no token in time; request not sent",
     retryable=True,
 )
 
 
 INTERRUPTING = Failure(
     TokenEndpointUnavailable,
-    "no usable token, and a signal handler or finalizer that interrupts the manager cannot fetch one; not sent: retry",
+    "no valid token, and a signal handler or finalizer cannot fetch one while it interrupts the manager; not sent",
     retryable=True,
 )
 
 
+def after_waiting(failure: Failure, seconds: float) -> Failure:
+    """Return *failure* with the seconds that the request waited, if it is about a wait that was too short."""
+    if failure is not NO_TOKEN_YET and failure is not NO_CREDENTIALS_YET:
+        return failure
+    what = "no token" if failure is NO_TOKEN_YET else "no credentials from the provider"
+    limit = "max_wait or the request's own timeout"
+    return replace(failure, message=f"{what} within {in_seconds(seconds)} ({limit}); request not sent")
+
+
 def expired_on_arrival(token: Token) -> Failure:
-    """Return the failure of a token that had expired when it came."""
+    """Return the failure of a token that had expired when its response arrived."""
     return Failure(
         TokenResponseInvalid,
-        f"the token was granted for {token.expires_in:g} s and had expired when it came; the call was not sent",
+        f"the token was valid for {token.expires_in:g} s and expired before its response arrived; request not sent",
         status=200,
         retryable=True,
     )

@@ -1,4 +1,4 @@
-"""The rules about fetches: what each of their results means, and what follows from it (rules 4, 5 and 9 to 17)."""
+"""The rules about fetches: what each result means, and what to do next (rules 4, 5 and 9 to 17)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .token import Token
 
 _NEVER = float("-inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
-_LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may fall silent before it counts as an outage rule 16
+_LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may be lost before they count as an outage    rule 16
 
 
 class CachedToken(NamedTuple):
-    """A token and the instants at which its age changes."""
+    """The cached token with its deadlines."""
 
     token: Token
     refresh_at: float
@@ -31,11 +31,11 @@ class CachedToken(NamedTuple):
 
 
 class FetchMachine:
-    """What is known of the token and of the token endpoint, and how fetches change it.
+    """The state of the token and of the token endpoint, and how fetches change it.
 
     Args:
         policy: The durations and counts of the rules.
-        rotating: Whether the credentials can change, so that a rejection has to be looked at again.
+        rotating: Whether the credentials can change, so that they are loaded again after a rejection.
         grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
         reaction: Seconds within which a fetch takes its first step, and reacts to being interrupted when it is
             overdue; ``None`` where neither is observed.
@@ -72,20 +72,20 @@ class FetchMachine:
         self.cooldown = TokenCooldown()
         self.forced = ForcedRefreshes(policy)
         self._cached: CachedToken | None = None
-        self._cached_digest = ""  # of the credentials that bought it
+        self._cached_digest = ""  # of the credentials that it was fetched with
         self._discarded: Token | None = None
         self._rejected = False
         self._failed: Failure | None = None
         self.failed_fetches = 0
-        """How many fetches have failed so far: see :meth:`decide`."""
+        """Number of failed fetches so far: see :meth:`decide`."""
         self._failures = 0
         self._pace = 0.0
         self._refreshed_at = _NEVER
 
     def on_fetch_started(self, ticket: int, now: float) -> bool:
-        """Note the first step of a fetch; return whether it is still wanted.
+        """Record the first step of a fetch; return whether it is still wanted.
 
-        One whose start took so long that it was given up is still wanted if no other has taken its place.
+        A fetch that was given up because it started late is still wanted if no other fetch has replaced it.
         """
         fetch = self.pending.by_ticket.get(ticket)
         if fetch is None:
@@ -97,7 +97,7 @@ class FetchMachine:
         return True
 
     def on_credentials(self, ticket: int, digest: str, now: float) -> bool:
-        """Note which credentials a fetch will use; return whether it may go on (rule 9)."""
+        """Record the credentials of a fetch; return whether it may continue (rule 9)."""
         fetch = self.pending.by_ticket.get(ticket)
         if fetch is None:
             return False
@@ -113,7 +113,7 @@ class FetchMachine:
         return True
 
     def heartbeat(self, ticket: int, now: float, *, pause: float = 0.0) -> bool:
-        """Note that a fetch is under way and will be heard of again after *pause* seconds; return whether it counts."""
+        """Extend the deadline of a fetch, which sleeps for *pause* seconds; return whether it is still pending."""
         fetch = self.pending.by_ticket.get(ticket)
         if fetch is None:
             return False
@@ -123,15 +123,15 @@ class FetchMachine:
     def merge_snapshot(
         self, ticket: int, found: Snapshot, now: float, *, digest: str, reserve_used: float = 0.0, pace: float = 0.0
     ) -> bool:
-        """Take over what others have found out; return whether the fetch has to go on (rule 4).
+        """Merge a snapshot of another manager; return whether the fetch has to continue (rule 4).
 
         Args:
             ticket: The fetch.
-            found: What they have found out.
+            found: The snapshot from the store.
             now: The time.
-            digest: Names the credentials of all of them.
-            reserve_used: The used part of the reserve, by what they know of the budget.
-            pace: That the budget sustains: see :class:`~.budget.AcquireResult`.
+            digest: Digest of the credentials, which are the same.
+            reserve_used: Used fraction of the reserve, with the budget entries of the snapshot.
+            pace: Seconds between refreshes that the budget sustains: see :class:`~.budget.AcquireResult`.
         """
         if not self.heartbeat(ticket, now):
             return False
@@ -156,14 +156,14 @@ class FetchMachine:
         return False
 
     def snapshot(self, digest: str, budget_entries: Mapping[str, Mapping[str, float]]) -> Snapshot:
-        """Return what others with the same credentials should know; *budget_entries* is what is known of the budget."""
+        """Return the snapshot for managers with the same credentials, with the known *budget_entries*."""
         ours = self._cached is not None and not self._rejected and self._cached_digest == digest
         reason, until = self.cooldown.to_report(digest)
         token = self._cached.token if self._cached is not None and ours else None
         return Snapshot(token, reason, until, self._failures, self._refreshed_at, budget_entries)
 
     def stopped(self, ticket: int, now: float) -> bool:
-        """Return whether a fetch ends here: given up as lost, or the service has asked to wait meanwhile (rule 10)."""
+        """Return whether a fetch ends here: it was given up, or a 429 has arrived in the meantime (rule 10)."""
         if ticket not in self.pending.by_ticket:
             return True
         if not self.cooldown.is_for(TokenRateLimited) or now >= self.cooldown.until:
@@ -172,17 +172,17 @@ class FetchMachine:
         return True
 
     def uses_reserve(self, ticket: int, now: float) -> bool:
-        """Say whether the next attempt draws on the reserve (rule 8).
+        """Whether the next attempt uses the reserve (rule 8).
 
-        Only a first attempt that comes no sooner than the ordinary refresh would is ordinary: however
-        often the token endpoint fails, what comes in between is paid for by the reserve.
+        Only a first attempt at the time of a regular refresh is regular. All attempts in between use the reserve,
+        however often the token endpoint fails.
         """
         fetch = self.pending.by_ticket.get(ticket)
         first = fetch is not None and fetch.attempts == 0
         return not first or not self._refresh_is_due(now)
 
     def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> bool:
-        """Note what the budget said; return whether the attempt may be sent (rule 5)."""
+        """Record the result of an acquisition; return whether the attempt may be sent (rule 5)."""
         fetch = self.pending.by_ticket.get(ticket)
         self.forced.reserve_used, self._pace = result.reserve_used, result.pace
         if not from_reserve and result.granted:
@@ -196,7 +196,7 @@ class FetchMachine:
             self.pending.keep(fetch, now)
             return True
         self.pending.end(ticket)
-        if fetch.failure is not None:  # no unit for another attempt: the last one's failure stands
+        if fetch.failure is not None:  # no unit for a retry: the failure of the last attempt is the result
             self._back_off(fetch.failure, now)
             return False
         until = now + result.retry_in
@@ -206,7 +206,7 @@ class FetchMachine:
         return False
 
     def on_grant_expired(self, ticket: int) -> None:
-        """Note that the last grant has become too old to be used: nothing was sent (rule 5)."""
+        """Record that the last grant expired before it was used: nothing was sent (rule 5)."""
         fetch = self.pending.by_ticket.get(ticket)
         if fetch is not None:
             fetch.attempts -= 1
@@ -214,10 +214,10 @@ class FetchMachine:
                 self._refreshed_at, fetch.refreshed_before = fetch.refreshed_before, None
 
     def on_token(self, ticket: int, token: Token, now: float, *, digest: str = "") -> None:
-        """Take over a token, if it is of any use (rules 1, 2 and 12).
+        """Cache a token, unless it is expired (rules 1, 2 and 12).
 
-        That of a fetch that was given up is used, too, unless there is a newer one: it was paid for (rule 16).
-        *digest* names the credentials of such a fetch.
+        The token of a fetch that was given up is cached too, unless there is a newer one: it has used a unit of the
+        budget (rule 16). *digest* is that of the credentials of such a fetch.
         """
         fetch = self.pending.end(ticket)
         cached = self._with_deadlines(token)
@@ -236,18 +236,18 @@ class FetchMachine:
     def on_attempt_failed(
         self, ticket: int, failure: Failure, now: float, *, jitter: float, digest: str
     ) -> float | None:
-        """Note a failed attempt; return the pause before the next one, or ``None`` if that was all.
+        """Record a failed attempt; return the backoff delay in seconds, or ``None`` after the last attempt.
 
         Args:
             ticket: The fetch.
-            failure: What went wrong.
+            failure: The failure of the attempt.
             now: The time.
-            draw: A random number in [0, 1), for full jitter.
-            digest: Names the credentials that were used.
+            jitter: A random number in [0, 1), for full jitter.
+            digest: Digest of the credentials that were used.
         """
         fetch = self.pending.by_ticket.get(ticket)
         if fetch is None:
-            if failure.kind is TokenRateLimited:  # it is true, however late it comes
+            if failure.kind is TokenRateLimited:  # it counts, however late it arrives
                 self._rate_limited(failure, now)
             return None
         if self._may_retry(fetch, failure):
@@ -261,7 +261,7 @@ class FetchMachine:
             self._note_failure(failure)
         elif failure.kind is CredentialsRejected:
             self.cooldown.rejected_key = digest
-            if self._rejected:  # the service says no on both sides
+            if self._rejected:  # the API and the token endpoint reject the credentials
                 self._cached, self._rejected = None, False
             self._fail(failure, now, self._policy.rejection_cooldown)
         elif failure.kind is TokenRateLimited:
@@ -271,14 +271,14 @@ class FetchMachine:
         return None
 
     def on_fetch_failed(self, ticket: int, failure: Failure, now: float) -> None:
-        """Note that a fetch cannot go on (rule 11)."""
+        """Record that a fetch cannot continue (rule 11)."""
         if self.pending.end(ticket) is not None:
             self._back_off(failure, now)
 
     def on_fetch_abandoned(self, ticket: int, now: float) -> Failure | None:
-        """Note that what carried a fetch is gone: its client, event loop, task or thread (rules 16 and 17).
+        """Record that the client, event loop, task or thread of a fetch is gone (rules 16 and 17).
 
-        That says nothing of the token endpoint, unless an attempt had failed before: its failure is returned.
+        That is not a failure of the token endpoint, unless an attempt had failed before: its failure is returned.
         """
         fetch = self.pending.end(ticket)
         if fetch is None:
@@ -286,7 +286,7 @@ class FetchMachine:
         if fetch.failure is not None:
             self._back_off(fetch.failure, now)
         elif fetch.refreshed_before is not None:
-            self._refreshed_at = fetch.refreshed_before  # the fetch that takes its place is an ordinary one
+            self._refreshed_at = fetch.refreshed_before  # the fetch that replaces it is a regular one
         return fetch.failure
 
     # --- the two axes of the table ----------------------------------------------------------------
@@ -317,17 +317,17 @@ class FetchMachine:
     def _window(self, expires_in: float) -> tuple[float, float, float]:
         """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
 
-        Where the limits do not sustain more, it is refreshed later: through the reuse window, and to its very end.
+        If the limits sustain no more, it is refreshed later: up to the end of its lifetime.
         """
         refresh_at, reuse_for, usable_for = self._policy.windows(expires_in)
         later = min(max(refresh_at, self._pace), usable_for)
         return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
 
     def _interval(self) -> float:
-        """Return how long after one ordinary request the next one is due.
+        """Return the seconds from one regular refresh to the next.
 
-        A token that lives shorter than documented does not make its successors ordinary: the hour's
-        budget would be gone long before the hour.
+        A token with a shorter lifetime than documented does not shorten the interval: the hourly budget would be
+        exhausted long before the hour.
         """
         expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
         return self._window(expires_in)[0]
@@ -345,13 +345,13 @@ class FetchMachine:
             self.cooldown.end()
 
     def _take_over(self, token: Token, digest: str, now: float) -> bool:
-        """Take a token that somebody else fetched, if it is better; return whether it is young enough to stay."""
+        """Cache a token of another manager, if it is newer; return whether it needs no refresh yet."""
         if token == self._discarded:
             return False
         if self._cached is not None and (
             self._cached.token == token or self._cached.token.requested_at > token.requested_at
         ):
-            return False  # the very one that has to be replaced, or an older one
+            return False  # the token that has to be replaced, or an older one
         cached = self._with_deadlines(token)
         if now < cached.usable_until:
             self._cache(cached, digest)
@@ -360,14 +360,14 @@ class FetchMachine:
     def _may_retry(self, fetch: PendingFetch, failure: Failure) -> bool:
         if failure.kind in (CredentialsRejected, TokenRateLimited) or not failure.retryable:
             return False
-        # After a failed fetch comes one trial request, not a stampede. And who has a token waits for one attempt.
+        # A failed fetch is followed by one trial request. A foreground refresh, whose request has a token, tries once.
         return fetch.attempts < self._policy.fetch_attempts and not self._failures and not fetch.foreground
 
     def _back_off(self, failure: Failure, now: float) -> None:
         interval = self._interval()
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
-        # What comes sooner than the ordinary request draws on the reserve: spare the second half of it.
+        # A request before the regular refresh uses the reserve: leave half of it.
         sparing = min((2.0 * self.forced.reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
         self._fail(failure, now, max(pause, sparing))
 

@@ -1,4 +1,4 @@
-"""Histories of what was acquired, and what of a claim they grant: the arithmetic of every budget and rate limit."""
+"""Histories of acquired units, and whether they grant a claim: the arithmetic of every budget and rate limit."""
 
 from __future__ import annotations
 
@@ -9,79 +9,79 @@ from typing import NamedTuple, cast, overload
 
 
 class Window(NamedTuple):
-    """One limit on the history of one key. Several windows may look at one history."""
+    """One limit on the history of one key. Several windows may share one history."""
 
     key: str
     limit: int
     expiry: float
-    """Seconds that an entry counts. It still does at the very instant at which it leaves."""
+    """Seconds that an entry counts, including the instant at which it leaves."""
 
 
 class Entry(NamedTuple):
-    """One unit that was acquired. Histories are sets of entries by their ids, so adding one twice adds it once."""
+    """One acquired unit. A history is a set of entries by id: adding an entry twice adds it once."""
 
     id: str
     age: float
-    """Seconds since it was acquired."""
+    """Seconds since the acquisition."""
 
 
 Ages = Sequence[float]
 """Seconds since each entry was added, oldest first."""
 
 History = Sequence[Entry]
-"""What is kept under one key, oldest first."""
+"""Entries of one key, oldest first."""
 
 LEAST_KEEP = 3660.0
-"""Seconds for which entries are kept at least: whoever comes with other limits finds an hour of history."""
+"""Minimum seconds for which entries are kept: a manager with other limits finds an hour of history."""
 
 FOREVER = float("inf")
 
 
 class Cooldown(NamedTuple):
-    """What the service said when it asked to wait."""
+    """The wait that a 429 of the token endpoint demanded."""
 
     seconds: float
-    """For how long, from when it said so."""
+    """Duration of the wait, from the response on."""
     age: float
-    """Seconds since then, or a little less."""
+    """Seconds since the response, or a little less."""
     reason: str
-    """What it said, in a form of the caller's."""
+    """The failure, in a format of the caller."""
 
     def left(self, most: float = FOREVER) -> float:
-        """Return the seconds left, for whoever waits *most* seconds at most."""
+        """Return the remaining seconds, if the whole wait is capped at *most* seconds."""
         return max(min(self.seconds, most) - self.age, 0.0)
 
 
 class Claim(NamedTuple):
-    """What somebody wants to acquire, in one step."""
+    """Units to acquire, in one atomic step."""
 
     windows: Sequence[Window]
-    """All of which must have room."""
+    """The limits. Each must have a unit left for every id."""
     ids: Sequence[str]
-    """Of the entries to add to the history of each window: one a unit. Those that are there already are granted."""
+    """Ids of the entries to add to each history: one per unit. Entries that exist are granted again."""
     known: Mapping[str, History] = MappingProxyType({})
-    """What the histories have to contain, by key: it is added first, whatever comes of the claim."""
+    """Entries to add to the histories first, by key, whether the claim is granted or not."""
     longest_cooldown: float = FOREVER
-    """Seconds that a bar holds at most, for this one."""
+    """Cap on the cooldown for this claim, in seconds."""
     restores: bool = False
-    """Whether whoever passes the claim on should fill in what else is *known*, in case the store has lost it."""
+    """Whether the store client should add its other entries to *known*, in case the store has lost them."""
 
 
 class ClaimResult(NamedTuple):
-    """The answer to a claim."""
+    """Result of a claim."""
 
     wait: float
-    """0 if it was granted; else nothing was, and this is how many seconds until it could be."""
+    """0 if the claim was granted; else the seconds until it can be granted."""
     histories: Mapping[str, History]
-    """Everything that is kept, by the windows' keys, the new entries included."""
+    """All entries, by the keys of the windows, including the new ones."""
     bar: Cooldown | None = None
-    """What holds now, if anything does. None of the histories grants anything meanwhile."""
+    """The current cooldown, if any. Nothing is granted before it ends."""
     reason: str = ""
-    """Why it was not granted, where that is not plain from the rest."""
+    """Why it was not granted, if the other fields do not tell."""
 
 
 class Past(Sequence[Entry]):
-    """A history as a sequence of instants, oldest first: histories of calls are long, and seldom looked at in full."""
+    """A history as a sequence of instants, oldest first: histories of API requests are long and seldom read in full."""
 
     __slots__ = ("entries", "now")
 
@@ -113,7 +113,7 @@ class Past(Sequence[Entry]):
 
 
 class _Ages(Sequence[float]):
-    """The ages of what a history ends with."""
+    """Ages of the newest entries of a history."""
 
     __slots__ = ("_past", "_start")
 
@@ -140,14 +140,14 @@ class _Ages(Sequence[float]):
 
 
 def counted(window: Window, history: History) -> Ages:
-    """Return the ages of what counts in *window*."""
+    """Return the ages of the entries that count in *window*."""
     if isinstance(history, Past):
         return _Ages(history, window.expiry)
     return [entry.age for entry in history if entry.age <= window.expiry]
 
 
 def wait_for(window: Window, ages: Ages, amount: int) -> float:
-    """Return in how many seconds *amount* entries fit into *window*, given what counts in it now."""
+    """Return the seconds until *amount* more entries fit into *window*; *ages* are those of its entries now."""
     free = window.limit - len(ages)
     if amount <= free:
         return 0.0
@@ -158,12 +158,12 @@ def wait_for(window: Window, ages: Ages, amount: int) -> float:
 
 
 def verdict(claim: Claim, histories: Mapping[str, History], bar: Cooldown | None) -> float:
-    """Return in how many seconds *claim* can be granted, given what is kept; 0 for now."""
+    """Return the seconds until *claim* can be granted, with the entries and cooldown of the store; 0 for now."""
     left = bar.left(claim.longest_cooldown) if bar is not None else 0.0
     if left > 0:
         return left
     if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):
-        return 0.0  # it was granted before, and the answer was lost
+        return 0.0  # it was granted before, and the response was lost
     amount = len(claim.ids)
     return max(wait_for(window, counted(window, histories[window.key]), amount) for window in claim.windows)
 

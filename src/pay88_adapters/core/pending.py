@@ -16,16 +16,16 @@ GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as 
 class PendingFetch:
     """A fetch in progress."""
 
-    due_at: float  # it is lost if it has not been heard of by then
+    due_at: float  # it counts as lost if it reports nothing by then
     forced: bool
     wait_until: float  # until when the request that started it waits for it, although it has a token
     started: bool = False  # whether it has taken its first step
-    interrupted: bool = False  # whether it was interrupted because it is overdue
-    awaiting_credentials: bool = False  # for the credentials
+    interrupted: bool = False  # whether it was interrupted as overdue
+    awaiting_credentials: bool = False  # whether the credentials provider has not returned
     digest: str = ""  # of the credentials
     attempts: int = 0
     failure: Failure | None = None  # of the last attempt
-    refreshed_before: float | None = None  # what `_refreshed_at` was before this fetch used the ordinary slot
+    refreshed_before: float | None = None  # `_refreshed_at` before this fetch, if it counted as the regular refresh
 
     @property
     def foreground(self) -> bool:
@@ -38,7 +38,7 @@ class PendingFetches:
 
     Args:
         policy: The timeouts.
-        rotating: Whether a fetch asks for credentials first.
+        rotating: Whether a fetch calls a credentials provider first.
         grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
         reaction: Seconds within which a fetch takes its first step, and reacts to being interrupted when it is
             overdue; ``None`` where neither is observed.
@@ -54,11 +54,11 @@ class PendingFetches:
         self.by_ticket: dict[int, PendingFetch] = {}
         self.last_ticket = 0
         self.ended = 0
-        """How many fetches have ended so far, in whatever way."""
+        """Number of fetches that have ended so far, for any reason."""
         self.lost = 0
-        """Consecutive fetches that fell silent."""
+        """Number of consecutive lost fetches."""
         self.overdue: tuple[int, ...] = ()
-        """Tickets of overdue fetches to interrupt: they are lost unless they are heard of soon."""
+        """Tickets of overdue fetches to interrupt: they count as lost unless they report soon."""
 
     def start(self, now: float, *, forced: bool, wait_until: float = _NEVER) -> int:
         """Add a fetch and return its ticket."""
@@ -68,12 +68,12 @@ class PendingFetches:
         return self.last_ticket
 
     def take_first_step(self, ticket: int, now: float) -> None:
-        """Note that a fetch has started."""
+        """Record that a fetch has started."""
         fetch = self.by_ticket[ticket]
         fetch.started, fetch.awaiting_credentials, fetch.due_at = True, self._rotating, self.first_due(now)
 
     def keep(self, fetch: PendingFetch, now: float, pause: float = 0.0) -> None:
-        """Note that *fetch* is in progress, and will show that again after *pause* seconds."""
+        """Extend the deadline of *fetch*, which sleeps for *pause* seconds."""
         fetch.due_at, fetch.interrupted = self.due(now) + pause, False
 
     def end(self, ticket: int) -> PendingFetch | None:
@@ -84,12 +84,12 @@ class PendingFetches:
         return fetch
 
     def clear(self) -> None:
-        """Forget all fetches: this is another process now (rule 17)."""
+        """Remove all fetches: they belong to the parent process (rule 17)."""
         self.by_ticket.clear()
         self.overdue = ()
 
     def expired(self, now: float) -> Iterator[tuple[int, PendingFetch]]:
-        """Yield the fetches to give up. One that is overdue for the first time is to be interrupted instead."""
+        """Yield the lost fetches. A fetch that is overdue for the first time is interrupted instead."""
         for ticket, fetch in list(self.by_ticket.items()):
             if now < fetch.due_at:
                 continue

@@ -1,4 +1,4 @@
-"""How tokens are reused, refreshed and asked for."""
+"""Configuration of token reuse, refresh and fetches."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from limits import RateLimitItem, parse_many
 
 from .arguments import check_number, shown
-from .errors import ConfigurationError
+from .errors import ConfigurationError, shorten
 
 LIFETIME = 60.0
-"""Seconds a token lives, as 88Pay documents it."""
+"""Lifetime of a token in seconds, as documented by 88Pay."""
 
 _LEAST_SHARE = 1e-6
 
@@ -21,29 +21,29 @@ _WITHIN_LIFETIME = ("margin", "expiry_skew")
 
 @dataclass(frozen=True, slots=True)
 class TokenPolicy:
-    """Durations are in seconds. The defaults follow what 88Pay tells its users to do.
+    """Configuration of tokens. Durations are in seconds. The defaults follow 88Pay's documentation.
 
     Args:
-        reuse_for: A token is reused this long, counted from the moment its request was sent.
-        margin: And never closer to its expiry than this.
-        refresh_ahead: One refresh runs beside the traffic this long before the reuse window ends.
-        expiry_skew: When no token can be fetched, the old one is used until this long before expiry.
-        max_wait: A call waits for a token at most this long in all.
-        fetch_timeout: Bound on one token request.
-        fetch_attempts: Token requests in a row before an outage is declared.
-        backoff_base: Bound on the first random pause between attempts; it doubles each time.
-        backoff_cap: Largest bound on such a pause.
-        rejection_cooldown: No token request for this long after the credentials were refused.
-        max_forced_refreshes: Refused tokens replaced in a row before 401s are handed to the callers.
-        forced_reserve: Token requests an hour that refusals, retries and probes may use in all.
-        max_retry_after: Longest wait that a 429 of the token endpoint can impose.
+        reuse_for: How long a token is reused, from the moment its token request was sent.
+        margin: Leeway of the reuse window: it ends at least this long before expiry.
+        refresh_ahead: How long before the end of the reuse window the background refresh starts.
+        expiry_skew: Leeway of a stale token: it is used until this long before expiry while no token can be fetched.
+        max_wait: Maximum wait of a request for tokens, over all its attempts.
+        fetch_timeout: Timeout of one token request.
+        fetch_attempts: Attempts of one fetch.
+        backoff_base: Upper bound of the first backoff delay between attempts; it doubles each time.
+        backoff_cap: Largest upper bound of a backoff delay.
+        rejection_cooldown: Cooldown after the token endpoint rejected the credentials.
+        max_forced_refreshes: Consecutive forced refreshes before 401s are returned to the callers.
+        forced_reserve: Token requests per hour for forced refreshes, retries and trial requests together.
+        max_retry_after: Maximum cooldown after a 429 of the token endpoint.
         fallback_share: Part of the token budget that one process may use while the shared store is unavailable,
-            from 0.000001 to 1, for example 0.25 with four processes. ``None``: as much as all processes that the
-            store last knew leave to each other.
-        limits: The budget of token requests, in the notation of the ``limits`` library.
+            from 0.000001 to 1, for example 0.25 with four processes. ``None``: one part in as many processes as the
+            store last knew.
+        limits: The token budget, in the notation of the ``limits`` library. 88Pay documents the default.
 
     Raises:
-        ConfigurationError: A value makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     reuse_for: float = 50
@@ -70,15 +70,21 @@ class TokenPolicy:
             self._check_number("fallback_share", self.fallback_share)
             if not _LEAST_SHARE <= self.fallback_share <= 1:
                 share = shown(self.fallback_share)
-                raise ConfigurationError(f"fallback_share is {share}: it must be {_LEAST_SHARE:g} to 1, or None")
+                raise ConfigurationError(
+                    f"fallback_share is {share}: it must be a number from {_LEAST_SHARE:g} to 1, or None"
+                )
         if self.backoff_cap < self.backoff_base:
-            raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
+            raise ConfigurationError(
+                f"backoff_cap ({self.backoff_cap:g} s) is less than backoff_base ({self.backoff_base:g} s): raise it"
+            )
         self.rate_limits()
 
     def _check_number(self, name: str, value: float) -> None:
         check_number(name, value, whole=name in _COUNTS, positive=name in _POSITIVE)
         if name in _WITHIN_LIFETIME and value >= LIFETIME:
-            raise ConfigurationError(f"{name} is {value:g} s, but a token lives {LIFETIME:.0f} s: make it less")
+            raise ConfigurationError(
+                f"{name} is {value:g} s: it must be less than the lifetime of a token ({LIFETIME:.0f} s)"
+            )
 
     def windows(self, expires_in: float) -> tuple[float, float, float]:
         """Return when a token is refreshed, until when it is reused, and until when it is usable (rules 1, 2 and 6).
@@ -94,13 +100,13 @@ class TokenPolicy:
     def trusted_after(self) -> float:
         """Seconds after which a client, or a run of an event loop, is taken to outlive a background refresh (rule 2).
 
-        As long as a fetch can take, or less where that is long: each refresh would find it too young.
+        The longest duration of a fetch, but at most a third of ``reuse_for``: else no client would ever be old enough.
         """
         return min(self.longest_fetch, self.reuse_for / 3)
 
     @property
     def longest_fetch(self) -> float:
-        """Seconds that a fetch can take, with all its attempts and the pauses between them."""
+        """Longest duration of a fetch in seconds, with all its attempts and backoff delays."""
         pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))
         return self.fetch_attempts * self.fetch_timeout + sum(pauses)
 
@@ -108,7 +114,7 @@ class TokenPolicy:
         """Return the parsed limits.
 
         Raises:
-            ConfigurationError: There is none, or one is not in the notation of ``limits``.
+            ConfigurationError: There is no limit, or one is not in the notation of ``limits``.
         """
         if not self.limits or not isinstance(self.limits, tuple):
             raise ConfigurationError('limits must be a tuple of at least one limit, such as ("10/minute",)')
@@ -117,5 +123,5 @@ class TokenPolicy:
         except (ValueError, TypeError, AttributeError):
             items = ()
         if not items or not all(item.amount > 0 and item.get_expiry() > 0 for item in items):
-            raise ConfigurationError(f'limits is {self.limits!r}: write each one like "10/minute"')
+            raise ConfigurationError(shorten(f"limits is {self.limits!r}", 120) + ': write each limit like "10/minute"')
         return items

@@ -1,4 +1,4 @@
-"""When an API call is sent again (rule 20): decisions only; who waits and sends is the driver."""
+"""The retry policy of API requests (rule 20). The engine sleeps and sends."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ _TRANSIENT = frozenset({500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When an API call is sent again. Durations are in seconds.
+    """Retry policy for API requests. Durations are in seconds.
 
-    A call that may have been executed is sent again only if executing it twice does no harm: GET, HEAD,
-    OPTIONS and the POST paths in *safe_posts* are, on 429, 500, 502, 503, 504 and broken connections.
-    Every other call is sent again only after a 429, or after a connection could not even be made.
+    Idempotent requests (GET, HEAD, OPTIONS and the POST paths in *safe_posts*) are retried on 429, 500, 502, 503, 504
+    and connection errors. All other requests are retried only after a 429, or if no connection was established.
 
     Args:
-        attempts: How often a call is sent at most. The replay of a refused call does not count.
-        backoff_base: Bound on the first random pause; it doubles each time.
-        backoff_cap: Largest bound on such a pause.
-        max_retry_after: A ``Retry-After`` up to this is waited for; with a longer one the response is
-            handed over at once.
-        total_timeout: No pause lasts beyond this long after the call began; ``None`` for no such limit.
-            The caller's own total timeout, where its stack tells, bounds the pauses as well.
-        safe_posts: Paths of POST calls without side effects, as 88Pay documents them, after the base URL.
-        replay_refused: Whether a call that was answered 401 is sent once more with a fresh token.
+        attempts: Maximum attempts of a request. The retry after a 401 does not count.
+        backoff_base: Upper bound of the first backoff delay; it doubles each time.
+        backoff_cap: Largest upper bound of a backoff delay.
+        max_retry_after: Longest ``Retry-After`` to wait for; with a longer one the response is returned immediately.
+        total_timeout: No retry starts later than this, from the start of the request; ``None`` for no limit. The
+            total timeout of the client library, if it has one, applies as well.
+        safe_posts: Paths of POST requests without side effects, after the base URL. 88Pay documents them.
+        replay_refused: Whether a request that got a 401 is retried once with a new token.
 
     Raises:
-        ConfigurationError: A value makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     attempts: int = 3
@@ -53,9 +51,13 @@ class RetryPolicy:
         if self.total_timeout is not None:
             check_number("total_timeout", self.total_timeout)
         if self.attempts < 1:
-            raise ConfigurationError("attempts is 0: the first one counts, so 1 is the least; see RetryPolicy.none()")
+            raise ConfigurationError(
+                "attempts is 0: it must be 1 or more, because the first one counts; or use RetryPolicy.none()"
+            )
         if self.backoff_cap < self.backoff_base:
-            raise ConfigurationError("backoff_cap is less than backoff_base: raise it")
+            raise ConfigurationError(
+                f"backoff_cap ({self.backoff_cap:g} s) is less than backoff_base ({self.backoff_base:g} s): raise it"
+            )
         if not isinstance(self.replay_refused, bool):
             raise ConfigurationError(f"replay_refused must be True or False, not {type(self.replay_refused).__name__}")
         if not isinstance(self.safe_posts, tuple) or not all(
@@ -65,18 +67,18 @@ class RetryPolicy:
 
     @classmethod
     def none(cls) -> RetryPolicy:
-        """Return the policy that sends nothing again, but for the replay of a refused call (``replay_refused``)."""
+        """Return the policy without retries, except the one after a 401 (``replay_refused``)."""
         return cls(attempts=1)
 
     def is_safe(self, method: str, path: str) -> bool:
-        """Whether executing a call twice does no harm; *path* has no query and starts after the base URL."""
+        """Whether the request is idempotent; *path* starts after the base URL and has no query."""
         method = method.upper()
         return method in _SAFE_METHODS or (method == "POST" and path in self.safe_posts)
 
 
 @lru_cache
 def single_attempt(policy: RetryPolicy) -> RetryPolicy:
-    """Return *policy* with a single attempt: the stack makes the others by itself."""
+    """Return *policy* with a single attempt, for a client library that retries by itself."""
     return replace(policy, attempts=1)
 
 
@@ -84,33 +86,33 @@ class ConnectionFailure(NamedTuple):
     """An attempt that got no response.
 
     Attributes:
-        not_sent: The service cannot have seen it: no connection was made.
-        permanent: Trying again cannot help, such as where a certificate is not trusted.
+        not_sent: No connection was established, so that the service cannot have received the request.
+        permanent: A retry cannot succeed, such as with an untrusted certificate.
     """
 
     not_sent: bool = False
     permanent: bool = False
 
     def refine(self, exc: BaseException, *, but: BaseException | None = None) -> ConnectionFailure:
-        """Return what remains true if *exc*, or what it came from up to *but*, is about TLS."""
+        """Return the failure corrected for TLS errors in *exc* and its causes, up to *but*."""
         links = [link for link in exception_chain(exc, but) if _is_from_ssl(link, "SSLError")]
-        # Stacks tell a failed handshake from a connection that broke later in ways of their own.
+        # Libraries do not all distinguish a failed handshake from a connection that broke later.
         not_sent = self.not_sent and not links
         untrusted = any(_is_from_ssl(link, "SSLCertVerificationError") for link in links)
         return ConnectionFailure(not_sent, self.permanent or untrusted)
 
 
 def _is_from_ssl(exc: BaseException, name: str) -> bool:
-    # By name: ssl is slow to import, and an error of it can only come where something else has.
+    # By name: importing ssl is slow, and its errors only occur where it was imported.
     return any(kind.__module__ == "ssl" and kind.__name__ == name for kind in type(exc).__mro__)
 
 
 class Attempts:
-    """The attempts of one call.
+    """The attempts of one request.
 
     Args:
-        policy: What is allowed.
-        deadline: Until when the last pause has to be over.
+        policy: The retry policy.
+        deadline: When the last backoff delay must end.
     """
 
     __slots__ = ("_deadline", "made", "policy")
@@ -128,14 +130,14 @@ class Attempts:
         safe: bool,
         retry_after: float | None = None,
     ) -> float | None:
-        """Return for how many seconds to wait before the next attempt, or ``None`` if that was the last.
+        """Return the backoff delay in seconds before the next attempt, or ``None`` after the last one.
 
         Args:
-            outcome: A status, or that there is none.
+            outcome: The status code, or the failure without a response.
             now: The time.
-            draw: Returns a random number in [0, 1), for full jitter.
-            safe: Whether executing the call twice does no harm.
-            asked: Seconds that the response's ``Retry-After`` asks for.
+            random: Returns a random number in [0, 1), for full jitter.
+            safe: Whether the request is idempotent.
+            retry_after: Seconds of the response's ``Retry-After``.
         """
         policy = self.policy
         if self.made >= policy.attempts or not _allowed(outcome, safe):

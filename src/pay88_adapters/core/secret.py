@@ -1,4 +1,4 @@
-"""Strings that go out on the wire and are never printed."""
+"""Strings whose repr is redacted, and redaction of text and exceptions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .tracebacks import callers, forget_locals_below, without_locals
 
 REDACTED = "[secret]"
 
-# What 88Pay's keys, session ids and tokens look like, for text that comes from elsewhere.
+# Patterns of 88Pay's keys, session ids and tokens, for text from other sources.
 _LOOKS_SECRET = re.compile(r"sk_(?:test|live)_[\w-]*|sess_[\w-]+|eyJ[\w.-]+|Bearer\s+\S+", re.IGNORECASE)
 
 
 class Secret(str):
-    """A string whose repr shows nothing, nor does that of a part of it, and that refuses to be pickled.
+    """A string whose repr is redacted, as is that of each part of it. It cannot be pickled.
 
-    ``str()`` and formatting give the value: aiohttp puts ``str(value)`` on the wire.
+    ``str()`` and formatting return the value: aiohttp sends ``str(value)``.
     """
 
     __slots__ = ()
@@ -42,8 +42,8 @@ class Secret(str):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
-            "secrets are not pickled: build Credentials and TokenManager in the new process; to record cassettes, open"
-            " them with **pay88_adapters.testing.vcr_config()"
+            "secrets cannot be pickled: create Credentials and TokenManager in the new process; open vcrpy cassettes"
+            " with **pay88_adapters.testing.vcr_config()"
         )
 
 
@@ -61,7 +61,7 @@ def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
     return hides
 
 
-# What printers cut long strings with, and whatever else returns what is still the secret, in part or in another form.
+# The methods that return the secret, in part or in another form: printers shorten long strings with some of them.
 for _name in (
     *("__getitem__", "__mul__", "__rmul__", "split", "rsplit", "splitlines", "partition", "rpartition"),
     *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "replace", "translate", "expandtabs"),
@@ -71,25 +71,25 @@ for _name in (
 
 
 class InjectedHeader(Secret):
-    """A header value that an adapter put in, as opposed to one that the caller passed."""
+    """A header value that an adapter added, as opposed to one of the caller."""
 
     __slots__ = ()
 
 
 class RedactedMapping(dict[str, str]):
-    """A copy of a mapping that prints none of its values."""
+    """A copy of a mapping whose repr contains none of its values."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} values>"
 
 
 def clear_traceback_locals(exc: BaseException, but: BaseException | None = None) -> None:
-    """Take the local variables out of the tracebacks of *exc* and of all it came from, up to *but*; the lines stay.
+    """Remove the local variables from the tracebacks of *exc* and of its causes and contexts, up to *but*.
 
-    HTTP libraries keep the raw header block in a local while they send it. What *exc* came from may be in the hands of
-    other requests, whose frames are added to it later: *exc* gets copies of its own.
+    The lines stay. HTTP libraries keep the raw headers in a local variable while they send them. Other requests may
+    share the causes of *exc*, and add their frames later: *exc* gets copies of its own.
     """
-    keep = callers(currentframe())  # the caller's, which is not ours to redact, and the driver's
+    keep = callers(currentframe())  # the frames of the caller and of the runner, which are not ours to redact
     BaseException.with_traceback(exc, forget_locals_below(exc.__traceback__, keep))
     links = exception_chain(exc, but)
     copies, others = Copies(exc, links), {id(link) for link in (exception_chain(but) if but else ())}
@@ -101,7 +101,7 @@ def clear_traceback_locals(exc: BaseException, but: BaseException | None = None)
 
 
 def contains_secret(exc: BaseException, *secrets: str) -> bool:
-    """Whether the text of *exc*, or of what it came from, holds a secret, as far as that can be told."""
+    """Whether the text of *exc*, or of its causes and contexts, contains a secret that is recognized."""
     try:
         text = " ".join(f"{link!r} {link} {getattr(link, '__notes__', '')}" for link in exception_chain(exc))
     except Exception:  # noqa: BLE001 - one that cannot be printed, today
@@ -110,7 +110,7 @@ def contains_secret(exc: BaseException, *secrets: str) -> bool:
 
 
 def exception_chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
-    """Return *exc* and all it came from or consists of, up to *but*."""
+    """Return *exc* with its causes, contexts and members, up to *but*."""
     links, seen = [exc], {id(exc), id(but)}
     for link in links:
         for each in (link.__cause__, link.__context__, *members(link)):
@@ -121,13 +121,13 @@ def exception_chain(exc: BaseException, but: BaseException | None = None) -> lis
 
 
 def mask(text: str, *secrets: str) -> str:
-    """Return *text* without secrets, as far as they can be told."""
+    """Return *text* with its secrets redacted: those given, and those that look like 88Pay's."""
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return _LOOKS_SECRET.sub(REDACTED, text)
 
 
 def redact(text: str, *secrets: str) -> str:
-    """Return *text* in one printable line of at most 200 characters, without secrets."""
+    """Return *text* as one printable line of at most 200 characters, with its secrets redacted."""
     text = mask(text, *secrets)
     return "".join(c if c.isprintable() else " " for c in text)[:200]

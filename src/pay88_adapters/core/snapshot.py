@@ -1,7 +1,7 @@
-"""What managers that share a store tell each other: the token, and why none may be requested.
+"""The record that managers share through a store: the token, the cooldown and the budget entries.
 
-A snapshot holds instants on one manager's clock; on its way through the store they are ages and
-remaining seconds. What comes out of a store is checked like an answer of the service.
+A snapshot contains instants of one manager's clock. The store contains ages and remaining seconds instead. What is read
+from a store is validated like a response of the service.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .wire import is_header_value
 
 _NEVER = float("-inf")
 _LONGEST = 86_400.0  # seconds; nothing in a snapshot lasts longer
-_OLDEST = 1e10  # seconds; nothing in a snapshot happened earlier, whatever the limits of the budget are
+_OLDEST = 1e10  # seconds; nothing in a snapshot is older, whatever the limits of the budget are
 _FORMAT = 1
 _KINDS: dict[str, type[Pay88Error]] = {
     kind.__name__: kind
@@ -44,14 +44,15 @@ _KINDS: dict[str, type[Pay88Error]] = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one manager knows.
+    """State of a merchant's token, as one manager knows it.
 
     Attributes:
-        token: The newest one.
-        bar: Why no token may be requested before *barred_until*.
-        failures: Fetches that failed in a row.
-        ordinary_at: When the last ordinary token request was sent.
-        spent: When each unit of the budget was acquired: of each history, by its key, the instants by their ids.
+        token: The newest token.
+        cooldown_reason: Why no token request is sent before *cooldown_until*.
+        cooldown_until: End of the cooldown.
+        failures: Consecutive failed fetches.
+        refreshed_at: When the last regular token request was sent.
+        budget_entries: When each unit of the budget was acquired: the instants by id, for each history by key.
     """
 
     token: Token | None = None
@@ -62,7 +63,7 @@ class Snapshot:
     budget_entries: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def dump(self, now: float) -> Secret:
-        """Write it down for others."""
+        """Serialize it for the store."""
         token, cooldown_reason = self.token, self.cooldown_reason
         if token is not None and now >= token.requested_at + token.expires_in:
             token = None
@@ -81,7 +82,7 @@ class Snapshot:
                 and {**failure_to(cooldown_reason), "remaining": self.cooldown_until - now},
                 "failures": self.failures,
                 "ordinary_age": None if self.refreshed_at == _NEVER else now - self.refreshed_at,
-                "spent": {},  # where versions that counted each limit for itself look
+                "spent": {},  # read by versions that counted each limit separately
                 "history": {
                     key: {name: round(now - at, 3) for name, at in entries.items()}
                     for key, entries in self.budget_entries.items()
@@ -92,7 +93,7 @@ class Snapshot:
         return Secret(text)
 
     def ttl(self, now: float) -> float:
-        """Return for how many seconds it is of any use to others."""
+        """Return the seconds for which it is useful to other managers."""
         ends = [self.cooldown_until]
         if self.token is not None:
             ends.append(self.token.requested_at + self.token.expires_in)
@@ -100,20 +101,20 @@ class Snapshot:
 
 
 def record_key(base_url: str, credentials: ApiKey) -> str:
-    """Name the record that managers with these credentials share. It does not give them away."""
+    """Return the key of the record that managers with these credentials share. It does not reveal them."""
     return hashlib.sha256(f"{base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 
 
 def load(content: str, age: float, asked_at: float, now: float, *, stored: float | None = None) -> Snapshot | None:
-    """Read what somebody wrote down *age* seconds ago and stored *stored* seconds ago; ``None`` if it makes no sense.
+    """Deserialize a snapshot that was written *age* and stored *stored* seconds ago; ``None`` if it is invalid.
 
-    The question and the answer took from *asked_at* to *now*. What is in doubt is held to be against us:
-    a token is older, and a bar or a unit of the budget younger, by as much.
+    The store operation took from *asked_at* to *now*. Its duration is counted on the safe side: the token is older by
+    as much, and the cooldown and the units of the budget are younger.
     """
     try:
         return _load(json.loads(content), asked_at - age, now - (age if stored is None else min(age, stored)))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return None  # not raised from it, which holds the whole content
+        return None  # the exception contains the whole content
 
 
 def _load(document: Any, earliest: float, latest: float) -> Snapshot:
@@ -141,7 +142,7 @@ def _token(said: Any, written_at: float) -> Token:
 
 
 def failure_to(failure: Failure) -> dict[str, Any]:
-    """Write down what others need to know of a failure."""
+    """Serialize a failure for the store."""
     return {
         "kind": failure.kind.__name__,
         "message": failure.message,
@@ -152,10 +153,10 @@ def failure_to(failure: Failure) -> dict[str, Any]:
 
 
 def failure_from(said: Any) -> Failure:
-    """Read it.
+    """Deserialize a failure.
 
     Raises:
-        ValueError: It makes no sense; or :class:`TypeError`, or :class:`LookupError`.
+        ValueError: It is invalid; or :class:`TypeError`, or :class:`LookupError`.
     """
     status, server_message = said["status"], said["server_message"]
     if not isinstance(said["message"], str) or not isinstance(server_message, (str, type(None))):

@@ -1,7 +1,7 @@
-"""Tracebacks that print as others do and hold no local variables.
+"""Tracebacks that print as usual and contain no local variables.
 
-No frame that exists is touched: clearing one closes the coroutines that are suspended in it, and with one exception
-object in many tasks those are another request's.
+Existing frames are not changed: clearing one closes the coroutines that are suspended in it, and those may belong to
+another request that shares the exception object.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, TypeAlias
 _MARK = "local variables redacted by pay88_adapters"
 
 Span: TypeAlias = "tuple[int, int, int, int]"
-"""First and last line, first and last column of what failed; -1 where that is not known."""
+"""First and last line, first and last column of the failing expression; -1 if unknown."""
 
 _NOWHERE: Span = (-1, -1, -1, -1)
 
 
 def callers(frame: FrameType | None) -> set[FrameType]:
-    """Return the frames that wait for *frame*: without itself, since it may hold them in a variable."""
+    """Return the callers of *frame*, without itself: it may have them in a variable."""
     found: set[FrameType] = set()
     while frame is not None and (frame := frame.f_back) is not None:
         found.add(frame)
@@ -31,9 +31,9 @@ def callers(frame: FrameType | None) -> set[FrameType]:
 
 
 def forget_locals_below(tb: TracebackType | None, keep: Collection[FrameType]) -> TracebackType | None:
-    """Return *tb* as :func:`without_locals` does, but with the first entries, whose frames are in *keep*, as they are.
+    """Return *tb* as :func:`without_locals` does, but keep the first entries whose frames are in *keep*.
 
-    On Python 3.10, ``raise`` goes on with the traceback that ``except`` met, whatever the exception has now.
+    On Python 3.10, ``raise`` continues the traceback that ``except`` saw, not the current one of the exception.
     """
     first, last = tb, None
     while tb is not None and tb.tb_frame in keep:
@@ -46,16 +46,16 @@ def forget_locals_below(tb: TracebackType | None, keep: Collection[FrameType]) -
 
 
 def without_locals(tb: TracebackType | None, keep: Collection[FrameType]) -> TracebackType | None:
-    """Return a traceback with the lines of *tb*, and look-alikes in the place of its frames that are not in *keep*."""
+    """Return a traceback with the lines of *tb*. Frames that are not in *keep* are replaced by look-alikes."""
     entries: list[TracebackType] = []
-    while tb is not None and not _is_look_alike(tb.tb_frame):  # from the first one on, all is as it should be
+    while tb is not None and not _is_look_alike(tb.tb_frame):  # the entries from here on were replaced before
         entries.append(tb)
         tb = tb.tb_next
     for entry in reversed(entries):
         if entry.tb_frame in keep:
             tb = TracebackType(tb, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
             continue
-        with suppress(Exception):  # rather a line less than an error that the caller cannot expect
+        with suppress(Exception):  # a missing line is better than an unexpected error
             tb = _look_alike(entry, tb)
     return tb
 
@@ -69,14 +69,14 @@ def _look_alike(entry: TracebackType, following: TracebackType | None) -> Traceb
     names = original.co_filename, original.co_name, getattr(original, "co_qualname", "")  # since 3.11
     span = _span(original, original.co_linetable, entry.tb_lasti, line)
     code, index = _code(*names, original.co_firstlineno, span)
-    # The frame of a generator that never starts: nothing runs, and it leads to no caller's frame.
+    # The frame of a generator that never starts: nothing runs, and it has no caller.
     frame = FunctionType(code, entry.tb_frame.f_globals)().gi_frame
     return TracebackType(following, frame, 2 * index, line)
 
 
 @lru_cache(maxsize=1024)
 def _span(code: CodeType, lines: bytes, lasti: int, lineno: int) -> Span:
-    """Return what an instruction is at; *lines* are the code's, which do not count where codes are compared."""
+    """Return the span of an instruction; *lines* is part of the cache key, since comparing code ignores it."""
     span = _known_span(next(islice(_positions(code), lasti // 2, None), ())) if lasti >= 0 else _NOWHERE
     return (lineno, lineno, -1, -1) if -1 in span else span
 
@@ -97,7 +97,7 @@ def _known(number: int | None) -> int:
 
 @lru_cache(maxsize=1024)
 def _code(filename: str, name: str, qualname: str, first_line: int, span: Span) -> tuple[CodeType, int]:
-    """Return code of these names, and which of its instructions is at *span*."""
+    """Return code with these names, and the index of its instruction at *span*."""
     module = ast.parse(f"def look_alike():\n yield {_MARK!r}")
     definition = module.body[0]
     _put(definition, (first_line, first_line, 0, 0))

@@ -1,7 +1,7 @@
-"""The token endpoint on the wire: what is sent, and what an answer means.
+"""The token endpoint's protocol: the request, and what each response means.
 
-Every answer is treated as hostile. Nothing here raises while a secret is in a local variable, where a
-traceback with locals would print it: failures are returned as values.
+Every response is treated as hostile. Nothing here raises while a secret is in a local variable, where a traceback with
+locals would print it: failures are returned as values.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .errors import (
     TokenEndpointUnavailable,
     TokenRateLimited,
     TokenResponseInvalid,
+    fitted,
+    shorten,
 )
 from .policy import LIFETIME
 from .secret import clear_traceback_locals, contains_secret, redact
@@ -32,14 +34,15 @@ MAX_BODY = 64 * 1024
 """Bytes of a token response that are read; a longer one is invalid."""
 
 MAX_DRAINED = 64 * 1024
-"""Bytes of a refused response that are read to keep its connection; one with more is closed."""
+"""Bytes of a rejected response that are read to keep its connection; the connection of a longer one is closed."""
 
 MAX_DRAIN_SECONDS = 1.0
-"""Real seconds for which a refused response is read to keep its connection; one that takes longer is closed."""
+"""Real seconds for which a rejected response is read to keep its connection; then the connection is closed."""
 
-_MAX_VALUE = 8 * 1024  # bytes; servers commonly refuse longer header fields
+_MAX_VALUE = 8 * 1024  # bytes; servers commonly reject longer headers
 _MAX_LIFETIME = 86_400.0  # seconds
-_DEFAULT_RETRY_AFTER = 60.0  # seconds; the length of 88Pay's shorter window
+_DEFAULT_RETRY_AFTER = 60.0  # seconds; the shorter window of 88Pay's documented token limits
+_SHOWN = 24  # characters of a host or a merchant id in a message of at most 200
 _PRINTABLE = re.compile(r"[!-~]+")
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 
@@ -58,7 +61,7 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """What came back: status, header fields (any case), and at most ``MAX_BODY`` + 1 bytes of body."""
+    """Response of the token endpoint: status code, headers (any case), and at most ``MAX_BODY`` + 1 bytes of body."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -66,27 +69,28 @@ class TokenResponse:
 
 
 def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> TokenRequest:
-    """Build the request. It carries the two key fields and nothing of the caller's."""
+    """Build the token request: the two credential headers, and nothing from the caller's client."""
     headers = {
         "x-api-key": credentials.api_key,
         "x-merchant-id": credentials.merchant_id,
         "Accept": "application/json",
-        "Accept-Encoding": "identity",  # a compressed answer is refused, not inflated
+        "Accept-Encoding": "identity",  # a compressed response is invalid and never inflated
         "Content-Length": "0",
     }
     return TokenRequest(endpoint.token_url, endpoint.token_path, headers, timeout)
 
 
 def parse_token_response(
-    reply: TokenResponse, requested_at: float, credentials: ApiKey, wall: float
+    reply: TokenResponse, requested_at: float, credentials: ApiKey, wall: float, *, base_url: str = ""
 ) -> Token | Failure:
-    """Turn an answer into a token, or into the failure it stands for (rules 9 to 12).
+    """Turn a response into a token or a failure (rules 9 to 12).
 
     Args:
-        reply: The answer.
+        reply: The response.
         requested_at: When its request was sent, in seconds of the manager's clock.
         credentials: Those it was sent with.
-        wall: The wall clock, in seconds since the epoch, for an answer with a date that does not say its own.
+        wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
+        base_url: Named in the failure's message.
     """
     if reply.status == 200:
         return _read_token(reply.body, requested_at)
@@ -97,7 +101,7 @@ def parse_token_response(
     asked = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
-        f"the token endpoint answered {reply.status}{': ' + message if message else ''}; {what}",
+        _describe(reply.status, base_url, credentials.merchant_id, message or "", what),
         status=reply.status,
         server_message=message,
         retry_after=asked,
@@ -105,22 +109,29 @@ def parse_token_response(
     )
 
 
-def network_failure(cause: BaseException, *secrets: str) -> Failure:
-    """Return the failure of a token request that got no answer."""
+def _describe(status: int, base_url: str, merchant_id: str, message: str, what: str) -> str:
+    where = f" ({shorten(base_url.partition('://')[2], _SHOWN)})" if base_url else ""
+    whose = f" for {shorten(merchant_id, _SHOWN)}"
+    return fitted(f"token endpoint{where} returned {status}{whose}{': ' if message else ''}", message, f"; {what}")
+
+
+def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> Failure:
+    """Return the failure of a token request without a response. The message names *base_url*."""
     name = type(cause).__name__
-    clear_traceback_locals(cause)  # they may hold what had arrived of a token
-    if contains_secret(cause, *secrets):  # such as the part of an answer that was taken for a status line
-        cause = ConnectionError(f"{name}; its text held a secret and was dropped")
+    clear_traceback_locals(cause)  # they may contain a part of a token
+    if contains_secret(cause, *secrets):  # such as a part of a body that was parsed as a status line
+        cause = ConnectionError(f"{name}; its text contained a secret and was removed")
+    where = f" to {shorten(base_url, 2 * _SHOWN)}" if base_url else ""
     return Failure(
         TokenEndpointUnavailable,
-        f"the token request got no answer ({name}); the call was not sent: try again later",
+        f"token request{where} failed without a response ({shorten(name, 60)}); request not sent",
         retryable=True,
         cause=cause,
     )
 
 
 def unexpected_failure(error: Exception, *secrets: str) -> Failure:
-    """Return the failure of a token request whose client raised what is no network error (rule 18)."""
+    """Return the failure of a token request whose client raised what is not a network error (rule 18)."""
     if isinstance(error, ConfigurationError):  # of this package's own
         return Failure(ConfigurationError, str(error), is_bug=True)
     kind = type(error)
@@ -129,32 +140,32 @@ def unexpected_failure(error: Exception, *secrets: str) -> Failure:
     text = redact(str(error), *secrets)
     cause: BaseException = error
     if contains_secret(error, *secrets):
-        cause = RuntimeError(f"{name}; its text held a secret and was dropped")
+        cause = RuntimeError(f"{name}; its text contained a secret and was removed")
     return Failure(
         TokenEndpointUnavailable,
-        redact(f"the HTTP client raised {name} for the token request, which is no network error: {text}"),
+        fitted(f"the HTTP client raised {shorten(name, 70)}, which is not a network error; request not sent: ", text),
         cause=cause,
         is_bug=True,
     )
 
 
 def retry_after(headers: Mapping[str, str], document: Mapping[str, object], wall: float) -> float:
-    """Return how many seconds a 429 asks to wait: ``Retry-After``, else the body's field, else 60."""
+    """Return the seconds to wait after a 429: ``Retry-After``, else ``retry_after`` of the body, else 60."""
     for wait in (parse_retry_after(headers, wall), _seconds(document.get("retry_after"))):
         if wait is not None:
-            return max(wait, 1.0)  # zero would ask again at once and be refused again
+            return max(wait, 1.0)  # zero would send the next request immediately, and be rejected again
     return _DEFAULT_RETRY_AFTER
 
 
 def parse_retry_after(headers: Mapping[str, str], wall: float) -> float | None:
-    """Return how many seconds ``Retry-After`` asks to wait, in either of its forms; ``None`` if it makes no sense."""
+    """Return the seconds of ``Retry-After``, in either of its forms; ``None`` if it is missing or invalid."""
     fields = _lower(headers)
     wait = _seconds(fields.get("retry-after"))
     return _until(_timestamp(fields.get("retry-after")), fields, wall) if wait is None else wait
 
 
 def parse_rate_limit(headers: Mapping[str, str], wall: float) -> tuple[int, float] | None:
-    """Return how many calls the service says are left, and for how many seconds that holds, if it says so."""
+    """Return the remaining requests and the seconds until reset from the ``X-RateLimit-*`` headers, if present."""
     fields = _lower(headers)
     remaining = _seconds(fields.get("x-ratelimit-remaining"))
     reset_in = _until(_seconds(fields.get("x-ratelimit-reset")), fields, wall)
@@ -167,51 +178,51 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _classify_status(status: int) -> tuple[type[Any], str, bool]:
     if status == 401:
-        return CredentialsRejected, "check the API key, the merchant id, and that both fit the base URL", False
+        return CredentialsRejected, "check the API key, the merchant id and the base URL", False
     if status == 403:
-        return CredentialsRejected, "ask 88Pay whether the account is suspended or this address not allowed", False
+        return CredentialsRejected, "ask 88Pay whether the merchant is suspended or this IP address blocked", False
     if status == 429:
-        return TokenRateLimited, "something else uses this merchant's budget of token requests", True
+        return TokenRateLimited, "another client uses this merchant's token budget", True
     if status >= 500:
-        return TokenEndpointUnavailable, "the call was not sent: try again later", True
-    return TokenEndpointUnavailable, "this is not an answer of 88Pay's: check base_url and proxies", False
+        return TokenEndpointUnavailable, "request not sent", True
+    return TokenEndpointUnavailable, "probably not from 88Pay: check base_url and proxies", False
 
 
 def _read_token(body: bytes, requested_at: float) -> Token | Failure:
     if len(body) > MAX_BODY:
-        return _invalid(f"is longer than {MAX_BODY} bytes")
+        return _invalid(f"is longer than {MAX_BODY // 1024} KiB")
     data = _object(_object(_decode(body)).get("data"))
     if not data:
         return _invalid("is not a JSON object with a 'data' object")
     access_token, session_id = data.get("access_token"), data.get("session_id")
     if not is_header_value(access_token):
-        return _invalid("has no usable 'access_token'")
+        return _invalid("has no valid 'access_token'")
     if not is_header_value(session_id):
-        return _invalid("has no usable 'session_id'")
+        return _invalid("has no valid 'session_id'")
     lifetime = _seconds(data.get("expires_in"))
     if lifetime is None or not 0 < lifetime <= _MAX_LIFETIME:
-        return _invalid(f"has no usable 'expires_in' (documented as {LIFETIME:.0f})")
+        return _invalid(f"has no valid 'expires_in' (88Pay documents {LIFETIME:.0f} s)")
     return Token(access_token, session_id, lifetime, requested_at)
 
 
 def _invalid(what: str) -> Failure:
     return Failure(
         TokenResponseInvalid,
-        f"the token endpoint answered 200, but the body {what}; the call was not sent",
+        f"the token endpoint returned 200, but the body {what}; request not sent",
         status=200,
         retryable=True,
     )
 
 
 def is_header_value(value: object) -> TypeGuard[str]:
-    """Whether *value* can go into a header field as it is."""
+    """Whether *value* can be sent as a header value unchanged."""
     return isinstance(value, str) and len(value) <= _MAX_VALUE and bool(_PRINTABLE.fullmatch(value))
 
 
 def _decode(body: bytes) -> object:
     try:
         return json.loads(body.decode())
-    except (ValueError, RecursionError):  # the ValueError would hold the whole document
+    except (ValueError, RecursionError):  # the ValueError would contain the whole document
         return None
 
 
@@ -220,7 +231,7 @@ def _object(value: object) -> Mapping[str, object]:
 
 
 def _seconds(value: object) -> float | None:
-    """Read a number, or a string that holds one; anything else is ``None``."""
+    """Parse a number, or a string that contains one; anything else is ``None``."""
     if isinstance(value, str):
         text = value.strip()
         return float(text) if _NUMBER.fullmatch(text) else None
@@ -232,7 +243,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _until(moment: float | None, fields: Mapping[str, str], wall: float) -> float | None:
-    """Return the seconds until a Unix time, by the answer's own ``Date`` where it has one."""
+    """Return the seconds until a Unix time, by the response's own ``Date`` header where it has one."""
     if moment is None:
         return None
     sent = _timestamp(fields.get("date"))

@@ -50,13 +50,13 @@ class AsyncRunner(Runner):
     __slots__ = ()
 
     async def call(self, call: AsyncCall[R]) -> R:
-        """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
+        """Send a managed request: immediately, if there is a token and nothing else to decide."""
         state = self._state
         now = state.now()
         token, until = state.fast_path
         if token is None or now >= until or self._is_limited:
             return await self._run_request(self._request_flow(call, now), call)
-        # Nearly every call ends here; only for the others there is anything to decide.
+        # Nearly every request ends here; only the rest needs a decision.
         try:
             response = await call.send(token)
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
@@ -76,7 +76,7 @@ class AsyncRunner(Runner):
         answer = response
         handled = sys.exc_info()[1]
         start = partial(self._spawn, call)
-        with closing(flow):  # not when it is collected: it may hold the trial request that all others wait for
+        with closing(flow):  # not when it is garbage-collected: it may hold the trial request
             while True:
                 try:
                     effect = flow.send(answer)

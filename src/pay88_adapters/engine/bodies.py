@@ -18,12 +18,12 @@ _FILES = frozenset((io.BytesIO, io.FileIO, io.BufferedReader, io.BufferedRandom)
 class BodyPosition:
     """State of a request body before it is sent for the first time.
 
-    Clients send a consumed generator, or a file that does not go back, again as an *empty* body, and the server
-    returns 200. So only bodies that are known to yield the same bytes twice are sent again. Exact types decide,
+    Clients resend a consumed generator, or a file that is not rewindable, as an *empty* body, and the server
+    returns 200. So only bodies that are known to yield the same bytes twice are rewindable. Exact types decide,
     since a subclass or an object with ``__iter__`` or ``read`` can do anything:
 
     - ``None``, bytes and text;
-    - ``bytearray``, ``memoryview``, and lists and tuples of bytes and text, unless they were changed meanwhile;
+    - ``bytearray``, ``memoryview``, and lists and tuples of bytes and text, unless they were changed in the meantime;
     - ``io.BytesIO`` and regular files in binary mode, if they return to their position.
 
     Args:
@@ -53,7 +53,7 @@ class BodyPosition:
             self._checks.append(check)
 
     def rewind(self) -> bool:
-        """Return files to their position; return whether the same bytes can be sent again."""
+        """Return files to their position; return whether the body was rewound."""
         try:
             return all(check() for check in self._checks)
         except (OSError, ValueError):  # a file was closed, a memoryview released

@@ -19,7 +19,7 @@ class Sender(Protocol):
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
-        """What the stack raises when there is no usable answer."""
+        """The base exception of the client library for requests without a usable response."""
         ...
 
     def post(self, request: TokenRequest) -> TokenResponse:
@@ -32,7 +32,7 @@ class AsyncSender(Protocol):
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
-        """What the stack raises when there is no usable answer."""
+        """The base exception of the client library for requests without a usable response."""
         ...
 
     async def post(self, request: TokenRequest) -> TokenResponse:
@@ -41,7 +41,7 @@ class AsyncSender(Protocol):
 
 
 class ErrorClassifier(Protocol):
-    """Tells what became of an attempt that got no response."""
+    """Classifies an attempt that got no response."""
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
@@ -49,24 +49,24 @@ class ErrorClassifier(Protocol):
 
 
 class Call(RequestInfo[R], Sender, ErrorClassifier, Protocol[R]):
-    """One API call of a sync stack."""
+    """One API request of a sync client library."""
 
     def send(self, token: Token) -> R:
         """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
         ...
 
     def discard(self, response: R) -> None:
-        """Free the connection of a refused response."""
+        """Free the connection of a rejected response."""
         ...
 
 
 class AsyncCall(RequestInfo[R], AsyncSender, ErrorClassifier, Protocol[R]):
-    """One API call of an async stack."""
+    """One API request of an async client library."""
 
     def send(self, token: Token) -> Awaitable[R]:
         """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
         ...
 
     async def discard(self, response: R) -> None:
-        """Free the connection of a refused response."""
+        """Free the connection of a rejected response."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 _EVER = float("inf")
-_MANY = 256  # carriers after which those that are gone are forgotten
+_MANY = 256  # carriers after which the ones that are gone are removed
 
 
 class Carriers:
@@ -21,7 +21,7 @@ class Carriers:
         self._seen: dict[int, tuple[weakref.ref[object], float]] = {}
 
     def after_fork(self) -> None:
-        """Go on without the parent's event loops and connections."""
+        """Continue without the parent's event loops and connections."""
         self._seen.clear()
 
     def age(self, carriers: tuple[object, ...], now: float) -> float:

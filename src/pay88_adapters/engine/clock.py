@@ -15,7 +15,7 @@ from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
 def _steady() -> Callable[[], float]:
     """Pick the clock that cannot be set and, where the platform has one, counts suspended time."""
     # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS it is
-    # CLOCK_MONOTONIC that goes on counting, and time.monotonic() that does not.
+    # CLOCK_MONOTONIC may count suspended time, and time.monotonic() may not
     name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
     clock_id: int | None = getattr(time, name, None) if name else None
     if clock_id is None:
@@ -36,7 +36,7 @@ class Clock:
     """
 
     skips_pauses = False
-    """Whether a pause moves this clock, instead of lasting."""
+    """Whether sleeping advances this clock instead."""
 
     def __init__(self, speed: float = 1.0) -> None:
         if not 0 < speed < float("inf"):
@@ -58,7 +58,7 @@ class Clock:
         return self.real(seconds)
 
     def wait(self, event: ThreadEvent, seconds: float) -> None:
-        """Wait until *event* is set, at most *seconds* of this clock. It may return early: look again."""
+        """Wait until *event* is set, at most *seconds* of this clock. It may return early: check the event."""
         event.wait(self.nap(seconds))
 
     async def wait_in_task(self, event: AsyncWaitEvent, seconds: float) -> None:
@@ -72,7 +72,7 @@ class Clock:
             self.wait(event, left)
 
     async def sleep(self, seconds: float, runtime: AsyncRuntime) -> None:
-        """Do what :meth:`pause` does, in a task."""
+        """Like :meth:`pause`, in a task."""
         event, until = runtime.event(), self.now() + seconds
         while (left := until - self.now()) > 0:
             await self.wait_in_task(event, left)

@@ -1,4 +1,4 @@
-"""What the flows ask a runner to do, sync or async, and what it sends back.
+"""The effects that flows yield to a runner, sync or async, and their results.
 
 Each flow is a generator that yields effects. It is written once: nothing in it blocks, awaits or knows an HTTP library.
 """
@@ -38,13 +38,13 @@ class WaitForFetch(NamedTuple):
 
 
 class DrainResponse:
-    """Drain a refused response (to a bound) or close it, so that its connection is free again."""
+    """Drain a rejected response (up to a limit) or close it, so that its connection is free."""
 
     __slots__ = ()
 
 
 class LoadCredentials:
-    """Ask for the credentials; result: :class:`Credentials` or :class:`Failure`."""
+    """Load the credentials; result: :class:`Credentials` or :class:`Failure`."""
 
     __slots__ = ()
 
@@ -121,13 +121,13 @@ class RequestInfo(Protocol[R_contra]):
         ...
 
     def headers(self, response: R_contra) -> Mapping[str, str]:
-        """Return the header fields, names in any case."""
+        """Return the headers; names in any case."""
         ...
 
     def token_used(self, response: R_contra, token: Token) -> Token:
-        """Return the token that the answered attempt carried; *token* is what it was given."""
+        """Return the token that the attempt carried; *token* is the one that it was given."""
         ...
 
     def replayable(self) -> bool:
-        """Whether the body can be sent again, byte for byte."""
+        """Whether the body can be rewound, byte for byte."""
         ...

@@ -37,10 +37,11 @@ class EventQueue:
         self.queued.append(event)
 
     def dispatch(self, events: Sequence[Event]) -> None:
-        """Log *events*, and call the listeners with them. No lock may be held, nor a lease that others wait for.
+        """Log *events*, and call the listeners with them. The caller must hold no lock and no lease.
 
         Raises:
-            BaseException: A listener raised what is no ``Exception``, such as a soft time limit of the caller's.
+            BaseException: A listener raised an exception that is not an ``Exception``, such as a
+                soft time limit.
         """
         raised: BaseException | None = None
         for event in events:

@@ -46,14 +46,14 @@ from .fetches import Fetches, FetchRun, sweep
 from .sharing import import_budget
 from .state import ManagerState
 
-_MIN_POLL = 0.1  # seconds, give or take half, until another holder's lease is looked at again; doubles
+_MIN_POLL = 0.1  # seconds, plus or minus half, until another holder's lease is polled again; doubles
 _MAX_POLL = 1.0  # up to this
 
 
 def fetch_token(
     fetches: Fetches, run: FetchRun, client_is_open: Callable[[], bool]
 ) -> Generator[FetchEffect, Any, None]:
-    """Get a token, from whoever shares the store or from the service (rules 4, 5 and 9 to 12).
+    """Get a token from the shared store or from the service (rules 4, 5 and 9 to 12).
 
     Args:
         fetches: Those of the manager.
@@ -110,10 +110,10 @@ class _Fetch:
         state, run = self._state, self._run
         pause = _MIN_POLL
         while True:
-            asked_at = state.now()
+            requested_at = state.now()
             led: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
             wait = min(led.lease_remaining, pause * (0.5 + state.settings.random())) if led.lease_remaining else 0.0
-            needed = state.transition(partial(self._led, led, asked_at, wait), self._events)
+            needed = state.transition(partial(self._led, led, requested_at, wait), self._events)
             if needed is not None:
                 return needed
             if led.record is None:
@@ -121,17 +121,19 @@ class _Fetch:
                 sweep()
                 pause = min(2 * pause, _MAX_POLL)
 
-    def _led(self, led: LeaseResult, asked_at: float, wait: float, machine: TokenMachine, now: float) -> bool | None:
-        """Return whether a token request is needed; ``None`` if the store has to be asked again."""
+    def _led(
+        self, led: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
+    ) -> bool | None:
+        """Return whether a token request is needed; ``None`` if the store has to be polled again."""
         state, ticket, credentials = self._state, self._run.ticket, self._credentials
         if led.fencing_token is not None:
             return machine.heartbeat(ticket, now)
         if led.record is None:
             return None if machine.heartbeat(ticket, now, pause=wait) else False
-        found = load(led.record.content, led.record.age, asked_at, now, stored=led.record.stored)
+        found = load(led.record.content, led.record.age, requested_at, now, stored=led.record.stored)
         if found is None:
             return None
-        seen = asked_at - led.record.age
+        seen = requested_at - led.record.age
         reserve_used, pace = import_budget(state.settings, credentials, found.budget_entries, now, seen)
         if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=reserve_used, pace=pace):
             return None
@@ -140,7 +142,7 @@ class _Fetch:
         return False
 
     def send(self) -> Generator[FetchEffect, Any, bool]:
-        """Send token requests until one is answered or there is no sense in another (rules 5 and 9 to 12).
+        """Send token requests until one succeeds or a retry is pointless (rules 5 and 9 to 12).
 
         Returns:
             Whether the lease has to be acquired again first: it does not last for another request.
@@ -154,21 +156,23 @@ class _Fetch:
             extra = state.transition(self._next_is_extra, self._events)
             if extra is None:
                 return False
-            asked_at = state.now()
+            requested_at = state.now()
             grant: AcquireResult = yield StoreOperation(
                 partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=extra)
             )
             if not state.transition(partial(self._granted, grant, extra), self._events):
                 return False
-            sent_at = state.now()  # the last look at the clock before the request is sent
-            age = sent_at - asked_at
+            sent_at = state.now()  # the last reading of the clock before the request is sent
+            age = sent_at - requested_at
             if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
                 state.transition(self._grant_expired, self._events)
                 continue
             timeout = state.settings.clock.real(policy.fetch_timeout - age)
             reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, timeout))
             outcome = self._outcome(reply, sent_at)
-            if isinstance(outcome, Failure) and outcome.kind is TokenRateLimited:  # before others ask for a unit
+            if (
+                isinstance(outcome, Failure) and outcome.kind is TokenRateLimited
+            ):  # before another manager acquires a unit
                 merchant_id = self._credentials.merchant_id
                 yield StoreOperation(partial(state.settings.budget.rate_limited, merchant_id, outcome))
             pause = state.transition(partial(self._answered, outcome, sent_at), self._events)
@@ -196,14 +200,17 @@ class _Fetch:
         self._state.counters.token_requests -= 1
 
     def _outcome(self, reply: TokenResponse | BaseException | UnexpectedError, sent_at: float) -> Token | Failure:
+        settings = self._state.settings
         if isinstance(reply, UnexpectedError):
             return unexpected_failure(reply.error, self._credentials.api_key)
         if isinstance(reply, BaseException):
-            return network_failure(reply, self._credentials.api_key)
-        return parse_token_response(reply, sent_at, self._credentials, self._state.settings.clock.wall())
+            return network_failure(reply, self._credentials.api_key, base_url=settings.endpoint.base_url)
+        return parse_token_response(
+            reply, sent_at, self._credentials, settings.clock.wall(), base_url=settings.endpoint.base_url
+        )
 
     def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
-        """Return the pause before the next attempt, or ``None`` if that was all."""
+        """Return the backoff delay before the next attempt, or ``None`` after the last one."""
         state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
         if isinstance(outcome, Token):
             state.counters.tokens += 1

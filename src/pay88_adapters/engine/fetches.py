@@ -1,4 +1,4 @@
-"""The life of fetches and leases: each ends exactly once, whoever notices its end (rules 4, 16 and 17)."""
+"""The life of fetches and leases: each ends exactly once, whatever detects its end (rules 4, 16 and 17)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable, in_seconds
 from pay88_adapters.core.events import Event
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.wire import network_failure
@@ -51,7 +51,7 @@ class FetchRun:
     loop_thread: int | None = None
     """The thread of the event loop that carries it, if one does."""
     is_dead: Callable[[], bool] = bool
-    """Whether what carries it has ended or stopped, as far as can be told from outside."""
+    """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
     """What it does that may hang, if anything: for error messages."""
     since: float = 0.0
@@ -78,7 +78,7 @@ class Fetches:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads and event loops."""
+        """Continue without the parent's threads and event loops."""
         self._runs.clear()
         self._leases.clear()
         _on_loops.clear()
@@ -146,7 +146,7 @@ class Fetches:
         for ticket in list(self._leases):
             self.publish(ticket)
 
-    # --- what nobody else notices
+    # --- fetches that end without an event
 
     def interrupt_overdue(self) -> None:
         """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
@@ -171,8 +171,8 @@ class Fetches:
                 worker.finishes = False
                 return Failure(
                     TokenEndpointUnavailable,
-                    f"the {run.doing} has been hanging for {monotonic() - run.since:.1f} s and no other fetch can"
-                    " be started; request not sent: let it return or time out",
+                    f"the {run.doing} has been blocking for {in_seconds(monotonic() - run.since)}, and no other fetch"
+                    " can start; request not sent: give it a timeout",
                     retryable=True,
                 )
         return None
@@ -210,7 +210,7 @@ class Fetches:
     # --- leases
 
     def try_acquire_lease(self, run: FetchRun, credentials: Credentials) -> LeaseResult:
-        """Ask the store for the lease (rule 4). May block."""
+        """Try to acquire the lease (rule 4). May block."""
         if run.cannot_wait:
             return LeaseResult(fencing_token=NO_LEASE)
         state = self.state
@@ -225,7 +225,7 @@ class Fetches:
             self._seen = key, led.record.version
         if led.fencing_token:
             self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
-            if run.ticket not in self._runs:  # it has ended meanwhile
+            if run.ticket not in self._runs:  # it has ended in the meantime
                 self.publish(run.ticket)
         return led
 
@@ -235,7 +235,7 @@ class Fetches:
         return lease is None or self.state.now() + seconds <= lease.until
 
     def publish(self, ticket: int) -> None:
-        """Tell the others what is known now, and end the lease. Only the first call does anything. May block."""
+        """Publish the current snapshot and release the lease. Only the first call has an effect. May block."""
         lease = self._leases.pop(ticket, None)
         if lease is None:
             return
@@ -254,15 +254,15 @@ def _death(cause: BaseException) -> Failure:
         return network_failure(cause)
     return Failure(
         TokenEndpointUnavailable,
-        f"{cause}; request not sent: retry it with a client that is open",
+        f"{cause}; request not sent: retry with an open client",
         retryable=True,
         cause=cause,
     )
 
 
 def sweep() -> None:
-    """End the fetches whose event loop has stopped or was closed: nobody else notices."""
+    """End the fetches whose event loop has stopped or was closed."""
     for reference, run in list(_on_loops.values()):
         fetches = reference()
         if fetches is not None and run.is_dead():
-            fetches.abandon(run, ClientClosed("the event loop that carried the token request has stopped"))
+            fetches.abandon(run, ClientClosed("the event loop of the token request has stopped"))

@@ -48,7 +48,7 @@ def _after_fork() -> None:
         try:
             if thing is not None:
                 thing.after_fork()
-        except Exception:  # noqa: BLE001 - one that fails must not keep the others from starting over
+        except Exception:  # noqa: BLE001 - a failure must not prevent the rest
             _log.exception("%s.after_fork() failed", type(thing).__name__)
 
 

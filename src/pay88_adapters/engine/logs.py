@@ -34,7 +34,7 @@ def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _HideText(logging.Filter):
-    """httpcore and httpcore2 log what they could not read, which may be part of an answer of the token endpoint."""
+    """httpcore and httpcore2 log bytes that they cannot parse, which may be a part of a token response."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = mask(record.getMessage()), ()

@@ -21,7 +21,7 @@ OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar("pay88_managers"
 
 
 def current_manager(own: M) -> Any | M | None:
-    """Return the manager for a call of a client whose own one is *own*; ``None`` leaves the call alone."""
+    """Return the manager for a request of a client whose own one is *own*; ``None`` to bypass it."""
     overrides = OVERRIDES.get()
     return overrides[-1].manager if overrides else own
 
@@ -108,12 +108,12 @@ def _no_generator(enclosing: Enclosing, function: Any) -> ConfigurationError:
 
 
 def unmanaged() -> Activation[None]:
-    """Leave the calls of a context alone: ``with unmanaged(): …``. They go out as the caller made them.
+    """Bypass the manager in the current context: ``with unmanaged(): …``. Requests pass through unchanged.
 
     It holds for this thread or task, and for the tasks that are started in it. A new thread starts
-    without; ``contextvars.copy_context().run`` takes it along. A generator that yields inside of the block
-    shares its context with whoever iterates over it: they see it as well, until the block ends.
+    without; ``contextvars.copy_context().run`` copies it. A generator that yields inside the
+    block shares its context with the code that iterates over it, which bypasses the manager too until the block ends.
 
-    ``@unmanaged()`` does the same for all that a function does, or a coroutine function.
+    ``@unmanaged()`` does the same for a function or a coroutine function.
     """
     return Activation(None)

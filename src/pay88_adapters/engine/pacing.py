@@ -22,11 +22,11 @@ RATE_LIMITED_GROUPS = ("transactions", "balance")
 
 _TOO_MANY = 429
 _LONGEST = 3600.0  # seconds; no limit lasts longer
-_GUARD = 1.0  # seconds that a call may take longer to the service than the one before it
+_GUARD = 1.0  # seconds of latency difference between two requests
 _LONGEST_ATTEMPT = 600.0  # seconds until one that has not ended does not count any longer
-_LOST_AFTER = 10.0  # seconds until a turn that nobody has ended does not count any longer; a store fails earlier
+_LOST_AFTER = 10.0  # seconds until an unfinished permit expires; a store fails earlier
 
-JITTER = 0.25  # seconds over which those who wait for the same instant are to be spread
+JITTER = 0.25  # seconds over which concurrent waiters are spread
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class ServerLimit:
 
 @dataclass(eq=False, slots=True)
 class RateLimitPermit:
-    """Somebody's turn to take a unit and to send an attempt for it, who says how that ended."""
+    """A permit to acquire a unit and to send an attempt, whose end is reported."""
 
     group: str
     server_limit: ServerLimit | None
@@ -48,17 +48,17 @@ class RateLimitPermit:
 
 
 class Pacing:
-    """The calls that one merchant's managers may still make.
+    """The API rate limits of one merchant.
 
-    What is counted in the storage is shared by all who share it, by when a unit is taken. An attempt may reach the
-    service later, as it waits for a connection: what is counted here is when it ended, and until then it may be sent
-    at any moment. What the service says of itself, which may know of others, is kept here, and so is who asks the
-    storage; the manager's lock guards it.
+    The storage counts units by the time of their acquisition, for all managers that share it. An attempt may reach the
+    service later, because it waits for a connection: this object counts by the end of the attempt, before which it may
+    be sent at any moment. It also holds the limits that the service reports, which may know other clients, and the
+    concurrent storage operations. The manager's lock guards it.
 
     Args:
-        storage: Keeps the entries.
-        base_url: Calls are counted per base URL and merchant.
-        crowd: How many of a group may ask the storage at once, where it takes its time.
+        storage: Storage of the entries.
+        base_url: Requests are counted per base URL and merchant.
+        max_concurrent: Maximum concurrent storage operations per group, for a slow storage.
     """
 
     def __init__(self, storage: BudgetStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
@@ -72,7 +72,7 @@ class Pacing:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the attempts of the parent's threads."""
+        """Continue without the attempts of the parent's threads."""
         self._permits.clear()
 
     def reserve(self, group: str, now: float) -> RateLimitPermit | float:
@@ -101,7 +101,7 @@ class Pacing:
         return permit
 
     def acquire(self, group: str, merchant_id: str) -> float:
-        """Take a unit of every limit of *group*: return 0, or after how many seconds to ask again. May block."""
+        """Acquire a unit of every limit of *group*: return 0, or the seconds until the next attempt. May block."""
         names = self._names(group, merchant_id)
         return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
 
@@ -126,7 +126,7 @@ class Pacing:
         self._ended.setdefault(permit.group, []).append(now)
 
     def cancel(self, permit: RateLimitPermit) -> None:
-        """Note that nobody knows whether there is a unit less. Needs no lock."""
+        """Record that it is unknown whether a unit was consumed. Needs no lock."""
         self._permits.discard(permit)
 
     def _full_for(self, group: str, under_way: int, now: float) -> float:
@@ -134,7 +134,7 @@ class Pacing:
         ended, full_for = self._ended.setdefault(group, []), 0.0
         for item in CALL_LIMITS:
             seconds = self._strategy.expiry(item)
-            first = bisect_right(ended, now - seconds)  # of those that count
+            first = bisect_right(ended, now - seconds)  # of the counted ones
             too_many = under_way + len(ended) - first - item.amount
             if too_many >= 0:
                 last = first + too_many  # that has to be out of the way
@@ -143,9 +143,9 @@ class Pacing:
         return full_for
 
     def record_response(self, group: str, status: int, headers: Mapping[str, str], now: float, wall: float) -> None:
-        """Note what the service says is left, in its ``X-RateLimit-*`` fields or the ``Retry-After`` of a 429.
+        """Record the remaining requests from the ``X-RateLimit-*`` headers, or the ``Retry-After`` of a 429.
 
-        Answers overtake each other: within one window the least that was said counts.
+        Responses may arrive out of order: within one window the smallest number counts.
         """
         if group not in RATE_LIMITED_GROUPS:
             return

@@ -11,6 +11,8 @@ from pay88_adapters.core.endpoint import group_of
 from pay88_adapters.core.errors import (
     CircuitOpen,
     RequestBudgetExhausted,
+    in_seconds,
+    shorten,
 )
 from pay88_adapters.core.events import (
     CallWaited,
@@ -31,7 +33,7 @@ from .state import ManagerState
 
 
 class AttemptPermit(NamedTuple):
-    """An attempt that the limits have let pass."""
+    """Permit of an attempt from the circuit breaker and the rate limits."""
 
     limits: RequestLimits
     group: str
@@ -39,7 +41,7 @@ class AttemptPermit(NamedTuple):
     rate_permit: RateLimitPermit | None = None
 
     def abandon(self, now: float) -> None:
-        """Note that it came to nothing. Takes no lock: that the caller is gone may be noticed anywhere."""
+        """Return it unused. Takes no lock: this may run in a signal handler or a finalizer."""
         self.limits.release(self.group, self.breaker_permit)
         self.limits.end_attempt(self.rate_permit, now)
 
@@ -47,14 +49,14 @@ class AttemptPermit(NamedTuple):
 def acquire_permit(
     state: ManagerState, limits: RequestLimits, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
 ) -> RequestFlow[AttemptPermit]:
-    """Pass the circuit breaker, and wait for the pacing (rules 22 and 23)."""
+    """Acquire a permit of the circuit breaker, then wait for the rate limits (rules 22 and 23)."""
     group = group_of(state.settings.endpoint.route(call.path))
     permit = _check_breaker(state, limits, group)
     try:
         permit = permit._replace(
             rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, call, acquired))
         )
-        # By now the circuit may be open: that may have taken its time.
+        # The circuit may have opened during the wait.
         if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(group):
             return _check_breaker(state, limits, group)._replace(rate_permit=permit.rate_permit)
     except BaseException:
@@ -67,7 +69,7 @@ def _check_breaker(state: ManagerState, limits: RequestLimits, group: str) -> At
     answer = state.transition(lambda _, now: limits.try_acquire(group, now))
     if isinstance(answer, Rejected):
         raise CircuitOpen(
-            f"88Pay fails: calls ({group}) fail at once for a while; this attempt was not sent: see retry_after",
+            f"circuit open for {group} requests; request not sent; retry in {in_seconds(answer.retry_after)}",
             retry_after=answer.retry_after,
             retryable=True,
         )
@@ -84,11 +86,11 @@ def record_outcome(
 
     def record(_: object, now: float) -> None:
         permit.limits.end_attempt(permit.rate_permit, now)
-        news = permit.limits.record_response(
+        change = permit.limits.record_response(
             permit.group, permit.breaker_permit, status, headers, now, state.settings.clock.wall()
         )
-        if news is not None:
-            event, details = news
+        if change is not None:
+            event, details = change
             state.queue_event(event, *details)
 
     state.transition(record)
@@ -107,7 +109,7 @@ def acquire_rate_permit(
     deadline = state.settings.clock.now() + state.settings.longest_wait(call.token_timeout)
     if state.cached() is None:
         yield from acquired()
-    since: float | None = None  # when it was first held back
+    since: float | None = None  # start of the wait
     while True:
         rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
         if isinstance(rate_permit, RateLimitPermit):
@@ -129,11 +131,12 @@ def acquire_rate_permit(
         since = now if since is None else since
         if wait > left:
             raise RequestBudgetExhausted(
-                f"88Pay's limit of calls ({group}) is used up for another {wait:.1f} s; this attempt was not sent",
+                f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached; request not sent;"
+                f" retry in {in_seconds(wait)}",
                 retry_after=wait,
                 retryable=True,
             )
-        # With jitter: of a crowd that comes back at one instant, all but a few would ask in vain.
+        # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
         yield Sleep(min(wait + JITTER * state.settings.random(), left))
 
 

@@ -24,7 +24,7 @@ class Shareable(Protocol):
 M = TypeVar("M", bound=Shareable)
 _SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
 KEPT = 128
-"""How many managers that nothing refers to :meth:`TokenManager.shared` keeps: those that were used last."""
+"""Number of unreferenced managers that :meth:`TokenManager.shared` keeps: the last used ones."""
 
 
 class OpenStores:
@@ -47,7 +47,7 @@ class OpenStores:
                 for key in [key for key, each in self._fleets.items() if each.is_unused()]:
                     del self._fleets[key]
                 self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
-            # A signal handler or a finalizer may have made it meanwhile, on this very thread.
+            # A signal handler or a finalizer may have created it in the meantime, on this thread.
             store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
             survive_forks(store)
             spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
@@ -60,7 +60,7 @@ class OpenStores:
 
 
 class SharedManagers(Generic[M]):
-    """The managers of :meth:`TokenManager.shared`: those that are in use, and the last ones that were."""
+    """The managers of :meth:`TokenManager.shared`: all that are in use, and the last used ones."""
 
     def __init__(self) -> None:
         # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
@@ -81,7 +81,7 @@ class SharedManagers(Generic[M]):
         return None
 
     def add(self, key: tuple[object, ...], manager: M) -> None:
-        """Let *manager* be the one that was made of *key*."""
+        """Register *manager* for *key*."""
         if len(self._known) >= self._sweep_at:
             known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
             self._known = {each: refs for each, refs in known.items() if refs}
@@ -108,7 +108,7 @@ class Process(Generic[M]):
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
-        self.names: WeakKeyDictionary[M, str] = WeakKeyDictionary()  # of those that were referred to
+        self.names: WeakKeyDictionary[M, str] = WeakKeyDictionary()  # of the referenced ones
         self.made: WeakSet[M] = WeakSet()  # all that run on the process's own clock
         self.after_fork()
         survive_forks(self)

@@ -13,11 +13,11 @@ _SERVER_ERROR = 500
 
 
 class RequestLimits:
-    """The circuit breakers and the pacing of one manager, by group of calls.
+    """The circuit breakers and the rate limits of one manager, by group of requests.
 
     Args:
-        pacing: Keeps calls within their limits, if given.
-        breaker: Makes calls fail at once while the service does, if given.
+        pacing: Client-side rate limiting, if enabled.
+        breaker: Circuit breaker configuration, if enabled.
     """
 
     def __init__(self, pacing: Pacing | None, breaker: BreakerPolicy | None) -> None:
@@ -35,11 +35,11 @@ class RequestLimits:
         return breaker.try_acquire(now)
 
     def is_open(self, group: str) -> bool:
-        """Whether calls of *group* fail at once, or only a probe is let through."""
+        """Whether the circuit of *group* is open or half-open."""
         return group in self._breakers and self._breakers[group].is_open
 
     def circuit_states(self) -> dict[str, bool]:
-        """Return whether calls fail at once, by group called so far."""
+        """Return whether the circuit is open, by group used so far."""
         return {group: breaker.is_open for group, breaker in tuple(self._breakers.items())}
 
     def release(self, group: str, permit: Permit) -> None:
@@ -55,7 +55,7 @@ class RequestLimits:
     def record_response(
         self, group: str, permit: Permit, status: int | None, headers: Mapping[str, str], now: float, wall: float
     ) -> tuple[Callable[..., Event], tuple[object, ...]] | None:
-        """Note how an attempt ended, without a *status* if it got no answer; return what to tell of."""
+        """Record the outcome of an attempt, *status* is ``None`` without a response; return the event to emit."""
         if self.pacing is not None and status is not None:
             self.pacing.record_response(group, status, headers, now, wall)
         breaker = self._breakers.get(group)

@@ -1,4 +1,4 @@
-"""What runs the flows: the part that neither waits nor does I/O."""
+"""Runs the flows: the part without waiting and I/O."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import Any, TypeVar
 
+from pay88_adapters.core.arguments import class_of
 from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure
 from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
@@ -56,11 +57,13 @@ class Runner:
     def _ask_source(self) -> object:
         return self._source() if callable(self._source) else self._source
 
-    def _checked(self, answer: object) -> Credentials:
-        if not isinstance(answer, Credentials):
-            raise ConfigurationError(f"the credentials callable returned {type(answer).__name__}, not Credentials")
-        self._state.settings.endpoint.check_key(answer)
-        return answer
+    def _checked(self, credentials: object) -> Credentials:
+        if not isinstance(credentials, Credentials):
+            raise ConfigurationError(
+                f"the credentials provider must return Credentials, not {class_of(credentials)}; request not sent"
+            )
+        self._state.settings.endpoint.check_key(credentials)
+        return credentials
 
 
 def is_open(sender: object) -> bool:
@@ -76,7 +79,7 @@ def carriers(sender: object) -> tuple[object, ...]:
 def should_retry(
     sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException, handled: BaseException | None
 ) -> bool:
-    """Tell *sequence* how an attempt ended; return whether another one follows."""
+    """Send the outcome of an attempt to *sequence*; return whether a retry follows."""
     broken = call.classify_error(exc) if isinstance(exc, Exception) else None
     if broken is None:
         return False
@@ -86,7 +89,7 @@ def should_retry(
 
 
 def after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException) -> None:
-    """Tell *sequence* how its first attempt ended; raise that again where no other one follows."""
+    """Send the outcome of the first attempt to *sequence*; raise it unless a retry follows."""
     handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
     clear_traceback_locals(exc, but=handled)
     context = exc.__context__
@@ -114,13 +117,13 @@ def no_credentials(exc: BaseException) -> Failure:
     if isinstance(exc, (TimeoutError, asyncio.TimeoutError)):
         return Failure(
             ConfigurationError,
-            "the credentials provider did not return in time; request not sent",
+            "the credentials provider did not return in time; request not sent: give it a shorter timeout",
             retryable=True,
             cause=exc,
         )
     return Failure(
         ConfigurationError,
-        f"the credentials callable raised {type(exc).__name__}; the call was not sent",
+        f"the credentials provider raised {class_of(exc)}; request not sent: see the cause",
         retryable=True,
         cause=exc,
     )

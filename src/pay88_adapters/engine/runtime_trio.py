@@ -59,7 +59,7 @@ class TrioRuntime:
 
     @property
     def is_running(self) -> bool:
-        return True  # as long as its tasks have not been cancelled: a run does not stop and go on later
+        return True  # as long as its tasks have not been cancelled: a run is never suspended
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         async def run() -> None:
@@ -94,7 +94,7 @@ class TrioRuntime:
             return result[0]()
         if ended.is_set():
             raise WorkCancelled("it was cancelled by itself")
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no response within {seconds:g} s")
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
         async def run() -> T:

@@ -20,14 +20,14 @@ _LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop lo
 
 
 class WaitEvent(Protocol):
-    """Opened once, from any thread; whoever waits at it goes on."""
+    """One-shot event, set from any thread."""
 
     def set(self) -> None:
-        """Let everybody through, now and later. Never raises, whatever became of the waiters."""
+        """Set the event and notify all waiters. Never raises, even if a waiter has ended."""
         ...
 
     def notify(self) -> None:
-        """Wake who waits now, and stay closed. Never raises, either."""
+        """Notify the current waiters without setting the event. Never raises."""
         ...
 
 
@@ -88,7 +88,7 @@ class AsyncRuntime(Protocol):
 
     @property
     def is_running(self) -> bool:
-        """Whether the loop runs, as far as can be told from another thread."""
+        """Whether the loop runs, as far as another thread can detect."""
         ...
 
     def event(self) -> AsyncWaitEvent:
@@ -106,8 +106,7 @@ class AsyncRuntime(Protocol):
     async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
         """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
 
-        What ends it although nobody has cancelled the caller, such as a ``CancelledError`` of its own, is raised as a
-        :class:`WorkCancelled`.
+        A ``CancelledError`` of *work* that does not come from the caller is raised as a :class:`WorkCancelled`.
         """
         ...
 
@@ -121,12 +120,12 @@ class AsyncRuntime(Protocol):
         ...
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Let a thread of its own do *work*. Who is cancelled meanwhile does not wait for it."""
+        """Let a thread of its own do *work*. A cancelled caller does not wait for it."""
         ...
 
 
 class WorkCancelled(Exception):
-    """Awaited code was cancelled by itself, and not by whoever awaits it."""
+    """The awaited code was cancelled, but not by its caller."""
 
 
 class LoopEnded(Exception):
@@ -229,7 +228,7 @@ class AsyncioRuntime:
         if task.done():
             raise WorkCancelled("it was cancelled by itself")
         task.cancel()  # and no waiting: it may do what it likes with that
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no response within {seconds:g} s")
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
         result: list[Callable[[], T]] = []
@@ -244,7 +243,7 @@ class AsyncioRuntime:
             except concurrent.futures.TimeoutError:
                 if monotonic() >= until:
                     future.cancel()
-                    raise TimeoutError(f"no answer within {seconds:g} s") from None
+                    raise TimeoutError(f"no response within {seconds:g} s") from None
                 if not self.is_running:
                     future.cancel()
                     raise LoopEnded("the event loop has stopped") from None

@@ -20,7 +20,7 @@ from .pacing import Pacing
 from .request_limits import RequestLimits
 from .store_client import StoreClient
 
-_MAX_CONCURRENT = 32  # requests of a group that may ask a store at once for a permit
+_MAX_CONCURRENT = 32  # concurrent store operations for permits, per group
 
 
 @dataclass(slots=True)

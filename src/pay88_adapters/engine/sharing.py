@@ -1,4 +1,4 @@
-"""What managers that share a store tell each other through it: the record, and the entries of the budget."""
+"""What managers exchange through a shared store: the record and the budget entries."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ AnyManager = TokenManager | ActivatedManager
 
 
 class UnavailableManager(_StandIn):
-    """Stands in for a manager that this process does not have: calls to its base URL fail, others pass."""
+    """Replaces a manager after unpickling: requests to its base URL fail, all others pass through unchanged."""
 
     def __init__(self, pickle_key: tuple[str, str]) -> None:
         super().__init__(pickle_key[1])

@@ -1,4 +1,4 @@
-"""Token requests for a manager that is asked for a token without any adapter in play."""
+"""Token requests of ``get_token()``, without an adapter."""
 
 from __future__ import annotations
 

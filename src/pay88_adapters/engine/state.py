@@ -75,7 +75,7 @@ class ManagerState:
         self.carriers = Carriers()
         self.waiters = Waiters()
         self.events = EventQueue(listeners)
-        # A store that does not answer takes that long to say so, on a real clock.
+        # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + ((OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else 0.0)
         self._machine = TokenMachine(
             settings.policy, rotating=settings.rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0)
@@ -86,13 +86,13 @@ class ManagerState:
         self.overdue: tuple[int, ...] = ()
         self._published = (0, False)  # ended fetches and whether degraded, when that was published last
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
-        # the machine wants to hear that it was accepted.
+        # the machine needs to know that it was accepted.
         self.fast_path = _NOTHING
         self.awaiting_first_success = False
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads: whatever held the lock or carried a fetch is not here."""
+        """Continue without the parent's threads, which may have held the lock or run a fetch."""
         self._lock = threading.RLock()
         self._depth = 0
         self.carriers.after_fork()
@@ -103,7 +103,7 @@ class ManagerState:
         self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
-        """Return the token if calls may use it without asking. Takes no lock."""
+        """Return the token of the fast path, if valid. Takes no lock."""
         token, until = self.fast_path
         return token if self.now() < until else None
 
@@ -170,7 +170,7 @@ class ManagerState:
             now = self.now()
             token, until = machine.fast_path_token(now)
             look_at = until - _LOOK_AHEAD * self.settings.policy.trusted_after
-            # For a moment, long before, requests ask all the same: so it is known which clients and loops live on.
+            # Well before, requests take the slow path for a moment, which records the clients and loops in use.
             looks = look_at <= now < look_at + _LOOK
             self.fast_path = token, look_at if now < look_at else now if looks else until
         if machine.pending.overdue:
@@ -238,7 +238,7 @@ class ManagerState:
         log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)
 
     def close(self) -> None:
-        """Refuse everything from now on, and wake the waiters."""
+        """Close the manager and notify the waiters."""
         self.closed = True
         with self._lock:
             self.fast_path = _NOTHING

@@ -26,27 +26,27 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a manager has done so far, and what it may still do.
+    """Counters and current state of a manager.
 
     Attributes:
-        token_requests: Token requests sent, failed ones included.
+        token_requests: Token requests sent, including failed ones.
         tokens: Tokens received.
-        refreshes: Fetches that were started beside the traffic, failed ones included.
+        refreshes: Background refreshes started, including failed ones.
         failed_fetches: Fetches that ended without a token.
-        consecutive_failures: How many of them since there was a new token.
-        unauthorized: Calls answered 401.
-        replayed: Calls sent a second time after a 401.
-        retried: Times that a call was sent again after it failed, or was told to slow down.
-        waited: Calls that had to wait for a token.
-        paced: Calls that had to wait for room in the limits of calls (``pacing=True``).
-        not_sent: Calls that got an error of this package and were not sent, or not once more.
-        bypassed: Requests to 88Pay that went out as they were, for they had an ``Authorization: Bearer`` of their own;
-            each attempt that the HTTP client library makes counts.
-        budget_left: Token requests left, by limit.
-        fetching: Whether a fetch is under way.
-        token_expires_in: Seconds for which the token stays valid; ``None`` without one.
-        circuits_open: Whether the circuit is open, by group of calls made so far (``breaker=``).
-        store_degraded: Whether the store fails, and this process goes on alone.
+        consecutive_failures: Failed fetches since the last new token.
+        unauthorized: API requests that got a 401.
+        replayed: API requests retried after a 401.
+        retried: Retries of API requests after a failure or a 429.
+        waited: Requests that waited for a token.
+        paced: API requests that waited for a rate limit (``pacing=True``).
+        not_sent: Requests that failed with a Pay88Error before they were sent or retried.
+        bypassed: Requests to 88Pay that bypassed the manager because they had their own ``Authorization: Bearer``; each
+            attempt of the HTTP client library counts.
+        budget_left: Remaining token requests, by limit.
+        fetching: Whether a fetch is in progress.
+        token_expires_in: Remaining lifetime of the token in seconds; ``None`` without one.
+        circuits_open: Whether the circuit is open, by group of requests used so far (``breaker=``).
+        store_degraded: Whether the store is unavailable and the process is in degraded mode.
     """
 
     token_requests: int

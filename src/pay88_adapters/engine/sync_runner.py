@@ -43,7 +43,7 @@ from .token_flow import TokenAcquisition, WaitBudget
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
-_STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is refused
+_STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
 
 
 class SyncRunner(Runner):
@@ -55,13 +55,13 @@ class SyncRunner(Runner):
     __slots__ = ()
 
     def call(self, call: Call[R]) -> R:
-        """Make a managed call, which is sent at once if there is a token and nothing to decide before."""
+        """Send a managed request: immediately, if there is a token and nothing else to decide."""
         state = self._state
         now = state.now()
         token, until = state.fast_path
         if token is None or now >= until or self._is_limited:
             return self._run_request(self._request_flow(call, now), call)
-        # Nearly every call ends here; only for the others there is anything to decide.
+        # Nearly every request ends here; only the rest needs a decision.
         try:
             response = call.send(token)
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
@@ -81,7 +81,7 @@ class SyncRunner(Runner):
         answer = response
         handled = sys.exc_info()[1]
         start = partial(self.start, call)
-        with closing(flow):  # not when it is collected: it may hold the trial request that all others wait for
+        with closing(flow):  # not when it is garbage-collected: it may hold the trial request
             while True:
                 try:
                     effect = flow.send(answer)
@@ -132,7 +132,7 @@ class SyncRunner(Runner):
 
     def _wait(self, event: object, seconds: float) -> None:
         assert isinstance(event, ThreadEvent)
-        self._state.settings.clock.wait(event, seconds)  # waking early is harmless: the flow asks again
+        self._state.settings.clock.wait(event, seconds)  # waking early is harmless: the flow checks again
 
     def _sleep(self, seconds: float) -> None:
         self._state.settings.clock.pause(seconds)

@@ -25,10 +25,10 @@ class Worker(threading.Thread):
     Args:
         work: What to run.
         name: The thread's name.
-        finishes: Whether the end of the process waits for it, for a moment: others need its result.
+        finishes: Whether the end of the process waits for it, for a moment: other threads need its result.
 
     Raises:
-        RuntimeError: No thread can be made, as in some subinterpreters.
+        RuntimeError: No thread can start, as in some subinterpreters.
     """
 
     def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:

@@ -8,6 +8,7 @@ from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
 from pay88_adapters.core.events import (
     CallWaited,
 )
+from pay88_adapters.core.failures import after_waiting
 from pay88_adapters.core.machine import TokenMachine
 
 from .effects import (
@@ -19,7 +20,7 @@ from .effects import (
 from .fetches import Fetches, FetchRun, sweep
 from .runtimes import WaitEvent
 
-_LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop without a word, is looked after
+_LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop without an event, is checked
 
 
 class WaitBudget:
@@ -93,7 +94,8 @@ class TokenAcquisition:
                         sweep()  # which sets the event, if it ends what this call is about to wait for
                         yield self._wait
                     case Fail(failure, retry_after):
-                        raise failure.error(retry_after)
+                        waited = 0.0 if self._waiting_since is None else state.now() - self._waiting_since
+                        raise after_waiting(failure, waited).error(retry_after)
         finally:
             if self._waiting_since is not None:
                 self._wait_budget.left -= state.now() - self._waiting_since
@@ -102,7 +104,7 @@ class TokenAcquisition:
         state, since = self._state, self._waiting_since
         if since is not None and not machine.pending_fetches:
             token, _ = machine.fast_path_token(now)
-            # One token request is all that a call can ask for; another's token may be older than the call.
+            # One token request per call; a token of another fetch may be older than the call.
             if self._fetched or token is None or token.requested_at >= since:
                 self._min_validity = 0.0
             self._fetched = True

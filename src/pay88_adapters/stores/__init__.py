@@ -1,8 +1,8 @@
-"""Where managers meet: in this process, on this host, or in a fleet of hosts."""
+"""Shared stores: of this process, of this host, or of several hosts."""
 
 from __future__ import annotations
 
-from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.errors import ConfigurationError, shorten
 
 from .base import Store, StoreClock
 from .memory import MemoryStore
@@ -16,12 +16,12 @@ def open_store(url: str, clock: StoreClock) -> Store:
     """Return the store that *url* names.
 
     Raises:
-        ConfigurationError: It names none, or one whose driver is not installed.
+        ConfigurationError: The URL is invalid, or its driver is not installed.
     """
     if url == MEMORY:
         return MemoryStore(clock.now)
     scheme = url.partition(":")[0].lower()
-    # Imported where they are needed: neither driver is for everybody.
+    # Imported here, because not every process needs both drivers.
     if scheme == "sqlite":
         from .sqlite import sqlite_store
 
@@ -30,17 +30,19 @@ def open_store(url: str, clock: StoreClock) -> Store:
         from .redis import redis_store
 
         return redis_store(url, clock)
-    raise ConfigurationError("store must be memory://, sqlite:////absolute/path or redis://host:port")
+    raise ConfigurationError("store (PAY88_STORE) must be memory://, sqlite:////absolute/path or redis://host:port")
 
 
 def open_fallback(url: str, clock: StoreClock) -> tuple[Store, str]:
-    """Return the store in a file that *url* names, and a name for all that share it.
+    """Return the fallback store at *url*, and a name of the host that shares it.
 
     Raises:
-        ConfigurationError: It names none.
+        ConfigurationError: The URL is invalid.
     """
     if not url.startswith("sqlite:"):
-        raise ConfigurationError("fallback_store must be a file of this host, such as sqlite:////absolute/path")
+        raise ConfigurationError(
+            "fallback_store (PAY88_FALLBACK_STORE) must be a file of this host: sqlite:////absolute/path"
+        )
     from .sqlite import sqlite_store
 
     store = sqlite_store(url, clock)
@@ -52,9 +54,13 @@ def checked_fallback(store: str, fallback: object) -> str | None:
     if fallback is None:
         return None
     if not isinstance(fallback, str):
-        raise ConfigurationError(f"fallback_store must be a str, not {type(fallback).__name__}")
+        raise ConfigurationError(
+            f"fallback_store must be a str, not {shorten(type(fallback).__name__, 60)}: pass a sqlite: URL"
+        )
     if store == MEMORY:
-        raise ConfigurationError("fallback_store is for a store that processes share: set store, too")
+        raise ConfigurationError(
+            "fallback_store needs a shared store: set store (PAY88_STORE) to redis://host:port, too"
+        )
     if store == fallback:
-        raise ConfigurationError("fallback_store is the same as store: name another file")
+        raise ConfigurationError("fallback_store is the same as store: use another file")
     return fallback

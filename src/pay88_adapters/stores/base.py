@@ -1,7 +1,7 @@
-"""What a store keeps for the managers that share it: a budget, and a record with the lease to replace it.
+"""Interface of shared stores: the token budget, and the record of the token with its refresh lease.
 
-Every operation is one atomic step on the store's own clock. Ages and remaining life travel, never
-instants: the clocks of those who share a store need not agree. All durations are in seconds of the
+Every operation is one atomic step on the store's own clock. The store exchanges ages and remaining lifetimes, never
+timestamps: the clocks of the hosts need not agree. All durations are in seconds of the
 manager's :class:`~pay88_adapters.clock.Clock`.
 """
 
@@ -26,52 +26,63 @@ from pay88_adapters.core.history import (
     counted,
 )
 
+REMEDY = "start the store, or correct PAY88_STORE"
+
 
 class StoreError(Exception):
-    """The store cannot be used at present: down, slow, full, locked or corrupt. Says which, without a secret."""
+    """The store is unavailable: down, slow, full, locked or corrupt. The message says which, without a secret.
+
+    Args:
+        message: What failed, and why.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = REMEDY) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class WindowsResult(NamedTuple):
-    """The answer to one acquisition."""
+    """Result of one acquisition."""
 
     wait: float
-    """0 if every window got an entry; else none did, and this is how many seconds until they could."""
+    """0 if every window got an entry; else the seconds until all of them can."""
     ages: Sequence[Ages]
-    """What counts in each window now, the new entries included."""
+    """Ages of the entries that count in each window now, including the new ones."""
 
 
 def new_id() -> str:
-    """Name an entry as no other one is named."""
+    """Return a new unique id of an entry."""
     return token_urlsafe(9)
 
 
 class BudgetStorage(Storage, MovingWindowSupport, ABC):
     """A moving-window storage of ``limits`` that takes several windows in one step.
 
-    One ``hit`` after another would charge the first limit for what the second one refuses.
+    Separate ``hit`` calls would charge the first limit for a request that the second one rejects.
     """
 
-    STORAGE_SCHEME = None  # made by the package alone, never from a URL
+    STORAGE_SCHEME = None  # only the package creates it, never a URL
 
     @abstractmethod
     def claim(self, claim: Claim) -> ClaimResult:
-        """Grant all that is claimed, or none.
+        """Grant the whole claim, or nothing.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
 
     @abstractmethod
     def merge(self, key: str, entries: History, keep: float) -> None:
-        """Add entries that were made elsewhere, whether they fit or not, unless they are there.
+        """Add missing entries of other managers, within the limits or not.
 
         Args:
-            key: Of the history.
-            entries: To be added.
-            keep: For how many seconds somebody needs them.
+            key: Key of the history.
+            entries: Entries to add.
+            keep: Seconds for which they are needed.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
 
     @abstractmethod
@@ -79,30 +90,30 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """Return what is kept under *key*.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
 
     @abstractmethod
     def bar(self, key: str, bar: Cooldown) -> None:
-        """Grant nothing of the history of *key* while *bar* lasts, unless one that lasts longer is there.
+        """Start a cooldown for *key*, unless the current one lasts longer. Nothing is granted before it ends.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
 
     @abstractmethod
     def cooldown(self, key: str) -> Cooldown | None:
-        """Return the bar of *key*, if one lasts.
+        """Return the current cooldown of *key*, if any.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
 
     def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> WindowsResult:
         """Add *amount* entries to the history of every window, or to none.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
         return WindowsResult(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
@@ -115,7 +126,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """Add entries that were made elsewhere, whether they fit or not.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         self.merge(window.key, [Entry(new_id(), age) for age in ages], window.expiry)
 
@@ -123,11 +134,11 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """Return what counts in *window* now.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         return list(counted(window, self.history(window.key)))
 
-    # --- the rest of what limits asks for
+    # --- the rest of the interface of limits
 
     @property
     def base_exceptions(self) -> tuple[type[Exception], ...]:
@@ -146,10 +157,10 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         return len(self.history(key))
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> NoReturn:
-        raise NotImplementedError("this storage keeps moving windows only")
+        raise NotImplementedError("this storage supports moving windows only")
 
     def get_expiry(self, key: str) -> NoReturn:
-        raise NotImplementedError("this storage keeps moving windows only")
+        raise NotImplementedError("this storage supports moving windows only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +168,7 @@ class Record:
     """What was published last."""
 
     version: int
-    """The fence of whoever published it."""
+    """Fencing token of the publisher."""
     content: str = field(repr=False)
     """Holds a token: a secret."""
     age: float
@@ -167,24 +178,24 @@ class Record:
 
 
 class Member(NamedTuple):
-    """Whoever has a share of the budget while the store cannot be used."""
+    """A process, or a host with a fallback store, that has a share of the budget in degraded mode."""
 
     name: str
     age: float
-    """Seconds since it asked last."""
+    """Seconds since its last lease attempt."""
     parts: int
     """Its share is one part in so many; 0: it has none."""
 
 
 class LeaseResult(NamedTuple):
-    """The answer to whoever wants to replace the record: exactly one of the first three."""
+    """Result of a lease attempt: exactly one of the first three is set."""
 
     record: Record | None = None
     """It has been replaced already."""
     fencing_token: int | None = None
-    """You are the one: the lease is yours."""
+    """Fencing token of the acquired lease."""
     lease_remaining: float = 0.0
-    """Somebody else's lease runs for so many seconds more, unless the record is replaced earlier."""
+    """Remaining seconds of another holder's lease."""
     parts: int = 0
     """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
     others: Sequence[Member] = ()
@@ -192,12 +203,12 @@ class LeaseResult(NamedTuple):
 
 
 class StoreView(NamedTuple):
-    """How things stand with one record, for whoever only looks."""
+    """Read-only view of one record."""
 
     record: Record | None = None
     """What was published last, if it is still kept."""
     owner: str = ""
-    """Who has the lease, by the name given to :meth:`Store.try_acquire_lease`; "" for nobody."""
+    """Lease holder, as given to :meth:`Store.try_acquire_lease`; "" for none."""
     lease_remaining: float = 0.0
     """For how many seconds more that lease runs."""
 
@@ -231,42 +242,41 @@ class Store(Protocol):
         ...
 
     def after_fork(self) -> None:
-        """Go on in a forked child: without the parent's threads, locks and connections."""
+        """Continue in a forked child, without the threads, locks and connections of the parent."""
         ...
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
-        """Ask to be the one who replaces the record of *key*.
+        """Try to acquire the refresh lease of *key*.
 
         Args:
-            key: Names the record.
-            owner: Names who asks. The lease is given to its owner again, under a new fence. What stands before
-                a slash names the member of the fleet that the owner belongs to: see :mod:`.members`.
-            known: The version that the owner knows, 0 for none: any other that is there is the answer.
-            lease: For how many seconds nobody else may replace it.
+            key: Key of the record.
+            owner: The caller. Its own lease is granted again, with a new fencing token. The part before a slash is the
+                member that the owner belongs to: see :mod:`.members`.
+            known: The version that the owner knows, 0 for none. If the store has another one, that is the result.
+            lease: Duration of the lease in seconds.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         ...
 
     def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
-        """Replace the record and end the lease, unless a newer fence has been given out.
+        """Replace the record and release the lease, unless there is a newer fencing token.
 
         Args:
-            key: Names the record.
-            fence: From :meth:`try_acquire_lease`; becomes the record's version. One that the store has not given out,
-                because it was emptied since, publishes nothing.
+            key: Key of the record.
+            fencing_token: From :meth:`try_acquire_lease`; becomes the record's version. A token that the store has not
+                issued, because it was emptied since, publishes nothing.
             content: The record.
-            keep: After how many seconds the record may be forgotten. The count of fences outlives it
-                by a day at least.
-            after: How many seconds after :meth:`try_acquire_lease` returned the content was written. The record's age
-                counts from then, however long it is on its way.
+            keep: Seconds after which the record may be deleted. The fencing token is kept for at least a day longer.
+            after: Seconds from the return of :meth:`try_acquire_lease` to the writing of the content. The age of the
+                record counts from then, however long the operation takes.
 
         Returns:
             Whether it was published.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         ...
 
@@ -274,6 +284,6 @@ class Store(Protocol):
         """Return the record of *key* and who is about to replace it. Takes nothing and changes nothing.
 
         Raises:
-            StoreError: The store cannot be used.
+            StoreError: The store is unavailable.
         """
         ...

@@ -1,10 +1,9 @@
-"""Which part of the budget each member of a fleet may take while the store cannot be used.
+"""The share of the token budget of each member in degraded mode.
 
-A member is a process, or a host whose processes share a fallback store. Each is told its part whenever it
-asks for a lease. What all members may take together never exceeds the budget: a part that was told
-is set aside until its member is told another, for nobody can take it back from a member that does not
-ask. It shrinks while the member does not ask, to nothing after an hour: so a member that has ended, or
-that makes no request, does not keep the others from theirs.
+A member is a process, or a host whose processes share a fallback store. Each lease attempt returns the share of its
+member. All shares together never exceed the budget: a share is reserved until its member gets another one, because the
+store cannot revoke it. It shrinks while the member makes no lease attempt, to zero after an hour: a member that has
+ended, or sends no requests, does not reduce the shares of the rest.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from collections.abc import Sequence
 from .base import Member
 
 HORIZON = 3600.0
-"""Seconds after which a member that does not ask is none, and has no part."""
+"""Seconds after which a member without lease attempts is removed, and has no part."""
 
 GRACE = 300.0
-"""Seconds for which a part stays whole: who makes requests asks more often than that."""
+"""Seconds for which a part stays whole: a member that sends requests attempts leases more often."""
 
 AT_FIRST = 4
-"""One part in so many at most is for a member that asks for the first time, and for one that never could."""
+"""A new member, or one that could never attempt a lease, gets at most one part in this many."""
 
 STEP = 30.0
-"""Seconds after which a member that asks again may have twice the part."""
+"""Minimum seconds between two doublings of a member's part."""
 
 MOST_MEMBERS = 100
 """More have no part each: with the documented limits it would not reach one token request an hour."""
@@ -42,7 +41,7 @@ def parts(others: Sequence[Member], before: Member | None) -> int:
 
     Args:
         others: All other members.
-        before: This one, if it is a member already. A large part grows step by step: others may be about to come,
+        before: This member, if it exists. A large part grows step by step: others may be about to come,
             who get theirs at once only if it is free.
     """
     if len(others) >= MOST_MEMBERS:
@@ -60,11 +59,11 @@ def parts(others: Sequence[Member], before: Member | None) -> int:
 
 
 def part_left(told: int, age: float) -> float:
-    """Return what is left of one part in *told*, *age* seconds after the member asked."""
+    """Return the rest of one part in *told*, *age* seconds after the lease attempt of the member."""
     return max(1 - max(age - GRACE, 0.0) / (HORIZON - GRACE), 0.0) / told if told else 0.0
 
 
 def shrunk(told: int, age: float) -> int:
-    """Return one part in how many is left of one in *told*, *age* seconds after the member asked; 0 for none."""
+    """Return that rest as one part in how many, *age* seconds after the lease attempt; 0 for none."""
     left = part_left(told, age)
     return math.ceil(1 / left - _NEAR) if left > 0 else 0

@@ -15,12 +15,12 @@ from .base import BudgetStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .slot import RecordSlot
 
-_SWEEP = 600.0  # seconds between two looks for what nobody needs any longer
+_SWEEP = 600.0  # seconds between two cleanups
 _AGAIN = 0.01  # seconds
 
 
 class _Kept(NamedTuple):
-    """One history: never changed, only replaced, so that whoever reads needs no lock."""
+    """One history. It is never changed, only replaced, so that reading needs no lock."""
 
     keep: float = LEAST_KEEP
     entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
@@ -166,11 +166,11 @@ class MemoryStore:
         self._now = now
         self._lock = threading.RLock()
         self._places: dict[str, RecordSlot] = {}
-        self._members: dict[str, tuple[float, int]] = {}  # when each asked last, and the parts it was told
+        self._members: dict[str, tuple[float, int]] = {}  # the last lease attempt of each member, and its part
         self._swept_at = float("-inf")
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads: replace the locks, and let go of the leases they held."""
+        """Continue without the parent's threads: replace the locks, and release the leases that they held."""
         self.budget.after_fork()
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
@@ -219,7 +219,7 @@ class MemoryStore:
             return
         self._swept_at = now
         for key, place in list(self._places.items()):
-            if place.is_dead(now):  # a new one counts its fences from the clock: none is ever given out again
+            if place.is_dead(now):  # the fencing tokens of a new record start from the clock: none is ever issued twice
                 self._places.pop(key, None)
         for member, (at, _) in list(self._members.items()):
             if now - at >= HORIZON:

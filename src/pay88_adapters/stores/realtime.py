@@ -1,6 +1,6 @@
-"""The platform's monotonic clock as it is, also where a test has frozen or moved the one in ``time``.
+"""The platform's monotonic clock, also if a test has frozen or advanced the one in ``time``.
 
-freezegun replaces the functions of that module. A deadline that stands still never passes, and a token that was fetched
+freezegun replaces the functions of that module. On a frozen clock a deadline never passes, and a token that was fetched
 on another clock has expired, or never will.
 """
 
@@ -28,4 +28,4 @@ def _untouched() -> ModuleType | Any:
 _time = _untouched()
 
 monotonic: Callable[[], float] = _time.monotonic
-"""Real seconds since an arbitrary instant: what ``time.monotonic`` is where nobody has replaced it."""
+"""Real seconds since an arbitrary instant: the original ``time.monotonic``, without patches."""

@@ -1,7 +1,7 @@
-"""The store of a fleet: Redis or Valkey, one script an operation, on the server's clock.
+"""The store for several hosts: Redis or Valkey, one script per operation, on the server's clock.
 
-What is kept on the server: for each key of the budget, the instants of its entries in a string; for each
-record, one hash with the count of fences and the lease, and one with the record, gone after its ``keep``.
+The server contains, for each key of the budget, the instants of its entries in a string; for each
+record, one hash with the last fencing token and the lease, and one with the record, gone after its ``keep``.
 Instants are whole microseconds of the server's ``TIME``. All keys of one kind share a hash tag, so that a
 cluster keeps them in one slot: they are used when tokens are fetched, not when they are attached.
 """
@@ -29,7 +29,7 @@ from pay88_adapters.core.history import (
 )
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
-from .base import BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
+from .base import REMEDY, BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
 from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
 
 try:
@@ -51,13 +51,13 @@ _FOREVER = 2**52  # microseconds; Lua counts in doubles
 
 
 class _Server:
-    """A client that is made at first use, and again in a forked child.
+    """A client that is created at first use, and again in a forked child.
 
-    No lock: threads that come at the same time may make one each, and the last one is kept.
+    It has no lock: concurrent threads may create one each, and the last one is kept.
 
     Args:
-        connect: Makes the client.
-        where: Names the server in messages.
+        connect: Creates the client.
+        where: Name of the server in messages.
     """
 
     def __init__(self, connect: Callable[[], Any], where: str) -> None:
@@ -67,31 +67,31 @@ class _Server:
         self._inherited: list[Any] = []
 
     def after_fork(self) -> None:
-        """Leave the parent's client alone: its connections are in use, and perhaps its locks are held."""
+        """Do not touch the parent's client: its connections are in use, and its locks may be held."""
         if self._client is not None:
             self._close.detach()
             self._inherited.append(self._client)
             self._client = None
 
-    def ask(self, question: Callable[[Any], T]) -> T:
-        """Return what *question* makes of the client. Whatever goes wrong is a :class:`StoreError`."""
+    def run(self, operation: Callable[[Any], T]) -> T:
+        """Return the result of *operation* with the client. Every failure is a :class:`StoreError`."""
         try:
             try:
-                return question(self._get())
+                return operation(self._get())
             except (redis.ConnectionError, redis.ResponseError) as error:
                 if not _is_outdated(error):
                     raise
                 clear_traceback_locals(error)
-            # Perhaps only this connection is of no use: the server restarted, or another one is the primary now.
-            # If the question was received all the same, a unit of the budget counts twice, which errs on the safe side.
+            # Maybe only this connection is broken: the server restarted, or another one is the primary now.
+            # If the operation was executed all the same, a unit of the budget counts twice, which is the safe side.
             self._reconnect()
-            return question(self._get())
-        # RedisClusterException is no RedisError; answers that make no sense are one of the last three.
+            return operation(self._get())
+        # RedisClusterException is not a RedisError; invalid responses are one of the last three.
         except (redis.RedisError, RedisClusterException, OSError, TypeError, ValueError, LookupError) as error:
             clear_traceback_locals(error)
-            problem = _problem(error)
+            problem, remedy = _problem(error)
         self._forget_cluster()
-        raise StoreError(f"{self._where} {problem}")  # not raised from its cause, which may quote a token
+        raise StoreError(f"{self._where} {problem}", remedy)  # not raised from its cause, which may quote a token
 
     def _get(self) -> Any:
         client = self._client
@@ -108,50 +108,57 @@ class _Server:
             client.connection_pool.disconnect(inuse_connections=False)  # those in use are other threads' to find out
 
     def _forget_cluster(self) -> None:
-        # Its client may never try a failed node again. All others reconnect.
+        # The client of a cluster may never retry a failed node. All other clients reconnect.
         if isinstance(self._client, RedisCluster):
             self._client = None
             self._close()
 
 
 _PROBLEMS: tuple[tuple[type[Exception] | tuple[()], str, str], ...] = (
-    (redis.TimeoutError, "", "does not answer in time"),
-    (redis.AuthenticationError, "NOAUTH", "refuses the user or the password"),
-    (
-        NoPermissionError,
-        "NOPERM",
-        "does not permit this user what the store needs: compare its ACL with the documented one",
-    ),
+    (redis.TimeoutError, "", "did not respond within 1 s"),
+    (redis.AuthenticationError, "NOAUTH", "rejected the user name or password"),
+    (NoPermissionError, "NOPERM", "denies this user a command or key of the store"),
     (redis.BusyLoadingError, "", "is still loading its data"),
     (redis.ReadOnlyError, "READONLY", "is a read-only replica"),
-    ((), "NOREPLICAS", "has too few replicas to take writes"),
-    (redis.OutOfMemoryError, "OOM", "is full: it may use no more memory"),
-    (MasterNotFoundError, "", "is not known to the sentinels, or they cannot be reached"),
-    (MasterDownError, "", "is a replica whose primary cannot be reached"),
+    ((), "NOREPLICAS", "has too few replicas to accept writes"),
+    (redis.OutOfMemoryError, "OOM", "is out of memory"),
+    (MasterNotFoundError, "", "is unknown to the sentinels, or no sentinel is reachable"),
+    (MasterDownError, "", "is a replica without a connection to its primary"),
     (ClusterDownError, "", "is a cluster that is down"),
     (redis.ConnectionError, "", "cannot be reached"),
-    (redis.ResponseError, "", "refuses the command"),
-    (redis.RedisError, "", "cannot be used"),
-    (RedisClusterException, "", "is no usable cluster"),
+    (redis.ResponseError, "", "rejected a command of the store"),
+    (redis.RedisError, "", "failed"),
+    (RedisClusterException, "", "is not a working cluster"),
     (OSError, "", "cannot be reached"),
 )
-"""Exceptions, what the server calls them where redis-py does not tell them apart, and our words for them."""
+"""Exceptions, the server's error codes where redis-py has no class of its own, and our text for them."""
+
+_REMEDIES = {
+    "rejected the user name or password": "correct the user name and password in PAY88_STORE",
+    "denies this user a command or key of the store": "grant this user the documented ACL (docs/deployment)",
+    "is still loading its data": "wait until the server has loaded its data",
+    "is a read-only replica": "set PAY88_STORE to the primary, or to the sentinels",
+    "is out of memory": "raise maxmemory of the server, or remove other data",
+    "rejected a command of the store": "use Redis 6.2 or Valkey 7.2 or newer, without renamed commands",
+}
+"""What to do, where starting the server or correcting its URL does not help."""
 
 
-def _problem(error: Exception) -> str:
-    """Say what is wrong in our own words: the server's may quote what it was sent."""
+def _problem(error: Exception) -> tuple[str, str]:
+    """Return what is wrong and what to do, in our own words: the server's may quote the request."""
     code = _code(error)
     text = next(
         (text for kind, name, text in _PROBLEMS if isinstance(error, kind) or (name and name == code)),
-        "holds what this package did not write",
+        "contains data that this package did not write",
     )
-    return f"{text} ({code or type(error).__name__})"
+    return f"{text} ({code or type(error).__name__})", _REMEDIES.get(text, REMEDY)
 
 
 def _code(error: Exception) -> str:
-    """Return what the server calls it, of errors that redis-py hands on as they came: "" for none."""
+    """Return the server's error code, for errors that redis-py passes on unclassified; "" for none."""
     text = str(error) if isinstance(error, redis.ResponseError) else ""
-    if "unauthenticated" in text:  # it takes no long command before the login
+    # No long command before the login; a login that the server has no password or no user names for.
+    if "unauthenticated" in text or "AUTH <password>" in text or "number of arguments for 'auth'" in text:
         return "NOAUTH"
     if "executing the script" in text or "ACL failure" in text:
         return "NOPERM"
@@ -161,7 +168,7 @@ def _code(error: Exception) -> str:
 
 
 def _is_outdated(error: Exception) -> bool:
-    """Whether another connection may help: this one is broken, or leads to what is no primary any longer."""
+    """Whether another connection may help: this one is broken, or its server is not the primary any longer."""
     return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
 
@@ -185,31 +192,31 @@ class RedisStorage(BudgetStorage):
             known = claim.known.get(key, ())
             args += [len(known), *self._told(known)]
 
-        def question(client: Any) -> ClaimResult:
+        def operation(client: Any) -> ClaimResult:
             granted, lists, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
             histories = {key: self._history(each) for key, each in zip(keys, lists, strict=True)}
             held = self._bar(bar) if bar else None
             return ClaimResult(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
 
-        return self._server.ask(question)
+        return self._server.run(operation)
 
     def merge(self, key: str, entries: History, keep: float) -> None:
         args = (self._micros(max(keep, LEAST_KEEP)), *self._told(entries))
-        self._server.ask(lambda client: int(MERGE(client, [self._key(key)], *args)))
+        self._server.run(lambda client: int(MERGE(client, [self._key(key)], *args)))
 
     def history(self, key: str) -> History:
         return self._look(key)[1]
 
     def bar(self, key: str, bar: Cooldown) -> None:
         args = (self._micros(bar.seconds), self._micros(bar.age), bar.reason)
-        self._server.ask(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
+        self._server.run(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
 
     def cooldown(self, key: str) -> Cooldown | None:
-        def question(client: Any) -> Cooldown | None:
+        def operation(client: Any) -> Cooldown | None:
             reply = BAR(client, [self._bar_key(key)])
             return self._bar(reply) if reply else None
 
-        return self._server.ask(question)
+        return self._server.run(operation)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         now, history = self._look(key)
@@ -217,23 +224,23 @@ class RedisStorage(BudgetStorage):
         return (now - ages[0] if ages else now, len(ages))
 
     def clear(self, key: str) -> None:
-        """Forget the entries of *key*."""
-        self._server.ask(lambda client: client.delete(self._key(key), self._bar_key(key)))
+        """Delete the entries of *key*."""
+        self._server.run(lambda client: client.delete(self._key(key), self._bar_key(key)))
 
     def reset(self) -> int:
-        """Forget all entries of this store; return how many keys there were."""
+        """Delete all entries of this store; return the number of keys."""
 
-        def question(client: Any) -> int:
+        def operation(client: Any) -> int:
             bars = list(client.scan_iter(match=self._bar_key("*"), count=1000))
             keys = set(client.scan_iter(match=self._prefix + "*", count=1000)) - set(bars)
             for bar in bars:
                 client.delete(bar)
             return sum(client.delete(key) for key in keys)
 
-        return self._server.ask(question)
+        return self._server.run(operation)
 
     def check(self) -> bool:
-        """Say whether the server answers."""
+        """Whether the server responds."""
         try:
             self.get("")
         except StoreError:
@@ -241,11 +248,11 @@ class RedisStorage(BudgetStorage):
         return True
 
     def _look(self, key: str) -> tuple[float, History]:
-        def question(client: Any) -> tuple[float, History]:
+        def operation(client: Any) -> tuple[float, History]:
             now, history = HISTORY(client, [self._key(key)])
             return _seconds(self._clock, now), self._history(history)
 
-        return self._server.ask(question)
+        return self._server.run(operation)
 
     def _history(self, reply: Any) -> History:
         ages, ids = reply
@@ -256,7 +263,7 @@ class RedisStorage(BudgetStorage):
             case [int(seconds), int(age), bytes(reason)]:
                 return Cooldown(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
             case _:
-                raise ValueError("no such answer")
+                raise ValueError("invalid response")
 
     def _told(self, entries: History) -> list[object]:
         return [arg for entry in entries for arg in (entry.id, self._micros(entry.age))]
@@ -272,7 +279,7 @@ class RedisStorage(BudgetStorage):
 
 
 class RedisStore:
-    """What the managers of a fleet share. See :func:`redis_store`."""
+    """The store of the managers on several hosts. See :func:`redis_store`."""
 
     blocking: ClassVar[bool] = True
 
@@ -281,7 +288,7 @@ class RedisStore:
         self._server, self._prefix, self._clock = server, f"{prefix}{{record}}", clock
 
     def after_fork(self) -> None:
-        """Leave the parent's connections alone."""
+        """Do not touch the parent's connections."""
         self._server.after_fork()
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
@@ -289,16 +296,16 @@ class RedisStore:
         member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
         args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
-        return self._server.ask(lambda client: self._lead(LEAD(client, keys, *args)))
+        return self._server.run(lambda client: self._lead(LEAD(client, keys, *args)))
 
     def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
-        content = Secret(content)  # for whoever prints a traceback with its locals
+        content = Secret(content)  # tracebacks with locals show it redacted
         micros = (_micros(self._clock, keep), _micros(self._clock, after))
         args = (fencing_token, *micros, self._millis(keep), self._millis(keep + _DAY), content)
-        return self._server.ask(lambda client: int(PUBLISH(client, self._keys(key), *args)) == 1)
+        return self._server.run(lambda client: int(PUBLISH(client, self._keys(key), *args)) == 1)
 
     def peek(self, key: str) -> StoreView:
-        return self._server.ask(lambda client: self._look(LOOK(client, self._keys(key))))
+        return self._server.run(lambda client: self._look(LOOK(client, self._keys(key))))
 
     def _lead(self, reply: Any) -> LeaseResult:
         match reply:
@@ -309,7 +316,7 @@ class RedisStore:
             case [joined, 2, int(fencing_token)]:
                 return LeaseResult(fencing_token=fencing_token, **self._joined(joined))
             case _:
-                raise ValueError("no such answer")
+                raise ValueError("invalid response")
 
     def _joined(self, reply: Any) -> dict[str, Any]:
         told, others = reply
@@ -325,14 +332,14 @@ class RedisStore:
             case [bytes(owner), int(left)]:
                 return StoreView(found, owner.decode(), _seconds(self._clock, left))
             case _:
-                raise ValueError("no such answer")
+                raise ValueError("invalid response")
 
     def _record(self, reply: Any) -> Record:
         match reply:
             case [int(version), int(age), bytes(content), int(stored)]:
                 return Record(version, content.decode(), _seconds(self._clock, age), _seconds(self._clock, stored))
             case _:
-                raise ValueError("no such answer")
+                raise ValueError("invalid response")
 
     def _keys(self, key: str) -> list[str]:
         return [f"{self._prefix}fences:{key}", f"{self._prefix}content:{key}"]
@@ -352,14 +359,14 @@ def _seconds(clock: StoreClock, micros: int) -> float:
 def redis_store(url: str, clock: StoreClock) -> RedisStore:
     """Return the store at *url*, without connecting.
 
-    The server's clock should be slewed rather than set: what is kept expires by it.
+    The server's clock should be slewed rather than set: entries expire by it.
 
     Args:
         url: Such as ``redis://user:password@host:6379/0?prefix=pay88:``.
-        clock: What the managers measure seconds on.
+        clock: Clock of the managers.
 
     Raises:
-        ConfigurationError: There can be no store at *url*.
+        ConfigurationError: *url* is invalid.
     """
     url = Secret(url)
     try:

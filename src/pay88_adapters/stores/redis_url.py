@@ -1,4 +1,4 @@
-"""What a Redis URL says: how to make a client, which connects at first use."""
+"""Redis URLs: how to create a client, which connects at first use."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from redis.sentinel import Sentinel
 
 from pay88_adapters.core.secret import Secret
 
-_PATIENCE = 1.0  # seconds to connect, and again to be answered
+_TIMEOUT = 1.0  # seconds of the connect timeout and of the read timeout
 
-FORMS = """write the store as one of
-  redis://[user:password@]host[:port][/db]
-  redis+sentinel://[user:password@]host[:port][,host[:port]]/service[/db]
-  redis+cluster://[user:password@]host[:port][,host[:port]]
-  unix://[user:password@]/path/of/the/socket[?db=0]
-with rediss in place of redis for TLS and a password that is percent-encoded. Parameters: prefix (letters, digits
-and ._:/- only); sentinel_username and sentinel_password, where the sentinels have a login of their own; and for
-TLS ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs"""
+FORMS = (
+    "store (PAY88_STORE) must be redis://[user:password@]host[:port][/db], redis+sentinel://, redis+cluster:// or"
+    " unix://, with documented parameters: percent-encode the password"
+)
 
 
 class Plan(NamedTuple):
-    """How to reach a server."""
+    """How to connect to a server."""
 
     connect: Callable[[], Any]
     where: str
@@ -38,10 +34,10 @@ class Plan(NamedTuple):
 
 
 def parse(url: str) -> Plan:
-    """Return what *url* says.
+    """Parse *url*.
 
     Raises:
-        ValueError: It is none of the `FORMS`. The error's text may quote the password.
+        ValueError: It has none of the `FORMS`. The error's text may quote the password.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
@@ -76,10 +72,10 @@ def parse(url: str) -> Plan:
 
 def _link(query: dict[str, str], *, tls: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "socket_connect_timeout": _PATIENCE,
-        "socket_timeout": _PATIENCE,
+        "socket_connect_timeout": _TIMEOUT,
+        "socket_timeout": _TIMEOUT,
         "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),  # redis-py would retry for long; whoever asks does it, once
+        "retry": Retry(NoBackoff(), 0),  # redis-py would retry for long; _Server.run() retries once
         "protocol": 2,  # spares a greeting that old servers and proxies do not know
     }
     if tls:

@@ -1,4 +1,4 @@
-"""What the Redis store runs on the server: one script an operation, atomic, on the server's clock.
+"""Lua scripts of the Redis store: one per operation, atomic, on the server's clock.
 
 Instants and durations are whole microseconds. Every script answers ``false``, which arrives as ``None``,
 if what it finds is not its own.
@@ -91,7 +91,7 @@ local function bar(key)
 end
 """
 
-# KEYS: the histories, then their bars. ARGV: for how long to keep them, how long a bar holds at most, how many
+# KEYS: the histories, then their cooldowns. ARGV: seconds to keep them, cap of a cooldown, number of
 # windows there are and of each the history, the limit and the expiry; how many ids and which; then for each history
 # how many entries the caller knows, and of each its id and its age
 CLAIM = Script(
@@ -192,7 +192,7 @@ local function outlive(key, milliseconds)
 end
 """
 
-# What members.parts() returns, in one step with what it is told.
+# members.parts(), in one step with the parts of all members.
 _MEMBERS = """
 local function join(seen, told, member, horizon, grace, step, first, most)
   if member == '' then return {0, {}} end
@@ -228,8 +228,8 @@ local function join(seen, told, member, horizon, grace, step, first, most)
 end
 """
 
-# KEYS: fences, content, when members asked, what they were told. ARGV: owner, known version, lease, for how many
-# milliseconds to count fences, member, for how long one is a member, for how long its part is whole, after how
+# KEYS: fencing tokens, content, last lease attempts, parts. ARGV: owner, known version, lease, for how many
+# milliseconds to keep the fencing token, member, for how long it is one, for how long its part is whole, after how
 # long it grows, one in how many it is at first, how many there can be
 LEAD = Script(
     _BASICS,
@@ -269,8 +269,8 @@ return {parts, 2, fences}
 """,
 )
 
-# ARGV: fence, for how many microseconds to keep, how many after the lease was given the content was written,
-# for how many milliseconds to keep, for how many to count fences, content
+# ARGV: fencing token, for how many microseconds to keep, how many after the lease was given the content was written,
+# for how many milliseconds to keep, for how many to keep the fencing token, content
 PUBLISH = Script(
     _BASICS,
     _FENCES,

@@ -9,7 +9,7 @@ from .base import LeaseResult, Record, StoreView
 
 @dataclass(slots=True)
 class RecordSlot:
-    """A record, the lease to replace it, and how many fences were given out. All instants are on one clock."""
+    """A record, its refresh lease, and the last fencing token. All instants are on one clock."""
 
     version: int = 0
     content: str = field(default="", repr=False)
@@ -22,20 +22,20 @@ class RecordSlot:
     leased_until: float = 0.0
 
     def try_acquire_lease(self, now: float, *, owner: str, known: int, lease: float) -> LeaseResult:
-        """Answer :meth:`Store.try_acquire_lease`."""
+        """See :meth:`Store.try_acquire_lease`."""
         if self.version != known and now < self.keep_until:
             return LeaseResult(self._record(now))
         if now < self.leased_until and self.owner != owner:
             return LeaseResult(lease_remaining=self.leased_until - now)
         if not self.fences:
-            # Not from 1: no fence from before a loss of all data may ever be given out again.
+            # Not from 1: no fencing token from before a loss of all data may be issued again.
             self.version = self.fences = int(now * 1e6)
         self.fences += 1
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
         return LeaseResult(fencing_token=self.fences)
 
     def publish(self, now: float, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
-        """Answer :meth:`Store.publish`."""
+        """See :meth:`Store.publish`."""
         if not self.version < fencing_token == self.fences:
             return False
         self.version, self.content = fencing_token, content
@@ -44,7 +44,7 @@ class RecordSlot:
         return True
 
     def peek(self, now: float) -> StoreView:
-        """Answer :meth:`Store.peek`."""
+        """See :meth:`Store.peek`."""
         record = self._record(now) if now < self.keep_until else None
         if now < self.leased_until:
             return StoreView(record, self.owner, self.leased_until - now)

@@ -1,11 +1,11 @@
-"""The store of one host's processes: a file, with the standard library's SQLite.
+"""The store of the processes on one host: a SQLite file.
 
-Each operation opens the file, takes one transaction and closes it again. Nothing is open in between: no
-connection crosses a fork, nothing has to be closed, and the next operation meets whatever is there by
-then, in place of a file that was deleted, replaced or repaired.
+Each operation opens the file, takes one transaction and closes it again. No connection stays open: none
+crosses a fork, none has to be closed, and the next operation finds the current file, also after the file was deleted,
+replaced or repaired.
 
-The journal is a rollback journal. With a write-ahead log, whoever has a deleted file open goes on
-sharing the index of the log, and at last deletes the log itself, of the new file by that name.
+The journal is a rollback journal. With a write-ahead log, a process that has a deleted file open would share the index
+of the log with the new file of that name, and delete its log in the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
-from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.errors import ConfigurationError, shorten
 from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, verdict
 from pay88_adapters.core.secret import redact
 
@@ -120,16 +120,16 @@ class SqliteStorage(BudgetStorage):
 
 
 class SqliteStore:
-    """What the managers of one host share.
+    """The store of the managers on one host.
 
     Args:
-        path: The file; it is made when it is first needed. Its directory must exist, on a local disk, and
-            others must not be able to write there.
+        path: The file; it is created at first use. Its directory must exist, on a local disk, and
+            other users must not have write access to it.
         clock: Its seconds must be the same in all processes of the host.
         for_group: Whether the group of the directory is trusted with the file.
 
     Raises:
-        ConfigurationError: Others have access to the file, or the directory is no place for it.
+        ConfigurationError: Other users have access to the file, or the directory is no place for it.
     """
 
     blocking: ClassVar[bool] = True
@@ -187,13 +187,15 @@ def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
         or (query or "access=owner") not in _ACCESS
     ):
         raise ConfigurationError(
-            "name a store in a file sqlite:////absolute/path or sqlite:////absolute/path?access=group, without a host"
+            "store (PAY88_STORE) must be sqlite:////absolute/path, with ?access=group or without, and no host"
         )
     if not path or path == ":memory:" or "\0" in path or "\ufffd" in path:
-        raise ConfigurationError("sqlite:// must name a file, as in sqlite:////absolute/path; memory:// needs none")
+        raise ConfigurationError("sqlite:// needs a file: use sqlite:////absolute/path, or memory:// without a file")
     if not Path(path).is_absolute():
         absolute = redact(_absolute(path) + url[len(_SCHEME) + len(rest) :])
-        raise ConfigurationError(f"the store {redact(url)} is relative to the working directory: write {absolute}")
+        raise ConfigurationError(
+            f"store {shorten(redact(url), 60)} is relative to the working directory: use {shorten(absolute, 90)}"
+        )
     return SqliteStore(path, clock, for_group=query == "access=group")
 
 

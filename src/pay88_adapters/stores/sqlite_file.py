@@ -17,7 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 
-from pay88_adapters.core.errors import ConfigurationError
+from pay88_adapters.core.errors import ConfigurationError, shorten
 from pay88_adapters.core.history import LEAST_KEEP
 from pay88_adapters.stores.realtime import monotonic
 
@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start at once
+_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start concurrently
 _FORK_PATIENCE = 5.0  # real seconds for which a fork waits: longer than any transaction takes
 _FORMAT = 2
 _TABLES = """
@@ -116,11 +116,11 @@ class DatabaseFile:
         return hashlib.sha256(seen.encode()).hexdigest()[:32]
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
-        """Return what *operation* does with the connection at this time, while everybody else is kept out."""
+        """Return the result of *operation* with the connection at this time, under an exclusive lock."""
         until = monotonic() + _PATIENCE
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
             if monotonic() > until:
-                raise StoreError(f"{self._path} is busy: too many threads wait for it")
+                raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
             try:
                 with _queue(self._path, until), closing(self._begin(until)) as db:
                     now = self._now(db)
@@ -130,11 +130,11 @@ class DatabaseFile:
                     db.execute("COMMIT")
                     return result
             except sqlite3.OperationalError as error:
-                raise StoreError(f"{self._path} cannot be used at present: {error}") from error
+                raise StoreError(f"{_name(self._path)} is unavailable: {error}") from error
             except sqlite3.Error as error:
-                raise StoreError(f"{self._path} is corrupt ({error}): remove it, and a new one is made") from error
+                raise StoreError(f"{_name(self._path)} is corrupt ({error}): remove it") from error
             except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
-                raise StoreError(f"{self._path} is corrupt: remove it, and a new one is made") from None
+                raise StoreError(f"{_name(self._path)} is corrupt: remove it") from None
             except (ConfigurationError, OSError) as error:
                 raise StoreError(str(error)) from error
 
@@ -156,7 +156,7 @@ class DatabaseFile:
                 db.close()
                 raise
             db.close()
-        raise StoreError(f"{self._path} is being replaced all the time")
+        raise StoreError(f"{_name(self._path)} is replaced again and again by another process")
 
     def _look(self) -> tuple[int, int] | None:
         return (_look_for_group if self._for_group else _look)(self._path)
@@ -165,12 +165,12 @@ class DatabaseFile:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if not version:
             if db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise StoreError(f"{self._path} is another program's database: name a file of the store's own")
+                raise StoreError(f"{_name(self._path)} is the database of another program: use another path")
             _create(db)
         elif version == 1:
             _migrate(db)
         elif version != _FORMAT:
-            raise StoreError(f"{self._path} is of another format: remove it, and a new one is made")
+            raise StoreError(f"{_name(self._path)} has an unknown format: remove it to start with a new file")
         boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone() or (None, None, None)
         now = self._clock.now()
         if string(boot) != self._boot or real(at) > now:
@@ -196,7 +196,7 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    """Go on from the first format, which had a history a limit: the largest of each merchant holds the others."""
+    """Migrate the first format, with a history per limit: the largest one of a merchant contains all entries."""
     clock = db.execute("SELECT boot, at, wall FROM clock").fetchone()
     entries = db.execute("SELECT key, at, until FROM entries").fetchall()
     fences = db.execute("SELECT key, fences FROM records").fetchall()
@@ -216,7 +216,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.executemany(
             INSERT, [(history, f"1.{n}", at, max(until, at + LEAST_KEEP)) for n, (at, until) in enumerate(rows)]
         )
-    # No record, but the count of fences: what an older version still holds publishes nothing.
+    # No record, but the fencing token: a holder with an older one publishes nothing.
     place = astuple(RecordSlot())
     for key, given in fences:
         row = dict(zip(COLUMNS.split(", "), place, strict=True)) | {"version": whole(given), "fences": whole(given)}
@@ -228,19 +228,19 @@ _places: set[int] = set()  # descriptors: places in queues
 
 @contextmanager
 def _queue(path: Path, until: float) -> Generator[None]:
-    """Wait until no other process is at the file.
+    """Wait until no other process uses the file.
 
-    SQLite's own lock is what counts. To ask for it costs so much that a herd of processes would do nothing else.
+    SQLite's own lock is the one that counts, but polling it is too expensive for a stampede of processes.
 
     Raises:
-        StoreError: It takes too long.
+        StoreError: The wait takes too long.
     """
     if fcntl is None:
         yield
         return
     try:
         place = os.open(path.parent, os.O_RDONLY)  # not the file: to close that would drop SQLite's locks
-    except OSError:  # whoever may not read the directory does without
+    except OSError:  # without read permission for the directory, there is no queue
         yield
         return
     _places.add(place)
@@ -249,9 +249,9 @@ def _queue(path: Path, until: float) -> Generator[None]:
         while not _is_next(place):
             left = until - monotonic()
             if left < 0:
-                raise StoreError(f"{path} cannot be used at present: database is locked by another process")
+                raise StoreError(f"{_name(path)} is locked by another process")
             time.sleep(pause * random.uniform(0.5, 1.5))
-            # Who has waited for long asks more often than who has just come.
+            # A process that has waited for long polls more often than a new one.
             pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _PATIENCE)
         yield
     finally:
@@ -276,12 +276,12 @@ def _leave(place: int) -> None:
 
 
 def _lock(db: sqlite3.Connection, until: float) -> None:
-    # SQLite's own waiting naps for longer and longer: of a herd, who came first would wait in vain.
+    # SQLite's own wait sleeps longer and longer: of many processes, the first one would starve.
     while True:
         try:
             db.execute("PRAGMA journal_mode = TRUNCATE")
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: those who wait do not get in the way of the COMMIT
+            db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: waiting processes do not delay the COMMIT
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or monotonic() > until:
@@ -290,27 +290,27 @@ def _lock(db: sqlite3.Connection, until: float) -> None:
 
 
 def _look(path: Path) -> tuple[int, int] | None:
-    """Return which file is there, if any, once it is sure that nobody else has a say in it."""
+    """Return the device and inode of the file, if any, after checking that only this user has access."""
     _, file = _found(path)
     if file and os.name == "posix":
         if file.st_uid != os.geteuid():
-            raise ConfigurationError(f"{path} belongs to somebody else: remove it, or name another for the store")
+            raise ConfigurationError(f"{_name(path)} is owned by another user: remove it or use another path")
         if file.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigurationError(
-                f"others have access to {path}, which holds tokens: chmod 600 it, or trust its group with ?access=group"
+                f"{_name(path)} is accessible to other users: run chmod 600, or trust its group with ?access=group"
             )
     return (file.st_dev, file.st_ino) if file else None
 
 
 def _look_for_group(path: Path) -> tuple[int, int] | None:
-    """Return which file is there, if any, once it is sure that nobody but the directory's group has a say in it."""
+    """Return the device and inode of the file, if any, after checking that only the directory's group has access."""
     directory, file = _found(path)
     if os.name == "posix":
         if not directory.st_mode & stat.S_ISGID:  # or else the files in it are of their makers' groups
-            raise ConfigurationError(f"{path.parent} does not give its group to the files in it: chmod 2770 it")
+            raise ConfigurationError(f"files in {_name(path.parent)} do not inherit its group: run chmod 2770 on it")
         if file and (file.st_gid != directory.st_gid or file.st_mode & stat.S_IRWXO):
             raise ConfigurationError(
-                f"others than the group of {path.parent} have access to {path}, which holds tokens: remove it"
+                f"{_name(path)} is accessible to users outside the group of its directory: remove it"
             )
     return (file.st_dev, file.st_ino) if file else None
 
@@ -318,11 +318,11 @@ def _look_for_group(path: Path) -> tuple[int, int] | None:
 def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
     directory, file = _stat(path.parent), _stat(path)
     if directory is None or not stat.S_ISDIR(directory.st_mode):
-        raise ConfigurationError(f"{path.parent} is not a directory: create it, for the store to be in")
+        raise ConfigurationError(f"{_name(path.parent)} is not a directory: create it for the store")
     if file and not stat.S_ISREG(file.st_mode):
-        raise ConfigurationError(f"{path} is not a regular file: name another for the store")
+        raise ConfigurationError(f"{_name(path)} is not a regular file: use another path")
     if os.name == "posix" and directory.st_mode & stat.S_IWOTH:
-        raise ConfigurationError(f"everybody may write to {path.parent}: name a directory of your own")
+        raise ConfigurationError(f"{_name(path.parent)} is world-writable: use a directory of this user")
     return directory, file
 
 
@@ -334,14 +334,18 @@ def _make(path: Path, *, for_group: bool) -> None:
     """
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
     made = path.with_name(f".{path.name}-{token_hex(8)}") if for_group else path
-    # Closing is harmless here alone: nothing in this process can have locked a file that it has just made.
+    # Closing is harmless only here: nothing in this process has locked a file that was just created.
     os.close(os.open(made, flags, 0o600))
-    if for_group:  # whatever the umask, and from the moment on at which others see it
+    if for_group:  # whatever the umask, and before other processes see it
         try:
             made.chmod(0o660)
             os.link(made, path)
         finally:
             made.unlink()
+
+
+def _name(path: Path) -> str:
+    return shorten(str(path), 90)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -350,7 +354,7 @@ def _stat(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be used for a store: {error.strerror}") from None
+        raise ConfigurationError(f"{_name(path)} cannot be used ({error.strerror}): check its permissions") from None
 
 
 def _boot_id() -> str:

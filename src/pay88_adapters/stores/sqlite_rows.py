@@ -14,7 +14,7 @@ from .members import HORIZON, MOST_MEMBERS, parts
 from .slot import RecordSlot
 
 DAY = 86_400.0
-_FRESH = 2.0  # seconds for which nothing is written for a member that only asks again, as those do that wait
+_FRESH = 2.0  # seconds without a write for a member that only repeats a lease attempt
 COLUMNS = "version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until"
 INSERT = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)"
 SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -83,7 +83,7 @@ def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:
         return RecordSlot()
     version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
     if not 0 <= whole(version) <= whole(fences):
-        raise sqlite3.DatabaseError("a version without a fence")
+        raise sqlite3.DatabaseError("a version without a fencing token")
     record = (version, string(content), real(written_at), real(stored_at), real(keep_until))
     return RecordSlot(*record, fences, string(owner), real(leased_at), real(leased_until))
 

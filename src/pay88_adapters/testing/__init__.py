@@ -68,7 +68,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "Emulator":  # late, because it alone needs aiohttp
+    if name == "Emulator":  # not at the top, because only it needs aiohttp
         from .emulator import Emulator
 
         return Emulator

@@ -1,4 +1,4 @@
-"""Answers requests over real connections, and makes faults happen on them."""
+"""Responds to requests over real connections, and injects faults."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Responder:
         return self._service().error(status, received, self.now(), self._wall(), **more)  # type: ignore[arg-type]
 
     def count(self, received: Received) -> None:
-        """Count a request that a fault answers."""
+        """Count a request that gets the response of a fault."""
         self._service().count(received, self.now())
 
 
@@ -104,7 +104,7 @@ class _Exchange:
         """The names of the faults met so far."""
 
     async def answer(self, fault: Outcome | None) -> web.StreamResponse:
-        """Answer the request, or do to it what the fault says."""
+        """Respond to the request, or inject the fault."""
         if fault is not None:
             self.met.append(type(fault).__name__)
         match fault:
@@ -134,7 +134,7 @@ class _Exchange:
         """Record a client that went away before its request was complete."""
         return self._hang_up(None)
 
-    # Answers that differ only in what they say
+    # Responses that differ in their content
 
     def _plain(self, fault: Outcome | None) -> Answer:
         received = self.received
@@ -168,7 +168,7 @@ class _Exchange:
         headers = () if header is None else (("Retry-After", str(header)),)
         return self._owner.error(429, self.received, event="limited", **more), headers
 
-    # Answers that differ in how they travel
+    # Responses that differ in their transmission
 
     def _truncated(self, missing: int) -> web.StreamResponse:
         answer = self._owner.handle(self.received)
@@ -245,7 +245,7 @@ def _received(request: web.BaseRequest) -> Received:
 async def _read(request: web.BaseRequest) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body: StreamReader = request.content  # request.read() would refuse more than a mebibyte
+    body: StreamReader = request.content  # request.read() would reject more than 1 MiB
     return await body.read()
 
 
@@ -258,7 +258,7 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 def _merged(ours: Fields, theirs: Fields) -> tuple[tuple[str, str], ...]:
-    """Return the fields of an answer; what a fault says replaces what the service would."""
+    """Return the headers of a response; those of a fault replace those of the service."""
     said = _pairs(theirs)
     names = {name.lower() for name, _ in said}
     basis = (("Content-Type", "application/json"), *_pairs(ours))

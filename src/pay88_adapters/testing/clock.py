@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it."""
+"""A fake clock, which a test advances."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent, WaitEvent
 
-_LOOK_AGAIN = 0.25  # real seconds; who waits is told that this clock was moved, but not if it shows another one's time
+_LOOK_AGAIN = 0.25  # real seconds; advance() notifies the waiters, but a subclass may show the time of another clock
 
 
 class ManualClock(Clock):
-    """A clock that only :meth:`advance` moves; whoever waits on it goes on when its time has come.
+    """A fake clock, which only :meth:`advance` moves. Waiters wake up once it has been advanced far enough.
 
-    Timeouts on a network are real ones all the same.
+    Network timeouts are in real seconds.
 
     Args:
-        start: What the clock shows at first, in seconds.
-        skips_pauses: Let whoever pauses on it, before another attempt for instance, move it by as much and go on
-            at once. So does an emulator that is slow. Waiting for a token that is being fetched moves nothing.
+        start: Initial time in seconds.
+        skips_pauses: Sleeping on it, such as a backoff delay or the latency of an emulator, advances the clock and
+            returns immediately. Waiting for a pending fetch does not advance it.
     """
 
     def __init__(self, start: float = 1_000.0, *, skips_pauses: bool = False) -> None:
@@ -36,13 +36,13 @@ class ManualClock(Clock):
 
     @property
     def waiting(self) -> int:
-        """How many threads and tasks wait for this clock to be moved, or for something else meanwhile."""
+        """Number of threads and tasks that wait for this clock or for another event."""
         return len(self._alarms)
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward by *seconds*, and wake whose time has come. Any thread may do so."""
         if seconds < 0:
-            raise ValueError("a clock of this kind never goes back")
+            raise ValueError("a ManualClock cannot go back: advance() takes 0 or more seconds")
         with self._moving:
             self._now += seconds
         for event in {event for until, event in list(self._alarms.values()) if until <= self._now}:

@@ -29,7 +29,7 @@ from .page import PREFIX, Page
 from .service import Service
 from .windows import Limits
 
-_BACKLOG = 4096  # a thousand clients that connect at once wait in the kernel, and none is refused
+_BACKLOG = 4096  # a thousand concurrent connects wait in the kernel, and none is rejected
 _PATIENCE = 10.0  # real seconds to start, to stop, and to act on the event loop
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ _running: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
 
 def _forked() -> None:
-    """Let go, in a forked child, of every socket of the emulators that run in its parent.
+    """Close, in a forked child, every socket of the emulators that run in its parent.
 
     A connection only ends once every process has closed it: a child that lived on would keep the
     clients of the parent's emulator waiting for the end of connections that it has long closed.
@@ -69,7 +69,7 @@ class Emulator:
         clock: What lifetimes, limits and latencies are measured on; share it with the client.
         ssl_context: Serve HTTPS with it.
         host: An address to bind; a name is resolved to one.
-        port: The port, or 0 for one that is free.
+        port: The port, or 0 for a free one.
         service: A service of your own, in place of the five arguments about it.
         wall: Unix time, for ``Date``, ``X-RateLimit-Reset`` and the dates in tokens.
     """
@@ -133,7 +133,7 @@ class Emulator:
     def port(self) -> int:
         """The port it listens on; once it was started, it keeps it."""
         if not self._port:
-            raise RuntimeError("the emulator has no port before it is started")
+            raise RuntimeError("the emulator has no port before it is started: call start() first")
         return self._port
 
     @property
@@ -170,7 +170,7 @@ class Emulator:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now, but for those that the page is answered on."""
+        """Number of open connections, without those of the page."""
         return len(self._clients())
 
     # What a test does with it
@@ -179,8 +179,8 @@ class Emulator:
         """Keep matching requests waiting at the server until they are released.
 
         ``on`` is what it is for :meth:`.FaultPlan.add`. The service decides on a held request when
-        it is released: to stage a storm of refusals, hold the calls, wait until all are there,
-        refuse the token, release.
+        it is released: to simulate a 401 storm, hold the API requests, wait until all are
+        there, reject the token, release.
         """
         hold = Hold()
         hold.on_release = self.faults.add(hold, on=on, times=None).remove
@@ -221,7 +221,7 @@ class Emulator:
         return self
 
     def stop(self) -> None:
-        """Close the port and every connection, and end the thread. Stopping twice does no harm."""
+        """Close the port and every connection, and end the thread. Stopping twice is allowed."""
         if self._thread is None or self._loop is None:
             return
         self._must_be_ours()
@@ -256,7 +256,7 @@ class Emulator:
         """Run a coroutine on the server's loop, and wait for it."""
         if self._loop is None:
             coro.close()
-            raise RuntimeError("this emulator is not running")
+            raise RuntimeError("this emulator is not running: call start() first")
         if self._pid != os.getpid():
             coro.close()
             self._must_be_ours()

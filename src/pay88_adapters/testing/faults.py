@@ -42,7 +42,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class TooMany:
-    """A 429 that the limits do not ask for. Not executed.
+    """A 429 below the rate limits. Not executed.
 
     Args:
         retry_after: The header: seconds, any string (an HTTP date, say), or ``None`` to omit it.
@@ -69,7 +69,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class ResetBeforeRead:
-    """The connection is reset (RST) as soon as the header fields are there. Not executed.
+    """The connection is reset (RST) as soon as the headers have arrived. Not executed.
 
     The only fault that does not wait for a latency or a hold.
     """
@@ -77,12 +77,12 @@ class ResetBeforeRead:
 
 @dataclass(frozen=True, slots=True)
 class ResetAfterRead:
-    """The request is read and executed; then the connection is reset (RST) without an answer."""
+    """The request is read and executed; then the connection is reset (RST) without a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """Executed and answered, but the connection ends *missing* bytes before the body does."""
+    """Executed; the response is truncated: the connection ends *missing* bytes before the body does."""
 
     missing: int = 20
 
@@ -96,9 +96,9 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Executed, and answered with this body in place of the service's.
+    """Executed; the response has this body instead of the service's.
 
-    The headers are sent too: ``{"Content-Encoding": "gzip"}`` beside a body that is not gzip lies,
+    The headers are sent too: ``{"Content-Encoding": "gzip"}`` with a body that is not gzip is wrong,
     and ``{"Set-Cookie": …}`` shows where cookies go.
     """
 
@@ -109,9 +109,9 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Executed and answered truthfully, with these header fields too.
+    """Executed; the response is right and has these headers too.
 
-    A field that the answer has anyway is replaced: ``X-RateLimit-Remaining``, say.
+    A header of the response is replaced: ``X-RateLimit-Remaining``, say.
     """
 
     headers: Fields
@@ -119,7 +119,7 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class HugeBody:
-    """Executed and answered truthfully, with blanks after the JSON up to *size* bytes.
+    """Executed; the response is right, with blanks after the JSON up to *size* bytes.
 
     Args:
         chunked: Send it in chunks, so that no ``Content-Length`` gives the size away.
@@ -131,7 +131,7 @@ class HugeBody:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """Executed and answered truthfully, one byte of the body every *seconds*."""
+    """Executed; the response is right and slow: one byte of the body every *seconds*."""
 
     seconds: float
 
@@ -196,7 +196,7 @@ class Rule:
         self.remove()
 
     def remove(self) -> None:
-        """Leave the plan; removing it twice does no harm."""
+        """Leave the plan; removing it twice is allowed."""
         self._plan.remove(self)
 
     def peek(self, received: Received) -> Fault | None:
@@ -220,11 +220,11 @@ class Rule:
 
 
 class FaultPlan:
-    """The faults that requests are going to meet. Any thread may change it at any time.
+    """The plan of faults. Thread-safe.
 
     Each request meets every latency and hold whose rule matches it, and then the first other fault:
-    rules added later do not see a request that an earlier one has answered. So the faults that were
-    added for a path one after another, each ``times=1``, strike its requests one after another.
+    later rules do not apply to a request that an earlier one has responded to. So faults that were added
+    for a path one after another, each with ``times=1``, apply to its requests one after another.
     """
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class FaultPlan:
         return f"<FaultPlan rules={len(self._rules)}>"
 
     def __iter__(self) -> Iterator[Rule]:
-        """Iterate over the rules that are there now, also those that have struck for the last time."""
+        """Iterate over the current rules, including used ones."""
         with self._lock:
             return iter(list(self._rules))
 
@@ -268,7 +268,7 @@ class FaultPlan:
             rng: A seed, or where the chance comes from. Draws are in the order of arrival.
             probability: That a request meets a fault at all, from 0 to 1.
             faults: Each of them is as likely.
-            on: See :meth:`add`, as for the others.
+            on: See :meth:`add`, as for other faults.
         """
         source = random.Random(rng) if isinstance(rng, int) else rng
         choices = list(faults)
@@ -279,7 +279,7 @@ class FaultPlan:
         return self._append(Rule(self, choices, draw, on, times, after, probability))
 
     def clear(self) -> None:
-        """Forget the whole plan, and let go of what is held."""
+        """Remove all faults, and release held requests."""
         with self._lock:
             rules, self._rules = self._rules, []
         for rule in rules:
@@ -292,12 +292,12 @@ class FaultPlan:
         return rule
 
     def remove(self, rule: Rule) -> None:
-        """Take a rule out of the plan; twice does no harm."""
+        """Remove a rule; twice is allowed."""
         with self._lock:
             if rule in self._rules:
                 self._rules.remove(rule)
 
-    # What the server asks about each request, in this order
+    # The queries of the server for each request, in this order
 
     def unread(self, received: Received) -> ResetBeforeRead | None:
         """Return the reset that strikes before the body is read, if that is what comes first."""
@@ -317,7 +317,7 @@ class FaultPlan:
         return [fault for fault in taken if isinstance(fault, (Latency, Hold))], frozenset(rules)
 
     def outcome(self, received: Received, seen: frozenset[Rule]) -> Outcome | None:
-        """Return the fault that takes the place of the service's answer."""
+        """Return the fault that replaces the response of the service."""
         with self._lock:
             return _first_taken(self._deciding(seen), received)
 

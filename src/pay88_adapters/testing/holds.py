@@ -14,9 +14,9 @@ from pay88_adapters.stores.realtime import monotonic
 class Hold:
     """Keeps requests waiting at the server.
 
-    A held request has been read and stands in the journal, but nothing has been decided: what
-    changes while it waits (a token is refused, a fault is added) counts. A client that hangs up
-    meanwhile makes no difference; its request is decided all the same once it is released.
+    A held request has been read and is in the journal, but the service has not decided on it: changes while it
+    waits (a token is rejected, a fault is added) apply. If the client disconnects, its request is decided all the
+    same once it is released.
 
     As a context manager it releases everything at the end of the block.
     """
@@ -42,7 +42,7 @@ class Hold:
         return len(self._waiting)
 
     def wait_for(self, count: int, timeout: float = 10) -> None:
-        """Block until *count* requests wait at once.
+        """Block until *count* requests are held.
 
         Raises:
             TimeoutError: They did not within *timeout* real seconds.
@@ -54,7 +54,7 @@ class Hold:
                     raise TimeoutError(f"{len(self._waiting)} of {count} requests are held after {timeout} s")
 
     def release(self, count: int | None = None) -> None:
-        """Let everything go and hold no more; or let the first *count* go and hold the others."""
+        """Release all requests and hold no more; or release only the first *count*."""
         with self._changed:
             if count is None:
                 self._released = True
@@ -65,7 +65,7 @@ class Hold:
         for loop, future in freed:
             try:
                 loop.call_soon_threadsafe(_wake, future)
-            except RuntimeError:  # the emulator was stopped: nobody waits any more
+            except RuntimeError:  # the emulator was stopped, and its requests have ended
                 return
 
     async def passed(self) -> None:

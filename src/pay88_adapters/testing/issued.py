@@ -34,7 +34,7 @@ class IssuedTokens:
         self._rng = rng
         self._tokens: list[IssuedToken] = []
         self._by_value: dict[str, IssuedToken] = {}
-        self._refused_up_to = 0  # tokens with this serial and older ones are refused
+        self._refused_up_to = 0  # tokens with this serial and older ones are rejected
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -65,7 +65,7 @@ class IssuedTokens:
         return reversed(self._tokens[-at_most:])
 
     def refuse_all(self) -> None:
-        """Refuse every token issued until now."""
+        """Reject every token issued until now."""
         self._refused_up_to = len(self._tokens)
 
     def is_refused(self, token: IssuedToken) -> bool:

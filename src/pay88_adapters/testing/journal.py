@@ -15,7 +15,7 @@ from .windows import largest_window
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One request, and what became of it. Its repr shows no header and no body; ``str()`` is one short line."""
+    """One request and its outcome. Its repr shows no header and no body; ``str()`` is one short line."""
 
     at: float
     """When it arrived, in seconds of the emulator's clock."""
@@ -28,7 +28,7 @@ class Entry:
     kind: Kind
     peer: tuple[str, int]
     status: int | None = None
-    """What was answered; ``None`` while nothing is yet, and where the connection was reset."""
+    """Status code; ``None`` before the response, or if the connection was reset."""
     executed: bool = False
     """Whether the service acted on it, whatever the client got to see."""
     event: Event | None = None
@@ -46,17 +46,17 @@ class Entry:
 
     def __str__(self) -> str:
         path = self.path.encode("ascii", "backslashreplace").decode()
-        status = self.status or ("no answer" if self.finished else "under way")
+        status = self.status or ("no response" if self.finished else "in progress")
         token = "" if self.serial is None else f"token {self.serial}"
         details = ", ".join(filter(None, [self.event, token, self.fault and f"fault {self.fault}"]))
         return f"{self.at:9.3f} s  {self.method:4} {path}  {status}  {details}".rstrip()
 
 
 class Journal:
-    """A record of every request that arrived, printed as one line for each. Any thread may read it at any time.
+    """The request journal: one entry per request, one line each when printed. Thread-safe.
 
-    A request is there from the moment its header fields have arrived. How it ended is there before
-    the first byte of its answer is sent: a client that has an answer finds it in the journal.
+    A request is there from the moment its headers have arrived. How it ended is there before
+    the first byte of its response is sent: a client that has a response finds it in the journal.
     """
 
     def __init__(self) -> None:
@@ -88,17 +88,17 @@ class Journal:
 
     @property
     def token_requests(self) -> int:
-        """How many requests for a token arrived, whatever became of them."""
+        """Number of token requests, whatever their outcome."""
         return self.count("token")
 
     @property
     def calls(self) -> int:
-        """How many API calls arrived, whatever became of them."""
+        """Number of API requests, whatever their outcome."""
         return self.count("call")
 
     @property
     def charged(self) -> int:
-        """How many charges were booked, counting those whose answer got lost or was replaced on the way.
+        """Number of executed charges, including those whose response was lost or replaced.
 
         What they were is in ``emulator.service.charges``.
         """
@@ -106,7 +106,7 @@ class Journal:
 
     @property
     def issued(self) -> int:
-        """How many tokens were issued, counting those that got lost on the way."""
+        """Number of issued tokens, including those whose response was lost."""
         return sum(entry.event == "issued" for entry in self)
 
     @property
@@ -129,13 +129,13 @@ class Journal:
         ]
 
     def mark(self) -> int:
-        """Return a mark: give it as ``since=`` to see only what arrived after it."""
+        """Return a mark: pass it as ``since=`` to select only later requests."""
         return len(self._entries)
 
     def max_in_window(self, seconds: float, kind: Kind | None = "token") -> int:
         """Return the largest number of requests of a kind that arrived within *seconds*.
 
-        Every one that reached the server counts, also those that were refused or reset. Two that
+        Every request that reached the server counts, including rejected and reset ones. Two that
         are exactly *seconds* apart do not share a window.
         """
         return largest_window([entry.at for entry in self.select(kind)], seconds)

@@ -66,7 +66,7 @@ class Received:
 
     @property
     def kind(self) -> Kind:
-        """Whether this asks for a token, is an API call, or neither."""
+        """Whether this is a token request, an API request, or neither."""
         route = self.route
         if route == TOKEN_PATH:
             return "token"
@@ -75,7 +75,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the service answers, and what it did."""
+    """Response of the service, and what it did."""
 
     status: int
     body: bytes = field(repr=False)
@@ -107,7 +107,7 @@ class Usage:
     seconds: float
     used: int
     frees_at: float | None
-    """When the next unit comes back."""
+    """When the next unit is available."""
 
 
 @dataclass(frozen=True, slots=True)

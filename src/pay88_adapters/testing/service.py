@@ -1,4 +1,4 @@
-"""88Pay's API as a state machine: requests in, answers out, time as an argument.
+"""88Pay's API as a state machine: it takes requests and the time, and returns responses.
 
 No socket, no clock and no HTTP library in this file, and nothing of the client that it judges.
 Durations are in seconds; ``now`` is an instant on any steady clock, ``wall`` is Unix time and only
@@ -40,12 +40,12 @@ _BAD_CREDENTIALS = "Invalid API key or merchant ID"
 
 
 class Service:
-    """The service: credentials, tokens, limits and a few calls. Any thread may use it.
+    """The service: credentials, tokens, limits and a few calls. Thread-safe.
 
     Args:
         api_key: The key that is accepted, for ``merchant_id``.
         merchant_id: The merchant it belongs to.
-        lifetime: How many seconds a token is accepted; at exactly that age it is refused.
+        lifetime: How many seconds a token is accepted; at exactly that age it is rejected.
         expires_in: What the token endpoint announces as ``expires_in`` where that is not the truth:
             any JSON value.
         token_limits: Of the token endpoint, per merchant, as ``(count, seconds)`` pairs over moving
@@ -91,33 +91,33 @@ class Service:
     def __repr__(self) -> str:
         return f"<Service merchant={self.merchant_id!r} issued={self.issued} charges={len(self.charges)}>"
 
-    # What a test reads and turns
+    # For tests
 
     @property
     def issued(self) -> int:
-        """How many tokens were issued so far; also the serial of the newest one."""
+        """Number of issued tokens; also the serial of the newest one."""
         return len(self._tokens)
 
     @property
     def charges(self) -> tuple[Charge, ...]:
-        """The charges that were booked, in order."""
+        """The executed charges, in order."""
         with self._lock:
             return tuple(self._charges)
 
     def secrets(self) -> frozenset[str]:
-        """Return every key, token and session id there ever was, to look for where none may be."""
+        """Return every key, token and session id so far, for tests that look for leaks."""
         with self._lock:
             return frozenset([*self._known_secrets, *self._tokens.secrets()])
 
     def masked(self, text: str) -> str:
-        """Return *text* with a mark in place of every key, and of all that looks like a key or a token."""
+        """Return *text* with its keys redacted, and everything that looks like a key or a token."""
         with self._lock:
             keys = {form for key in self._known_secrets for form in (key, quote(key, safe=""))}
         exact = sorted(map(re.escape, keys), key=len, reverse=True)
         return re.sub("|".join([_SECRET_SHAPES, *exact]), "•••", text)
 
     def usage(self, now: float) -> list[Usage]:
-        """Return how much of each limit is used: of the merchant it began with, and of all that were here since."""
+        """Return the used units of each limit, of the initial merchant and of all others that sent requests."""
         with self._lock:
             owners = [*((group, self.merchant_id) for group in self._limits), *self._windows]
             return [
@@ -127,7 +127,7 @@ class Service:
             ]
 
     def current_tokens(self, now: float, at_most: int = 20) -> list[Current]:
-        """Return the tokens that have not expired, the newest first, without their values."""
+        """Return the tokens that have not expired, newest first, without their values."""
         with self._lock:
             return [
                 Current(
@@ -145,47 +145,47 @@ class Service:
             return frozenset(self._suspended)
 
     def forget_usage(self) -> None:
-        """Count anew, as if no request had been here: every limit is free again."""
+        """Reset the rate limits: all units are available again."""
         with self._lock:
             self._windows.clear()
 
     def rotate_credentials(self, api_key: str) -> None:
-        """Accept this key of the merchant, and none that it had. Tokens live on, as with :meth:`reject_credentials`."""
+        """Accept only this key of the merchant. Tokens stay valid, as with :meth:`reject_credentials`."""
         with self._lock:
             others = {pair for pair in self._credentials if pair[1] != self.merchant_id}
             self._credentials = {*others, (api_key, self.merchant_id)}
             self._known_secrets.add(api_key)
 
     def refuse_current_tokens(self) -> None:
-        """Refuse every token issued until now, as if they had been revoked."""
+        """Reject every token issued until now, as if they had been revoked."""
         with self._lock:
             self._tokens.refuse_all()
 
     def accept_credentials(self, api_key: str, merchant_id: str | None = None) -> None:
-        """Accept one more key, of this merchant or of another; the old ones stay good."""
+        """Accept another key, of this merchant or of another one; the other keys stay valid."""
         with self._lock:
             self._credentials.add((api_key, merchant_id or self.merchant_id))
             self._known_secrets.add(api_key)
 
     def reject_credentials(self, api_key: str) -> None:
-        """Accept a key no more. Tokens that it got stay good for the rest of their lives."""
+        """Reject a key. Tokens that were issued for it stay valid until they expire."""
         with self._lock:
             self._credentials = {pair for pair in self._credentials if pair[0] != api_key}
 
     def suspend(self, merchant_id: str | None = None) -> None:
-        """Answer a merchant's token requests and calls with 403."""
+        """Respond to a merchant's token requests and API requests with 403."""
         with self._lock:
             self._suspended.add(merchant_id or self.merchant_id)
 
     def reinstate(self, merchant_id: str | None = None) -> None:
-        """Take :meth:`suspend` back."""
+        """Undo :meth:`suspend`."""
         with self._lock:
             self._suspended.discard(merchant_id or self.merchant_id)
 
-    # What a server calls
+    # For the server
 
     def handle(self, received: Received, now: float, wall: float) -> Answer:
-        """Act on a request and return the answer to it."""
+        """Execute a request and return the response."""
         with self._lock:
             kind = received.kind
             if kind == "token" and received.method == "POST":
@@ -195,13 +195,13 @@ class Service:
             return self.error(404, received, now, wall, event="unknown")
 
     def trace(self, received: Received, now: float) -> tuple[int | None, float | None]:
-        """Return the serial of the token a request carries, and how old it is; ``None`` if unknown."""
+        """Return the serial and the age of the token that a request carries; ``None`` if unknown."""
         with self._lock:
             token = self._tokens.find(_bearer(received))
             return (None, None) if token is None else (token.serial, now - token.at)
 
     def count(self, received: Received, now: float) -> None:
-        """Count a request that is answered by something else than the service, where it has room."""
+        """Count a request that gets the response of a fault, if a unit is left."""
         with self._lock:
             window = self._window(received)
             if not window.wait(now):
@@ -219,7 +219,7 @@ class Service:
         serial: int | None = None,
         **more: Any,
     ) -> Answer:
-        """Return an error in the documented form; *more* goes into the body after the message."""
+        """Return an error in the documented form; *more* is added to the body."""
         if message is None:
             message = MESSAGES.get(status, "Error")
         body = {"status": "Error", "code": status, "message": message, **more}
@@ -259,7 +259,7 @@ class Service:
         answer = _success("Token generated successfully", data, event, token.serial)
         return self._announced(answer, received, now, wall)
 
-    # Calls
+    # API requests
 
     def _call(self, received: Received, now: float, wall: float) -> Answer:
         token = self._tokens.find(_bearer(received))
@@ -280,13 +280,13 @@ class Service:
 
     def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
-            return False  # missing, or another token's: the two always travel together
+            return False  # missing, or another token's: the two belong together
         if self._tokens.is_refused(token) or now - token.at >= self.lifetime:
             return False
         return self.refuse_where is None or not self.refuse_where(received, now)
 
     def _act(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
-        """Execute an authenticated call; return the error's status if that cannot be done."""
+        """Execute an authenticated API request; return the status code of the error if it fails."""
         match received.method, received.route:
             case _, "/api/echo":
                 return self._echo(received, token)
@@ -335,7 +335,7 @@ class Service:
         return self._windows[group, owner]
 
     def _group(self, received: Received) -> tuple[str, str]:
-        """Return which limits a request falls under, and whose."""
+        """Return the limits that apply to a request, and the merchant."""
         route = received.route
         if route == TOKEN_PATH:
             return "token", received.headers.get("x-merchant-id", "")
@@ -351,10 +351,10 @@ class Service:
         return replace(answer, headers=(*answer.headers, ("Retry-After", str(seconds))))
 
     def _announced(self, answer: Answer, received: Received, now: float, wall: float) -> Answer:
-        """Add the date and the ``X-RateLimit-*`` fields that every response carries."""
+        """Add the date and the ``X-RateLimit-*`` headers of every response."""
         with self._lock:
             state = self._window(received).state(now)
-        # What nothing limits still says something: never that there is less than there is.
+        # A response without a limit has the headers too, with at least one remaining request.
         limit, remaining, back_in = state or (1000, 1000, 0.0)
         return replace(
             answer,

@@ -13,7 +13,7 @@ Limits = Sequence[tuple[int, float]]
 
 
 class MovingWindows:
-    """Requests counted against several limits at once.
+    """Requests counted against several limits.
 
     A request counted at ``t`` no longer counts at ``t + seconds``: ten at second 0 and a limit of
     ten in 60 seconds allow the next at second 60 exactly, and not before.
@@ -38,7 +38,7 @@ class MovingWindows:
             hits.append(now)
 
     def state(self, now: float) -> tuple[int, int, float] | None:
-        """Return limit, remaining and the seconds until a unit comes back, for the tightest limit.
+        """Return limit, remaining and the seconds until the next unit, for the tightest limit.
 
         ``None`` when there is no limit.
         """
@@ -50,7 +50,7 @@ class MovingWindows:
         return min(states, key=lambda state: state[1], default=None)
 
     def usage(self, now: float) -> Iterator[tuple[int, float, int, float | None]]:
-        """Yield each limit's count and seconds, how much of it is used, and when a unit comes back, if one is out."""
+        """Yield each limit's count and seconds, its used units, and when the next unit is available, if any is used."""
         for count, seconds, hits in self._windows:
             _forget(hits, now, seconds)
             yield count, seconds, len(hits), hits[0] + seconds if hits else None

@@ -1,4 +1,4 @@
-"""Whether a configuration is good, check by check."""
+"""The checks of ``pay88 check``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from .network import Network
 __all__ = ["Finding", "findings"]
 
 
-def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check what *environ* configures: one finding after another, with at most one token request among them."""
+def findings(environ: Mapping[str, str], *, fresh: bool = False) -> Iterator[Finding]:
+    """Check the configuration in *environ*, with at most one token request.
+
+    Args:
+        environ: Environment variables.
+        fresh: Send the token request even if the store has a token.
+    """
     configuration = Configuration(environ)
     yield from configuration.check()
     network = Network(configuration.endpoint)
@@ -22,4 +27,4 @@ def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     yield from fleet.check_store()
     yield network.clock(fleet.ahead)
     yield from fleet.check_shared()
-    yield fleet.token(reached=network.reached)
+    yield fleet.token(reached=network.reached, fresh=fresh)

@@ -1,4 +1,4 @@
-"""The variables, and whether they fit together."""
+"""Checks of the environment variables."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from pay88_adapters.stores import MEMORY
 
 from .finding import Finding, failed, ok, skipped
 
+
+def _remedy(environ: Mapping[str, str]) -> str:
+    unset = "unset PAY88_BASE_URL and " if environ.get("PAY88_BASE_URL") else ""
+    return f"{unset}set PAY88_ENVIRONMENT to the key's environment, or PAY88_API_KEY to a key for this base URL"
+
+
 _VENDORS = {"PAY88_API_KEY": "EIGHTY_EIGHT_PAY_API_KEY", "PAY88_MERCHANT_ID": "EIGHTY_EIGHT_PAY_MERCHANT_ID"}
 _OPTIONS = {"PAY88_BASE_URL": "--base-url", "PAY88_STORE": "--store"}
 
 
 class Configuration:
-    """What an environment says.
+    """The configuration in environment variables.
 
     Args:
-        environ: The variables, as changed by the options.
+        environ: The variables, with the values of the options.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -30,10 +36,10 @@ class Configuration:
         self.credentials: Credentials | None = None
         self.endpoint: Endpoint | None = None
         self.fits = False
-        """Whether the key is for this URL."""
+        """Whether the key belongs to the environment of the base URL."""
 
     def check(self) -> Iterator[Finding]:
-        """Check the variables, the base URL, and that the key fits it."""
+        """Check the variables, the base URL, and that the key belongs to it."""
         yield self._check_environment()
         yield self._check_url()
         yield self._check_key()
@@ -42,7 +48,11 @@ class Configuration:
         try:
             self.credentials = Credentials.from_env(self._environ)
         except ConfigurationError as error:
-            return failed("environment", str(error), "set the two variables to the values from the 88Pay dashboard")
+            return failed(
+                "environment",
+                str(error),
+                "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
+            )
         return ok("environment", f"read {', '.join(self._read())}")
 
     def _read(self) -> Iterator[str]:
@@ -60,15 +70,19 @@ class Configuration:
         try:
             self.endpoint = Endpoint.parse(url_from_env(self._environ))
         except ConfigurationError as error:
-            return failed("base URL", str(error), "correct PAY88_BASE_URL, or set PAY88_ENVIRONMENT in its place")
+            return failed(
+                "base URL",
+                str(error),
+                "correct PAY88_BASE_URL, or unset it and set PAY88_ENVIRONMENT to sandbox or production",
+            )
         return ok("base URL", self.endpoint.base_url)
 
     def _check_key(self) -> Finding:
         if self.endpoint is None or self.credentials is None:
-            return skipped("key", "there is no key and URL to compare")
+            return skipped("key", "the key or the base URL is missing")
         try:
             self.endpoint.check_key(self.credentials)
         except ConfigurationError as error:
-            return failed("key", str(error), "set PAY88_API_KEY to a key of the environment that the base URL is for")
+            return failed("key", str(error), _remedy(self._environ))
         self.fits = True
-        return ok("key", "not one of the other environment's")
+        return ok("key", "matches the environment")

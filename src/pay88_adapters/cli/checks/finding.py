@@ -1,4 +1,4 @@
-"""What one check has found."""
+"""Results of checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was checked, how it is, and what to do about it."""
+    """Result of one check."""
 
     name: str
     state: Literal["ok", "failed", "skipped"]
@@ -17,21 +17,21 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """All of it in one line."""
+        """The result as one line."""
         said = f"{self.detail}: {self.remedy}" if self.remedy else self.detail
         return " ".join(f"{self.state:<9}{self.name:<13}{said}".splitlines())
 
 
 def ok(name: str, detail: str) -> Finding:
-    """Return that it is good."""
+    """Return a passed check."""
     return Finding(name, "ok", detail)
 
 
 def failed(name: str, detail: str, remedy: str) -> Finding:
-    """Return that it is not, and what to do about it."""
+    """Return a failed check and its remedy."""
     return Finding(name, "failed", detail, remedy)
 
 
 def skipped(name: str, why: str) -> Finding:
-    """Return that it was not checked."""
+    """Return a check that was not made."""
     return Finding(name, "skipped", why)

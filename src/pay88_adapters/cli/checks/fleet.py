@@ -1,4 +1,4 @@
-"""The store, what is left of the budget, and a token."""
+"""Checks of the shared store, the token budget, the refresh lease and the token."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from pay88_adapters import (
 )
 from pay88_adapters.cli.options import finishing
 from pay88_adapters.cli.standing import Shared, Standing
+from pay88_adapters.core.errors import Failure, in_seconds
+from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.store_link import run_with_timeout
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
-from pay88_adapters.stores.base import Store, StoreError
+from pay88_adapters.stores.base import REMEDY, Store, StoreError
 
 from .configuration import Configuration
 from .finding import Finding, failed, ok, skipped
 
-_LEASE = 5.0  # seconds, of the trial
+_LEASE = 5.0  # seconds, of the lease that the check acquires
+_AFTER_429 = "token endpoint returned 429; another client uses this merchant's token budget"
 _OWN_CLOCK = ("sqlite", "memory")  # stores without a clock of their own
 _REMEDIES: dict[type[Pay88Error], str] = {
     CredentialsRejected: "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
-    TokenBudgetExhausted: "wait, and let all that use this merchant share one PAY88_STORE",
-    TokenRateLimited: "wait, and let all that use this merchant share one PAY88_STORE",
+    TokenBudgetExhausted: "wait, and set one PAY88_STORE for all clients of this merchant",
+    TokenRateLimited: "wait, and set one PAY88_STORE for all clients of this merchant",
     ConfigurationError: "correct the configuration",
 }
 
 
 class Fleet:
-    """What is shared with others.
+    """The shared store, and the merchant's state in it.
 
     Args:
-        configuration: What was checked before.
+        configuration: The checked variables.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -51,14 +54,16 @@ class Fleet:
         """Seconds by which the store's clock is ahead of this host's."""
 
     def check_store(self) -> Iterator[Finding]:
-        """Check that the store takes a lease and a record, beside those of the fleet."""
+        """Check that a lease can be acquired and a record written, under a key of their own."""
         url, spare_url = self._configuration.store, self._configuration.fallback_store
         spare: Store | None = None
         if spare_url is not None:
             finding, spare = _check_fallback(spare_url, url)
             yield finding
         if url == MEMORY:
-            yield skipped("store", "memory:// is for one process: set PAY88_STORE where there are several")
+            yield skipped(
+                "store", "memory:// is private to each process: set PAY88_STORE if there are several processes"
+            )
             return
         try:
             store = open_store(url, Clock())
@@ -66,94 +71,120 @@ class Fleet:
             if url.partition(":")[0] not in _OWN_CLOCK:
                 self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
-            yield failed("store", str(error), "correct PAY88_STORE, or install what its driver needs")
+            yield failed("store", str(error), "correct PAY88_STORE, or install its driver")
         except StoreError as error:
-            meanwhile = "each process goes on alone"
+            degraded = "until then, each process uses its share of the token budget"
             if spare is not None and spare_url is not None:
                 self._store, self._store_url = spare, spare_url
-                meanwhile = "the processes of this host share PAY88_FALLBACK_STORE, which is checked below"
-            yield failed("store", str(error), f"start it, or correct PAY88_STORE; meanwhile {meanwhile}")
+                degraded = "until then, the processes of this host share PAY88_FALLBACK_STORE, which is checked below"
+            yield failed("store", str(error), f"{error.remedy}; {degraded}")
         else:
             self._store, self._store_url = store, url
-            yield ok("store", f"a lease and a record in {took * 1000:.0f} ms")
+            yield ok("store", f"lease and record written in {took * 1000:.0f} ms")
 
     def check_shared(self) -> Iterator[Finding]:
-        """Look at the budget and at the lease, and take nothing."""
+        """Check the token budget and the lease. Read-only."""
         endpoint, credentials, store = self._configuration.endpoint, self._configuration.credentials, self._store
         if endpoint is None or credentials is None or store is None:
-            why = "there is no store to look into" if store is None else "there is no key and URL to look for"
+            why = "no shared store" if store is None else "the key or the base URL is missing"
             yield from (skipped(name, why) for name in ("budget", "lease"))
             return
         try:
             standing = self._standing = run_with_timeout(Shared(store, endpoint.base_url, credentials).peek)
         except (Pay88Error, StoreError) as error:
-            yield failed("budget", str(error), "start the store, or correct PAY88_STORE")
+            yield failed("budget", str(error), getattr(error, "remedy", REMEDY))
             yield skipped("lease", "the store failed")
             return
         left = ", ".join(f"{left} of {limit}" for limit, left in standing.tokens.items())
         if standing.free_in:
-            remedy = f"wait {standing.free_in:.0f} s, and let all that use this merchant share one PAY88_STORE"
-            yield failed("budget", f"it is spent ({left} left)", remedy)
+            remedy = f"wait {in_seconds(standing.free_in)}, and set one PAY88_STORE for all clients of this merchant"
+            yield failed("budget", f"exhausted ({left} left)", remedy)
         else:
             yield ok("budget", f"{left} left" + (", reserved for regular refreshes" if not standing.forced else ""))
         lease = standing.lease
-        yield ok("lease", f"{lease.owner} fetches a token, for {lease.remaining:.1f} s at most" if lease else "free")
+        yield ok("lease", f"held by {lease.owner}, expires in {lease.remaining:.1f} s" if lease else "free")
 
-    def token(self, *, reached: bool) -> Finding:
-        """Get a token, unless the fleet has one, or none may be requested."""
+    def token(self, *, reached: bool, fresh: bool) -> Finding:
+        """Fetch a token, unless the store has one (and not *fresh*) or no token request may be sent."""
         standing = self._standing
-        if standing is not None and standing.token is not None:
-            return ok("token", f"not asked for: the fleet has one, {standing.token.age:.0f} s old")
+        if standing is not None and standing.token is not None and not fresh:
+            return ok(
+                "token", f"not requested: the store has one, {standing.token.age:.0f} s old (--fresh requests one)"
+            )
         if standing is not None and standing.barred is not None:
             remaining, why = standing.barred.remaining, standing.barred.why
-            return failed("token", f"not asked for, for {remaining:.0f} s more: {why}", f"wait {remaining:.0f} s")
+            return failed(
+                "token", f"not requested, cooldown of {in_seconds(remaining)}: {why}", f"wait {in_seconds(remaining)}"
+            )
         if standing is not None and standing.free_in:
-            return skipped("token", "no token request may be sent")
+            return skipped("token", "not requested: the token budget is exhausted")
         if not self._configuration.fits:
-            return skipped("token", "there is no key for this URL")
+            return skipped("token", "no valid key for this base URL")
         if not reached:
-            return skipped("token", "the service cannot be reached")
+            return skipped("token", "the service is unreachable")
         try:
-            return self._ask()
-        except Pay88Error as error:
+            if self._store is not None and standing is not None and standing.token is not None:
+                return self._fetch_another(self._store)
+            return self._fetch(self._store_url)
+        except (Pay88Error, StoreError) as error:
             return failed("token", str(error), _remedy(error))
 
-    def _ask(self) -> Finding:
+    def _fetch(self, url: str) -> Finding:
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
         assert endpoint is not None
         assert credentials is not None
         policy = TokenPolicy(fetch_attempts=1)
-        with TokenManager(credentials, base_url=endpoint.base_url, store=self._store_url, policy=policy) as manager:
+        with TokenManager(credentials, base_url=endpoint.base_url, store=url, policy=policy) as manager:
             with finishing(manager):
                 began_at = time.monotonic()
                 token = manager.get_token()
-            return ok("token", f"good for {token.expires_in:g} s, in {time.monotonic() - began_at:.2f} s")
+            return ok("token", f"valid for {token.expires_in:g} s, fetched in {time.monotonic() - began_at:.2f} s")
+
+    def _fetch_another(self, store: Store) -> Finding:
+        """Fetch a token that *store* does not get: its workers keep theirs, whatever the result is (rules 5 and 10)."""
+        endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
+        assert endpoint is not None
+        assert credentials is not None
+        budget = TokenBudget(TokenPolicy(), store.budget, endpoint.base_url)
+        grant = budget.acquire(credentials.merchant_id, from_reserve=True)
+        if not grant.granted:
+            return skipped("token", f"not requested: no reserved token request for {in_seconds(grant.retry_in)}")
+        try:
+            return self._fetch(MEMORY)
+        except TokenRateLimited as error:
+            failure = Failure(TokenRateLimited, _AFTER_429, 429, None, error.retry_after, retryable=True)
+            budget.rate_limited(credentials.merchant_id, failure)
+            raise
 
 
-def _remedy(error: Pay88Error) -> str:
+def _remedy(error: Pay88Error | StoreError) -> str:
+    if isinstance(error, StoreError):
+        return error.remedy
+    if error.status == 403:
+        return "ask 88Pay to end the suspension or to allow this IP address"
     for kind, remedy in _REMEDIES.items():
         if isinstance(error, kind):
             return remedy
-    return "check the base URL and proxies, and try again"
+    return "check the base URL and proxies, then retry"
 
 
 def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
-    """Check that the file that this host's processes share meanwhile takes a lease and a record; return it, too."""
-    name, remedy = "fallback", "correct PAY88_FALLBACK_STORE: a file of this host, beside the PAY88_STORE of all"
+    """Check the fallback store, and return it."""
+    name, remedy = "fallback", "set PAY88_FALLBACK_STORE to a file of this host, and PAY88_STORE to another store"
     if store in (MEMORY, url):
-        return failed(name, "there is no other store that it could stand in for", remedy), None
+        return failed(name, "it needs another PAY88_STORE to replace while that is unavailable", remedy), None
     try:
         spare, _ = open_fallback(url, Clock())
         took = run_with_timeout(lambda: _try(spare))
     except (ConfigurationError, StoreError) as error:
         return failed(name, str(error), remedy), None
-    return ok(name, f"a lease and a record in {took * 1000:.0f} ms"), spare
+    return ok(name, f"lease and record written in {took * 1000:.0f} ms"), spare
 
 
 def _try(store: Store) -> float:
-    """Take a lease and write a record that is forgotten at once; return for how many seconds that took."""
+    """Acquire a lease and write a record that expires immediately; return the duration in seconds."""
     began_at = time.monotonic()
     lead = store.try_acquire_lease("check", owner=uuid4().hex, known=-1, lease=_LEASE)
-    if lead.fencing_token is not None:  # or else another check is at it
+    if lead.fencing_token is not None:  # if not, another check holds it
         store.publish("check", fencing_token=lead.fencing_token, content="", keep=0.0)
     return time.monotonic() - began_at

@@ -1,4 +1,4 @@
-"""The way to the service: DNS, TCP, TLS, and what time it is over there."""
+"""Checks of the network: DNS, TCP, TLS and the service's clock."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pay88_adapters.stores.base import StoreError
 
 from .finding import Finding, failed, ok, skipped
 
-_PATIENCE = 5.0  # seconds for each step
-_DRIFT = 30.0  # seconds that clocks may be apart
+_TIMEOUT = 5.0  # seconds, of each step
+_DRIFT = 30.0  # seconds of tolerated clock skew
 _DAY = 86_400
 
 _EXPIRED, _NOT_YET, _WRONG_HOST = 10, 9, (62, 64)  # of OpenSSL's X509_V_ERR_*: a name, an address
@@ -29,33 +29,33 @@ _UNTRUSTED = (18, 19, 20, 21)
 
 
 class Network:
-    """The way to the service.
+    """The network between this host and the service.
 
     Args:
-        endpoint: Where it is; ``None`` skips everything.
+        endpoint: The base URL; ``None`` skips all checks.
     """
 
     def __init__(self, endpoint: Endpoint | None) -> None:
         self._endpoint = endpoint
         self._ahead: float | None = None  # of the service's clock, in seconds
         self.reached = False
-        """Whether the service can be talked to."""
+        """Whether the connection to the service works."""
 
     def check(self) -> Iterator[Finding]:
-        """Check name, connection and certificate, one after another."""
+        """Check DNS, TCP and TLS, in this order."""
         if self._endpoint is None:
-            yield from (skipped(name, "there is no base URL") for name in ("DNS", "TCP", "TLS"))
+            yield from (skipped(name, "no valid base URL") for name in ("DNS", "TCP", "TLS"))
             return
         name = _resolve(self._endpoint)
         yield name
         if name.state == "failed":
-            yield from (skipped(each, "the name has no address") for each in ("TCP", "TLS"))
+            yield from (skipped(each, "the host name has no address") for each in ("TCP", "TLS"))
             return
         try:
-            plain = socket.create_connection((self._endpoint.host, self._endpoint.port), _PATIENCE)
+            plain = socket.create_connection((self._endpoint.host, self._endpoint.port), _TIMEOUT)
         except OSError as error:
             yield _unconnected(self._endpoint, error)
-            yield skipped("TLS", "there is no connection")
+            yield skipped("TLS", "no connection")
             return
         with plain:
             host, port = plain.getpeername()[:2]
@@ -65,8 +65,8 @@ class Network:
     def _secure(self, endpoint: Endpoint, plain: socket.socket) -> Finding:
         if endpoint.scheme == "http":
             self._talk(endpoint, plain)
-            return skipped("TLS", "http:// to this host itself")
-        context = create_urllib3_context()  # as the token request verifies
+            return skipped("TLS", "http:// on the loopback interface")
+        context = create_urllib3_context()  # the verification of the token request
         context.load_default_certs()
         try:
             with context.wrap_socket(plain, server_hostname=endpoint.host) as secure:
@@ -75,18 +75,18 @@ class Network:
         except (OSError, ValueError) as error:
             return _insecure(endpoint, error)
         left = (ssl.cert_time_to_seconds(str((ends_at or {})["notAfter"])) - time.time()) // _DAY
-        return ok("TLS", f"{version}, with a certificate for {left:.0f} days more")
+        return ok("TLS", f"{version}, certificate valid for {left:.0f} days")
 
     def _talk(self, endpoint: Endpoint, connected: socket.socket) -> None:
-        """Ask what time it is: any answer says so. This is no token request."""
+        """Read the ``Date`` header of a response. This is not a token request."""
         self.reached = True
-        connection = HTTPConnection(endpoint.host, endpoint.port, timeout=_PATIENCE)
+        connection = HTTPConnection(endpoint.host, endpoint.port, timeout=_TIMEOUT)
         connection.sock = connected
         with suppress(OSError, HTTPException, ValueError, TypeError):
-            asked_at = time.time()
+            sent_at = time.time()
             connection.request("HEAD", "/", headers={"Connection": "close"})
             date = connection.getresponse().getheader("Date")
-            middle = (asked_at + time.time()) / 2
+            middle = (sent_at + time.time()) / 2
             self._ahead = parsedate_to_datetime(str(date)).timestamp() + 0.5 - middle
 
     def clock(self, store_ahead: float | None) -> Finding:
@@ -94,11 +94,13 @@ class Network:
         ahead = {"service": self._ahead, "store": store_ahead}
         known = {name: seconds for name, seconds in ahead.items() if seconds is not None}
         if not known:
-            return skipped("clock", "nobody was there to compare it with")
+            return skipped("clock", "no reference clock available")
         said = ", ".join(f"{_apart(seconds)} the {name}'s" for name, seconds in known.items())
         if any(abs(seconds) > _DRIFT for seconds in known.values()):
             return failed(
-                "clock", f"this host's clock is {said}", "set it, with NTP, or the other one if that is wrong"
+                "clock",
+                f"this host's clock is {said}",
+                "set it with NTP, or correct the other clock if that one is wrong",
             )
         return ok("clock", said)
 
@@ -114,7 +116,7 @@ def _resolve(endpoint: Endpoint) -> Finding:
         found = run_with_timeout(lambda: socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError, StoreError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        remedy = "check the base URL, this host's resolver and its network"
+        remedy = "check the base URL, and the DNS resolver and network of this host"
         return failed("DNS", f"{endpoint.host} cannot be resolved ({why})", remedy)
     return ok("DNS", f"{endpoint.host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
 
@@ -122,26 +124,32 @@ def _resolve(endpoint: Endpoint) -> Finding:
 def _unconnected(endpoint: Endpoint, error: OSError) -> Finding:
     where = f"{endpoint.host} port {endpoint.port}"
     proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if os.environ.get(name)]
-    proxied = f"; {proxies[0]} is for clients that are told to use it, and this is none" if proxies else ""
+    proxied = f"; {proxies[0]} is set, but this check uses no proxy" if proxies else ""
     if isinstance(error, ConnectionRefusedError):
-        return failed("TCP", f"{where} refuses the connection", f"check the base URL and its port{proxied}")
+        return failed("TCP", f"{where} rejected the connection", f"check the base URL and its port{proxied}")
     if isinstance(error, TimeoutError):
-        return failed("TCP", f"{where} does not answer within {_PATIENCE:g} s", f"look for a firewall{proxied}")
+        return failed(
+            "TCP", f"no response of {where} within {_TIMEOUT:g} s", f"check the base URL and firewalls{proxied}"
+        )
     return failed("TCP", f"{where} cannot be reached ({error.strerror})", f"check this host's network{proxied}")
 
 
 def _insecure(endpoint: Endpoint, error: Exception) -> Finding:
     if not isinstance(error, ssl.SSLCertVerificationError):
         why = error.reason if isinstance(error, ssl.SSLError) else type(error).__name__
-        return failed("TLS", f"the handshake failed ({why})", "check that the base URL's port speaks TLS, and proxies")
+        return failed(
+            "TLS", f"handshake failed ({why})", "check that the port of the base URL speaks TLS, and check proxies"
+        )
     code, said = error.verify_code, redact(error.verify_message)
     if code in _WRONG_HOST:
-        return failed("TLS", f"the certificate is another host's ({said})", "check the base URL and proxies")
+        return failed("TLS", f"the certificate belongs to another host ({said})", "check the base URL and proxies")
     if code in (_EXPIRED, _NOT_YET):
         return failed(
-            "TLS", f"the certificate is not valid now ({said})", "check this host's clock, then tell its owner"
+            "TLS",
+            f"the certificate is not valid now ({said})",
+            "check this host's clock; if it is right, report it to the owner of the certificate",
         )
     if code in _UNTRUSTED:
-        remedy = "if the issuer is one of yours, name its file in SSL_CERT_FILE; else something listens in"
-        return failed("TLS", f"nobody who is trusted vouches for the certificate ({said})", remedy)
-    return failed("TLS", f"the certificate of {endpoint.host} cannot be used ({said})", "tell its owner")
+        remedy = "if you trust the issuer, set SSL_CERT_FILE to its file; if not, a proxy may intercept the connection"
+        return failed("TLS", f"certificate not trusted ({said})", remedy)
+    return failed("TLS", f"the certificate of {endpoint.host} is invalid ({said})", "report it to its owner")

@@ -1,1 +1,1 @@
-"""What the command line says about each command. What it takes to run one is imported when it runs."""
+"""The commands with their options and help. The rest is imported when a command runs."""

@@ -1,4 +1,4 @@
-"""``pay88 budget``: what is left, and who is about to fetch."""
+"""``pay88 budget``: show the token budget, the lease holder and the token's age."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from pay88_adapters.cli.terminal import is_plain
 
 _EPILOG = """\b
 Exit codes:
-  0    shown
-  1    the store cannot be used
-  2    wrong usage or configuration, or a library is missing
-  130  interrupted, which is how the live view ends
+  0    success
+  1    the store is unavailable
+  2    usage or configuration error, or a missing library
+  130  interrupted, which ends the live view
 """
 
 
-@click.command(cls=Command, short_help="Show what is left of the budget, and the fleet's token.", epilog=_EPILOG)
-@click.option("--once", is_flag=True, help="Show it once; so does whatever is not a terminal, and --json.")
+@click.command(cls=Command, short_help="Show the remaining token budget and the shared token's age.", epilog=_EPILOG)
+@click.option(
+    "--once", is_flag=True, help="Print once and exit. Default with --json, or if standard output is not a terminal."
+)
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks of the live view.",
+    help="Refresh interval of the live view in seconds.",
 )
-@click.option("--pacing", is_flag=True, help="Also the calls left, which managers with pacing=True count.")
+@click.option("--pacing", is_flag=True, help="Also the remaining API requests, which managers with pacing=True count.")
 @options.configured
 @options.as_json
 def command(
     once: bool, interval: float, pacing: bool, base_url: str | None, store: str | None, as_json: bool
 ) -> int | None:
-    """Show the token requests left in each window, who fetches a token just now, and how old the token is.
+    """Show the remaining token requests of each limit, the lease holder and the age of the shared token.
 
-    It only looks: it takes no token, no lease and no unit of the budget. It needs a store that processes share, and
-    the default limits of TokenPolicy.
+    The command is read-only: it consumes no budget and acquires no lease. It requires a shared store and assumes the
+    default limits of TokenPolicy.
     """
     from pay88_adapters.cli.standing import Shared, lines, watch
 

@@ -1,4 +1,4 @@
-"""``pay88 check``: whether the configuration is good."""
+"""``pay88 check``: check the configuration."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow"}
 _EPILOG = """\b
 Exit codes:
-  0    nothing failed
-  1    something did
-  2    wrong usage, or a library is missing
+  0    no check failed
+  1    a check failed
+  2    usage error, or a missing library
 """
 
 
-@click.command(cls=Command, short_help="Say whether the configuration is good.", epilog=_EPILOG)
+@click.command(cls=Command, short_help="Check the configuration.", epilog=_EPILOG)
+@click.option("--fresh", is_flag=True, help="Token request even if the store has a token.")
 @options.configured
 @options.as_json
-def command(base_url: str | None, store: str | None, as_json: bool) -> int:
-    """Say whether the configuration is good, one line a check: ok, failed and what to do, or skipped.
+def command(fresh: bool, base_url: str | None, store: str | None, as_json: bool) -> int:
+    """Check the configuration. Print a line for each check: ok, failed with a remedy, or skipped.
 
-    The variables, the key and the URL, DNS, TCP and TLS, the store, this host's clock, the budget, who fetches, and
-    the token endpoint. It sends one token request at most, and none where the fleet has a token or the budget is
-    spent.
+    The checks: environment variables, base URL, key, DNS, TCP, TLS, store, clock, token budget, refresh lease and
+    token endpoint. At most one token request is sent, and none if the token budget is exhausted or the store has a
+    token. With --fresh, the token endpoint is checked even if the store has a token.
     """
     require("urllib3", extra="cli")
     from pay88_adapters.cli.checks import findings
 
     found: list[Finding] = []
     plain = is_plain()
-    for finding in findings(options.environment(base_url, store)):
+    for finding in findings(options.environment(base_url, store), fresh=fresh):
         found.append(finding)
         if not as_json:
             click.echo(finding.text if plain else click.style(finding.text, _COLOURS[finding.state]))

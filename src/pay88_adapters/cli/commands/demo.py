@@ -1,4 +1,4 @@
-"""``pay88 demo``. The demonstration itself needs the extras."""
+"""``pay88 demo``: run the demo, which needs the extras."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ SHORTEST, LONGEST = 12, 600
 
 @click.command(
     cls=Command,
-    short_help="Watch four HTTP stacks share one token.",
-    epilog="The exit code is 0 if every promise was kept, 1 if one was broken, 2 if a library is missing.",
+    short_help="Run four HTTP clients that share one token.",
+    epilog="Exit codes: 0 all promises kept, 1 a promise broken, 2 usage error or a missing library, 130 interrupted.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(SHORTEST, LONGEST),
     default=20.0,
     metavar="N",
-    help=f"How long it takes, about; at least {SHORTEST}. Default: 20.",
+    help=f"Approximate duration in seconds, at least {SHORTEST}. Default: 20.",
 )
 @options.as_json
 def command(seconds: float, as_json: bool) -> int:
-    """Watch four HTTP stacks share one token.
+    """Run four HTTP clients that share one token.
 
-    Start an emulator of 88Pay on a free port of this machine and let urllib3, httpx (sync and async) and
-    aiohttp call it through one TokenManager, ten times as fast as real life: through a cold start, refreshes,
-    a storm of 401s and an outage of the token endpoint. Afterwards compare what the server saw with what the
-    package promises. Nothing leaves this machine.
+    The demo starts an emulator of 88Pay on a free port of this machine. urllib3, httpx (sync and async) and aiohttp
+    send requests through one TokenManager, ten times as fast as real time: through a cold start, background
+    refreshes, a 401 storm and an outage of the token endpoint. Then it compares the server's journal with the
+    package's promises. It sends nothing to other machines.
     """
     require("rich", "urllib3", "httpx", "aiohttp", extra="all")
-    from pay88_adapters.cli.demo import run  # late: it imports every stack
+    from pay88_adapters.cli.demo import run  # not at the top: it imports every client library
 
     return run(seconds, as_json=as_json)

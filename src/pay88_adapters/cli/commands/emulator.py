@@ -1,4 +1,4 @@
-"""``pay88 emulator``: the emulator, for clients in any language."""
+"""``pay88 emulator``: run the emulator, for clients in any language."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from pay88_adapters.testing.windows import Limits
 
 _EPILOG = """\b
-Faults, as WHERE:WHAT, for one request unless it says how many:
-  token:500            the next token request is answered 500
-  call:401x3           the next three calls are answered 401
-  call:503xall         all calls are
-  call:429+2           the third call is: two are spared first
-  any:latency=0.5xall  every answer is decided half a second later
+Faults, as WHERE:WHAT[=SECONDS][xTIMES][+AFTER], for one request by default:
+  token:500            the next token request returns 500
+  call:401x3           the next three API requests return 401
+  call:503xall         all API requests return 503
+  call:429+2           the third API request returns 429
+  any:latency=0.5xall  every request takes half a second longer
 
-WHERE is token, call, any or the beginning of a path. WHAT is a status, latency=SECONDS, drip=SECONDS (for each
-byte), reset (not executed), lost (executed, but the answer does not arrive), truncated, garbage or huge.
+WHERE is token, call, any or the start of a path. WHAT is a status code, latency=SECONDS, drip=SECONDS (for each
+byte), reset (not executed), lost (executed, but without a response), truncated, garbage or huge.
 
 \b
 Exit codes:
-  0    ended by an interrupt (Ctrl-C) or SIGTERM
-  1    it could not start: the port is taken, say
-  2    wrong usage, or a library is missing
+  0    stopped with Ctrl-C or SIGTERM
+  1    start failed, for example because the port is in use
+  2    usage error, or a missing library
 """
 
 
@@ -40,7 +40,9 @@ def _limits(ctx: click.Context, param: click.Parameter, value: str) -> Limits:
     try:
         return tuple((item.amount, float(item.get_expiry())) for item in parse_many(value))
     except ValueError:
-        raise click.BadParameter(f"{value!r}: write 'off', or limits such as 10/minute,100/hour") from None
+        raise click.BadParameter(
+            f"{value!r} is not a limit: write 'off', or limits such as 10/minute,100/hour"
+        ) from None
 
 
 def _faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Planned]:
@@ -56,7 +58,7 @@ def _faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 def _made_up(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if value.startswith("sk_live_"):
-        raise click.BadParameter("a real key does not belong here: make one up")
+        raise click.BadParameter("it is a live key: use a made-up key, such as sk_test_emulator")
     return value
 
 
@@ -64,23 +66,31 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(cls=Command, short_help="Run a server that behaves like 88Pay.", epilog=_EPILOG)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to bind.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8088, show_default=True, help="0 for a free one.")
-@click.option("--api-key", default="sk_test_emulator", show_default=True, callback=_made_up, help="Made up, not yours.")
-@click.option("--merchant-id", default="MCH-COL-TEST-EMULATOR", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8088, show_default=True, help="Port; 0 for a free one.")
+@click.option(
+    "--api-key",
+    default="sk_test_emulator",
+    show_default=True,
+    callback=_made_up,
+    help="API key to accept; use a made-up one.",
+)
+@click.option(
+    "--merchant-id", default="MCH-COL-TEST-EMULATOR", show_default=True, help="Merchant id to accept; a made-up one."
+)
 @click.option(
     "--lifetime",
     type=click.FloatRange(0, 86400, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds that a token lives.",
+    help="Lifetime of a token in seconds.",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(0, 1000, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of its seconds that pass in one real second.",
+    help="Clock speed-up factor.",
 )
 @click.option(
     "--token-limits",
@@ -88,7 +98,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="10/minute,100/hour",
     show_default=True,
     metavar="LIMITS",
-    help="Of token requests; or 'off'.",
+    help="Rate limits of token requests, or 'off'.",
 )
 @click.option(
     "--call-limits",
@@ -96,11 +106,18 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="60/minute,1000/hour",
     show_default=True,
     metavar="LIMITS",
-    help="Of transactions, and as many of balance; or 'off'.",
+    help="Rate limits of transactions and of balance each, or 'off'.",
 )
-@click.option("--fault", "faults", callback=_faults, multiple=True, metavar="WHERE:WHAT", help="May be given again.")
-@click.option("--tls", type=(_FILE, _FILE), metavar="CERT KEY", help="Serve HTTPS with these PEM files.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document in place of each line.")
+@click.option(
+    "--fault",
+    "faults",
+    callback=_faults,
+    multiple=True,
+    metavar="WHERE:WHAT",
+    help="Fault to inject, see below. Repeatable.",
+)
+@click.option("--tls", type=(_FILE, _FILE), metavar="CERT KEY", help="Certificate and key (PEM files) for HTTPS.")
+@click.option("--json", "as_json", is_flag=True, help="Print each line as a JSON document.")
 def command(
     host: str,
     port: int,
@@ -114,10 +131,10 @@ def command(
     tls: tuple[Path, Path] | None,
     as_json: bool,
 ) -> None:
-    """Run a server that behaves like 88Pay: tokens that expire, limits, every error, and faults on demand.
+    """Run a server that behaves like 88Pay: expiring tokens, rate limits, error responses and fault injection.
 
-    For clients in any language. It prints what to export, and a line for each request; with --json each line is a
-    JSON document. It accepts made-up credentials and moves no money.
+    For clients in any language. It prints the environment variables to export, and a line for each request. It
+    accepts made-up credentials and moves no money.
     """
     require("aiohttp", extra="testing")
     from pay88_adapters.cli.serving import serve, tls_context

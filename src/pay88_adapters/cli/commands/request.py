@@ -1,4 +1,4 @@
-"""``pay88 request``: one managed call."""
+"""``pay88 request``: send one API request."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Examples:
 
 \b
 Exit codes:
-  0    a status below 400
-  1    a status of 400 or more, or no answer
-  2    wrong usage or configuration, or a library is missing
+  0    status code below 400
+  1    status code of 400 or more, or no response
+  2    usage or configuration error, or a missing library
 """
 
 
-@click.command(cls=Command, short_help="Make one call, and show the answer.", epilog=_EPILOG)
+@click.command(cls=Command, short_help="Send one request and print the response.", epilog=_EPILOG)
 @click.argument("method")
 @click.argument("target", metavar="PATH")
-@click.option("--data", metavar="TEXT", help="The body: as it is, or from a file (@file), or from standard input (@-).")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be given more than once.")
-@click.option("--query", "fields", multiple=True, metavar="NAME=VALUE", help="May be given more than once.")
+@click.option("--data", metavar="TEXT", help="Request body: TEXT, @FILE, or @- for standard input.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Request header. Repeatable.")
+@click.option("--query", "fields", multiple=True, metavar="NAME=VALUE", help="Query parameter. Repeatable.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, 600, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="To connect, and again between two pieces of the answer.",
+    help="Connect and read timeout in seconds.",
 )
 @options.configured
 @options.as_json
@@ -47,16 +47,15 @@ def command(
     store: str | None,
     as_json: bool,
 ) -> int:
-    """Make one call to 88Pay, with a token, and show its answer without secrets.
+    """Send one request to 88Pay, with a token, and print the response with secrets redacted.
 
-    PATH follows the base URL; a full URL must be of its origin. A body is application/json unless a header says
-    otherwise. What may execute twice is sent once, as the package does in any client; redirects are shown, not
-    followed.
+    PATH is relative to the base URL; a full URL must have the same origin. The body is application/json unless a
+    header says otherwise. Only idempotent requests are retried; redirects are printed, not followed.
     """
     require("urllib3", extra="cli")
     from pay88_adapters.cli.calling import Call, show
 
     call = Call.parse(options.environment(base_url, store), method, target, data, headers, fields)
-    answer = call.make(timeout)
-    show(answer, as_json=as_json)
-    return 0 if answer.status < 400 else 1
+    response = call.send(timeout)
+    show(response, as_json=as_json)
+    return 0 if response.status < 400 else 1

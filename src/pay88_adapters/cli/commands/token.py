@@ -1,4 +1,4 @@
-"""``pay88 token``: a token for whatever is not Python."""
+"""``pay88 token``: print a token, for programs that are not written in Python."""
 
 from __future__ import annotations
 
@@ -22,18 +22,23 @@ Examples:
 
 \b
 Exit codes:
-  0    here it is
-  1    there is none that is valid for long enough, and none can be fetched
-  2    wrong usage or configuration
+  0    token printed
+  1    no token available, or none that is valid for --min-validity seconds
+  2    usage or configuration error
 """
 
 
 class TokenTooOld(Pay88Error):
-    """No token lives as long as it should."""
+    """The token expires before ``--min-validity``."""
+
+
+def _age(token: Token) -> float:
+    """Return the seconds since the token request, rounded up: to 0.1 s."""
+    return math.ceil(10 * (Clock().now() - token.requested_at)) / 10
 
 
 def _remaining(token: Token) -> float:
-    """Return for how many seconds *token* is valid."""
+    """Return the remaining lifetime in seconds, rounded down to 0.1 s."""
     return max(math.floor(10 * (token.expires_in - (Clock().now() - token.requested_at))) / 10, 0.0)
 
 
@@ -55,6 +60,7 @@ def _json(token: Token) -> str:
         {
             "access_token": token.access_token,
             "session_id": token.session_id,
+            "age": _age(token),
             "expires_in": _remaining(token),
             "headers": token.headers(),
         }
@@ -71,22 +77,22 @@ _FORMATS: dict[str, Callable[[Token], str]] = {"headers": _headers, "json": _jso
     type=click.Choice(list(_FORMATS)),
     default="headers",
     show_default=True,
-    help="Two header lines; JSON; arguments for curl, quoted for a shell; or assignments, quoted for a shell.",
+    help="Output format: header lines, JSON, arguments for curl or assignments, the latter two quoted for a shell.",
 )
 @click.option(
     "--min-validity",
     type=click.FloatRange(0, LIFETIME - TokenPolicy().expiry_skew),
     default=0.0,
     metavar="SECONDS",
-    help="For which it should stay usable.",
+    help="Minimum remaining lifetime in seconds.",
 )
 @options.configured
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
 def command(form: str, min_validity: float, base_url: str | None, store: str | None, as_json: bool) -> None:
-    """Print a token: this is the one command that shows a secret.
+    """Print a token. This is the only command that prints a secret.
 
-    With PAY88_STORE it is the one that the fleet uses, and costs a token request only where the fleet would have
-    needed one. With memory://, which is what there is without PAY88_STORE, it costs one each time.
+    With PAY88_STORE, it is the shared token, which is fetched only if the store has no valid one. Without PAY88_STORE
+    (memory://), each run sends a token request.
     """
     with TokenManager.from_env(options.environment(base_url, store)) as manager, options.finishing(manager):
         token = manager.get_token(min_validity=min_validity)
@@ -94,7 +100,7 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
         if remaining < min_validity:
             raise TokenTooOld(
                 f"the token expires in {remaining:.1f} s, before --min-validity {min_validity:g} s, and no newer one"
-                " can be fetched; try again later, or lower it",
+                " can be fetched now: retry later or lower --min-validity",
                 retryable=True,
             )
         click.echo(_FORMATS["json" if as_json else form](token))

@@ -1,4 +1,4 @@
-"""Four stacks, one token manager, and the server's word on what became of the promises."""
+"""The demo: four HTTP clients, one token manager, and the promises, checked against the server's journal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .views import JsonView, View, view
 
 __all__ = ["conclude", "run"]
 
-SPEED = 10.0  # of the service's seconds in a real one
+SPEED = 10.0  # speed-up factor of the service's clock
 
 
 def run(seconds: float, *, as_json: bool = False) -> int:
-    """Show it for about *seconds*, then conclude, and return the exit code."""
+    """Run the demo for about *seconds*, print the summary, and return the exit code."""
     with (
         BusyClock(SPEED) as clock,
         Emulator(clock=clock, call_limits=()) as emulator,
@@ -45,7 +45,7 @@ def run(seconds: float, *, as_json: bool = False) -> int:
 
 
 def conclude(evidence: Evidence, shown: View) -> int:
-    """Show the summary; return 0, or 1 if a promise was broken or the run did not come to its end."""
+    """Print the summary; return 0, or 1 if a promise was broken or the run did not finish."""
     verdicts = judge(evidence)
     shown.say([*summary(evidence, verdicts), *closing(verdicts, evidence.unfinished)])
     good = all(verdict.kept for verdict in verdicts) and not evidence.unfinished

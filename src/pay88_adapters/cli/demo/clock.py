@@ -1,4 +1,4 @@
-"""A fast clock that a busy machine does not run away from."""
+"""A fast clock that stops while the machine stalls."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import TracebackType
 from pay88_adapters.engine.clock import Clock
 
 _TICK = 0.01  # real seconds between ticks
-_LONGEST = 0.03  # real seconds that one tick makes up for; whatever is beyond that was a stall
+_LONGEST = 0.03  # real seconds that one tick adds at most; more is a stall
 
 
 class BusyClock(Clock):
-    """Ticks *rate* times as fast as real time, and stands still while the whole machine does.
+    """A clock that runs *rate* times as fast as real time, and stops while the whole machine stalls.
 
-    On a clock that is merely fast, a machine that stalls for a second ages a token by ten, and what
-    the demonstration then shows is the machine. Timeouts on the network are real ones all the same.
+    On a clock without the stop, a stall of one second ages a token by ten seconds, and the demo shows the machine
+    instead of the package. Network timeouts are in real seconds.
 
     Args:
-        rate: How many of its seconds pass in one real second.
+        rate: Speed-up factor.
     """
 
     def __init__(self, rate: float) -> None:
@@ -34,7 +34,7 @@ class BusyClock(Clock):
         return max(seconds / self.rate, _TICK)
 
     def passed(self, seconds: float) -> None:
-        """Go on by what *seconds* of real time are worth. Only the clock's own thread does so."""
+        """Advance by *seconds* of real time. Only the clock's own thread calls this."""
         self._shows += min(seconds, _LONGEST) * self.rate
 
     def __enter__(self) -> BusyClock:

@@ -1,4 +1,4 @@
-"""The callers: a few threads for each sync stack, an event loop with a few tasks for each async one."""
+"""The callers: threads for each sync client, an event loop with tasks for each async client."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pay88_adapters.urllib3 import Pay88PoolManager
 
 from .record import Job, Ledger, Outcome
 
-WORKERS = 3  # for each stack
-_PAUSE = 0.11  # real seconds between a worker's calls: some hundred calls a second in all
-_PATIENCE = 30.0  # real seconds for one exchange with the server
-_TO_END = 10.0  # real seconds for all callers to come to an end
+WORKERS = 3  # of each client
+_PAUSE = 0.11  # real seconds between the requests of a worker: about a hundred requests per second in all
+_TIMEOUT = 30.0  # real seconds of one request
+_TO_END = 10.0  # real seconds for all callers to finish
 _JSON = MappingProxyType({"Content-Type": "application/json"})
 
 Send = Callable[[Job], int]
@@ -36,19 +36,19 @@ AsyncSend = Callable[[Job], Awaitable[int]]
 
 @contextmanager
 def _urllib3(manager: TokenManager) -> Generator[Send, None, None]:
-    with Pay88PoolManager(manager, maxsize=WORKERS + 1, timeout=_PATIENCE) as pool:
+    with Pay88PoolManager(manager, maxsize=WORKERS + 1, timeout=_TIMEOUT) as pool:
         yield (lambda job: pool.request("POST", manager.base_url + job.target, body=job.body, headers=_JSON).status)
 
 
 @contextmanager
 def _httpx(manager: TokenManager) -> Generator[Send, None, None]:
-    with attach(httpx.Client(base_url=manager.base_url, headers=_JSON, timeout=_PATIENCE), manager) as client:
+    with attach(httpx.Client(base_url=manager.base_url, headers=_JSON, timeout=_TIMEOUT), manager) as client:
         yield lambda job: client.post(job.target, content=job.body).status_code
 
 
 @asynccontextmanager
 async def _httpx_async(manager: TokenManager) -> AsyncGenerator[AsyncSend, None]:
-    client = httpx.AsyncClient(base_url=manager.base_url, headers=_JSON, timeout=_PATIENCE)
+    client = httpx.AsyncClient(base_url=manager.base_url, headers=_JSON, timeout=_TIMEOUT)
     async with attach(client, manager):
 
         async def send(job: Job) -> int:
@@ -59,7 +59,7 @@ async def _httpx_async(manager: TokenManager) -> AsyncGenerator[AsyncSend, None]
 
 @asynccontextmanager
 async def _aiohttp(manager: TokenManager) -> AsyncGenerator[AsyncSend, None]:
-    timeout = aiohttp.ClientTimeout(total=_PATIENCE)
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
     middlewares = (Pay88Middleware(manager),)
     async with aiohttp.ClientSession(headers=_JSON, timeout=timeout, middlewares=middlewares) as session:
 
@@ -82,7 +82,7 @@ CALLERS = WORKERS * len(STACKS)
 
 
 class Load:
-    """The callers of all stacks. They start together, and each ends with the call it is making."""
+    """The callers of all clients. They start together, and each finishes its current request at the end."""
 
     def __init__(self, manager: TokenManager, ledger: Ledger) -> None:
         self._manager = manager
@@ -95,10 +95,10 @@ class Load:
             *(self._thread(self._async, name) for name in ASYNC),
         ]
         self.crash: BaseException | None = None
-        """What ended a stack before its time: a mistake in the demonstration itself."""
+        """An exception that ended the callers of a client: a bug of the demo."""
 
     def start(self, merchant_id: str) -> None:
-        """Let them call on behalf of this merchant."""
+        """Start the callers, with requests of this merchant."""
         self._merchant_id = merchant_id
         for thread in self._threads:
             thread.start()
@@ -131,14 +131,14 @@ class Load:
 
     def _sync(self, stack: str) -> None:
         with SYNC[stack](self._manager) as send:
-            others = [
+            workers = [
                 threading.Thread(target=self._calls, args=(stack, number, send), daemon=True)
                 for number in range(WORKERS)
             ]
             self._ready.wait()
-            for thread in others:
+            for thread in workers:
                 thread.start()
-            for thread in others:
+            for thread in workers:
                 thread.join()
 
     def _calls(self, stack: str, number: int, send: Send) -> None:
@@ -157,7 +157,7 @@ class Load:
 
     async def _tasks(self, stack: str) -> None:
         async with ASYNC[stack](self._manager) as send:
-            self._ready.wait()  # the loop has nothing else to do yet
+            self._ready.wait()  # blocks a loop without other tasks
             await asyncio.gather(*(self._acalls(stack, number, send) for number in range(WORKERS)))
 
     async def _acalls(self, stack: str, number: int, send: AsyncSend) -> None:

@@ -1,6 +1,6 @@
-"""What the package promises, each as a small function over the evidence.
+"""The promises of the package, each as a function that checks the evidence.
 
-The server's journal is the judge wherever it can be: a client's counters say what the client believes.
+Wherever possible the evidence is the server's journal, not the client's own counters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pay88_adapters.testing import Entry
 from .record import Evidence, Scene, call_id
 
 Finding = tuple[bool, str]
-"""Whether it was kept, and what was seen."""
+"""Whether the promise was kept, and the evidence."""
 
 _LIFETIME = 60.0
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -23,7 +23,7 @@ _MINUTE, _HOUR = 60.0, 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One thing that must be true of every run."""
+    """A promise: true of every run."""
 
     rule: int
     text: str
@@ -32,7 +32,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A promise, and what became of it."""
+    """A promise and its result."""
 
     promise: Promise
     kept: bool
@@ -43,7 +43,7 @@ PROMISES: list[Promise] = []
 
 
 def judge(evidence: Evidence) -> list[Verdict]:
-    """Hold every promise against the evidence."""
+    """Check every promise against the evidence."""
     return [Verdict(promise, *promise.check(evidence)) for promise in PROMISES]
 
 
@@ -58,14 +58,14 @@ def _promise(rule: int, text: str) -> Callable[[Callable[[Evidence], Finding]], 
 # Tokens
 
 
-@_promise(1, "a token is reused for 50 s at most")
+@_promise(1, "a token is reused for at most 50 s")
 def reuse(evidence: Evidence) -> Finding:
     """Outside the outage, where rule 6 holds."""
     oldest = _oldest(evidence.calls(Scene.COLD, Scene.STEADY, Scene.STORM))
     return oldest <= evidence.policy.reuse_for, f"oldest: {oldest:.1f} s"
 
 
-@_promise(2, "no call waits for a token in steady load")
+@_promise(2, "no request waits under steady load")
 def refresh_ahead(evidence: Evidence) -> Finding:
     waited = sum(phase.waited for phase in evidence.phases if phase.scene is Scene.STEADY)
     return waited == 0, f"{waited} of {len(evidence.calls(Scene.STEADY)):,}"
@@ -78,13 +78,13 @@ def single_flight(evidence: Evidence) -> Finding:
     return sent == 1, f"{sent} for {waited} callers"
 
 
-@_promise(5, "10 token requests a minute at most")
+@_promise(5, "at most 10 token requests per minute")
 def minute_budget(evidence: Evidence) -> Finding:
     most = evidence.journal.max_in_window(_MINUTE)
     return most <= 10, f"most in 60 s: {most}"
 
 
-@_promise(5, "100 token requests an hour at most")
+@_promise(5, "at most 100 token requests per hour")
 def hour_budget(evidence: Evidence) -> Finding:
     most = evidence.journal.max_in_window(_HOUR)
     return most <= 100, f"most in an hour: {most}"
@@ -92,84 +92,84 @@ def hour_budget(evidence: Evidence) -> Finding:
 
 @_promise(5, "every token request was counted")
 def counted(evidence: Evidence) -> Finding:
-    """A fetch that the end of the run cut short is counted and was not sent: never the reverse."""
+    """A fetch that the end of the run interrupted may be counted and not sent, never the reverse."""
     ours, theirs = evidence.stats.token_requests, evidence.journal.token_requests
-    return theirs <= ours, f"{theirs} seen, {ours} counted"
+    return theirs <= ours, f"{theirs} received, {ours} counted"
 
 
-@_promise(6, "without a new one, the old one is used")
+@_promise(6, "a stale token is used in an outage")
 def degraded(evidence: Evidence) -> Finding:
     old = [entry for entry in evidence.calls(Scene.OUTAGE) if (entry.age or 0) > evidence.policy.reuse_for]
     used = [entry for entry in old if entry.executed]
     return len(used) > 0, f"{len(used)}, up to {_oldest(used):.1f} s old"
 
 
-@_promise(6, "and no call fails meanwhile")
+@_promise(6, "no request fails in the outage")
 def no_failure_in_the_outage(evidence: Evidence) -> Finding:
     calls = [each for phase in evidence.phases if phase.scene is Scene.OUTAGE for each in evidence.begun_in(phase)]
     failed = sum(not each.answered for each in calls)
     return failed == 0, f"{failed} of {len(calls)}"
 
 
-@_promise(6, "no token is attached once it has expired")
+@_promise(6, "no expired token is attached")
 def expiry(evidence: Evidence) -> Finding:
     oldest = _oldest(evidence.journal.select("call"))
     return oldest < _LIFETIME, f"oldest: {oldest:.1f} of {_LIFETIME:.0f} s"
 
 
-# Refusals
+# Rejected tokens
 
 
-@_promise(7, "a refused call is sent again, once")
+@_promise(7, "a request is retried once after a 401")
 def replay(evidence: Evidence) -> Finding:
-    refused = {call_id(entry) for entry in evidence.journal.select("call") if entry.event == "refused"}
-    sent: dict[str, list[Entry]] = {each: [] for each in refused}
+    unauthorized = {call_id(entry) for entry in evidence.journal.select("call") if entry.event == "refused"}
+    sent: dict[str, list[Entry]] = {each: [] for each in unauthorized}
     for entry in evidence.journal.select("call"):
         if call_id(entry) in sent:
             sent[call_id(entry)].append(entry)
     good = sum(len(entries) == 2 and entries[1].executed for entries in sent.values())
-    return good == len(refused), f"{good} of {len(refused)}"
+    return good == len(unauthorized), f"{good} of {len(unauthorized)}"
 
 
-@_promise(8, "a storm of 401s costs one token request")
+@_promise(8, "a 401 storm costs one token request")
 def storm(evidence: Evidence) -> Finding:
     sent = len(evidence.token_requests(Scene.STORM))
-    refused = sum(entry.event == "refused" for entry in evidence.calls(Scene.STORM))
-    return sent == 1 and refused > 0, f"{sent} for {refused} refusals"
+    unauthorized = sum(entry.event == "refused" for entry in evidence.calls(Scene.STORM))
+    return sent == 1 and unauthorized > 0, f"{sent} for {unauthorized} 401s"
 
 
-@_promise(8, "no other call is refused")
+@_promise(8, "no other request gets a 401")
 def no_other_refusal(evidence: Evidence) -> Finding:
-    refused = sum(entry.event == "refused" for entry in evidence.calls(Scene.COLD, Scene.STEADY, Scene.OUTAGE))
-    return refused == 0, f"{refused} refused"
+    unauthorized = sum(entry.event == "refused" for entry in evidence.calls(Scene.COLD, Scene.STEADY, Scene.OUTAGE))
+    return unauthorized == 0, f"{unauthorized} with 401"
 
 
-@_promise(11, "an outage meets probes, ever rarer")
+@_promise(11, "the backoff grows in an outage")
 def backoff(evidence: Evidence) -> Finding:
-    """The attempts of one fetch come first; then each failure doubles the pause, from one second."""
+    """The attempts of one fetch come first; then each failure doubles the cooldown, from one second."""
     at = [entry.at for entry in evidence.token_requests(Scene.OUTAGE)]
-    pauses = [later - earlier for earlier, later in pairwise(at[evidence.policy.fetch_attempts - 1 :])]
-    rarer = all(pause >= 2.0**number for number, pause in enumerate(pauses))
-    shown = ", ".join(f"{pause:.1f}" for pause in pauses)
-    return rarer and len(pauses) > 0, f"after {shown} s"
+    delays = [later - earlier for earlier, later in pairwise(at[evidence.policy.fetch_attempts - 1 :])]
+    growing = all(delay >= 2.0**number for number, delay in enumerate(delays))
+    shown = ", ".join(f"{delay:.1f}" for delay in delays)
+    return growing and len(delays) > 0, f"after {shown} s"
 
 
-# Calls
+# API requests
 
 
 @_promise(13, "only token requests carry the API key")
 def origin(evidence: Evidence) -> Finding:
     leaked = sum("x-api-key" in entry.headers for entry in evidence.journal if entry.kind != "token")
-    return leaked == 0, f"{leaked} calls did"
+    return leaked == 0, f"{leaked} other requests did"
 
 
-@_promise(18, "calls are answered or raise a Pay88Error")
+@_promise(18, "requests return or raise a Pay88Error")
 def explained(evidence: Evidence) -> Finding:
     good = sum(each.explained for each in evidence.outcomes)
     return good == len(evidence.outcomes), f"{good:,} of {len(evidence.outcomes):,}"
 
 
-@_promise(20, "no call is executed twice")
+@_promise(20, "no request is executed twice")
 def once(evidence: Evidence) -> Finding:
     executed = Counter(call_id(entry) for entry in evidence.journal.select("call") if entry.executed)
     twice = sum(times > 1 for times in executed.values())
@@ -178,7 +178,7 @@ def once(evidence: Evidence) -> Finding:
     return twice == 0, f"{twice} of {len(executed):,}"
 
 
-@_promise(20, "an answered call was executed, no other")
+@_promise(20, "only successful requests were executed")
 def truth(evidence: Evidence) -> Finding:
     executed = {call_id(entry) for entry in evidence.journal.select("call") if entry.executed}
     answered = {each.call_id for each in evidence.outcomes if each.answered}

@@ -1,4 +1,4 @@
-"""What was seen: by the callers, by the server, and when."""
+"""The records of the callers and of the server."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _CALL_ID = "call"
 
 
 class Scene(Enum):
-    """What a phase is about."""
+    """Subject of a phase."""
 
     COLD = "cold start"
     STEADY = "steady load"
-    STORM = "storm of 401s"
+    STORM = "401 storm"
     OUTAGE = "token endpoint down"
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The state of things at one instant."""
+    """State of the demo at one instant."""
 
     at: float
     """On the service's clock."""
     mark: int
-    """Of the journal."""
+    """Position in the journal."""
     waited: int
-    """How many calls had waited for a token until then."""
+    """Number of requests that had waited for a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the run."""
+    """One phase of the run."""
 
     scene: Scene
     began: Moment
@@ -47,13 +47,13 @@ class Phase:
 
     @property
     def waited(self) -> int:
-        """How many calls waited for a token."""
+        """Number of requests that waited for a token."""
         return self.ended.waited - self.began.waited
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call to make."""
+    """One request to send."""
 
     call_id: str
     target: str
@@ -62,30 +62,30 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one call, as its caller saw it."""
+    """Outcome of one request for its caller."""
 
     call_id: str
     stack: str
     began_at: float
     """On the service's clock."""
     seconds: float
-    """Real ones."""
+    """Duration in real seconds."""
     status: int | None = None
     error: Exception | None = None
 
     @property
     def answered(self) -> bool:
-        """Whether the service did what was asked."""
+        """Whether the service executed the request."""
         return self.status == 200
 
     @property
     def explained(self) -> bool:
-        """Whether it was answered, or failed as the package says that calls fail."""
+        """Whether the request got a response or a Pay88Error."""
         return self.status is not None or isinstance(self.error, Pay88Error)
 
 
 class Ledger:
-    """Numbers the calls and keeps their outcomes. Any thread may use it."""
+    """Numbers the requests and stores their outcomes. Thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -95,7 +95,7 @@ class Ledger:
         self._ended: Counter[str] = Counter()
 
     def job(self, stack: str, merchant_id: str) -> Job:
-        """Return the next call for *stack*: a balance and a charge by turns."""
+        """Return the next request for *stack*: balance and charge alternate."""
         with self._lock:
             self._numbers[stack] += 1
             number = self._numbers[stack]
@@ -106,20 +106,20 @@ class Ledger:
         return Job(call_id, f"/api/transactions/charges?{_CALL_ID}={call_id}", body.encode())
 
     def add(self, worker: str, outcome: Outcome) -> None:
-        """Keep what became of a call."""
+        """Store the outcome of a request."""
         with self._lock:
             self.outcomes.append(outcome)
             self._ended[worker] += 1
 
     def ended(self) -> Counter[str]:
-        """Return how many calls each worker has seen the end of."""
+        """Return the number of finished requests of each worker."""
         with self._lock:
             return self._ended.copy()
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that the promises are held against."""
+    """The records that the promises are checked against."""
 
     journal: Journal
     outcomes: Sequence[Outcome]
@@ -127,11 +127,11 @@ class Evidence:
     stats: Stats
     charges: Sequence[Charge] = ()
     unfinished: str = ""
-    """What the run did not come to the end of; empty if it did."""
+    """The condition that the run waited for until it was given up; empty if it finished."""
     policy: TokenPolicy = field(default_factory=TokenPolicy)
 
     def entries(self, *scenes: Scene) -> list[Entry]:
-        """Return what the server received in these scenes."""
+        """Return the requests that the server received in these scenes."""
         return [
             entry
             for phase in self.phases
@@ -144,19 +144,19 @@ class Evidence:
         return [entry for entry in self.entries(*scenes) if entry.kind == "token"]
 
     def calls(self, *scenes: Scene) -> list[Entry]:
-        """Return the calls among them."""
+        """Return the API requests among them."""
         return [entry for entry in self.entries(*scenes) if entry.kind == "call"]
 
     def begun_in(self, phase: Phase) -> list[Outcome]:
-        """Return the calls that began in *phase*."""
+        """Return the outcomes of requests that began in *phase*."""
         return [each for each in self.outcomes if phase.began.at <= each.began_at < phase.ended.at]
 
 
 def call_id(entry: Entry) -> str:
-    """Return which call a request belongs to."""
+    """Return the id of the request that an entry belongs to."""
     return parse_qs(urlsplit(entry.path).query)[_CALL_ID][0]
 
 
 def stack_of(an_id: str) -> str:
-    """Return which stack made a call."""
+    """Return the client that sent a request."""
     return an_id.rpartition("-")[0].replace("-", " ")

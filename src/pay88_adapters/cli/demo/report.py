@@ -1,4 +1,4 @@
-"""What is shown, as lines of text that fit 80 columns."""
+"""The demo's output as lines of text of up to 80 columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .record import Evidence, Outcome, call_id, stack_of
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line, and how it looks where there are colours: a style of rich."""
+    """A line with its style, in the notation of rich."""
 
     text: str = ""
     style: str = ""
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stack, or all of them."""
+    """Counters of one client, or of all."""
 
     name: str
     calls: int
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How things stand."""
+    """Current state of the demo."""
 
     at: float
     rows: Sequence[Row]
@@ -46,10 +46,10 @@ class Snapshot:
 
     @classmethod
     def take(cls, at: float, outcomes: Iterable[Outcome], journal: Journal, stats: Stats) -> Snapshot:
-        """Count what there is so far."""
+        """Return the counters so far."""
         outcomes = list(outcomes)
-        refused = {call_id(entry) for entry in journal.select("call") if entry.event == "refused"}
-        replayed = Counter(stack_of(each) for each in refused)
+        unauthorized = {call_id(entry) for entry in journal.select("call") if entry.event == "refused"}
+        replayed = Counter(stack_of(each) for each in unauthorized)
         by_stack = {stack: [each for each in outcomes if each.stack == stack] for stack in STACKS}
         rows = [_row(stack, ended, replayed[stack]) for stack, ended in by_stack.items()]
         return cls(at, [*rows, _row("all", outcomes, replayed.total())], stats)
@@ -67,18 +67,18 @@ def clock_time(at: float) -> str:
 
 
 def opening(speed: float) -> list[Line]:
-    """Return what the demonstration begins with."""
+    """Return the introduction."""
     return [
         Line(f"{', '.join(STACKS[:-1])} and {STACKS[-1]} share one TokenManager.", "bold"),
-        Line("The service is an emulator on this machine. A token lives 60 s; times are the"),
-        Line(f"service's, whose clock runs {speed:g} times as fast as yours."),
+        Line("The service is an emulator on this machine. A token expires after 60 s."),
+        Line(f"All times are those of the emulator, whose clock runs {speed:g} times as fast."),
         Line(),
     ]
 
 
 def stack_table(rows: Iterable[Row]) -> list[Line]:
-    """Return a row for each stack."""
-    head = f"{'stack':<20}{'calls':>8}{'failed':>9}{'replayed':>11}{'median':>12}{'p99':>12}"
+    """Return a row for each client."""
+    head = f"{'client':<20}{'requests':>8}{'failed':>9}{'replayed':>11}{'median':>12}{'p99':>12}"
     return [
         Line(head, "bold"),
         *(
@@ -93,22 +93,22 @@ def stack_table(rows: Iterable[Row]) -> list[Line]:
 
 
 def token_table(stats: Stats) -> list[Line]:
-    """Return what became of tokens and budget."""
+    """Return the counters of tokens and budget."""
     said = {
-        "token requests": f"{stats.token_requests}, of which {stats.tokens} brought a token",
-        "refreshes": f"{stats.refreshes} beside the traffic",
+        "token requests": f"{stats.token_requests}, {stats.tokens} returned a token",
+        "refreshes": f"{stats.refreshes} in the background",
         "budget left": ", ".join(f"{left} of {limit}" for limit, left in stats.budget_left.items()),
-        "calls that waited": f"{stats.waited}",
+        "waited requests": f"{stats.waited}",
         "401s": f"{stats.unauthorized}, replayed: {stats.replayed}",
     }
     return [Line(f"{name:<20}{text}") for name, text in said.items()]
 
 
 def status_line(snapshot: Snapshot) -> Line:
-    """Return how things stand in one line."""
+    """Return the current state in one line."""
     every, stats = snapshot.rows[-1], snapshot.stats
     left = " and ".join(str(left) for left in stats.budget_left.values())
-    said = f"{every.calls:>5,} calls, {every.failed} failed, {every.replayed} replayed"
+    said = f"{every.calls:>5,} requests, {every.failed} failed, {every.replayed} replayed"
     return Line(f"{clock_time(snapshot.at):>6}  {said}; token requests: {stats.token_requests}, {left} left")
 
 
@@ -143,20 +143,20 @@ def document(evidence: Evidence, verdicts: Iterable[Verdict], *, good: bool) -> 
 
 
 def _phase_table(evidence: Evidence) -> list[Line]:
-    lines = [Line(f"{'phase':<22}{'from':>6}{'calls':>8}{'failed':>9}{'waited':>9}{'token requests':>18}", "bold")]
+    lines = [Line(f"{'phase':<22}{'from':>6}{'requests':>9}{'failed':>9}{'waited':>9}{'token requests':>17}", "bold")]
     for phase in evidence.phases:
         begun = evidence.begun_in(phase)
         failed = sum(not each.answered for each in begun)
         entries = evidence.journal[phase.began.mark : phase.ended.mark]
         sent = sum(entry.kind == "token" for entry in entries)
-        text = f"{phase.scene.value:<22}{clock_time(phase.began.at):>6}{len(begun):>8,}{failed:>9,}"
-        lines.append(Line(f"{text}{phase.waited:>9,}{sent:>18,}"))
+        text = f"{phase.scene.value:<22}{clock_time(phase.began.at):>6}{len(begun):>9,}{failed:>9,}"
+        lines.append(Line(f"{text}{phase.waited:>9,}{sent:>17,}"))
     return lines
 
 
 def _promise_table(verdicts: Iterable[Verdict]) -> list[Line]:
     return [
-        Line(f"{'':<7}{'rule':>4}  {'promise':<42}what was seen", "bold"),
+        Line(f"{'':<7}{'rule':>4}  {'promise':<42}evidence", "bold"),
         *(_promise_line(each) for each in verdicts),
     ]
 
@@ -167,12 +167,12 @@ def _promise_line(verdict: Verdict) -> Line:
 
 
 def closing(verdicts: Sequence[Verdict], unfinished: str) -> list[Line]:
-    """Return the last line; *unfinished* is what the run waited for in vain."""
+    """Return the last line; *unfinished* is the condition that the run waited for until it was given up."""
     broken = sum(not each.kept for each in verdicts)
     if unfinished:
         return [
             Line(),
-            Line(f"Given up while waiting for {unfinished}; {broken} promises BROKEN.", "bold red"),
+            Line(f"Timeout while waiting for {unfinished}; {broken} promises BROKEN.", "bold red"),
         ]
     if broken:
         return [Line(), Line(f"{broken} of {len(verdicts)} promises BROKEN.", "bold red")]

@@ -1,4 +1,4 @@
-"""What happens, and when. Phases end when something has come true, not when some time has passed."""
+"""The script of the demo. A phase ends with a condition, not after a fixed time."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from .record import Ledger, Moment, Phase, Scene
 from .report import Snapshot
 from .views import View
 
-_LOOK = 0.02  # real seconds between two looks at a condition
-_SLOWEST = 6  # times the planned length; then something hangs
-_STORM_AT = 55.0  # seconds of the service after the start: ten after the first refresh
-_BEFORE_REFRESH = 40.0  # seconds of a token's life; the refresh comes at 45
+_LOOK = 0.02  # real seconds between two checks of a condition
+_SLOWEST = 6  # times the planned duration; more means that something hangs
+_STORM_AT = 55.0  # seconds of the service after the start: 10 s after the first refresh
+_BEFORE_REFRESH = 40.0  # age of a token in seconds; the refresh starts at 45
 _OUTAGE = (Status(500), ResetBeforeRead(), Status(503), Status(500), Status(502))
-"""What the token requests of the outage meet: the three attempts of the refresh and two probes. The
-next probe comes when the token is some 53 seconds old: past its 50, and good for 59."""
+"""Faults of the token requests in the outage: three attempts of the refresh and two trial requests.
 
-_TOLD = {
-    Scene.COLD: f"{CALLERS} callers at once and no token yet",
-    Scene.STEADY: "tokens are replaced beside the traffic",
-    Scene.STORM: f"the token is refused while {CALLERS} calls are under way",
+The next trial request is sent when the token is about 53 s old: past its reuse window of 50 s, and valid for 59 s."""
+
+_TEXTS = {
+    Scene.COLD: f"{CALLERS} concurrent requests without a token",
+    Scene.STEADY: "tokens are refreshed in the background",
+    Scene.STORM: f"{CALLERS} concurrent requests get a 401",
     Scene.OUTAGE: "5xx and resets, from before a refresh is due",
 }
 
 
 class Overdue(Exception):
-    """Something did not come true in a time that is long enough on any machine."""
+    """A condition did not become true in a time that suffices on any machine."""
 
 
 class Script:
-    """Runs the phases one after another.
+    """Runs the phases.
 
     Args:
-        clock: The service's.
+        clock: Clock of the service.
         emulator: The service.
-        manager: Shared by all callers.
-        ledger: Theirs.
+        manager: The manager of all callers.
+        ledger: The outcomes of their requests.
         load: The callers.
-        shown: Where to show it.
+        shown: The output.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Script:
         self.phases: list[Phase] = []
 
     def run(self, seconds: float) -> str:
-        """Run for *seconds* of the service's; return what did not come true, or nothing."""
+        """Run for *seconds* of the service's clock; return the condition that did not become true, or ""."""
         self._give_up_at = time.monotonic() + _SLOWEST * seconds / self._clock.rate
         ends_at = self._clock.now() + seconds
         try:
@@ -90,7 +91,7 @@ class Script:
 
     def _storm(self) -> None:
         with self._phase(Scene.STORM), self._emulator.hold("call") as hold:
-            self._until("all callers held", lambda: hold.held >= CALLERS)
+            self._until("requests of all callers", lambda: hold.held >= CALLERS)
             self._emulator.service.refuse_current_tokens()
             hold.release()
             self._settle(2)
@@ -103,12 +104,12 @@ class Script:
             self._until("a token after the outage", lambda: self._emulator.service.issued > issued)
             self._settle(2)
 
-    # How they are told apart
+    # Bookkeeping
 
     @contextmanager
     def _phase(self, scene: Scene) -> Generator[None, None, None]:
         began = self._moment()
-        self._shown.phase(began.at, scene.value, _TOLD[scene])
+        self._shown.phase(began.at, scene.value, _TEXTS[scene])
         try:
             yield
         finally:
@@ -123,14 +124,14 @@ class Script:
         return issued[-1]
 
     def _settle(self, calls: int) -> None:
-        """Wait until each caller has seen the end of so many more calls; of two, one began after now."""
+        """Wait until each caller has finished *calls* more requests; of two, one began after now."""
         before = self._ledger.ended()
 
         def settled() -> bool:
             now = self._ledger.ended()
             return len(now) == CALLERS and all(now[worker] >= before[worker] + calls for worker in now)
 
-        self._until("an answer for every caller", settled)
+        self._until("a response for every caller", settled)
 
     def _until(self, what: str, true: Callable[[], bool]) -> None:
         while not true():
@@ -142,7 +143,7 @@ class Script:
             time.sleep(_LOOK)
 
     def _show(self, scene: Scene | None) -> None:
-        """Show how things stand; *scene* is one that ends now."""
+        """Show the current state; *scene* is a phase that ends now."""
         if self._shown.is_due(force=scene is not None):
             self._shown.show(
                 Snapshot.take(self._clock.now(), self._ledger.outcomes, self._emulator.journal, self._manager.stats())

@@ -1,4 +1,4 @@
-"""Where it is shown: a terminal that can be redrawn, or lines one after another."""
+"""Output of the demo: a redrawn terminal, plain lines, or JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .report import Line, Snapshot, clock_time, stack_table, status_line, token_
 
 
 def view() -> View:
-    """Return what suits standard output."""
+    """Return the view for standard output."""
     return PlainView() if is_plain() else LiveView(Console(highlight=False))
 
 
 class View(ABC):
-    """Shows lines that stay, and how things stand now."""
+    """Prints lines that stay, and the current state."""
 
     every: float
-    """Real seconds between two looks at how things stand."""
+    """Real seconds between two updates."""
 
     def __init__(self) -> None:
         self._due_at = 0.0
@@ -34,13 +34,13 @@ class View(ABC):
     def __enter__(self) -> View:
         return self
 
-    def __exit__(  # noqa: B027 - nothing to end
+    def __exit__(  # noqa: B027 - optional
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pass
 
     def is_due(self, *, force: bool) -> bool:
-        """Return whether it is time to show how things stand; if so, until the next time it is not."""
+        """Return whether an update is due, and schedule the next one if so."""
         now = time.monotonic()
         if now < self._due_at and not force:
             return False
@@ -49,22 +49,22 @@ class View(ABC):
 
     @abstractmethod
     def say(self, lines: Iterable[Line]) -> None:
-        """Show lines that stay."""
+        """Print lines that stay."""
 
     def phase(self, at: float, name: str, text: str) -> None:
-        """Say that a phase begins."""
+        """Print the start of a phase."""
         self.say([Line(f"{clock_time(at):>6}  {name}: {text}", "cyan")])
 
     @abstractmethod
     def show(self, snapshot: Snapshot) -> None:
-        """Show how things stand."""
+        """Show the current state."""
 
-    def conclude(self, document: dict[str, object]) -> None:  # noqa: B027 - it has been said
-        """Give the result to a program that wants it."""
+    def conclude(self, document: dict[str, object]) -> None:  # noqa: B027 - printed before
+        """Print the result for programs."""
 
 
 class PlainView(View):
-    """Lines without any control code."""
+    """Plain lines without control codes."""
 
     every = 2.0
 
@@ -77,7 +77,7 @@ class PlainView(View):
 
 
 class JsonView(View):
-    """Nothing but one JSON document, at the end."""
+    """One JSON document at the end."""
 
     every = 60.0
 
@@ -92,7 +92,7 @@ class JsonView(View):
 
 
 class LiveView(View):
-    """Tables that are drawn again and again, below the lines that stay."""
+    """Tables that are redrawn below the lines that stay."""
 
     every = 0.25
 

@@ -40,7 +40,9 @@ class Controls:
         form.end()
         if isinstance(fault, Hold):
             if probability < 1 or after or times is not None:
-                raise Refused(400, "a Hold is for good: it takes no after and no probability, and times is null")
+                raise Refused(
+                    400, "a Hold takes no after and no probability, and its times is null: release it to end it"
+                )
             hold = self._emulator.hold(on)
             return next(rule for rule in self._emulator.faults if rule.upcoming is hold)
         if probability < 1:
@@ -48,7 +50,7 @@ class Controls:
         return self._emulator.faults.add(fault, on, times, after)
 
     def unplan(self, number: int) -> None:
-        """Take a fault out of the plan, and let go of what it holds."""
+        """Remove a fault, and release the requests that it holds."""
         rule = self._rule(number)
         rule.remove()
         for fault in rule.faults:
@@ -59,10 +61,10 @@ class Controls:
         for rule in self._emulator.faults:
             if rule.number == number:
                 return rule
-        raise Refused(404, f"there is no fault {number}")
+        raise Refused(404, f"unknown fault {number}")
 
     async def act(self, form: Form) -> str:
-        """Do what a form asks for, and return the name of it."""
+        """Run the action of a form, and return its name."""
         name = form.take("do", forms.text)
         if name not in self.actions:
             raise Refused(400, f"do must be one of {', '.join(self.actions)}")
@@ -108,5 +110,5 @@ class Controls:
         form.end()
         clock = self._emulator.clock
         if not isinstance(clock, ManualClock):
-            raise Refused(409, "this emulator's clock goes by itself: only a ManualClock can be moved")
+            raise Refused(409, "this emulator runs in real time: only a ManualClock can be advanced")
         clock.advance(seconds)

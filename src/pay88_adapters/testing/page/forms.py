@@ -28,17 +28,17 @@ class Form:
 
     def __init__(self, fields: object) -> None:
         if not isinstance(fields, dict):
-            raise Refused(400, "a JSON object is expected")
+            raise Refused(400, "the body must be a JSON object")
         self._fields: dict[str, Any] = {str(name): value for name, value in fields.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
     def __contains__(self, name: str) -> bool:
         return name in self._fields
 
     def take(self, name: str, read: Callable[[Any], T], default: T | None = None) -> T:
-        """Return a field's value as *read* has it.
+        """Return the value of a field, parsed by *read*.
 
         Raises:
-            Refused: It is missing and has no default, or makes no sense.
+            Refused: It is missing and has no default, or is invalid.
         """
         if name not in self._fields:
             if default is None:
@@ -50,7 +50,7 @@ class Form:
             raise Refused(400, f"{name} must be {exc}") from None
 
     def end(self) -> None:
-        """Refuse fields that nothing asked for."""
+        """Reject unknown fields."""
         if self._fields:
             raise Refused(400, f"unknown: {', '.join(sorted(self._fields))}")
 
@@ -161,9 +161,9 @@ def _flag(value: Any) -> bool:
 def _fields(value: Any) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else []  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
     if not pairs or not all(isinstance(part, str) and part.isprintable() and part for pair in pairs for part in pair):
-        raise ValueError("an object of header fields")
+        raise ValueError("an object of headers")
     if not all(name.isascii() and name.replace("-", "").isalnum() for name, _ in pairs):
-        raise ValueError("an object of header fields, with names of letters, digits and hyphens")
+        raise ValueError("an object of headers, with names of letters, digits and hyphens")
     return tuple(pairs)
 
 

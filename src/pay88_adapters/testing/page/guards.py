@@ -1,4 +1,4 @@
-"""Which requests the page answers: none that another website made a browser send."""
+"""Protection of the page: it rejects requests that another website made a browser send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""What every answer carries."""
+"""Headers of every response."""
 
 
 class Refused(Exception):
@@ -29,19 +29,19 @@ class Refused(Exception):
 
 
 def check_host(headers: Mapping[str, str], own: str) -> None:
-    """Refuse a host that a stranger's name server may have pointed here (DNS rebinding)."""
+    """Reject host names that a foreign DNS server may resolve to this host (DNS rebinding)."""
     host = _name(headers.get("Host", ""))
     if not (host == "localhost" or host.endswith(".localhost") or host == own.lower() or _is_address(host)):
-        raise Refused(421, "the host must be an address or localhost")
+        raise Refused(421, "the host must be an IP address or localhost")
 
 
 def check_origin(headers: Mapping[str, str], scheme: str) -> None:
-    """Refuse what a page of another origin asks for; clients that are no browsers send neither field."""
+    """Reject requests of a page of another origin; clients other than browsers send neither header."""
     origin = headers.get("Origin")
     if origin is not None and origin.lower() != f"{scheme}://{headers.get('Host', '')}".lower():
-        raise Refused(403, "only the emulator's own page may ask for this")
+        raise Refused(403, "only the emulator's own page may send this request")
     if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise Refused(403, "only the emulator's own page may ask for this")
+        raise Refused(403, "only the emulator's own page may send this request")
 
 
 def _name(host: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers requests for the page, its parts and its API."""
+"""Responds to requests for the page, its files and its API."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Page:
-    """The page of one emulator. It does nothing unless it is asked."""
+    """The page of one emulator. It is passive until the first request."""
 
     def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
@@ -55,7 +55,7 @@ class Page:
         return request.path == PREFIX or request.path.startswith(f"{PREFIX}/")
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request, and end its connection: connections are counted and dropped among the clients'."""
+        """Respond to a request and close its connection: connections are counted and dropped among the clients'."""
         self.connections = {each for each in self.connections if each.transport is not None} | {request.protocol}
         try:
             response = await self._answer(request)
@@ -77,7 +77,7 @@ class Page:
             return self._remove_fault(name.removeprefix("faults/"))
         handler = self._routes.get((request.method, name))
         if handler is None:
-            raise Refused(404, f"nothing here answers {request.method} {request.path}")
+            raise Refused(404, f"unknown request: {request.method} {request.path}")
         return await handler(request)
 
     async def _state(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -85,7 +85,7 @@ class Page:
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.streams >= _MOST_STREAMS:
-            raise Refused(503, f"{self.streams} streams are open: close one")
+            raise Refused(503, f"{self.streams} event streams are open: close one")
         self.streams += 1
         try:
             return await Stream(self._view, self._emulator.journal).serve(request)
@@ -104,7 +104,7 @@ class Page:
 
     def _remove_fault(self, number: str) -> web.StreamResponse:
         if not (number.isascii() and number.isdigit()):
-            raise Refused(404, "a fault's id is a number")
+            raise Refused(404, "the id of a fault must be a number")
         self._controls.unplan(int(number[:9]))
         return web.Response(status=204, headers=HEADERS)
 
@@ -123,7 +123,7 @@ def _file(name: str) -> web.Response:
 
 
 async def _form(request: web.BaseRequest) -> Form:
-    """Read a request's JSON, which no form of another website can send without asking first."""
+    """Read the JSON body of a request: a form of another website cannot send that content type without a preflight."""
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "Content-Type must be application/json")
     body = b""
@@ -131,10 +131,10 @@ async def _form(request: web.BaseRequest) -> Form:
         while len(body) <= _LARGEST and (piece := await request.content.readany()):
             body += piece
     except Exception:  # noqa: BLE001 - whatever aiohttp makes of a client that went away midway
-        raise Refused(400, "the body did not arrive") from None
+        raise Refused(400, "the body did not arrive in time") from None
     if len(body) > _LARGEST:
-        raise Refused(413, f"a body has at most {_LARGEST} bytes")
+        raise Refused(413, f"the body must have at most {_LARGEST} bytes")
     try:
         return Form(json.loads(body))
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON") from None
+        raise Refused(400, "the body is not valid JSON") from None

@@ -1,4 +1,4 @@
-"""Server-sent events: what has changed, as fast as whoever reads them can read, and no faster."""
+"""Server-sent events: the changes, as fast as the client reads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PATIENCE = 30.0  # with a reader that does not read
 
 
 class Stream:
-    """What one reader has been told, and what is new to it.
+    """The events that one client has received, and the new ones.
 
-    Nothing is queued for a reader: whoever is slow gets one message about all that happened meanwhile.
+    Nothing is queued: a slow client gets one message with all changes since the last one.
     """
 
     def __init__(self, view: View, journal: Journal) -> None:
@@ -31,11 +31,11 @@ class Stream:
         self._journal = journal
         self._told: dict[str, Any] = {}
         self._now = math.inf
-        self._next = 0  # the first entry of the journal that was not told
-        self._open = set[int]()  # entries that were told before they had ended
+        self._next = 0  # the first entry of the journal that was not sent
+        self._open = set[int]()  # entries that were sent before they had ended
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Tell until the reader has gone, or does not read."""
+        """Send events until the client disconnects or stops reading."""
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         response.force_close()
         with suppress(ConnectionError, asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""What can be seen of an emulator: values for JSON, without a secret in them."""
+"""The state of an emulator as values for JSON, without secrets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pay88_adapters.testing.service import Service
 from .emulated import Emulated
 
 TIMELINE = 200
-"""How many requests are shown at most: the latest."""
-_LOOKED_AT = 2_000  # requests, for who uses which token
+"""Number of requests shown, the latest ones."""
+_LOOKED_AT = 2_000  # requests that are read for the users of a token
 _WINDOWS = 24  # a client that makes up merchants does not fill the page
 _TEXT = 200  # characters of what a client sent
 
 
 class View:
-    """One look at an emulator."""
+    """Reads the state of an emulator."""
 
     def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
@@ -31,7 +31,7 @@ class View:
         self._counts = Counter[str]()
 
     def state(self) -> dict[str, Any]:
-        """Return all there is to see but the timeline. It only changes when something happens."""
+        """Return the state without the timeline. It changes only with an event."""
         emulator, service, now = self._emulator, self._emulator.service, self._emulator.clock.now()
         return {
             "emulator": {
@@ -50,15 +50,15 @@ class View:
         }
 
     def now(self) -> float:
-        """Return what the emulator's clock shows; every ``…_at`` is on it."""
+        """Return the time of the emulator's clock, which every ``…_at`` refers to."""
         return self._emulator.clock.now()
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults that may still strike."""
+        """Return the active faults."""
         return [self.rule(rule) for rule in self._emulator.faults if rule.left != 0]
 
     def rule(self, rule: Rule) -> dict[str, Any]:
-        """Return one line of the plan."""
+        """Return one fault."""
         return {
             "id": rule.number,
             "fault": "+".join(type(fault).__name__ for fault in rule.faults),
@@ -154,7 +154,7 @@ class View:
             case bool() | int() | float() | None:
                 return value
             case bytes():
-                return f"{len(value)} bytes"  # of any kind, and perhaps a whole token answer
+                return f"{len(value)} bytes"  # any bytes, possibly a whole token response
             case str():
                 return self._shown(value)
             case _:

@@ -1,4 +1,4 @@
-// The page's whole life: listen to `events`, draw what they say, and send what the switches ask for.
+// Listens to `events`, draws the state, and sends the actions of the controls.
 // What happens by itself (a token ages, the clock goes) is worked out here, from instants.
 "use strict";
 
@@ -8,12 +8,12 @@ const SPAN = 120; // seconds of the emulator's clock in the lanes
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const PRESETS = [
   ["Token endpoint fails", { fault: "Status", status: 500, on: "token" }],
-  ["Calls fail", { fault: "Status", status: 503, on: "call" }],
-  ["Tokens refused", { fault: "RefuseToken", on: "call" }],
-  ["Calls limited", { fault: "TooMany", on: "call" }],
+  ["API requests fail", { fault: "Status", status: 503, on: "call" }],
+  ["Tokens rejected", { fault: "RefuseToken", on: "call" }],
+  ["API requests limited", { fault: "TooMany", on: "call" }],
   ["Connections reset", { fault: "ResetAfterRead", on: "call" }],
-  ["Answers 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
-  ["Calls held", { fault: "Hold", on: "call" }],
+  ["Responses 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
+  ["API requests held", { fault: "Hold", on: "call" }],
   ["Token requests held", { fault: "Hold", on: "token" }],
 ];
 
@@ -133,7 +133,7 @@ function gauge(window) {
   const svg = draw("svg", { viewBox: "0 0 140 84", "aria-hidden": "true" });
   svg.append(
     draw("path", { d: ARC }), draw("path", { d: ARC, class: "value", pathLength: 100, "stroke-dasharray": "100 200" }),
-    draw("text", { x: 70, y: 62 }), draw("text", { x: 70, y: 80, class: "of" }, `of ${window.limit}`),
+    draw("text", { x: 70, y: 62 }), draw("text", { x: 70, y: 80, class: "of" }, `of ${window.limit} used`),
   );
   return make("div", { class: "gauge", role: "meter", "aria-valuemin": 0, "aria-valuemax": window.limit }, svg,
     make("p", {}, make("strong", {}, `${window.limit} ${period(window.seconds)}`)), make("p", { class: "quiet" }));
@@ -173,7 +173,7 @@ function drawWindows() {
       write(node.querySelector("p.quiet"), freed(window) + whose);
     } else {
       write(node.firstChild, `${window.group[0].toUpperCase()}${window.group.slice(1)}, ${period(window.seconds)}${whose}`);
-      write(node.childNodes[1], `${window.used} of ${window.limit}`);
+      write(node.childNodes[1], `${window.used} of ${window.limit} used`);
       node.querySelector("i").style.transform = `scaleX(${share})`;
     }
   }
@@ -183,7 +183,7 @@ function drawWindows() {
   document.querySelector(".budget h3").hidden = !$("bars").firstChild;
 }
 
-const freed = (window) => (window.frees_at === null ? "all free" : `next free in ${span(window.frees_at - now())}`);
+const freed = (window) => (window.frees_at === null ? "none used" : `next unit in ${span(window.frees_at - now())}`);
 
 // Tokens
 
@@ -201,12 +201,12 @@ function drawTokens() {
     const shade = token.refused ? "bad" : share < 1 / 6 ? "late" : "good";
     return make("li", { class: shade },
       make("div", { class: "name" }, make("b", {}, `#${token.serial}`),
-        token.refused ? make("span", { class: "tag" }, "refused") : null,
+        token.refused ? make("span", { class: "tag" }, "rejected") : null,
         make("span", { class: "quiet" }, `${span(Math.floor(now() - token.issued_at))} old, ${span(left)} left`)),
       make("div", { class: "track", "aria-hidden": "true" }, fill),
-      token.users.length ? make("ul", { "aria-label": `Who uses token ${token.serial}` }, ...token.users.map((user) =>
+      token.users.length ? make("ul", { "aria-label": `Users of token ${token.serial}` }, ...token.users.map((user) =>
         make("li", {}, make("span", {}, `${user.client || "no User-Agent"}, ${user.peer}`),
-          make("span", {}, `${user.calls} ${user.calls === 1 ? "call" : "calls"}`)))) : null);
+          make("span", {}, `${user.calls} ${user.calls === 1 ? "request" : "requests"}`)))) : null);
   }));
 }
 
@@ -243,7 +243,7 @@ function drawFaults() {
 function hintsOf(rule) {
   return [rule.fault === "Hold" ? `${rule.held} held` : "", rule.parameters.map(describe).filter(Boolean).join("; "),
     rule.after ? `after ${rule.after} more` : "", rule.probability < 1 ? `chance ${Math.round(rule.probability * 1000) / 10} %` : "",
-    rule.times === null ? "until removed" : `${rule.times} left`, `struck ${rule.used}`].filter(Boolean).join(" · ");
+    rule.times === null ? "until removed" : `${rule.times} left`, `applied: ${rule.used}`].filter(Boolean).join(" · ");
 }
 
 function buildFault(rule) {
@@ -252,7 +252,7 @@ function buildFault(rule) {
   remove.addEventListener("click", () => attempt(`${name} removed.`, () => ask("DELETE", `faults/${rule.id}`)));
   let release = null;
   if (rule.fault === "Hold") {
-    release = make("button", { type: "button", "data-fault": `release ${rule.id}`, "aria-label": `Let one go of ${name}` }, "Let one go");
+    release = make("button", { type: "button", "data-fault": `release ${rule.id}`, "aria-label": `Release one of ${name}` }, "Release one");
     release.addEventListener("click", () => attempt("Let go.", () => ask("POST", "actions", { do: "release", id: rule.id })));
   }
   return make("li", { "data-rule": rule.id }, make("div", {}, make("strong", {}, rule.fault), ` on ${rule.on}`, make("small", {})), release, remove);
@@ -329,7 +329,7 @@ async function loadKinds() {
 const rows = new Map();
 
 function row(entry) {
-  const odd = entry.finished ? (entry.status ?? "no answer") : "waiting";
+  const odd = entry.finished ? (entry.status ?? "no response") : "waiting";
   const words = entry.event && !["echo", "balance", "charged", "faulty"].includes(entry.event) ? ` ${entry.event}` : "";
   const token = entry.token === null ? "" : `#${entry.token}${entry.token_age === null ? "" : `, ${span(Math.floor(entry.token_age))} old`}`;
   const cell = (name, ...children) => make("td", { role: "cell", class: name }, ...children);
@@ -399,7 +399,7 @@ function drawLanes() {
   const end = now();
   const x = (at) => left + (width - left - 4) * (1 - (end - at) / SPAN);
   const top = narrow ? 24 : 14; // narrow lanes have their names above
-  const lanes = [["Tokens", top], ["Token requests", top + 38], ["Calls", top + 76]];
+  const lanes = [["Tokens", top], ["Token requests", top + 38], ["API requests", top + 76]];
   pen.textBaseline = "middle";
   lanes.forEach(([name, y]) => {
     pen.fillStyle = color("soft");
@@ -516,7 +516,7 @@ function wire() {
   $("advance").addEventListener("submit", (event) => {
     event.preventDefault();
     const seconds = Number($("seconds").value);
-    attempt(`The clock went ${seconds} s ahead.`, () => ask("POST", "actions", { do: "advance", seconds }));
+    attempt(`Clock advanced by ${seconds} s.`, () => ask("POST", "actions", { do: "advance", seconds }));
   });
   $("add").addEventListener("submit", addFault);
   $("kind").addEventListener("change", buildParameters);
@@ -525,7 +525,7 @@ function wire() {
   $("pause").addEventListener("click", () => {
     paused = !paused;
     $("pause").setAttribute("aria-pressed", paused);
-    write($("pause"), paused ? "Go on" : "Pause");
+    write($("pause"), paused ? "Resume" : "Pause");
     if (!paused) redrawRows();
   });
   for (const choice of document.querySelectorAll("input[name=show]")) choice.addEventListener("change", redrawRows);
