@@ -126,7 +126,8 @@ def _can_append(kind: Callable[..., Any]) -> bool:
 
 def _appended(headers: Any, token: Token) -> Any:
     """Return a copy of *headers*, which have none of *token*'s fields, with these. No local variable holds them."""
-    copy: Any = object.__new__(type(headers))
+    kind: type[Any] = headers.__class__
+    copy: Any = object.__new__(kind)
     copy._list = [*headers._list, *token.raw()]
     copy._encoding = None  # to be found out anew
     return copy

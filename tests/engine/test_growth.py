@@ -35,7 +35,7 @@ def registered() -> dict[str, int]:
     return {
         "shared": len(process.managers),
         "recent": len(process.managers._recent),
-        "names": len(process.names),
+        "referenced": len(process.referenced),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
         "entries": sum(len(fleet.budget._histories) for fleet in fleets),

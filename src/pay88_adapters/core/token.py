@@ -81,7 +81,7 @@ class Token(_OnDemand):
 
     def headers(self) -> dict[str, str]:
         """Return the two header fields of a managed call, as a new dict."""
-        headers = self._headers
+        headers: dict[str, str] | None = self._headers
         if headers is None:
             headers = {name: Secret(value) for name, value in self.attached.items()}
             object.__setattr__(self, "_headers", headers)

@@ -79,6 +79,7 @@ class TokenManager:
         "_state",
         "_stores",
         "async_runner",
+        "reference",
         "shared_key",
         "sync_runner",
     )
@@ -118,6 +119,7 @@ class TokenManager:
                 PROCESS.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
+        self.reference = ""  # its name in pickles; empty without any
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
@@ -382,9 +384,12 @@ class TokenManager:
 
 def manager_id(manager: TokenManager) -> str:
     """Return a name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
-    return PROCESS.names.setdefault(manager, os.urandom(16).hex())
+    with PROCESS.lock:
+        manager.reference = manager.reference or os.urandom(16).hex()
+        PROCESS.referenced[manager.reference] = manager
+        return manager.reference
 
 
 def find_manager(name: str) -> TokenManager | None:
     """Return the manager that has this name, if it is in this process."""
-    return next((manager for manager, known in list(PROCESS.names.items()) if known == name), None)
+    return PROCESS.referenced.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.core.policy import TokenPolicy
@@ -124,8 +125,14 @@ def _mirrored(led: LeaseResult) -> LeaseResult:
 _fleets: WeakSet[StoreClient] = WeakSet()
 
 
+def _all() -> list[StoreClient]:
+    while True:
+        with suppress(RuntimeError):  # another thread has added one meanwhile
+            return list(_fleets)
+
+
 def _after_fork_in_parent() -> None:
-    for store_client in list(_fleets):
+    for store_client in _all():
         if store_client.degraded and store_client.fallback is None:
             store_client.share.split()
 
