@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +37,7 @@ class Service:
     Attributes:
         lifetime: Seconds a token lives there.
         in_memory: Whether calls go to a stub in place of the network. Tokens come from the emulator all the same.
+        new_ids: Whether each call has an id of its own in its URL, so that nothing can be cached by URL.
     """
 
     url: str
@@ -42,11 +45,17 @@ class Service:
     merchant_id: str
     lifetime: float = 60.0
     in_memory: bool = False
+    new_ids: bool = False
 
     @property
     def call_url(self) -> str:
-        """Return what every contestant POSTs to."""
+        """Return what calls are POSTed to."""
         return f"{self.url}/api/balance?id={self.merchant_id}"
+
+    def call_urls(self) -> Iterator[str]:
+        """Yield what every contestant POSTs to, call by call."""
+        url = self.call_url
+        return map(f"{url}-{{:08}}".format, count()) if self.new_ids else repeat(url)
 
     @property
     def token_url(self) -> str:

@@ -20,10 +20,10 @@ def _session(service: Service, **options: Any) -> aiohttp.ClientSession:
 
 
 def _calling(session: Any, service: Service) -> Call:
-    url = service.call_url
+    urls = service.call_urls()
 
     async def call() -> int:
-        async with session.post(url) as response:
+        async with session.post(next(urls)) as response:
             await response.read()
             status: int = response.status
             return status
@@ -49,19 +49,19 @@ def _static(service: Service) -> Call:
 
 def _by_hand(service: Service) -> Call:
     session, manager = _session(service), AsyncManager(_asking(service), service.margin)
-    url = service.call_url
+    urls = service.call_urls()
 
-    async def send(headers: dict[str, str]) -> int:
+    async def send(url: str, headers: dict[str, str]) -> int:
         async with session.post(url, headers=headers) as response:
             await response.read()
             return response.status
 
     async def call() -> int:
-        headers = await manager.headers()
-        status = await send(headers)
+        headers, url = await manager.headers(), next(urls)
+        status = await send(url, headers)
         if status == 401:
             manager.invalidate(headers)
-            status = await send(await manager.headers())
+            status = await send(url, await manager.headers())
         return status
 
     return call
@@ -99,10 +99,10 @@ def _google(service: Service) -> Call:
     from benchmarks.peers import google_credentials
 
     session = AsyncAuthorizedSession(google_credentials(service), auth_request=Request(_session(service)))
-    url = service.call_url
+    urls = service.call_urls()
 
     async def call() -> int:
-        response = await session.post(url)
+        response = await session.post(next(urls))
         await response.read()
         status: int = response.status_code
         return status
@@ -120,10 +120,10 @@ def _azure(service: Service) -> Call:
     transport = AioHttpTransport(session=_session(service), session_owner=False)
     policy = azure_async_policy(service, _asking(service))
     client: Any = AsyncPipelineClient(service.url, policies=[policy], transport=transport)
-    url = service.call_url
+    urls = service.call_urls()
 
     async def call() -> int:
-        response = await client.send_request(HttpRequest("POST", url), enforce_https=False)
+        response = await client.send_request(HttpRequest("POST", next(urls)), enforce_https=False)
         await response.read()
         status: int = response.status_code
         return status

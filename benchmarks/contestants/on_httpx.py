@@ -34,12 +34,12 @@ class _Side:
 
     def calling(self, client: Any, service: Service) -> Call:
         """Return what makes one call."""
-        url = service.call_url
+        urls = service.call_urls()
         if not self.tasks:
-            return lambda: client.post(url).status_code
+            return lambda: client.post(next(urls)).status_code
 
         async def call() -> int:
-            status: int = (await client.post(url)).status_code
+            status: int = (await client.post(next(urls))).status_code
             return status
 
         return call
@@ -63,12 +63,12 @@ def _static(side: _Side, service: Service) -> Call:
 
 
 def _by_hand(side: _Side, service: Service) -> Call:
-    client, url = side.client(service), service.call_url
+    client, urls = side.client(service), service.call_urls()
     if side.tasks:
         tasks = AsyncManager(side.asking(service), service.margin)
 
         async def acall() -> int:
-            headers = await tasks.headers()
+            headers, url = await tasks.headers(), next(urls)
             response = await client.post(url, headers=headers)
             if response.status_code == 401:
                 tasks.invalidate(headers)
@@ -80,7 +80,7 @@ def _by_hand(side: _Side, service: Service) -> Call:
     threads = Manager(service.ask, service.margin)
 
     def call() -> int:
-        headers = threads.headers()
+        headers, url = threads.headers(), next(urls)
         response = client.post(url, headers=headers)
         if response.status_code == 401:
             threads.invalidate(headers)

@@ -27,8 +27,8 @@ def _prepared(session: Any, service: Service) -> Any:
 
 
 def _calling(session: Any, service: Service) -> Call:
-    url = service.call_url
-    return lambda: session.post(url).status_code
+    urls = service.call_urls()
+    return lambda: session.post(next(urls)).status_code
 
 
 def _bare(service: Service) -> Call:
@@ -43,10 +43,10 @@ def _static(service: Service) -> Call:
 
 def _by_hand(service: Service) -> Call:
     session, manager = _prepared(requests.Session(), service), Manager(service.ask, service.margin)
-    url = service.call_url
+    urls = service.call_urls()
 
     def call() -> int:
-        headers = manager.headers()
+        headers, url = manager.headers(), next(urls)
         response = session.post(url, headers=headers)
         if response.status_code == 401:
             manager.invalidate(headers)
@@ -89,12 +89,12 @@ def _azure(service: Service) -> Call:
 
     from benchmarks.peers import azure_policy
 
-    session, url = _prepared(requests.Session(), service), service.call_url
+    session, urls = _prepared(requests.Session(), service), service.call_urls()
     transport = RequestsTransport(session=session, session_owner=False)
     client: Any = PipelineClient(service.url, policies=[azure_policy(service)], transport=transport)
 
     def call() -> int:
-        status: int = client.send_request(HttpRequest("POST", url), enforce_https=False).status_code
+        status: int = client.send_request(HttpRequest("POST", next(urls)), enforce_https=False).status_code
         return status
 
     return call

@@ -21,8 +21,8 @@ def _pool(service: Service, **options: Any) -> urllib3.PoolManager:
 
 
 def _calling(pool: Any, service: Service) -> Call:
-    url = service.call_url
-    return lambda: pool.request("POST", url).status
+    urls = service.call_urls()
+    return lambda: pool.request("POST", next(urls)).status
 
 
 def _bare(service: Service) -> Call:
@@ -34,10 +34,10 @@ def _static(service: Service) -> Call:
 
 
 def _by_hand(service: Service) -> Call:
-    pool, manager, url = _pool(service), Manager(service.ask, service.margin), service.call_url
+    pool, manager, urls = _pool(service), Manager(service.ask, service.margin), service.call_urls()
 
     def call() -> int:
-        headers = manager.headers()
+        headers, url = manager.headers(), next(urls)
         response = pool.request("POST", url, headers=headers)
         if response.status == 401:
             manager.invalidate(headers)
@@ -66,12 +66,12 @@ def _google(service: Service) -> Call:
 def _botocore(service: Service) -> Call:
     from benchmarks.peers import botocore_credentials
 
-    pool, credentials, url = _pool(service), botocore_credentials(service), service.call_url
+    pool, credentials, urls = _pool(service), botocore_credentials(service), service.call_urls()
 
     def call() -> int:
         frozen = credentials.get_frozen_credentials()
         headers = {"Authorization": f"Bearer {frozen.access_key}", "x-session-id": frozen.token}
-        return pool.request("POST", url, headers=headers).status
+        return pool.request("POST", next(urls), headers=headers).status
 
     return call
 

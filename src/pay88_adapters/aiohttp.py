@@ -106,8 +106,11 @@ class Pay88Middleware:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
+        path = url.raw_path  # the other one is decoded for each new URL
+        if "%" in path:
+            path = url.path
         try:
-            manager = self._manager.for_request(url.scheme, url.raw_host or "", url.port, url.path, authorization)
+            manager = self._manager.for_request(url.scheme, url.raw_host or "", url.port, path, authorization)
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
@@ -175,6 +178,8 @@ def _timer(request: aiohttp.ClientRequest) -> Any:
 
 class _Call:
     """One call, and the token requests it may lead to."""
+
+    __slots__ = ("_body_position", "_handler", "_request")
 
     network_errors = (aiohttp.ClientError, OSError)
     token_timeout = None  # the caller's own timeout cancels the call

@@ -44,6 +44,8 @@ class _Call:
     retry = None
     status = staticmethod(attrgetter("status_code"))
 
+    __slots__ = ("_body_position", "_replaces", "_request", "_timeout", "_transport", "client", "manager")
+
     def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
         self._transport, self._request, self._replaces = transport, request, replaces
@@ -89,13 +91,13 @@ class _Call:
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
-        if self.is_closed:  # httpx would open a connection that nobody closes
+        if transport.opened is not self.client:  # httpx would open a connection that nobody closes
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
         if RECORDER in modules:
             check_call(self.method, self._url())
-        return transport.library.with_token(self._request, token, replaces=self._replaces)
+        return transport.library.with_token(self._request, token, self._replaces)
 
 
 class _SyncCall(_Call):
@@ -106,8 +108,8 @@ class _SyncCall(_Call):
         extensions = request.extensions
         timeout = extensions.get("timeout")
         if timeout is not None:  # to be shortened while a response is drained, for this request alone
-            timeout = timeout.copy()
-            request.extensions = {**extensions, "timeout": timeout}
+            request.extensions = extensions = extensions.copy()
+            extensions["timeout"] = timeout = timeout.copy()
         self._timeout = timeout
         return self._transport.wrapped.handle_request(request)
 
@@ -210,10 +212,11 @@ class _Transport(Generic[TransportT, TimeoutT]):
 
     def _begin(self, request: Any) -> Any:
         """Return the managed call that *request* is; ``None`` leaves it alone."""
-        url = request.url
-        replaces = self.library.has_managed_field(request.headers)
+        library = self.library
+        replaces = library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
-        manager = self._manager.for_request(url.scheme, url.raw_host.decode("ascii"), url.port, url.path, authorization)
+        scheme, host, port, path = library.location(request.url)
+        manager = self._manager.for_request(scheme, host, port, path, authorization)
         return None if manager is None else self._call(self, manager, request, replaces)
 
 

@@ -18,13 +18,14 @@ from .engine.logs import hide_secrets_in_logs
 from .engine.responses import BodyTimeout, read_limited
 
 C = TypeVar("C")
+Location = tuple[str, str, int | None, str]
+"""The scheme, host, port and path of a URL, without percent signs that escape something."""
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 
-_FIELDS = tuple((name.encode(), name.lower().encode(), name) for name in (AUTHORIZATION, SESSION_ID))
-_MANAGED_FIELDS = frozenset(lower for _, lower, _ in _FIELDS)
+_MANAGED_FIELDS = tuple(name.lower().encode() for name in (AUTHORIZATION, SESSION_ID))  # a set would hash each name
 
 
 class Library:
@@ -44,6 +45,7 @@ class Library:
         self.not_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
         self.classify_error = (*self.not_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
         self._appends = _can_append(module.Headers)
+        self.location: Callable[[Any], Location] = _parts if _has_parts(module.URL) else _public_parts
         # The libraries do not export what bodies are wrapped in.
         self._bytes = module.ByteStream
         self._multipart = self._stream(files={"file": b""})
@@ -73,7 +75,7 @@ class Library:
     def body_position(self, stream: Any) -> BodyPosition:
         """Return the state of a request's body, which has not been sent yet."""
         if type(stream) is self._bytes and type(stream._stream) is bytes:
-            return WHOLE
+            return WHOLE  # as nearly every one is
         if type(stream) in self._iterators:
             return BodyPosition(stream._stream)
         if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
@@ -89,18 +91,19 @@ class Library:
                 return True
         return False
 
-    def with_token(self, request: Any, token: Token, *, replaces: bool) -> Any:
+    def with_token(self, request: Any, token: Token, replaces: bool) -> Any:
         """Return a copy of *request* with *token*: the caller's own object would print the session id."""
-        headers = self.module.Headers(request.headers)
         if replaces:
+            headers = self.module.Headers(request.headers)
             for name, value in token.attached.items():
                 headers[name] = value
         else:
-            headers._list += _entries(token)
+            headers = _appended(request.headers, token)
         # What its constructor would make of the same, at a third of the price.
-        kind: type[Any] = request.__class__
-        copy: Any = object.__new__(kind)
-        copy.__dict__ = {**request.__dict__, "headers": headers}
+        attributes = request.__dict__.copy()
+        attributes["headers"] = headers
+        copy: Any = object.__new__(request.__class__)
+        copy.__dict__ = attributes
         return copy
 
 
@@ -109,20 +112,49 @@ class _AsyncIterable:
         raise AssertionError
 
 
-def _entries(token: Token) -> list[tuple[bytes, bytes, bytes]]:
-    return [(name, lower, token.attached[field].encode()) for name, lower, field in _FIELDS]
-
-
 def _can_append(kind: Callable[..., Any]) -> bool:
     """Whether :class:`Headers` is inside what all versions have been: then two fields cost a tenth."""
-    name, value = "x-field", "value"
-    headers, appended = kind({"Host": "h"}), kind({"Host": "h"})
-    headers[name] = value
+    before, after, token = kind({"Host": "h"}), kind({"Host": "h"}), Token("t", "s", 0.0, 0.0)
+    for name, value in token.attached.items():
+        after[name] = value
     try:
-        appended._list.append((name.encode(), name.encode(), value.encode()))
+        appended = _appended(before, token)
     except (AttributeError, TypeError):
         return False
-    return bool(appended.__dict__ == headers.__dict__)
+    return bool(appended.__dict__ == after.__dict__)
+
+
+def _appended(headers: Any, token: Token) -> Any:
+    """Return a copy of *headers*, which have none of *token*'s fields, with these. No local variable holds them."""
+    kind: type[Any] = headers.__class__
+    copy: Any = object.__new__(kind)
+    copy._list = [*headers._list, *token.raw()]
+    copy._encoding = None  # to be found out anew
+    return copy
+
+
+def _parts(url: Any) -> Location:
+    parts = url._uri_reference
+    path = parts.path or "/"
+    return parts.scheme, parts.host, parts.port, path if "%" not in path else url.path
+
+
+def _public_parts(url: Any) -> Location:
+    return url.scheme, url.raw_host.decode("ascii"), url.port, url.path
+
+
+def _has_parts(kind: Callable[[str], Any]) -> bool:
+    """Whether :class:`URL` is inside what all versions have been: its properties take it apart anew each time."""
+    urls = (
+        "https://a.example",
+        "http://user@[::1]:8080/a%2Fb?c#d",
+        "HTTPS://XN--E1AFMKFD.example:443/",
+        "//b.example:1",
+    )
+    try:
+        return all(_parts(url) == _public_parts(url) for url in map(kind, urls))
+    except AttributeError:
+        return False
 
 
 @asynccontextmanager

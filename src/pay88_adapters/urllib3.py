@@ -191,7 +191,11 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             headers = self.headers
         fields, authorization, again = split_headers(headers) if headers else ([], None, False)
         try:
-            manager = self._managing(url, authorization)
+            if url[:1] == "/":  # as pool managers have it
+                managing = self.pay88_manager.for_request
+                manager = managing(self.scheme or "http", self.host, self.port, url, authorization)
+            else:
+                manager = self._managing(url, authorization)
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
@@ -209,8 +213,6 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
 
     def _managing(self, url: str, authorization: str | None) -> TokenManager | None:
         managing = self.pay88_manager.for_request
-        if url[:1] == "/":
-            return managing(self.scheme or "http", self.host, self.port, url, authorization)
         target = parse_url(url)
         path = target.path or "/"
         manager = managing(target.scheme or "http", target.host or "", target.port, path, authorization)

@@ -357,6 +357,20 @@ def test_rule_06_a_call_waits_no_longer_than_its_deadline() -> None:
     assert decision.retry_after > 0
 
 
+@pytest.mark.parametrize("sent", [False, True], ids=["before its unit", "with its request sent"])
+def test_rule_06_a_call_fails_for_what_it_has_waited_for(sent: bool) -> None:
+    """The budget was exhausted all the time; whether it still is, the next fetch is about to see."""
+    driven = Driven()
+    driven.send(driven.lead(0.0), 0.0, grant=no(5.0))
+    ticket = driven.lead(5.0)
+    if sent:
+        driven.send(ticket, 5.0)
+    decision = driven.machine.decide(5.1, known_failures=0, deadline=5.1)
+    assert isinstance(decision, Fail)
+    assert decision.failure.kind is (TokenEndpointUnavailable if sent else TokenBudgetExhausted)
+    assert decision.retry_after > 0
+
+
 @pytest.mark.parametrize("why", WHYS)
 def test_rule_06_a_wish_for_a_longer_life_never_costs_the_token_there_is(why: str) -> None:
     """``min_validity`` asks for a fetch; where none can be made, the older token is the answer, at once."""

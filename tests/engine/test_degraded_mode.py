@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -21,9 +19,7 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.core.history import Entry
-from pay88_adapters.engine.store_client import Link, StoreClient
-from pay88_adapters.stores.base import StoreView
-from pay88_adapters.stores.memory import MemoryStore
+from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -348,47 +344,3 @@ def test_a_host_is_whoever_shares_the_file(directory: Path) -> None:
     assert one.host != SqliteStore(str(directory / "b.db"), clock).host
     (directory / "sub").mkdir(mode=0o700)
     assert one.host != SqliteStore(str(directory / "sub" / "a.db"), clock).host
-
-
-class Hanging(MemoryStore):
-    """A store whose operations do not come back until it is let go."""
-
-    blocking: ClassVar[bool] = True
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(clock.now)
-        self.let_go = threading.Event()
-
-    def peek(self, key: str) -> StoreView:
-        self.let_go.wait(30)
-        return super().peek(key)
-
-
-@pytest.mark.deep
-def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
-    """However often it is tried, by how many at once; and when it goes on, so do they."""
-    clock = ManualClock()
-    store = Hanging(clock)
-    link = Link(store, clock)
-    before = set(threading.enumerate())
-    first = threading.Thread(target=link.attempt, args=(lambda store: store.peek("key"),))
-    first.start()
-    time.sleep(0.6)  # in real time, as the threads hang
-    others = [threading.Thread(target=link.attempt, args=(lambda store: store.peek("key"),)) for _ in range(20)]
-    for thread in others:
-        thread.start()
-    for thread in [first, *others]:
-        thread.join(10)
-    for _ in range(5):
-        clock.advance(6)
-        since = time.monotonic()
-        assert link.attempt(lambda store: store.peek("key")) is None
-        assert time.monotonic() - since < 1
-    assert len(set(threading.enumerate()) - before) == 1
-    store.let_go.set()
-    deadline = time.monotonic() + 10
-    while set(threading.enumerate()) - before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    clock.advance(6)
-    assert link.attempt(lambda store: store.peek("key")) == StoreView()

@@ -13,7 +13,7 @@ import pytest
 import pay88_adapters.engine.manager
 from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenPolicy
 from pay88_adapters.core.history import Window
-from pay88_adapters.engine.manager import default_clock
+from pay88_adapters.engine.default_clock import default_clock
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -30,12 +30,12 @@ def credentials(number: int) -> Credentials:
 
 def registered() -> dict[str, int]:
     """Return how much of each kind the process knows."""
-    process: Any = pay88_adapters.engine.manager._process
+    process: Any = pay88_adapters.engine.manager.PROCESS
     fleets = list(vars(process.clock)["_pay88_stores"]._fleets.values())
     return {
         "shared": len(process.managers),
         "recent": len(process.managers._recent),
-        "names": len(process.names),
+        "referenced": len(process.referenced),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
         "entries": sum(len(fleet.budget._histories) for fleet in fleets),
@@ -79,7 +79,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_managers_that_are_gone_are_forgotten(maker: str) -> None:
     """Of three hundred of each kind no more is left than of a few."""
-    elsewhere = len(pay88_adapters.engine.manager._process.made)  # other tests'; they start anew in the block, too
+    elsewhere = len(pay88_adapters.engine.manager.PROCESS.made)  # other tests'; they start anew in the block, too
     with default_clock(ManualClock()):
         make_and_drop(MAKERS[maker], range(300))
         gc.collect()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import sqlite3
 import sys
 import threading
@@ -447,63 +445,6 @@ def test_rule_24_a_file_with_numbers_beyond_all_bounds_takes_no_call_down(tmp_pa
         clock.advance(61)
         with at_once(clock):
             assert isinstance(fetch(process, Call()), Token)
-
-
-@pytest.mark.parametrize("error", [OverflowError("x"), AttributeError("x"), MemoryError("x"), RecursionError("x")])
-def test_rule_24_whatever_a_store_raises_it_takes_no_call_down(fleet: Fleetlet, error: Exception) -> None:
-    """It counts as failing."""
-
-    def fail(_: str) -> None:
-        raise error
-
-    process = fleet.process()
-    fleet.store.before = fail
-    assert isinstance(process.call(), Token)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> int:
-    """Return how often the store was written about."""
-    return sum(record.name == "pay88_adapters.store" for record in caplog.records)
-
-
-def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
-    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its late success says nothing about the present."""
-    process = fleet.process()
-    view = process.state.settings.store_client
-    nested = itertools.count()
-
-    def fail_meanwhile(_: str) -> None:
-        if next(nested) == 0:
-            fleet.clock.advance(1)
-            fleet.store.broken = True
-            assert (
-                process.state.settings.store_client.publish("k", fencing_token=1, content="", keep=1, after=0) is False
-            )
-            fleet.store.broken = False
-
-    fleet.store.before = fail_meanwhile
-    view.try_acquire_lease("k", owner="o", known=0, lease=5)
-    assert view.degraded
-    assert warnings_of(caplog) == 1
-    fleet.clock.advance(6)
-    view.try_acquire_lease("k", owner="o", known=0, lease=5)
-    assert not view.degraded
-    assert warnings_of(caplog) == 2
-
-
-def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
-    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An hour of it: tens of warnings, not hundreds."""
-    caplog.set_level(logging.WARNING)
-    view = fleet.process().state.settings.store_client
-    for turn in range(600):
-        fleet.store.broken = turn % 2 == 0
-        view.try_acquire_lease("k", owner="o", known=0, lease=5)
-        fleet.clock.advance(6)
-    assert 1 <= warnings_of(caplog) <= 130
 
 
 # Bars

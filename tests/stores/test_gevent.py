@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.testing import Emulator
 from support.servers import Valkey
 

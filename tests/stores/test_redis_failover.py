@@ -23,7 +23,7 @@ from pay88_adapters import TokenPolicy
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.budget import TokenBudget
-from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.stores.redis import RedisStore, redis_store

@@ -16,7 +16,7 @@ import pytest
 from pay88_adapters import Credentials, Pay88Error, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Window
-from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import Emulator

@@ -798,7 +798,7 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state: Any = here.manager
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
-        process: Any = pay88_adapters.engine.manager._process
+        process: Any = pay88_adapters.engine.manager.PROCESS
         link, known = state.settings.store_client.link, state.settings.store_client.budget
         store = link.store
 

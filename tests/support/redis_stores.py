@@ -12,7 +12,7 @@ import pytest
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Window
-from pay88_adapters.engine.store_client import OPERATION_TIMEOUT
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.redis import RedisStore, redis_store
 from support.leaks import Eavesdropper, confessed, leaked

@@ -116,7 +116,7 @@ class Endpoint:
             return False
         if authorization is not None and authorization[:7].lower() == "bearer ":
             return False
-        return not path.startswith(self.token_path) or path.partition("?")[0] != self.token_path
+        return self.token_path not in path or path.partition("?")[0] != self.token_path
 
     def route(self, path: str) -> str:
         """Return the part of *path* after the base URL's, without the query; empty if *path* does not start with it."""

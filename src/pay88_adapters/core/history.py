@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast, overload
 
@@ -101,6 +101,10 @@ class Past(Sequence[Entry]):
         at, name = self.entries[index]
         return Entry(name, self.now - at)
 
+    def __iter__(self) -> Iterator[Entry]:
+        now = self.now
+        return (Entry(name, now - at) for at, name in self.entries)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
 
@@ -129,6 +133,10 @@ class _Ages(Sequence[float]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._past.now - self._past.entries[self._start + index][0]
+
+    def __iter__(self) -> Iterator[float]:
+        now, entries = self._past.now, self._past.entries
+        return (now - entries[index][0] for index in range(self._start, len(entries)))
 
 
 def counted(window: Window, history: History) -> Ages:

@@ -175,9 +175,20 @@ class TokenMachine(FetchMachine):
         if now >= deadline:
             if self._token_state(now) is not TokenState.ABSENT:
                 return self._use()  # refused, or too short for the wish: better than none
-            awaiting_credentials = all(fetch.awaiting_credentials for fetch in self.pending.by_ticket.values())
-            return Fail(NO_CREDENTIALS_YET if awaiting_credentials else NO_TOKEN_YET, _RETRY_AFTER)
+            return Fail(self._waited_for(now), _RETRY_AFTER)
         return Wait(until)
+
+    def _waited_for(self, now: float) -> Failure:
+        """Return what a request has waited for in vain, while a fetch is pending."""
+        fetches, reason = self.pending.by_ticket.values(), self.cooldown.reason
+        if (
+            reason is not None
+            and reason.kind in (TokenBudgetExhausted, TokenRateLimited)
+            and now < self.cooldown.until + self._policy.max_wait
+            and not any(fetch.attempts for fetch in fetches)
+        ):
+            return reason  # the fetch is about to see whether it still holds
+        return NO_CREDENTIALS_YET if all(fetch.awaiting_credentials for fetch in fetches) else NO_TOKEN_YET
 
     def _wait_or_fail(self, now: float, deadline: float) -> Decision:
         assert self.cooldown.reason is not None

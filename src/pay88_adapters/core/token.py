@@ -15,8 +15,25 @@ MANAGED_FIELDS = frozenset({"authorization", "x-session-id"})
 _BEARER = "Bearer "
 
 
+class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
+    """Header fields in bytes: name, name in lower case, value. Prints none of them."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} header fields>"
+
+
+class _OnDemand:
+    """What a token makes of its values when it is asked for it. No dataclass: ``asdict()`` would show the bytes."""
+
+    __slots__ = ("_headers", "_raw")
+    _headers: dict[str, str] | None
+    _raw: RawFields | None
+
+
 @dataclass(frozen=True, slots=True, init=False, eq=False)
-class Token:
+class Token(_OnDemand):
     """An access token with its session id: the two always travel together.
 
     Args:
@@ -41,6 +58,8 @@ class Token:
             "attached",
             {AUTHORIZATION: InjectedHeader(f"{_BEARER}{access_token!s}"), SESSION_ID: InjectedHeader(session_id)},
         )
+        put(self, "_headers", None)
+        put(self, "_raw", None)
 
     @property
     def access_token(self) -> str:
@@ -62,7 +81,20 @@ class Token:
 
     def headers(self) -> dict[str, str]:
         """Return the two header fields of a managed call, as a new dict."""
-        return {name: Secret(value) for name, value in self.attached.items()}
+        headers: dict[str, str] | None = self._headers
+        if headers is None:
+            headers = {name: Secret(value) for name, value in self.attached.items()}
+            object.__setattr__(self, "_headers", headers)
+        return headers.copy()
+
+    def raw(self) -> RawFields:
+        """Return the two header fields as the libraries on httpx's model keep them."""
+        if self._raw is None:
+            fields = self.attached.items()
+            raw = RawFields((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
+            object.__setattr__(self, "_raw", raw)
+            return raw
+        return self._raw
 
     def __copy__(self) -> Token:
         return self

@@ -167,7 +167,8 @@ class TokenBudget:
         names = self.names(merchant_id)
         pace = 0.0
         for item, share in zip(self._limits, self._shares, strict=True):
-            _, limit, expiry = window = self._strategy.window(item, *names)
+            window = self._strategy.window(item, *names)
+            limit, expiry = self._storage.room(window), window.expiry
             ages = self._strategy.ages(window)
             pace = max(pace, spread(limit, expiry + _SLACK, ages))
             if item.get_expiry() >= _HOUR:  # it takes a long time to come back to what is used too early

@@ -18,19 +18,27 @@ class Forkable(Protocol):
         ...
 
 
+class _Reference(weakref.ref[Forkable]):
+    """Knows its key by itself: a closure for each thing would take five times the memory."""
+
+    __slots__ = ("key",)
+    key: int
+
+
 # A plain dict: a WeakSet cannot be copied safely while other threads add to it.
-_forkable: dict[int, weakref.ref[Forkable]] = {}
+_forkable: dict[int, _Reference] = {}
 
 
 def survive_forks(thing: Forkable) -> None:
     """Call ``thing.after_fork()`` in every child that is forked while it exists."""
-    key = id(thing)
-    _forkable[key] = weakref.ref(thing, lambda gone: _forget(key, gone))
+    reference = _Reference(thing, _forget)
+    reference.key = id(thing)
+    _forkable[reference.key] = reference
 
 
-def _forget(key: int, gone: weakref.ref[Forkable]) -> None:
-    if _forkable.get(key) is gone:  # else the id belongs to another object by now
-        _forkable.pop(key, None)
+def _forget(gone: _Reference) -> None:
+    if _forkable.get(gone.key) is gone:  # else the id belongs to another object by now
+        _forkable.pop(gone.key, None)
 
 
 _ids = [os.urandom(16).hex()]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn, cast
@@ -28,7 +27,7 @@ from .credentials import Credentials, CredentialsSource
 from .fetches import Fetches
 from .forks import fork_id
 from .overrides import OVERRIDES, Activation
-from .registry import Process, SharedManagers
+from .registry import Process
 from .running import current_run, current_runtime
 from .settings import Settings, checked_endpoint, request_limits_for
 from .standalone import OwnSender, check_client, client_sender, own_sender
@@ -37,27 +36,7 @@ from .stats import Stats
 from .sync_runner import SyncRunner
 
 _POLICY = TokenPolicy()  # one for all managers
-_process: Process[TokenManager] = Process()
-
-
-@contextmanager
-def default_clock(clock: Clock) -> Generator[None, None, None]:
-    """Let all managers run on *clock*, from a fresh start, but for those that were given one; for tests.
-
-    Block and rest share nothing: :meth:`TokenManager.shared` makes managers of its own in it, and one that was made
-    before is afterwards as it was.
-    """
-    with _process.lock:
-        kept = _process.clock, _process.managers
-        _process.clock, _process.managers = clock, SharedManagers()
-        before = [(each, each._start_anew(clock)) for each in _process.made]  # pyright: ignore[reportPrivateUsage]
-    try:
-        yield
-    finally:
-        with _process.lock:
-            _process.clock, _process.managers = kept
-            for manager, parts in before:
-                manager._resume(*parts)  # pyright: ignore[reportPrivateUsage]
+PROCESS: Process[TokenManager] = Process()
 
 
 class TokenManager:
@@ -100,6 +79,7 @@ class TokenManager:
         "_state",
         "_stores",
         "async_runner",
+        "reference",
         "shared_key",
         "sync_runner",
     )
@@ -128,17 +108,18 @@ class TokenManager:
         self._endpoint = endpoint
         self._credentials = credentials
         self._stores = store, checked_fallback(store, fallback_store)
-        policy, running = policy or _POLICY, clock or _process.clock
-        store_client = _process.store_client(*self._stores, running, policy.fallback_share)
+        policy, running = policy or _POLICY, clock or PROCESS.clock
+        store_client = PROCESS.store_client(*self._stores, running, policy.fallback_share)
         request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
         rotating = not isinstance(credentials, Credentials)
         settings = Settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
         self._start(settings, checked_listeners(listeners))
         if clock is None:
-            with _process.lock:
-                _process.made.add(self)
+            with PROCESS.lock:
+                PROCESS.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
+        self.reference = ""  # its name in pickles; empty without any
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
@@ -153,7 +134,7 @@ class TokenManager:
         before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
             settings = self._state.settings
-            store_client = _process.store_client(*self._stores, clock, settings.policy.fallback_share)
+            store_client = PROCESS.store_client(*self._stores, clock, settings.policy.fallback_share)
             self._start(settings.on(clock, store_client), self._state.events.listeners)
         return before
 
@@ -210,8 +191,8 @@ class TokenManager:
             hash(key)
         except TypeError as error:
             raise ConfigurationError(f"shared() cannot compare its arguments ({error}): use TokenManager()") from None
-        managers = _process.managers
-        with _process.lock:
+        managers = PROCESS.managers
+        with PROCESS.lock:
             manager = managers.find(key)
         if manager is None or manager._state.closed:
             made = cls(
@@ -226,7 +207,7 @@ class TokenManager:
                 breaker=breaker,
                 client=client,
             )
-            with _process.lock:  # others may have made it, too
+            with PROCESS.lock:  # others may have made it, too
                 manager = managers.find(key)
                 if manager is None or manager._state.closed:
                     managers.add(key, manager := made)
@@ -403,9 +384,12 @@ class TokenManager:
 
 def manager_id(manager: TokenManager) -> str:
     """Return a name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
-    return _process.names.setdefault(manager, os.urandom(16).hex())
+    with PROCESS.lock:
+        manager.reference = manager.reference or os.urandom(16).hex()
+        PROCESS.referenced[manager.reference] = manager
+        return manager.reference
 
 
 def find_manager(name: str) -> TokenManager | None:
     """Return the manager that has this name, if it is in this process."""
-    return next((manager for manager, known in list(_process.names.items()) if known == name), None)
+    return PROCESS.referenced.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from typing import Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.stores import open_fallback, open_store
 from pay88_adapters.stores.base import Store
@@ -108,7 +108,7 @@ class Process(Generic[M]):
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
-        self.names: WeakKeyDictionary[M, str] = WeakKeyDictionary()  # of the referenced managers
+        self.referenced: WeakValueDictionary[str, M] = WeakValueDictionary()
         self.made: WeakSet[M] = WeakSet()  # all managers on the default clock of the process
         self.after_fork()
         survive_forks(self)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from .runtimes import LoopEnded, WorkCancelled, capture, capture_call
+from .runtimes import WOKEN_AT_ONCE, LoopEnded, WorkCancelled, capture, capture_call
 from .threads import Worker
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ class TrioEvent:
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
-        self._event = trio.Event()
+        self._waiters = trio.lowlevel.ParkingLot()
         self._is_set = False
 
     def set(self) -> None:
@@ -34,16 +34,24 @@ class TrioEvent:
 
     def _set(self) -> None:
         self._is_set = True
-        self._event.set()
+        self._wake()
 
     def _wake(self) -> None:
-        if not self._is_set:
-            self._event.set()
-            self._event = trio.Event()
+        waiters, self._waiters = self._waiters, trio.lowlevel.ParkingLot()
+        self._wake_some(waiters)
+
+    def _wake_some(self, waiters: trio.lowlevel.ParkingLot) -> None:
+        """Wake so many that the event loop gets to its sockets and timers before the others go on."""
+        if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
+            self._token.run_sync_soon(self._wake_some, waiters)
+        waiters.unpark(count=WOKEN_AT_ONCE)
 
     async def wait(self, seconds: float) -> None:
         with trio.move_on_after(max(seconds, 0.0)):
-            await self._event.wait()
+            if self._is_set:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._waiters.park()
 
 
 class TrioRuntime:

@@ -19,6 +19,10 @@ T = TypeVar("T")
 _LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
 
 
+WOKEN_AT_ONCE = 50
+"""How many tasks of an event loop go on before its sockets and timers have their turn: they take 1 ms."""
+
+
 class WaitEvent(Protocol):
     """One-shot event, set from any thread."""
 
@@ -157,8 +161,15 @@ class AsyncioEvent:
         self._wake()
 
     def _wake(self) -> None:
-        for waiter in self._waiters:
+        self._wake_some(list(self._waiters))
+
+    def _wake_some(self, waiters: list[asyncio.Future[None]]) -> None:
+        """Wake so many that the event loop gets to its sockets and timers before the others go on."""
+        if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
+            self._loop.call_soon(self._wake_some, waiters)
+        for waiter in waiters[-WOKEN_AT_ONCE:]:
             _resolve(waiter)
+        del waiters[-WOKEN_AT_ONCE:]
 
     async def wait(self, seconds: float) -> None:
         if self._is_set:

@@ -21,7 +21,7 @@ from .forks import survive_forks
 from .settings import Settings
 from .sharing import export_budget
 from .stats import Counters
-from .store_client import OPERATION_TIMEOUT
+from .store_link import OPERATION_TIMEOUT
 from .waiters import Waiters
 
 T = TypeVar("T")

@@ -44,6 +44,22 @@ class TokenAcquisition:
         must_fetch: Whether the caller cannot wait without blocking the fetch it would wait for.
     """
 
+    __slots__ = (
+        "_carriers",
+        "_deadline",
+        "_fetched",
+        "_fetches",
+        "_join",
+        "_known_failures",
+        "_min_validity",
+        "_must_fetch",
+        "_own",
+        "_state",
+        "_wait",
+        "_wait_budget",
+        "_waiting_since",
+    )
+
     def __init__(
         self,
         fetches: Fetches,

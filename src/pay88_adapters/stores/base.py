@@ -118,6 +118,10 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
         return WindowsResult(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
 
+    def room(self, window: Window) -> int:
+        """Return how many entries *window* may hold at present: its limit, unless some are set aside."""
+        return window.limit
+
     def add(self, window: Window, ages: Ages) -> None:
         """Add entries that were made elsewhere, whether they fit or not.
 

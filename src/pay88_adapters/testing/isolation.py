@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.engine.manager import default_clock
+from pay88_adapters.engine.default_clock import default_clock
 from pay88_adapters.engine.overrides import Enclosing
 
 

@@ -7,20 +7,19 @@ used for what the service dates itself.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
 import random
 import re
 import threading
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
+from .issued import IssuedToken, IssuedTokens, random_uuid
 from .messages import (
     BALANCE_PATH,
     CALL_LIMITS,
@@ -38,15 +37,6 @@ from .windows import Limits, MovingWindows
 
 _SECRET_SHAPES = r"eyJ[\w-]{8,}(?:\.[\w-]*)*|sess_[\w-]{8,}|sk_(?:test|live)_[\w-]+"
 _BAD_CREDENTIALS = "Invalid API key or merchant ID"
-
-
-@dataclass(frozen=True, slots=True)
-class _Issued:
-    serial: int
-    access_token: str = field(repr=False)
-    session_id: str = field(repr=False)
-    at: float
-    merchant_id: str
 
 
 class Service:
@@ -94,9 +84,7 @@ class Service:
         self._credentials = {(api_key, merchant_id)}
         self._known_secrets = {api_key}
         self._suspended: set[str] = set()
-        self._tokens: list[_Issued] = []
-        self._by_value: dict[str, _Issued] = {}
-        self._refused_up_to = 0  # tokens with this serial and older ones are rejected
+        self._tokens = IssuedTokens(self._rng)
         self._charges: list[Charge] = []
         self._windows: dict[tuple[str, str], MovingWindows] = {}
 
@@ -119,8 +107,7 @@ class Service:
     def secrets(self) -> frozenset[str]:
         """Return every key, token and session id so far, for tests that look for leaks."""
         with self._lock:
-            issued = [value for token in self._tokens for value in (token.access_token, token.session_id)]
-            return frozenset([*self._known_secrets, *issued])
+            return frozenset([*self._known_secrets, *self._tokens.secrets()])
 
     def masked(self, text: str) -> str:
         """Return *text* with its keys redacted, and everything that looks like a key or a token."""
@@ -142,13 +129,12 @@ class Service:
     def current_tokens(self, now: float, at_most: int = 20) -> list[Current]:
         """Return the tokens that have not expired, newest first, without their values."""
         with self._lock:
-            newest = reversed(self._tokens[-at_most:])
             return [
                 Current(
                     each.serial, each.at, each.at + self.lifetime, each.merchant_id,
-                    each.serial <= self._refused_up_to,
+                    self._tokens.is_refused(each),
                 )
-                for each in newest
+                for each in self._tokens.newest(at_most)
                 if now - each.at < self.lifetime
             ]  # fmt: skip
 
@@ -173,7 +159,7 @@ class Service:
     def refuse_current_tokens(self) -> None:
         """Reject every token issued until now, as if they had been revoked."""
         with self._lock:
-            self._refused_up_to = len(self._tokens)
+            self._tokens.refuse_all()
 
     def accept_credentials(self, api_key: str, merchant_id: str | None = None) -> None:
         """Accept another key, of this merchant or of another one; the other keys stay valid."""
@@ -211,7 +197,7 @@ class Service:
     def trace(self, received: Received, now: float) -> tuple[int | None, float | None]:
         """Return the serial and the age of the token that a request carries; ``None`` if unknown."""
         with self._lock:
-            token = self._by_value.get(_bearer(received))
+            token = self._tokens.find(_bearer(received))
             return (None, None) if token is None else (token.serial, now - token.at)
 
     def count(self, received: Received, now: float) -> None:
@@ -252,31 +238,15 @@ class Service:
             return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="refused")
         if merchant_id in self._suspended:
             return self.error(403, received, now, wall, message="Account suspended", event="forbidden")
-        current = self._tokens[-1] if self.reissue and self._tokens else None
+        current = next(iter(self._tokens.newest(1)), None) if self.reissue else None
         if current is not None and current.merchant_id == merchant_id and now - current.at < self.lifetime:
             left = self.lifetime - (now - current.at)
             return self._granted(current, left, "reissued", received, now, wall)
-        token = self._issue(merchant_id, now, wall)
+        token = self._tokens.issue(merchant_id, self.lifetime, now, wall)
         return self._granted(token, self.lifetime, "issued", received, now, wall)
 
-    def _issue(self, merchant_id: str, now: float, wall: float) -> _Issued:
-        issued_at = int(wall)
-        claims = {
-            "sub": merchant_id,
-            "iat": issued_at,
-            "exp": issued_at + math.ceil(self.lifetime),
-            "jti": self._uuid(),
-        }
-        signature = self._rng.getrandbits(512).to_bytes(64, "big")
-        parts = [_compact({"alg": "ES256", "typ": "JWT"}), _compact(claims), signature]
-        access_token = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
-        token = _Issued(len(self._tokens) + 1, access_token, f"sess_{self._uuid()}", now, merchant_id)
-        self._tokens.append(token)
-        self._by_value[access_token] = token
-        return token
-
     def _granted(
-        self, token: _Issued, left: float, event: Event, received: Received, now: float, wall: float
+        self, token: IssuedToken, left: float, event: Event, received: Received, now: float, wall: float
     ) -> Answer:
         expires_in = self.expires_in
         if expires_in is None:
@@ -289,13 +259,10 @@ class Service:
         answer = _success("Token generated successfully", data, event, token.serial)
         return self._announced(answer, received, now, wall)
 
-    def _uuid(self) -> str:
-        return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
-
     # API requests
 
     def _call(self, received: Received, now: float, wall: float) -> Answer:
-        token = self._by_value.get(_bearer(received))
+        token = self._tokens.find(_bearer(received))
         serial = None if token is None else token.serial
         if token is None or not self._accepts(token, received, now):
             return self.error(401, received, now, wall, event="refused", serial=serial)
@@ -311,14 +278,14 @@ class Service:
             return self.error(answer, received, now, wall, event=event, serial=serial)
         return self._announced(answer, received, now, wall)
 
-    def _accepts(self, token: _Issued, received: Received, now: float) -> bool:
+    def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
             return False  # missing, or another token's: the two belong together
-        if token.serial <= self._refused_up_to or now - token.at >= self.lifetime:
+        if self._tokens.is_refused(token) or now - token.at >= self.lifetime:
             return False
         return self.refuse_where is None or not self.refuse_where(received, now)
 
-    def _act(self, received: Received, token: _Issued, now: float) -> Answer | int:
+    def _act(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
         """Execute an authenticated API request; return the status code of the error if it fails."""
         match received.method, received.route:
             case _, "/api/echo":
@@ -330,19 +297,19 @@ class Service:
             case _:
                 return 404
 
-    def _echo(self, received: Received, token: _Issued) -> Answer:
+    def _echo(self, received: Received, token: IssuedToken) -> Answer:
         digest = hashlib.sha256(received.body).hexdigest()
         data = {"method": received.method, "length": len(received.body), "sha256": digest}
         return _success("Echo", data, "echo", token.serial)
 
-    def _balance(self, received: Received, token: _Issued) -> Answer | int:
+    def _balance(self, received: Received, token: IssuedToken) -> Answer | int:
         asked = received.query.get("id", [token.merchant_id])
         if asked != [token.merchant_id]:
             return 403
         data = {"id": token.merchant_id, "balance": 100_000, "currency": "COP"}
         return _success("Balance retrieved successfully", data, "balance", token.serial)
 
-    def _charge(self, received: Received, token: _Issued, now: float) -> Answer | int:
+    def _charge(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
         media_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             return 400
@@ -352,7 +319,7 @@ class Service:
             return 400
         if not isinstance(body, dict):
             return 422
-        reference = self._uuid()
+        reference = random_uuid(self._rng)
         self._charges.append(Charge(reference, now, body))
         data = {"reference": reference, "urlCheckout": f"https://checkout.88pay.example/{reference}"}
         return _success("Charge created successfully", data, "charged", token.serial)
@@ -372,7 +339,7 @@ class Service:
         route = received.route
         if route == TOKEN_PATH:
             return "token", received.headers.get("x-merchant-id", "")
-        token = self._by_value.get(_bearer(received))
+        token = self._tokens.find(_bearer(received))
         owner = "" if token is None else token.merchant_id
         if route.startswith("/api/transactions/"):
             return "transactions", owner
@@ -409,7 +376,3 @@ def _bearer(received: Received) -> str:
 def _success(message: str, data: dict[str, Any], event: Event, serial: int) -> Answer:
     body = {"status": "Success", "code": 200, "message": message, "data": data}
     return Answer(200, json.dumps(body).encode(), event=event, serial=serial, executed=True)
-
-
-def _compact(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

@@ -20,7 +20,7 @@ from pay88_adapters.cli.standing import Shared, Standing
 from pay88_adapters.core.errors import Failure, in_seconds
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.store_client import run_with_timeout
+from pay88_adapters.engine.store_link import run_with_timeout
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import REMEDY, Store, StoreError
 

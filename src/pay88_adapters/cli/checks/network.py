@@ -15,7 +15,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from pay88_adapters.core.endpoint import Endpoint
 from pay88_adapters.core.secret import redact
-from pay88_adapters.engine.store_client import run_with_timeout
+from pay88_adapters.engine.store_link import run_with_timeout
 from pay88_adapters.stores.base import StoreError
 
 from .finding import Finding, failed, ok, skipped

@@ -1,0 +1,259 @@
+"""The shared token budget, and what this process goes on with while the store fails (rules 5 and 24)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Set
+
+from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted
+from pay88_adapters.stores.base import BudgetStorage, Store
+from pay88_adapters.stores.members import AT_FIRST, HORIZON
+from pay88_adapters.stores.memory import MemoryStorage
+
+from .clock import Clock
+from .forks import survive_forks
+from .store_link import RETRY_INTERVAL, Link
+from .store_share import Share
+
+_FLUSH_BATCH = 20  # histories that one operation tells the store of
+_OTHERS = "#"  # in the ids of entries that stand for what others may have taken
+_TOLD_OF_CALLS = 200  # entries of a history that need not be complete
+_NEVER = float("-inf")
+
+
+class StoreBudget(MemoryStorage):
+    """What this process knows of the shared budget, and goes on with while the store fails.
+
+    What it takes alone counts as much as its share is smaller than the whole: as if every other process took
+    the same. Of the time before, in which others may have taken what this one has not seen, it counts
+    what the limits allow for long in as many seconds.
+
+    Args:
+        link: The way to the shared store.
+        fallback: The way to what the processes of this host share while the store fails.
+        share: Of the budget, for this process meanwhile.
+        clock: The managers'.
+    """
+
+    def __init__(self, link: Link, fallback: Link | None, share: Share, clock: Clock) -> None:
+        self._link, self._fallback, self._share = link, fallback, share
+        self._alone = MemoryStorage(clock.now)  # what was taken alone, and what it stands for
+        self._unreported: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
+        self._unreported_cooldowns: Set[str] = frozenset()
+        self._seen: dict[str, float] = {}  # until when this process knows what was taken
+        self._limits: dict[str, list[Window]] = {}  # of a key
+        self._earlier: dict[str, dict[str, float]] = {}  # what was known since the store failed: see _kept_free
+        super().__init__(clock.now)
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._alone.after_fork()
+        self._unreported = {}  # the parent tells
+
+    def claim(self, claim: Claim) -> ClaimResult:
+        keys = dict.fromkeys(window.key for window in claim.windows)
+        for key in keys:
+            self._limits[key] = [window for window in claim.windows if window.key == key]
+        windows = list(claim.windows)
+
+        def operation(store: Store) -> ClaimResult:
+            self.flush(store)
+            for key in keys:
+                bar = self.cooldown(key)
+                if bar is not None:  # the store may have forgotten it
+                    store.budget.bar(key, bar)
+            known = {key: self.known(key) for key in keys} if claim.restores else claim.known
+            windows[:] = (self._kept_free(window) for window in claim.windows)
+            return store.budget.claim(claim._replace(windows=windows, known=known))
+
+        asked_at = self._now()
+        answer = self._link.attempt(operation)
+        if answer is None:
+            return self._claim_alone(claim, keys)
+        for key, history in answer.histories.items():
+            self.learn(key, history, _keep(claim, key), asked_at)
+        if answer.bar is not None:
+            super().bar(next(iter(keys)), answer.bar)
+        elif answer.wait and windows != list(claim.windows):
+            alone = self._claim_alone(claim, keys)  # what is its own is free in any case
+            if not alone.wait:
+                self._link.attempt(self.flush)
+                return alone
+            why = "the shared store is back, and not all processes have reported what they used meanwhile"
+            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL), reason=why)
+        return answer
+
+    def _kept_free(self, window: Window) -> Window:
+        """Leave room in the shared budget for what others may have taken alone and not yet told.
+
+        They took it before the store was back: from then on they ask it first. So it depends on what was known of the
+        window as it was then.
+        """
+        link, now, key = self._link, self._now(), window.key
+        if link.is_steady:
+            self._earlier = {}
+            return window
+        recent = {name: at for name, at in self._earlier.get(key, {}).items() if now - at <= 2 * HORIZON}
+        earlier = self._earlier[key] = recent | {name: at for at, name in self._kept(key).live(now)}
+        if now > link.restored_at + window.expiry:
+            return window
+        since = link.restored_at - window.expiry
+        instants = [at for at in earlier.values() if at >= since]
+        taken = 0.0
+        for at, part in self._share.silent(link):
+            alone = link.outages_after(at)
+            unseen = max(alone[0][0] - max(at, since), 0.0) * self._rate(key)  # which that one counts as spent
+            left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
+            taken += part * min(left, sum(self._most(key, until - since) for since, until in alone))
+        return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
+
+    def _rate(self, key: str) -> float:
+        """Return how many units a second the limits of *key* allow for long."""
+        return min((each.limit / each.expiry for each in self._limits.get(key, ())), default=0.0)
+
+    def _most(self, key: str, seconds: float) -> float:
+        """Return how many units the limits of *key* allow at most in so many seconds."""
+        limits = self._limits.get(key, ())
+        return min((each.limit * (seconds // each.expiry + 1) for each in limits), default=math.inf)
+
+    def learn(self, key: str, history: History, keep: float, seen: float) -> None:
+        """Take over what is known of the history of *key* until the instant *seen*."""
+        super().merge(key, history, keep)
+        self._seen[key] = max(seen, self._seen.get(key, _NEVER))
+
+    def bar(self, key: str, bar: Cooldown) -> None:
+        super().bar(key, bar)
+        if not self._link.attempt(lambda store: store.budget.bar(key, bar) is None):
+            self._unreported_cooldowns = {*self._unreported_cooldowns, key}
+            if self._fallback is not None:
+                self._fallback.attempt(lambda store: store.budget.bar(key, bar))
+
+    def known(self, key: str) -> History:
+        """Return what this process knows of the history of *key*."""
+        return super().history(key)
+
+    def history(self, key: str) -> History:
+        """Return what counts for this process: alone, also what that stands for which it took."""
+        known = super().history(key)
+        if not self._link.failing:
+            return known
+        ids = {entry.id for entry in known}
+        others = [entry for entry in self._alone.history(key) if entry.id not in ids]
+        return sorted([*known, *others], key=lambda entry: -entry.age)
+
+    def room(self, window: Window) -> int:
+        return window.limit if self._link.failing else self._kept_free(window).limit
+
+    def ages(self, window: Window) -> Ages:
+        assumed = [0.0] * self._unseen(window) if self._link.failing else []
+        return [*counted(window, self.history(window.key)), *assumed]
+
+    # --- alone
+
+    def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
+        bar = max((bar for key in keys if (bar := self.cooldown(key))), key=Cooldown.left, default=None)
+        if bar is not None and bar.left(claim.longest_cooldown) > 0:
+            return ClaimResult(bar.left(claim.longest_cooldown), {key: self.history(key) for key in keys}, bar)
+        answer = self._in_fallback(claim, keys)
+        if answer is None:
+            # Who cannot use the file it should share has no more than a guess at how many others cannot.
+            spread = 1 if self._fallback is None else AT_FIRST
+            parts = spread * self._share.parts(self._link.failing_since)
+            answer = self._take(self._alone, claim, keys, parts)
+        if answer.wait:
+            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may be back before there is room
+        now = self._now()
+        with self._lock:
+            for key in keys:
+                super().merge(key, [Entry(name, 0.0) for name in claim.ids], _keep(claim, key))
+                self._unreported = {
+                    **self._unreported,
+                    key: {**self._unreported.get(key, {}), **dict.fromkeys(claim.ids, now)},
+                }
+        return answer
+
+    def _in_fallback(self, claim: Claim, keys: Iterable[str]) -> ClaimResult | None:
+        link = self._fallback
+        if link is None:
+            return None
+        parts = self._share.parts(self._link.failing_since)
+        answer = link.attempt(lambda store: self._take(store.budget, claim, keys, parts))
+        for key, history in answer.histories.items() if answer is not None else ():
+            self._alone.merge(key, history, _keep(claim, key))
+            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _keep(claim, key))
+        return answer
+
+    def _take(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
+        if not self._share.is_firm:
+            parts = min(parts, max(window.limit for window in claim.windows))
+        windows = [self._reduced(window, parts) for window in claim.windows]
+        known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.restores) :] for key in keys}
+        ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(parts, 1))]
+        if parts and all(len(ids) <= window.limit for window in windows):
+            answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
+        else:
+            answer = ClaimResult(RETRY_INTERVAL, {key: self.history(key) for key in keys})
+        return answer._replace(reason=self._refusal(claim, parts)) if answer.wait else answer
+
+    def _reduced(self, window: Window, parts: int) -> Window:
+        limit = window.limit
+        if limit and not self._share.is_firm:
+            limit = max(limit, parts)  # one fits into any window that is empty
+        return window._replace(limit=limit - self._unseen(window))
+
+    def _unseen(self, window: Window) -> int:
+        """Return how many units others may have taken unseen, before the store failed, that count in *window* now."""
+        if not self._share.was_told:
+            return 0
+        until = self._link.failing_since
+        since = max(self._seen.get(window.key, _NEVER), self._now() - window.expiry)
+        return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
+
+    def _refusal(self, claim: Claim, parts: int) -> str:
+        who = "process" if self._fallback is None else "host"
+        remedy = "set fallback_store" if self._fallback is None else "restore it"
+        small = min(claim.windows, key=lambda window: window.limit).limit
+        if not parts:
+            why = f"this {who} has no share of the token budget"
+        elif self._share.is_firm and parts > small:
+            why = f"a share of 1/{parts} of {small} token requests is less than one"
+        else:
+            why = f"the token budget of this {who} (1/{parts}) is exhausted"
+        return f"the shared store is unavailable and {why}: {remedy}"
+
+    def flush(self, store: Store) -> None:
+        """Add to the store what was taken without it, or lost by it.
+
+        Raises:
+            StoreError: The store cannot be used. It will be told again what it may not have heard.
+        """
+        for key in list(self._unreported_cooldowns)[:_FLUSH_BATCH]:
+            bar = self.cooldown(key)
+            if bar is not None:
+                store.budget.bar(key, bar)
+            self._unreported_cooldowns = self._unreported_cooldowns - {key}
+        for key, entries in list(self._unreported.items())[:_FLUSH_BATCH]:
+            now, keep = self._now(), self._kept(key).keep
+            live = [Entry(name, now - at) for name, at in entries.items() if now - at <= keep]
+            if live:
+                store.budget.merge(key, live, keep)
+            with self._lock:
+                left = {name: at for name, at in self._unreported.get(key, {}).items() if name not in entries}
+                others = {each: unreported for each, unreported in self._unreported.items() if each != key}
+                self._unreported = {**others, key: left} if left else others
+
+    def holds_entries(self) -> bool:
+        return bool(self._unreported) or self._alone.holds_entries() or super().holds_entries()
+
+    def miss(self, key: str, ids: Iterable[str]) -> None:
+        """Note that somebody else has seen no more of the history of *key* than the entries *ids*."""
+        there, now = set(ids), self._now()
+        lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
+        if lost:
+            with self._lock:
+                self._unreported = {**self._unreported, key: {**lost, **self._unreported.get(key, {})}}
+
+
+def _keep(claim: Claim, key: str) -> float:
+    return max(window.expiry for window in claim.windows if window.key == key)

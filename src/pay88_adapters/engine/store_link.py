@@ -1,0 +1,168 @@
+"""The way to a store, which may fail or hang (rule 24)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from pay88_adapters.stores.base import Store, StoreError
+from pay88_adapters.stores.members import HORIZON
+from pay88_adapters.stores.realtime import monotonic
+
+from .clock import Clock
+from .forks import survive_forks
+from .threads import may_block
+
+_log = logging.getLogger("pay88_adapters.store")
+
+T = TypeVar("T")
+
+OPERATION_TIMEOUT = 4.0
+"""Real seconds for which an operation of a store may take; longer, and the store fails."""
+
+RETRY_INTERVAL = 5.0
+"""Seconds for which a store that failed is left alone."""
+
+_SLOW = 0.5  # real seconds after which others wait for the end of an operation, before they try themselves
+_WARNING_INTERVAL = 60.0  # seconds between two warnings about a store that comes and goes
+_NEVER = float("-inf")
+
+
+class Link:
+    """The way to one store, which may fail."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.failing = False
+        self.failing_since = self.restored_at = _NEVER
+        self._outages: list[tuple[float, float]] = []  # of the last hour
+        self._clock = clock
+        self._failed_at = self._warned_at = _NEVER
+        self._warned = False
+        self._lock = threading.RLock()
+        self._running: set[_Operation[Any]] = set()
+        survive_forks(self)
+
+    def after_fork(self) -> None:
+        """Go on without the parent's threads."""
+        self._lock = threading.RLock()
+        self._running = set()
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the store has not failed for an hour."""
+        return not self.failing and self._clock.now() >= self.restored_at + HORIZON
+
+    def outages_after(self, at: float) -> list[tuple[float, float]]:
+        """Return from when to when a process that reached the store *at* that instant for the last time was alone."""
+        return [(max(since, at), until) for since, until in self._outages if until > at]
+
+    def attempt(self, operation: Callable[[Store], T]) -> T | None:
+        """Use the store; return ``None`` if it fails, and for a while after it did."""
+        began_at = self._clock.now()
+        if began_at < self._failed_at + RETRY_INTERVAL:
+            return None
+        try:
+            result = self._run_with_timeout(operation) if self.store.blocking else operation(self.store)
+        except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
+            self._enter_degraded(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
+            return None
+        if self.failing:
+            self._leave_degraded(began_at)
+        return result
+
+    def _run_with_timeout(self, operation: Callable[[Store], T]) -> T:
+        # What hangs leaves its thread behind, and the next one would, too.
+        for slow in [each for each in list(self._running) if each.is_slow]:
+            if slow.is_late or not slow.wait():
+                raise StoreError("an earlier operation has not come back")
+        running = _Operation(lambda: operation(self.store))
+        self._running.add(running)
+        running.ended = lambda: self._running.discard(running)
+        return running.result_in_time()
+
+    def _enter_degraded(self, problem: str) -> None:
+        with self._lock:  # the managers of one process warn once together
+            self._failed_at = now = self._clock.now()
+            news = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
+            if not self.failing:
+                self.failing_since = now
+            self.failing = True
+            if news:
+                self._warned_at, self._warned = now, True
+        if news:
+            _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
+
+    def _leave_degraded(self, began_at: float) -> None:
+        with self._lock:
+            if began_at < self._failed_at or not self.failing:  # it began before the store failed
+                return
+            self.failing, warned, self._warned = False, self._warned, False
+            self.restored_at = now = self._clock.now()
+            recent = [each for each in self._outages if now - each[1] < HORIZON]
+            self._outages = [*recent, (self.failing_since, now)]
+        if warned:
+            _log.warning("the store is back: this process shares its token and budget again")
+
+
+class _Operation(threading.Thread, Generic[T]):
+    """An operation in a thread of its own, so that nobody has to wait for its end."""
+
+    def __init__(self, operation: Callable[[], T]) -> None:
+        super().__init__(name="pay88-store-operation", daemon=True)
+        self._operation = operation
+        self._done = threading.Event()  # made here: whoever patches the standard library has done so by now
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self.ended: Callable[[], object] = bool
+        self._began_at = monotonic()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it may be hanging."""
+        return monotonic() > self._began_at + _SLOW
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody waits for it any longer."""
+        return monotonic() >= self._began_at + OPERATION_TIMEOUT
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._operation())
+        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
+            self._error = exc
+        finally:
+            self.ended()
+            self._done.set()
+
+    def wait(self) -> bool:
+        """Wait for its end as long as anybody does; return whether it has ended."""
+        return self._done.wait(max(self._began_at + OPERATION_TIMEOUT - monotonic(), 0.0))
+
+    def result_in_time(self) -> T:
+        """Return what the operation returns, or raise what it raises."""
+        try:
+            self.start()
+        except RuntimeError:  # there are too many, or the process ends
+            self.ended()
+            if may_block():  # blocking this one blocks nobody else
+                return self._operation()
+            raise StoreError("cannot start a thread for the store operation") from None
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        if not self._result:
+            raise StoreError(f"no response within {OPERATION_TIMEOUT:g} s")
+        return self._result[0]
+
+
+def run_with_timeout(operation: Callable[[], T]) -> T:
+    """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout.
+
+    Raises:
+        StoreError: It took longer than ``OPERATION_TIMEOUT``, or no thread can be started.
+    """
+    return _Operation(operation).result_in_time()

@@ -1,0 +1,77 @@
+"""What httpx and httpx2 have no public or no cheap way to, and the public way beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from pay88_adapters import Token, httpx_library
+from pay88_adapters import httpx as on_httpx
+from pay88_adapters import httpx2 as on_httpx2
+
+_URLS = (
+    "https://api.88pay.io",
+    "http://user:word@[::1]:8080/a%2Fb/c?d=%20#e",
+    "HTTPS://XN--E1AFMKFD.example:443/%61pi/auth/token",
+    "https://пример.example/путь",
+)
+_TOKEN = Token("token", "session", 60.0, 0.0)
+
+
+@pytest.fixture(params=[(httpx, on_httpx), (httpx2, on_httpx2)], ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> httpx_library.Library:
+    """Return what the adapter knows of each library."""
+    module, adapter = request.param
+    found: httpx_library.Library = adapter._library
+    assert found.module is module
+    return found
+
+
+def test_every_supported_version_is_inside_what_the_short_ways_take_it_to_be(library: httpx_library.Library) -> None:
+    """Or else every request takes the longer ones."""
+    assert library._appends
+    assert library.location is httpx_library._parts
+
+
+@pytest.mark.parametrize("url", _URLS)
+def test_rule_13_both_ways_find_the_same_origin_and_path(library: httpx_library.Library, url: str) -> None:
+    """Whatever the URL's spelling."""
+    parsed = library.module.URL(url)
+    assert library.location(parsed) == httpx_library._public_parts(parsed)
+
+
+class _Url:
+    scheme, raw_host, port, path = "https", b"api.88pay.io", None, "/"
+
+    def __init__(self, url: str) -> None: ...
+
+
+def test_the_public_way_takes_over_where_a_version_differs() -> None:
+    """It is found out when the adapter is imported."""
+    assert not httpx_library._has_parts(_Url)
+    assert httpx_library._public_parts(_Url("")) == ("https", "api.88pay.io", None, "/")
+    assert not httpx_library._can_append(dict)
+
+
+@pytest.mark.parametrize("appends", [True, False])
+def test_rule_21_the_copy_has_all_that_the_request_has(
+    library: httpx_library.Library, appends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its headers in their order, and attributes that the library knows nothing of."""
+    monkeypatch.setattr(library, "_appends", appends)
+    request: Any = library.module.Request(
+        "POST", "https://api.88pay.io/a", headers=[("A", "1"), ("a", "2")], content=b"b"
+    )
+    request.noted = "by the caller"
+    before = request.headers.raw
+    copy = library.with_token(request, _TOKEN, library.has_managed_field(request.headers))
+    assert request.headers.raw == before
+    assert copy.headers.multi_items() == [*request.headers.multi_items(), *_lowered(_TOKEN)]
+    assert {**vars(copy), "headers": None} == {**vars(request), "headers": None}
+
+
+def _lowered(token: Token) -> list[tuple[str, str]]:
+    return [(name.lower(), value) for name, value in token.attached.items()]
