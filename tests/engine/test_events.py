@@ -1,4 +1,4 @@
-"""What listeners hear, on every stack; and that none of them can break a call."""
+"""Events on every stack; and that no listener can break a request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def of_calls(heard: list[Event]) -> list[type[Event]]:
 
 
 class Ear:
-    """A listener that keeps what it hears, and where it heard that."""
+    """A listener that stores each event with its thread."""
 
     def __init__(self) -> None:
         self.heard: list[Event] = []
@@ -72,7 +72,7 @@ class Ear:
 def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One story with every class of event: frozen, without a secret, calls on their thread and fetches on theirs.
 
-    At DEBUG each of them is a line in the log, without a secret, too; the store's trouble is told by the store.
+    At DEBUG each of them is a line in the log, also without a secret; the store client logs the store's problems.
     """
     caplog.set_level(logging.DEBUG, "pay88_adapters")
     ear, emulator = Ear(), world.emulator
@@ -192,7 +192,7 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
 
 
 def test_stats_count_what_is_told(world: World) -> None:
-    """What listeners hear one by one is counted, and what is left is told."""
+    """The counters equal the emitted events, and the remaining budget is reported."""
     heard: list[Event] = []
     breaker = BreakerPolicy(failure_threshold=2)
     manager = world.new_manager(listeners=[heard.append], fetch_attempts=1, breaker=breaker)
@@ -229,7 +229,7 @@ def test_stats_count_what_is_told(world: World) -> None:
 
 
 def test_a_listener_can_be_added(world: World) -> None:
-    """To a manager that was made by another client; it hears what happens from then on."""
+    """To a manager that was created by another client; it receives the events from then on."""
     heard: list[Event] = []
     manager = world.new_manager()
     client = world.client(manager)
@@ -270,7 +270,7 @@ def test_a_spent_budget_is_told(world: World) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_listener_that_raises_changes_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Calls continue, the other listeners hear everything, and the log says whose mistake it was."""
+    """Requests continue, the other listeners receive all events, and the log names the faulty listener."""
     heard: list[Event] = []
 
     def broken(event: Event) -> None:
@@ -289,7 +289,7 @@ def test_a_listener_that_raises_changes_nothing(world: World, caplog: pytest.Log
 
 
 def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
-    """No lock is held while it runs, and it finds the token that it hears of."""
+    """No lock is held while it runs, and it finds the token of its event."""
     found: list[object] = []
 
     def ask(event: Event) -> None:
@@ -306,7 +306,7 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
 
 
 def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
-    """It hears of a token, and does not return: the waiters for that token get it, on any other thread."""
+    """It receives the event of a token, and does not return: waiters on other threads get the token."""
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:
