@@ -212,7 +212,7 @@ def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
 
 @pytest.mark.parametrize("loss", ["emptied", "set back"])
 def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: str) -> None:
-    """A process with the entries restores them before any grant: emptied every ten minutes, or failed over to an old one."""
+    """A process restores the entries before any grant: emptied every ten minutes, or failed over to an old copy."""
     everybody = [dark.process() for _ in range(3)]
     for _ in range(12):
         kept = dict(dark.store.budget._histories)

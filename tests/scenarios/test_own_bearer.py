@@ -35,7 +35,7 @@ OTHER_SCHEMES = ("Basic bWluZQ==", "Digest a=1", "Bearers mine", "Token mine", "
 
 
 def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's.
+    """Such a request is not managed: no token is fetched, nothing is added, and its 401 is the caller's.
 
     It is counted, and logged: the first one so that it shows.
     """

@@ -50,7 +50,7 @@ def test_a_unix_socket(own: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("login", ["", PASSWORD])
 def test_a_cluster(tmp_path: Path, login: str) -> None:
-    """Every operation, on keys that share a slot; it comes back after a hang, a restart, and in another place."""
+    """Every operation, on keys that share a slot; it recovers after a hang, a restart, and at another address."""
     options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -121,7 +121,7 @@ def test_tls(own: Any, tmp_path: Path) -> None:
 
 
 def try_out(url: str, *, works: bool) -> None:
-    """Ask a store that is gone afterwards, and its connections with it."""
+    """Use a store that is closed afterwards, with its connections."""
     for ask in operations(redis_store(url, Clock()))[::3]:
         if works:
             ask()

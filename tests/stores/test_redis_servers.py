@@ -107,7 +107,7 @@ def test_what_keeps_a_server_from_writing_is_named(start: Callable[..., Valkey])
     store = redis_store(server.url, Clock())
     for setting, said in (("maxmemory", "full"), ("min-replicas-to-write", "too few replicas")):
         server.command("CONFIG", "SET", setting, 1)
-        if not lets_scripts_write(server):  # some versions of Redis 6.2 ask for no replicas then
+        if not lets_scripts_write(server):  # some versions of Redis 6.2 reject scripts on replicas then
             with pytest.raises(StoreError, match=said):
                 use(store)
         server.command("CONFIG", "SET", setting, 0)
