@@ -1,4 +1,4 @@
-"""A storm over real sockets: every stack at once, whatever can go wrong, and a judge on the server's side."""
+"""A chaos test over real sockets: all stacks concurrently, with every fault, and checks on the server's side."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LIFETIME, FETCH_TIMEOUT = 60.0, 5.0  # seconds of the service
 LONGEST_CALL = 30.0  # real seconds, for calls whose every phase may take TIMEOUT
 TIMEOUT = 2.0
 RECOVERY = 150.0  # seconds of the service: the longest bar there can be, then the longest wait for a fetch
-SCHEDULING = 0.03  # real seconds that threads wait for their turn, besides what the pulse shows
+SCHEDULING = 0.03  # real seconds of scheduling delay of threads, besides what the pulse shows
 PULSE = 0.05  # real seconds
 PIECE = 16  # characters of a secret
 SAMPLES = 4  # of each kind of outcome are searched for secrets
@@ -81,7 +81,7 @@ CLOSED = (RuntimeError, OSError, asyncio.CancelledError, concurrent.futures.Canc
 
 @dataclass(frozen=True)
 class Scale:
-    """How fast the service's time passes, and for how many real seconds the storm lasts."""
+    """The speed-up factor of the service's clock, and the duration of the chaos test in real seconds."""
 
     speed: float
     seconds: float
@@ -89,7 +89,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Call:
-    """One call, told from all others by its number in the query."""
+    """One request, identified by a number in its query."""
 
     method: str
     path: str
@@ -136,7 +136,7 @@ def _of_aiohttp(outcome: object) -> bool:
 class Log(Eavesdropper):
     """Keeps each line once, and nothing that a record refers to.
 
-    Nobody else listens in the meantime: it would be hundreds of thousands of lines.
+    The log has no other handler in the meantime: it would be hundreds of thousands of lines.
     """
 
     def __init__(self, *but: str) -> None:
@@ -178,9 +178,9 @@ class Storm:
         self.began: dict[str, float] = {}
         """When each call began, by its number: what it waited for on its way is no fault of the manager's."""
         self.disturbed: list[tuple[float, float]] = []
-        """When answers could get lost on their way: connections were dropped, clients closed."""
+        """When responses could get lost: connections were dropped, clients closed."""
         self.retry_after = self.rng("retry-after").randint(20, 60)
-        """One for the whole storm: the journal does not keep what was answered."""
+        """One for the whole chaos test: the journal does not keep responses."""
         self._numbers = itertools.count(1)
         self._sampled: Counter[object] = Counter()
         self._over = threading.Event()
@@ -195,13 +195,13 @@ class Storm:
         self._credentials = Credentials(key, MERCHANT)
 
     def rng(self, name: str) -> random.Random:
-        """Return the chance of one part of the storm."""
+        """Return the random numbers of one part of the chaos test."""
         return random.Random(f"{self.seed} {name}")
 
     # The whole of it
 
     def run(self) -> None:
-        """Let it happen, wait until all is well again, and see that nothing is left over."""
+        """Run it, wait until all requests succeed again, and check that nothing remains."""
         threads, files = threading.active_count(), _open_files()
         self._pass_over()
         # The manager's own connections go with it.
@@ -505,7 +505,7 @@ class Storm:
             service.reject_credentials(old.api_key)
             self._pass(gap)
         self._credentials = new
-        self._pass(2)  # for whoever has asked already
+        self._pass(2)  # for requests that wait already
         service.reject_credentials(old.api_key)
 
     def _new_key(self, name: str) -> str:
@@ -520,7 +520,7 @@ class Storm:
         self._sealed = True
 
     def _spoil_a_node(self, of: int) -> None:
-        # Which one answers is a matter of the connection.
+        # The connection decides which one responds.
         service = self.emulator.service
         service.refuse_where = lambda received, now: zlib.crc32(b"%d" % received.peer[1]) % of == 0
 
@@ -580,7 +580,7 @@ class Storm:
 
 
 def _open_files() -> Counter[str]:
-    """Return what files and sockets are open; none where nobody knows."""
+    """Return the open files and sockets; an empty result where the system does not report them."""
     found: Counter[str] = Counter()
     for each in Path("/proc/self/fd").glob("*"):
         with suppress(OSError):  # the one that lists them
@@ -609,7 +609,7 @@ def _digest(body: bytes) -> str:
 
 
 class Judge:
-    """Holds a storm against the rules, by the servers' journals alone."""
+    """Checks the rules against the servers' journals alone."""
 
     def __init__(self, storm: Storm) -> None:
         self.storm = storm
@@ -677,7 +677,7 @@ class Judge:
         return any(each.peer == entry.peer and entry.at < each.at < before for each in self.journal)
 
     def _single_flight(self) -> Iterator[str]:
-        """A token that arrived is used before another one is asked for."""
+        """A token that arrived is used before another one is fetched."""
         for entry, other in itertools.pairwise(self.tokens):
             slack = self._slack(entry.at)
             if entry.event != "issued" or entry.fault is not None or other.at > entry.at + FETCH_TIMEOUT - slack:
@@ -704,7 +704,7 @@ class Judge:
                     yield f"{this} and {that} do not belong together: {entry}"
 
     def _arrivals(self) -> Iterator[str]:
-        """A call arrives again once after a 401, and as its policy says after a 429, or where it does no harm twice.
+        """A request arrives again once after a 401, and as its policy says after a 429, or if it is idempotent.
 
         A 401 that came when its client had given up is an attempt that failed.
         """
@@ -785,7 +785,7 @@ def _written(entry: Entry) -> str:
 
 
 def _pieces(secrets: Iterable[str]) -> frozenset[str]:
-    """Cut secrets up: any piece gives one away, and a set of them is searched at once."""
+    """Cut secrets up: any piece reveals one, and one set can be searched for all pieces."""
     return frozenset(each[at : at + PIECE] for each in secrets for at in range(0, len(each) - PIECE + 1, PIECE))
 
 

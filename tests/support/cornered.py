@@ -1,7 +1,7 @@
-"""Cases that corner the drivers, each for a process of its own: ``python -X dev -W error cornered.py CASE STACK``.
+"""Cases that corner the runners, each in its own process: ``python -X dev -W error -m support.cornered CASE STACK``.
 
-A case ends without an error, leaves nothing behind, and says nothing. What has to happen first is waited
-for: requests are held at the server, and whoever waits for a token is counted.
+A case ends without an error, leaves nothing behind, and prints nothing. It waits for its preconditions: requests are
+held at the server, and requests that wait for a token are counted.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ from support.stacks import (
 )
 
 DEADLINE = 60.0
-"""Seconds that a case may take; then it prints every stack and dies."""
+"""Real seconds that a case may take; then it prints the stack traces of all threads and exits."""
 
 CASES: dict[str, tuple[str, ...]] = {}
 """The stacks of each case."""
 
 THREADS = ("urllib3", "requests", "httpx", "httpx2")
 TASKS = ("httpx-asyncio", "httpx-trio", "aiohttp")
-ALONE = "manager"  # asked by itself, without a client
+ALONE = "manager"  # the manager itself, without a client
 OPTIONS = Options(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # one for all: they take long to make
 KINDS = {kind.name: kind for kind in STACKS}
 
@@ -145,14 +145,14 @@ async def auntil(condition: Callable[[], bool]) -> None:
 
 
 def served(outcomes: list[Outcome]) -> bool:
-    """Whether all calls were answered 200."""
+    """Whether all requests got a 200."""
     bad = [each for each in outcomes if not isinstance(each, Reply) or each.status != 200]
     assert not bad, bad
     return True
 
 
 class Crowd:
-    """Clients of several stacks, in threads and on event loops of their own, that call at once."""
+    """Clients of several stacks, in threads and on event loops of their own, with concurrent requests."""
 
     def __init__(self, corner: Corner, *kinds: type[Stack], each: int = 3) -> None:
         self._corner, self._kinds, self._each = corner, kinds or (Urllib3, Aiohttp, HttpxTrio), each
@@ -172,7 +172,7 @@ class Crowd:
         return self._each * len(self._kinds)
 
     def start(self) -> None:
-        """Let everybody call."""
+        """Start all requests."""
         barrier = threading.Barrier(len(self._clients))
 
         def go(client: Stack) -> list[Outcome]:
@@ -182,7 +182,7 @@ class Crowd:
         self._jobs = [self._pool.submit(go, client) for client in self._clients]
 
     def served(self) -> bool:
-        """Wait for everybody, and check that nobody was let down."""
+        """Wait for all requests, and check that all succeeded."""
         return all(served(job.result(DEADLINE)) for job in self._jobs)
 
 
@@ -197,7 +197,7 @@ def caller(stack: str, corner: Corner) -> Iterator[Callable[..., object]]:
 
 
 class Tasks:
-    """A client that lives on the loop that is running, and is closed when it is told to."""
+    """A client on the running event loop, which :meth:`close` closes."""
 
     def __init__(self, stack: str, manager: TokenManager, url: str) -> None:
         self._stack, self._manager, self._url = stack, manager, url
@@ -397,12 +397,12 @@ def the_leaders_own_timeout_is_short(stack: str) -> None:
         here.spent(1)
 
 
-# --- 2: everybody at once -----------------------------------------------------------------------
+# --- 2: all callers concurrently ----------------------------------------------------------------
 
 
 @case("all")
 def every_kind_of_caller_at_once(stack: str) -> None:
-    """Two loops of each kind and threads share one flight: cold, past the window, and when all are refused."""
+    """Two event loops of each kind and threads share one fetch: cold, past the reuse window, and after 401s."""
     kinds: tuple[type[Stack], ...] = (*STACKS, HttpxAsyncio, HttpxTrio, Aiohttp)
     with corner(ManualClock()) as here, Crowd(here, *kinds, each=5) as crowd:
         with here.emulator.hold("token") as held:
@@ -411,7 +411,7 @@ def every_kind_of_caller_at_once(stack: str) -> None:
         assert crowd.served()
         here.spent(1)
 
-        here.advance(46)  # refreshed beside the traffic
+        here.advance(46)  # background refresh
         with here.emulator.hold("token") as held:
             crowd.start()
             held.wait_for(1, timeout=DEADLINE / 2)
@@ -419,7 +419,7 @@ def every_kind_of_caller_at_once(stack: str) -> None:
         until(lambda: not here.manager.stats().fetching)
         here.spent(2)
 
-        here.advance(51)  # past the window: everybody waits
+        here.advance(51)  # past the reuse window: all wait
         with here.emulator.hold("token") as held:
             waited = here.waiting
             crowd.start()
@@ -512,7 +512,7 @@ async def _leading(stack: str, call: Tasks) -> AsyncIterator[None]:
 
 @case("httpx-asyncio", "aiohttp")
 def the_loop_is_stopped_under_the_fetch(stack: str) -> None:
-    """Sync code on its thread goes on at once, with a fetch of its own; later the loop does, too."""
+    """Sync code on its thread continues immediately, with a fetch of its own; later the event loop does, too."""
     with corner() as here, here.emulator.hold("token") as held:
         loop = asyncio.new_event_loop()
         clients: list[Tasks] = []
@@ -542,7 +542,7 @@ def the_loop_is_stopped_under_the_fetch(stack: str) -> None:
 
 @case(ALONE)
 def a_token_is_asked_for_in_the_middle_of_its_own_fetch(stack: str) -> None:
-    """By a finalizer on the thread that fetches, for one: it hears at once that there is none."""
+    """For example by a finalizer on the thread that fetches: it gets an error immediately."""
     heard: list[object] = []
 
     def ask() -> Credentials:
@@ -578,7 +578,7 @@ class StallingConnector(aiohttp.TCPConnector):
 # Without the GIL, aiohttp's session is finalized before the coroutine that closes it, and complains.
 @case("httpx-asyncio", *(() if sysconfig.get_config_var("Py_GIL_DISABLED") else ("aiohttp",)))
 def the_loop_is_closed_under_the_fetch(stack: str) -> None:
-    """Nothing was cancelled, nobody was told: the others take over when the fetch is overdue."""
+    """Nothing was cancelled or notified: other requests fetch when the fetch is overdue."""
     with corner(ManualClock()) as here, Crowd(here) as crowd, here.emulator.hold("token") as held:
         loop = asyncio.new_event_loop()
         loop.run_until_complete(_stall(stack, here, crowd))
@@ -625,7 +625,7 @@ async def _stall(stack: str, here: Corner, crowd: Crowd) -> None:
 
 @case(*THREADS, *TASKS)
 def the_client_is_closed_under_the_fetch(stack: str) -> None:
-    """The one client's end is not the others': they are served, by its last answer or by one of theirs."""
+    """Closing the one client does not fail the others: they get its last response or one of theirs."""
     closers = {"aiohttp": ["session", "connector"]}.get(stack, ["client"])
     for closer in closers:
         with corner() as here, Crowd(here) as crowd, here.emulator.hold("token") as held, ThreadPoolExecutor(1) as pool:
@@ -768,7 +768,7 @@ def ended(child: int) -> bool:
 
 @case(*THREADS, *TASKS, ALONE)
 def a_process_is_forked_under_the_fetch(stack: str) -> None:
-    """From the main thread and from another one, while callers wait: everybody goes on, each child by itself."""
+    """From the main thread and from another one, while callers wait: all continue, each child by itself."""
     with corner() as here, Crowd(here) as crowd, here.emulator.hold("token") as held, ThreadPoolExecutor(2) as pool:
         with caller(stack, here) as call:
 
@@ -877,7 +877,7 @@ def told() -> None:
 
 @last(*THREADS, *TASKS, ALONE)
 def exit_beside_a_refresh(stack: str, manager: TokenManager, clock: ManualClock, url: str) -> None:
-    """The refresh that runs beside the traffic is never answered."""
+    """The background refresh gets no response."""
     if stack in TASKS:
         run(stack, partial(_refresh, stack, manager, clock, url))
         return
@@ -967,7 +967,7 @@ def open_caller(stack: str, manager: TokenManager, url: str) -> Callable[[], obj
 
 @case(*THREADS, *TASKS, ALONE)
 def thousands_wait_for_a_fetch_that_fails(stack: str) -> None:
-    """A thousand callers, or ten thousand without a client, hear of it, each by an error of its own with the cause."""
+    """A thousand callers, or ten thousand without a client, each get an error of their own with the cause."""
     count = 10_000 if stack == ALONE else 1_000
     with corner(ManualClock(), fetch_attempts=1) as here, ExitStack() as clients, ThreadPoolExecutor(1) as pool:
         if stack == ALONE:
@@ -1007,7 +1007,7 @@ async def _askers(manager: TokenManager, count: int) -> list[Token | BaseExcepti
 
 
 class Vault:
-    """A credentials callable that does what it is told."""
+    """A credentials provider under the control of the test."""
 
     def __init__(self) -> None:
         self.behave: Callable[[], Any] = self.good
@@ -1032,7 +1032,7 @@ def guarded(clock: Clock | None = None, **policy: Any) -> Iterator[tuple[Corner,
 
 @case("urllib3", ALONE)
 def the_credentials_block(stack: str) -> None:
-    """Who holds a usable token goes on; who does not waits for `max_wait` and hears why; then all is well again."""
+    """A request with a usable token continues. One without waits for `max_wait` and gets the reason; then all work."""
     with (
         guarded(ManualClock(), max_wait=20, fetch_timeout=5) as (here, vault),
         caller(stack, here) as call,
@@ -1055,7 +1055,7 @@ def the_credentials_block(stack: str) -> None:
         before = here.waiting
         callers = [pool.submit(call) for _ in range(8)]
         until(lambda: here.waiting == before + 8)
-        here.advance(7.5)  # the refresh has been silent for too long: another request asks again
+        here.advance(7.5)  # the refresh has been pending for too long: another request fetches
         asked_again: list[bool] = []
 
         def moved() -> bool:
@@ -1079,7 +1079,7 @@ def the_credentials_block(stack: str) -> None:
 
 @case("urllib3", "httpx-asyncio", "httpx-trio", ALONE)
 def the_credentials_misbehave(stack: str) -> None:
-    """They never come, are cancelled, ask for a token, or are rubbish: an error comes soon; then all is well."""
+    """They never come, are cancelled, call the manager, or are invalid: an error comes soon; then all succeed."""
 
     async def never() -> Any:
         await anyio.sleep_forever()
@@ -1248,7 +1248,7 @@ def a_signal_handler_uses_the_manager_anywhere(job: str) -> None:
 
 
 def open_files() -> int:
-    """How many file descriptors this process has open, where that can be told."""
+    """Number of file descriptors that this process has open, where the system reports it."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
@@ -1256,7 +1256,7 @@ def open_files() -> int:
 def main(name: str, stack: str, url: str = "") -> None:
     """Run one case, and look for what it left."""
     faulthandler.dump_traceback_later(DEADLINE, exit=True)
-    # In debug mode asyncio tells of whatever takes long, such as a machine that has other things to do.
+    # In debug mode asyncio logs slow steps, such as those of a busy machine.
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
     if name in EXITS:
         clock = ManualClock()

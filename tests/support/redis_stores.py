@@ -40,7 +40,7 @@ def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 
 
 
 def operations(store: RedisStore) -> list[Callable[[], object]]:
-    """Return all that can be asked of a store, and so may fail."""
+    """Return all operations of a store, each of which may fail."""
     return [
         lambda: store.budget.acquire_all([MINUTE, HOUR]),
         lambda: store.budget.add(MINUTE, [1.0]),
