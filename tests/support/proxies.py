@@ -148,7 +148,7 @@ def _hang_up(sock: socket.socket) -> None:
 
 
 class Relay:
-    """Relays bytes to a port, in both directions, or drops, delays and breaks them.
+    """Relays bytes to a port, in both directions, and can delay them.
 
     Args:
         target: The port; connections that come later go where it points to then.
