@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from pay88_adapters.testing import Fault
-from support.chaos import Judge, Scale, Storm
+from support.chaos import Scale, Storm
+from support.chaos_judge import Judge
 from support.worlds import Report
 
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so. Clients that are closed
