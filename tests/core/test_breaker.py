@@ -27,8 +27,8 @@ def passage(breaker: Breaker, now: float) -> Permit:
 def opened(at: float = 0.0) -> Breaker:
     """Return a breaker that has just opened."""
     breaker = Breaker(POLICY)
-    told = [breaker.failed(passage(breaker, at), at) for _ in range(3)]
-    assert told == [False, False, True]
+    results = [breaker.failed(passage(breaker, at), at) for _ in range(3)]
+    assert results == [False, False, True]
     return breaker
 
 
@@ -49,8 +49,8 @@ def opened(at: float = 0.0) -> Breaker:
 def test_rule_23_only_as_many_failures_within_the_window_open_it(failures: list[float], opens: bool) -> None:
     """It opens with the last of them, and not one earlier."""
     breaker = Breaker(POLICY)
-    told = [breaker.failed(passage(breaker, at), at) for at in failures]
-    assert told == [False] * (len(failures) - 1) + [opens]
+    results = [breaker.failed(passage(breaker, at), at) for at in failures]
+    assert results == [False] * (len(failures) - 1) + [opens]
     assert breaker.is_open is opens
 
 

@@ -29,7 +29,7 @@ TRANSIENT = [500, 502, 503, 504]
 BROKEN = [ResetBeforeRead(), ResetAfterRead(), Garbage()]
 
 
-class Ears(list[CallRetried]):
+class RetryRecorder(list[CallRetried]):
     """A listener that stores the events of retries."""
 
     def __call__(self, event: Event) -> None:
@@ -255,17 +255,17 @@ def test_rule_20_a_payment_that_was_rejected_is_retried(world: World) -> None:
 
 def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(world: World) -> None:
     """It cannot have been executed."""
-    ears = Ears()
-    client = world.client(world.new_manager(listeners=[ears]))
+    recorder = RetryRecorder()
+    client = world.client(world.new_manager(listeners=[recorder]))
     assert ok(charge(world, client))
     world.emulator.stop()
     assert isinstance(charge(world, client), client.base_error)
-    heard = [(event.group, event.attempt, event.status) for event in ears]
+    heard = [(event.group, event.attempt, event.status) for event in recorder]
     # A connection that is still open breaks; only what comes after that cannot be made at all.
     assert heard in ([], [("transactions", 2, None), ("transactions", 3, None)])
-    ears.clear()
+    recorder.clear()
     assert isinstance(charge(world, client), client.base_error)
-    assert [(event.group, event.attempt, event.status) for event in ears] == [
+    assert [(event.group, event.attempt, event.status) for event in recorder] == [
         ("transactions", 2, None),
         ("transactions", 3, None),
     ]
@@ -273,16 +273,16 @@ def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(worl
 
 def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
     """Exponential backoff with full jitter, from one source on all stacks; a 401 in between uses no attempt."""
-    ears = Ears()
+    recorder = RetryRecorder()
     policy = RetryPolicy(attempts=5, backoff_base=0.5, backoff_cap=1.5)
-    manager = world.new_manager(listeners=[ears], retry=policy)
+    manager = world.new_manager(listeners=[recorder], retry=policy)
     manager._state.settings.random = Random(88).random
     for fault in (Status(503), ResetBeforeRead(), RefuseToken(), Status(500), TooMany(None, None)):
         world.emulator.faults.add(fault, on="call")
     assert ok(world.as_time_passes(lambda: world.client(manager).attempt("POST", world.url), step=0.05))
     chance = Random(88).random
     expected = [(2, 503, 0.5), (3, None, 1.0), (4, 500, 1.5), (5, 429, 1.5)]
-    assert [(event.attempt, event.status, event.pause) for event in ears] == [
+    assert [(event.attempt, event.status, event.pause) for event in recorder] == [
         (attempt, status, bound * chance()) for attempt, status, bound in expected
     ]
     assert world.emulator.journal.calls == 6
@@ -302,11 +302,11 @@ def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
 )
 def test_rule_20_retry_after_is_honoured(world: World, fault: Any, pause: float | None) -> None:
     """The next attempt is not sent earlier; what makes no sense is not there."""
-    ears = Ears()
-    client = world.client(world.new_manager(listeners=[ears]))
+    recorder = RetryRecorder()
+    client = world.client(world.new_manager(listeners=[recorder]))
     world.emulator.faults.add(fault, on="call")
     assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url), step=0.5))
-    [event] = ears
+    [event] = recorder
     first, second = world.emulator.journal.select("call")
     assert event.pause == pause if pause is not None else event.pause <= 0.5
     assert second.at - first.at >= event.pause

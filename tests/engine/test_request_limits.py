@@ -257,10 +257,10 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
         assert statuses([probe.result(30)]) == [200 if works else 502]
     outcomes = client.gather(20, "POST", world.url)
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
-    told = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
+    changes = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
     again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, reopened=True)
-    assert told == [BreakerOpened(*where, 30, reopened=False), again]
+    assert changes == [BreakerOpened(*where, 30, reopened=False), again]
 
 
 @pytest.mark.parametrize("fault", [Status(422), TooMany(), RefuseToken()], ids=repr)

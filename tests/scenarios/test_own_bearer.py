@@ -15,7 +15,7 @@ from pay88_adapters import (
 from pay88_adapters.testing import (
     Emulator,
 )
-from support.leaks import leaked, told
+from support.leaks import leaked, outcome_texts
 from support.security import (
     ok,
 )
@@ -106,7 +106,7 @@ def test_rule_14_fields_that_occur_twice_are_replaced_by_one(world: World) -> No
     [call] = world.emulator.journal.select("call")
     assert call.headers["x-tag"] == "1, 2"
     assert "," not in call.headers["authorization"] + call.headers["x-session-id"]
-    assert not leaked(world.emulator.service.secrets(), told(outcome))
+    assert not leaked(world.emulator.service.secrets(), outcome_texts(outcome))
 
 
 @pytest.mark.parametrize("kind", [Urllib3, Httpx], ids=lambda kind: kind.name)  # the others reject bytes

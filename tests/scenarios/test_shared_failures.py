@@ -24,7 +24,7 @@ from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.testing import ManualClock, ResetAfterRead, Service
 from support.authority import new_authority
 from support.http2 import End, Http2Server, go_away, reset, say_nothing
-from support.leaks import confessed, leaked
+from support.leaks import error_texts, leaked
 from support.stacks import (
     Aiohttp,
     AsyncStack,
@@ -103,7 +103,7 @@ def crowd(client: AsyncStack, url: str, printer: Printer | None) -> list[Outcome
     assert not job.is_alive(), "some requests hang"
     for outcome in outcomes:
         if printer and isinstance(outcome, Exception):
-            printer.texts.extend(confessed(outcome))
+            printer.texts.extend(error_texts(outcome))
     return outcomes
 
 
@@ -213,13 +213,13 @@ def test_rule_15_a_cause_that_fails_another_request_later_tells_nothing_of_it(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(job)
                 await connection.closing.wait()
-                assert leaked([SESSION], confessed(connection.error)), "what is still under way is not ours to redact"
-                texts.extend(confessed(first))
+                assert leaked([SESSION], error_texts(connection.error)), "what is still under way is not ours to redact"
+                texts.extend(error_texts(first))
                 connection.closed.set()
             assert second == [connection.error], "the very object"
         assert type(first.__cause__) is type(first.__context__) is OSError
         assert first.__cause__ is first.__context__
-        texts.extend([*confessed(first), *confessed(connection.error)])
+        texts.extend([*error_texts(first), *error_texts(connection.error)])
 
     texts: list[str] = []
     anyio.run(main, backend=runtime)

@@ -17,7 +17,7 @@ from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores.redis import redis_store
 from support.authority import new_authority
-from support.leaks import confessed, leaked
+from support.leaks import error_texts, leaked
 from support.proxies import Relay
 from support.redis_stores import MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
 from support.servers import Valkey, free_port, serve_all_slots
@@ -173,7 +173,7 @@ def test_a_url_that_cannot_work_is_rejected_without_its_password(url: str) -> No
     error: BaseException = raised.value
     for _ in range(1):  # past the frame of this test
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-    assert not leaked([PASSWORD], confessed(raised.value))
+    assert not leaked([PASSWORD], error_texts(raised.value))
 
 
 @pytest.mark.parametrize(

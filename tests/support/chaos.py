@@ -51,7 +51,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.leaks import Eavesdropper, confessed, told
+from support.leaks import RootLogCapture, error_texts, outcome_texts
 from support.stacks import STACKS, AsyncioStack, AsyncStack, HttpxTrio, Options, Reply, Stack
 
 MERCHANT = "MCH-COL-TEST-CHAOS"
@@ -131,7 +131,7 @@ def _of_aiohttp(outcome: object) -> bool:
     return last.filename.endswith("aiohttp/client_reqrep.py") and last.name == "start"
 
 
-class Log(Eavesdropper):
+class Log(RootLogCapture):
     """Keeps each line once, and nothing that a record refers to.
 
     The log has no other handler in the meantime: it would be hundreds of thousands of lines.
@@ -141,7 +141,7 @@ class Log(Eavesdropper):
         super().__init__(*but)
         self.seen: set[str] = set()
 
-    def __enter__(self) -> Eavesdropper:
+    def __enter__(self) -> RootLogCapture:
         root = logging.getLogger()
         self._others, root.handlers[:] = root.handlers[:], []
         return super().__enter__()
@@ -323,7 +323,7 @@ class Storm:
             self._sampled[client.name, what] += 1
             sampled = self._sampled[client.name, what] <= SAMPLES
         if sampled and outcome is not None:
-            self.texts.update(told(outcome))
+            self.texts.update(outcome_texts(outcome))
         if took > LONGEST_CALL:
             self.complain(f"{client.name}: {call} took {took:.1f} s")
         if isinstance(outcome, Pay88Error):
@@ -346,7 +346,7 @@ class Storm:
                 try:
                     token = self.manager.get_token(min_validity=rng.choice((0, 0, 0, 20)))
                 except Pay88Error as exc:
-                    self.texts.update(confessed(exc))
+                    self.texts.update(error_texts(exc))
                     continue
                 url = f"{self.emulator.url}/api/echo?call={self._number()}"
                 with suppress(urllib3.exceptions.HTTPError):

@@ -59,7 +59,7 @@ async def _askers(manager: TokenManager, count: int) -> list[Token | BaseExcepti
     return await asyncio.gather(*(manager.aget_token() for _ in range(count)), return_exceptions=True)
 
 
-class Vault:
+class Provider:
     """A credentials provider under the control of the test."""
 
     def __init__(self) -> None:
@@ -75,19 +75,19 @@ class Vault:
 
 
 @contextmanager
-def guarded(clock: Clock | None = None, **policy: Any) -> Iterator[tuple[Corner, Vault]]:
+def guarded(clock: Clock | None = None, **policy: Any) -> Iterator[tuple[Corner, Provider]]:
     """Set up a case about credentials."""
-    vault = Vault()
-    with corner(clock, vault, **policy) as here:
-        vault.good_ones = lambda: here.credentials
-        yield here, vault
+    provider = Provider()
+    with corner(clock, provider, **policy) as here:
+        provider.good_ones = lambda: here.credentials
+        yield here, provider
 
 
 @case("urllib3", ALONE)
 def the_credentials_block(stack: str) -> None:
     """A request with a usable token continues. One without waits for `max_wait` and gets the reason; then all work."""
     with (
-        guarded(ManualClock(), max_wait=20, fetch_timeout=5) as (here, vault),
+        guarded(ManualClock(), max_wait=20, fetch_timeout=5) as (here, provider),
         caller(stack, here) as call,
         ThreadPoolExecutor(9) as pool,
     ):
@@ -96,10 +96,10 @@ def the_credentials_block(stack: str) -> None:
         def block() -> Any:
             asked.release()
             assert opened.wait(DEADLINE)
-            return vault.good()
+            return provider.good()
 
         assert call()
-        vault.behave = block
+        provider.behave = block
         here.advance(46)
         assert call()  # starts the refresh
         assert asked.acquire(timeout=DEADLINE)
@@ -127,7 +127,7 @@ def the_credentials_block(stack: str) -> None:
         assert call()
         until(lambda: not here.manager.stats().fetching)
         assert here.journal.token_requests == 2
-        vault.behave = vault.good
+        provider.behave = provider.good
 
 
 @case("urllib3", "httpx-asyncio", "httpx-trio", ALONE)
@@ -154,15 +154,15 @@ def the_credentials_misbehave(stack: str) -> None:
     kinds: list[Callable[[], Any]] = [never, reenter_async, reenter, rubbish, lambda: None, lambda: object]
     if stack != "httpx-trio":
         kinds.append(cancelled)
-    with guarded(Clock(speed=20), max_wait=10) as (here, vault), caller(stack, here) as call:
+    with guarded(Clock(speed=20), max_wait=10) as (here, provider), caller(stack, here) as call:
         for kind in kinds:
-            vault.behave = kind
+            provider.behave = kind
             began = here.clock.now()
             with raised(Pay88Error):
                 call()
             waited = here.clock.now() - began
             assert waited < here.policy.fetch_timeout, (kind, waited)
-            vault.behave = vault.good
+            provider.behave = provider.good
             until(lambda: can(call))
             here.manager.invalidate(here.manager.get_token())
         assert here.journal.token_requests <= len(kinds) + 1

@@ -21,7 +21,7 @@ from .forks import ended
 from .shared import ALONE, DEADLINE, KINDS, OPTIONS, TASKS, THREADS, Tasks, last, run, served, until
 
 
-def told() -> None:
+def ready() -> None:
     """Say that what has to happen here has happened; wait until the test says that it has at the server, too."""
     print("ready", flush=True)  # noqa: T201 - to the test
     assert sys.stdin.readline() == "go on\n"
@@ -37,7 +37,7 @@ def exit_beside_a_refresh(stack: str, manager: TokenManager, clock: ManualClock,
     call()
     clock.advance(46)
     call()
-    told()
+    ready()
 
 
 async def _refresh(stack: str, manager: TokenManager, clock: ManualClock, url: str) -> None:
@@ -45,7 +45,7 @@ async def _refresh(stack: str, manager: TokenManager, clock: ManualClock, url: s
     await client()
     clock.advance(46)
     await client()
-    await anyio.to_thread.run_sync(told)
+    await anyio.to_thread.run_sync(ready)
     await client.close()
 
 
@@ -56,7 +56,7 @@ def exit_while_daemons_wait(stack: str, manager: TokenManager, clock: ManualCloc
     for _ in range(5):
         threading.Thread(target=call, daemon=True).start()
     until(lambda: manager.stats().waited == 5)
-    told()
+    ready()
     sys.exit(0)
 
 
@@ -67,7 +67,7 @@ def exit_while_threads_wait(stack: str, manager: TokenManager, clock: ManualCloc
     for _ in range(5):
         threading.Thread(target=call).start()
     until(lambda: manager.stats().waited == 5)
-    told()
+    ready()
     sys.exit(0)
 
 
@@ -84,7 +84,7 @@ def exit_with_a_last_call(stack: str, manager: TokenManager, clock: ManualClock,
         atexit.register(run, stack, call)
     else:
         atexit.register(open_caller(stack, manager, url))
-    told()
+    ready()
 
 
 @last(ALONE)
@@ -94,7 +94,7 @@ def exit_of_a_child_and_its_parent(stack: str, manager: TokenManager, clock: Man
     call()
     clock.advance(46)
     call()
-    told()
+    ready()
     faulthandler.cancel_dump_traceback_later()  # at its end, the child would wait for the watchdog thread
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
