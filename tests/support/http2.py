@@ -42,7 +42,7 @@ class Http2Server:
         clock: Its time for the service.
         tls: Offers ``h2``.
         crowd: After how many requests on one connection to break it, without a response to any; those for a token
-            are answered, and do not count.
+            get responses, and do not count.
         end: Breaks it.
 
     Attributes:
