@@ -416,7 +416,7 @@ def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
 @pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5, {}, [KEY], b"memory://"])
 def test_a_store_nobody_knows(store: Any) -> None:
     """The message names one that works."""
-    refused(TokenManager, CREDENTIALS, store=store, says="store must be")
+    refused(TokenManager, CREDENTIALS, store=store, says="must be")
 
 
 @pytest.mark.parametrize("min_validity", [-1, 59.1, 60, math.nan, math.inf])

@@ -93,7 +93,7 @@ def test_rule_24_a_server_that_hangs_is_an_error_soon(own: Any) -> None:
     used.budget.ages(MINUTE)
     with server.paused():
         for ask in (*operations(used)[::3], *operations(new)[::3]):
-            assert "in time" in fails(ask)
+            assert "did not respond within" in fails(ask)
     assert used.budget.acquire_all([HOUR]).wait == 0
     assert new.budget.acquire_all([HOUR]).wait == 0
 
@@ -106,8 +106,10 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
     try:
         acquire, add, *_, publish, look = operations(store)
         for ask in (acquire, add, lambda: lead(store, "another")):
-            assert "full" in fails(ask)
-        assert "full" in fails(lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0))
+            assert "out of memory" in fails(ask)
+        assert "out of memory" in fails(
+            lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+        )
         assert list(store.budget.ages(MINUTE)) == []
         assert publish() is False
         look()
@@ -135,7 +137,7 @@ def test_rule_24_a_login_that_is_rejected_is_an_error_without_the_password(own: 
     assert open_store(server).budget.check()
     store = redis_store(f"redis://{login}127.0.0.1:{server.port}", Clock())
     for ask in operations(store):
-        assert "refuses the user or the password" in fails(ask)
+        assert "rejected the user name or password" in fails(ask)
 
 
 def test_rule_24_a_command_that_is_rejected_is_an_error_without_what_was_sent(own: Any) -> None:
@@ -143,7 +145,7 @@ def test_rule_24_a_command_that_is_rejected_is_an_error_without_what_was_sent(ow
     store = open_store(own(rename_command="EVALSHA hidden"))
     for ask in operations(store):
         text = fails(ask)
-        assert "refuses the command" in text
+        assert "rejected a command" in text
         assert "{" not in text, "it quotes a key"
 
 

@@ -131,7 +131,7 @@ def test_rule_15_a_file_that_others_can_use_is_rejected(path: Path, clock: Manua
 def test_rule_15_a_directory_that_everybody_can_write_to_is_rejected(path: Path, mode: int) -> None:
     """Others could put a journal there; the sticky bit does not help against that."""
     path.parent.chmod(mode)
-    with pytest.raises(ConfigurationError, match="directory of your own"):
+    with pytest.raises(ConfigurationError, match="directory of this user"):
         SqliteStore(str(path), Clock())
     path.parent.chmod(0o700)
     SqliteStore(str(path), Clock())
@@ -146,7 +146,7 @@ def test_rule_15_somebody_elses_file_is_rejected(path: Path) -> None:
     link = path.with_name("link.db")
     link.symlink_to(path)
     for each in (path, link):
-        with pytest.raises(ConfigurationError, match="somebody else"):
+        with pytest.raises(ConfigurationError, match="another user"):
             SqliteStore(str(each), Clock())
 
 
