@@ -10,584 +10,42 @@ from __future__ import annotations
 import heapq
 import logging
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from email.utils import formatdate
 from itertools import count
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any
 
-from pay88_adapters import Credentials, Pay88Error, Token, TokenBudgetExhausted, TokenPolicy
+from pay88_adapters import Pay88Error, Token, TokenBudgetExhausted
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.errors import ClientClosed
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, History
-from pay88_adapters.core.retry import RetryPolicy
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
-from pay88_adapters.engine.effects import (
-    AcquireTokenFlow,
-    DrainResponse,
-    LoadCredentials,
-    SendTokenRequest,
-    Sleep,
-    StartFetch,
-    StoreOperation,
-    WaitForFetch,
-)
-from pay88_adapters.engine.fetch_flow import fetch_token
-from pay88_adapters.engine.fetches import Fetches, FetchRun
-from pay88_adapters.engine.request_flow import run_request
-from pay88_adapters.engine.settings import Settings
-from pay88_adapters.engine.state import ManagerState
-from pay88_adapters.engine.store_client import StoreClient
-from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
-from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
-from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreError, StoreView
+from pay88_adapters.engine.fetches import FetchRun
+from pay88_adapters.stores.base import Store
 from pay88_adapters.stores.members import AT_FIRST
-from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
+from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing.messages import TOKEN_PATH, Received
 from pay88_adapters.testing.service import Service
-
-T = TypeVar("T")
-
-URL = "https://api-sandbox.88pay.io"
-MERCHANT = "MCH-COL-FLEET"
-LIFETIME = 60.0
-HOUR = 3_600.0
-DOCUMENTED = ((10, 60.0), (100, HOUR))
-START = 10_000.0
-GUARD = TokenPolicy().fetch_timeout
-ALONE = ("store down", "partition", "emptied", "failover", "old copy", "deploy")
-"""Faults after which more of the budget may be spent than one process would have spent."""
-RECOVERY = 70.0
-"""Seconds after the last fault from which on no call fails: the life of a token, and until a store is tried again."""
-_UNDER_WAY = 10.0  # seconds for which what began during a fault may be under way
-_TELLING = 1.0  # seconds in which a process tells the store that the service asked to wait
-_CLOSE = 2.0  # seconds by which an error may be wrong about when it is worth while to come back
-_WORKERS = 3  # calls that a manager has under way at most
-_PROBING = 16  # members at most, that take errors at their word: in larger fleets there are enough calls
-_EASES_OFF = 15.0  # seconds after an error in which calls are further apart
-_APART = 10.0  # seconds, then
-_EPSILON = 1e-6
-_TICK = 1e-4  # seconds: no timer is more exact
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong.
-
-    Attributes:
-        at: Seconds after the beginning.
-        kind: What: see :data:`KINDS`.
-        lasts: For how many seconds.
-        who: Which member it happens to, where it happens to one.
-        amount: How much: a probability, or seconds.
-        how: In which way.
-    """
-
-    at: float
-    kind: str
-    lasts: float = 0.0
-    who: int = 0
-    amount: float = 0.0
-    how: str = ""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A fleet, and what goes wrong.
-
-    Attributes:
-        seed: Of all chance.
-        members: How many processes.
-        hours: For how long they run.
-        gap: Mean seconds from one call of a manager to the next.
-        limits: Of the token budget.
-        hosts: On how many hosts, which have a fallback store each if *fallback* is true.
-        managers: How many a process has.
-        churn: Mean seconds that a process lives; 0 for ever. Another one takes its place.
-        young: Whether each call has an HTTP client and an event loop of its own, which end with it.
-        idle: How many members make no call, but for the first.
-        share: Each one's of the budget while the store fails, if it is set by hand.
-        faults: What goes wrong.
-    """
-
-    seed: int = 0
-    members: int = 1
-    hours: float = 1.0
-    gap: float = 1.0
-    limits: tuple[str, ...] = ("10/minute", "100/hour")
-    hosts: int = 1
-    fallback: bool = False
-    managers: int = 1
-    churn: float = 0.0
-    young: bool = False
-    idle: int = 0
-    share: float | None = None
-    faults: tuple[Fault, ...] = ()
-
-
-class Violation(NamedTuple):
-    """A rule that was broken."""
-
-    at: float
-    rule: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """A token request, as the service received it."""
-
-    at: float
-    process: Process
-    unit: str
-    granted_at: float
-    known: bool  # whether its process had ever reached the store
-    through_store: bool  # whether the store granted it
-    cut_off: bool  # whether its process alone could not reach the store
-
-
-@dataclass
-class Outcome:
-    """What came of it."""
-
-    scenario: Scenario
-    violations: list[Violation] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    injected: Counter[str] = field(default_factory=Counter)
-    calls: int = 0
-    waited: int = 0
-    failed: list[tuple[float, Pay88Error]] = field(default_factory=list)
-    rejected: int = 0
-    spent: int = 0
-    """Calls that failed because the budget was spent before, in good faith."""
-    forgotten: int = 0
-    """Units of the budget that nobody is left to know of."""
-
-    def sent(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
-        """Return when token requests arrived, in seconds after the beginning."""
-        return [each.at - START for each in self.requests if since <= each.at - START < until]
-
-
-class SimulatedClock(Clock):
-    """What one process reads: it began at any number, and *shift* is where an operation of the store has got to."""
-
-    def __init__(self, world: World, offset: float) -> None:
-        super().__init__()
-        self.shift = 0.0
-        self.now: Callable[[], float] = lambda: world.now + offset + self.shift
-
-
-class Remote:
-    """The way of one process to a store."""
-
-    blocking: ClassVar[bool] = True
-
-    def __init__(self, process: Process, store: MemoryStore, reachable: Callable[[], str]) -> None:
-        self.process, self._store, self._reachable = process, store, reachable
-        self.budget: BudgetStorage = _RemoteBudget(self)
-
-    def after_fork(self) -> None:
-        """Nothing here forks."""
-
-    def ask(self, question: Callable[[MemoryStore], T]) -> T:
-        """Let the question travel, and the answer; or one of them get lost."""
-        clock = self.process.clock
-        clock.shift = max(clock.shift, 0.0)
-        match self._reachable():
-            case "refused":
-                clock.shift += 0.002
-                raise StoreError("connection refused")
-            case "hangs":
-                clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
-            case "deaf":
-                question(self._store)
-                clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
-            case _:
-                pass
-        answer = question(self._store)
-        clock.shift += self.process.delay("after")
-        return answer
-
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
-        led = self.ask(lambda store: store.try_acquire_lease(key, owner=owner, known=known, lease=lease))
-        if led.fencing_token:
-            self.process.leads()
-        return led
-
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
-        return self.ask(
-            lambda store: store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
-        )
-
-    def peek(self, key: str) -> StoreView:
-        return self.ask(lambda store: store.peek(key))
-
-
-class _RemoteBudget(MemoryStorage):
-    def __init__(self, remote: Remote) -> None:
-        super().__init__(lambda: 0.0)
-        self._remote = remote
-
-    def claim(self, claim: Claim) -> ClaimResult:
-        return self._remote.ask(lambda store: store.budget.claim(claim))
-
-    def merge(self, key: str, entries: History, keep: float) -> None:
-        self._remote.ask(lambda store: store.budget.merge(key, entries, keep))
-
-    def history(self, key: str) -> History:
-        return self._remote.ask(lambda store: store.budget.history(key))
-
-    def bar(self, key: str, bar: Cooldown) -> None:
-        self._remote.ask(lambda store: store.budget.bar(key, bar))
-
-    def cooldown(self, key: str) -> Cooldown | None:
-        return self._remote.ask(lambda store: store.budget.cooldown(key))
-
-
-class SimulatedStore(MemoryStore):
-    """The shared store. It can be set back to what it once was."""
-
-    def copy(self) -> tuple[Any, ...]:
-        """Return all that it holds."""
-        budget = self.budget
-        return dict(budget._histories), dict(budget._bars), dict(self._places), dict(self._members)
-
-    def restore(self, copy: tuple[Any, ...]) -> None:
-        """WaitForFetch what it held then."""
-        histories, bars, places, members = map(dict, copy)
-        self.budget._histories, self.budget._bars = histories, bars
-        self._places, self._members = places, members
-
-    def units(self, key: str) -> set[str]:
-        """Return the ids of the units it knows of."""
-        return {entry.id for entry in self.budget.history(key)}
-
-
-class _Gate:
-    """Wakes who waits, in simulated time."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self.waiting: list[Callable[[], None]] = []
-
-    def set(self) -> None:
-        for wake in self.waiting:
-            self._process.soon(0.0, wake)
-
-    def notify(self) -> None:
-        """Nobody waits at it on a real clock."""
-
-
-class ApiCall:
-    """A call of the API, as the exchange sees it."""
-
-    method: ClassVar[str] = "GET"
-    path: ClassVar[str] = "/api/echo"
-    retry: ClassVar[RetryPolicy | None] = None
-    token_timeout: ClassVar[float | None] = None
-    total_timeout: ClassVar[float | None] = None
-
-    def __init__(self, began_at: float, *, probes: float | None = None) -> None:
-        self.began_at = began_at
-        self.probes = probes
-        """When the call failed whose ``retry_after`` this one takes at its word."""
-        self.is_closed = False
-
-    def status(self, response: int, /) -> int:
-        return response
-
-    def headers(self, response: int) -> Mapping[str, str]:
-        return {}
-
-    def token_used(self, response: int, token: Token) -> Token:
-        return token
-
-    def replayable(self) -> bool:
-        return True
-
-
-class Manager:
-    """One TokenManager and its traffic."""
-
-    def __init__(self, process: Process, *, idle: bool) -> None:
-        world = process.world
-        self.process, self.world, self._idle = process, world, idle
-        self._rng = random.Random(process.rng.random())
-        fleet = process.fleet
-        endpoint, rotating, rng = Endpoint.parse(URL), world.rotates, self._rng
-        settings = Settings(endpoint, process.policy, process.clock, fleet, rotating, random=rng.random)
-        self.state = ManagerState(settings)
-        self.fetches = Fetches(self.state)
-        self._planned = 0
-        self._probing = False
-        self._under_way = 0
-        self._failed_at = 0.0
-
-    # --- traffic
-
-    def begin(self, within: float) -> None:
-        """Let the first call come *within* so many seconds."""
-        self.process.soon(self._rng.random() * within, self.tick)
-
-    def tick(self) -> None:
-        """Make a call, and plan the next one."""
-        if self._under_way < _WORKERS:
-            self.call()
-        if not self._idle:
-            self.plan()
-
-    def plan(self) -> None:
-        """Plan the next call that can change anything: those that find a token without asking do not."""
-        self._planned += 1
-        planned = self._planned
-        token, until = self.state.fast_path
-        rest = 0.0
-        if token is not None and not self.state.awaiting_first_success and not self.world.rejects(token):
-            rest = max(until - self.state.now(), 0.0)
-            if rest:
-                self.world.judge_token(token, self.world.now + rest - _EPSILON)
-
-        def tick() -> None:
-            if planned == self._planned:
-                self.tick()
-
-        if self.world.now < self._failed_at + _EASES_OFF:
-            rest = max(rest, _APART)
-        self.process.soon(rest + self._rng.expovariate(1 / self.world.scenario.gap), tick)
-
-    def wake(self) -> None:
-        """Be idle no longer."""
-        if self._idle:
-            self._idle = False
-            self.plan()
-
-    def replan(self) -> None:
-        """StoreView again: the next call is no more one like the others."""
-        if self._planned:
-            self.plan()
-
-    # --- calls
-
-    def call(self, probes: float | None = None) -> None:
-        """Make a call."""
-        state = self.state
-        self.world.outcome.calls += 1
-        self._under_way += 1
-        call = ApiCall(self.world.now, probes=probes)
-        carriers = (call,) if self.world.scenario.young else (self,)
-        patience = WaitBudget(self.process.policy.max_wait)
-
-        def acquired() -> AcquireTokenFlow:
-            gate = lambda: state.waiters.join("all", lambda: _Gate(self.process))  # noqa: E731 - the sequence's own callback
-            return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
-
-        self._go_on(call, run_request(state, call, acquired, state.now()))
-
-    def _go_on(self, call: ApiCall, sequence: Generator[Any, Any, int], answer: object = None) -> None:
-        if call.is_closed:
-            return
-        try:
-            effect = sequence.send(answer)
-        except StopIteration as stop:
-            self._ended(call, stop.value)
-            return
-        except Pay88Error as error:
-            self._failed_at = self.world.now
-            self._ended(call, error)
-            return
-        process = self.process
-        match effect:
-            case StartFetch():
-                run = FetchRun(effect.ticket, cannot_wait=effect.cannot_wait)
-                self.fetches.begin(run)
-                if self.world.scenario.young and self._rng.random() < 0.05:  # its client is closed, too early
-                    process.soon(self._rng.uniform(0.0, 0.6), lambda: self._close(call, sequence, run))
-                process.soon(0.0, lambda: self._step(run, fetch_token(self.fetches, run, lambda: True), None))
-                self._go_on(call, sequence, run)
-            case Token():
-                status = self.world.answer_call(effect)
-                process.soon(self._rng.uniform(0.02, 0.1), lambda: self._go_on(call, sequence, status))
-            case WaitForFetch(gate, seconds):
-                self._hold(call, sequence, gate, seconds)
-            case Sleep(seconds):
-                process.soon(seconds, lambda: self._go_on(call, sequence))
-            case DrainResponse():
-                self._go_on(call, sequence)
-            case _:
-                raise AssertionError(effect)
-
-    def _ended(self, call: ApiCall, how: int | Pay88Error) -> None:
-        self._under_way -= 1
-        self.world.judge_call(self, call, how)
-
-    def _hold(self, call: ApiCall, sequence: Generator[Any, Any, int], gate: Any, seconds: float) -> None:
-        woken = False
-
-        def wake() -> None:
-            nonlocal woken
-            if not woken:
-                woken = True
-                self._go_on(call, sequence)
-
-        self.world.outcome.waited += 1
-        gate.waiting.append(wake)
-        self.process.soon(max(seconds, _TICK), wake)
-
-    def probe(self, retry_after: float) -> None:
-        """Take an error at its word: call again when it said."""
-        if self._probing or self.world.scenario.members > _PROBING:
-            return
-        self._probing, failed_at = True, self.world.now
-
-        def again() -> None:
-            self._probing = False
-            self.call(failed_at)
-
-        self.process.soon(retry_after + 0.05, again)
-
-    # --- fetches
-
-    def _close(self, call: ApiCall, sequence: Generator[Any, Any, int], run: FetchRun) -> None:
-        """Let a call be given up, with the client that carries its fetch."""
-        if run.ticket in self.state.pending:
-            call.is_closed = True
-            sequence.close()
-            self._under_way -= 1
-            run.is_dead = lambda: True
-            self.process.instantly(lambda: self.fetches.abandon(run, ClientClosed("the client was closed")))
-
-    def _step(self, run: FetchRun, sequence: Generator[Any, Any, None], answer: object) -> None:
-        if run.is_dead():
-            return
-        process = self.process
-
-        def go_on(result: object = None) -> None:
-            self._step(run, sequence, result)
-
-        try:
-            effect = sequence.send(answer)
-        except StopIteration:
-            process.instantly(lambda: self.fetches.end(run))
-            return
-        match effect:
-            case LoadCredentials():
-                key = self.world.key  # a moment later it may be another one
-                process.soon(self._rng.uniform(0.0, 0.05), lambda: go_on(Credentials(key, MERCHANT)))
-            case StoreOperation(operation):
-                process.consult(operation, go_on)
-            case SendTokenRequest(request):
-                self.world.post(process, request, go_on, run)
-            case _:
-                process.soon(effect.seconds, go_on)  # of a Sleep
-
-
-class Process:
-    """One process of the fleet, from its start to its end."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world, self.number = world, number
-        self.rng = random.Random(world.rng.random())
-        self.clock = SimulatedClock(world, self.rng.uniform(-5_000.0, 5_000.0))
-        self.alive = True
-        self.paused_until = 0.0
-        self.stall = ("", 0.0)
-        self.dies_leading = False
-        self.born_at = world.now
-        self.policy = TokenPolicy(limits=world.limits, fallback_share=world.scenario.share)
-        self.grant = ("", 0.0, False)
-        self.set_aside_at = float("-inf")  # when it was last denied what may have been used by who is idle
-        self.barred_until: list[tuple[float, float]] = []
-        self.managers: list[Manager] = []
-        host = number % world.scenario.hosts
-        remote = Remote(self, world.store, lambda: world.reachable(number))
-        spare = (
-            Remote(self, world.spares[host], lambda: world.spare_reachable(host)) if world.scenario.fallback else None
-        )
-        self.fleet = StoreClient(remote, self.clock, world.scenario.share, spare, f"host {host}")
-        self.fleet.budget.claim = self._noted(self.fleet.budget.claim)  # type: ignore[assignment,method-assign]
-        idle = number < world.scenario.idle
-        self.managers = [Manager(self, idle=idle) for _ in range(world.scenario.managers)]
-        # The core has set its timeouts by now. Nothing here blocks.
-        for each in (remote, spare):
-            if each is not None:
-                each.blocking = False  # type: ignore[misc]
-        self.fleet.blocking = False
-
-    def _noted(self, claim: Callable[[Claim], ClaimResult]) -> Callable[[Claim], ClaimResult]:
-        def noted(wanted: Claim) -> ClaimResult:
-            answer = claim(wanted)
-            if not answer.wait:
-                self.grant = (wanted.ids[0], self.world.now, not self.fleet.degraded)
-            elif "not all processes have reported" in answer.reason:
-                self.set_aside_at = self.world.now
-            return answer
-
-        return noted
-
-    def soon(self, seconds: float, happen: Callable[[], None]) -> None:
-        """Let something happen in this process, *seconds* from now, or once it runs again."""
-
-        def guarded() -> None:
-            if not self.alive:
-                return
-            if self.world.now < self.paused_until:
-                self.world.at(self.paused_until, guarded)
-            else:
-                happen()
-
-        self.world.at(self.world.now + seconds, guarded)
-
-    def delay(self, side: str) -> float:
-        """Return how long something is on its way between this process and a store, that is stopped meanwhile."""
-        where, lasts = self.stall
-        if where != side:
-            return self.rng.uniform(0.0002, 0.004)
-        self.stall = ("", 0.0)
-        self.paused_until = max(self.paused_until, self.world.now + lasts)
-        self.world.trouble(lasts)
-        return lasts
-
-    def consult(self, operation: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Carry out an operation on a store: it asks now, the store acts later, and the answer comes later still."""
-        asked_at = self.world.now
-        before = self.delay("before")
-
-        def act() -> None:
-            self.clock.shift = asked_at - self.world.now
-            try:
-                result = operation()
-            finally:
-                took, self.clock.shift = max(self.clock.shift, 0.0), 0.0
-            self.soon(took, lambda: then(result))
-
-        self.soon(before, act)
-
-    def instantly(self, act: Callable[[], object]) -> None:
-        """Do something that may use the store, in no time."""
-        try:
-            act()
-        finally:
-            self.clock.shift = 0.0
-
-    def leads(self) -> None:
-        """Note that this process has a lease."""
-        if self.dies_leading:
-            self.dies_leading = False
-            self.world.trouble(0.5)
-            self.world.at(self.world.now + self.rng.uniform(0.0, 0.5), self.world.crash_of(self))
-
-    def asks_soon(self) -> bool:
-        """Whether it asks the store within the life of a token: not while it waits for the budget."""
-        return any(each.state._machine.blocked_for(self.clock.now()) < LIFETIME for each in self.managers)
-
-    def known(self) -> set[str]:
-        """Return the ids of the units it knows of."""
-        return {entry.id for entry in self.fleet.budget.known(self.world.budget_key)}
+from support.simulation.process import ApiCall, Manager, Process
+from support.simulation.remote import SimulatedStore
+from support.simulation.scenario import (
+    ALONE,
+    CLOSE,
+    GUARD,
+    HOUR,
+    LIFETIME,
+    MERCHANT,
+    RECOVERY,
+    START,
+    TELLING,
+    UNDER_WAY,
+    Fault,
+    Outcome,
+    Request,
+    Scenario,
+    Violation,
+)
 
 
 class World:
@@ -853,7 +311,7 @@ class World:
         if reply.status == 429 and not run.is_dead():
             until = self._troubles[-1][1]
             process.barred_until.append((self.now, until))
-            process.soon(_TELLING, lambda: self._hear_of_bar(process, until))
+            process.soon(TELLING, lambda: self._hear_of_bar(process, until))
         then(reply)
 
     def _hear_of_bar(self, process: Process, until: float) -> None:
@@ -977,7 +435,7 @@ class World:
             self.outcome.spent += 1
         elif self.calm(call.began_at - self._lingers(ended), self.now):
             self.violate("recovery", f"a call failed, and nothing was wrong: {name} (retry_after={after:.1f})")
-        elif call.probes is not None and after > _CLOSE and self.calm(call.probes - self._settles(ended), self.now):
+        elif call.probes is not None and after > CLOSE and self.calm(call.probes - self._settles(ended), self.now):
             waited = call.began_at - call.probes
             self.violate(
                 "lie", f"it was worth while to retry after {waited:.1f} s, an error said: {name} ({after:.1f})"
@@ -996,7 +454,7 @@ class World:
 
         What others try while a fault lasts bars all of them once more: so it counts from when the error was raised.
         """
-        return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else _UNDER_WAY
+        return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else UNDER_WAY
 
     def _is_spent(self, process: Process, call: ApiCall, error: Pay88Error) -> bool:
         """Whether the budget is spent indeed, since processes went on alone, or with more than they have now.
@@ -1008,7 +466,7 @@ class World:
         alone = [each for each in self.scenario.faults if each.kind in ALONE and each.at + each.lasts > ago]
         if not error.retryable or not (alone or self._deaths):
             return False
-        if self.scenario.idle and process.set_aside_at >= call.began_at - _UNDER_WAY:
+        if self.scenario.idle and process.set_aside_at >= call.began_at - UNDER_WAY:
             return True  # there is one that makes no call, and may have made some
         if any(each.at - HOUR < death - START < each.at + each.lasts for each in alone for death in self._deaths):
             return True

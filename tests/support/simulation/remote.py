@@ -1,0 +1,115 @@
+"""The simulated clock, and the store behind a network that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pay88_adapters.clock import Clock
+from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, History
+from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
+from pay88_adapters.stores.base import BudgetStorage, LeaseResult, StoreError, StoreView
+from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
+
+if TYPE_CHECKING:
+    from support.simulation.process import Process
+    from support.simulation.world import World
+
+T = TypeVar("T")
+
+
+class SimulatedClock(Clock):
+    """What one process reads: it began at any number, and *shift* is where an operation of the store has got to."""
+
+    def __init__(self, world: World, offset: float) -> None:
+        super().__init__()
+        self.shift = 0.0
+        self.now: Callable[[], float] = lambda: world.now + offset + self.shift
+
+
+class Remote:
+    """The way of one process to a store."""
+
+    blocking: ClassVar[bool] = True
+
+    def __init__(self, process: Process, store: MemoryStore, reachable: Callable[[], str]) -> None:
+        self.process, self._store, self._reachable = process, store, reachable
+        self.budget: BudgetStorage = _RemoteBudget(self)
+
+    def after_fork(self) -> None:
+        """Nothing here forks."""
+
+    def ask(self, question: Callable[[MemoryStore], T]) -> T:
+        """Let the question travel, and the answer; or one of them get lost."""
+        clock = self.process.clock
+        clock.shift = max(clock.shift, 0.0)
+        match self._reachable():
+            case "refused":
+                clock.shift += 0.002
+                raise StoreError("connection refused")
+            case "hangs":
+                clock.shift += OPERATION_TIMEOUT
+                raise StoreError("no answer")
+            case "deaf":
+                question(self._store)
+                clock.shift += OPERATION_TIMEOUT
+                raise StoreError("no answer")
+            case _:
+                pass
+        answer = question(self._store)
+        clock.shift += self.process.delay("after")
+        return answer
+
+    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+        led = self.ask(lambda store: store.try_acquire_lease(key, owner=owner, known=known, lease=lease))
+        if led.fencing_token:
+            self.process.leads()
+        return led
+
+    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+        return self.ask(
+            lambda store: store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
+        )
+
+    def peek(self, key: str) -> StoreView:
+        return self.ask(lambda store: store.peek(key))
+
+
+class _RemoteBudget(MemoryStorage):
+    def __init__(self, remote: Remote) -> None:
+        super().__init__(lambda: 0.0)
+        self._remote = remote
+
+    def claim(self, claim: Claim) -> ClaimResult:
+        return self._remote.ask(lambda store: store.budget.claim(claim))
+
+    def merge(self, key: str, entries: History, keep: float) -> None:
+        self._remote.ask(lambda store: store.budget.merge(key, entries, keep))
+
+    def history(self, key: str) -> History:
+        return self._remote.ask(lambda store: store.budget.history(key))
+
+    def bar(self, key: str, bar: Cooldown) -> None:
+        self._remote.ask(lambda store: store.budget.bar(key, bar))
+
+    def cooldown(self, key: str) -> Cooldown | None:
+        return self._remote.ask(lambda store: store.budget.cooldown(key))
+
+
+class SimulatedStore(MemoryStore):
+    """The shared store. It can be set back to what it once was."""
+
+    def copy(self) -> tuple[Any, ...]:
+        """Return all that it holds."""
+        budget = self.budget
+        return dict(budget._histories), dict(budget._bars), dict(self._places), dict(self._members)
+
+    def restore(self, copy: tuple[Any, ...]) -> None:
+        """WaitForFetch what it held then."""
+        histories, bars, places, members = map(dict, copy)
+        self.budget._histories, self.budget._bars = histories, bars
+        self._places, self._members = places, members
+
+    def units(self, key: str) -> set[str]:
+        """Return the ids of the units it knows of."""
+        return {entry.id for entry in self.budget.history(key)}
