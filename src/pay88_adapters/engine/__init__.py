@@ -1,5 +1,8 @@
 """Acts: the locks, threads, tasks, event loops, clocks and forks that carry out what the core decides.
 
+Start with ``manager`` (the public class), ``state`` (the machine under its lock, and who wakes waiters), the ``*_flow``
+modules (what happens step by step) and the ``*_runner`` modules (how, on threads or an event loop).
+
 May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``testing`` and ``cli``.
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
 """
