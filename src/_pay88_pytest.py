@@ -20,7 +20,7 @@ _LINES = 100  # of a journal, at most, in the report of a failure
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known."""
+    """Register the marker."""
     config.addinivalue_line("markers", "pay88(**options): arguments for the Emulator behind pay88_emulator")
 
 

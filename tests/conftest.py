@@ -35,7 +35,7 @@ settings.register_profile(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what this project's tests can be told."""
+    """Add the command-line options of these tests."""
     parser.addoption("--save-images", action="store_true", help="put the images of docs/images there anew")
 
 
@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(params=STACKS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> type[Stack]:
-    """Every stack in turn."""
+    """Each stack in turn."""
     result: type[Stack] = request.param
     return result
 
@@ -78,6 +78,6 @@ def world(make_world: Callable[..., World]) -> World:
 
 @pytest.fixture
 def one_world() -> Iterator[World]:
-    """One on a single stack: for what all of them share."""
+    """One on a single stack, for behaviour that all of them share."""
     with ExitStack() as stack:
         yield World(STACKS[0], stack)

@@ -1,7 +1,7 @@
 """Let mutmut make one small mistake after another in the parts that decide; fail if the tests see too few of them.
 
 A mistake in the words of a message is left out: tests assert on data, not on prose. So is one that writes the
-name of a header in another case: HTTP does not tell them apart.
+name of a header in another case: HTTP treats them alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def mutmut(*args: str) -> str:
 
 
 def change(name: str) -> tuple[str, str]:
-    """Return the lines that a mutant takes away, and those it puts in their place."""
+    """Return the lines that a mutant removes, and those that replace them."""
     lines = mutmut("show", name).splitlines()
     old, new = (
         " ".join(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3))

@@ -1,4 +1,4 @@
-"""aiohttp: a client middleware that adds a token to calls to 88Pay. The core decides; this file translates."""
+"""aiohttp: a client middleware that adds a token to requests to 88Pay. The core decides; this file translates."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded on
 
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
-# Payloads with what they send in ``_value``: there is no public name for it.
+# Payloads with their content in ``_value``, which has no public name.
 _PAYLOADS = frozenset(
     getattr(aiohttp.payload, name, None)
     for name in (
@@ -79,34 +79,34 @@ _PAYLOADS = frozenset(
     )
 )
 
-_MOST_KEPT = 64  # calls that ended with a broken connection and that aiohttp has not begun again
+_MOST_KEPT = 64  # requests that ended with a connection error and that aiohttp has not retried yet
 
 
 class Pay88Middleware:
-    """A client middleware: calls to ``manager.base_url`` carry a token, all others pass untouched.
+    """A client middleware: requests to ``manager.base_url`` carry a token, all others pass through unchanged.
 
-    Responses show what the caller sent. Middlewares closer to the wire, and the session's traces, see what goes
-    out, token and all. aiohttp by itself sends some calls once more where a kept connection turns out to be
-    broken; of the managed ones, only the manager's :class:`~pay88_adapters.RetryPolicy` sends any again.
+    Responses show the request of the caller. Inner middlewares, and the session's traces, see the request as it is
+    sent, with the token. aiohttp itself retries some requests after an error of a kept connection. Managed requests are
+    only retried by the manager's :class:`~pay88_adapters.RetryPolicy`.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
 
     Raises:
-        ConfigurationError: *manager* is no manager.
+        ConfigurationError: *manager* is not a manager.
     """
 
     def __init__(self, manager: AnyManager) -> None:
         check_manager(manager)
         self._manager = manager
-        # By the call's timer, which all its requests have: the last request, and what became of it.
+        # By the timer, which all attempts of a request share: the last attempt, and its error.
         self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
-        path = url.raw_path  # the other one is decoded for each new URL
+        path = url.raw_path  # the decoded path is computed for each new URL
         if "%" in path:
             path = url.path
         try:
@@ -126,24 +126,24 @@ class Pay88Middleware:
             self._give_up(request, error)
             raise
         finally:
-            # They are on the wire by now, and the response's request_info shows these very headers.
+            # They have been sent by now, and the response's request_info shows these very headers.
             headers.popall(_AUTHORIZATION, None)
             headers.popall(_SESSION_ID, None)
             if before:
                 headers.extend(before)
 
     def _give_up(self, request: aiohttp.ClientRequest, error: Exception) -> None:
-        if request.method not in IDEMPOTENT_METHODS:  # aiohttp sends no other again
+        if request.method not in IDEMPOTENT_METHODS:  # aiohttp retries no other methods
             return
         while len(self._given_up) >= _MOST_KEPT:
             del self._given_up[next(iter(self._given_up))]
         self._given_up[id(_timer(request))] = (request, error)
 
     def _raise_again(self, request: aiohttp.ClientRequest) -> None:
-        """Raise what ended the call before, where it is aiohttp that calls again, and not whoever made the call.
+        """Raise the error of the last attempt again if aiohttp, and not the caller, sends the request.
 
-        After some broken connections aiohttp sends GET, PUT and others once more by itself, with a new request
-        on the call's old timer. Whether that does no harm has been decided by then.
+        After some connection errors aiohttp retries GET, PUT and others by itself, with a new request object on the
+        timer of the first one. The retry policy has decided about a retry by then.
         """
         before, error = self._given_up.pop(id(_timer(request)), (None, None))
         # The old request holds its timer, so that no other one has its identity.
@@ -152,16 +152,16 @@ class Pay88Middleware:
 
 
 def attach(session: S, manager: AnyManager) -> S:
-    """Let the calls that *session* makes to ``manager.base_url`` carry a token.
+    """Attach *manager* to *session*: requests to ``manager.base_url`` carry a token.
 
-    Its other middlewares stay in force, closer to the wire; attaching again replaces the manager.
-    A request with ``middlewares=`` of its own replaces the session's and is not managed.
+    Other middlewares of the session stay, as inner layers; attaching again replaces the manager. A request with its own
+    ``middlewares=`` replaces those of the session and is not managed.
 
     Returns:
         *session*.
 
     Raises:
-        ConfigurationError: *session* is not aiohttp's, or *manager* is no manager.
+        ConfigurationError: *session* is not aiohttp's, or *manager* is not a manager.
     """
     check_client(session, "aiohttp", (aiohttp.ClientSession,))
     # aiohttp has no public way to add a middleware to a session; the name is the same in all versions.
@@ -177,7 +177,7 @@ def _timer(request: aiohttp.ClientRequest) -> Any:
 
 
 class _Call:
-    """One call, and the token requests it may lead to."""
+    """One API request, and the token requests that it may send."""
 
     __slots__ = ("_body_position", "_handler", "_request")
 
@@ -219,12 +219,12 @@ class _Call:
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, asyncio.TimeoutError) and not isinstance(exc, aiohttp.ClientError):
-            return ConnectionFailure(permanent=True)  # the call's own time is up
+            return ConnectionFailure(permanent=True)  # the timeout of the request itself
         cause = exc.__cause__
         if type(exc) is aiohttp.ClientConnectionError and cause and not isinstance(cause, self.network_errors):
-            return None  # what makes the body has raised
+            return None  # the body raised this
         connection = isinstance(exc, aiohttp.ClientConnectionError)
-        # This is what a response that is no HTTP is told by.
+        # These are the signs of a response that is not HTTP.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
         return ConnectionFailure(not_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
 
@@ -244,7 +244,7 @@ class _Call:
     async def discard(self, response: aiohttp.ClientResponse) -> None:
         drained = False
         content = response.content
-        # Not with a timeout around it: that would cancel the caller's task, and could be taken for the caller's own.
+        # Without a timeout around it: that would cancel the caller's task, and could be mistaken for the caller's own.
         late = asyncio.get_running_loop().call_later(
             MAX_DRAIN_SECONDS, content.set_exception, aiohttp.ServerTimeoutError("the response is not read to its end")
         )
@@ -261,7 +261,7 @@ class _Call:
 
     async def post(self, request: TokenRequest) -> TokenResponse:
         mine = self._request
-        # A session of its own over the caller's pool: none of its cookies, default headers or auth.
+        # A separate session over the caller's pool, without its cookies, default headers and auth.
         if self.is_closed:
             raise ClientClosed("the ClientSession was closed")
         session = aiohttp.ClientSession(
@@ -285,7 +285,7 @@ class _Call:
 
 
 class _StandaloneSender:
-    """For threads: a session and a loop for each token request."""
+    """For threads: a session and an event loop for each token request."""
 
     network_errors = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -339,7 +339,7 @@ def standalone_sender() -> ClosableSender:
 
 
 def _options(configured: aiohttp.ClientTimeout | None, seconds: float) -> dict[str, Any]:
-    """Return a session's options; the caller's timeouts hold where they are shorter than *seconds*."""
+    """Return a session's options; the caller's timeouts apply where they are shorter than *seconds*."""
     phases = {
         name: value
         for name in ("total", "connect", "sock_connect", "sock_read")

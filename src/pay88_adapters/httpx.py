@@ -1,4 +1,4 @@
-"""httpx: transports whose calls to 88Pay carry a token."""
+"""httpx: transports whose requests to 88Pay carry a token."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ class Pay88Transport(
     family.SyncTransport[httpx.Request, httpx.Response, httpx.BaseTransport, httpx.Timeout],
     httpx.BaseTransport,
 ):
-    """Wraps a transport: calls to ``manager.base_url`` carry a token, all others pass untouched.
+    """Wraps a transport: requests to ``manager.base_url`` carry a token, all others pass through unchanged.
 
-    Hooks and responses show what the caller sent. The wrapped transport, and a call's own ``trace`` extension,
-    see what goes out, token and all.
+    Hooks and responses show the request of the caller. The wrapped transport, and a request's own ``trace`` extension,
+    see the request as it is sent, with the token.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
         transport: Any transport; a new :class:`httpx.HTTPTransport` unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, an
+        timeout: Timeout of each token request, in addition to the policy's ``fetch_timeout``: seconds, an
             :class:`httpx.Timeout`, or ``None``.
 
     Raises:
-        ConfigurationError: An argument is something else.
+        ConfigurationError: An argument has the wrong type.
     """
 
     library = _library
@@ -79,28 +79,28 @@ class AsyncPay88Transport(
     """The same for an async transport, on asyncio and trio.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
         transport: Any transport; a new :class:`httpx.AsyncHTTPTransport` unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, an
+        timeout: Timeout of each token request, in addition to the policy's ``fetch_timeout``: seconds, an
             :class:`httpx.Timeout`, or ``None``.
 
     Raises:
-        ConfigurationError: An argument is something else.
+        ConfigurationError: An argument has the wrong type.
     """
 
     library = _library
 
 
 def attach(client: C, manager: AnyManager) -> C:
-    """Let the calls that *client* makes to ``manager.base_url`` carry a token.
+    """Attach *manager* to *client*: requests to ``manager.base_url`` carry a token.
 
-    Its proxies, TLS settings, limits and mounts stay in force; attaching again replaces the manager.
+    Its proxies, TLS settings, limits and mounts stay in effect; attaching again replaces the manager.
 
     Returns:
         *client*.
 
     Raises:
-        ConfigurationError: *client* is not one of httpx's, or *manager* is no manager.
+        ConfigurationError: *client* is not one of httpx's, or *manager* is not a manager.
     """
     return family.attach(client, manager, Pay88Transport, AsyncPay88Transport)
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from sys import modules
 from typing import Any, ClassVar, Generic, TypeVar
 
-import anyio  # both libraries stand on it
+import anyio  # both libraries depend on it
 
 from pay88_adapters.stores.realtime import monotonic
 
@@ -32,12 +32,12 @@ TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
-_CLOSE_PATIENCE = 1.0  # real seconds for which a client that is closed waits for the token request it carries
+_CLOSE_PATIENCE = 1.0  # real seconds that closing a client waits for its token request
 _LOOK_AGAIN = 0.005  # real seconds
 
 
 class _Call:
-    """One call, and the token requests it may lead to."""
+    """One API request, and the token requests that it may send."""
 
     token_timeout = None
     total_timeout = None
@@ -78,7 +78,7 @@ class _Call:
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self._transport.library
-        # A pool without a free connection says nothing of the service.
+        # A pool without a free connection is no sign of a service failure.
         if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
             return None
         return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
@@ -91,7 +91,7 @@ class _Call:
 
     def _with(self, token: Token) -> Any:
         transport = self._transport
-        if transport.opened is not self.client:  # httpx would open a connection that nobody closes
+        if transport.opened is not self.client:  # httpx would open a connection that is never closed
             raise transport.library.module.TransportError(
                 "the client was closed while this call waited for a token; it was not sent"
             )
@@ -144,24 +144,25 @@ class _AsyncCall(_Call):
 
 
 class _Opened:
-    """Stands for a transport from one closing to the next."""
+    """Identity of a transport between two closings."""
 
 
 class _Transport(Generic[TransportT, TimeoutT]):
     """Wraps a transport.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
         transport: Any transport; a new one of the library's own unless given.
-        timeout: Bounds each token request, besides the policy's ``fetch_timeout``: seconds, or the library's own class.
+        timeout: Timeout of each token request, besides the policy's ``fetch_timeout``: seconds, or the library's own
+        class.
     """
 
     library: ClassVar[Library]
     _call: ClassVar[type[_Call]]
     default: ClassVar[str]
-    """The name of the library's own transport."""
+    """Name of the library's own transport."""
     method: ClassVar[str]
-    """What every transport of that kind has."""
+    """Base class of all transports of that kind."""
 
     def __init__(
         self, manager: AnyManager, transport: TransportT | None = None, *, timeout: TimeoutT | float | None = None
@@ -188,7 +189,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
 
     @contextmanager
     def _carried(self, opened: _Opened) -> Generator[None, None, None]:
-        """Hold the transport open for a moment if it is closed (rule 16); and tell that from a network that failed."""
+        """Keep a closing transport open briefly (rule 16), and distinguish its end from a network error."""
         self._token_requests += 1
         try:
             yield
@@ -211,7 +212,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
 
     def _begin(self, request: Any) -> Any:
-        """Return the managed call that *request* is; ``None`` leaves it alone."""
+        """Return *request* as a managed one; ``None`` to pass it through unchanged."""
         library = self.library
         replaces = library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
@@ -327,7 +328,7 @@ def attach(
     sync: type[SyncTransport[Any, Any, Any, Any]],
     tasks: type[AsyncTransport[Any, Any, Any, Any]],
 ) -> C:
-    """Let the calls that *client* makes to ``manager.base_url`` carry a token."""
+    """Attach *manager* to *client*: requests to ``manager.base_url`` carry a token."""
     module = sync.library.module
     check_client(client, module.__name__, (module.Client, module.AsyncClient))
     check_manager(manager)

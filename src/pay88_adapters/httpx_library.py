@@ -1,4 +1,4 @@
-"""What differs between httpx and httpx2, and how responses of either are read."""
+"""Differences between httpx and httpx2, and how their responses are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, TypeVar
 
-import anyio  # both libraries stand on it
+import anyio  # both libraries depend on it
 
 from .core.arguments import class_of
 from .core.errors import AdapterErrors, ConfigurationError
@@ -33,7 +33,7 @@ class Library:
 
     Args:
         module: The library.
-        flavours: Its errors.
+        flavours: Its exception classes.
     """
 
     def __init__(self, module: Any, adapter_errors: AdapterErrors) -> None:
@@ -53,10 +53,10 @@ class Library:
         hide_secrets_in_logs()
 
     def timeout(self, given: Any) -> Any:
-        """Return the library's own class for *given*, which may be a number of seconds.
+        """Return *given*, which may be a number of seconds, as the library's own class.
 
         Raises:
-            ConfigurationError: It is neither of the two, nor ``None``.
+            ConfigurationError: It is not a number, the library's class or ``None``.
         """
         kind = self.module.Timeout
         if given is None or isinstance(given, kind):
@@ -75,15 +75,15 @@ class Library:
     def body_position(self, stream: Any) -> BodyPosition:
         """Return the state of a request's body, which has not been sent yet."""
         if type(stream) is self._bytes and type(stream._stream) is bytes:
-            return WHOLE  # as nearly every one is
+            return WHOLE  # nearly always
         if type(stream) in self._iterators:
             return BodyPosition(stream._stream)
-        if type(stream) is self._multipart:  # it puts its files back to their beginning by itself
+        if type(stream) is self._multipart:  # it rewinds its files itself
             return BodyPosition(*[getattr(each, "file", getattr(each, "value", each)) for each in stream.fields])
         return BodyPosition(stream)
 
     def has_managed_field(self, headers: Any) -> bool:
-        """Whether the caller gave a field that a token goes into; where that is not cheap to tell, it may have."""
+        """Whether the caller's headers include one that a token sets; also true if finding out would be expensive."""
         if not self._appends:
             return True
         for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
@@ -92,14 +92,14 @@ class Library:
         return False
 
     def with_token(self, request: Any, token: Token, replaces: bool) -> Any:
-        """Return a copy of *request* with *token*: the caller's own object would print the session id."""
+        """Return a copy of *request* with *token*: the repr of the caller's own object would contain the session id."""
         if replaces:
             headers = self.module.Headers(request.headers)
             for name, value in token.attached.items():
                 headers[name] = value
         else:
             headers = _appended(request.headers, token)
-        # What its constructor would make of the same, at a third of the price.
+        # The result of its constructor, at a third of the cost.
         attributes = request.__dict__.copy()
         attributes["headers"] = headers
         copy: Any = object.__new__(request.__class__)
@@ -113,7 +113,7 @@ class _AsyncIterable:
 
 
 def _can_append(kind: Callable[..., Any]) -> bool:
-    """Whether :class:`Headers` is inside what all versions have been: then two fields cost a tenth."""
+    """Whether :class:`Headers` has the same internals as in all known versions: appending two headers costs a tenth."""
     before, after, token = kind({"Host": "h"}), kind({"Host": "h"}), Token("t", "s", 0.0, 0.0)
     for name, value in token.attached.items():
         after[name] = value
@@ -125,10 +125,11 @@ def _can_append(kind: Callable[..., Any]) -> bool:
 
 
 def _appended(headers: Any, token: Token) -> Any:
-    """Return a copy of *headers*, which have none of *token*'s fields, with these. No local variable holds them."""
-    copy: Any = object.__new__(type(headers))
+    """Return a copy of *headers* with those of *token*, which it lacks. No local variable holds them."""
+    kind: type[Any] = headers.__class__
+    copy: Any = object.__new__(kind)
     copy._list = [*headers._list, *token.raw()]
-    copy._encoding = None  # to be found out anew
+    copy._encoding = None  # is computed again when needed
     return copy
 
 
@@ -143,7 +144,7 @@ def _public_parts(url: Any) -> Location:
 
 
 def _has_parts(kind: Callable[[str], Any]) -> bool:
-    """Whether :class:`URL` is inside what all versions have been: its properties take it apart anew each time."""
+    """Whether :class:`URL` has the internals of all known versions: its properties parse the URL at each access."""
     urls = (
         "https://a.example",
         "http://user@[::1]:8080/a%2Fb?c#d",
@@ -158,7 +159,7 @@ def _has_parts(kind: Callable[[str], Any]) -> bool:
 
 @asynccontextmanager
 async def closing_async(response: Any) -> AsyncGenerator[Any, None]:
-    """Close *response*, also where the caller is cancelled: a cancelled task would wait for nothing any more."""
+    """Close *response*, also if the caller is cancelled: a cancelled task would not wait any more."""
     try:
         yield response
     finally:
@@ -167,7 +168,7 @@ async def closing_async(response: Any) -> AsyncGenerator[Any, None]:
 
 
 def read(response: Any, bound: int, until: float) -> bytes:
-    # A transport that is no network may hand over a response that was read before.
+    # A transport without a network may return a response that was read before.
     if response.is_stream_consumed:
         content: bytes = response.content[: bound + 1]
         return content

@@ -1,4 +1,4 @@
-"""requests: adapters whose calls to 88Pay carry a token, over urllib3's pools. This file translates."""
+"""requests: adapters whose requests to 88Pay carry a token, over urllib3's pools. This file translates."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class CircuitOpen(errors.CircuitOpen, requests.RequestException): ...
 
 _errors = AdapterErrors(requests.RequestException, globals())
 
-_owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKeyDictionary()  # as attach() saw them
+_owners: WeakKeyDictionary[HTTPAdapter, weakref.ref[requests.Session]] = WeakKeyDictionary()  # as attach() found them
 
 
 class _Managed(HTTPAdapter):
-    """Mixed into an adapter class: its pools are managed ones."""
+    """Mixed into an adapter class: its pools are managed."""
 
     pay88_manager: AnyManager | UnavailableManager
 
@@ -81,28 +81,28 @@ class _Managed(HTTPAdapter):
             raise requests.ConnectionError(error, request=request) from error
         except ConnectTimeoutError as error:
             raise requests.ConnectTimeout(error, request=request) from error
-        except requests.exceptions.ProxyError as error:  # which it gives no request outside of that
+        except requests.exceptions.ProxyError as error:  # without a request, outside of MaxRetryError
             error.request = error.request or request
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A manager is a secret and is not pickled: copies, and forked processes, find the one there is.
+        # A manager is a secret and is not pickled: copies, and forked processes, find the existing one.
         kind = next((kind for kind, made in _classes.items() if made is type(self)), type(self))
         return _new, (kind, pickle_key(self.pay88_manager)), super().__getstate__()  # type: ignore[misc]
 
 
 class Pay88Adapter(_Managed):
-    """A :class:`requests.adapters.HTTPAdapter` whose calls to ``manager.base_url`` carry a token.
+    """A :class:`requests.adapters.HTTPAdapter` whose requests to ``manager.base_url`` carry a token.
 
-    It may be mounted at any prefix: only the exact origin of ``base_url`` counts. A call is sent again as
-    the manager's :class:`~pay88_adapters.RetryPolicy` says, unless ``max_retries`` is given.
+    It may be mounted at any prefix: only the same origin as ``base_url`` counts. The manager's
+    :class:`~pay88_adapters.RetryPolicy` decides about retries, unless ``max_retries`` is given.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
         kw: As for :class:`requests.adapters.HTTPAdapter`.
 
     Raises:
-        ConfigurationError: *manager* is no manager.
+        ConfigurationError: *manager* is not a manager.
     """
 
     def __init__(self, manager: AnyManager, **kw: Any) -> None:
@@ -113,19 +113,19 @@ class Pay88Adapter(_Managed):
 
 
 def attach(session: S, manager: AnyManager) -> S:
-    """Let the calls that *session* makes to ``manager.base_url`` carry a token.
+    """Attach *manager* to *session*: requests to ``manager.base_url`` carry a token.
 
-    All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is
-    mounted later is not managed; one that another session has, too, is managed there as well.
-    ``max_retries=0`` is what requests has by default, and gives way to the manager's policy.
+    All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is mounted later
+    is not managed. An adapter that is also mounted in another session is managed there as well. ``max_retries=0``, the
+    default of requests, gives way to the manager's policy.
 
     Returns:
         *session*.
 
     Raises:
-        ConfigurationError: *session* is not one of requests, *manager* is no manager, what is mounted for ``base_url``
-            is no :class:`requests.adapters.HTTPAdapter`, or an adapter is another session's, too, with another
-            manager.
+        ConfigurationError: *session* is not one of requests, *manager* is not a manager, the adapter mounted for
+            ``base_url`` is not a :class:`requests.adapters.HTTPAdapter`, or an adapter also belongs to a session with
+            another manager.
     """
     check_client(session, "requests", (requests.Session,))
     check_manager(manager)
@@ -154,7 +154,7 @@ def attach(session: S, manager: AnyManager) -> S:
 
 
 class _ClientSender(urllib3.ClientSender):
-    """Sends token requests over the pools that a session would use."""
+    """Sends token requests over the pools that the session would use."""
 
     def _pool(self, url: str) -> tuple[Any, str]:
         session: requests.Session = self.client
@@ -162,7 +162,7 @@ class _ClientSender(urllib3.ClientSender):
         adapter = session.get_adapter(url)
         if not isinstance(adapter, HTTPAdapter):
             raise ConfigurationError(f"the adapter mounted for {url} is {class_of(adapter)}, not an HTTPAdapter")
-        request = requests.Request("POST", url).prepare()  # not by the session, which would add what is its own
+        request = requests.Request("POST", url).prepare()  # not by the session, which would add its own headers
         proxies = settings["proxies"]
         pool = adapter.get_connection_with_tls_context(
             request, settings["verify"], proxies=proxies, cert=settings["cert"]
@@ -186,7 +186,7 @@ def _take_over(adapter: Any, manager: AnyManager) -> None:
 
 
 def _default_retries() -> Pay88Retry:
-    return Pay88Retry(total=0, read=False)  # what requests has in its place
+    return Pay88Retry(total=0, read=False)  # requests' own default
 
 
 def _is_default(retries: Retry) -> bool:
@@ -203,7 +203,7 @@ def _managed(kind: type[HTTPAdapter]) -> type[_Managed]:
 
 
 def _new(kind: type[HTTPAdapter], manager: tuple[str, str] | ActivatedManager) -> HTTPAdapter:
-    """Return an adapter without its state, for pickle, which finds no class that was made at run time."""
+    """Return an adapter without its state, for pickle, which does not find classes made at run time."""
     cls = kind if issubclass(kind, _Managed) else _managed(kind)
     adapter: Any = cls.__new__(cls)
     adapter.pay88_manager = resolve(manager)  # before the state: that makes the pools

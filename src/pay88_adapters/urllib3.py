@@ -1,4 +1,4 @@
-"""urllib3: pool managers whose calls to 88Pay carry a token. The core decides; this file translates."""
+"""urllib3: pool managers whose requests to 88Pay carry a token. The core decides; this file translates."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ _errors = AdapterErrors(HTTPError, globals())
 
 
 class Pay88PoolManager(urllib3.PoolManager):
-    """A :class:`urllib3.PoolManager` whose calls to ``manager.base_url`` carry a token.
+    """A :class:`urllib3.PoolManager` whose requests to ``manager.base_url`` carry a token.
 
     Args:
-        manager: Shared by every stack.
+        manager: The manager; it may be attached to any number of clients.
         num_pools, headers, connection_pool_kw: As for :class:`urllib3.PoolManager`.
 
     Raises:
-        ConfigurationError: *manager* is no manager.
+        ConfigurationError: *manager* is not a manager.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class Pay88PoolManager(urllib3.PoolManager):
 
 
 def attach(pool_manager: P, manager: AnyManager) -> P:
-    """Let the calls that *pool_manager* makes to ``manager.base_url`` carry a token.
+    """Attach *manager* to *pool_manager*: requests to ``manager.base_url`` carry a token.
 
-    Works for every :class:`urllib3.PoolManager`, proxy managers among them. Requests in flight finish
-    as they began; attaching again replaces the manager.
+    Works for every :class:`urllib3.PoolManager`, including proxy managers. Requests in flight finish without a change;
+    attaching again replaces the manager.
 
     Returns:
         *pool_manager*.
 
     Raises:
-        ConfigurationError: *pool_manager* is no :class:`urllib3.PoolManager`, or *manager* is no manager.
+        ConfigurationError: *pool_manager* is not a :class:`urllib3.PoolManager`, or *manager* is not a manager.
     """
     check_client(pool_manager, "urllib3", (urllib3.PoolManager,))
     check_manager(manager)
@@ -123,9 +123,9 @@ def attach(pool_manager: P, manager: AnyManager) -> P:
 
 
 def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
-    """Do what :func:`attach` does with what it has checked."""
+    """Attach *manager* like :func:`attach`, with checked arguments."""
     classes = inside(pool_manager, "pool_classes_by_scheme", dict)
-    # A new dict: the one found there belongs to the whole urllib3 module. It calls what it finds in it.
+    # A new dict: the existing one belongs to the whole urllib3 module. urllib3 calls its values.
     managed: Any = {scheme: _managed(pool_class, manager) for scheme, pool_class in classes.items()}
     pool_manager.pool_classes_by_scheme = managed
     pool_manager.clear()
@@ -146,13 +146,13 @@ class ClientSender:
         self.client = client
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        """Do what :meth:`Sender.post` does."""
+        """Do the same as :meth:`Sender.post`."""
         pool, target = self._pool(request.url)
         urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
         return post(urlopen, pool.timeout, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
-        """Return the pool for *url*, and what a request line says there: all of it to a forwarding proxy."""
+        """Return the pool for *url*, and the target of a request line: the whole URL for a forwarding proxy."""
         pools: urllib3.PoolManager = self.client
         forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
             pools.proxy, pools.proxy_config, parse_url(url).scheme
@@ -170,19 +170,19 @@ def client_sender(client: urllib3.PoolManager) -> Sender:
 
 
 class _ManagedPool(urllib3.HTTPConnectionPool):
-    """Mixed into a pool class. urllib3's own retries come through :meth:`urlopen`, too."""
+    """Mixed into a pool class. urllib3's own retries call :meth:`urlopen`, too."""
 
     def __init__(self, manager: AnyManager | UnavailableManager, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
         self.pay88_manager = manager
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
-        # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: each goes on as it came.
+        # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: pass each one the same way.
         by_position: tuple[str, ...] = ()
         if len(args) > 2:
             by_position = _NAMES[2 : len(args)]
             if len(args) > len(_NAMES) or not kw.keys().isdisjoint(by_position):
-                return super().urlopen(*args, **kw)  # which says what is wrong
+                return super().urlopen(*args, **kw)  # which raises the error about the arguments
             kw.update(zip(by_position, args[2:], strict=True))
             args = args[:2]
         url = args[1] if len(args) > 1 else kw.get("url", "")
@@ -191,7 +191,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             headers = self.headers
         fields, authorization, again = split_headers(headers) if headers else ([], None, False)
         try:
-            if url[:1] == "/":  # as pool managers have it
+            if url[:1] == "/":  # the form of pool managers
                 managing = self.pay88_manager.for_request
                 manager = managing(self.scheme or "http", self.host, self.port, url, authorization)
             else:
@@ -216,7 +216,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         target = parse_url(url)
         path = target.path or "/"
         manager = managing(target.scheme or "http", target.host or "", target.port, path, authorization)
-        # Whatever the URL says, the bytes go where the pool's connections go, unless that is a proxy.
+        # Whatever the URL contains, the bytes go to the pool's origin, unless that is a proxy.
         if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
             return manager
         return managing(self.scheme or "http", self.host, self.port, "/", authorization)
@@ -226,17 +226,17 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
 
 
 def _managed(pool_class: Any, manager: AnyManager | UnavailableManager) -> partial[_ManagedPool]:
-    """Return what makes pools like those of *pool_class*, or of what this has returned, for *manager*."""
+    """Return the factory of managed pools like *pool_class*, or like the result of an earlier call, for *manager*."""
     if isinstance(pool_class, partial):
         pool_class = pool_class.func
-    # No class of its own for each manager: CPython 3.13t never frees a class, nor what it refers to.
+    # Not one class per manager: CPython 3.13t never frees a class, nor what it refers to.
     managed = pool_class if issubclass(pool_class, _ManagedPool) else _managed_class(pool_class)
     return partial(managed, manager)
 
 
 @lru_cache(maxsize=64)
 def _managed_class(pool_class: type[Any]) -> type[_ManagedPool]:
-    # By the same name, for errors and logs show it.
+    # With the same name, which errors and logs show.
     return type(pool_class.__name__, (_ManagedPool, pool_class), {})
 
 
@@ -244,7 +244,7 @@ _DEFAULT = Pay88Retry()
 
 
 class _Call:
-    """One call, and the token requests it may lead to."""
+    """One API request, and the token requests that it may send."""
 
     __slots__ = (
         "__weakref__",
@@ -289,10 +289,10 @@ class _Call:
         self._retries: Any = retries
         if isinstance(retries, Pay88Retry):
             self.retry = retries.policy
-            # Reading is left until it is clear that this response is the one, and is no part of an attempt.
+            # Reading waits until this is known to be the final response, and is no part of an attempt.
             self._preload, kw["preload_content"] = kw.get("preload_content", True), False
         else:
-            self.retry = single_attempt(manager.retry)  # urllib3 sends again what the caller's own says
+            self.retry = single_attempt(manager.retry)  # urllib3 retries as the caller's own value says
             if not self._body_position.steady:
                 kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
@@ -312,7 +312,7 @@ class _Call:
 
     @property
     def total_timeout(self) -> float | None:
-        # A plain number is for each phase of each attempt.
+        # A plain number applies to each phase of each attempt.
         return self.token_timeout if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
 
     @property
@@ -334,11 +334,11 @@ class _Call:
         if self._by_position:
             kw = kw.copy()
             args = (*args, *[kw.pop(name) for name in self._by_position])
-        # What the pool does without us; looked up here, for others wrap it, too.
+        # The pool's own method; looked up here, because other code wraps it, too.
         return super(_ManagedPool, self._pool).urlopen(*args, **kw)
 
     def send_again(self) -> BaseHTTPResponse:
-        """Send for urllib3's own retry, with a token that is good now; the outer level judges the answer."""
+        """Send urllib3's own retry with a valid token; the outer level judges the response."""
         if not self._body_position.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
         self._check_allowed(self._retries)
@@ -349,14 +349,14 @@ class _Call:
         return response
 
     def _check_allowed(self, retries: urllib3.Retry) -> None:
-        # urllib3 asks the caller's allowed_methods after other errors, and not after what it takes for a proxy's.
+        # urllib3 applies the caller's allowed_methods to other errors, but not to what it takes for a proxy error.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
         if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
             raise error
 
     def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
-        """Read the response if the caller wants that."""
+        """Read the response if the caller wants it."""
         if self._preload:
             _ = response.data
         return response
@@ -383,10 +383,10 @@ class _Call:
     def discard(self, response: BaseHTTPResponse) -> None:
         drained = False
         try:
-            self._note(response.retries, status=response.status)  # what is left of the caller's
+            self._note(response.retries, status=response.status)  # the caller's remaining retries
             until = monotonic() + MAX_DRAIN_SECONDS
             if socket_of(getattr(response, "connection", None)) is not None:
-                with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout, which would be the caller's
+                with suppress(HTTPError, ConnectionError, BodyTimeout):  # no other timeout: that would be the caller's
                     drained = len(read_limited(pieces(response, until), MAX_DRAINED)) <= MAX_DRAINED
         finally:
             release(response, finished=drained)

@@ -1,4 +1,4 @@
-"""Headers, token requests, bounded reads and errors of urllib3: what its adapter needs of the library."""
+"""Headers, token requests, bounded reads and errors of urllib3."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def post(
     """Send a token request over a pool.
 
     Args:
-        urlopen: The pool's own, without a manager.
+        urlopen: The pool's own method, without a manager.
         configured: The pool's timeouts.
-        target: What a request line has there: all of a URL to a proxy.
+        target: The target of the request line: the whole URL for a proxy.
         request: The token request.
     """
     until = monotonic() + request.timeout
     try:
         response = urlopen(
             request.method,
-            request.path if target.startswith("/") else request.url,  # a forwarding proxy wants it all
+            request.path if target.startswith("/") else request.url,  # a forwarding proxy requires the whole URL
             headers=dict(request.headers),
             retries=False,
             redirect=False,
@@ -90,13 +90,13 @@ def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
     if sock is None:
         yield from response.stream(1, decode_content=False)
         return
-    # Older versions only read until they have as much as was asked for.
+    # Older versions only read until they have the requested number of bytes.
     read = partial(response.read1, MAX_BODY) if hasattr(response, "read1") else partial(response.read, 1)
     configured = connection.timeout if isinstance(connection.timeout, (int, float)) else until
     piece = b"more"
     while piece:
         left = remaining_seconds(until)
-        # Once read to its end, the connection is somebody else's. It sets its timeout anew for each request.
+        # The connection of a response that was read completely belongs to another request, which sets its own timeout.
         if response.connection is not None:
             sock.settimeout(min(left, configured))
         piece = read(decode_content=False)
@@ -104,7 +104,7 @@ def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
 
 
 def socket_of(connection: Any) -> Any:
-    """Return the socket of *connection*; ``None`` for test doubles, and where it ends with this response."""
+    """Return the socket of *connection*; ``None`` for test doubles, and if it ends with this response."""
     sock = getattr(connection, "sock", None)
     return sock if hasattr(sock, "recv_into") else None
 
@@ -123,13 +123,13 @@ def bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
 
 
 def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
-    """Return the caller's fields without those that a token goes into, its ``Authorization``, and whether any is ours.
+    """Return the caller's headers without those of a token, its ``Authorization``, and whether any header is ours.
 
-    With fields of ours in it, this is urllib3 sending again what an outer level began.
+    Headers of ours mean that urllib3 retries a request of an outer level.
     """
     fields: list[tuple[str, str]] = []
     authorization, again = None, False
-    for name, value in given.items():  # one that occurs twice is there twice
+    for name, value in given.items():  # a repeated header is there twice
         if type(value) is InjectedHeader:
             again = True
             continue
@@ -148,7 +148,7 @@ def _text(value: str | bytes) -> str:
 
 
 class _Headers(urllib3.HTTPHeaderDict):
-    """For header fields that occur twice. The original prints all values."""
+    """For repeated headers. The original's repr shows all values."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} header fields>"
@@ -157,7 +157,7 @@ class _Headers(urllib3.HTTPHeaderDict):
 def build_headers(
     fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})
 ) -> Mapping[str, str]:
-    """Return *fields* and what is *attached*; a header that occurs twice is there twice."""
+    """Return *fields* and *attached*; a repeated header is there twice."""
     plain = dict(fields)
     if len(plain) < len(fields):
         return _Headers([*fields, *attached.items()])

@@ -1,4 +1,4 @@
-"""What ``retries=`` says to urllib3 of a call that the core sends again."""
+"""The value of ``retries=`` that urllib3 sees for a request that the core retries."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from .core.retry import RetryPolicy
 
 
 class Pay88Retry(urllib3.Retry):
-    """What ``retries=`` says of a call to 88Pay, which a :class:`~pay88_adapters.RetryPolicy` lets be sent again.
+    """The ``retries=`` of a request to 88Pay, which a :class:`~pay88_adapters.RetryPolicy` retries.
 
-    Calls have one by default; pass one to let a single call follow another policy. Every other value of
-    ``retries=``, also for a whole pool manager, is the caller's own and obeyed as it is: urllib3 sends again
-    what that allows. When the attempts are used up, the last response or the last error comes out as it is,
-    where urllib3 by itself raises a ``MaxRetryError`` around it. Redirects are counted as urllib3 counts them,
-    and so is everything where it leads to another origin.
+    Requests have one by default. Pass one to let a single request follow another policy. Every other value of
+    ``retries=``, also for a whole pool manager, is the caller's own: urllib3 retries as that says. After the last
+    attempt you get the last response or the last error, where urllib3 itself raises a ``MaxRetryError`` around it.
+    Redirects are counted as urllib3 counts them, and so is everything after a redirect to another origin.
 
     Args:
-        policy: The manager's unless given.
-        kw: As for :class:`urllib3.Retry`; they count for redirects and other origins.
+        policy: The retry policy; the manager's unless given.
+        kw: As for :class:`urllib3.Retry`; for redirects and other origins.
 
     Raises:
-        ConfigurationError: *policy* is none.
+        ConfigurationError: *policy* is not a RetryPolicy.
     """
 
     def __init__(self, policy: RetryPolicy | None = None, **kw: Any) -> None:
@@ -58,11 +57,11 @@ class Pay88Retry(urllib3.Retry):
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
     def after(self, method: str, path: str, *, status: int | None = None, error: Exception | None = None) -> Pay88Retry:
-        """Return what stands after one more attempt."""
+        """Return the value after one more attempt."""
         return self.new(history=(*self.history, RequestHistory(method, path, error, status, None)))
 
     def plain(self) -> urllib3.Retry:
-        """Return what urllib3 would have in its place."""
+        """Return the plain :class:`urllib3.Retry` with the same values."""
         plain: Any = copy(self)
         plain.__class__ = urllib3.Retry
         result: urllib3.Retry = plain
@@ -70,7 +69,7 @@ class Pay88Retry(urllib3.Retry):
 
 
 def without_resending(retries: Any, *, redirect: bool) -> Any:
-    """Return *retries* as used up, but for redirects: for a body that urllib3 would send again as an empty one."""
+    """Return *retries* without retries except redirects: urllib3 would retry with an empty body."""
     if retries is False:
         return False
     retries = urllib3.Retry.from_int(retries, redirect=redirect)

@@ -1,4 +1,4 @@
-"""What once went wrong with API calls, on every stack."""
+"""Regressions of API requests, on every stack."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_payment_through_a_proxy_is_sent_once_when_the_response_is_lost(
 
 @pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind: kind.name)
 def test_the_callers_own_retries_send_a_payment_through_a_proxy_once(make_world: Callable[..., World]) -> None:
-    """Rule 20: they do not allow POST, which urllib3 does not ask after an error of a proxy."""
+    """Rule 20: they do not allow POST, which urllib3 does not check after a proxy error."""
     world = make_world()
     with Proxy() as proxy:
         stack = world.client(proxy=proxy.url)
@@ -91,7 +91,7 @@ def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World)
 
 
 def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
-    """Rule 7: what is sent after the broken connection is a retry."""
+    """Rule 7: the attempt after the connection error is a retry."""
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
     stack = world.client(manager)
     world.emulator.faults.add(RefuseToken(), on="/api/balance")
@@ -128,7 +128,7 @@ def test_a_probe_that_is_cancelled_while_it_waits_for_a_token_is_not_in_the_way_
             probe = asyncio.create_task(call())
             await asyncio.to_thread(emulator.journal.wait_for, 2, "token")
             probe.cancel()
-            # Whoever keeps the exception keeps the frames of the call, and all that was in them.
+            # A stored exception keeps the frames of the call, and all that was in them.
             (kept,) = await asyncio.gather(probe, return_exceptions=True)
             assert isinstance(kept, asyncio.CancelledError)
             hold.release()

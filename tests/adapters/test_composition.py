@@ -113,7 +113,7 @@ def test_httpx_retries_inside_shares_a_token(run: Run, emulator: Emulator, attac
 
 
 def test_aiohttp_retry_makes_the_attempts(run: Run, emulator: Emulator) -> None:
-    """The GET survives two failures; what it was not told to send again is sent once."""
+    """The GET succeeds after two failures; a request without retries is sent once."""
     pytest.importorskip("aiohttp_retry")
     emulator.faults.add(Status(503), on="call", times=2)
     assert run("aiohttp-retry")["statuses"] == (200, 200)
@@ -194,7 +194,7 @@ def test_aiohttps_middlewares_see_what_is_theirs(run: Run, emulator: Emulator) -
 
 
 def test_requests_toolbelt_keeps_what_it_was_told(run: Run, emulator: Emulator) -> None:
-    """Encoders stream, adapters bind their address, and a form that cannot be read twice is not sent twice."""
+    """Encoders stream, adapters bind their address, and a form that cannot be rewound is sent once."""
     pytest.importorskip("requests_toolbelt")
     names = run("requests-toolbelt")
     assert (names["streamed"].status_code, names["whole"].status_code) == (200, 200)
@@ -205,7 +205,7 @@ def test_requests_toolbelt_keeps_what_it_was_told(run: Run, emulator: Emulator) 
 
 
 def test_requests_toolbelts_adapter_keeps_its_source_address(run: Run, emulator: Emulator) -> None:
-    """A call leaves from where the adapter was told to, and so does the token request."""
+    """A request uses the configured source address, and so does the token request."""
     adapters = pytest.importorskip("requests_toolbelt.adapters.source")
     names = run("requests-toolbelt")
     names["manager"].invalidate(names["manager"].get_token())

@@ -106,7 +106,7 @@ def test_rule_21_a_server_that_is_gone_is_the_librarys_own_error(kind: type[Stac
 
 @pytest.mark.parametrize("kind", HTTPX, ids=lambda kind: kind.name)
 def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
-    """The same fields in the same order, the same bodies, and several calls at once on one connection."""
+    """The same headers in the same order, the same bodies, and several concurrent requests on one connection."""
     authority = new_authority()
     serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
@@ -262,7 +262,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 def test_rule_21_a_copy_of_a_session_is_managed_too(
     way: str, copied: str, origins: tuple[Origin, Origin, Proxy]
 ) -> None:
-    """It has the same adapters with the same settings, and the same manager: no second token is asked for."""
+    """It has the same adapters with the same settings, and the same manager: no second token is fetched."""
     here, there, _ = origins
     manager = manager_of(here)
     with session_with(way, manager) as session, COPIES[copied](session) as other:

@@ -23,7 +23,7 @@ _TOKEN = Token("token", "session", 60.0, 0.0)
 
 @pytest.fixture(params=[(httpx, on_httpx), (httpx2, on_httpx2)], ids=["httpx", "httpx2"])
 def library(request: pytest.FixtureRequest) -> httpx_library.Library:
-    """Return what the adapter knows of each library."""
+    """Return the adapter's view of each library."""
     module, adapter = request.param
     found: httpx_library.Library = adapter._library
     assert found.module is module
@@ -60,7 +60,7 @@ def test_the_public_way_takes_over_where_a_version_differs() -> None:
 def test_rule_21_the_copy_has_all_that_the_request_has(
     library: httpx_library.Library, appends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its headers in their order, and attributes that the library knows nothing of."""
+    """Its headers in their order, and attributes that are not part of the library."""
     monkeypatch.setattr(library, "_appends", appends)
     request: Any = library.module.Request(
         "POST", "https://api.88pay.io/a", headers=[("A", "1"), ("a", "2")], content=b"b"

@@ -39,7 +39,7 @@ class Backend:
         self.tracer: Tracer = self.provider.get_tracer("application")
 
     def close(self) -> None:
-        """Let go of its threads."""
+        """End its threads."""
         self.meters.shutdown()
         self.provider.shutdown()
 
@@ -71,7 +71,7 @@ class Backend:
         return {span.name: span for span in self._spans.get_finished_spans()}
 
     def shown(self) -> str:
-        """Return all that it was told."""
+        """Return all exported data."""
         data = self._reader.get_metrics_data()
         return (data.to_json() if data else "") + "".join(span.to_json() for span in self._spans.get_finished_spans())
 
@@ -153,7 +153,7 @@ def test_calls_are_measured_and_their_spans_say_what_became_of_them(world: World
 
 
 def test_what_goes_wrong_with_tokens_is_measured(world: World, backend: Backend) -> None:
-    """By kind of error; a budget that is spent; a token of another manager's; and a call that is held back."""
+    """By kind of error; an exhausted budget; a token of another manager; and a request that waits for a rate limit."""
     frugal = world.client(
         instrument(world.new_manager(limits=("1/minute",), max_wait=1), meter_provider=backend.meters)
     )
@@ -259,7 +259,7 @@ def test_each_token_request_has_a_span(world: World, backend: Backend) -> None:
 
 
 def test_units_and_buckets_are_those_of_the_conventions(one_world: World, backend: Backend) -> None:
-    """Seconds in buckets that tell milliseconds apart, counts in braces, names below ``pay88.``."""
+    """Seconds in buckets that separate milliseconds, counts in braces, names below ``pay88.``."""
     world = one_world
     client = world.client(instrument(world.new_manager(), meter_provider=backend.meters))
     assert client.request("POST", world.url).status == 200

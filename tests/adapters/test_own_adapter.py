@@ -34,7 +34,7 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def client(module: Any, emulator: Emulator) -> Any:
-    """A client whose retries come at once."""
+    """A client that retries without delay."""
     credentials = Credentials(emulator.api_key, emulator.merchant_id)
     retry = RetryPolicy(backoff_base=0, backoff_cap=0)
     return module.Client(TokenManager(credentials, base_url=emulator.url, retry=retry))
@@ -50,7 +50,7 @@ def test_rule_03_a_cold_start_sends_one_token_request(client: Any, emulator: Emu
 
 @pytest.mark.parametrize("body", [b"payment", io.BytesIO(b"some payment")])
 def test_rule_07_a_rejected_call_is_retried(client: Any, emulator: Emulator, body: Any) -> None:
-    """With a fresh token, byte for byte, a file from where it stood."""
+    """With a fresh token, byte for byte, a file from its start position."""
     if isinstance(body, io.BytesIO):
         body.seek(5)
     emulator.faults.add(RefuseToken())

@@ -105,7 +105,7 @@ def test_rule_07_a_rejected_response_without_end_is_closed(kind: type[Stack], ho
 
 @pytest.mark.parametrize("answer", [rejected, late])
 def test_rule_07_a_rejected_response_that_ends_keeps_its_connection(kind: type[Stack], answer: Any) -> None:
-    """Whether it comes at once or a little later."""
+    """Whether it arrives immediately or a little later."""
     with Rejections(answer=answer) as server, kind(server.manager(), Options(connections=1)) as client:
         for _ in range(2):
             assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
@@ -222,7 +222,7 @@ def test_rule_07_one_stream_of_http2_harms_no_other(kind: type[Stack]) -> None:
 
 
 def dripping_token(send: Send, over: threading.Event) -> bool:
-    """Begin a token response that takes for ever."""
+    """Begin a token response that does not end."""
     send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n")
     while not over.wait(0.05):
         send(b" ")

@@ -43,7 +43,7 @@ TOKENS_TOO = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
 
 @pytest.fixture
 def spans(kind: type[Stack]) -> Iterator[InMemorySpanExporter]:
-    """What is traced while the stack is instrumented."""
+    """The spans recorded while the stack is instrumented."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -55,14 +55,14 @@ def spans(kind: type[Stack]) -> Iterator[InMemorySpanExporter]:
 
 
 def taken(spans: InMemorySpanExporter) -> list[tuple[str, str, int]]:
-    """Return each span's name, path and status, in the order of their ends, and begin anew."""
+    """Return each span's name, path and status, in the order of their ends, and start with an empty list."""
     found = [seen(span) for span in spans.get_finished_spans()]
     spans.clear()
     return found
 
 
 def seen(span: ReadableSpan) -> tuple[str, str, int]:
-    """Return what a span tells, by the names of older and newer conventions."""
+    """Return the attributes of a span, by the names of older and newer conventions."""
     attributes = dict(span.attributes or {})
     url = str(attributes.get("http.url") or attributes.get("url.full"))
     status: Any = attributes.get("http.status_code") or attributes.get("http.response.status_code")

@@ -59,7 +59,7 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def environ(emulator: Emulator, tmp_path: Path) -> dict[str, str]:
-    """A configuration that is good."""
+    """A valid configuration."""
     return configured(emulator, PAY88_STORE=f"sqlite:///{tmp_path}/store.db")
 
 

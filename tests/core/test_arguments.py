@@ -114,7 +114,7 @@ WRONG = [None, CREDENTIALS, TokenManager, Mock(), requests.Session()]
     ],
 )
 def test_a_manager_is_wanted(make: Any, wrong: object) -> None:
-    """At once, and not where the first request is made."""
+    """When the adapter is created, and not with the first request."""
     with pytest.raises(
         ConfigurationError, match="manager must be a TokenManager or an ActivatedManager, not "
     ) as caught:
@@ -134,7 +134,7 @@ def test_attach_leaves_a_client_as_it_was_where_it_refuses() -> None:
 
 
 def test_a_session_without_an_adapter_for_the_base_url() -> None:
-    """The class that is there is named with its module, for it may be a look-alike."""
+    """The error names the class of the mounted adapter with its module: other libraries have a class of that name."""
     session = requests.Session()
     session.mount("https://", look_alike("niquests.adapters", "HTTPAdapter"))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"is niquests\.adapters\.HTTPAdapter, not a requests\.adapters\.HTTP"):

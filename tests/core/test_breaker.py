@@ -27,8 +27,8 @@ def passage(breaker: Breaker, now: float) -> Permit:
 def opened(at: float = 0.0) -> Breaker:
     """Return a breaker that has just opened."""
     breaker = Breaker(POLICY)
-    told = [breaker.failed(passage(breaker, at), at) for _ in range(3)]
-    assert told == [False, False, True]
+    results = [breaker.failed(passage(breaker, at), at) for _ in range(3)]
+    assert results == [False, False, True]
     return breaker
 
 
@@ -42,15 +42,15 @@ def opened(at: float = 0.0) -> Breaker:
         ([0, 5, 10.1], False),
         ([0, 1, 11, 11.5], False),  # two and two
         ([0, 1, 11, 11.5, 12], True),
-        ([0, 9, 18, 27, 36, 45], False),  # for ever, as long as they are rare
+        ([0, 9, 18, 27, 36, 45], False),  # without end, as long as they are rare
         ([0, 9, 18, 19], True),  # full all the time: what is too old does not count
     ],
 )
 def test_rule_23_only_as_many_failures_within_the_window_open_it(failures: list[float], opens: bool) -> None:
     """It opens with the last of them, and not one earlier."""
     breaker = Breaker(POLICY)
-    told = [breaker.failed(passage(breaker, at), at) for at in failures]
-    assert told == [False] * (len(failures) - 1) + [opens]
+    results = [breaker.failed(passage(breaker, at), at) for at in failures]
+    assert results == [False] * (len(failures) - 1) + [opens]
     assert breaker.is_open is opens
 
 
@@ -107,7 +107,7 @@ def test_rule_23_an_abandoned_probe_lets_another_one_pass() -> None:
 
 
 def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
-    """And if it is heard of after all, it no longer decides."""
+    """If it ends later, it does not decide any more."""
     breaker = opened()
     lost = passage(breaker, 20)
     assert breaker.try_acquire(40) == TrialPermit(2)
@@ -119,7 +119,7 @@ def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
 
 
 def test_rule_23_what_a_probe_has_decided_it_does_not_decide_again() -> None:
-    """A trial request is heard of once."""
+    """A trial request has one outcome."""
     breaker = opened()
     probe = passage(breaker, 20)
     assert breaker.failed(probe, 20)
@@ -149,7 +149,7 @@ def test_rule_23_calls_sent_before_it_opened_change_nothing(now: float) -> None:
 
 
 def test_rule_23_calls_sent_before_it_opened_do_not_open_it_again() -> None:
-    """A crowd that runs into its timeouts after a trial request has been answered tells of what was before that."""
+    """Requests that time out after the trial request has ended were sent before the circuit opened."""
     breaker = Breaker(POLICY)
     crowd = [passage(breaker, 0) for _ in range(10)]
     for early in crowd[:3]:
@@ -202,7 +202,7 @@ class Model:
 
 
 class Walk(RuleBasedStateMachine):
-    """Calls are sent, answered, cancelled and lost in any order."""
+    """Requests are sent, succeed, fail, and are cancelled and lost in any order."""
 
     @initialize(threshold=st.integers(1, 3), window=st.sampled_from([1, 8, 60]), open_for=st.sampled_from([1, 8, 60]))
     def begin(self, threshold: int, window: int, open_for: int) -> None:

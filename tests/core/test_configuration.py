@@ -66,7 +66,7 @@ def test_credentials_are_not_empty(name: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["api_key", "merchant_id"])
 def test_credentials_hold_printable_ascii_only(name: str, bad: str) -> None:
-    """White space, a line break copied along, control characters and look-alikes."""
+    """White space, a copied line break, control characters and non-ASCII letters that look like ASCII."""
     values = {"api_key": KEY, "merchant_id": MERCHANT}
     values[name] = bad.format(values[name])
     refused(Credentials, **values, says=f"{name} contains white space")
@@ -280,7 +280,7 @@ def test_rule_13_a_key_that_fits_or_that_nobody_can_judge(key: str, base_url: st
 def test_rule_13_only_the_exact_origin_is_covered(
     scheme: str, host: str, port: int | None, path: str, authorization: str | None, ours: bool
 ) -> None:
-    """Look-alikes are not; nor (rule 14) is what brings its own Bearer; nor the token endpoint itself."""
+    """Similar URLs do not count. Neither do (rule 14) requests with their own Bearer header, nor the token endpoint."""
     assert Endpoint.parse(PRODUCTION_URL).covers(scheme, host, port, path, authorization) is ours
 
 
@@ -312,7 +312,7 @@ def test_rule_13_ports_and_prefixes() -> None:
     ],
 )
 def test_the_environment_names_the_base_url(environ: dict[str, str], base_url: str) -> None:
-    """The sandbox unless told otherwise; ``PAY88_BASE_URL`` wins."""
+    """The sandbox by default; ``PAY88_BASE_URL`` overrides the environment."""
     assert url_from_env(environ) == base_url
 
 
@@ -323,7 +323,7 @@ def test_an_environment_nobody_knows(name: str) -> None:
 
 
 def test_a_manager_comes_from_the_environment() -> None:
-    """Everything it needs, checked at once."""
+    """All variables are checked together."""
     environ = {**ENVIRON, "PAY88_STORE": "memory://"}
     assert TokenManager.from_env(environ).base_url == SANDBOX_URL
     refused(TokenManager.from_env, {**environ, "PAY88_ENVIRONMENT": "production"}, says="SANDBOX_URL")
@@ -409,14 +409,14 @@ def test_good_policies_are_accepted() -> None:
 
 @pytest.mark.parametrize("credentials", [None, KEY, (KEY, MERCHANT), {"api_key": KEY}, 5])
 def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
-    """Anything else is rejected at once, and not shown."""
+    """Anything else is rejected immediately, and not shown."""
     refused(TokenManager, credentials, says="Credentials(")
 
 
 @pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5, {}, [KEY], b"memory://"])
 def test_a_store_nobody_knows(store: Any) -> None:
     """The message names one that works."""
-    refused(TokenManager, CREDENTIALS, store=store, says="store must be")
+    refused(TokenManager, CREDENTIALS, store=store, says="must be")
 
 
 @pytest.mark.parametrize("min_validity", [-1, 59.1, 60, math.nan, math.inf])
@@ -426,7 +426,7 @@ def test_a_validity_no_token_has(min_validity: float) -> None:
 
 
 def test_a_manager_that_was_closed() -> None:
-    """It rejects, whatever it was asked."""
+    """It rejects every request and every call."""
     with TokenManager(CREDENTIALS) as manager:
         pass
     refused(manager.get_token, says="closed")

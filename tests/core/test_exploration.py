@@ -1,7 +1,7 @@
 """Every interleaving of events at the machine, to a depth; and random ones far deeper.
 
-The machine and the budget are the real ones. :class:`Model` plays callers, carriers of fetches, the
-token endpoint and the API one event at a time, and knows no order among them: whatever can happen in
+The machine and the budget are the real ones. :class:`Model` plays callers, carriers of fetches, the token endpoint and
+the API, one event at a time. It assumes no order among them: whatever can happen in
 a state, happens in some branch. Time jumps to the next instant at which anything could change.
 """
 
@@ -25,7 +25,7 @@ from support.worlds import Report
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("which", EXPLORATIONS)
 def test_rules_03_to_12_hold_in_every_interleaving(which: str, report: Report) -> None:
-    """One fetch in flight; whoever waits, a caller leads; no token past its end; no error while there is one.
+    """One fetch in flight; a request leads while others wait; no token past its end; no error while there is one.
 
     And never past the budget, before ``Retry-After`` or with credentials that were just rejected.
     """
@@ -36,7 +36,7 @@ def test_rules_03_to_12_hold_in_every_interleaving(which: str, report: Report) -
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """The same model, driven at random through long stories with times and answers of any kind."""
+    """The same model, driven at random through long sequences with any times and responses."""
 
     def __init__(self) -> None:
         super().__init__()

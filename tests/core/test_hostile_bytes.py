@@ -1,6 +1,6 @@
 """Rubbish in every part of a response of the token endpoint: a token that is safe to attach, or a failure that is data.
 
-Never an exception, a secret in a text, or more time and memory than a small answer may cost.
+Never an exception, a secret in a text, or more time and memory than a small response may cost.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ examples = settings().max_examples  # a hundred, unless the profile says otherwi
 settings_here = settings(deadline=None, max_examples=2 * examples)
 
 
-# What holds for any answer
+# Rules for every response
 
 
 def judge(status: int, fields: Mapping[str, str], body: bytes) -> Token | Failure:
@@ -236,7 +236,7 @@ def test_rule_12_a_sound_token_is_read_whatever_is_beside_it(
 @given(fields=headers, said=values | numbers)
 @settings_here
 def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str, str], said: object) -> None:
-    """At least a second, and no call is told to stay away for longer than ``max_retry_after``."""
+    """At least a second; no request waits longer than ``max_retry_after``."""
     asked = retry_after(fields, {"retry_after": said}, time.time())
     assert 1 <= asked < math.inf
 
@@ -274,7 +274,7 @@ def test_rule_10_seconds_in_the_header_count_whatever_is_beside_them(
 )
 @settings_here
 def test_rule_10_a_date_counts_from_the_answers_own_date(sent: datetime, wait: int, shape: str) -> None:
-    """In HTTP's formats, in any year; one that is over asks for the shortest wait."""
+    """In HTTP's formats, in any year. A date in the past means the shortest wait."""
     until = sent + timedelta(seconds=wait)
     fields = {"Date": sent.strftime("%a, %d %b %Y %H:%M:%S GMT"), "Retry-After": until.strftime(shape)}
     assert retry_after(fields, {"retry_after": 5}, time.time()) == max(wait, 1.0)

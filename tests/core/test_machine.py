@@ -56,7 +56,7 @@ def in_cell(age: str, source: str) -> tuple[Driven, float]:
         if age == "REJECTED":
             assert driven.machine.on_unauthorized(token(), now)
         return driven, now
-    if age in ("FRESH", "REJECTED"):  # only somebody who cannot wait fetches beside a fresh token
+    if age in ("FRESH", "REJECTED"):  # only a request that cannot wait fetches beside a fresh token
         assert driven.machine.on_unauthorized(token(), now)
         ticket = driven.lead(now)
         if age == "FRESH":
@@ -92,7 +92,7 @@ def test_every_cell_of_the_table_is_what_a_call_gets(age: str, source: str) -> N
 @pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
 def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, source: str) -> None:
-    """The cached path knows no rule of its own: as long as it lasts, a call is told the same."""
+    """The fast path has no rule of its own: as long as it lasts, the decision is the same."""
     driven, now = in_cell(age, source)
 
     cached, until = driven.machine.fast_path_token(now)
@@ -115,7 +115,7 @@ def test_while_a_fetch_is_in_flight_the_token_is_used_without_asking_until_someb
 
 
 def test_while_none_can_be_fetched_the_token_is_used_without_asking_until_one_can_and_is_due() -> None:
-    """A fresh one until its refresh is due; a refused one until the bar lifts, and no longer."""
+    """A fresh one until its refresh is due; a rejected one until the cooldown ends, and no longer."""
     driven = holding()
     decision = driven.ask(20.0, min_validity=50.0)
     assert isinstance(decision, Fetch)
@@ -157,7 +157,7 @@ def test_rule_01_the_window_is_closed_at_its_beginning_and_open_at_its_end() -> 
 def test_rule_01_the_window_follows_what_the_service_grants(expires_in: float, window: float) -> None:
     """``expires_in - margin``; half of it where less than twice the margin is granted; never over 50."""
     driven = holding(expires_in)
-    driven.lead(window - 1e-4)  # the refresh beside the call
+    driven.lead(window - 1e-4)  # the background refresh
     assert driven.ask(window - 1e-4) == Use(token(0.0, expires_in))
     assert not isinstance(driven.ask(window + 1e-9), Use)
 
@@ -172,7 +172,7 @@ def test_rule_01_age_counts_from_the_moment_the_request_was_sent() -> None:
 
 
 def test_rule_02_one_call_starts_the_refresh_and_all_go_on() -> None:
-    """From second 45 on one call is told to fetch beside; the next ones use the token and nothing else."""
+    """From second 45 on, one request starts the background refresh; the next ones only use the token."""
     driven = holding()
     assert driven.ask(44.999) == Use(token())
     first = driven.ask(45.0)
@@ -234,7 +234,7 @@ def test_rule_03_a_cold_start_hands_out_one_ticket() -> None:
 
 
 def test_rule_03_who_cannot_wait_sends_its_own() -> None:
-    """``alone``: waiting would block the very fetch. Once is enough: then it waits like everybody."""
+    """``cannot_wait``: waiting would block the very fetch. It sends one request; after that it waits."""
     driven = Driven()
     driven.lead(0.0)
     assert driven.ask(0.0, must_fetch=True) == Fetch(2)
@@ -243,7 +243,7 @@ def test_rule_03_who_cannot_wait_sends_its_own() -> None:
 
 
 def test_rule_05_a_denied_attempt_is_not_sent_and_bars_until_it_can_be() -> None:
-    """Nobody asks again before the budget said so; a call that can wait until then waits for it."""
+    """No token request is sent before the budget allows one. A request that can wait until then waits."""
     driven = Driven()
     assert driven.send(driven.lead(0.0), 0.0, no(12.0)) is False
     assert driven.ask(0.0) == Wait(until=12.0)
@@ -270,7 +270,7 @@ def test_rule_05_a_call_that_cannot_wait_so_long_fails_at_once_and_hears_how_lon
 
 
 def test_rule_05_a_retry_without_a_unit_ends_the_fetch_with_the_failure_it_had() -> None:
-    """The caller hears of the 503, not of the budget."""
+    """The error is the 503, not the exhausted budget."""
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
@@ -280,7 +280,7 @@ def test_rule_05_a_retry_without_a_unit_ends_the_fetch_with_the_failure_it_had()
 
 
 def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_one() -> None:
-    """The reserve may be spent for an hour; the ordinary refresh comes at second 45 all the same."""
+    """The reserve may be exhausted for an hour; the regular refresh starts at second 45 all the same."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 10.0)
     ticket = driven.lead(10.0)
@@ -291,7 +291,7 @@ def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_
 
 
 def test_rule_05_a_denied_forced_refresh_bars_as_long_as_there_is_no_room_for_the_ordinary_one() -> None:
-    """With one request an hour, second 45 would only bring another refusal: callers are told when it helps."""
+    """With one token request per hour, second 45 would only be denied again: the error names the time that helps."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 10.0)
     ticket = driven.lead(10.0)
@@ -319,7 +319,7 @@ def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(why: str) -
     barred_by(why, driven, 49.9 if why in ("outage", "nonsense") else 45.0)
 
     assert driven.ask(50.0) == Use(token())
-    if why in ("outage", "nonsense"):  # the cool-down of a second is over: one probe each time
+    if why in ("outage", "nonsense"):  # the cooldown of a second is over: one trial request each time
         barred_by(why, driven, 51.0)
         barred_by(why, driven, 53.5)
         barred_by(why, driven, 58.0)
@@ -331,7 +331,7 @@ def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(why: str) -
 
 
 def test_rule_06_who_waits_with_a_usable_token_leaves_with_it_before_it_expires() -> None:
-    """A fetch that takes too long: the caller goes on with the old token, one skew before its end."""
+    """A fetch that takes too long: the request continues with the stale token, one skew before its expiry."""
     driven = holding()
     assert driven.send(driven.lead(55.0), 55.0)
     assert driven.ask(55.0) == Wait(until=58.0)
@@ -373,7 +373,7 @@ def test_rule_06_a_call_fails_for_what_it_has_waited_for(sent: bool) -> None:
 
 @pytest.mark.parametrize("why", WHYS)
 def test_rule_06_a_wish_for_a_longer_life_never_costs_the_token_there_is(why: str) -> None:
-    """``min_validity`` asks for a fetch; where none can be made, the older token is the answer, at once."""
+    """``min_validity`` starts a fetch. If none can start, the result is the older token, immediately."""
     driven = holding()
     assert driven.ask(20.0, min_validity=38.9) == Use(token())
     barred_by(why, driven, 45.0)
@@ -381,7 +381,7 @@ def test_rule_06_a_wish_for_a_longer_life_never_costs_the_token_there_is(why: st
 
 
 def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
-    """The token at hand would not last: one fetch; its failure leaves the old token to be used."""
+    """The cached token would expire too early: one fetch. If it fails, the old token stays in use."""
     driven = holding()
     decision = driven.ask(20.0, min_validity=39.0)
     assert isinstance(decision, Fetch)
@@ -392,7 +392,7 @@ def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
 
 
 def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
-    """No answer in time: a token that would not last long, or that was refused, is better than none."""
+    """No response in time: a token with a short remaining lifetime, or a rejected one, is better than none."""
     driven = holding()
     assert isinstance(driven.ask(20.0, min_validity=39.0), Fetch)
     assert driven.ask(21.0, wait=0.0, min_validity=39.0) == Use(token())
@@ -405,7 +405,7 @@ def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
 
 
 def test_rule_06_a_wish_for_a_longer_life_is_waited_for() -> None:
-    """Who asked for one does not leave early with the token that is about to expire."""
+    """A request with that wish does not use the token that is about to expire."""
     driven = holding()
     assert driven.send(driven.lead(55.0), 55.0)
     assert driven.ask(55.0, min_validity=10.0) == Wait(until=61.0)

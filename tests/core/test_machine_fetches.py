@@ -48,7 +48,7 @@ def test_rule_09_rejected_on_both_sides_there_is_no_token() -> None:
 
 
 def test_rule_09_rotating_credentials_are_asked_again_and_not_retried() -> None:
-    """During the cool-down each call asks for them; while they are the same, that is all it does."""
+    """During the cooldown each request loads the credentials; while they are the same, it sends nothing."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)
     for now in (1.0, 2.0):
@@ -59,7 +59,7 @@ def test_rule_09_rotating_credentials_are_asked_again_and_not_retried() -> None:
 
 
 def test_rule_09_changed_credentials_are_tried_at_once() -> None:
-    """A new key ends the cool-down."""
+    """A new key ends the cooldown."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)
     ticket = driven.lead(1.0)
@@ -98,7 +98,7 @@ def test_rule_09_what_happens_to_changed_credentials_counts_from_then_on(
 
 @pytest.mark.parametrize(("asked", "silent"), [(10.0, 10.0), (60.0, 60.0), (3_600.0, 3_600.0), (1e9, 3_600.0)])
 def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) -> None:
-    """At most ``max_retry_after``; calls that can wait for it do, the others hear how long."""
+    """At most ``max_retry_after``. Requests that can wait that long wait; the rest get the seconds in the error."""
     driven = Driven()
     driven.lose(0.0, limited(asked))
     decision = driven.ask(0.0)
@@ -112,7 +112,7 @@ def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) 
 
 
 def test_rule_10_the_longer_of_two_bars_counts() -> None:
-    """Who could not wait failed after a caller was told 429: its shorter cool-down changes nothing."""
+    """A fetch fails after another got a 429: its shorter cooldown changes nothing."""
     driven = Driven()
     first = driven.lead(0.0)
     assert driven.send(first, 0.0)
@@ -207,7 +207,7 @@ def test_rule_11_the_cool_down_grows_to_the_refresh_interval_with_one_probe_each
 
 
 def test_rule_11_a_token_starts_it_all_anew() -> None:
-    """After a success a fetch has its attempts again, and the first cool-down is short."""
+    """After a success, a fetch has all its attempts again, and the first cooldown is short."""
     driven = Driven()
     for now in (0.0, 2.0, 6.0):
         driven.lose(now, ODD)
@@ -231,7 +231,7 @@ def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_star
 
 
 def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
-    """A failed fetch answers the calls that came before it ended, even after its cool-down."""
+    """A failed fetch fails the requests that came before its end, even after its cooldown."""
     driven = Driven()
     driven.lose(0.0, ODD)
     assert driven.ask(5.0, known_failures=0) == Fail(ODD, 0.0)
@@ -239,7 +239,7 @@ def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
 
 
 def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> None:
-    """Their error is the callers' answer, and it has a cool-down."""
+    """The provider's error is the error of the requests, and starts a cooldown."""
     driven = Driven(rotating=True)
     driven.machine.on_fetch_failed(driven.lead(0.0), ODD, 0.5)
     assert driven.ask(0.5, known_failures=0) == Fail(ODD, 1.0)
@@ -248,7 +248,7 @@ def test_rule_11_credentials_that_cannot_be_had_count_as_a_failed_fetch() -> Non
 
 @pytest.mark.parametrize("arrives", [1.0, 3.0])
 def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) -> None:
-    """Just now or long ago: it is never handed out, and has a cool-down like any nonsense."""
+    """Just expired or long ago: it is never used, and starts a cooldown like any invalid response."""
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
@@ -286,7 +286,7 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
 
 
 def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
-    """A cancelled fetch is nobody's failure: whoever asks next fetches."""
+    """A cancelled fetch is no failure: the next request fetches."""
     driven = Driven()
     driven.machine.on_fetch_abandoned(driven.lead(0.0), 0.5)
     assert driven.ask(0.5, known_failures=0) == Fetch(2)
@@ -314,7 +314,7 @@ def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure()
 
 
 def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
-    """A second after its timeout it counts as lost; who waits is told to come back at that very moment."""
+    """A second after its timeout it counts as lost. Waiters wait until that very moment."""
     driven = Driven()
     assert driven.send(driven.lead(0.0), 0.0)
     assert driven.ask(0.0) == Wait(until=6.0)
@@ -345,7 +345,7 @@ def test_rule_17_a_fetch_that_says_for_how_long_is_waited_for() -> None:
 
 
 def test_rule_17_each_attempt_has_its_own_time() -> None:
-    """The pause and the next timeout count anew."""
+    """The backoff delay and the next timeout start again."""
     driven = Driven()
     ticket = driven.lead(0.0)
     driven.send(ticket, 0.0)
@@ -409,7 +409,7 @@ def test_rule_19_slow_credentials_are_waited_for() -> None:
 
 
 def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
-    """A second after the longest wait of any call, another client asks for them."""
+    """A second after the longest wait of any request, another client loads them."""
     driven = Driven(rotating=True)
     driven.lead(0.0)
     assert driven.ask(20.999) == Wait(until=21.0)

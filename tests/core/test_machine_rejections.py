@@ -28,7 +28,7 @@ def used(count: int, of: int = 20) -> AcquireResult:
 
 
 def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
-    """One that pauses, or that came alone, sends nothing after a 429; nor after one that was heard of too late."""
+    """A fetch in its backoff delay, or with a request of its own, sends nothing after a 429, even a late one."""
     driven = Driven()
     first = driven.lead(0.0)
     assert driven.send(first, 0.0)
@@ -52,7 +52,7 @@ def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
 
 
 def test_rule_04_what_others_found_out_is_taken_over() -> None:
-    """A young token ends the fetch; an old one is held, and the fetch continues; a bar is everybody's."""
+    """A new token ends the fetch; an old one is cached, and the fetch continues; a cooldown applies to all managers."""
     driven = Driven()
     ticket = driven.lead(100.0)
     assert driven.machine.merge_snapshot(ticket, Snapshot(token(50.0)), 100.0, digest=ONE)
@@ -94,7 +94,7 @@ def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
 
 
 def test_rule_04_what_failed_elsewhere_answers_who_waited_here() -> None:
-    """Also a call that hears of it after the bar has ended."""
+    """Also for a request that is notified after the end of the cooldown."""
     driven = Driven()
     assert not driven.machine.merge_snapshot(
         driven.lead(0.0), Snapshot(cooldown_reason=BROKEN, cooldown_until=8.0), 0.0, digest=ONE
@@ -104,7 +104,7 @@ def test_rule_04_what_failed_elsewhere_answers_who_waited_here() -> None:
 
 
 def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here() -> None:
-    """The rejection is about those that the others know; any others are tried at once."""
+    """The rejection is about the credentials that the other managers have; others are tried immediately."""
     driven = Driven(rotating=True)
     assert not driven.machine.merge_snapshot(
         driven.lead(0.0), Snapshot(cooldown_reason=REJECTED, cooldown_until=30.0), 0.0, digest=ONE
@@ -145,7 +145,7 @@ def test_rule_07_another_token_of_the_same_instant_replaces_a_rejected_one() -> 
 
 
 def test_rule_04_others_are_told_what_concerns_them() -> None:
-    """The token of their credentials, an outage or a 429, the failures in a row, and what is known of the budget."""
+    """The token of their credentials, an outage or a 429, the consecutive failures, and the known budget entries."""
     spent = {"window": {"entry": 0.0}}
     driven = holding()
     assert driven.machine.snapshot(ONE, spent) == Snapshot(token(), refreshed_at=0.0, budget_entries=spent)
@@ -171,7 +171,7 @@ def test_rule_09_others_are_told_of_a_rejection_of_their_own_credentials() -> No
 
 
 def test_rule_05_others_are_not_told_that_the_budget_is_exhausted() -> None:
-    """They share it: it tells them."""
+    """They share the budget itself."""
     driven = Driven()
     assert not driven.send(driven.lead(0.0), 0.0, no(12.0))
     told = driven.machine.snapshot(ONE, {})
@@ -229,7 +229,7 @@ def test_rule_07_the_first_rejection_is_replaced_at_once_by_one_fetch() -> None:
 
 
 def test_rule_07_a_newer_token_is_not_dropped_for_an_older_one() -> None:
-    """A late 401 for the token before: send it again with the one there is, and fetch nothing."""
+    """A late 401 for an older token: replay with the cached one, without a fetch."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 1.0)
     newer = driven.get(1.0)
@@ -253,7 +253,7 @@ def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_b
 
 
 def test_rule_07_rejected_during_the_refresh_beside_is_replayed_with_its_token() -> None:
-    """What is in flight already serves: nothing forced is spent."""
+    """The fetch in flight suffices: no forced refresh is counted."""
     driven = holding()
     ticket = driven.lead(45.0)
     assert driven.send(ticket, 45.0)
@@ -325,7 +325,7 @@ def storm(driven: Driven, start: float, count: int) -> float:
 
 
 def test_rule_08_after_three_in_a_row_the_callers_get_the_401() -> None:
-    """Until ``rejection_cooldown`` is over nothing is spent; the token is attached all the same."""
+    """Until the end of ``rejection_cooldown`` no token request is sent; the token is attached all the same."""
     driven = holding()
     last = storm(driven, 0.0, 3)
     current, _ = driven.machine.fast_path_token(last)
@@ -449,7 +449,7 @@ def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
 
 
 def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:
-    """Also once the ordinary refresh would be due; and so does whoever has been given up as lost."""
+    """Also when the regular refresh would be due; and so does a fetch that was given up as lost."""
     driven = holding()
     assert driven.machine.on_unauthorized(token(), 44.0)
     ticket = driven.lead(44.0)
@@ -461,7 +461,7 @@ def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:
 
 
 def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
-    """What comes sooner than the refresh of the token at hand is no ordinary request."""
+    """A request before the refresh of the cached token is due is not a regular one."""
     driven = holding(300.0, reuse_for=200)
     decision = driven.ask(100.0, min_validity=250.0)
     assert isinstance(decision, Fetch)

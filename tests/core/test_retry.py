@@ -29,8 +29,8 @@ TRANSIENT = [500, 502, 503, 504]
 BROKEN = [ResetBeforeRead(), ResetAfterRead(), Garbage()]
 
 
-class Ears(list[CallRetried]):
-    """A listener that keeps what it hears of retries."""
+class RetryRecorder(list[CallRetried]):
+    """A listener that stores the events of retries."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, CallRetried):
@@ -66,7 +66,7 @@ def test_rule_20_what_a_safe_call_is_retried_after(outcome: int | ConnectionFail
     "outcome", [200, 204, 302, 400, 401, 403, 404, 422, 501, 505, ConnectionFailure(permanent=True)], ids=repr
 )
 def test_rule_20_what_no_call_is_retried_after(outcome: int | ConnectionFailure) -> None:
-    """It would only be answered the same, or is none of the retries' business."""
+    """A retry would get the same response, or the error is unrelated to the network."""
     assert Attempts(RetryPolicy(), FOREVER).pause(outcome, 0.0, lambda: 0.5, safe=True) is None
 
 
@@ -127,7 +127,7 @@ def test_rule_20_what_is_safe(method: str, path: str, safe: bool) -> None:
 
 
 def test_rule_20_what_is_about_tls_was_perhaps_sent() -> None:
-    """No stack's word is taken that nothing was sent; and a certificate that is not trusted will not be later."""
+    """A TLS error does not prove that nothing was sent. An untrusted certificate stays untrusted."""
     handshake, untrusted = ssl.SSLError("handshake"), ssl.SSLCertVerificationError("untrusted")
     broken = ConnectionError("broken")
     assert ConnectionFailure(not_sent=True).refine(broken) == ConnectionFailure(not_sent=True)
@@ -172,7 +172,7 @@ def test_rule_20_bounds_belong_to_what_is_allowed() -> None:
     ids=repr,
 )
 def test_a_policy_that_makes_no_sense_is_rejected(wrong: dict[str, Any]) -> None:
-    """At once, with a message that names the field."""
+    """Immediately, with a message that names the parameter."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RetryPolicy(**wrong)
 
@@ -195,7 +195,7 @@ def test_rule_20_a_safe_call_survives_what_is_transient(world: World, fault: Any
 
 @pytest.mark.parametrize("fault", [Status(503), TooMany(1), *BROKEN], ids=repr)
 def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> None:
-    """When the attempts are used up: the last response, readable, or the last error as the stack raises it."""
+    """After the last attempt: the last response, readable, or the last error as the stack raises it."""
     world.emulator.faults.add(fault, on="call", times=None)
     client = world.client()
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url))
@@ -210,9 +210,9 @@ def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> Non
 
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), *BROKEN], ids=repr)
 def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None:
-    """Whatever happens to it that leaves open whether it was executed, the caller hears of it at once."""
+    """After any event that leaves open whether it was executed, the caller gets the error immediately."""
     client = world.client()
-    assert ok(charge(world, client))  # so that the connection is an old one, which some stacks take for an excuse
+    assert ok(charge(world, client))  # so that the connection is an old one, which some stacks retry on
     with world.emulator.faults.add(fault, on="/api/transactions", times=None):
         outcome = charge(world, client)
     assert not ok(outcome)
@@ -255,34 +255,34 @@ def test_rule_20_a_payment_that_was_rejected_is_retried(world: World) -> None:
 
 def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(world: World) -> None:
     """It cannot have been executed."""
-    ears = Ears()
-    client = world.client(world.new_manager(listeners=[ears]))
+    recorder = RetryRecorder()
+    client = world.client(world.new_manager(listeners=[recorder]))
     assert ok(charge(world, client))
     world.emulator.stop()
     assert isinstance(charge(world, client), client.base_error)
-    heard = [(event.group, event.attempt, event.status) for event in ears]
+    heard = [(event.group, event.attempt, event.status) for event in recorder]
     # A connection that is still open breaks; only what comes after that cannot be made at all.
     assert heard in ([], [("transactions", 2, None), ("transactions", 3, None)])
-    ears.clear()
+    recorder.clear()
     assert isinstance(charge(world, client), client.base_error)
-    assert [(event.group, event.attempt, event.status) for event in ears] == [
+    assert [(event.group, event.attempt, event.status) for event in recorder] == [
         ("transactions", 2, None),
         ("transactions", 3, None),
     ]
 
 
 def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
-    """Exponential backoff with full jitter, drawn from one source on all stacks; a 401 in between costs none of it."""
-    ears = Ears()
+    """Exponential backoff with full jitter, from one source on all stacks; a 401 in between uses no attempt."""
+    recorder = RetryRecorder()
     policy = RetryPolicy(attempts=5, backoff_base=0.5, backoff_cap=1.5)
-    manager = world.new_manager(listeners=[ears], retry=policy)
+    manager = world.new_manager(listeners=[recorder], retry=policy)
     manager._state.settings.random = Random(88).random
     for fault in (Status(503), ResetBeforeRead(), RefuseToken(), Status(500), TooMany(None, None)):
         world.emulator.faults.add(fault, on="call")
     assert ok(world.as_time_passes(lambda: world.client(manager).attempt("POST", world.url), step=0.05))
     chance = Random(88).random
     expected = [(2, 503, 0.5), (3, None, 1.0), (4, 500, 1.5), (5, 429, 1.5)]
-    assert [(event.attempt, event.status, event.pause) for event in ears] == [
+    assert [(event.attempt, event.status, event.pause) for event in recorder] == [
         (attempt, status, bound * chance()) for attempt, status, bound in expected
     ]
     assert world.emulator.journal.calls == 6
@@ -302,11 +302,11 @@ def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
 )
 def test_rule_20_retry_after_is_honoured(world: World, fault: Any, pause: float | None) -> None:
     """The next attempt is not sent earlier; what makes no sense is not there."""
-    ears = Ears()
-    client = world.client(world.new_manager(listeners=[ears]))
+    recorder = RetryRecorder()
+    client = world.client(world.new_manager(listeners=[recorder]))
     world.emulator.faults.add(fault, on="call")
     assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url), step=0.5))
-    [event] = ears
+    [event] = recorder
     first, second = world.emulator.journal.select("call")
     assert event.pause == pause if pause is not None else event.pause <= 0.5
     assert second.at - first.at >= event.pause
@@ -315,7 +315,7 @@ def test_rule_20_retry_after_is_honoured(world: World, fault: Any, pause: float 
 @pytest.mark.parametrize("said", ["31", "3600", "Wed, 01 Jan 2070 00:00:00 GMT"])
 @pytest.mark.parametrize("status", [429, 503])
 def test_rule_20_a_long_retry_after_is_the_callers(world: World, said: str, status: int) -> None:
-    """The clock stands still: the call has not waited for it."""
+    """The clock has not moved: the request has not waited."""
     world.emulator.faults.add(Status(status, headers={"Retry-After": said}), on="call")
     outcome = world.client().attempt("POST", world.url)
     assert isinstance(outcome, Reply)
@@ -454,7 +454,7 @@ def test_rule_20_the_adapters_own_retries_are_obeyed(world: World, retries: Any,
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
 def test_rule_20_the_callers_total_timeout_bounds_the_pauses(world: World) -> None:
-    """urllib3 is told it with the call; a pause that would end later is not begun."""
+    """urllib3 passes it with the request. A delay that would end later does not start."""
     world.emulator.faults.add(TooMany(6), on="call", times=None)
     client = world.client()
     outcome = world.as_time_passes(
@@ -478,7 +478,7 @@ def test_rule_20_urllib3s_history_tells_of_each_attempt(world: World) -> None:
 
 @urllib3s
 def test_rule_20_errors_are_what_they_would_be_without_us(world: World, kind: type[Stack]) -> None:
-    """Nobody there, no response, a malformed response: the same classes, without anything around them."""
+    """Connection refused, no response, a malformed response: the same classes, without anything around them."""
     client = world.client(timeout=0.2)
     assert ok(client.attempt("POST", world.url))
     with world.emulator.hold("call") as held:

@@ -98,7 +98,7 @@ def test_rule_15_a_part_of_a_secret_is_as_hidden_as_the_whole(part: str, kind: t
 
 
 def test_rule_15_a_secret_raises_what_a_string_does() -> None:
-    """Where it is added to what is no string, the other one is asked first."""
+    """When it is added to a value that is no string, the other operand decides first."""
 
     class Other:
         def __add__(self, other: str) -> str:
@@ -138,7 +138,7 @@ def short(limit: int) -> reprlib.Repr:
     ],
 )
 def test_rule_15_printers_that_cut_long_strings_show_no_part(show: Callable[[Any], str]) -> None:
-    """They cut before they ask for the repr."""
+    """They truncate before they take the repr."""
 
     def fail(headers: dict[str, str], access_token: str) -> None:
         start = access_token[:-1]
@@ -221,7 +221,7 @@ def from_env(key: str) -> Credentials:
 @pytest.mark.parametrize("bad", [f"{KEY}\n", f" {KEY}", f"{KEY}\u200b"], ids=ascii)
 @pytest.mark.parametrize("make", [made, from_env])
 def test_rule_15_a_key_that_is_rejected_is_in_no_local_variable(make: Callable[[str], object], bad: str) -> None:
-    """Whoever prints tracebacks with locals prints those of this package's frames, too."""
+    """Tools that print tracebacks with locals print those of this package's frames, too."""
     with pytest.raises(ConfigurationError) as caught:
         make(bad)
     for frame, _ in traceback.walk_tb(caught.value.__traceback__):
@@ -287,7 +287,7 @@ def test_rule_15_the_header_log_shows_everything_else() -> None:
 
 
 def test_rule_15_the_filter_is_added_once() -> None:
-    """However often a module is imported anew."""
+    """Also if the module is imported several times."""
     for _ in range(3):
         hide_secrets_in_logs()
     for name in ("hpack.hpack", "hpack.table"):
@@ -347,7 +347,7 @@ def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error])
 
 
 def base_of(stack: str) -> type[Exception]:
-    """Return the base error of a stack."""
+    """Return the base exception of a stack."""
     if stack == "urllib3":
         import urllib3
 
@@ -367,7 +367,7 @@ def base_of(stack: str) -> type[Exception]:
 def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
     stack: str, kind: type[Pay88Error], protocol: int
 ) -> None:
-    """Found by module and name; the core's class and the stack's base error; nothing gets lost."""
+    """Found by module and name; both the core's class and the stack's base exception; nothing gets lost."""
     module = importlib.import_module(f"pay88_adapters.{stack}")
     flavour = getattr(module, kind.__name__)
     assert issubclass(flavour, kind)

@@ -1,4 +1,4 @@
-"""What managers that share a store tell each other (rules 4, 10, 12 and 15)."""
+"""Snapshots that managers exchange through a shared store (rules 4, 10, 12 and 15)."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_rule_15_a_redacted_traceback_prints_the_same_lines(act: Callable[[], ob
 
 
 def test_rule_15_a_redacted_traceback_ends_in_frames_like_those_that_failed() -> None:
-    """For tools that read more than the text: module, first line of the function; and nobody else's frame behind."""
+    """For tools that read more than the text: module, first line of the function; and no frame of other code behind."""
     error = raised(ValueError("no"))
     assert error.__traceback__ is not None
     real = error.__traceback__.tb_frame
@@ -213,7 +213,7 @@ class Slotted(OSError):
 
 @dataclass(frozen=True)
 class Frozen(Exception):
-    """Refuses to be changed."""
+    """Rejects every change."""
 
     number: int
 
@@ -363,7 +363,7 @@ def test_rule_15_exception_groups_are_redacted(group: Any) -> None:
 
 
 def test_rule_15_notes_are_read() -> None:
-    """Where a note tells a secret, the error does."""
+    """A secret in a note counts as a secret in the error."""
     error = ValueError("no")
     assert not contains_secret(error, SECRET)
     error.__notes__ = [f"sent {SECRET}"]  # type: ignore[attr-defined]
@@ -381,7 +381,7 @@ def test_rule_15_an_error_that_cannot_be_printed_is_not_trusted() -> None:
 
 
 def test_rule_15_errors_in_circles_and_long_chains_end() -> None:
-    """Nothing continues for ever, nothing recurses, and nothing takes the square of its length."""
+    """Nothing runs without end, nothing recurses, and nothing takes the square of its length."""
     first, second = raised(ValueError("first")), raised(OSError("second"))
     first.__cause__, second.__context__, second.__cause__ = second, first, second
     clean(first)

@@ -206,7 +206,7 @@ def test_rule_12_a_200_that_makes_no_sense(body: bytes) -> None:
             assert secret not in shown
 
 
-# Other answers
+# Other responses
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_rule_15_a_key_of_any_shape_is_cleaned() -> None:
 
 @pytest.mark.parametrize("said", [None, "", 5, ["x"], {"x": 1}, True])
 def test_rule_18_a_message_that_is_no_text_is_none(said: object) -> None:
-    """And does no harm."""
+    """It is ignored."""
     assert failure(500, json.dumps({"message": said}).encode()).server_message is None
 
 
@@ -289,7 +289,7 @@ def test_rule_11_no_response_is_a_failure_with_its_cause() -> None:
 
 @pytest.mark.parametrize("secret", [KEY, "sess_53a2cfc4", "eyJhbGciOi.x.y", "of-no-known-shape"])
 def test_rule_15_a_cause_that_quotes_a_secret_is_not_chained(secret: str) -> None:
-    """Nor where only what led to it does; its kind is still told."""
+    """Also if only its cause quotes one. The message still names its class."""
     try:
         try:
             raise ValueError(f"illegal line: {secret}")

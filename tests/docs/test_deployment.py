@@ -68,7 +68,7 @@ class Host:
 
     @contextmanager
     def running(self, command: str) -> Iterator[subprocess.Popen[str]]:
-        """Start a command; at the end ask it to stop, and see it do so without a complaint."""
+        """Start a command; in the end send it a signal, and check that it stops without an error."""
         with self._log.open("a") as log:
             process = subprocess.Popen(
                 ["sh", "-c", f"exec {command}"],
@@ -101,7 +101,7 @@ class Host:
 
 
 Answer = tuple[int, int]
-"""Which process, and the status that 88Pay answered it with."""
+"""The process, and 88Pay's status code."""
 
 
 def parse(line: str) -> Answer:
@@ -140,13 +140,13 @@ class Load:
             self._said.put(answer)
 
     def workers_heard(self) -> set[int]:
-        """Return who has answered since this was asked last; every response was a good one."""
+        """Return the workers that have responded since the last call; every response was a 200."""
         heard = [self._said.get() for _ in range(self._said.qsize())]
         assert {status for _, status in heard} <= {200}
         return {worker for worker, _ in heard}
 
     def hear_all(self) -> None:
-        """Wait until every worker has answered."""
+        """Wait until every worker has responded."""
         heard: set[int] = self.workers_heard()
         deadline = time.monotonic() + DEADLINE
         while len(heard) < WORKERS:
@@ -223,7 +223,7 @@ def needs_no_more_than_one(tokens: list[Entry]) -> bool:
 
 
 def share_one_token(emulator: Emulator, load: Load) -> None:
-    """See the workers start cold, lose their token all at once, and refresh it: as one process would."""
+    """Check that the workers start cold, lose their token at the same time, and refresh it, as one process would."""
     journal = emulator.journal
     cold = emulator.hold("call")
     with load.applied(), cold:

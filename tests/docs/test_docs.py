@@ -2,7 +2,7 @@
 
 What a page says of a block, in comments that readers do not see:
 
-- ``<!-- first: CODE -->`` above it runs before it, with ``emulator`` and all of ``pay88_adapters.testing`` at hand.
+- ``<!-- first: CODE -->`` above it runs before it, with ``emulator`` and all of ``pay88_adapters.testing`` imported.
 - ``<!-- then: EXPRESSION -->`` below it has to hold after it; ``printed`` is what it printed.
 - ``<!-- file: NAME -->`` above it: it is written to that file, for a command further down to run.
 - ``<!-- output -->`` above a text: the command before it printed that.
@@ -59,7 +59,7 @@ OWN_TESTS = {
     "docs/tools/tracing.md": "tools/test_tracers.py",
     "docs/tools/web.md": "tools/test_frameworks.py",
 }
-"""Pages whose code a test module of their own runs; it also sees to it that none is left out."""
+"""Pages with a test module of their own, which also checks that all of their code runs."""
 
 ELSEWHERE = {"demo command": "cli/test_demo.py", "test command": "../.ci/run"}
 """What else runs commands, by the comment above them."""
@@ -131,7 +131,7 @@ HERE = {
 
 @pytest.mark.parametrize("page", HERE)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom, against an emulator in the place of 88Pay, and what the page says of it holds."""
+    """From top to bottom, against an emulator instead of 88Pay, with the results that the page shows."""
     with Emulator(call_limits=()) as emulator:
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(DOCS / "examples"))

@@ -52,7 +52,7 @@ def test_python() -> None:
 
 
 def test_a_fault(run: Run, emulator: Emulator) -> None:
-    """It is planned, and told with every kind there is; the next two calls fail."""
+    """It is planned, and listed with every kind there is; the next two requests fail."""
     printed = run("fault")
     assert all(f'"{kind.__name__}"' in printed for part in get_args(Fault) for kind in (get_args(part) or (part,)))
     http = urllib3.PoolManager(retries=False)

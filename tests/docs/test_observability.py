@@ -49,7 +49,7 @@ metrics.get_meter_provider().shutdown()
 
 
 def test_the_page_runs() -> None:
-    """All of its code in one process, and a call that fails: each of the four ways tells of it, and no secret."""
+    """All of its code in one process, and a failing request: each of the four ways reports it, without a secret."""
     assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) == len(BLOCKS) == 5
     code = "".join([*BLOCKS.values(), USE])
     with Emulator() as emulator:
@@ -74,7 +74,7 @@ def test_the_page_runs() -> None:
 
 
 def test_the_tables_name_all_there_is() -> None:
-    """Every event with its fields, every logger, every field of stats(), everything that OpenTelemetry is told."""
+    """Every event with its fields, every logger, every field of stats(), and every value for OpenTelemetry."""
     classes = {each for each in vars(events).values() if isinstance(each, type) and issubclass(each, Event)} - {Event}
     assert sorted(first_column("Events")) == sorted(each.__name__ for each in classes)
     for each in classes:

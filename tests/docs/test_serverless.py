@@ -35,7 +35,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="nothing is stopped here")
 
 
 class Function:
-    """A process of the platform's, which handles a call when it is told to."""
+    """A process of the platform, which handles a request on command."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -54,7 +54,7 @@ class Function:
 
 
 class Platform:
-    """Starts processes that have the page's file, a store, and an emulator whose tokens live for *lifetime* seconds."""
+    """Starts processes that have the page's file, a store, and an emulator with a token *lifetime* in seconds."""
 
     def __init__(self, directory: Path, emulator: Emulator, store: str) -> None:
         for name, text in FILES.items():
@@ -95,7 +95,7 @@ def platform(directory: Path, lifetime: float = 60.0) -> Iterator[tuple[Platform
 @posix
 @pytest.mark.deep
 def test_rule_04_one_call_per_process(tmp_path: Path) -> None:
-    """Five processes, one after the other, ask for one token, which is in the store before a call is answered."""
+    """Five processes, one after the other, fetch one token, which is in the store before a response is sent."""
     with platform(tmp_path) as (functions, emulator):
         emulator.faults.add(Latency(0.3), on="call", times=None)  # what a call takes that leaves the machine
         for _ in range(5):
@@ -107,7 +107,7 @@ def test_rule_04_one_call_per_process(tmp_path: Path) -> None:
 @posix
 @pytest.mark.deep
 def test_rule_01_a_process_that_thaws_knows_how_old_its_token_is(tmp_path: Path) -> None:
-    """It was stopped for longer than a token lives, and asks for another one before anybody rejects the old one."""
+    """It was stopped for longer than the lifetime of a token, and fetches another one before any 401."""
     with platform(tmp_path, lifetime=1.5) as (functions, emulator), functions.function() as function:
         assert function.call() == 200
         function.process.send_signal(signal.SIGSTOP)
@@ -133,7 +133,7 @@ def test_rule_04_a_process_that_is_killed_while_it_fetches(tmp_path: Path) -> No
 
 
 def test_rule_07_a_clock_that_stood_still_costs_one_token_request() -> None:
-    """The token is older than the manager believes: its call is rejected, and sent again."""
+    """The token is older than the manager assumes: its request gets a 401, and is replayed."""
     here, there = ManualClock(), ManualClock()
     with Emulator(clock=there) as emulator, urllib3.PoolManager() as http:
         credentials = Credentials(emulator.api_key, emulator.merchant_id)

@@ -1,4 +1,4 @@
-"""Bodies: sent again byte for byte, or not at all (rules 7 and 20)."""
+"""Request bodies: rewound byte for byte, or not at all (rules 7 and 20)."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ COLUMNS = {
 
 
 def table() -> dict[str, list[str]]:
-    """Return what the documentation says of each body on each stack."""
+    """Return the table of bodies and stacks in the documentation."""
     _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are retried")
     rows = re.findall(r"^\| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
@@ -280,7 +280,7 @@ def test_rule_07_a_file_that_was_closed_is_not_retried(kind: type[Stack]) -> Non
 
 @pytest.mark.parametrize("fault", [Status(503), Status(429), ResetAfterRead()], ids=repr)
 def test_rule_20_a_body_that_may_be_gone_is_not_retried(world: World, fault: Any) -> None:
-    """What got no good response is the caller's at once."""
+    """An unsuccessful response is returned immediately."""
     client = world.client(world.new_manager(retry=RetryPolicy(safe_posts=("/api/echo",))))
     upload: Any = AsyncUpload() if isinstance(client, AsyncStack) else Upload()
     key = (
@@ -300,7 +300,7 @@ def test_rule_20_a_body_that_may_be_gone_is_not_retried(world: World, fault: Any
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("raises", [True, False])
 def test_rule_20_urllib3_does_not_retry_such_a_body_by_itself(world: World, fault: Any, raises: bool) -> None:
-    """With retries of the caller's own, they count as used up: urllib3 would send an empty body."""
+    """With the caller's own retries, none is left: urllib3 would send an empty body."""
     own = urllib3.Retry(4, status_forcelist=[503], allowed_methods=None, raise_on_status=raises)
     client = world.client()
     world.emulator.faults.add(fault, on="call")

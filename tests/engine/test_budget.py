@@ -38,7 +38,7 @@ class Scene:
         self.budget = TokenBudget(TokenPolicy(**policy), self.storage, base_url)  # type: ignore[arg-type]
 
     def take(self, count: int = 1, *, from_reserve: bool = False, who: str = "M") -> list[bool]:
-        """Ask *count* times; return what was granted."""
+        """Acquire *count* times; return how many units were granted."""
         return [self.budget.acquire(who, from_reserve=from_reserve).granted for _ in range(count)]
 
     def left(self, who: str = "M") -> list[int]:
@@ -50,7 +50,7 @@ class Scene:
 
 
 def test_rule_05_ten_a_minute_and_not_one_more() -> None:
-    """The eleventh is rejected, and told exactly when it would be granted."""
+    """The eleventh is rejected, with the exact seconds until a unit is available."""
     scene = Scene()
     assert scene.take(10) == [True] * 10
     scene.now += 20.0
@@ -88,7 +88,7 @@ def test_rule_05_a_hundred_an_hour() -> None:
 
 
 def test_rule_05_what_is_rejected_costs_nothing() -> None:
-    """A full minute, asked a thousand times: the hour has lost ten units, not a thousand and ten."""
+    """A full minute and a thousand acquisitions: the hour has lost ten units, not a thousand and ten."""
     scene = Scene()
     scene.take(10)
     assert not any(scene.take(1_000))
@@ -152,7 +152,7 @@ def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[flo
 
 
 def test_rule_04_merchants_and_base_urls_have_budgets_of_their_own() -> None:
-    """One merchant's storm costs no other merchant a unit; two budgets on one storage share theirs."""
+    """The 401 storm of one merchant costs other merchants no unit; two budgets on one storage share theirs."""
     scene = Scene()
     assert scene.take(11) == [True] * 10 + [False]
     assert scene.take(who="another") == [True]
@@ -183,7 +183,9 @@ def test_rule_05_other_limits_look_at_the_same_history() -> None:
 
 
 def test_rule_05_entries_are_kept_for_the_longest_limit_of_all() -> None:
-    """Whoever counts by the day finds the day, though another client counts by the minute in the meantime."""
+    """A client with a daily limit finds the day's entries, although another one has a limit per minute.
+    meantime.
+    """
     scene = Scene(limits=("500/day",))
     assert scene.take(3) == [True] * 3
     other = TokenBudget(TokenPolicy(limits=("10/minute",)), scene.storage, "https://api.example")
@@ -207,7 +209,7 @@ def test_rule_04_the_windows_are_those_that_a_request_counts_in() -> None:
 
 
 def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> None:
-    """Twenty an hour; the next is told the hour's wait, while ordinary requests are granted."""
+    """Twenty an hour; the next one waits an hour, while regular requests are granted."""
     scene = Scene()
     for _ in range(20):
         assert scene.take(from_reserve=True) == [True]
@@ -220,7 +222,7 @@ def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> N
 
 
 def test_rule_08_extras_leave_room_for_two_ordinary_requests_in_a_minute() -> None:
-    """However many extras come at once, the ordinary refresh finds a unit."""
+    """However many reserve requests come concurrently, the regular refresh finds a unit."""
     scene = Scene()
     assert scene.take(20, from_reserve=True) == [True] * 8 + [False] * 12
     assert scene.take(3) == [True, True, False]
@@ -271,7 +273,7 @@ def test_rule_08_without_a_reserve_there_are_no_extras() -> None:
 
 
 def test_rule_05_what_is_rejected_as_extra_says_when_there_is_room_for_an_ordinary_one() -> None:
-    """At once where only the reserve is exhausted; and not before where the limit itself is."""
+    """Immediately if only the reserve is exhausted; not earlier if the limit itself is."""
     scene = Scene(limits=("10/minute", "100/hour"))
     assert sum(scene.take(9, from_reserve=True)) == 8
     refused = scene.budget.acquire("M", from_reserve=True)
@@ -330,7 +332,7 @@ def test_rule_02_the_pace_is_what_the_limits_sustain(limits: tuple[str, ...], pa
 
 
 def test_rule_02_the_pace_slows_down_as_the_budget_goes() -> None:
-    """What is used ahead of time is saved later: the pace is never faster than the next unit that comes back."""
+    """Early use is compensated later: the pace is never faster than the next available unit."""
     scene, paces = Scene(limits=("10/minute", "100/hour")), list[float]()
     for _ in range(100):
         paces.append(scene.budget.acquire("M", from_reserve=False).pace)
@@ -561,13 +563,13 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
     assert inside[1] > 0
 
 
-# The service asks to wait
+# Cooldowns after a 429
 
 LIMITED = Failure(TokenRateLimited, "429", status=429, server_message="slow down", retry_after=300.0, retryable=True)
 
 
 def test_rule_10_a_429_bars_the_merchant_for_all_who_share_the_storage() -> None:
-    """No unit is granted, ordinary or extra, until the service said; then they are, and nobody else was concerned."""
+    """No unit is granted, from the reserve or not, until the cooldown ends; other merchants are not affected."""
     scene = Scene()
     scene.budget.rate_limited("M", LIMITED)
     scene.now += 100.0
@@ -582,7 +584,7 @@ def test_rule_10_a_429_bars_the_merchant_for_all_who_share_the_storage() -> None
 
 
 def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
-    """Who waits a minute at most shortens nobody else's wait, whoever heard of it first; a longer word wins."""
+    """A manager with a maximum of a minute shortens no other wait, in any order; a longer demand wins."""
     for first in (0, 1):
         scene = Scene()
         short = TokenBudget(TokenPolicy(max_retry_after=60), scene.storage, "https://api.example")

@@ -1,4 +1,4 @@
-"""A clock that a test moves wakes whose time has come, at once, and nobody else."""
+"""A fake clock wakes the waiters whose time has come, immediately, and no others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pay88_adapters.testing import ManualClock
 
 
 class Waiters:
-    """Some that wait on one clock, in threads or in tasks; *went_on* tells when each of them went on.
+    """Waiters on one clock, in threads or in tasks; *went_on* lists when each of them continued.
 
     Args:
         where: "threads", or the event loop's name.

@@ -86,7 +86,7 @@ def dark() -> Darkness:
 def test_rule_24_all_processes_together_stay_within_the_budget(
     dark: Darkness, processes: int, idle: int, before: int, least: int
 ) -> None:
-    """However many there are, however long they were idle, and from the moment at which all of them came at once."""
+    """For any number of processes, after any idle time, and also if all of them start at the same moment."""
     everybody = [dark.process() for _ in range(processes)]
     dark.run(everybody, 5)
     dark.run(everybody[idle:], before)
@@ -146,7 +146,7 @@ def test_rule_24_a_host_shares_its_fallback_store(dark: Darkness) -> None:
 
 
 def test_rule_24_without_its_fallback_store_a_process_takes_less(dark: Darkness) -> None:
-    """Both fail: nobody knows how many share the host."""
+    """Both stores fail: the number of processes on the host is unknown."""
     everybody = dark.hosts(1, 3)
     dark.run(everybody, 200)
     dark.store.broken = everybody[0].spare.broken = True  # type: ignore[attr-defined]
@@ -158,7 +158,7 @@ def test_rule_24_without_its_fallback_store_a_process_takes_less(dark: Darkness)
 
 
 def test_rule_10_a_bar_holds_in_the_dark_and_is_told_again(dark: Darkness) -> None:
-    """For another key of the process while the store fails; and the store hears of it with what comes next."""
+    """For another key of the process in degraded mode; the next operation reports it to the store."""
     one = dark.process()
     second, elsewhere = (Process(dark.store, dark.endpoint, dark.clock, who) for who in (NEW, ELSEWHERE))
     for other in (second, elsewhere):
@@ -180,7 +180,7 @@ def test_rule_10_a_bar_holds_in_the_dark_and_is_told_again(dark: Darkness) -> No
 
 
 def test_rule_10_a_429_bars_all_keys_of_the_merchant_and_no_other(dark: Darkness) -> None:
-    """In another process, at once; each waits as long as its own max_retry_after says, and nobody less."""
+    """In another process, immediately. Each waits as long as its own max_retry_after allows."""
     short, key, merchant = (
         dark.process(max_retry_after=60),
         dark.process(NEW),
@@ -200,7 +200,7 @@ def test_rule_10_a_429_bars_all_keys_of_the_merchant_and_no_other(dark: Darkness
 
 
 def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
-    """The merchant's other key goes on."""
+    """The merchant's other key continues."""
     one, other = dark.process(), dark.process(NEW)
     dark.endpoint.answers = [answer(401)]
     assert not isinstance(one.call(), Token)
@@ -212,7 +212,7 @@ def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
 
 @pytest.mark.parametrize("loss", ["emptied", "set back"])
 def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: str) -> None:
-    """By whoever knows it, before anything is granted: emptied every ten minutes, or failed over to an old copy."""
+    """A process restores the entries before any grant: emptied every ten minutes, or failed over to an old copy."""
     everybody = [dark.process() for _ in range(3)]
     for _ in range(12):
         kept = dict(dark.store.budget._histories)
@@ -230,7 +230,7 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: s
 
 
 def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dark: Darkness) -> None:
-    """It was written by somebody who knew less."""
+    """The writer of the record had fewer entries."""
     one, other = dark.process(), dark.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)

@@ -1,4 +1,4 @@
-"""What is logged: trouble once, its end once, and nothing that the application did not ask for."""
+"""The log: one line when a problem starts, one when it ends, and nothing that the application did not enable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOUR = 3600
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
-    """Return where what was logged, and how loud, since this was asked last."""
+    """Return the names and levels of the records since the last call."""
     records = [(record.name, record.levelno) for record in caplog.records if record.name.startswith("pay88_adapters")]
     caplog.clear()
     return records
@@ -64,7 +64,7 @@ def test_a_circuit_that_stays_open_is_told_once(one_world: World, caplog: pytest
 
 
 def test_a_listener_that_always_raises_does_not_flood(one_world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """It is told at its first, second, fourth … mistake."""
+    """Its exceptions are logged at the 1st, 2nd, 4th … occurrence."""
     world = one_world
     mistakes = 0
 

@@ -1,4 +1,4 @@
-"""What listeners hear, on every stack; and that none of them can break a call."""
+"""Events on every stack; and that no listener can break a request."""
 
 from __future__ import annotations
 
@@ -43,44 +43,44 @@ from support.worlds import World
 OF_FETCHES = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted)
 
 
-def of_fetches(heard: list[Event]) -> list[type[Event]]:
+def of_fetches(received: list[Event]) -> list[type[Event]]:
     """Return what happened to fetches, in order."""
-    return [type(event) for event in heard if isinstance(event, OF_FETCHES)]
+    return [type(event) for event in received if isinstance(event, OF_FETCHES)]
 
 
-def of_calls(heard: list[Event]) -> list[type[Event]]:
+def of_calls(received: list[Event]) -> list[type[Event]]:
     """Return what happened to calls, in order."""
-    return [type(event) for event in heard if not isinstance(event, OF_FETCHES)]
+    return [type(event) for event in received if not isinstance(event, OF_FETCHES)]
 
 
-class Ear:
-    """A listener that keeps what it hears, and where it heard that."""
+class EventRecorder:
+    """A listener that stores each event with its thread."""
 
     def __init__(self) -> None:
-        self.heard: list[Event] = []
+        self.received: list[Event] = []
         self.threads: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        self.heard.append(event)
+        self.received.append(event)
         self.threads.append(threading.current_thread().name)
 
     def last(self, kind: type[Any]) -> Any:
         """Return the last event of this class."""
-        return next(event for event in reversed(self.heard) if isinstance(event, kind))
+        return next(event for event in reversed(self.received) if isinstance(event, kind))
 
 
 def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One story with every class of event: frozen, without a secret, calls on their thread and fetches on theirs.
 
-    At DEBUG each of them is a line in the log, without a secret, too; the store's trouble is told by the store.
+    At DEBUG each of them is a line in the log, also without a secret; the store client logs the store's problems.
     """
     caplog.set_level(logging.DEBUG, "pay88_adapters")
-    ear, emulator = Ear(), world.emulator
+    recorder, emulator = EventRecorder(), world.emulator
     breaker = BreakerPolicy(failure_threshold=2, open_for=40)
 
     def make(retry: RetryPolicy | None = None, store: str = "memory://", **policy: Any) -> Stack:
         return world.client(
-            world.new_manager(listeners=[ear], retry=retry, pacing=True, breaker=breaker, store=store, **policy)
+            world.new_manager(listeners=[recorder], retry=retry, pacing=True, breaker=breaker, store=store, **policy)
         )
 
     def call(client: Stack, method: str = "POST", url: str = world.url) -> Any:
@@ -91,42 +91,44 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
     client = make()
     emulator.faults.add(Status(503), on="token")
     assert call(client) == 200
-    failed = ear.last(TokenRequestFailed)
+    failed = recorder.last(TokenRequestFailed)
     assert (failed.error, failed.status) == (TokenEndpointUnavailable, 503)
-    assert ear.last(TokenFetched).duration >= 0
-    assert ear.last(CallWaited).reason == "token"
+    assert recorder.last(TokenFetched).duration >= 0
+    assert recorder.last(CallWaited).reason == "token"
 
     emulator.faults.add(RefuseToken(), on="call")
     emulator.faults.add(Status(503), on="call")
     assert call(client) == 200
-    assert ear.last(TokenRejected).replaced
-    assert ear.last(CallReplayed)
-    assert ear.last(CallRetried).status == 503
+    assert recorder.last(TokenRejected).replaced
+    assert recorder.last(CallReplayed)
+    assert recorder.last(CallRetried).status == 503
 
     once = make(RetryPolicy.none())
     assert call(once) == 200
-    assert ear.last(SharedTokenUsed).previous_failures == 0
+    assert recorder.last(SharedTokenUsed).previous_failures == 0
     emulator.faults.add(Status(500), on="call", times=3)
     assert (call(once, url=world.echo), call(once, url=world.echo)) == (500, 500)
-    assert ear.last(BreakerOpened) == BreakerOpened(emulator.url, emulator.merchant_id, "other", 40, reopened=False)
+    assert recorder.last(BreakerOpened) == BreakerOpened(
+        emulator.url, emulator.merchant_id, "other", 40, reopened=False
+    )
     assert isinstance(call(once, url=world.echo), CircuitOpen)
-    assert (ear.last(CallNotSent).group, ear.last(CallNotSent).error) == ("other", CircuitOpen)
+    assert (recorder.last(CallNotSent).group, recorder.last(CallNotSent).error) == ("other", CircuitOpen)
     world.clock.advance(40)
     assert call(once, url=world.echo) == 500
-    assert ear.last(BreakerOpened).again
+    assert recorder.last(BreakerOpened).again
     world.clock.advance(40)
     assert call(once, url=world.echo) == 200
-    assert ear.last(BreakerClosed).group == "other"
+    assert recorder.last(BreakerClosed).group == "other"
 
     emulator.faults.add(TooMany(retry_after=10), on="call")
     assert (call(once), call(once)) == (429, 200)
-    assert ear.last(CallWaited).reason == "balance"
-    assert ear.last(CallWaited).seconds == pytest.approx(10, abs=1)
+    assert recorder.last(CallWaited).reason == "balance"
+    assert recorder.last(CallWaited).seconds == pytest.approx(10, abs=1)
     emulator.faults.add(TooMany(retry_after=100), on="call")
     assert call(once) == 429
     assert isinstance(call(once), RequestBudgetExhausted)
-    assert ear.last(CallNotSent).error is RequestBudgetExhausted
-    assert ear.last(CallNotSent).retry_after == pytest.approx(100, abs=1)
+    assert recorder.last(CallNotSent).error is RequestBudgetExhausted
+    assert recorder.last(CallNotSent).retry_after == pytest.approx(100, abs=1)
 
     store = tmp_path / "store"
     store.mkdir(mode=0o700)
@@ -135,27 +137,27 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
     store.rename(tmp_path / "elsewhere")
     world.clock.advance(60)
     assert call(stored) == 200
-    assert ear.last(StoreDegraded)
+    assert recorder.last(StoreDegraded)
     (tmp_path / "elsewhere").rename(store)
     world.clock.advance(60)
     assert call(stored) == 200
-    assert ear.last(StoreRestored)
+    assert recorder.last(StoreRestored)
 
     frugal = make(limits=("1/minute",), max_wait=1)
     world.clock.advance(60)
     assert call(frugal) == 200
     world.clock.advance(59.5)
     assert isinstance(call(frugal), TokenBudgetExhausted)
-    assert ear.last(BudgetExhausted).retry_after > 0
-    assert isinstance(ear.last(RefreshFailed).error, TokenBudgetExhausted)
+    assert recorder.last(BudgetExhausted).retry_after > 0
+    assert isinstance(recorder.last(RefreshFailed).error, TokenBudgetExhausted)
 
     every = {each for each in vars(events).values() if isinstance(each, type) and issubclass(each, Event)}
-    assert {type(event) for event in ear.heard} == every - {Event}
+    assert {type(event) for event in recorder.received} == every - {Event}
     logged = [record for record in caplog.records if record.name in ("pay88_adapters.tokens", "pay88_adapters.calls")]
-    assert len(logged) == sum(not isinstance(event, (StoreDegraded, StoreRestored)) for event in ear.heard)
-    text = "".join(map(repr, ear.heard)) + repr(pickle.dumps(ear.heard)) + caplog.text
+    assert len(logged) == sum(not isinstance(event, (StoreDegraded, StoreRestored)) for event in recorder.received)
+    text = "".join(map(repr, recorder.received)) + repr(pickle.dumps(recorder.received)) + caplog.text
     assert not [secret for secret in emulator.service.secrets() if secret in text]
-    for event, thread in zip(ear.heard, ear.threads, strict=True):
+    for event, thread in zip(recorder.received, recorder.threads, strict=True):
         apart = isinstance(event, OF_FETCHES) and not isinstance(client, AsyncStack)
         # Of the store's failure, whichever thread decides next.
         assert (thread == "pay88-token-fetch") == apart or isinstance(event, (StoreDegraded, StoreRestored))
@@ -166,18 +168,18 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
 
 def test_listeners_hear_what_happens_in_order(world: World) -> None:
     """A fetch, a rejection, the replay, a failed refresh: each once, with what is worth knowing, and no secret."""
-    heard: list[Event] = []
-    client = world.client(world.new_manager(listeners=[heard.append], fetch_attempts=1))
+    received: list[Event] = []
+    client = world.client(world.new_manager(listeners=[received.append], fetch_attempts=1))
     world.emulator.faults.add(RefuseToken(), on="call")
     assert client.request("POST", world.url).status == 200
     world.settle(client.manager)
-    assert of_fetches(heard) == [TokenFetched, TokenFetched]
-    assert of_calls(heard) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
+    assert of_fetches(received) == [TokenFetched, TokenFetched]
+    assert of_calls(received) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
     world.clock.advance(55)
     world.emulator.faults.add(Status(503), on="token")
     assert client.request("POST", world.url).status == 200
     world.settle(client.manager)
-    request, failed = (event for event in heard[-3:] if isinstance(event, OF_FETCHES))
+    request, failed = (event for event in received[-3:] if isinstance(event, OF_FETCHES))
     assert isinstance(request, TokenRequestFailed)
     assert (request.error, request.status) == (TokenEndpointUnavailable, 503)
     assert isinstance(failed, RefreshFailed)
@@ -185,17 +187,17 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
     assert (failed.base_url, failed.merchant_id) == (world.emulator.url, world.emulator.merchant_id)
     assert isinstance(failed.error, TokenEndpointUnavailable)
     assert (failed.error.status, failed.error.retry_after) == (503, 1.0)
-    assert [event.expires_in for event in heard if isinstance(event, TokenFetched)] == [60, 60]
-    assert [event.replaced for event in heard if isinstance(event, TokenRejected)] == [True]
-    text = "".join(map(repr, heard)) + repr(pickle.dumps(heard))
+    assert [event.expires_in for event in received if isinstance(event, TokenFetched)] == [60, 60]
+    assert [event.replaced for event in received if isinstance(event, TokenRejected)] == [True]
+    text = "".join(map(repr, received)) + repr(pickle.dumps(received))
     assert not [secret for secret in world.emulator.service.secrets() if secret in text]
 
 
 def test_stats_count_what_is_told(world: World) -> None:
-    """What listeners hear one by one is counted, and what is left is told."""
-    heard: list[Event] = []
+    """The counters equal the emitted events, and the remaining budget is reported."""
+    received: list[Event] = []
     breaker = BreakerPolicy(failure_threshold=2)
-    manager = world.new_manager(listeners=[heard.append], fetch_attempts=1, breaker=breaker)
+    manager = world.new_manager(listeners=[received.append], fetch_attempts=1, breaker=breaker)
     client = world.client(manager)
     assert manager.stats().token_expires_in is None
     world.emulator.faults.add(Status(503), on="token")
@@ -212,7 +214,7 @@ def test_stats_count_what_is_told(world: World) -> None:
     stats = manager.stats()
 
     def count(*kinds: type[Event]) -> int:
-        return sum(isinstance(event, kinds) for event in heard)
+        return sum(isinstance(event, kinds) for event in received)
 
     assert stats.token_requests == count(TokenFetched, TokenRequestFailed) == 3
     assert stats.tokens == count(TokenFetched) == 2
@@ -229,67 +231,67 @@ def test_stats_count_what_is_told(world: World) -> None:
 
 
 def test_a_listener_can_be_added(world: World) -> None:
-    """To a manager that was made by another client; it hears what happens from then on."""
-    heard: list[Event] = []
+    """To a manager that was created by another client; it receives the events from then on."""
+    received: list[Event] = []
     manager = world.new_manager()
     client = world.client(manager)
     assert client.request("POST", world.url).status == 200
     world.settle(manager)
-    manager.listen(heard.append)
+    manager.listen(received.append)
     world.emulator.faults.add(RefuseToken(), on="call")
     assert client.request("POST", world.url).status == 200
     world.settle(manager)
-    assert of_fetches(heard) == [TokenFetched]
+    assert of_fetches(received) == [TokenFetched]
     with pytest.raises(ConfigurationError):
         manager.listen("print")  # type: ignore[arg-type]
 
 
 def test_a_rejection_that_is_handed_over_says_so(world: World) -> None:
     """Two 401s consecutively: the second is the caller's."""
-    heard: list[Event] = []
-    client = world.client(world.new_manager(listeners=[heard.append]))
+    received: list[Event] = []
+    client = world.client(world.new_manager(listeners=[received.append]))
     world.emulator.faults.add(RefuseToken(), on="call", times=2)
     assert client.request("POST", world.url).status == 401
-    refusals = [event.replaced for event in heard if isinstance(event, TokenRejected)]
+    refusals = [event.replaced for event in received if isinstance(event, TokenRejected)]
     assert refusals == [True, False]
 
 
 def test_a_spent_budget_is_told(world: World) -> None:
     """With the time until there is a unit."""
-    heard: list[Event] = []
-    manager = world.new_manager(listeners=[heard.append], limits=("1/minute",), max_wait=1)
+    received: list[Event] = []
+    manager = world.new_manager(listeners=[received.append], limits=("1/minute",), max_wait=1)
     client = world.client(manager)
     assert client.request("POST", world.url).status == 200
     world.clock.advance(59.5)
     assert isinstance(world.as_time_passes(lambda: client.attempt("POST", world.url)), Exception)
     world.settle(manager)
-    assert of_fetches(heard) == [TokenFetched, BudgetExhausted, RefreshFailed]
-    (spent,) = (event for event in heard if isinstance(event, BudgetExhausted))
+    assert of_fetches(received) == [TokenFetched, BudgetExhausted, RefreshFailed]
+    (spent,) = (event for event in received if isinstance(event, BudgetExhausted))
     assert 0 < spent.retry_after <= 6  # the window is as much longer as a token request may take
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_listener_that_raises_changes_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Calls continue, the other listeners hear everything, and the log says whose mistake it was."""
-    heard: list[Event] = []
+    """Requests continue, the other listeners receive all events, and the log names the faulty listener."""
+    received: list[Event] = []
 
     def broken(event: Event) -> None:
         raise RuntimeError("a mistake in a listener")
 
-    client = world.client(world.new_manager(listeners=[broken, heard.append]))
+    client = world.client(world.new_manager(listeners=[broken, received.append]))
     world.emulator.faults.add(RefuseToken(), on="call")
     assert client.request("POST", world.url).status == 200
     world.settle(client.manager)
-    assert of_fetches(heard) == [TokenFetched, TokenFetched]
-    assert of_calls(heard) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
+    assert of_fetches(received) == [TokenFetched, TokenFetched]
+    assert of_calls(received) == [CallWaited, TokenRejected, CallWaited, CallReplayed]
     records = [record for record in caplog.records if record.name == "pay88_adapters.events"]
-    assert len(heard) == 6
+    assert len(received) == 6
     assert len(records) == 3  # the first, the second and the fourth
     assert all(record.exc_info for record in records)
 
 
 def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
-    """No lock is held while it runs, and it finds the token that it hears of."""
+    """No lock is held while it runs, and it finds the token of its event."""
     found: list[object] = []
 
     def ask(event: Event) -> None:
@@ -306,7 +308,7 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
 
 
 def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
-    """It hears of a token, and does not return: the waiters for that token get it, on any other thread."""
+    """It receives the event of a token, and does not return: waiters on other threads get the token."""
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:

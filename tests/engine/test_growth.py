@@ -35,7 +35,7 @@ def registered() -> dict[str, int]:
     return {
         "shared": len(process.managers),
         "recent": len(process.managers._recent),
-        "names": len(process.names),
+        "referenced": len(process.referenced),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
         "entries": sum(len(fleet.budget._histories) for fleet in fleets),
@@ -79,7 +79,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_managers_that_are_gone_are_forgotten(maker: str) -> None:
     """Of three hundred of each kind no more is left than of a few."""
-    elsewhere = len(pay88_adapters.engine.manager.PROCESS.made)  # other tests'; they start anew in the block, too
+    elsewhere = len(pay88_adapters.engine.manager.PROCESS.made)  # of other tests; they start empty in the block, too
     with default_clock(ManualClock()):
         make_and_drop(MAKERS[maker], range(300))
         gc.collect()
@@ -161,7 +161,7 @@ def test_shared_managers_are_the_same_while_anything_refers_to_them() -> None:
 
 
 def test_a_shared_manager_is_forgotten_though_what_it_was_made_of_refers_to_it() -> None:
-    """As a service does whose method reads the credentials, or hears of events."""
+    """For example, a service whose method reads the credentials or receives events."""
 
     class Service:
         def __init__(self) -> None:
@@ -180,7 +180,7 @@ def test_a_shared_manager_is_forgotten_though_what_it_was_made_of_refers_to_it()
 
 
 def test_shared_arguments_that_cannot_be_compared() -> None:
-    """Are refused, and not with an error about hashes."""
+    """They are rejected, and not with an error about hashes."""
 
     class Unhashable:
         __hash__ = None  # type: ignore[assignment]

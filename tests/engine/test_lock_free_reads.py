@@ -1,4 +1,4 @@
-"""What is read without a lock, and what threads share: a change at any instruction of a reader, and many at once."""
+"""Reads without a lock, and state that threads share: a change at any instruction of a reader, and many threads."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_rule_17_a_manager_is_closed_at_any_instruction_of_a_reader(rig: Rig, re
     assert number > 10
 
 
-# --- many at once -------------------------------------------------------------------------------
+# --- many threads -------------------------------------------------------------------------------
 
 
 def together(work: Callable[[int], object], threads: int = THREADS) -> list[Any]:
@@ -187,7 +187,7 @@ def together(work: Callable[[int], object], threads: int = THREADS) -> list[Any]
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_rules_01_03_threads_read_tokens_while_they_change(rig: Rig, rounds: int) -> None:
-    """No pair is mixed, no token is too old, each expiry costs one token request, and listeners hear of each once."""
+    """No pair is mixed, no token is too old, each expiry costs one token request, and each token emits one event."""
     over = threading.Event()
     fetched: list[Event] = []
     rig.manager.listen(lambda event: fetched.append(event) if isinstance(event, TokenFetched) else None)

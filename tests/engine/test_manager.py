@@ -1,4 +1,4 @@
-"""The manager by itself: no client at hand."""
+"""The manager without an HTTP client."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
 
 
 def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_path: Path) -> None:
-    """A process that has just begun takes the fleet's token, and replaces it only where that ends too soon."""
+    """A new process uses the shared token, and replaces it only if its remaining lifetime is too short."""
 
     def got(min_validity: float) -> Token:
         manager = manager_for(emulator, store=f"sqlite:///{tmp_path}/tokens.db")
@@ -107,7 +107,7 @@ def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_
 
 
 def test_min_validity_asks_once_where_no_token_lasts(emulator: Emulator) -> None:
-    """Tokens that live shorter than they should are no reason to ask for another one."""
+    """Tokens with a lifetime below the documented one do not cause another token request."""
     emulator.service.lifetime = 20
     assert manager_for(emulator).get_token(min_validity=45).expires_in == 20
     assert emulator.journal.token_requests == 1
@@ -137,7 +137,7 @@ def test_rule_04_managers_of_one_process_share_the_token(emulator: Emulator) -> 
     one, other = manager_for(emulator), manager_for(emulator)
     for requests in (1, 2):
         token = one.get_token()
-        until(lambda: not one.stats().fetching)  # its lease has been given back, too: this clock stands still
+        until(lambda: not one.stats().fetching)  # its lease has been released, too: the fake clock has not moved
         assert other.get_token() == token
         assert emulator.journal.token_requests == requests
         advance(emulator, 51)
@@ -145,7 +145,7 @@ def test_rule_04_managers_of_one_process_share_the_token(emulator: Emulator) -> 
 
 
 def test_rule_04_managers_of_one_merchant_share_the_budget(emulator: Emulator) -> None:
-    """Another key has a token of its own; what was spent is spent for both."""
+    """Another key has its own token; the used units count for both."""
     emulator.service.accept_credentials("sk_test_another")
     one = manager_for(emulator)
     other = TokenManager(
@@ -311,7 +311,7 @@ class NeverAnswers:
         yield
 
     async def post(self, request: TokenRequest) -> TokenResponse:
-        """Wait for ever."""
+        """Wait without end."""
         await self._stop()
         raise AssertionError("nobody goes on")
 
@@ -347,7 +347,7 @@ def test_rule_17_a_child_forked_while_the_lock_is_held_continues(emulator: Emula
     with manager._state._lock:
         child = os.fork()
         if child == 0:
-            signal.alarm(10)  # a child that hangs is killed, and its status tells
+            signal.alarm(10)  # a hanging child is killed, which its exit status shows
             os._exit(0 if manager.get_token(min_validity=1) == token else 1)  # not by way of the cache
     assert os.waitpid(child, 0)[1] == 0
     assert manager.get_token() is token

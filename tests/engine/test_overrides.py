@@ -1,4 +1,4 @@
-"""Many merchants on one client, and calls left alone, on every stack."""
+"""Many merchants on one client, and requests that bypass the manager, on every stack."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shop:
         return unmanaged() if name == "none" else self.merchants[name].activated()
 
     def call(self, tag: str) -> Outcome:
-        """Make a call that the journal tells from others by *tag*."""
+        """Send a request that *tag* identifies in the journal."""
         return self.client.attempt("GET", f"{self.world.echo}?tag={tag}")
 
     def whose(self, tag: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_each_call_carries_the_token_of_the_merchant_that_is_active(shop: Shop) 
 
 
 def test_a_crowd_of_two_merchants_never_mixes_them_up(shop: Shop) -> None:
-    """Many calls at once on one client, rejected and failing now and then: each carries its own merchant's tokens."""
+    """Many concurrent requests on one client, some rejected or failing: each carries its own merchant's tokens."""
     world, tags = shop.world, [f"{name}{number}" for number in range(20) for name in ("a", "b", "own", "none")]
     world.emulator.service.refuse_where = lambda received, now: world.emulator.journal.count("call") < 40
     world.emulator.faults.add(Status(503), times=15, after=20)
@@ -270,7 +270,7 @@ REQUIRED = ActivatedManager("https://api.example")
 
 
 def managing(url_host: str = "api.example", authorization: str | None = None) -> object:
-    """Ask which manager a call of that client has."""
+    """Return the manager for a request of that client."""
     return REQUIRED.for_request("https", url_host, 443, "/api/balance", authorization)
 
 
@@ -366,7 +366,7 @@ def test_a_decorated_function_runs_with_the_manager() -> None:
 
 
 def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
-    """Several at once, too; the code that awaits it continues without."""
+    """Also several concurrently; the code that awaits it continues without."""
 
     async def main() -> list[object]:
         assert inspect.iscoroutinefunction(in_task)

@@ -1,4 +1,4 @@
-"""Pacing (rule 22): counted by a judge who shares no code with it, and told anything by the service."""
+"""Pacing (rule 22): counted by independent code, with any limits reported by the service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Scene:
         self.pacing = Pacing(self.storage, "https://api-sandbox.88pay.io")
 
     def ask(self, group: str = "balance", merchant: str = MERCHANT) -> float:
-        """Ask for a unit as a call does: return 0 if it may be sent, or for how long it may not."""
+        """Acquire a unit as a request does: return 0 if it may be sent, or the seconds until then."""
         turn = self.pacing.reserve(group, self.clock.now())
         if not isinstance(turn, RateLimitPermit):
             return turn
@@ -54,7 +54,7 @@ class Scene:
         self.pacing.record_response(group, status, fields, self.clock.now(), self.clock.wall())
 
     def free(self, most: int = 100, group: str = "balance") -> int:
-        """Return how many calls may be sent at once."""
+        """Return how many requests may be sent now."""
         return next((count for count in range(most) if self.ask(group)), most)
 
 
@@ -74,7 +74,7 @@ def test_rule_22_what_is_left_can_be_looked_at() -> None:
 
 
 def test_rule_22_sixty_a_minute_and_not_one_more() -> None:
-    """The sixty-first is told when there will be room, and finds it then."""
+    """The sixty-first gets the seconds until a unit is available, and a unit at that time."""
     scene = Scene()
     assert scene.free() == 60
     scene.clock.advance(40)
@@ -140,7 +140,7 @@ def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
 
 
 def test_rule_22_an_attempt_that_is_never_heard_of_again_does_not_count_for_ever() -> None:
-    """Ten minutes; a forked child knows nothing of those of its parent's threads."""
+    """Ten minutes; a forked child starts without the attempts of its parent's threads."""
     scene = Scene()
     for _ in range(60):
         assert depart(scene)
@@ -181,7 +181,7 @@ def test_rule_22_whenever_attempts_are_sent_the_limits_hold(seed: int) -> None:
 
 
 def test_rule_22_groups_and_merchants_are_counted_apart() -> None:
-    """What one has used up, another has not."""
+    """The units that one uses do not count for the other."""
     scene = Scene()
     assert scene.free(group="balance") == 60
     assert scene.free(group="transactions") == 60
@@ -209,7 +209,7 @@ def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
 
 
 def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
-    """A crowd that waits does not ask the storage one after another."""
+    """Concurrent waiters do not query the storage one after another."""
 
     class Counting(MemoryStorage):
         asked = 0
@@ -229,7 +229,7 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
 
 
 def test_rule_22_few_ask_a_store_at_once() -> None:
-    """A crowd queues here, not at the store; a caller that never returns does not block the others for ever."""
+    """Waiters queue in the process, not at the store; a caller that never returns does not block the rest."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
     turns = [pacing.reserve("balance", 0.0) for _ in range(3)]
@@ -249,7 +249,7 @@ def test_rule_22_few_ask_a_store_at_once() -> None:
 
 
 def test_rule_22_what_the_service_says_is_left_is_all_there_is() -> None:
-    """It may know of others; until the time that it says."""
+    """It may count other clients; the limit applies until the reset time."""
     scene = Scene()
     scene.heard(says(3, 25))
     assert scene.free() == 3
@@ -286,7 +286,7 @@ def test_rule_22_a_429_says_for_how_long() -> None:
 
 
 def test_rule_22_a_429_counts_also_where_nothing_was_left_anyway() -> None:
-    """The longer bar holds, whichever answer comes first."""
+    """The longer cooldown applies, in any order of the responses."""
     for order in ((1, 2), (2, 1)):
         scene = Scene()
         for number in order:
@@ -307,7 +307,7 @@ def test_rule_22_answers_overtake_each_other() -> None:
 
 
 def test_rule_22_what_the_storage_rejects_costs_nothing_of_what_was_announced() -> None:
-    """Asking in vain uses nothing up."""
+    """A rejected acquisition consumes nothing."""
     scene = Scene()
     assert Scene(scene.storage, scene.clock).free() == 60
     scene.heard(says(10, 100))

@@ -1,4 +1,4 @@
-"""Pacing and the circuit breaker (rules 22 and 23), on every stack, over real sockets."""
+"""Client-side rate limiting and the circuit breaker (rules 22 and 23), on every stack, over real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def statuses(outcomes: list[Outcome]) -> list[int]:
 
 
 def kinds(outcomes: list[Outcome]) -> set[type]:
-    """Return of what kind the errors are, whatever else they are on their stack."""
+    """Return the classes of the errors that all stacks share."""
     bases = (RequestBudgetExhausted, CircuitOpen, Exception)
     return {next(base for base in bases if isinstance(each, base)) for each in outcomes if not isinstance(each, Reply)}
 
@@ -51,7 +51,7 @@ def kinds(outcomes: list[Outcome]) -> set[type]:
 
 
 def test_rule_22_a_crowd_is_held_within_the_limits(limited: World) -> None:
-    """Seventy at once: sixty go out, the others a minute later, and the service never says 429."""
+    """Seventy concurrent requests: sixty are sent, the rest a minute later, and the service never returns 429."""
     client = limited.client(limited.new_manager(pacing=True, max_wait=100))
     outcomes = limited.as_time_passes(lambda: client.gather(70, "POST", limited.url), step=10)
     assert statuses(outcomes) == [200] * 70
@@ -60,11 +60,11 @@ def test_rule_22_a_crowd_is_held_within_the_limits(limited: World) -> None:
 
 
 def test_rule_22_a_call_waits_for_its_turn_and_not_for_too_long(limited: World) -> None:
-    """Up to ``max_wait`` seconds it waits; else it fails at once, and says when it would not."""
+    """Up to ``max_wait`` seconds it waits; beyond that it fails fast, with the seconds until a unit is available."""
     client = limited.client(limited.new_manager(pacing=True))
     assert statuses(client.gather(60, "POST", limited.url)) == [200] * 60
     limited.clock.advance(30)
-    error = client.attempt("POST", limited.url)  # the clock stands still: it cannot have waited
+    error = client.attempt("POST", limited.url)  # the clock has not moved: it cannot have waited
     assert isinstance(error, RequestBudgetExhausted)
     assert isinstance(error, client.base_error)
     assert error.retry_after == pytest.approx(31, abs=1.5)
@@ -79,8 +79,8 @@ def test_rule_22_a_call_waits_for_its_turn_and_not_for_too_long(limited: World) 
 def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]) -> None:
     """Behind a pool of one connection that stalls: what waits there goes out whenever it may, and all of it counts.
 
-    Sixty wait for the connection of one that the service does not answer, for longer than a minute. They are sent
-    within an instant; those that came in the meantime are not, nor any for another minute. Nobody waits for ever.
+    Sixty wait for the connection of a request without a response, for longer than a minute. They are sent within an
+    instant. Requests that came in the meantime are not sent, nor any for another minute. No wait is without end.
     """
     limited = make_world(call_limits=LIMITS, lifetime=3600)
     # A token request would have to wait for the connection as well.
@@ -107,7 +107,7 @@ def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]
 
 
 def test_rule_22_each_group_has_limits_of_its_own_and_other_calls_have_none(limited: World) -> None:
-    """Balances do not use up what charges may, and nothing else is held back."""
+    """Balance requests do not consume the units of charges, and other requests have no limit."""
     client = limited.client(limited.new_manager(pacing=True, max_wait=1))
     assert statuses(client.gather(61, "POST", limited.url)) == [200] * 60
     assert statuses(client.gather(61, "POST", limited.echo)) == [200] * 61
@@ -138,7 +138,7 @@ def test_rule_22_managers_that_share_a_store_share_the_limits(limited: World, st
 
 
 def test_rule_22_what_others_have_used_up_is_heard_of(limited: World) -> None:
-    """A caller who paces nothing uses the same limits: the service tells, and that is obeyed."""
+    """A client without pacing shares the same limits: the service reports its usage, which is honoured."""
     other = limited.client()
     assert statuses(other.gather(57, "POST", limited.url)) == [200] * 57
     limited.clock.advance(30)
@@ -153,7 +153,7 @@ def test_rule_22_what_others_have_used_up_is_heard_of(limited: World) -> None:
 
 
 def test_rule_22_a_429_is_obeyed(world: World) -> None:
-    """Nobody calls again before ``Retry-After``, whatever is left by our own count; the other group continues."""
+    """No request is sent before ``Retry-After``, whatever our own count is; the other group continues."""
     client = world.client(world.new_manager(pacing=True, retry=ONCE))
     world.emulator.faults.add(TooMany(retry_after=300), on="call")
     assert statuses([client.attempt("POST", world.url)]) == [429]
@@ -177,7 +177,7 @@ def test_rule_22_and_24_without_its_store_a_manager_sends_a_share(limited: World
 
 
 def test_rule_22_units_are_not_spent_on_calls_that_cannot_be_sent(world: World) -> None:
-    """While no token can be had, calls fail, and cost nothing of the limits."""
+    """While no token can be fetched, requests fail and consume no units."""
     client = world.client(world.new_manager(pacing=True, max_wait=1))
     rule = world.emulator.faults.add(Status(404), on="token", times=None)
     assert not any(isinstance(client.attempt("POST", world.url), RequestBudgetExhausted) for _ in range(70))
@@ -242,7 +242,7 @@ def test_rule_23_two_failures_are_not_enough(world: World) -> None:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
-    """While it is in progress all others fail at once; its caller gets its response."""
+    """During the trial request all other requests fail fast; its caller gets its response."""
     heard: list[Event] = []
     client = world.client(broken_manager(world, listeners=[heard.append]))
     open_circuit(world, client)
@@ -257,15 +257,15 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
         assert statuses([probe.result(30)]) == [200 if works else 502]
     outcomes = client.gather(20, "POST", world.url)
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
-    told = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
+    changes = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
     again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, reopened=True)
-    assert told == [BreakerOpened(*where, 30, reopened=False), again]
+    assert changes == [BreakerOpened(*where, 30, reopened=False), again]
 
 
 @pytest.mark.parametrize("fault", [Status(422), TooMany(), RefuseToken()], ids=repr)
 def test_rule_23_the_callers_mistakes_do_not_open_it(world: World, fault: Any) -> None:
-    """However many there are: a caller answers who is not broken."""
+    """However many there are: a 4xx is no service failure."""
     client = world.client(broken_manager(world, max_forced_refreshes=1))
     rule = world.emulator.faults.add(fault, on="call", times=None)
     assert CircuitOpen not in kinds([client.attempt("POST", world.url) for _ in range(8)])
@@ -275,7 +275,7 @@ def test_rule_23_the_callers_mistakes_do_not_open_it(world: World, fault: Any) -
 
 
 def test_rule_23_each_group_has_a_circuit_of_its_own(world: World) -> None:
-    """Balances that fail keep nobody from paying."""
+    """Failing balance requests do not prevent payments."""
     client = world.client(broken_manager(world))
     open_circuit(world, client)
     charges = client.attempt("POST", f"{world.emulator.url}/api/transactions/charges")

@@ -16,7 +16,7 @@ _CROWD = 4 * WOKEN_AT_ONCE + 1
 _LONG = 60.0  # seconds
 
 Woken = list[int]
-"""How many tasks went on from one turn of the event loop to the next."""
+"""Number of tasks that continued between two turns of the event loop."""
 
 
 def _on_asyncio(end_the_wait: Callable[[AsyncioEvent | TrioEvent], None]) -> Woken:

@@ -1,4 +1,4 @@
-"""What a process takes of the budget while the store fails, and how the others hear of it."""
+"""Units that a process acquires in degraded mode, and how they are reported to the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) -> None:
-    """Asking for the lease is enough: a process that never gets it never asks for the shared budget."""
+    """A lease attempt is enough: a process that never gets the lease never uses the shared budget."""
     clock = ManualClock()
     store = SqliteStore(str(directory / "store.db"), clock)
     leader, follower = StoreClient(store, clock, 0.25), StoreClient(store, clock, 0.25)
@@ -45,7 +45,7 @@ def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) ->
 
 
 def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
-    """After a long time alone the store hears of the last hour, which others may look back on, and of no more."""
+    """After a long time in degraded mode the store gets the last hour, which other limits may count, and no more."""
     clock = ManualClock()
     store = SqliteStore(str(directory / "store.db"), clock)
     fleet = StoreClient(store, clock, 0.25)
@@ -61,7 +61,7 @@ def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
 
 
 class Ledger(MemoryStore):
-    """A store that notes what it is told; *before* each operation of its budget something may happen."""
+    """A store that records its operations; *before* runs ahead of each operation of its budget."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock.now)
@@ -95,7 +95,7 @@ def works(_: str) -> None:
 
 
 def lead(fleet: StoreClient) -> None:
-    """Ask for the lease of any record."""
+    """Try to acquire the lease of any record."""
     fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
 
 
@@ -127,7 +127,7 @@ def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
 
 
 def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
-    """What it took alone long ago counts nowhere, though it never asked again."""
+    """Its units from a long time in degraded mode count nowhere, even without another request."""
     clock = ManualClock()
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
@@ -140,7 +140,7 @@ def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
 
 
 def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
-    """It fails between two windows: each is heard of once in the end."""
+    """It fails between two windows: each unit is reported once in the end."""
     clock = ManualClock()
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
@@ -163,7 +163,7 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
 
 
 def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
-    """While the store takes its time to hear it, others take from it, or continue alone."""
+    """While the store handles the report slowly, others acquire units from it, or in degraded mode."""
     clock = ManualClock()
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
@@ -198,7 +198,7 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
 
 
 def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
-    """Each comes with another merchant's question while the store hears of what was taken alone: it counts once."""
+    """Each thread uses another merchant's budget while the store gets the unreported units: each counts once."""
     clock = ManualClock()
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)

@@ -1,4 +1,4 @@
-"""Managers that share a store, on every stack; and what they do when it fails."""
+"""Managers that share a store, on every stack; and their degraded mode."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def host(world: World, tmp_path: Path) -> Iterator[Host]:
 
 
 def ok(world: World, client: Stack) -> bool:
-    """Make a call; return whether it was answered 200."""
+    """Send a request; return whether it got a 200."""
     status = client.request("POST", world.url).status
     world.settle(client.manager)  # what it fetched is in the store
     return status == 200
@@ -76,7 +76,7 @@ def failure(world: World, client: Stack) -> Any:
 
 
 def test_rule_04_processes_share_the_token_and_its_refreshes(world: World, host: Host) -> None:
-    """Three of them, ten lifetimes: whoever comes first fetches, and the others take what it got."""
+    """Three of them, ten lifetimes: the first one fetches, and the others use its token."""
     clients = [host.process()[1] for _ in range(3)]
     for turn in range(10):
         assert all(ok(world, client) for client in clients[turn % 3 :] + clients[: turn % 3])
@@ -127,7 +127,7 @@ def test_rule_07_a_token_that_another_process_replaced_is_taken_over(world: Worl
 
 
 def test_rule_10_a_429_holds_for_all(world: World, host: Host) -> None:
-    """Nobody who shares the store asks again before ``Retry-After``."""
+    """No manager with the store sends a token request before ``Retry-After``."""
     (_, one), (_, other) = host.process(), host.process()
     world.emulator.faults.add(TooMany(retry_after=300), on="token")
     for client in (one, other):
@@ -140,7 +140,7 @@ def test_rule_10_a_429_holds_for_all(world: World, host: Host) -> None:
 
 
 def test_rule_11_an_outage_is_probed_by_one_of_all(world: World, host: Host) -> None:
-    """The cool-down is shared, and it grows with each probe, whoever makes it."""
+    """The cooldown is shared, and it grows with each trial request, in any process."""
     clients = [host.process(fetch_attempts=1)[1] for _ in range(3)]
     world.emulator.faults.add(Status(503), on="token", times=None)
     probes = []
@@ -154,7 +154,7 @@ def test_rule_11_an_outage_is_probed_by_one_of_all(world: World, host: Host) -> 
 
 
 def test_rule_09_rejected_credentials_are_rejected_for_all_who_have_them(world: World, host: Host) -> None:
-    """One request in all; and a key that nobody rejected is not concerned."""
+    """One request in all; a key that was not rejected is not affected."""
     world.emulator.service.reject_credentials(world.emulator.api_key)
     world.emulator.service.accept_credentials("sk_test_new")
     (_, one), (_, other) = host.process(), host.process()
@@ -185,7 +185,7 @@ def test_rule_05_processes_share_the_budget(world: World, host: Host) -> None:
 def test_rule_24_a_store_that_fails_takes_no_call_down(
     world: World, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Gone for four lifetimes: calls go on; one warning, one event, and one of each when it is back."""
+    """Unavailable for four lifetimes: requests continue. One warning, one event, and one of each after recovery."""
     heard: list[Event] = []
     (manager, one), (_, other) = host.process(listeners=[heard.append]), host.process()
     assert ok(world, one)
@@ -210,7 +210,7 @@ def test_rule_24_a_store_that_fails_takes_no_call_down(
     assert ok(world, one)
     assert ok(world, other)
     assert world.emulator.journal.token_requests == requests + 1, "they share again"
-    world.clock.advance(61)  # whichever of them asked, the other one hears of it with the next token
+    world.clock.advance(61)  # the other manager gets the failure or the token through the store
     assert ok(world, other)
     assert ok(world, one)
     assert manager.stats().budget_left["100 per 1 hour"] == 100 - world.emulator.journal.token_requests
@@ -236,7 +236,7 @@ def test_rule_24_a_process_alone_spends_its_share_and_no_more(world: World, host
     assert 4 * 9 <= spent <= 40
     assert world.emulator.journal.max_in_window(3600) <= 100
     host.mend_store()
-    for _ in range(2):  # in the first round they tell what they took, in the second they hear of it
+    for _ in range(2):  # in the first round they report their units, in the second they get those of the others
         world.clock.advance(61)
         for manager, client in processes:
             client.attempt("POST", world.url)
@@ -249,7 +249,7 @@ def test_rule_24_a_process_alone_spends_its_share_and_no_more(world: World, host
 
 
 def test_rule_24_a_record_that_makes_no_sense_is_replaced(world: World, host: Host) -> None:
-    """Never a wrong token: whoever finds it fetches a new one for all."""
+    """Never a wrong token: the first reader fetches a new one for all."""
     (manager, one), (_, other) = host.process(), host.process()
     assert ok(world, one)
     state: Any = manager

@@ -1,4 +1,4 @@
-"""What once went wrong where managers share a store: old keys, lost leases, stores that come, go and stall."""
+"""Regressions of managers that share a store: old keys, lost leases, unstable and hanging stores."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fleet() -> Fleetlet:
 
 
 class Call:
-    """An API call of a stack that has no network; its token requests go to *endpoint*."""
+    """An API request of a stack without a network; its token requests go to *endpoint*."""
 
     method, path = "POST", "/api/balance"
     retry: RetryPolicy | None = None
@@ -81,19 +81,19 @@ class Call:
         return True
 
     def send(self, token: Token) -> Token:
-        """Answer with the token."""
+        """Return a response with the token."""
         return token
 
     def discard(self, response: Any) -> None:
         """Do nothing."""
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        """Ask the endpoint."""
+        """Send the request to the endpoint."""
         return self._endpoint.post(request)
 
 
 class AsyncCall(Call):
-    """The same for an event loop; a token request of it is answered when *answered* is set."""
+    """The same for an event loop; a token request gets its response when *answered* is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def fetch(manager: TokenManager, call: Call) -> Token:
 
 @pytest.mark.parametrize("reply", [answer(503), answer(429, retry_after="60"), answer(401)], ids=["503", "429", "401"])
 def test_rule_04_a_rotated_key_does_not_publish_what_the_old_one_bought(fleet: Fleetlet, reply: Reply) -> None:
-    """Its first fetch fails while the old token is held: whoever has the new key is not given that one."""
+    """Its first fetch fails while the old token is cached: a manager with the new key does not get that token."""
     one, other = fleet.process(OLD), fleet.process(ELSEWHERE)
     assert isinstance(one.call(), Token)
     one.credentials = ELSEWHERE
@@ -165,7 +165,7 @@ def test_rule_04_a_rotated_key_does_not_publish_what_the_old_one_bought(fleet: F
 
 
 def test_rule_04_the_version_of_one_record_says_nothing_about_another(fleet: Fleetlet) -> None:
-    """Two keys' records are made at the same instant: who has seen one of them is still told of the other."""
+    """Two keys' records are made at the same instant: a reader of one of them still gets the other."""
     one, other = fleet.process(OLD), fleet.process(NEW)
     first, second = one.call(), other.call()
     assert isinstance(first, Token)
@@ -189,7 +189,7 @@ STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
 
 @STORES
 def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str, tmp_path: Path) -> None:
-    """Another manager of the same store fetches at once."""
+    """Another manager of the same store fetches immediately."""
     clock, store = ManualClock(), memory_or_file(kind, tmp_path)
     one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
     threads = set(threading.enumerate())
@@ -207,7 +207,7 @@ def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str,
 
 
 def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
-    """The loop ends while a thread still asks for the lease."""
+    """The event loop ends while a thread still acquires the lease."""
     clock, store = ManualClock(), memory_or_file("sqlite", tmp_path)
     one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
     fetch(other, Call())  # makes the file
@@ -231,7 +231,7 @@ def test_rule_16_a_lease_that_comes_too_late_is_given_back(tmp_path: Path) -> No
 
 @STORES
 def test_rule_17_a_fetch_that_dies_gives_its_lease_back(kind: str, tmp_path: Path) -> None:
-    """Its client raises what none should: that is named as it is, and others fetch at once, with one that works."""
+    """Its client raises an unexpected exception: the error names it, and others fetch with a working client."""
     clock, store = ManualClock(), memory_or_file(kind, tmp_path)
     one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
     threads = set(threading.enumerate())
@@ -257,12 +257,12 @@ def _bursts() -> TokenResponse:
 @STORES
 @pytest.mark.parametrize("reply", [None, answer(401), _bursts], ids=["token", "401", "dies"])
 def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply: Reply | None, tmp_path: Path) -> None:
-    """What the fetch came to is in the store, and its lease given back, before any listener hears of it."""
+    """The result of the fetch is in the store, and its lease released, before any listener receives an event."""
     clock, store = ManualClock(), memory_or_file(kind, tmp_path)
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:
-        if not isinstance(event, (CallWaited, CallNotSent)):  # which the caller hears, and not who fetches
+        if not isinstance(event, (CallWaited, CallNotSent)):  # which are events of the caller, and not of the fetch
             blocked.set()
             assert go_on.wait(30)
 
@@ -276,7 +276,7 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
             one.sync_runner.call(Call(endpoint))
         assert blocked.wait(10)
         await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
-        clock.advance(2)  # should they have heard of an outage
+        clock.advance(2)  # after which an outage would show
         with at_once(clock):
             if reply and reply is not _bursts:
                 with pytest.raises(CredentialsRejected):
@@ -290,7 +290,7 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
 
 
 def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
-    """That it is back is known as soon as the lease is there, and told when that has been given back."""
+    """The recovery is known as soon as the lease is acquired, and emitted after its release."""
     happened: list[str] = []
     process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
     fleet.store.broken = True
@@ -305,7 +305,7 @@ def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(
 
 @STORES
 def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(kind: str, tmp_path: Path) -> None:
-    """Another manager's fetch on this loop has the lease, and goes on only when the call is over: it goes without."""
+    """Another manager's fetch on this event loop has the lease until the call is over: it fetches without one."""
     clock, store = ManualClock(), memory_or_file(kind, tmp_path)
     one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
 
@@ -382,7 +382,7 @@ def test_rule_05_a_store_that_comes_and_goes_adds_nothing_to_the_budget(fleet: F
 
 
 class StuckStore(MemoryStore):
-    """A store that says nothing until it is let go."""
+    """A store that hangs until it is released."""
 
     blocking: ClassVar[bool] = True
 
@@ -397,7 +397,7 @@ class StuckStore(MemoryStore):
 
 @pytest.mark.deep
 def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
-    """It knows no timeout: sync and async calls go on after a few seconds, and the next ones at once."""
+    """It has no timeout: sync and async requests continue after a few seconds, and the next ones immediately."""
     clock, let_go = Clock(), threading.Event()
     waited: list[float] = []
 
@@ -451,7 +451,7 @@ def test_rule_24_a_file_with_numbers_beyond_all_bounds_takes_no_call_down(tmp_pa
 
 
 def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow(fleet: Fleetlet) -> None:
-    """Each operation takes most of a second: nobody is told to come back before ``Retry-After``."""
+    """Each operation takes most of a second: no manager's cooldown ends before ``Retry-After``."""
     one, other = fleet.process(), fleet.process()
 
     def take_time(operation: str) -> None:
@@ -495,7 +495,7 @@ def test_rule_10_a_429_bars_others_after_days_of_silence_too(fleet: Fleetlet) ->
 
 @pytest.mark.parametrize("limit", ["1000/day", "2000/2 days", "9000/month"])
 def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet: Fleetlet, limit: str) -> None:
-    """Units that were taken more than a day ago are told like all others."""
+    """Units that were acquired more than a day ago are reported like all others."""
     one, other = (fleet.process(limits=("10/minute", limit)) for _ in range(2))
     assert isinstance(one.call(), Token)
     fleet.clock.advance(86_402)
@@ -506,7 +506,7 @@ def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet:
 
 
 def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetlet) -> None:
-    """It has spent its own; the others have theirs, and ask it themselves."""
+    """Its own budget is exhausted; the others have theirs, and send the token request."""
     small, other = fleet.process(limits=("1/minute", "100/hour")), fleet.process()
     assert isinstance(small.call(), Token)
     fleet.clock.advance(60)

@@ -82,7 +82,7 @@ def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
 
 
 class Hanging(MemoryStore):
-    """A store whose operations do not come back until it is let go."""
+    """A store whose operations hang until it is released."""
 
     blocking: ClassVar[bool] = True
 
@@ -97,7 +97,7 @@ class Hanging(MemoryStore):
 
 @pytest.mark.deep
 def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
-    """However often it is tried, by how many at once; and when it goes on, so do they."""
+    """However often it is tried, by many threads; when it recovers, they finish."""
     clock = ManualClock()
     store = Hanging(clock)
     link = Link(store, clock)

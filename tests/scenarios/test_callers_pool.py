@@ -46,7 +46,7 @@ PROXY_CREDENTIALS = "proxy-user:proxy-pass"
 
 @pytest.fixture
 def strict_proxy() -> Iterator[Proxy]:
-    """A proxy that insists on its credentials. Ask for it before the world, too."""
+    """A proxy that requires its credentials. Request it before the world, too."""
     with Proxy(PROXY_CREDENTIALS) as proxy:
         yield proxy
 
@@ -65,7 +65,7 @@ class Tls:
 def test_rule_13_a_redirect_within_a_proxys_pool_takes_no_token_along(
     proxy: Proxy, make_world: Callable[..., World], kind: type[Stack]
 ) -> None:
-    """Nor where the caller's own fields occur more than once: what was put in is told from what was there."""
+    """Also if the caller's own headers are repeated: the injected ones are distinguished from them."""
     if kind is not Urllib3:
         pytest.skip("only urllib3 has pools that follow redirects")
     world = make_world()

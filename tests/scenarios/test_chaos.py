@@ -1,4 +1,4 @@
-"""Chaos: all stacks at once through one manager, while everything goes wrong that the emulator can do."""
+"""Chaos: all stacks concurrently through one manager, with every fault of the emulator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from pay88_adapters.testing import Fault
-from support.chaos import Judge, Scale, Storm
+from support.chaos import Scale, Storm
+from support.chaos_judge import Judge
 from support.worlds import Report
 
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so. Clients that are closed
@@ -23,12 +24,12 @@ SEED = os.environ.get("PAY88_CHAOS_SEED")
 
 
 def a_seed() -> int:
-    """Return the seed that was asked for, or a new one."""
+    """Return the seed of the command line, or a new one."""
     return int(SEED) if SEED else random.SystemRandom().randrange(2**32)
 
 
 def weather(seed: int, scale: Scale, replay: str, report: Report, *, timed: bool = True) -> None:
-    """Let a storm pass, and hold what the servers saw against the rules."""
+    """Run a chaos test, and check the requests at the servers against the rules."""
     replay = f"PAY88_CHAOS_SEED={seed} pytest {replay}"
     print(f"again: {replay}", flush=True)  # noqa: T201 - shown where the run does not end
     storm = Storm(seed, scale)
@@ -49,7 +50,7 @@ def test_chaos(report: Report) -> None:
 
 
 def test_the_storm_knows_every_fault() -> None:
-    """What the emulator can do, a storm may bring."""
+    """A chaos test can inject every fault of the emulator."""
     storm = Storm(1, Scale(speed=1, seconds=0))
     with storm.elsewhere:
         faults = storm._faults(random.Random(1), "token")

@@ -35,7 +35,7 @@ def test_rule_17_cornered(case: str, stack: str) -> None:
 
 @pytest.mark.parametrize(("case", "stack"), pairs(cornered.EXITS))
 def test_rule_17_the_interpreter_ends(case: str, stack: str) -> None:
-    """The process ends at once, with code 0 and without a word, whatever the token endpoint does not answer."""
+    """The process ends immediately, with code 0 and without output, even if the token endpoint does not respond."""
     with Emulator() as emulator, emulator.hold("token") as held:
         process = subprocess.Popen(
             [*COMMAND, case, stack, emulator.url],

@@ -63,8 +63,8 @@ def emulator() -> Iterator[Emulator]:
 @pytest.fixture
 def manager(emulator: Emulator) -> TokenManager:
     """One manager for all."""
-    # Tens of thousands of callers and the server share one interpreter here: what is shown is how often it
-    # is asked, not how fast.
+    # Tens of thousands of callers and the server share one interpreter here: this counts the token requests, and
+    # measures no time.
     patient = TokenPolicy(fetch_timeout=120, max_wait=600)
     return TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url, policy=patient)
 
@@ -87,7 +87,7 @@ def token_requests_before_the_first_refresh(emulator: Emulator) -> int:
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
 def test_rule_03_a_cold_start_of_thousands(kind: type[Stack], emulator: Emulator, manager: TokenManager) -> None:
-    """A thousand threads, or ten thousand tasks, start at once: one token request."""
+    """A thousand threads, or ten thousand tasks, start concurrently: one token request."""
     with kind(manager, PATIENT) as client:
         outcomes = client.gather(CALLERS[kind.name], "POST", url(emulator))
     assert not failures(outcomes)

@@ -1,4 +1,4 @@
-"""Processes that share a store ask for what one would, whatever becomes of them and of the store.
+"""Processes that share a store send the token requests of one, whatever happens to them and to the store.
 
 Every worker is a process of its own; what counts is what the server saw. Lifetimes pass on a clock that is
 faster than the real one; the timeouts of the stores are real.
@@ -57,11 +57,11 @@ class Shared(ABC):
 
     @abstractmethod
     def down(self) -> Any:
-        """Make it fail at once, while the context lasts."""
+        """Make it fail immediately, while the context lasts."""
 
     @abstractmethod
     def slow(self) -> Any:
-        """Let it not answer, while the context lasts."""
+        """Make it hang, while the context lasts."""
 
 
 class SqliteFile(Shared):
@@ -162,7 +162,7 @@ class Stage:
         return {call.headers["x-worker"] for call in self.journal.select("call") if call.serial == token}
 
     def settled(self, workers: Team) -> bool:
-        """Whether all use the same token, and not the first: nobody is at the store until the next refresh is due."""
+        """Whether all use the same token, and not the first: the store is not used until the next refresh is due."""
         used = self.serials()
         tokens = {used.get(worker.name, 0) for worker in workers}
         return len(tokens) == 1 and min(tokens) > 1
@@ -215,7 +215,7 @@ def undisturbed(workers: Team) -> bool:
 
 
 def cold_start(stage: Stage, count: int) -> None:
-    """Let all make their first call at once, and hold the one token request until all of them wait for it."""
+    """Let all send their first request concurrently, and hold the one token request until all of them wait for it."""
     workers = stage.workers(count, TokenPolicy(fetch_timeout=30, max_wait=60), stacks=["urllib3"])
     with stage.emulator.hold("token") as held:
         workers.tell("start", 60)
@@ -359,20 +359,20 @@ def outage(scene: Stage, fail: Callable[[], Any], lifetimes: float) -> None:
     for worker in workers:
         events, warnings = worker.do("events"), worker.do("warnings")
         assert (events["StoreDegraded"], events["StoreRestored"], len(warnings)) == (1, 1, 2), (events, warnings)
-    # What each spent alone has been added to what is counted for all; a server forgets the rest when it stops.
+    # The units of degraded mode have been added to the shared ones; a server forgets the rest when it stops.
     kept = scene.journal.count("token", since=failed if isinstance(scene.shared, RedisServer) else 0)
     assert kept - 1 <= scene.seen_by_store() <= scene.journal.token_requests + 1
 
 
 def test_rule_24_the_store_is_down_for_three_lifetimes(stage: Callable[[float], Stage]) -> None:
-    """Each process continues with its share; no call fails; afterwards they share again, and what was spent counts."""
+    """Each process continues with its share; no request fails; afterwards they share again, and used units count."""
     scene = stage(FAST)
     outage(scene, scene.shared.down, 3)
 
 
 @pytest.mark.figures
 def test_rule_24_the_store_hangs_for_three_lifetimes(stage: Callable[[float], Stage]) -> None:
-    """The same for one that does not answer: its timeouts are real ones, so the clock is slower."""
+    """The same for a store that hangs: its timeouts are real ones, so the clock is slower."""
     scene = stage(8.0)
     outage(scene, scene.shared.slow, 3)
 
@@ -431,7 +431,7 @@ def garbage(path: Path) -> Iterator[bool]:
 
 
 def a_directory(path: Path) -> Iterator[bool]:
-    """Put something else in its place."""
+    """Replace it with something else."""
     path.unlink()
     path.mkdir()
     yield True
@@ -443,7 +443,7 @@ def a_directory(path: Path) -> Iterator[bool]:
 def test_rule_24_a_file_that_breaks_under_load(
     stage: Callable[[float], Stage], shared: SqliteFile, damage: Callable[[Path], Iterator[bool]]
 ) -> None:
-    """No call fails on any stack, every token is one that was issued, and they share again once it can be used."""
+    """No request fails on any stack, every token is one that was issued, and they share again after the repair."""
     scene = stage(FAST)
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2

@@ -85,7 +85,7 @@ CALL_FAULTS: list[Fault] = [RefuseToken(), RefuseToken(), Status(500), TooMany(5
 
 
 def random_hour(world: World, seed: int) -> None:
-    """Simulate an hour in which everything goes wrong now and then, and check what the server saw."""
+    """Simulate an hour with random faults, and check the requests at the server."""
     rng = random.Random(seed)
     client = world.client()
     world.emulator.faults.random(rng.randrange(2**32), rng.choice([0.0, 0.1, 0.5]), TOKEN_FAULTS, on="token")
@@ -109,7 +109,7 @@ def random_hour(world: World, seed: int) -> None:
 
 
 def test_rule_05_a_random_hour(make_world: Callable[..., World]) -> None:
-    """Whatever goes wrong, the budget holds by the server's count, and no call ends without saying why."""
+    """With any faults, the budget holds by the server's count, and every failed request has a reason."""
     random_hour(make_world(), seed=5)
 
 

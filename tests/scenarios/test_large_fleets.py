@@ -23,7 +23,7 @@ def memory(clock: Clock) -> Store:
 
 
 def fleet(make_store: Callable[[ManualClock], Store], workers: int, seconds: float, report: Report) -> None:
-    """Let a fleet work, and say what it cost."""
+    """Run the processes of several hosts, and return what it cost."""
     simulation = Simulation(make_store, workers, seed=4, gap=2.0).run(seconds)
     requests, operations = len(simulation.sent), simulation.store.operations
     report(

@@ -112,7 +112,7 @@ def test_rule_13_an_ipv6_address_is_an_origin(proxy: Proxy, make_world: Callable
         pytest.skip("no IPv6 here")
     client = world.client()
     assert ok(client.attempt("POST", world.url))
-    if not client.name.startswith("httpx"):  # which asks its proxy for http://::1
+    if not client.name.startswith("httpx"):  # which sends its proxy the URL http://::1
         assert ok(world.client(proxy=proxy.url).attempt("POST", world.url))
         assert len(proxy.asked) == 1
 
@@ -166,7 +166,7 @@ def test_rule_13_an_origin_is_one_however_it_is_spelt(world: World, base_url: st
 
 
 def test_rule_13_another_scheme_is_another_origin(world: World) -> None:
-    """Nothing meant for https goes out in clear text, and no token is asked for."""
+    """No request for https is sent in clear text, and no token is fetched."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         manager = TokenManager(world.credentials, base_url=f"https://{address}", clock=world.clock)

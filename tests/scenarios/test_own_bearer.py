@@ -15,7 +15,7 @@ from pay88_adapters import (
 from pay88_adapters.testing import (
     Emulator,
 )
-from support.leaks import leaked, told
+from support.leaks import leaked, outcome_texts
 from support.security import (
     ok,
 )
@@ -35,7 +35,7 @@ OTHER_SCHEMES = ("Basic bWluZQ==", "Digest a=1", "Bearers mine", "Token mine", "
 
 
 def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a request is not managed: no token is asked for, nothing is added, and its 401 is the caller's.
+    """Such a request is not managed: no token is fetched, nothing is added, and its 401 is the caller's.
 
     It is counted, and logged: the first one so that it shows.
     """
@@ -106,7 +106,7 @@ def test_rule_14_fields_that_occur_twice_are_replaced_by_one(world: World) -> No
     [call] = world.emulator.journal.select("call")
     assert call.headers["x-tag"] == "1, 2"
     assert "," not in call.headers["authorization"] + call.headers["x-session-id"]
-    assert not leaked(world.emulator.service.secrets(), told(outcome))
+    assert not leaked(world.emulator.service.secrets(), outcome_texts(outcome))
 
 
 @pytest.mark.parametrize("kind", [Urllib3, Httpx], ids=lambda kind: kind.name)  # the others reject bytes

@@ -54,7 +54,7 @@ from pay88_adapters.testing import (
 )
 from support.authority import new_authority
 from support.http2 import Http2Server
-from support.leaks import Eavesdropper, confessed, leaked, shown, told
+from support.leaks import RootLogCapture, error_texts, leaked, outcome_texts, shown
 from support.proxies import Proxy
 from support.security import (
     Scene,
@@ -299,7 +299,7 @@ def test_rule_15_no_secret_is_printed(
         client.loop.set_debug(True)
         client.loop.slow_callback_duration = 0
     scene = Scene(world, client)
-    with Eavesdropper("pay88-emulator") as overheard:
+    with RootLogCapture("pay88-emulator") as overheard:
         SITUATIONS[situation](scene)
     manager = scene.client.manager
     things = [
@@ -312,7 +312,7 @@ def test_rule_15_no_secret_is_printed(
     ]
     texts = [*overheard.lines, *capfd.readouterr()]
     for outcome in scene.outcomes:
-        texts += told(outcome)
+        texts += outcome_texts(outcome)
     for thing in things:
         texts += shown(thing)
     assert scene.outcomes
@@ -391,7 +391,7 @@ def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
             try:
                 texts = list(shown(copied(thing)))
             except TypeError as error:
-                texts = list(confessed(error))
+                texts = list(error_texts(error))
             assert not leaked(world.emulator.service.secrets(), texts)
 
 
@@ -427,10 +427,10 @@ def test_rule_15_the_search_finds_what_it_looks_for(world: World) -> None:
 
     with pytest.raises(ValueError, match="outer") as caught:
         fail_twice()
-    assert leaked([secret], confessed(caught.value))
+    assert leaked([secret], error_texts(caught.value))
     assert isinstance(reply, Reply)
     reply.raw.custom = secret
-    assert leaked([secret], told(reply))
+    assert leaked([secret], outcome_texts(reply))
 
 
 def over_threads(
@@ -466,7 +466,7 @@ def test_rule_15_http2_prints_no_secret(runtime: str) -> None:
     clock = ManualClock()
     service = Service(api_key=f"sk_test_{secrets.token_hex(16)}", token_limits=(), call_limits=())
     calls: list[dict[str, Any]] = [{"headers": {f"x-filler-{n}": "x" * 1000}} for n in range(20)]
-    with Http2Server(service, clock, serving) as server, Eavesdropper(Http2Server.THREAD) as overheard:
+    with Http2Server(service, clock, serving) as server, RootLogCapture(Http2Server.THREAD) as overheard:
         manager = TokenManager(
             Credentials(service.api_key, service.merchant_id),
             base_url=server.url,

@@ -79,13 +79,13 @@ def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
 
 
 def test_rule_03_a_cold_start_asks_once(world: World) -> None:
-    """However many calls start at once, one token request is sent."""
+    """However many concurrent requests start, one token request is sent."""
     assert all(ok(reply) for reply in world.client().gather(100, "POST", world.url))
     assert world.emulator.journal.token_requests == 1
 
 
 def test_rule_03_all_stacks_share_one_flight(make_world: Callable[..., World], kind: type[Stack]) -> None:
-    """A cold start of every stack at once through one manager sends one token request."""
+    """A concurrent cold start of every stack through one manager sends one token request."""
     world = make_world()
     clients = [each(world.manager, Options()) for each in STACKS]
     with ThreadPoolExecutor(len(clients)) as pool:
@@ -129,13 +129,13 @@ def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(world: Worl
 
 
 def test_rule_06_a_call_waits_for_a_short_bar_and_not_for_a_long_one(world: World) -> None:
-    """With no token at all a call waits for a bar that lifts within ``max_wait``, and else fails at once."""
+    """With no token at all a request waits for a cooldown that ends within ``max_wait``, and else fails fast."""
     client = world.client()
     world.emulator.faults.add(TooMany(retry_after=10), on="token")
     assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url)))
     world.emulator.faults.add(TooMany(retry_after=30), on="token")
     world.clock.advance(60)
-    error = client.attempt("POST", world.url)  # the clock stands still: it cannot have waited
+    error = client.attempt("POST", world.url)  # the clock has not moved: it cannot have waited
     assert isinstance(error, TokenRateLimited)
     assert error.retry_after == pytest.approx(30)
 
@@ -237,7 +237,7 @@ def test_rule_08_rejections_in_a_row_stop_costing_tokens(world: World) -> None:
 
 
 def test_rule_09_rejected_credentials_are_not_tried_again_for_a_while(world: World) -> None:
-    """One request; then calls fail at once until the cool-down has passed."""
+    """One token request; then requests fail fast until the cooldown has ended."""
     world.emulator.service.reject_credentials(world.emulator.api_key)
     client = world.client()
     for _ in range(3):
@@ -311,7 +311,7 @@ def test_rule_11_a_transient_failure_is_tried_again(world: World, fault: Any) ->
 
 @pytest.mark.parametrize("fault", RETRIED, ids=repr)
 def test_rule_11_an_outage_fails_fast_and_is_probed_once(world: World, fault: Any) -> None:
-    """After three attempts calls fail at once; then one probe; then, when it is over, all is well."""
+    """After three attempts requests fail fast; then one trial request; after the outage all requests succeed."""
     rule = world.emulator.faults.add(fault, on="token", times=None)
     client = world.client()
     error = world.as_time_passes(lambda: client.attempt("POST", world.url), step=0.05)
@@ -332,7 +332,7 @@ def test_rule_11_an_outage_fails_fast_and_is_probed_once(world: World, fault: An
 
 @pytest.mark.parametrize("fault", [Redirect("/elsewhere"), Status(404), Status(400), Status(204)], ids=repr)
 def test_rule_11_a_response_that_is_not_88pays_is_not_tried_again(world: World, fault: Any) -> None:
-    """It is an error at once, and says that repeating it does not help."""
+    """It is an error immediately, which is not retryable."""
     world.emulator.faults.add(fault, on="token", times=None)
     error = world.client().attempt("POST", world.url)
     assert isinstance(error, TokenEndpointUnavailable)
@@ -405,7 +405,7 @@ def test_rule_12_a_number_may_come_as_a_string(world: World) -> None:
 
 @pytest.mark.parametrize("expires_in", [0.001, 1, 2])
 def test_rule_12_a_token_about_to_expire_causes_no_loop(world: World, expires_in: float) -> None:
-    """Each call asks at most once per attempt, and the budget holds."""
+    """Each request fetches at most one token per attempt, and the budget holds."""
     world.emulator.faults.add(_token(expires_in=expires_in), on="token", times=None)
     client = world.client()
     for _ in range(5):
@@ -414,7 +414,7 @@ def test_rule_12_a_token_about_to_expire_causes_no_loop(world: World, expires_in
 
 
 def test_rule_16_a_caller_that_is_cancelled_wastes_nothing(world: World) -> None:
-    """The call that started the fetch is cancelled; the fetch continues, and everybody else is served by it."""
+    """The request that started the fetch is cancelled; the fetch continues, and all other requests get its token."""
     leader, followers = world.client(), world.client()
     with world.emulator.hold("token") as held, ThreadPoolExecutor(1) as pool:
         cancel = leader.start("POST", world.url)
@@ -430,7 +430,7 @@ def test_rule_16_a_caller_that_is_cancelled_wastes_nothing(world: World) -> None
 
 
 def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
-    """With a token endpoint that does not answer, the caller gets an error in time; the fetch continues."""
+    """If the token endpoint does not respond, the caller gets an error in time; the fetch continues."""
     manager = world.new_manager(max_wait=2)
     client = world.client(manager)
     began = world.clock.now()
@@ -452,7 +452,7 @@ def test_rule_16_slow_answers_delay_and_do_not_multiply(world: World) -> None:
 
 
 def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> None:
-    """The callable is asked at each fetch, no call is dropped, and the old token serves until then."""
+    """The provider is called for each fetch, no request is dropped, and the old token serves until then."""
     service = world.emulator.service
     current = [world.credentials]
     asked = []
@@ -477,7 +477,7 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
 
 
 def test_rule_19_the_callable_may_be_async(world: World) -> None:
-    """An async callable works under sync and async stacks alike."""
+    """An async provider works under sync and async stacks alike."""
 
     async def credentials() -> Credentials:
         return world.credentials
@@ -505,7 +505,7 @@ def test_rule_19_a_callable_that_raises_fails_the_call_with_its_error_as_cause(w
 
 
 def test_the_budget_error_says_how_long(world: World) -> None:
-    """With the budget spent and no token left, the call fails at once and says when to come back."""
+    """With the budget exhausted and no token left, the request fails fast and the error has ``retry_after``."""
     manager = world.new_manager(limits=("1/minute",))
     client = world.client(manager)
     world.emulator.faults.add(Headers({}), on="token")

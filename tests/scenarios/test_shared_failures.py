@@ -1,4 +1,4 @@
-"""Rules 15 and 17: many requests that fail with one exception object end as without the adapter, and tell nothing."""
+"""Rules 15 and 17: requests that fail with one exception object end as without the adapter, and reveal nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.testing import ManualClock, ResetAfterRead, Service
 from support.authority import new_authority
 from support.http2 import End, Http2Server, go_away, reset, say_nothing
-from support.leaks import confessed, leaked
+from support.leaks import error_texts, leaked
 from support.stacks import (
     Aiohttp,
     AsyncStack,
@@ -50,7 +50,7 @@ def nothing(client: AsyncStack, url: str) -> None:
 
 
 def breaks_while_sending(client: AsyncStack, url: str) -> None:
-    """Let the connection break while it sends header blocks, which are in local variables then."""
+    """Break the connection while it sends header blocks, which are in local variables then."""
     assert not isinstance(client.attempt("POST", url), Exception)
     core = httpcore if client.adapter.__name__.endswith("httpx") else httpcore2
     transport = client.client._transport  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ class Printer:
 
 
 def crowd(client: AsyncStack, url: str, printer: Printer | None) -> list[Outcome]:
-    """Send requests at once; print what each raises at once, while others are still under way, and when all are done.
+    """Send concurrent requests; print each error immediately, while others are still in progress, and after all ended.
 
     Fails where one of them does not end, which nothing can be done about.
     """
@@ -103,7 +103,7 @@ def crowd(client: AsyncStack, url: str, printer: Printer | None) -> list[Outcome
     assert not job.is_alive(), "some requests hang"
     for outcome in outcomes:
         if printer and isinstance(outcome, Exception):
-            printer.texts.extend(confessed(outcome))
+            printer.texts.extend(error_texts(outcome))
     return outcomes
 
 
@@ -117,7 +117,7 @@ def summary(outcomes: list[Outcome]) -> Counter[str]:
 def test_rules_15_and_17_a_crowd_on_a_connection_that_breaks_ends_as_without_us(
     kind: type[AsyncStack], situation: str
 ) -> None:
-    """All at once, with what the plain client raises, and without a secret in any traceback at any time."""
+    """Concurrently, with the errors of the plain client, and without a secret in any traceback at any time."""
     end, prepare, timeout = SITUATIONS[situation]
     authority = new_authority()
     serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -156,7 +156,7 @@ class Connection:
         self._library = library
 
     async def send(self, request: Any) -> Any:
-        """Answer token requests; fail to send others, the second one of which waits while it cleans up."""
+        """Respond to token requests; fail to send others, the second one of which waits while it cleans up."""
         if request.url.path.endswith("/auth/token"):
             return self._library.Response(
                 200, json={"data": {"access_token": ACCESS, "session_id": SESSION, "expires_in": 60}}
@@ -213,13 +213,13 @@ def test_rule_15_a_cause_that_fails_another_request_later_tells_nothing_of_it(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(job)
                 await connection.closing.wait()
-                assert leaked([SESSION], confessed(connection.error)), "what is still under way is not ours to redact"
-                texts.extend(confessed(first))
+                assert leaked([SESSION], error_texts(connection.error)), "what is still under way is not ours to redact"
+                texts.extend(error_texts(first))
                 connection.closed.set()
             assert second == [connection.error], "the very object"
         assert type(first.__cause__) is type(first.__context__) is OSError
         assert first.__cause__ is first.__context__
-        texts.extend([*confessed(first), *confessed(connection.error)])
+        texts.extend([*error_texts(first), *error_texts(connection.error)])
 
     texts: list[str] = []
     anyio.run(main, backend=runtime)

@@ -1,4 +1,4 @@
-"""Fleets in which things go wrong, for hours of simulated time (rules 1 to 12, 16, 19 and 24).
+"""Simulated hosts and processes with failures, for hours of simulated time (rules 1 to 12, 16, 19 and 24).
 
 What holds is judged from what the service received, in :mod:`simulation`. A failure is shrunk to few faults and printed
 with what shows it again.
@@ -34,7 +34,7 @@ def check(scenario: Scenario) -> Outcome:
 
 
 def check_many(seeds: Iterable[int], hours: float, report: Report) -> None:
-    """Let scenarios of these seeds happen until there are enough hours, and say what went wrong in them."""
+    """Run scenarios of these seeds until there are enough hours, and return the violations."""
     began_at = time.perf_counter()
     injected, done, calls, failed, requests, first = Counter[str](), 0.0, 0, 0, 0, None
     for seed in seeds:
@@ -112,7 +112,7 @@ def test_what_fails_is_shrunk_to_what_matters() -> None:
 
 
 def test_rule_10_a_429_holds_for_a_key_that_comes_meanwhile() -> None:
-    """The new key shares no record with the old one: the store alone can tell a process that starts with it."""
+    """The new key shares no record with the old one: a new process with it can only get the cooldown from the store."""
     faults = (Fault(300, "limited", amount=400), Fault(350, "rotation", how="dies"), Fault(360, "crash", 5, 1))
     outcome = check(Scenario(1, 3, 0.3, 1.0, faults=faults))
     assert outcome.injected == {"limited": 1, "rotation": 1, "crash": 1}
@@ -153,7 +153,7 @@ def figures(outcome: Outcome, since: float = 0.0) -> str:
 def test_rule_24_an_hour_without_the_store(members: int, idle: int, before: float, report: Report) -> None:
     """However many processes the store knew, however many of them were idle before: one budget for all of them.
 
-    Those that were idle come back as the store goes: they are replanned to call like the others.
+    Idle processes become active as the store fails: they are replanned to call like the others.
     """
     gap = 2.0 if members < 64 else 120.0 if members < 1_000 else 300.0
     wakes = Fault(before, "awake")
@@ -201,7 +201,7 @@ def test_rule_24_a_denial_lasts_no_longer_than_what_was_set_aside() -> None:
 
 @pytest.mark.deep
 def test_rule_24_processes_that_are_replaced_without_the_store(report: Report) -> None:
-    """Their successors know nothing but what their hosts' files hold: it keeps all of them within the budget."""
+    """Their successors only have what is in their hosts' files: it keeps all of them within the budget."""
     deploy = Fault(HOUR + 1_800, "deploy", how="10/minute;100/hour")
     outcome = check(Scenario(1, 8, 2.5, 2.0, hosts=2, fallback=True, faults=(store_down(1.5, HOUR), deploy)))
     assert largest_window(outcome.sent(), HOUR) <= 100
@@ -243,7 +243,7 @@ def test_rule_05_a_failover_loses_the_last_second(seed: int) -> None:
 
 @pytest.mark.deep
 def test_rule_05_failovers_at_hundreds_of_moments(report: Report) -> None:
-    """What one process used in the second that was lost, another one that asks before it cannot know.
+    """The units of one process in the lost second are unknown to another one that acquires a unit before it.
 
     So at worst one fetch with its retries comes on top, and seldom: mostly there is room for that.
     """

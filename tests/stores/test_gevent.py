@@ -69,7 +69,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("when", ["before", "after", "after use"])
 def test_rule_17_greenlets_wait_no_longer_than_the_store_takes(when: str, store: str) -> None:
-    """One token request for all, in a fraction of the time that a store that hangs is given; the hub goes on."""
+    """One token request for all, in a fraction of the timeout of a hanging store; the hub continues."""
     with Emulator() as emulator:
         command = [sys.executable, "-c", PROGRAM, when, emulator.url, emulator.api_key, emulator.merchant_id, store]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

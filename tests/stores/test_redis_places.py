@@ -17,7 +17,7 @@ from pay88_adapters import ConfigurationError
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores.redis import redis_store
 from support.authority import new_authority
-from support.leaks import confessed, leaked
+from support.leaks import error_texts, leaked
 from support.proxies import Relay
 from support.redis_stores import MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
 from support.servers import Valkey, free_port, serve_all_slots
@@ -50,7 +50,7 @@ def test_a_unix_socket(own: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("login", ["", PASSWORD])
 def test_a_cluster(tmp_path: Path, login: str) -> None:
-    """Every operation, on keys that share a slot; it comes back after a hang, a restart, and in another place."""
+    """Every operation, on keys that share a slot; it recovers after a hang, a restart, and at another address."""
     options = {"cluster_enabled": "yes", **({"requirepass": login} if login else {})}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -121,7 +121,7 @@ def test_tls(own: Any, tmp_path: Path) -> None:
 
 
 def try_out(url: str, *, works: bool) -> None:
-    """Ask a store that is gone afterwards, and its connections with it."""
+    """Use a store that is closed afterwards, with its connections."""
     for ask in operations(redis_store(url, Clock()))[::3]:
         if works:
             ask()
@@ -173,7 +173,7 @@ def test_a_url_that_cannot_work_is_rejected_without_its_password(url: str) -> No
     error: BaseException = raised.value
     for _ in range(1):  # past the frame of this test
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-    assert not leaked([PASSWORD], confessed(raised.value))
+    assert not leaked([PASSWORD], error_texts(raised.value))
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_rule_05_a_reboot_seems_to_be_in_the_future(store: SqliteStore, path: Pa
 
 
 def test_rule_05_a_clock_that_went_back_is_another_boots(store: SqliteStore, path: Path, clock: ManualClock) -> None:
-    """Where nothing else tells boots apart."""
+    """Where no boot id is available."""
     version = publish(store)
     take(store)
     later = SqliteStore(str(path), ManualClock(start=clock.now() - 500))
@@ -220,7 +220,7 @@ PRAGMA user_version = 1
 
 
 def test_rule_05_a_file_of_the_first_format_is_converted(store: SqliteStore, path: Path, clock: ManualClock) -> None:
-    """Its history a limit becomes one a merchant; fences go on from where they were, and the token is fetched anew."""
+    """Its histories per limit become one per merchant; fencing tokens continue, and the token is fetched again."""
     take(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone()

@@ -66,7 +66,7 @@ def take_one(volume: Path) -> int:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_users_of_one_group_share_a_file(volume: Path) -> None:
     """Whichever user created it and its journal, and whatever the umask; no other user can read them."""
-    take_one(volume)  # imports what nobody else may be able to read
+    take_one(volume)  # its imports may be unreadable for other users
     for made in volume.iterdir():
         made.unlink()
     for turn, user in enumerate((1_001, 1_002, 1_001), 1):
@@ -112,7 +112,7 @@ def test_rule_15_a_file_of_another_group_is_rejected(volume: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "said"), [(0o2777, "world-writable"), (0o775, "chmod 2770")])
 def test_rule_15_a_directory_that_is_no_groups_is_rejected(volume: Path, mode: int, said: str) -> None:
-    """Everybody's, and one whose files are of their makers' groups."""
+    """A world-writable one, and one whose files belong to the groups of their makers."""
     volume.chmod(mode)
     with pytest.raises(ConfigurationError, match=said):
         store_at(volume)

@@ -1,4 +1,4 @@
-"""A SQLite store that many processes want at once, or that one holds and is frozen or killed."""
+"""A SQLite store with many concurrent processes, or with one that is frozen or killed while it holds the lock."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def state_of(pid: int) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nobody tells what a process does")
 def test_rule_24_a_process_that_is_frozen_in_a_transaction(path: Path) -> None:
-    """The others fail in time, all of them; when it goes on, what it took counts, and so does theirs."""
+    """The other processes fail in time, all of them; when it continues, its units count, and so do theirs."""
     store = SqliteStore(str(path), Clock())
     store.budget.acquire_all([WINDOW])
     with process(lambda: SqliteStore(str(path), Stopped(signal.SIGSTOP)).budget.acquire_all([WINDOW])) as frozen:
@@ -103,7 +103,7 @@ def test_rule_24_a_process_that_is_frozen_in_a_transaction(path: Path) -> None:
 
 
 def test_rule_24_a_process_that_is_killed_in_a_transaction(path: Path) -> None:
-    """Nobody waits for it, and nothing of it is left."""
+    """The other processes do not wait for it, and nothing of its transaction remains."""
     store = SqliteStore(str(path), Clock())
     store.budget.acquire_all([WINDOW])
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_rule_17_a_child_does_not_keep_its_parents_place(path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_rule_04_200_processes_start_at_once(path: Path) -> None:
-    """One token request in all, nobody fails, and nobody goes on alone."""
+    """One token request in all, no failure, and no process in degraded mode."""
     policy = TokenPolicy(fetch_timeout=30, max_wait=100)
     said_from, say = os.pipe()
     wait_for_start, starts = os.pipe()
@@ -174,7 +174,7 @@ def test_rule_04_200_processes_start_at_once(path: Path) -> None:
             os.write(say, b"e")
         else:
             os.write(say, b"d" if manager.stats().store_degraded else b"t")
-        os.read(wait_for_end, 1)  # whoever fetched has yet to publish
+        os.read(wait_for_end, 1)  # the process that fetched has yet to publish
 
     def answers() -> str:
         said = ""

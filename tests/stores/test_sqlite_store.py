@@ -91,7 +91,7 @@ def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
     modes: list[int] = []
 
     class Spy(ManualClock):
-        """Looks at the files whenever the store asks for the time, in the middle of a transaction."""
+        """Reads the files whenever the store reads the time, in the middle of a transaction."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -115,7 +115,7 @@ def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
 @posix
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610])
 def test_rule_15_a_file_that_others_can_use_is_rejected(path: Path, clock: ManualClock, mode: int) -> None:
-    """When the store is made, and later, too; then it comes back by itself."""
+    """When the store is created, and also later; then it recovers automatically."""
     store = SqliteStore(str(path), clock)
     publish(store)
     path.chmod(mode)
@@ -131,7 +131,7 @@ def test_rule_15_a_file_that_others_can_use_is_rejected(path: Path, clock: Manua
 def test_rule_15_a_directory_that_everybody_can_write_to_is_rejected(path: Path, mode: int) -> None:
     """Others could put a journal there; the sticky bit does not help against that."""
     path.parent.chmod(mode)
-    with pytest.raises(ConfigurationError, match="directory of your own"):
+    with pytest.raises(ConfigurationError, match="directory of this user"):
         SqliteStore(str(path), Clock())
     path.parent.chmod(0o700)
     SqliteStore(str(path), Clock())
@@ -146,7 +146,7 @@ def test_rule_15_somebody_elses_file_is_rejected(path: Path) -> None:
     link = path.with_name("link.db")
     link.symlink_to(path)
     for each in (path, link):
-        with pytest.raises(ConfigurationError, match="somebody else"):
+        with pytest.raises(ConfigurationError, match="another user"):
             SqliteStore(str(each), Clock())
 
 
@@ -175,7 +175,7 @@ def test_rule_15_a_link_put_in_the_files_place_is_not_followed(store: SqliteStor
 
 @pytest.mark.parametrize("place", ["missing/store.db", "file/store.db", "directory"])
 def test_rule_04_where_no_file_can_be_is_rejected(tmp_path: Path, place: str) -> None:
-    """No directory, a file in its place, or a directory in the file's."""
+    """No directory, a file instead of it, or a directory instead of the file."""
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     with pytest.raises(ConfigurationError):
@@ -199,7 +199,7 @@ def test_rule_24_a_deleted_file_is_made_anew(store: SqliteStore, path: Path, clo
 def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
     store: SqliteStore, path: Path, clock: ManualClock
 ) -> None:
-    """Who knows the record that was lost is told of the one that came after it, and cannot publish into a new file."""
+    """A process with the lost record gets the next one, and cannot publish into a new file."""
     first = publish(store)
     clock.advance(1)
     path.unlink()
@@ -275,7 +275,7 @@ def test_rule_24_garbage_fails_until_it_is_removed(store: SqliteStore, path: Pat
 
 
 def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: ManualClock) -> None:
-    """It answers rightly or says that it cannot, and never anything else."""
+    """It returns a right result or raises a StoreError, and never anything else."""
     publish(store)
     for _ in range(5):
         take(store)
@@ -361,12 +361,12 @@ def test_rule_24_a_directory_that_is_gone(store: SqliteStore, path: Path) -> Non
 
 @pytest.fixture
 def bound_by_permissions() -> Iterator[Path]:
-    """A directory of a user whom permissions bind: where root runs the tests, another client for a while."""
+    """A directory of a user with limited permissions: where root runs the tests, another user in the block."""
     with TemporaryDirectory() as name:
         if os.geteuid() != 0:
             yield Path(name)
             return
-        take(SqliteStore(f"{name}/other.db", ManualClock()))  # imports what nobody else may be able to read
+        take(SqliteStore(f"{name}/other.db", ManualClock()))  # its imports may be unreadable for other users
         os.chown(name, NOBODY, NOBODY)
         os.seteuid(NOBODY)
         try:
@@ -406,7 +406,7 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
 def test_rule_24_a_lock_that_another_process_holds(store: SqliteStore, path: Path, begin: str) -> None:
-    """The store says so within seconds, to several threads, too, and comes back with the lock."""
+    """The store raises an error within seconds, in several threads, too, and recovers with the end of the lock."""
     publish(store)
     with child(LOCK, path, begin) as holder:
         assert line(holder) == "locked"
@@ -423,7 +423,7 @@ def test_rule_24_a_lock_that_another_process_holds(store: SqliteStore, path: Pat
 
 
 def test_rule_24_a_reader_cannot_stop_it_for_ever(store: SqliteStore, path: Path) -> None:
-    """One who reads in the middle of nowhere holds up everybody: an error, and nothing was taken."""
+    """A long read in another process blocks all writers: an error, and no unit was acquired."""
     take(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN")

@@ -91,7 +91,7 @@ def test_rule_05_several_entries_go_in_together_or_not_at_all(scene: Scene) -> N
 
 
 def test_rule_05_a_limit_of_nothing_grants_nothing(scene: Scene) -> None:
-    """Whatever else is asked for costs nothing."""
+    """A rejected claim costs nothing."""
     budget, nothing, plenty = scene.store.budget, Window("nothing", 0, scene.unit), Window("plenty", 9, scene.unit)
     assert budget.acquire_all([plenty, nothing]).wait == scene.unit
     assert list(budget.ages(plenty)) == []
@@ -228,7 +228,7 @@ def test_rule_05_entries_are_a_set(scene: Scene) -> None:
 
 
 def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: Scene) -> None:
-    """Until it ends, or earlier for whoever waits less; the longer one stays; entries that are known are taken."""
+    """Until it ends, or earlier for a claim with a lower cap; the longer one stays; known entries are added."""
     budget, unit = scene.store.budget, scene.unit
     claim = Claim([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
     assert budget.cooldown("key") is None
@@ -253,7 +253,7 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
 
 
 def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scene) -> None:
-    """However they come and go: at each moment, and in the end each of those who ask has one in as many."""
+    """With any changes of members: at each moment, and in the end each active one has an equal part."""
     told: dict[str, int] = {}
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
@@ -354,7 +354,7 @@ def named(prefix: str, windows: Sequence[Window]) -> list[Window]:
 @given(steps=st.lists(STEPS, min_size=1, max_size=40))
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rule_04_every_store_answers_as_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
-    """Side by side on one clock: the same steps, equal answers."""
+    """Side by side on one clock: the same steps, equal results."""
     clock = getattr(exact, "clock", None)
     assert isinstance(clock, ManualClock)
     memory, prefix = MemoryStore(clock.now), f"{uuid.uuid4()}/"

@@ -1,4 +1,4 @@
-"""What every store promises, and that all of them give the same answers."""
+"""The contract of every store, with the same results in all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_rule_04_everybody_else_is_told_how_long_the_lease_runs(scene: Scene) ->
 
 
 def test_rule_04_the_owner_gets_its_lease_again_under_a_new_fence(scene: Scene) -> None:
-    """For as long as it asks for now; the old fence may still publish first."""
+    """For the new duration; the old fencing token may still publish first."""
     first = scene.store.try_acquire_lease("key", owner="a", known=0, lease=2 * scene.unit).fencing_token
     second = scene.store.try_acquire_lease("key", owner="a", known=0, lease=20 * scene.unit).fencing_token
     assert first is not None
@@ -47,7 +47,7 @@ def test_rule_04_the_owner_gets_its_lease_again_under_a_new_fence(scene: Scene) 
 
 
 def test_rule_04_a_lease_that_ran_out_goes_to_the_next(scene: Scene) -> None:
-    """Under a newer fence, while its old owner is told to wait."""
+    """Under a newer fencing token, while its old owner has to wait."""
     first = scene.store.try_acquire_lease("key", owner="a", known=0, lease=scene.unit).fencing_token
     scene.advance(1.1 * scene.unit)
     second = scene.store.try_acquire_lease("key", owner="b", known=0, lease=10 * scene.unit).fencing_token
@@ -88,7 +88,7 @@ def test_looking_shows_the_record_and_the_lease(scene: Scene) -> None:
 
 
 def test_looking_takes_nothing(scene: Scene) -> None:
-    """However often a caller looks, the next to ask leads as if nobody had, and so does the budget."""
+    """Any number of reads changes nothing: the next lease attempt succeeds, and the budget is the same."""
     for _ in range(3):
         assert scene.store.peek("key") == StoreView()
     fencing_token = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
@@ -294,7 +294,7 @@ def publish_as(scene: Scene, *, owner: str, content: str) -> int:
 
 @pytest.mark.parametrize("fencing_token", [0, -1, 1, 2, 1_000])
 def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene, fencing_token: int) -> None:
-    """A store that was emptied knows no fence of its former life; leases stay as they are."""
+    """An emptied store has no fencing token from before; leases stay unchanged."""
     assert not scene.store.publish("unseen", fencing_token=fencing_token, content="a token", keep=100 * scene.unit)
     given = scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit).fencing_token
     assert given is not None

@@ -1,4 +1,4 @@
-"""A storm over real sockets: every stack at once, whatever can go wrong, and a judge on the server's side."""
+"""A chaos test over real sockets: all stacks concurrently, with every fault, and checks on the server's side."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import threading
 import time
 import traceback
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,14 +37,12 @@ from pay88_adapters.testing import (
     Body,
     Drip,
     Emulator,
-    Entry,
     Fault,
     Garbage,
     Headers,
     Hold,
     HugeBody,
     Latency,
-    Received,
     Redirect,
     RefuseToken,
     ResetAfterRead,
@@ -53,7 +51,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.leaks import Eavesdropper, confessed, told
+from support.leaks import RootLogCapture, error_texts, outcome_texts
 from support.stacks import STACKS, AsyncioStack, AsyncStack, HttpxTrio, Options, Reply, Stack
 
 MERCHANT = "MCH-COL-TEST-CHAOS"
@@ -61,7 +59,7 @@ LIFETIME, FETCH_TIMEOUT = 60.0, 5.0  # seconds of the service
 LONGEST_CALL = 30.0  # real seconds, for calls whose every phase may take TIMEOUT
 TIMEOUT = 2.0
 RECOVERY = 150.0  # seconds of the service: the longest bar there can be, then the longest wait for a fetch
-SCHEDULING = 0.03  # real seconds that threads wait for their turn, besides what the pulse shows
+SCHEDULING = 0.03  # real seconds of scheduling delay of threads, besides what the pulse shows
 PULSE = 0.05  # real seconds
 PIECE = 16  # characters of a secret
 SAMPLES = 4  # of each kind of outcome are searched for secrets
@@ -81,7 +79,7 @@ CLOSED = (RuntimeError, OSError, asyncio.CancelledError, concurrent.futures.Canc
 
 @dataclass(frozen=True)
 class Scale:
-    """How fast the service's time passes, and for how many real seconds the storm lasts."""
+    """The speed-up factor of the service's clock, and the duration of the chaos test in real seconds."""
 
     speed: float
     seconds: float
@@ -89,7 +87,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Call:
-    """One call, told from all others by its number in the query."""
+    """One request, identified by a number in its query."""
 
     method: str
     path: str
@@ -133,17 +131,17 @@ def _of_aiohttp(outcome: object) -> bool:
     return last.filename.endswith("aiohttp/client_reqrep.py") and last.name == "start"
 
 
-class Log(Eavesdropper):
+class Log(RootLogCapture):
     """Keeps each line once, and nothing that a record refers to.
 
-    Nobody else listens in the meantime: it would be hundreds of thousands of lines.
+    The log has no other handler in the meantime: it would be hundreds of thousands of lines.
     """
 
     def __init__(self, *but: str) -> None:
         super().__init__(*but)
         self.seen: set[str] = set()
 
-    def __enter__(self) -> Eavesdropper:
+    def __enter__(self) -> RootLogCapture:
         root = logging.getLogger()
         self._others, root.handlers[:] = root.handlers[:], []
         return super().__enter__()
@@ -178,9 +176,9 @@ class Storm:
         self.began: dict[str, float] = {}
         """When each call began, by its number: what it waited for on its way is no fault of the manager's."""
         self.disturbed: list[tuple[float, float]] = []
-        """When answers could get lost on their way: connections were dropped, clients closed."""
+        """When responses could get lost: connections were dropped, clients closed."""
         self.retry_after = self.rng("retry-after").randint(20, 60)
-        """One for the whole storm: the journal does not keep what was answered."""
+        """One for the whole chaos test: the journal does not keep responses."""
         self._numbers = itertools.count(1)
         self._sampled: Counter[object] = Counter()
         self._over = threading.Event()
@@ -195,13 +193,13 @@ class Storm:
         self._credentials = Credentials(key, MERCHANT)
 
     def rng(self, name: str) -> random.Random:
-        """Return the chance of one part of the storm."""
+        """Return the random numbers of one part of the chaos test."""
         return random.Random(f"{self.seed} {name}")
 
     # The whole of it
 
     def run(self) -> None:
-        """Let it happen, wait until all is well again, and see that nothing is left over."""
+        """Run it, wait until all requests succeed again, and check that nothing remains."""
         threads, files = threading.active_count(), _open_files()
         self._pass_over()
         # The manager's own connections go with it.
@@ -325,7 +323,7 @@ class Storm:
             self._sampled[client.name, what] += 1
             sampled = self._sampled[client.name, what] <= SAMPLES
         if sampled and outcome is not None:
-            self.texts.update(told(outcome))
+            self.texts.update(outcome_texts(outcome))
         if took > LONGEST_CALL:
             self.complain(f"{client.name}: {call} took {took:.1f} s")
         if isinstance(outcome, Pay88Error):
@@ -348,7 +346,7 @@ class Storm:
                 try:
                     token = self.manager.get_token(min_validity=rng.choice((0, 0, 0, 20)))
                 except Pay88Error as exc:
-                    self.texts.update(confessed(exc))
+                    self.texts.update(error_texts(exc))
                     continue
                 url = f"{self.emulator.url}/api/echo?call={self._number()}"
                 with suppress(urllib3.exceptions.HTTPError):
@@ -505,7 +503,7 @@ class Storm:
             service.reject_credentials(old.api_key)
             self._pass(gap)
         self._credentials = new
-        self._pass(2)  # for whoever has asked already
+        self._pass(2)  # for requests that wait already
         service.reject_credentials(old.api_key)
 
     def _new_key(self, name: str) -> str:
@@ -520,7 +518,7 @@ class Storm:
         self._sealed = True
 
     def _spoil_a_node(self, of: int) -> None:
-        # Which one answers is a matter of the connection.
+        # The connection decides which one responds.
         service = self.emulator.service
         service.refuse_where = lambda received, now: zlib.crc32(b"%d" % received.peer[1]) % of == 0
 
@@ -580,7 +578,7 @@ class Storm:
 
 
 def _open_files() -> Counter[str]:
-    """Return what files and sockets are open; none where nobody knows."""
+    """Return the open files and sockets; an empty result where the system does not report them."""
     found: Counter[str] = Counter()
     for each in Path("/proc/self/fd").glob("*"):
         with suppress(OSError):  # the one that lists them
@@ -603,195 +601,3 @@ def _token(value: str) -> bytes:
 
 def _digest(body: bytes) -> str:
     return f"&sha256={hashlib.sha256(body).hexdigest()}"
-
-
-# --- what the server saw ------------------------------------------------------------------------
-
-
-class Judge:
-    """Holds a storm against the rules, by the servers' journals alone."""
-
-    def __init__(self, storm: Storm) -> None:
-        self.storm = storm
-        self.journal, self.elsewhere = storm.emulator.journal, storm.elsewhere.journal
-        self.tokens = self.journal.select("token")
-        self.calls = self.journal.select("call")
-        self.secrets = storm.emulator.service.secrets()
-        pulses = [entry for entry in self.journal.select("other") if entry.path.startswith("/pulse")]
-        self.pulses = [(entry.at, entry.at - float(_query(entry, "at"))) for entry in pulses]
-        self.late = max((late for _, late in self.pulses), default=0.0)
-        """How late a request arrived at worst, in seconds of the service."""
-        self.by_call: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self.calls:
-            self.by_call[_query(entry, "call")].append(entry)
-
-    def complaints(self, *, timed: bool) -> list[str]:
-        """Return what was against the rules.
-
-        Args:
-            timed: Apply the checks that need a machine with nothing else to do, too: they conclude from the time
-                between two requests what their client knew.
-        """
-        checks = [
-            self._budget, self._ages, self._pairs, self._arrivals,
-            self._charges, self._bodies, self._origins, self._texts,
-        ]  # fmt: skip
-        if timed:
-            checks += [self._retry_after, self._single_flight]
-        return [*self.storm.complaints, *(f"{check.__name__}: {each}" for check in checks for each in check())]
-
-    def _slack(self, at: float) -> float:
-        """Return how late requests may have arrived about then, the clients' threads' waits included."""
-        speed = self.storm.scale.speed
-        near = [late for pulse, late in self.pulses if abs(pulse - at) <= speed]  # within a real second
-        return max(near, default=self.late) + SCHEDULING * speed
-
-    def _budget(self) -> Iterator[str]:
-        for seconds, most in ((60, 10), (3600, 100)):
-            if (seen := self.journal.max_in_window(seconds)) > most:
-                yield f"{seen} token requests in {seconds} s"
-        for entry in self.tokens:
-            if entry.status == 429 and "TooMany" not in (entry.fault or ""):
-                yield f"refused by the service itself: {entry}"
-
-    def _retry_after(self) -> Iterator[str]:
-        """None before it has passed, unless the 429 came too late for its client.
-
-        That it did not is certain where the same connection was used again, or the next request came
-        before the first could have timed out.
-        """
-        for place, entry in enumerate(self.tokens):
-            if not (entry.fault or "").endswith("TooMany"):
-                continue
-            slack = self._slack(entry.at)
-            until = entry.at + self.storm.retry_after - slack
-            for other in self.tokens[place + 1 :]:
-                if other.at >= until:
-                    break
-                in_flight = other.at < entry.at + slack
-                in_time = other.at < entry.at + FETCH_TIMEOUT - slack
-                if not in_flight and (in_time or self._heard(entry, other.at)):
-                    yield f"{entry} was followed by {other}"
-
-    def _heard(self, entry: Entry, before: float) -> bool:
-        return any(each.peer == entry.peer and entry.at < each.at < before for each in self.journal)
-
-    def _single_flight(self) -> Iterator[str]:
-        """A token that arrived is used before another one is asked for."""
-        for entry, other in itertools.pairwise(self.tokens):
-            slack = self._slack(entry.at)
-            if entry.event != "issued" or entry.fault is not None or other.at > entry.at + FETCH_TIMEOUT - slack:
-                continue
-            used = any(call.serial == entry.serial and call.at <= other.at for call in self.calls)
-            lost = any(began <= other.at and entry.at - slack <= ended for began, ended in self.storm.disturbed)
-            if not used and not lost:
-                yield f"{entry} was followed by {other}"
-
-    def _ages(self) -> Iterator[str]:
-        for entry in self.calls:
-            if entry.serial is None:
-                yield f"an unknown token, or none: {entry}"
-            elif entry.age is not None and entry.age - (entry.at - self.storm.began[_query(entry, "call")]) > LIFETIME:
-                yield f"{entry.age:.1f} s old on arrival: {entry}"
-
-    def _pairs(self) -> Iterator[str]:
-        for this, that in (("authorization", "x-session-id"), ("x-session-id", "authorization")):
-            seen: dict[str, str] = {}
-            for entry in self.calls:
-                if seen.setdefault(entry.headers.get(this, ""), entry.headers.get(that, "")) != entry.headers.get(
-                    that, ""
-                ):
-                    yield f"{this} and {that} do not belong together: {entry}"
-
-    def _arrivals(self) -> Iterator[str]:
-        """A call arrives again once after a 401, and as its policy says after a 429, or where it does no harm twice.
-
-        A 401 that came when its client had given up is an attempt that failed.
-        """
-        patience = TIMEOUT * self.storm.scale.speed
-        for entries in self.by_call.values():
-            again = [first for first, _ in itertools.pairwise(entries)]
-            safe = entries[0].method == "GET" or "/api/balance" in entries[0].path
-            harmful = [entry for entry in again if entry.status not in (401, 429)]
-            refused = [entry for entry in again if entry.status == 401 and (entry.took or 0.0) < patience]
-            if (harmful and not safe) or len(refused) > 1 or len(again) - len(refused) >= ATTEMPTS:
-                yield f"sent again: {entries}"
-
-    def _charges(self) -> Iterator[str]:
-        booked = Counter(charge.body["reference"] for charge in self.storm.emulator.service.charges)
-        yield from (f"{reference} was booked {times} times" for reference, times in booked.items() if times > 1)
-
-    def _bodies(self) -> Iterator[str]:
-        for entry in self.calls:
-            digest = _query(entry, "sha256")
-            if digest and entry.executed and hashlib.sha256(entry.body).hexdigest() != digest:
-                yield f"not the body that was given: {entry}"
-
-    def _origins(self) -> Iterator[str]:
-        keys = _pieces(secret for secret in self.secrets if secret.startswith("sk_"))
-        others = _pieces(self.secrets) - keys
-        for entry in self.journal:
-            text = _written(entry)
-            if entry.kind != "token" and ("x-api-key" in entry.headers or _shows(text, keys)):
-                yield f"an API key in {entry}"
-            if entry.kind != "call" and _shows(text, others):
-                yield f"a token in {entry}"
-            if entry.kind == "token" and "cookie" in entry.headers:
-                yield f"a cookie in {entry}"
-        for entry in self.elsewhere:
-            named = {"x-session-id", "x-api-key", "authorization"} & entry.headers.keys()
-            if named or _shows(_written(entry), keys | others):
-                yield f"{named or 'a secret'} on another origin: {entry}"
-
-    def _texts(self) -> Iterator[str]:
-        pieces = _pieces(self.secrets)
-        found = [text for text in (*self.storm.texts, *self.storm.log.seen) if _shows(text, pieces)]
-        if found:
-            yield f"{len(found)} texts show secrets; one begins with {found[0][:20]!r}"
-
-    def figures(self) -> str:
-        """Return what happened, for people."""
-        storm = self.storm
-        entries = [*self.tokens, *self.calls]
-        faults = Counter(name for entry in entries if entry.fault for name in entry.fault.split("+"))
-        replays = sum(first.status == 401 for each in self.by_call.values() for first, _ in itertools.pairwise(each))
-        hours = (self.calls[-1].at - self.calls[0].at) / 3600 if self.calls else 0.0
-        lines = {
-            "seed": storm.seed,
-            "real seconds": f"{storm.scale.seconds:g} at speed {storm.scale.speed:g}",
-            "hours of the service": f"{hours:.2f}",
-            "calls made": storm.calls,
-            "calls arrived": len(self.calls),
-            "calls arrived elsewhere": len(self.elsewhere),
-            "charges booked": len(storm.emulator.service.charges),
-            "token requests": len(self.tokens),
-            "most in a minute, in an hour": (self.journal.max_in_window(60), self.journal.max_in_window(3600)),
-            "tokens issued": self.journal.issued,
-            "oldest token on arrival": f"{self.journal.oldest_token_age or 0:.1f} s",
-            "latest arrival": f"{self.late:.2f} s",
-            "recovery": f"{storm.recovery:.1f} s" if storm.recovery is not None else "never",
-            "calls answered 401": sum(entry.status == 401 for entry in self.calls),
-            "replays": replays,
-            "disturbances": len(storm.disturbed),
-            "faults on tokens": dict(Counter(each.fault for each in self.tokens if each.fault).most_common(8)),
-            "faults": dict(faults.most_common()),
-            "outcomes": dict(storm.outcomes.most_common()),
-        }
-        return "\n".join(f"  {name}: {value}" for name, value in lines.items())
-
-
-def _written(entry: Entry) -> str:
-    return "\n".join([*entry.headers.values(), entry.path, entry.body.decode("latin-1")])
-
-
-def _pieces(secrets: Iterable[str]) -> frozenset[str]:
-    """Cut secrets up: any piece gives one away, and a set of them is searched at once."""
-    return frozenset(each[at : at + PIECE] for each in secrets for at in range(0, len(each) - PIECE + 1, PIECE))
-
-
-def _shows(text: str, pieces: frozenset[str]) -> bool:
-    return any(text[at : at + PIECE] in pieces for at in range(len(text) - PIECE + 1))
-
-
-def _query(entry: Entry, name: str) -> str:
-    return Received(entry.method, entry.path).query.get(name, [""])[0]

@@ -29,13 +29,13 @@ _VARIABLES = (
     "NO_COLOR",
     "COLUMNS",
 )
-# Before click 8.2 a runner has to be told to keep the two apart.
+# Before click 8.2 a runner has to be configured to keep the two apart.
 _APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has come to its end."""
+    """A command that has ended."""
 
     code: int
     out: str

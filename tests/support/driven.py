@@ -68,7 +68,7 @@ class Driven:
         return self.machine.decide(now, known_failures=known, deadline=now + wait, **more)
 
     def lead(self, now: float) -> int:
-        """Ask; insist on a ticket."""
+        """Decide for a request that must start a fetch; return the ticket."""
         decision = self.ask(now)
         ticket = decision.ticket if isinstance(decision, Fetch) else getattr(decision, "refresh", None)
         assert ticket is not None, f"no fetch at {now}, but {decision}"
@@ -81,12 +81,12 @@ class Driven:
         return self.attempt(ticket, now, grant)
 
     def attempt(self, ticket: int, now: float, grant: AcquireResult = YES) -> bool:
-        """Ask the budget for one attempt."""
+        """Acquire a unit of the budget for one attempt."""
         self.extra = self.machine.uses_reserve(ticket, now)
         return self.machine.on_budget_result(ticket, grant, now, from_reserve=self.extra)
 
     def get(self, now: float, expires_in: float = 60.0, grant: AcquireResult = YES, name: str | None = None) -> Token:
-        """Fetch a token that comes at once."""
+        """Fetch a token that arrives immediately."""
         ticket = self.lead(now)
         assert self.send(ticket, now, grant)
         new = token(now, expires_in, name)

@@ -86,7 +86,7 @@ def scenario(*kinds: type[Stack], ours: bool = True) -> Callable[[Play], Play]:
 
 
 def shown(outcome: object) -> object:
-    """Return all that a caller sees of a reply or an error, in terms that can be compared."""
+    """Return all that a caller sees of a response or an error, in comparable form."""
     if isinstance(outcome, Exception):
         return type(outcome), re.sub(r"0x[0-9a-f]+", "0x…", str(outcome))
     raw: Any = outcome.raw if isinstance(outcome, Reply) else outcome
@@ -113,7 +113,7 @@ def shown(outcome: object) -> object:
 
 
 def name(thing: object) -> str:
-    """Return the name of a class, which a scenario may make anew each time."""
+    """Return the name of a class, which a scenario may create repeatedly."""
     return type(thing).__qualname__
 
 
@@ -149,7 +149,7 @@ def without_ours(seen: Seen) -> Seen:
 
 
 def manager_of(origin: Origin | None, retry: RetryPolicy | None = None) -> TokenManager:
-    """Return a manager for *origin*, or for one where nobody answers."""
+    """Return a manager for *origin*, or for one without a server."""
     if origin is None:
         return TokenManager(Credentials("sk_test_1", "MCH-1"), base_url="http://127.0.0.1:1")
     service = origin.service

@@ -268,7 +268,7 @@ def httpx_hooks(on: Setting) -> object:
 
 @scenario(*HTTPX)
 def httpx_by_hand(on: Setting) -> object:
-    """Requests built and sent by hand, streams left open, raw bytes, and what a response knows of its stream."""
+    """Requests built and sent without the client's shortcuts, open streams, raw bytes, and the state of a stream."""
     client = on.client.client
     url, packed = on.here.url(), on.here.url("/gzip")
 

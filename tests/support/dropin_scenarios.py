@@ -231,7 +231,7 @@ def jar(client: Any) -> object:
 
 @scenario()
 def calls_that_break(on: Setting) -> object:
-    """A POST that meets a reset, silence or garbage: the library's own error, and nothing is retried."""
+    """A POST that meets a reset, a timeout or garbage: the library's own error, and no retry."""
     quick: Any = {"timeout": 0.1}
     patient = on.client.options
     if isinstance(on.client, Requests):
@@ -251,7 +251,7 @@ def calls_that_break(on: Setting) -> object:
 
 @scenario(ours=False)
 def retries(on: Setting) -> object:
-    """What the library sends again by itself, and how often, is its own."""
+    """The library's own retries stay its own."""
     outcomes = [
         on.does("GET", on.here.url("/busy", status=503, field="Retry-After: 0")),
         on.does("GET", on.here.url("/reset")),
@@ -264,7 +264,7 @@ def retries(on: Setting) -> object:
 
 @scenario(ours=False)
 def connections_refused(on: Setting) -> object:
-    """Nobody there, and no such name."""
+    """No server, and no such name."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     outcomes = [on.client.attempt("GET", f"http://127.0.0.1:{port}/"), on.client.attempt("POST", "http://no.invalid/")]
@@ -286,7 +286,7 @@ def urls_that_are_none(on: Setting) -> object:
 
 @scenario()
 def proxied(on: Setting) -> object:
-    """A proxy is asked for the same things."""
+    """A proxy receives the same requests."""
     urls = (on.here.url(), on.there.url(), on.here.url("/r", status=307, field=f"Location: {on.there.url()}"))
     with type(on.client)(on.client._manager, replace(on.client.options, proxy=on.proxy.url)) as client:
         outcomes = [shown(client.attempt("POST", url, **client.bodies["bytes"]())) for url in urls]

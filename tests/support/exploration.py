@@ -112,8 +112,8 @@ class Model:
         self.sent: list[float] = []
         self.serial = 0
         self.usable: Token | None = None  # the newest token, unless it was discarded
-        self.silent_since = self.silent_until = NEVER  # the token endpoint asked for that
-        self.ended = 0  # fetches of which the callers have heard that they have ended
+        self.silent_since = self.silent_until = NEVER  # the cooldown that the token endpoint demanded
+        self.ended = 0  # ended fetches that the callers have been notified of
         self.rejected: dict[str, float] = {}
 
     def clone(self) -> Model:
@@ -303,7 +303,7 @@ class Model:
             self.decide(index)
 
     def decide(self, index: int, **more: Any) -> None:
-        """A caller asks the machine."""
+        """The machine decides for a request."""
         caller = self.callers[index]
         decision = self.machine.decide(
             self.now,
@@ -362,7 +362,7 @@ class Model:
         self.callers[index] = Caller()
 
     def refused(self, index: int) -> None:
-        """The API answers 401."""
+        """The API returns a 401."""
         caller = self.callers[index]
         used = caller.token
         assert used is not None
@@ -453,7 +453,7 @@ class Model:
         self._told(lambda: self.machine.on_fetch_failed(ticket, GONE, self.now))
 
     def attempt(self, index: int, stopped: float = 0.0) -> None:
-        """The budget decides about the next request; it is sent at once unless the process is *stopped* for a while."""
+        """The budget decides about the next attempt; it is sent immediately, or after a stop of the process."""
         carrier = self.carriers[index]
         if self._told(lambda: self.machine.stopped(carrier.ticket, self.now)):
             del self.carriers[index]
@@ -483,7 +483,7 @@ class Model:
             self.carriers[index] = carrier._replace(stage="budget")
             return
         assert self.now >= self.rejected.get(carrier.digest, NEVER), "rule 9: sent with rejected credentials"
-        # A limit of which another one hears while its unit is granted does not call it back.
+        # A limit that becomes known while another fetch has its unit does not revoke that unit.
         assert carrier.at >= self.silent_since or self.now >= self.silent_until, "rule 10: sent before Retry-After"
         self.sent.append(self.now)
         for item in self.world.limits:
@@ -660,7 +660,7 @@ def warm(world: World, callers: int) -> Model:
 
 
 def aging(world: World, callers: int) -> Model:
-    """Return a state with a token whose refresh is due, and nobody there."""
+    """Return a state with a token whose refresh is due, and no requests."""
     model = warm(world, callers)
     model.callers = [Caller()] * callers
     model.pass_time(46.0)

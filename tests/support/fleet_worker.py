@@ -1,4 +1,4 @@
-"""Processes that share a store: each has a manager of its own, clients of all stacks, and does what it is told.
+"""Processes that share a store: each has a manager of its own, clients of all stacks, and runs commands.
 
 A zygote imports everything once and is forked for each of them, before it has any thread.
 """
@@ -30,7 +30,7 @@ from pay88_adapters.clock import Clock
 from support.stacks import STACKS, AsyncioStack, Outcome, Reply, Stack
 
 THREADS_AND_TASKS = ("urllib3", "httpx", "httpx-asyncio", "aiohttp")
-"""The stacks of one process, all at once."""
+"""The stacks of one process, all in use concurrently."""
 BEAT = 0.005  # real seconds
 
 
@@ -65,7 +65,7 @@ def _said(outcome: Outcome) -> str:
 
 
 class Site:
-    """What a worker may be told to do: each method is a command."""
+    """The commands of a worker: each method is one."""
 
     def __init__(self, plan: Plan) -> None:
         if plan.wall_offset:
@@ -101,7 +101,7 @@ class Site:
         return _said(client.attempt("POST", url, headers={"x-worker": self._plan.name}))
 
     def spend(self, count: int) -> Counter[str]:
-        """Ask for tokens with invalid keys, each of which costs a unit; return what became of it."""
+        """Send token requests with invalid keys, each of which costs a unit; return their outcomes."""
         ended: Counter[str] = Counter()
         plan = self._plan
         for _ in range(count):
@@ -139,7 +139,7 @@ class Site:
         return self._loads
 
     def gap(self) -> int:
-        """Return for how many beats any event loop did nothing else, at most, since this was asked last.
+        """Return the largest number of beats for which any event loop did nothing else, since the last call.
 
         Beats come from a thread that does nothing but sleep: a busy machine holds up both, and what blocks a loop, one.
         """
@@ -152,7 +152,7 @@ class Site:
         return {name: getattr(stats, name) for name in stats.__slots__}
 
     def events(self) -> Counter[str]:
-        """Return what the listeners heard, by kind."""
+        """Return the events of the listeners, by kind."""
         return Counter(self._events)
 
     def warnings(self) -> list[str]:
@@ -227,7 +227,7 @@ class Worker:
         self.pid = 0
 
     def tell(self, command: str, *args: Any) -> None:
-        """Let it do something; :meth:`answer` has to be asked for later."""
+        """Send it a command; :meth:`answer` returns the result later."""
         self._connection.send((command, *args))
 
     def answer(self, timeout: float = 60.0) -> Any:
@@ -252,7 +252,7 @@ class Worker:
 
 
 class Team(list[Worker]):
-    """Workers that are told the same."""
+    """Workers that get the same commands."""
 
     def tell(self, command: str, *args: Any) -> None:
         """Let all do something."""
@@ -264,7 +264,7 @@ class Team(list[Worker]):
         return [worker.answer() for worker in self]
 
     def do(self, command: str, *args: Any) -> list[Any]:
-        """Let all do something at once; return what came of it, by worker."""
+        """Run a command on all workers concurrently; return the results, by worker."""
         self.tell(command, *args)
         return self.answers()
 

@@ -1,4 +1,4 @@
-"""Fleets of simulated processes: the real core and a real store, on a clock that jumps from event to event."""
+"""Simulated processes of several hosts: the real core and a real store, on a clock that jumps from event to event."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CREDENTIALS = Credentials("sk_test_fleet", "MCH-COL-FLEET")
 
 
 class Counted:
-    """A store that counts how often its record is asked for."""
+    """A store that counts the lease attempts."""
 
     blocking: ClassVar[bool] = False
 
@@ -95,7 +95,7 @@ class Simulation:
         return self
 
     def answer(self) -> TokenResponse:
-        """Answer a token request."""
+        """Return the response to a token request."""
         now = self.clock.now()
         self.sent.append(now)
         fields = {"x-api-key": str(CREDENTIALS.api_key), "x-merchant-id": CREDENTIALS.merchant_id}
@@ -115,7 +115,7 @@ class _Gate:
             self._simulation.after(0.0, wake)
 
     def notify(self) -> None:
-        """Nobody waits at it on the clock."""
+        """No waiter waits at it on the clock."""
 
 
 class Worker:
@@ -132,7 +132,7 @@ class Worker:
         self._calls = 0
 
     def call(self) -> None:
-        """Make a call, and plan the next one that does not find a token at once."""
+        """Make a request, and plan the next one that does not find a token immediately."""
         self._calls += 1
         if self.state.cached() is not None:
             self._plan()
@@ -145,7 +145,7 @@ class Worker:
         self._go_on(sequence, self._simulation.clock.now())
 
     def _plan(self) -> None:
-        # The calls until then find the token without asking: they would change nothing.
+        # The requests until then use the cached token: they would change nothing.
         _, until = self.state.fast_path
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)

@@ -26,7 +26,7 @@ def reset(connection: H2Connection, writer: asyncio.StreamWriter) -> None:
 
 
 def go_away(connection: H2Connection, writer: asyncio.StreamWriter) -> None:
-    """Announce that nothing is answered any more."""
+    """Announce that no further request gets a response."""
     connection.close_connection()
 
 
@@ -38,11 +38,11 @@ class Http2Server:
     """Serves *service* on a loopback port, over TLS.
 
     Args:
-        service: What answers.
-        clock: What it is asked to go by.
+        service: Handles the requests.
+        clock: Its time for the service.
         tls: Offers ``h2``.
         crowd: After how many requests on one connection to break it, without a response to any; those for a token
-            are answered, and do not count.
+            get responses, and do not count.
         end: Breaks it.
 
     Attributes:

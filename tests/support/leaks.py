@@ -15,7 +15,7 @@ from support.stacks import Reply
 _PIECE = 16  # characters: a secret that was cut short is one all the same
 
 
-class Eavesdropper(logging.Handler):
+class RootLogCapture(logging.Handler):
     """Keeps what every logger of the process says, at every level, while it is entered.
 
     Args:
@@ -34,7 +34,7 @@ class Eavesdropper(logging.Handler):
             self.records.append(record)
             self.lines += [self.format(record), repr(record.args)]
 
-    def __enter__(self) -> Eavesdropper:
+    def __enter__(self) -> RootLogCapture:
         root = logging.getLogger()
         self._before = root.level
         root.setLevel(logging.DEBUG)
@@ -79,7 +79,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             todo += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
 
 
-def confessed(error: Exception) -> Iterator[str]:
+def error_texts(error: Exception) -> Iterator[str]:
     """Yield what an error shows: by itself, in a traceback with locals, pickled, and the same of its causes."""
     for each in chain(error):
         yield from (repr(each), str(each), repr(each.args), repr(vars(each)))
@@ -88,10 +88,10 @@ def confessed(error: Exception) -> Iterator[str]:
         yield repr(pickle.dumps(error))
 
 
-def told(outcome: object) -> Iterator[str]:
+def outcome_texts(outcome: object) -> Iterator[str]:
     """Yield what the outcome of a call shows."""
     if isinstance(outcome, Exception):
-        yield from confessed(outcome)
+        yield from error_texts(outcome)
         return
     assert isinstance(outcome, Reply)
     response: Any = outcome.raw

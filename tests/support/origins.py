@@ -37,7 +37,7 @@ class Seen:
 
 
 class Origin:
-    """Answers on a loopback port what a URL asks for (see :meth:`url`), and also hands out 88Pay's tokens."""
+    """Serves responses on a loopback port as the URL says (see :meth:`url`), and also 88Pay's tokens."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -79,15 +79,15 @@ class Origin:
         """Return where to get a response.
 
         Args:
-            path: ``/echo`` repeats the body, ``/stream`` answers ``size`` bytes in chunks, ``/drip`` in two
-                chunks with a pause, ``/gzip`` compressed, ``/silent`` never, ``/reset`` hangs up, ``/garbage``
-                is no HTTP; everything else answers ``status``, each ``field`` (``Name: value``) and ``body``.
-            query: What is asked for.
+            path: ``/echo`` repeats the body, ``/stream`` returns ``size`` bytes in chunks, ``/drip`` in two
+                chunks with a pause, ``/gzip`` compressed, ``/silent`` nothing, ``/reset`` hangs up, ``/garbage``
+                is not HTTP; everything else returns ``status``, each ``field`` (``Name: value``) and ``body``.
+            query: Parameters of the response.
         """
         return self.base + path + ("?" + urlencode(query, doseq=True) if query else "")
 
     def take(self) -> list[Seen]:
-        """Return what was seen, and start anew."""
+        """Return the recorded requests, and clear the record."""
         seen, self.seen, self._connections = self.seen, [], {}
         self.began.clear()
         self.go_on.clear()

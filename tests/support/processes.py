@@ -36,12 +36,12 @@ Reply = Callable[[], TokenResponse]
 
 
 def answer(status: int, **fields: str) -> Reply:
-    """Return what answers without a token."""
+    """Return the response without a token."""
     return lambda: TokenResponse(status, {name.replace("_", "-"): value for name, value in fields.items()}, b"")
 
 
 class Endpoint88:
-    """Grants a token to every client, unless told to answer something else."""
+    """Returns a token to every client, unless configured for another response."""
 
     network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
 
@@ -52,7 +52,7 @@ class Endpoint88:
         self.sent: list[float] = []
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        """Answer."""
+        """Return the configured response."""
         del request
         self.sent.append(self._clock.now() if self._clock else 0.0)
         if self.answers:
@@ -84,7 +84,7 @@ class _Inline(SyncRunner):
 
 
 class Process:
-    """One process of a fleet, in simulated time; it asks *endpoint*, with credentials that can be changed."""
+    """One process in simulated time; it sends requests to *endpoint*, with credentials that can be changed."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Process:
         self._driver = _Inline(Fetches(self.state), lambda: self.credentials)
 
     def call(self) -> Token | Pay88Error:
-        """Return what a call is told that does not wait."""
+        """Return the decision for a request that does not wait."""
         try:
             return self.state.cached() or self._driver.token(self.endpoint, token_timeout=0.0)
         except Pay88Error as error:

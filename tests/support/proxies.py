@@ -23,7 +23,7 @@ _FOR_THE_PROXY = ("proxy-authorization", "proxy-connection", "connection")
 
 
 class Proxy:
-    """Forwards plain requests, one a connection, and tunnels where it is asked to CONNECT.
+    """Forwards plain requests, one per connection, and tunnels after a CONNECT.
 
     Args:
         credentials: The ``user:password`` that it insists on, if it does.
@@ -148,7 +148,7 @@ def _hang_up(sock: socket.socket) -> None:
 
 
 class Relay:
-    """Passes bytes on to a port, in both directions, and whatever it is told to.
+    """Relays bytes to a port, in both directions, and can delay them.
 
     Args:
         target: The port; connections that come later go where it points to then.
@@ -167,7 +167,7 @@ class Relay:
 
     @contextlib.contextmanager
     def partition(self) -> Generator[None]:
-        """Hold back all bytes, as a network does that loses packets: no connection is closed, and they arrive late."""
+        """Delay all bytes, as a network with packet loss does: no connection is closed, and they arrive late."""
         self._flows.clear()
         try:
             yield

@@ -15,7 +15,7 @@ from pay88_adapters.core.history import Window
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.redis import RedisStore, redis_store
-from support.leaks import Eavesdropper, confessed, leaked
+from support.leaks import RootLogCapture, error_texts, leaked
 from support.servers import Valkey
 
 PASSWORD = "a-password-of-the-store"
@@ -40,7 +40,7 @@ def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 
 
 
 def operations(store: RedisStore) -> list[Callable[[], object]]:
-    """Return all that can be asked of a store, and so may fail."""
+    """Return all operations of a store, each of which may fail."""
     return [
         lambda: store.budget.acquire_all([MINUTE, HOUR]),
         lambda: store.budget.add(MINUTE, [1.0]),
@@ -62,10 +62,10 @@ def do_all(asks: Iterable[Callable[[], object]]) -> None:
 def fails(ask: Callable[[], object], within: float = OPERATION_TIMEOUT) -> str:
     """Check that *ask* is a `StoreError`, soon and without a secret; return what it says."""
     before = time.monotonic()
-    with Eavesdropper() as eavesdropper, pytest.raises(StoreError) as raised:
+    with RootLogCapture() as eavesdropper, pytest.raises(StoreError) as raised:
         ask()
     assert time.monotonic() - before < within
-    texts = [*confessed(raised.value), *eavesdropper.lines]
+    texts = [*error_texts(raised.value), *eavesdropper.lines]
     assert not leaked([PASSWORD, TOKEN], texts)
     return str(raised.value)
 

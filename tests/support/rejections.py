@@ -1,4 +1,4 @@
-"""A server that rejects the first token, in whatever way a test asks for."""
+"""A server that rejects the first token, in the way that a test selects."""
 
 from __future__ import annotations
 

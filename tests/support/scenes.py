@@ -22,12 +22,12 @@ from support.servers import Valkey
 class Scene(ABC):
     """A store of one kind, empty at first.
 
-    Tests measure durations in *units*, each as long as the kind needs to tell them apart.
+    Tests measure durations in *units*, each as long as the kind needs to distinguish them.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
-    """Whether time stands still unless :meth:`advance` moves it."""
+    """Whether only :meth:`advance` moves the time."""
     shared: ClassVar[bool]
     """Whether other processes can reach the store."""
     unit: ClassVar[float]
@@ -44,7 +44,7 @@ class Scene(ABC):
         """Let time pass."""
 
     def opener(self) -> Callable[[], Store]:
-        """Return a picklable function that opens the same store anew, on the host's clock."""
+        """Return a picklable function that opens the same store again, on the host's clock."""
         raise NotImplementedError(f"{self.name} is not shared")
 
 

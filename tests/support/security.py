@@ -34,7 +34,7 @@ def ok(outcome: Outcome) -> bool:
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    """A proxy. Ask for it before the world: it must outlive the clients."""
+    """A proxy. Request it before the world: it must outlive the clients."""
     with Proxy() as proxy:
         yield proxy
 

@@ -92,7 +92,7 @@ class Valkey:
         return f"redis://{login}127.0.0.1:{self.port}"
 
     def start(self) -> Valkey:
-        """Start it, empty unless it has saved something; return when it answers."""
+        """Start it, empty unless it has saved something; return when it responds."""
         self.launch()
         try:
             until(self._answers)
@@ -102,7 +102,7 @@ class Valkey:
         return self
 
     def launch(self) -> None:
-        """Start it; return at once."""
+        """Start it; return immediately."""
         with self._log.open("ab") as out:
             self._process = subprocess.Popen([self._binary, self._config, *self._mode], stdout=out, stderr=out)
         running.add(self._process.pid)
@@ -117,7 +117,7 @@ class Valkey:
         return True
 
     def command(self, *args: Any) -> Any:
-        """Send one command over a connection of its own; return the reply."""
+        """Send one command over a connection of its own; return the response."""
         client: Any = redis.Redis(port=self.port, password=self.password, socket_timeout=5)
         with client:
             return client.execute_command(*args)
@@ -154,12 +154,12 @@ class Valkey:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it immediately."""
         self._end(signal.SIGKILL)
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Let it hang: its connections stay, and nothing answers."""
+        """Let it hang: its connections stay, and it does not respond."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:

@@ -37,7 +37,7 @@ BYTES = json.dumps(PAYLOAD).encode()
 
 @dataclass(frozen=True)
 class Reply:
-    """What a call came back with."""
+    """The response to a request."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -102,7 +102,7 @@ class Stack(ABC):
 
     @abstractmethod
     def gather(self, count: int, method: str, url: str) -> list[Outcome]:
-        """Send *count* requests at once."""
+        """Send *count* concurrent requests."""
 
     @abstractmethod
     def close(self) -> None:
@@ -347,7 +347,7 @@ class AsyncStack(Stack):
 
     @abstractmethod
     async def all(self, jobs: list[Callable[[], Awaitable[Outcome]]]) -> list[Outcome]:
-        """Run *jobs* at once."""
+        """Run *jobs* concurrently."""
 
     @abstractmethod
     async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:

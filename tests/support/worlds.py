@@ -75,7 +75,7 @@ class World:
             return result.result()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until *condition* holds, with the clock standing still."""
+        """Wait until *condition* holds, without advancing the clock."""
         deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "it does not come to that"

@@ -72,7 +72,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The emulator's clock, which stands still unless a test wants another one."""
+    """The emulator's clock, a fake one unless a test replaces it."""
     return ManualClock()
 
 
@@ -125,7 +125,7 @@ Open = Callable[..., Any]
 def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
     """Open the page in a window of its own, and wait until it is live.
 
-    Whatever a test does: nothing is logged as an error or a warning, and nothing is asked of anybody else.
+    In every test: nothing is logged as an error or a warning, and no request goes to another server.
     """
     contexts, complaints = list[Any](), list[str]()
 
@@ -148,7 +148,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         page.on("request", asked)
         page.goto(emulator.page_url)
         page.wait_for_selector("#link[data-state=live]")
-        page.locator("#kind option").nth(13).wait_for(state="attached")  # it asks for them
+        page.locator("#kind option").nth(13).wait_for(state="attached")  # the page requests them
         return page
 
     yield open_it
@@ -200,7 +200,7 @@ def test_the_page_is_live_and_leaves_the_service_alone(page: Any, emulator: Emul
 
 
 def test_a_call_appears_in_the_timeline(page: Any, emulator: Emulator, merchant: Merchant) -> None:
-    """At once, above the token request it needed, with who made it and with which token."""
+    """Immediately, above the token request that it needed, with its client and its token."""
     assert merchant.call(f"/api/balance?id={emulator.merchant_id}") == 200
     page.locator("#rows tr").nth(1).wait_for()
     call, token = page.locator("#rows tr").all_inner_texts()
@@ -264,7 +264,7 @@ def test_the_page_comes_back_by_itself(page: Any, emulator: Emulator, merchant: 
 
 
 def test_no_secret_reaches_the_browser(page: Any, emulator: Emulator, merchant: Merchant) -> None:
-    """Neither the page nor any answer to it has one; a new key is forgotten once it was sent."""
+    """Neither the page nor any response to it contains one; a new key is removed from the form once it was sent."""
     bodies: list[str] = []
     page.on("response", lambda response: bodies.append("" if "events" in response.url else response.text()))
     merchant.call(f"/api/echo?key={emulator.api_key}&session={'sess_' + 'a' * 36}")
@@ -463,7 +463,7 @@ def test_those_who_want_no_motion_get_none(open_page: Open, motion: str, moves: 
 def test_the_images_of_the_documentation(
     open_page: Open, emulator: Emulator, merchant: Merchant, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """Two clients in trouble. The images are small enough; ``--save-images`` puts them where the pages show them."""
+    """Two clients with errors. The images are small enough; ``--save-images`` puts them where the pages show them."""
     other = Merchant(emulator, "checkout/1.9")
     other.manager.close()
     other.pool = pay88_adapters.urllib3.Pay88PoolManager(

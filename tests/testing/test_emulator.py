@@ -22,7 +22,7 @@ from support.emulators import CHARGES, ECHO, TOKEN, Client, _connected, _request
 
 
 def test_a_token_request_and_a_call_are_journalled(emulator: Emulator, client: Client) -> None:
-    """What arrived, what was answered, and which token it was."""
+    """The request, its response, and its token."""
     client.call("/api/balance?id=" + emulator.merchant_id)
     asked, called = emulator.journal
     assert (asked.kind, asked.method, asked.path, asked.status) == ("token", "POST", TOKEN, 200)
@@ -106,7 +106,7 @@ def test_bodies_are_kept_as_sent(emulator: Emulator, client: Client) -> None:
 
 
 def test_a_client_may_wait_to_be_told_to_go_on(emulator: Emulator, client: Client) -> None:
-    """``Expect: 100-continue`` is answered before the body is sent."""
+    """``Expect: 100-continue`` gets its response before the body is sent."""
     fields = {**client.headers, "Host": "emulator", "Expect": "100-continue", "Content-Length": "4"}
     with _connected(emulator) as sock:
         sock.sendall(_request("POST", ECHO, fields))

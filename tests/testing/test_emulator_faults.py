@@ -112,7 +112,7 @@ def test_too_many_says_when_in_either_place(emulator: Emulator, fault: Fault, he
 
 
 def test_a_good_token_can_be_rejected(emulator: Emulator, client: Client) -> None:
-    """Once, unexecuted; afterwards the same token is good again."""
+    """Once, unexecuted; afterwards the same token is accepted again."""
     emulator.faults.add(RefuseToken())
     refused = client.call(CHARGES, json={})
     assert (refused.status, refused.json()["message"]) == (401, "Invalid or expired token")
@@ -162,7 +162,7 @@ def test_a_reset_after_the_request_was_executed(emulator: Emulator, client: Clie
 
 
 def test_a_lost_token_was_issued_and_counted(emulator: Emulator) -> None:
-    """Ten answers that never arrive spend the minute."""
+    """Ten responses that never arrive exhaust the minute."""
     client = Client(emulator)
     emulator.faults.add(ResetAfterRead(), on="token", times=10)
     for _ in range(10):
@@ -234,7 +234,7 @@ def test_a_huge_body_may_be_left_unread(emulator: Emulator, client: Client) -> N
 
 
 def test_a_dripping_answer() -> None:
-    """The head at once, then one byte at a time, as the clock is moved."""
+    """The head immediately, then one byte at a time, as the clock advances."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:
         client = Client(emulator)
@@ -312,7 +312,7 @@ def test_latency_combines_with_any_fault(emulator: Emulator, client: Client) -> 
 
 
 def test_faults_by_chance_are_the_same_with_the_same_seed(emulator: Emulator, client: Client) -> None:
-    """About as many as was asked for, of each kind, in the same order again."""
+    """About as many as configured, of each kind, in the same order again."""
     drawn: list[list[int]] = []
     for _ in range(2):
         with emulator.faults.random(11, 0.5, [Status(500), Status(503), Latency(0)], on="call"):
@@ -322,7 +322,7 @@ def test_faults_by_chance_are_the_same_with_the_same_seed(emulator: Emulator, cl
 
 
 def test_clearing_the_plan_lets_go_of_what_is_held(emulator: Emulator, client: Client) -> None:
-    """No fault strikes afterwards, and nobody waits for ever."""
+    """No fault is injected afterwards, and no request waits without end."""
     emulator.faults.add(Status(500), times=None)
     hold = emulator.hold()
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Starting, stopping, and many clients at once."""
+"""Starting, stopping, and many concurrent clients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from support.emulators import ECHO, Client, _connected, _request
 
 
 def together(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """Do something in *count* threads at once; return the results."""
+    """Run something in *count* threads concurrently; return the results."""
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(act, range(count)))
 
@@ -64,7 +64,7 @@ def test_a_thousand_connections_at_once() -> None:
 
 
 def test_thousands_of_requests_over_a_hundred_connections(emulator: Emulator, client: Client) -> None:
-    """Pipelined as fast as they go, each is answered and journalled once."""
+    """Pipelined without a pause, each gets one response and one entry in the journal."""
     request = _request("GET", ECHO, {**client.headers, "Host": "x"})
     mark = emulator.journal.mark()
 
@@ -94,7 +94,7 @@ def test_a_taken_port_is_an_error(emulator: Emulator) -> None:
 
 
 def test_an_emulator_that_never_ran_has_no_port() -> None:
-    """Asking for its URL is an error; looking at it is not, nor is stopping it."""
+    """Reading its URL is an error; its repr is not, nor is stopping it."""
     emulator = Emulator()
     emulator.stop()
     with pytest.raises(RuntimeError, match="no port before"):
@@ -117,7 +117,7 @@ def test_an_outage_ends_where_it_began(emulator: Emulator, client: Client) -> No
 
 
 def test_dropped_connections_end_and_new_ones_are_served(emulator: Emulator, client: Client) -> None:
-    """Idle connections see the end at once."""
+    """Idle connections are closed immediately."""
     with _connected(emulator) as sock:
         sock.sendall(_request("GET", ECHO, {**client.headers, "Host": "x"}))
         with sock.makefile("rb") as answers:
@@ -198,7 +198,7 @@ def test_a_forked_child_holds_no_connection_open(emulator: Emulator, client: Cli
 
 
 def test_tls() -> None:
-    """HTTPS with a certificate of one's own: a response, a reset, and a quick stop."""
+    """HTTPS with your own certificate: a response, a reset, and a quick stop."""
     authority = new_authority()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -221,7 +221,7 @@ def test_tls() -> None:
 
 
 def test_a_service_of_ones_own() -> None:
-    """Everything a service can be told is at hand, and its credentials are the emulator's."""
+    """All arguments of a service are available, and its credentials are the emulator's."""
     service = Service(api_key="sk_test_mine", merchant_id="MCH-PER-TEST-1", reissue=True)
     with Emulator(service=service) as emulator:
         client = Client(emulator)

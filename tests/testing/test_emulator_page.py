@@ -49,7 +49,7 @@ class Client:
         return self.http.request("POST", self.emulator.url + path, headers={**self.token, **headers}).status
 
     def page(self, method: str, path: str, body: Any = None, **headers: str) -> urllib3.BaseHTTPResponse:
-        """Ask the page for something; a body is sent as JSON, unless it is bytes."""
+        """Send a request to the page; a body is sent as JSON, unless it is bytes."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             given = {**JSON, **given}
@@ -82,7 +82,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def emulator(clock: ManualClock) -> Iterator[Emulator]:
-    """An emulator whose clock stands still."""
+    """An emulator on a fake clock."""
     with Emulator(clock=clock) as running:
         yield running
 
@@ -133,7 +133,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_state_tells_of_requests_tokens_and_budgets(clock: ManualClock, emulator: Emulator, client: Client) -> None:
-    """Who asked for what, with which token, what came of it, and what is left of each limit."""
+    """Each request with its client, its token and its outcome, and the remaining units of each limit."""
     started = clock.now()
     clock.advance(7)
     client.call(f"/api/balance?id={emulator.merchant_id}", **{"User-Agent": "billing/1"})
@@ -189,7 +189,7 @@ def test_latency_is_shown_on_the_emulators_clock(clock: ManualClock, emulator: E
 
 
 def test_only_the_latest_requests_are_shown(emulator: Emulator, client: Client) -> None:
-    """Two hundred; the counts tell of all."""
+    """Two hundred; the counts include all."""
     for _ in range(205):
         client.call()
     state = client.state()
@@ -225,7 +225,7 @@ def test_no_secret_is_told(emulator: Emulator, client: Client) -> None:
             told.append(json.dumps(next(stream)))
     assert len(told) > 20 + len(secrets)
     assert leaked([*secrets, *service.secrets()], told) == []
-    assert sum(r"me \u2022" in text for text in told) >= 2  # a mark is in its place
+    assert sum(r"me \u2022" in text for text in told) >= 2  # a bullet replaces the secret
 
 
 # The stream
@@ -251,7 +251,7 @@ def test_whoever_comes_late_gets_the_state_first(emulator: Emulator, client: Cli
 
 
 def test_nothing_is_told_while_nothing_happens_but_that_the_clock_moved(clock: ManualClock, emulator: Emulator) -> None:
-    """The first thing heard after the state is the first thing that happened."""
+    """The first message after the state is the first event."""
     with events(emulator) as stream:
         _, first = next(stream)
         clock.advance(1)
@@ -278,7 +278,7 @@ def test_what_happens_together_is_told_together(emulator: Emulator, client: Clie
 def test_a_reader_that_does_not_read_costs_nothing(
     emulator: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are served in the meantime, little is kept for it, and in the end it is let go."""
+    """Other readers are served in the meantime, little is stored for it, and in the end it is disconnected."""
     monkeypatch.setattr(stream, "_PATIENCE", 0.3)
     monkeypatch.setattr(stream, "_LOOKS_EVERY", 0.002)
     sock = socket.socket()
@@ -299,7 +299,7 @@ def test_a_reader_that_does_not_read_costs_nothing(
 
 
 def test_a_reader_that_is_gone_is_noticed(emulator: Emulator) -> None:
-    """Also when there is nothing to tell it."""
+    """Also if there is nothing to send."""
     with events(emulator) as stream:
         next(stream)
         assert emulator._page.streams == 1
@@ -307,7 +307,7 @@ def test_a_reader_that_is_gone_is_noticed(emulator: Emulator) -> None:
 
 
 def test_there_is_a_limit_to_readers(emulator: Emulator, client: Client) -> None:
-    """The seventeenth is told so, and comes in when another one has left."""
+    """The seventeenth is rejected, and accepted when another one has left."""
     socks = [socket.create_connection(("127.0.0.1", emulator.port), timeout=10) for _ in range(16)]
     for sock in socks:
         sock.sendall(b"GET /_emulator/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -384,7 +384,7 @@ def test_every_fault_there_is_can_be_switched_on(emulator: Emulator, client: Cli
 
 
 def test_a_fault_strikes_as_often_as_it_is_told_to(emulator: Emulator, client: Client) -> None:
-    """Once unless told otherwise, after those it spares, where it is meant to; then it is no longer listed."""
+    """Once by default, after the requests that it lets through, on its target; then it is no longer listed."""
     client.plan(fault="Status", status=503, after=1, times=2)
     client.plan(fault="Status", status=500, on="/api/balance")
     assert [(each["times"], each["after"]) for each in client.state()["faults"]] == [(2, 1), (1, 0)]
@@ -460,7 +460,7 @@ def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None
 
 
 def test_dropped_connections_are_the_clients(emulator: Emulator, client: Client) -> None:
-    """The page's own continue: a stream is not cut, and who asked for it gets a response."""
+    """The page's own continue: a stream is not cut, and its reader gets a response."""
     other = Client(emulator)
     with events(emulator) as stream, socket.create_connection(("127.0.0.1", emulator.port), timeout=10) as sock:
         next(stream)
@@ -508,7 +508,7 @@ def test_addresses_and_localhost_are_accepted(client: Client, host: str) -> None
 
 
 def test_the_host_it_was_told_is_accepted() -> None:
-    """A name of one's own, for a network of containers."""
+    """A configured name, for a network of containers."""
     with Emulator(host="localhost") as emulator:
         assert Client(emulator).page("GET", "state", Host="localhost").status == 200
 
@@ -524,7 +524,7 @@ def test_the_host_it_was_told_is_accepted() -> None:
     ],
 )
 def test_other_websites_are_rejected(emulator: Emulator, client: Client, headers: dict[str, str]) -> None:
-    """Another port of this machine is another website, too. Nothing changes, nothing is told."""
+    """Another port of this machine is another website, too. Nothing changes, and nothing is revealed."""
     for method, path, body in (
         ("GET", "state", None),
         ("GET", "events", None),
@@ -546,7 +546,7 @@ def test_the_page_may_use_its_own_api(emulator: Emulator, client: Client) -> Non
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_what_a_form_can_send_is_rejected(emulator: Emulator, client: Client, kind: str) -> None:
-    """Only JSON, which makes a browser ask first; and nothing answers that."""
+    """Only JSON, for which a browser sends a preflight; and the preflight is rejected."""
     for path in ("faults", "actions"):
         body = b'{"fault": "Status", "do": "suspend"}'
         assert client.page("POST", path, body, Content_Type=kind).status == 415

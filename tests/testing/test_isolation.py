@@ -1,4 +1,4 @@
-"""Isolated tests share no token, failures or used budget, whoever made their managers and when."""
+"""Isolated tests share no token, failures or used budget, wherever and whenever their managers were created."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pay88_adapters.urllib3 import Pay88PoolManager
 
 
 class Service:
-    """Code that makes its manager once, and an emulator that has seen some trouble with it."""
+    """Code that creates its manager once, and an emulator with some failures of it."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
@@ -78,7 +78,7 @@ def test_afterwards_each_manager_is_as_it_was(service: Callable[[], Service]) ->
 
 
 def test_failures_do_not_count_in_the_next_block(service: Callable[[], Service]) -> None:
-    """An outage neither bars token requests there nor uses up the budget."""
+    """An outage neither starts a cooldown there nor exhausts the budget."""
     seen = service()
 
     def fail() -> None:
@@ -106,7 +106,7 @@ def test_listeners_stay(service: Callable[[], Service]) -> None:
 
 
 def test_blocks_within_blocks(service: Callable[[], Service]) -> None:
-    """Each starts anew, and leaves the outer one as it was."""
+    """Each starts empty, and leaves the outer one unchanged."""
     seen = service()
     with isolated():
         seen.call()

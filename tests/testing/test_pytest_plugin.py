@@ -278,7 +278,7 @@ def test_the_mark_takes_what_the_emulator_does(run: Run, pytester: pytest.Pytest
 def test_pauses_between_attempts_move_the_clock(
     pay88_emulator: Emulator, pay88_manager: TokenManager, pay88_clock: ManualClock
 ) -> None:
-    """A token endpoint that stumbles or is slow costs time on the clock and none on the wall; so does a wait."""
+    """A token endpoint with errors or latency costs time on the fake clock and none in real time; so does a wait."""
     pay88_emulator.faults.add(Status(503), on="token", times=2)
     pay88_emulator.faults.add(TooMany(retry_after=15), on="token")
     pay88_emulator.faults.add(Latency(3), on="token", after=3)

@@ -76,7 +76,7 @@ def test_every_token_request_gets_secrets_of_its_own() -> None:
 
 
 def test_a_seeded_service_issues_the_same_tokens_again() -> None:
-    """Two services with the same seed cannot be told apart."""
+    """Two services with the same seed are indistinguishable."""
     first, second = (Service(rng=random.Random(7)) for _ in range(2))
     assert [token(first) for _ in range(3)] == [token(second) for _ in range(3)]
 
@@ -161,7 +161,7 @@ def test_a_hundred_an_hour_to_the_instant() -> None:
 
 
 def test_what_is_answered_429_does_not_count() -> None:
-    """A client that hammers a spent limit is let in as soon as one that waited."""
+    """A client that keeps sending over an exhausted limit is accepted as soon as one that waited."""
     service = Service()
     statuses(service, 10, 0.0)
     assert statuses(service, 500, 30.0) == [429] * 500
@@ -203,7 +203,7 @@ def test_a_merchant_has_one_budget_whatever_its_keys() -> None:
     limits=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 60)), min_size=1, max_size=3),
 )
 def test_windows_count_like_the_definition(gaps: list[int], limits: list[tuple[int, int]]) -> None:
-    """Whatever is asked when: allowed exactly if no window of any limit is full."""
+    """For any request times: allowed exactly if no window of any limit is full."""
     windows, granted, now = MovingWindows(limits), list[int](), 0
     for gap in gaps:
         now += gap
@@ -265,7 +265,7 @@ def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
 
 
 def test_one_node_of_two_can_refuse_every_token() -> None:
-    """The hook sees request and instant, and only decides about tokens that are good."""
+    """The hook gets the request and the instant, and only decides about valid tokens."""
     service = Service()
     headers = token(service)
     service.refuse_where = lambda received, now: received.peer[1] % 2 == 1
@@ -309,7 +309,7 @@ def test_a_balance_is_the_merchants_own() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 def test_echo_tells_what_it_got(method: str) -> None:
-    """Any method, any body: method, length and digest come back."""
+    """Any method, any body: the response contains method, length and digest."""
     service = Service()
     body = bytes(range(256)) * 5
     answer = call(service, token(service), path="/api/echo?a=1", method=method, body=body)
@@ -331,7 +331,7 @@ def test_unknown_paths_are_404_for_those_who_may_know() -> None:
 
 
 def test_sixty_calls_a_minute_to_the_instant_and_each_group_apart() -> None:
-    """Spent for balances, free for transactions, and free again at sixty seconds."""
+    """Exhausted for balances, free for transactions, and free again at sixty seconds."""
     service = Service(lifetime=3600)
     headers = {**token(service), **JSON}
     assert [call(service, headers).status for _ in range(61)] == [200] * 60 + [429]
@@ -366,7 +366,7 @@ def test_call_limits_can_be_turned_off() -> None:
 
 
 def test_every_answer_announces_the_tightest_limit() -> None:
-    """Limit, what is left, and the Unix time at which a unit comes back, rounded up."""
+    """The limit, the remaining requests, and the Unix time of the next available unit, rounded up."""
     service = Service()
     announced = [dict(ask(service, now).headers) for now in (0.5, 1.0)]
     assert [fields["X-RateLimit-Limit"] for fields in announced] == ["10", "10"]

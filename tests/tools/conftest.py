@@ -16,7 +16,7 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what the table can be told."""
+    """Add the options of the table."""
     parser.addoption("--save-table", action="store_true", help="write the table of docs/tools/index.md anew")
 
 

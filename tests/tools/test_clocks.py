@@ -40,7 +40,7 @@ def test_a_token_is_as_old_as_it_is(tool: str, client: Open, emulator: Emulator,
 
 @pytest.mark.parametrize("tool", FREEZE)
 def test_a_token_from_a_frozen_block(tool: str, client: Open, emulator: Emulator) -> None:
-    """It is good afterwards, and it ages."""
+    """It is valid afterwards, and it ages."""
     opened = client()
     url = f"{emulator.url}/api/balance"
     with FREEZE[tool]("2020-01-01"):

@@ -1,4 +1,4 @@
-"""Doubles of HTTP clients in the place of 88Pay, with and without a token endpoint, and beside the emulator."""
+"""Doubles of HTTP clients instead of 88Pay, with and without a token endpoint, and beside the emulator."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def in_responses(token: bool) -> Iterator[None]:
 
 @contextmanager
 def in_requests_mock(token: bool) -> Iterator[None]:
-    """A double in the place of the session's adapters."""
+    """A double instead of the session's adapters."""
     with requests_mock.Mocker() as double:
         double.post(BALANCE, json={})
         if token:

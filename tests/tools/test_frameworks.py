@@ -25,7 +25,7 @@ from support.servers import Valkey, free_port
 
 WEB, QUEUES, NOTEBOOKS = "tools/web", "tools/queues", "tools/notebooks"
 REQUESTS = 8
-"""At once, so that each worker gets some."""
+"""Concurrently, so that each worker gets some."""
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no such servers here")
 
@@ -127,7 +127,7 @@ def test_a_reload_needs_no_token_request(emulator: Emulator, store: str, tmp_pat
         touched = time.monotonic()
 
         def seen() -> bool:
-            # What changes before the first look of the one who watches goes unnoticed.
+            # A change before the first check of the watcher goes unnoticed.
             nonlocal touched
             if time.monotonic() > touched + 5:
                 touched = time.monotonic()
@@ -139,7 +139,7 @@ def test_a_reload_needs_no_token_request(emulator: Emulator, store: str, tmp_pat
 
 
 def test_an_error_becomes_a_503(emulator: Emulator, store: str, tmp_path: Path) -> None:
-    """With a time to come back, where there is one."""
+    """With a ``Retry-After``, if there is one."""
     environment = {**emulator.environ, "PAY88_API_KEY": "sk_test_wrong", "PAY88_STORE": store}
     folder = Folder(tmp_path, WEB, environment)
     [command] = [block.text for block in blocks(WEB, "serve") if "fastapi_app" in block.text]

@@ -181,7 +181,7 @@ def lines(standing: Standing) -> list[str]:
 
 
 def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
-    """Show the state until an interrupt, each *interval* seconds anew."""
+    """Show the state every *interval* seconds until an interrupt."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

@@ -169,8 +169,8 @@ def canonical_host(host: str) -> str | None:
     """Return the canonical form of *host*, without brackets; ``None`` if it is not a valid host.
 
     HTTP client libraries spell the same host in different ways: IPv6 addresses as the caller did or compressed, zone
-    identifiers with a percent sign or with its escape, international names in Unicode or in punycode. A trailing dot
-    makes another name.
+    identifiers with a percent sign or with its escape. International names are in Unicode or in punycode. A trailing
+    dot makes another name.
     """
     host = host.removeprefix("[").removesuffix("]")
     if ":" in host:

@@ -77,7 +77,7 @@ class ClaimResult(NamedTuple):
     bar: Cooldown | None = None
     """The current cooldown, if any. Nothing is granted before it ends."""
     reason: str = ""
-    """Why it was not granted, if the other fields do not tell."""
+    """Why it was not granted, if the other fields do not contain the reason."""
 
 
 class Past(Sequence[Entry]):

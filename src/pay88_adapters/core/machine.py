@@ -35,26 +35,26 @@ class TokenMachine(FetchMachine):
         cannot_lead: Failure | None = None,
         cannot_wait: bool = False,
     ) -> Decision:
-        """Say what a call should do.
+        """Return the decision for a request.
 
         Args:
             now: The time.
-            known_failures: What ``failed_fetches`` was when this call came: a fetch that failed since then is the
-                call's answer, also when it hears of it late.
-            deadline: Until when it can wait.
+            known_failures: The value of ``failed_fetches`` when the request started. A fetch that has failed since then
+                fails the request too, even if the request is notified late.
+            deadline: End of its wait at the latest, in seconds on the manager's clock.
             min_validity: Seconds for which the token must stay usable.
-            must_fetch: Whether the call cannot wait without blocking the very fetch it would wait for.
-            carrier_age: Seconds for which what would carry its fetch, such as its client and its event loop, has
-                existed. What may end before a fetch does carries no background refresh (rule 2).
-            own: The ticket of the fetch that this call has started.
-            cannot_lead: Why this call cannot start a fetch, such as that its client was closed.
+            must_fetch: Whether the request cannot wait without blocking the fetch that it would wait for.
+            carrier_age: Age in seconds of the youngest of its client and its event loop. If one of them may end before
+                a fetch does, the request starts no background refresh (rule 2).
+            own: The ticket of the fetch that this request has started.
+            cannot_lead: Why this request cannot start a fetch, for example because its client was closed.
             cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
         if not cannot_wait:
             self._expire_pending_fetches(now)
         token_state, endpoint_state = self._token_state(now, min_validity), self._endpoint_state(now)
         if min_validity and (endpoint_state is EndpointState.COOLDOWN or self.failed_fetches > known_failures):
-            token_state = self._token_state(now)  # no fetch can improve on what there is
+            token_state = self._token_state(now)  # the best that any fetch can achieve
         if token_state is TokenState.ABSENT and self._failed is not None and self.failed_fetches > known_failures:
             return Fail(self._failed, self.blocked_for(now))
         if (
@@ -88,7 +88,7 @@ class TokenMachine(FetchMachine):
                 return self._wait_or_fail(now, deadline)
 
     def fast_path_token(self, now: float) -> tuple[Token | None, float]:
-        """Return the token that calls may use without asking, and until when."""
+        """Return the token for requests on the fast path, and until when they may use it."""
         cached = self._cached
         if cached is None:
             return None, _NEVER
@@ -104,7 +104,7 @@ class TokenMachine(FetchMachine):
         )
 
     def blocked_for(self, now: float) -> float:
-        """Return for how many seconds no token may be requested."""
+        """Return the seconds until a token may be requested."""
         return max(self.cooldown.until - now, 0.0)
 
     def expires_in(self, now: float) -> float | None:
@@ -115,16 +115,16 @@ class TokenMachine(FetchMachine):
 
     @property
     def pending_fetches(self) -> frozenset[int]:
-        """The tickets of the fetches under way."""
+        """The tickets of the pending fetches."""
         return frozenset(self.pending.by_ticket)
 
     @property
     def awaiting_first_success(self) -> bool:
-        """Whether an accepted call would be news: see :meth:`on_accepted`."""
+        """Whether the result of an accepted request changes anything: see :meth:`on_accepted`."""
         return self.forced.consecutive > 0
 
     def on_unauthorized(self, token: Token, now: float) -> bool:
-        """Note a 401; return whether the call should be sent again (rules 7 and 8)."""
+        """Record a 401; return whether the request should be replayed (rules 7 and 8)."""
         self._expire_pending_fetches(now)
         endpoint_state = self._endpoint_state(now)
         if self._cached is None or self._cached.token != token:
@@ -140,12 +140,12 @@ class TokenMachine(FetchMachine):
         return True
 
     def on_accepted(self, token: Token) -> None:
-        """Note that a call with *token* was not answered 401 (rule 8)."""
+        """Record that a request with *token* got no 401 (rule 8)."""
         if self._cached is not None and self._cached.token == token:
             self.forced.consecutive = 0
 
     def discard_token(self, token: Token) -> None:
-        """Forget *token* if it is the current one."""
+        """Discard *token* if it is the cached one."""
         if self._cached is not None and self._cached.token == token:
             self._cached, self._rejected, self._discarded = None, False, token
 
@@ -154,7 +154,7 @@ class TokenMachine(FetchMachine):
         return Use(self._cached.token, refresh)
 
     def _foreground_from(self) -> float:
-        """Return from when on a request refreshes in the foreground: before, one whose carrier lives on may come."""
+        """Return from when on a request refreshes in the foreground. Before, one with a lasting client may come."""
         assert self._cached is not None
         window = self._cached.reuse_until - self._cached.refresh_at
         return self._cached.refresh_at + window / 5
@@ -168,18 +168,18 @@ class TokenMachine(FetchMachine):
         until = min(deadline, self.pending.next_due_at)
         if self._token_state(now, min_validity) is TokenState.STALE:
             assert self._cached is not None
-            # Rule 6: whoever has a usable token does not wait until it has none.
+            # Rule 6: a request with a usable token does not wait until the token is unusable.
             until = min(until, self._cached.usable_until - self._policy.expiry_skew)
             if now >= until:
                 return self._use()
         if now >= deadline:
             if self._token_state(now) is not TokenState.ABSENT:
-                return self._use()  # refused, or too short for the wish: better than none
+                return self._use()  # rejected, or with a lifetime below *min_validity*: better than none
             return Fail(self._waited_for(now), _RETRY_AFTER)
         return Wait(until)
 
     def _waited_for(self, now: float) -> Failure:
-        """Return what a request has waited for in vain, while a fetch is pending."""
+        """Return why a request got no token while a fetch is pending."""
         fetches, reason = self.pending.by_ticket.values(), self.cooldown.reason
         if (
             reason is not None
@@ -187,7 +187,7 @@ class TokenMachine(FetchMachine):
             and now < self.cooldown.until + self._policy.max_wait
             and not any(fetch.attempts for fetch in fetches)
         ):
-            return reason  # the fetch is about to see whether it still holds
+            return reason  # the fetch is about to check whether the reason still holds
         return NO_CREDENTIALS_YET if all(fetch.awaiting_credentials for fetch in fetches) else NO_TOKEN_YET
 
     def _wait_or_fail(self, now: float, deadline: float) -> Decision:

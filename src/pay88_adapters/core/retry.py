@@ -1,4 +1,4 @@
-"""When an API request is sent again: after a 401 (rule 7), or retried (rule 20). The engine sleeps and sends."""
+"""When an API request is replayed after a 401 (rule 7), or retried (rule 20). The engine sleeps and sends."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ConnectionFailure(NamedTuple):
     def refine(self, exc: BaseException, *, but: BaseException | None = None) -> ConnectionFailure:
         """Return the failure corrected for TLS errors in *exc* and its causes, up to *but*."""
         links = [link for link in exception_chain(exc, but) if _is_from_ssl(link, "SSLError")]
-        # Libraries do not all distinguish a failed handshake from a connection that broke later.
+        # Not all libraries distinguish a failed handshake from a later connection error.
         not_sent = self.not_sent and not links
         untrusted = any(_is_from_ssl(link, "SSLCertVerificationError") for link in links)
         return ConnectionFailure(not_sent, self.permanent or untrusted)

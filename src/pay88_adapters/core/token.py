@@ -16,7 +16,7 @@ _BEARER = "Bearer "
 
 
 class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
-    """Header fields in bytes: name, name in lower case, value. Prints none of them."""
+    """Headers in bytes: name, name in lower case, value. The repr shows none of them."""
 
     __slots__ = ()
 
@@ -25,7 +25,7 @@ class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
 
 
 class _OnDemand:
-    """What a token makes of its values when it is asked for it. No dataclass: ``asdict()`` would show the bytes."""
+    """Values that a token makes at first use. No dataclass: ``asdict()`` would show the bytes."""
 
     __slots__ = ("_headers", "_raw")
     _headers: dict[str, str] | None
@@ -34,25 +34,25 @@ class _OnDemand:
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
 class Token(_OnDemand):
-    """An access token with its session id: the two always travel together.
+    """An access token with its session id. The two are always sent together.
 
     Args:
-        access_token: Goes out as ``Authorization: Bearer …``.
-        session_id: Goes out as ``x-session-id``.
-        expires_in: Seconds the service granted, counted from *requested_at*.
+        access_token: Sent as ``Authorization: Bearer …``.
+        session_id: Sent as ``x-session-id``.
+        expires_in: Lifetime that the service granted, in seconds from *requested_at*.
         requested_at: When its token request was sent, on the manager's clock (seconds).
     """
 
     expires_in: float
     requested_at: float
     attached: dict[str, str] = field(repr=False)
-    """The header fields as an adapter attaches them; shared, so never changed."""
+    """The headers as an adapter adds them; shared, and so never changed."""
 
     def __init__(self, access_token: str, session_id: str, expires_in: float, requested_at: float) -> None:
-        put = object.__setattr__  # frozen for everyone else
+        put = object.__setattr__  # frozen for all other code
         put(self, "expires_in", expires_in)
         put(self, "requested_at", requested_at)
-        # The one copy of either that there is: a process may hold tokens of many merchants.
+        # The only copy of each: a process may hold tokens of many merchants.
         put(
             self,
             "attached",
@@ -63,12 +63,12 @@ class Token(_OnDemand):
 
     @property
     def access_token(self) -> str:
-        """Goes out as ``Authorization: Bearer …``."""
-        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as hidden as the whole
+        """Sent as ``Authorization: Bearer …``."""
+        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as redacted as the whole value
 
     @property
     def session_id(self) -> str:
-        """Goes out as ``x-session-id``."""
+        """Sent as ``x-session-id``."""
         return Secret(self.attached[SESSION_ID])
 
     def __eq__(self, other: object) -> bool:
@@ -80,15 +80,15 @@ class Token(_OnDemand):
         return hash(self.attached[AUTHORIZATION])
 
     def headers(self) -> dict[str, str]:
-        """Return the two header fields of a managed call, as a new dict."""
-        headers = self._headers
+        """Return the two headers of a managed request, as a new dict."""
+        headers: dict[str, str] | None = self._headers
         if headers is None:
             headers = {name: Secret(value) for name, value in self.attached.items()}
             object.__setattr__(self, "_headers", headers)
         return headers.copy()
 
     def raw(self) -> RawFields:
-        """Return the two header fields as the libraries on httpx's model keep them."""
+        """Return the two headers in the representation of httpx and httpx2."""
         if self._raw is None:
             fields = self.attached.items()
             raw = RawFields((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)

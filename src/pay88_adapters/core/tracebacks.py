@@ -46,7 +46,7 @@ def forget_locals_below(tb: TracebackType | None, keep: Collection[FrameType]) -
 
 
 def without_locals(tb: TracebackType | None, keep: Collection[FrameType]) -> TracebackType | None:
-    """Return a traceback with the lines of *tb*. Frames that are not in *keep* are replaced by look-alikes."""
+    """Return a traceback with the lines of *tb*. Frames that are not in *keep* are replaced by empty ones."""
     entries: list[TracebackType] = []
     while tb is not None and not _is_look_alike(tb.tb_frame):  # the entries from here on were replaced before
         entries.append(tb)

@@ -88,7 +88,7 @@ def parse_token_response(
     Args:
         reply: The response.
         requested_at: When its request was sent, in seconds of the manager's clock.
-        credentials: Those it was sent with.
+        credentials: The credentials of the request.
         wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
         base_url: Named in the failure's message.
     """

@@ -1,7 +1,7 @@
-"""Acts: the locks, threads, tasks, event loops, clocks and forks that carry out what the core decides.
+"""The engine: locks, threads, tasks, event loops, clocks and forks that carry out the decisions of the core.
 
-Start with ``manager`` (the public class), ``state`` (the machine under its lock, and who wakes waiters), the ``*_flow``
-modules (what happens step by step) and the ``*_runner`` modules (how, on threads or an event loop).
+``manager`` has the public class. ``state`` has the machine under its lock, and wakes the waiters. The ``*_flow`` modules
+are what happens, step by step. The ``*_runner`` modules carry that out, on threads or on an event loop.
 
 May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``testing`` and ``cli``.
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.

@@ -45,7 +45,7 @@ R = TypeVar("R")
 
 
 class AsyncRunner(Runner):
-    """Runs the flows in a task; a fetch gets a task of its own, on the event loop of the call that starts it."""
+    """Run the flows in a task. A fetch gets its own task, on the event loop of the request that starts it."""
 
     __slots__ = ()
 
@@ -84,7 +84,7 @@ class AsyncRunner(Runner):
                     result: R = stop.value
                     return result
                 except BaseException:
-                    if response is not None:  # the caller will not get it
+                    if response is not None:  # the caller will not get the response
                         await call.discard(response)
                     raise
                 answer = None
@@ -141,7 +141,7 @@ class AsyncRunner(Runner):
     async def token(
         self, start: Callable[[StartFetch], FetchRun], carried_by: tuple[object, ...], *, min_validity: float = 0.0
     ) -> Token:
-        """Get a token; *start* starts a fetch, carried by what is given."""
+        """Get a token; *start* starts a fetch."""
         return await self._run(self._join(carried_by, self._wait_budget(None), min_validity), start)
 
     async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
@@ -182,9 +182,9 @@ class AsyncRunner(Runner):
         try:
             fetches.begin(run)
             runtime.spawn(job, ended)
-        except RuntimeError as exc:  # the loop is going down
+        except RuntimeError as exc:  # the event loop is shutting down
             fetches.abandon(run, exc)
-        except BaseException as exc:  # a signal handler's, for one
+        except BaseException as exc:  # for example, of a signal handler
             fetches.abandon(run, exc)
             raise
         return run
@@ -203,7 +203,7 @@ class AsyncRunner(Runner):
                         answer = await self._do(effect, partial(self._spawn, sender))
         except StopIteration:
             self.fetches.end(run)
-        except GeneratorExit:  # collected with its loop, perhaps by a thread that another one waits for: take no lock
+        except GeneratorExit:  # collected with its event loop, perhaps by a thread that holds a lock: take none
             run.is_dead = lambda: True
             raise
         except BaseException as exc:

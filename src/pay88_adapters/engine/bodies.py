@@ -1,4 +1,4 @@
-"""Whether a request body can be sent a second time, byte for byte."""
+"""Rewindable request bodies: whether a body can be sent a second time, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class BodyPosition:
 
     Args:
         parts: Everything that the body is made of; more than one for a form.
-        position: Offset in bytes from which a file is sent, if not from where it stands.
+        position: Offset in bytes from which a file is sent; the current position of the file unless given.
 
     Attributes:
-        steady: Whether any layer can send the body again after it has gone back to the position: nothing has to
-            be compared with how it was.
-        has_file: Whether a part has a position, so that no earlier attempt may still be reading it.
+        steady: Whether any layer can send the body again from the start position, without a comparison with its first
+            content.
+        has_file: Whether a part has a file position: no earlier attempt may still read it.
     """
 
     __slots__ = ("_checks", "has_file", "steady")

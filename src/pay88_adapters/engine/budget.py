@@ -1,4 +1,4 @@
-"""How many token requests may still be sent."""
+"""The token budget: how many token requests may still be sent."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pay88_adapters.stores.base import BudgetStorage, WindowsResult, new_id
 
 _HOUR = 3600
 _DAY = 86_400.0
-_SLACK = 0.01  # seconds by which a planned request comes after the instant at which there is room
+_SLACK = 0.01  # seconds from the availability of a unit to a planned request
 
 
 class AtomicMovingWindow(MovingWindowRateLimiter):
-    """The moving-window strategy of ``limits``, for several limits in one step.
+    """The moving-window strategy of ``limits``, for several limits in one atomic step.
 
     Args:
-        storage: Must take several windows at once.
-        guard: Seconds added to each window. A request may reach the service as late as its timeout
-            after it was counted here, so entries less than that apart may be closer over there.
+        storage: Must acquire several windows in one step.
+        guard: Seconds added to each window. A request may reach the service as late as its timeout after it was counted
+            here, so requests may arrive closer together than their entries.
     """
 
     def __init__(self, storage: BudgetStorage, guard: float) -> None:
@@ -37,15 +37,15 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
         self._guard = guard
 
     def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> WindowsResult:
-        """Take a unit of every limit, or none."""
+        """Acquire a unit of every limit, or none."""
         return self._windows.acquire_all([self.window(item, *names) for item, names in items])
 
     def left(self, item: RateLimitItem, *identifiers: str) -> int:
-        """Return how many units of *item* are left."""
+        """Return the remaining units of *item*."""
         return max(item.amount - len(self._windows.ages(self.window(item, *identifiers))), 0)
 
     def window(self, item: RateLimitItem, *identifiers: str) -> Window:
-        """Return the window that *item* stands for: all items with the same identifiers look at one history."""
+        """Return the window of *item*: all items with the same identifiers share one history."""
         return Window("/".join(identifiers), item.amount, self.expiry(item))
 
     def expiry(self, item: RateLimitItem) -> float:
@@ -53,20 +53,19 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
         return item.get_expiry() + self._guard
 
     def ages(self, window: Window) -> Ages:
-        """Return what counts in *window* now."""
+        """Return the ages of the entries that count in *window* now."""
         return self._windows.ages(window)
 
 
 class TokenBudget:
     """The budgets of the merchants at one base URL.
 
-    A request *from the reserve* (a forced refresh, a retry, a trial during an outage) also draws on
-    ``forced_reserve``, and on a share of each limit: ordinary requests always find the units that they need
-    to follow each other at the end of each token's life.
+    A request *from the reserve* (a forced refresh, a retry, a trial request) also draws on ``forced_reserve``, and on a
+    share of each limit. So regular requests always find the units for one refresh at the end of each token's lifetime.
 
     Args:
-        policy: Gives the limits.
-        storage: Keeps the entries.
+        policy: Contains the limits.
+        storage: Stores the entries.
         base_url: The budget is counted per base URL and merchant.
     """
 
@@ -83,7 +82,7 @@ class TokenBudget:
         self._longest_bar = policy.max_retry_after
 
     def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
-        """Take one unit of every limit that applies, or none."""
+        """Acquire one unit of every limit that applies, or none."""
         windows = self.windows(merchant_id, from_reserve=from_reserve)
         claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, restores=True)
         answer = self._storage.claim(claim)
@@ -115,26 +114,27 @@ class TokenBudget:
         return Failure(TokenBudgetExhausted, f"{why}; request not sent", retryable=True)
 
     def rate_limited(self, merchant_id: str, failure: Failure) -> None:
-        """Note that the service asked to wait: it holds for the merchant, with any key, for all who share the storage.
+        """Record the wait that a 429 demanded. It applies to the merchant with any key, in all processes with this
+        storage.
 
         Raises:
-            StoreError: The storage cannot be used.
+            StoreError: The storage is unavailable.
         """
         seconds = min(failure.retry_after or 0.0, _DAY)
         self._storage.bar(self.key(merchant_id), Cooldown(seconds, 0.0, json.dumps(failure_to(failure))))
 
     def cooldown(self, merchant_id: str) -> tuple[Failure, float] | None:
-        """Return why no token request may be sent, and for how many seconds, if the service asked to wait.
+        """Return the cooldown after a 429, if any: its reason and its remaining seconds.
 
         Raises:
-            StoreError: The storage cannot be used.
+            StoreError: The storage is unavailable.
         """
         bar = self._storage.cooldown(self.key(merchant_id))
         left = bar.left(self._longest_bar) if bar is not None else 0.0
         return (_reported(bar), left) if bar is not None and left > 0 else None
 
     def windows(self, merchant_id: str, *, from_reserve: bool = True) -> list[Window]:
-        """Return every window that the merchant's requests count in, those *from_reserve* or not."""
+        """Return the windows in which the merchant's requests count, *from_reserve* or not."""
         return [
             self._strategy.window(item, *names) for item, names in self._items(merchant_id, from_reserve=from_reserve)
         ]
@@ -145,24 +145,25 @@ class TokenBudget:
         return items + [(item, (*names, "extra")) for item in self._reserve] if from_reserve else items
 
     def left(self, merchant_id: str) -> dict[str, int]:
-        """Return the units left, by limit, such as ``{"10 per 1 minute": 9}``."""
+        """Return the remaining units by limit, such as ``{"10 per 1 minute": 9}``."""
         names = self.names(merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in self._limits}
 
     def left_for_forced(self, merchant_id: str) -> int:
-        """Return the units left for forced refreshes and retries; the others are reserved for regular refreshes."""
+        """Return the remaining units for forced refreshes and retries; the rest is reserved for regular refreshes."""
         items = self._items(merchant_id, from_reserve=True)
         return min(self._strategy.left(item, *names) for item, names in items)
 
     def reserve_used(self, merchant_id: str) -> float:
-        """Return the part of the reserve that is used: 0 for nothing, 1 for all of it."""
+        """Return the used fraction of the reserve, from 0 to 1."""
         lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]
         return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting)
 
     def pace(self, merchant_id: str) -> float:
-        """Return how many seconds apart ordinary requests must be from now on, so that none is ever denied.
+        """Return the minimum seconds between regular requests, from now on, so that none is ever denied.
 
-        Evenly spaced, while the reserve keeps what it has not used of its share; 0 if that is no more than usual.
+        They are spaced evenly, while the reserve keeps the unused part of its share; 0 if the usual interval is long
+        enough.
         """
         names = self.names(merchant_id)
         pace = 0.0
@@ -171,9 +172,9 @@ class TokenBudget:
             limit, expiry = self._storage.room(window), window.expiry
             ages = self._strategy.ages(window)
             pace = max(pace, spread(limit, expiry + _SLACK, ages))
-            if item.get_expiry() >= _HOUR:  # it takes a long time to come back to what is used too early
+            if item.get_expiry() >= _HOUR:  # a unit that is used early returns only after a long time
                 kept = max(share.amount - self._used(share, merchant_id), 0)
-                # The guard is for when a window is full, and no reason to leave the usual pace.
+                # The guard matters when a window is full. It is no reason to leave the usual pace.
                 pace = max(pace, spread(limit - kept, item.get_expiry(), ages))
         return pace if pace > self._usual else 0.0
 
@@ -181,18 +182,18 @@ class TokenBudget:
         return len(self._strategy.ages(self._strategy.window(share, *self.names(merchant_id), "extra")))
 
     def _share(self, item: RateLimitItem, policy: TokenPolicy) -> RateLimitItem:
-        """Return how many of *item* extra requests may use."""
+        """Return how many units of *item* the reserve may use."""
         seconds = item.get_expiry()
-        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's life
+        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's lifetime
         spare = item.amount - least
-        if spare < 0:  # calls will have to do without a token at times; some of them, after a refusal
+        if spare < 0:  # requests will lack a token at times; some of them after a 401
             share = max(item.amount // 5, 1)
-        else:  # beyond the least, ordinary requests may have what their usual pace takes, at most half
+        else:  # above the minimum, regular requests get their usual number of units, at most half
             share = spare - min(max(math.ceil(seconds / self._usual) - least, 0), spare // 2)
         return type(item)(min(share, policy.forced_reserve * max(seconds // _HOUR, 1)), item.multiples)
 
     def names(self, merchant_id: str) -> tuple[str, str]:
-        """Return what the merchant's entries are kept under."""
+        """Return the identifiers of the merchant's entries."""
         return ("token", merchant_digest(self._base_url, merchant_id))
 
     def key(self, merchant_id: str) -> str:
@@ -200,7 +201,7 @@ class TokenBudget:
         return "/".join(self.names(merchant_id))
 
     def keys(self, merchant_id: str) -> dict[str, float]:
-        """Return the keys of the merchant's histories, and for how many seconds the limits look back into each."""
+        """Return the keys of the merchant's histories, each with the longest window of its limits in seconds."""
         longest: dict[str, float] = {}
         for window in self.windows(merchant_id):
             longest[window.key] = max(longest.get(window.key, 0.0), window.expiry)
@@ -208,18 +209,18 @@ class TokenBudget:
 
 
 def merchant_digest(base_url: str, merchant_id: str) -> str:
-    """Name a merchant at a base URL without giving it away."""
+    """Return an opaque id of a merchant at a base URL."""
     return hashlib.sha256(f"{base_url}\n{merchant_id}".encode()).hexdigest()[:32]
 
 
 def spread(limit: int, seconds: float, ages: Ages) -> float:
-    """Return how many seconds apart further entries have to be, evenly, for each of them to find room.
+    """Return the even distance in seconds of further entries at which each of them fits.
 
-    At most *limit* fit into any span of *seconds*; *ages* says since when there have been some, oldest first.
+    At most *limit* fit into any span of *seconds*; *ages* are those of the existing entries, oldest first.
     """
     counting = [age for age in ages if age <= seconds]
     left = limit - len(counting)
-    # Where n are left, the one after them takes the place of the oldest, the next one that of the second oldest.
+    # With n units left, the entry after them replaces the oldest, and the next one the second oldest.
     return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)
 
 

@@ -44,7 +44,7 @@ class ErrorClassifier(Protocol):
     """Classifies an attempt that got no response."""
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
-        """Return what *exc* says of the attempt; ``None`` where it is not about the connection."""
+        """Return the failure that *exc* means for the attempt; ``None`` if it is not a connection error."""
         ...
 
 
@@ -52,11 +52,11 @@ class Call(RequestInfo[R], Sender, ErrorClassifier, Protocol[R]):
     """One API request of a sync client library."""
 
     def send(self, token: Token) -> R:
-        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        """Send the request with *token*'s headers on a copy; return the response with any status code."""
         ...
 
     def discard(self, response: R) -> None:
-        """Free the connection of a rejected response."""
+        """Release the connection of a rejected response."""
         ...
 
 
@@ -64,9 +64,9 @@ class AsyncCall(RequestInfo[R], AsyncSender, ErrorClassifier, Protocol[R]):
     """One API request of an async client library."""
 
     def send(self, token: Token) -> Awaitable[R]:
-        """Send the call with *token*'s headers on a copy; return the response, whatever its status."""
+        """Send the request with *token*'s headers on a copy; return the response with any status code."""
         ...
 
     async def discard(self, response: R) -> None:
-        """Free the connection of a rejected response."""
+        """Release the connection of a rejected response."""
         ...

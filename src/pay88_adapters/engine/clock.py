@@ -1,4 +1,4 @@
-"""The clock that tokens, budgets and waits are measured on."""
+"""The clock that measures tokens, budgets and waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
 
 
 def _steady() -> Callable[[], float]:
-    """Pick the clock that cannot be set and, where the platform has one, counts suspended time."""
+    """Return the monotonic clock that counts suspended time, where the platform has one."""
     # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS it is
     # CLOCK_MONOTONIC may count suspended time, and time.monotonic() may not
     name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
@@ -22,13 +22,13 @@ def _steady() -> Callable[[], float]:
         return monotonic
     try:
         time.clock_gettime(clock_id)
-    except OSError:  # a kernel or sandbox that does not offer it
+    except OSError:  # a kernel or sandbox without this clock
         return monotonic
-    return partial(time.clock_gettime, clock_id)  # every call reads it: no frame of Python's own
+    return partial(time.clock_gettime, clock_id)  # read for every request: no Python frame
 
 
 class Clock:
-    """Seconds since an arbitrary instant, and waiting for seconds to pass.
+    """Seconds since an arbitrary instant, and waits on the same scale.
 
     Args:
         speed: How many of this clock's seconds pass in one real second. Tests and the demo run a
@@ -46,7 +46,7 @@ class Clock:
         self.now: Callable[[], float] = steady if speed == 1 else lambda: steady() * speed
 
     def wall(self) -> float:
-        """Return the wall clock, in seconds since the epoch: for the dates in responses."""
+        """Return the wall clock in seconds since the epoch, for the dates in responses."""
         return time.time()
 
     def real(self, seconds: float) -> float:
@@ -54,7 +54,7 @@ class Clock:
         return seconds / self.speed
 
     def nap(self, seconds: float) -> float:
-        """Return for how many real seconds to sleep before looking again whether *seconds* have passed."""
+        """Return for how many real seconds to sleep before the next check whether *seconds* have passed."""
         return self.real(seconds)
 
     def wait(self, event: ThreadEvent, seconds: float) -> None:

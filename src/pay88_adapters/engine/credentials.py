@@ -64,7 +64,7 @@ class Credentials:
 
     @property
     def digest(self) -> str:
-        """A digest of the credentials, which does not reveal them."""
+        """A digest of the credentials that does not reveal them."""
         return hashlib.sha256(f"{self.api_key!s}\n{self.merchant_id}".encode()).hexdigest()[:16]
 
     def __copy__(self) -> Credentials:

@@ -1,4 +1,4 @@
-"""Which event loop this code runs on."""
+"""The current event loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .runtimes import AsyncioRuntime, AsyncRuntime
 
 
 def current_runtime() -> AsyncRuntime:
-    """Return the event loop this code runs on.
+    """Return the runtime of the current event loop.
 
     Raises:
-        RuntimeError: None does.
+        RuntimeError: No event loop runs.
     """
-    # trio first: as a guest it runs inside the callbacks of another loop. It is not imported where it cannot run.
+    # trio first: as a guest it runs inside the callbacks of another event loop. It is not imported where it cannot run.
     if "trio" in sys.modules:
         from . import runtime_trio
 
@@ -24,9 +24,9 @@ def current_runtime() -> AsyncRuntime:
 
 
 def current_run() -> object:
-    """Return what stands for the current run of the current event loop, however often that loop is run.
+    """Return an object that stands for the current run of the current event loop. A loop may run several times.
 
-    Each run of a loop, on asyncio and trio, installs hooks for asynchronous generators that are objects of its own:
-    nothing else is there from its beginning to its end, and only so long.
+    Each run of a loop, on asyncio and trio, installs its own hook objects for asynchronous generators. No other object
+    exists exactly as long as the run.
     """
     return sys.get_asyncgen_hooks().finalizer

@@ -25,9 +25,9 @@ class StartFetch(NamedTuple):
 
     ticket: int
     background: bool
-    """Whether the call does not wait for it."""
+    """Whether this is a background refresh: the request does not wait for it."""
     cannot_wait: bool = False
-    """Whether the fetch must not wait for another one's lease."""
+    """Whether the fetch must not wait for another lease holder."""
 
 
 class WaitForFetch(NamedTuple):
@@ -50,7 +50,7 @@ class LoadCredentials:
 
 
 class StoreOperation(NamedTuple):
-    """Do something with the store, which may take its time; result: what it returns."""
+    """Run a store operation, which may block; result: its return value."""
 
     operation: Callable[[], object]
 
@@ -62,7 +62,7 @@ class SendTokenRequest(NamedTuple):
 
 
 class UnexpectedError(NamedTuple):
-    """What a client raised that is no network error: a mistake in code around it, or a test double's protest."""
+    """An exception of a client that is not a network error: a bug around it, or a failed assertion of a test double."""
 
     error: Exception
 
@@ -74,7 +74,7 @@ class Sleep(NamedTuple):
 
 
 class RetryDecision(NamedTuple):
-    """What follows from an attempt without a response; where there is no other one, its error is the caller's."""
+    """Whether an attempt without a response is retried. If it is not, the caller gets its error."""
 
     retry: bool
 
@@ -89,7 +89,7 @@ DRAIN = DrainResponse()
 
 
 class RequestInfo(Protocol[R_contra]):
-    """What the exchange needs to know of a call, without any I/O."""
+    """The facts about an API request that the flow needs, without any I/O."""
 
     @property
     def method(self) -> str:
@@ -103,17 +103,17 @@ class RequestInfo(Protocol[R_contra]):
 
     @property
     def retry(self) -> RetryPolicy | None:
-        """The call's own policy; ``None`` for the manager's."""
+        """The retry policy of this request; ``None`` for the manager's."""
         ...
 
     @property
     def token_timeout(self) -> float | None:
-        """Real seconds that the caller is ready to wait for a token, if it said so."""
+        """Real seconds that the caller waits for a token at most; ``None`` without a limit of its own."""
         ...
 
     @property
     def total_timeout(self) -> float | None:
-        """Real seconds that the caller has for the call with all its attempts, if it said so."""
+        """Real seconds that the caller allows for all attempts; ``None`` without a limit of its own."""
         ...
 
     def status(self, response: R_contra, /) -> int:
@@ -121,11 +121,11 @@ class RequestInfo(Protocol[R_contra]):
         ...
 
     def headers(self, response: R_contra) -> Mapping[str, str]:
-        """Return the headers; names in any case."""
+        """Return the headers, with names in any case."""
         ...
 
     def token_used(self, response: R_contra, token: Token) -> Token:
-        """Return the token that the attempt carried; *token* is the one that it was given."""
+        """Return the token that the attempt carried, when the engine passed it *token*."""
         ...
 
     def replayable(self) -> bool:

@@ -31,7 +31,7 @@ _listeners = logging.getLogger("pay88_adapters.events")
 
 _ABOUT_TOKENS = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted, TokenRejected)
 _WARNING_EVENTS: frozenset[object] = frozenset(
-    (TokenFetched, SharedTokenUsed, RefreshFailed, BreakerOpened, BreakerClosed)  # or its end
+    (TokenFetched, SharedTokenUsed, RefreshFailed, BreakerOpened, BreakerClosed)  # also when they end a problem
 )
 
 

@@ -1,4 +1,4 @@
-"""Events on their way to the log and to the listeners."""
+"""Queue of events for the log and the listeners."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EventQueue:
         self._listeners = (*self._listeners, SafeListener(listener))
 
     def wants(self, kind: Callable[..., Event]) -> bool:
-        """Whether anything happens with events of *kind*, so that they have to be made."""
+        """Whether the log or a listener receives events of *kind*. Other events need not be created."""
         return bool(self._listeners) or logs(kind)
 
     def add(self, event: Event) -> None:
@@ -52,6 +52,6 @@ class EventQueue:
             raise raised
 
     def dispatch_safely(self, events: Sequence[Event]) -> None:
-        """Do what :meth:`dispatch` does, where there is no caller for what a listener raises: it is logged."""
+        """Do the same as :meth:`dispatch`, but log what a listener raises: there is no caller to raise it to."""
         with suppress(BaseException):
             self.dispatch(events)

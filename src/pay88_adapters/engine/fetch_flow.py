@@ -46,7 +46,7 @@ from .fetches import Fetches, FetchRun, sweep
 from .sharing import import_budget
 from .state import ManagerState
 
-_MIN_POLL = 0.1  # seconds, plus or minus half, until another holder's lease is polled again; doubles
+_MIN_POLL = 0.1  # seconds, plus or minus half, between polls of another holder's lease; doubles
 _MAX_POLL = 1.0  # up to this
 
 
@@ -56,12 +56,12 @@ def fetch_token(
     """Get a token from the shared store or from the service (rules 4, 5 and 9 to 12).
 
     Args:
-        fetches: Those of the manager.
+        fetches: The fetches of the manager.
         run: The fetch.
-        client_is_open: Whether its client can send requests: if not, no unit of the budget is consumed for it.
+        client_is_open: Whether the client can send requests. If not, the fetch consumes no unit of the budget.
 
     Raises:
-        ClientClosed: Its client was closed.
+        ClientClosed: The HTTP client was closed.
     """
     state = fetches.state
     if not state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now)):
@@ -72,9 +72,9 @@ def fetch_token(
     events: list[Event] = []
     request = _Fetch(fetches, run, credentials, events, client_is_open)
     while (yield from request.acquire_lease()) and (yield from request.send()):
-        pass  # its lease or its unit of the budget has become too old on the way
+        pass  # the lease or the unit of the budget became too old before the request
     yield StoreOperation(partial(fetches.publish, run.ticket))
-    state.events.dispatch_safely(events)  # not before: a listener may take its time
+    state.events.dispatch_safely(events)  # not earlier: a listener may be slow
 
 
 def _use_credentials(
@@ -90,7 +90,7 @@ def _use_credentials(
 
 
 class _Fetch:
-    """One fetch with its credentials at hand. What happens is added to *events*."""
+    """One fetch with its credentials loaded. It appends its events to *events*."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Fetch:
         """Send token requests until one succeeds or a retry is pointless (rules 5 and 9 to 12).
 
         Returns:
-            Whether the lease has to be acquired again first: it does not last for another request.
+            Whether the lease has to be acquired again first: its remaining time is too short for another request.
         """
         state, run, policy = self._state, self._run, self._state.settings.policy
         while True:

@@ -1,4 +1,4 @@
-"""The life of fetches and leases: each ends exactly once, whatever detects its end (rules 4, 16 and 17)."""
+"""The lifecycle of fetches and leases: each ends exactly once, whatever detects its end (rules 4, 16 and 17)."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ class Lease(NamedTuple):
     credentials: Credentials
     fencing_token: int
     led_at: float
-    """When the store had given it, on the manager's clock."""
+    """When the store granted it, in seconds on the manager's clock."""
     until: float
-    """Until when it lasts, at the least."""
+    """When it expires at the earliest, in seconds on the manager's clock."""
 
 
 @dataclass(slots=True, eq=False)
 class FetchRun:
-    """One fetch, from the moment at which it is started until its outcome is in the store."""
+    """One fetch, from its start until its outcome is in the store."""
 
     ticket: int
     cannot_wait: bool = False
-    """Whether it must not wait for another one's lease: its caller blocks the event loop that may hold it."""
+    """Whether it must not wait for another lease holder: its caller blocks the event loop that may hold the lease."""
     worker: Worker | None = None
-    """The thread that carries it; ``None`` where a task does."""
+    """The thread that runs it; ``None`` for a task."""
     loop_thread: int | None = None
-    """The thread of the event loop that carries it, if one does."""
+    """The thread of the event loop that runs it, if any."""
     is_dead: Callable[[], bool] = bool
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
-    """What it does that may hang, if anything: for error messages."""
+    """The current step that may hang, if any, for error messages."""
     since: float = 0.0
-    """When it began to do that, in real seconds."""
+    """When that step began, in real seconds."""
     death: Failure | None = None
-    """That what carried it has ended before it, if so."""
+    """The error for a fetch whose thread, event loop or client ended before it."""
 
 
-# The fetches that event loops of this process carry, of all managers.
+# The fetches on event loops of this process, of all managers.
 _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 
 
 class Fetches:
-    """The fetches of one manager that have not come to their end, and their leases."""
+    """The unfinished fetches of one manager, and their leases."""
 
     __slots__ = ("__weakref__", "_leases", "_number", "_runs", "_seen", "state")
 
@@ -72,7 +72,7 @@ class Fetches:
         self._number = next(_numbers)
         self._runs: dict[int, FetchRun] = {}
         self._leases: dict[int, Lease] = {}
-        self._seen = ("", 0)  # the record in the store that was seen or published last: its key and version
+        self._seen = ("", 0)  # key and version of the last record read or published
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -83,21 +83,21 @@ class Fetches:
 
     @property
     def is_fetching(self) -> bool:
-        """Whether a fetch is in progress, or its outcome on its way into the store. Takes no lock."""
+        """Whether a fetch runs or its outcome is on the way into the store. Takes no lock."""
         running = any(not run.is_dead() for run in list(self._runs.values()))
         return running or any(ticket not in self._runs for ticket in self.state.pending)
 
     # --- beginning and end
 
     def begin(self, run: FetchRun) -> None:
-        """Note that *run* is about to start."""
+        """Record that *run* is about to start."""
         finish_at_exit(id(self), weakref.ref(self))
         self._runs[run.ticket] = run
         if run.loop_thread is not None:
             _on_loops[id(self), run.ticket] = weakref.ref(self), run
 
     def end(self, run: FetchRun) -> None:
-        """Note that *run* is over, and give back the lease that it may have. Calling it again does nothing."""
+        """Record the end of *run*, and release its lease, if any. Further calls do nothing."""
         if run.ticket not in self._leases:
             self._forget(run)
         elif not self.state.settings.store_client.blocking or run.worker is threading.current_thread():
@@ -113,7 +113,7 @@ class Fetches:
 
         try:
             Worker(publish, "pay88-lease", finishes=True).start()
-        except RuntimeError:  # no thread can be started: at the latest the lease expires
+        except RuntimeError:  # no thread can be started: the lease expires
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
@@ -123,7 +123,7 @@ class Fetches:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
-        """Note that what carried *run* has ended before it. That is no failure of the service (rule 16)."""
+        """Record that the thread, event loop or client of *run* ended first: no failure of the service (rule 16)."""
         if run.ticket not in self._runs:
             return
         run.death = _death(cause)
@@ -140,14 +140,14 @@ class Fetches:
         state.events.dispatch_safely(events)
 
     def at_exit(self) -> None:
-        """Give back the leases that are left, since the process ends."""
+        """Release the remaining leases: the process ends."""
         for ticket in list(self._leases):
             self.publish(ticket)
 
     # --- fetches that end without an event
 
     def interrupt_overdue(self) -> None:
-        """Interrupt the threads of overdue fetches: a server may send a byte now and then, without end."""
+        """Interrupt the threads of overdue fetches: a server may send single bytes without end."""
         for ticket in self.state.take_overdue():
             run = self._runs.get(ticket)
             if run is not None and run.worker is not None and self._hangs(run):
@@ -157,7 +157,7 @@ class Fetches:
         """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
 
         Args:
-            patience: Real seconds for that thread to end once it is interrupted.
+            patience: Real seconds that the interrupted thread gets to end.
         """
         for run in list(self._runs.values()):
             worker = run.worker
@@ -176,20 +176,20 @@ class Fetches:
         return None
 
     def _hangs(self, run: FetchRun) -> bool:
-        # In real seconds: a clock that a test moves says nothing of a thread.
+        # In real seconds: a fake clock does not measure threads.
         return bool(run.doing) and monotonic() - run.since >= self.state.settings.clock.real(
             self.state.settings.policy.fetch_timeout
         )
 
     def on_another_loop(self) -> bool:
-        """Whether an event loop carries a fetch that is not this thread's: it may stop without a word."""
+        """Whether the event loop of another thread runs a fetch: it may stop without an event."""
         here = threading.get_ident()
         return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
 
     def blocks_this_thread(self) -> bool:
-        """Whether a task of this thread's event loop carries a fetch, so that blocking here blocks it.
+        """Whether a task of this thread's event loop runs a fetch, so that blocking here would block it.
 
-        Any manager's fetch that shares the store: it may hold the lease that this one would wait for.
+        The fetch of any manager with this store counts: it may hold the lease that this fetch would wait for.
         """
         here = threading.get_ident()
         return any(
@@ -201,7 +201,7 @@ class Fetches:
         )
 
     def on_this_thread(self) -> bool:
-        """Whether this code runs in the middle of a fetch, such as a finalizer, and cannot wait for it."""
+        """Whether this code interrupts a fetch (as a finalizer does) and cannot wait for it."""
         here = threading.current_thread()
         return any(run.worker is here for run in list(self._runs.values()))
 
@@ -223,12 +223,12 @@ class Fetches:
             self._seen = key, led.record.version
         if led.fencing_token:
             self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
-            if run.ticket not in self._runs:  # it has ended in the meantime
+            if run.ticket not in self._runs:  # the fetch has ended in the meantime
                 self.publish(run.ticket)
         return led
 
     def lasts(self, run: FetchRun, seconds: float) -> bool:
-        """Whether the lease of *run*, if it has one, lasts for *seconds* more."""
+        """Whether the lease of *run*, if any, lasts for *seconds* more."""
         lease = self._leases.get(run.ticket)
         return lease is None or self.state.now() + seconds <= lease.until
 

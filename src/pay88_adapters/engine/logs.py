@@ -1,4 +1,4 @@
-"""Keep secrets out of other libraries' logs."""
+"""Redaction in the logs of other libraries."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _HIDDEN = frozenset(name.encode() for name in (*MANAGED_FIELDS, "x-api-key"))
 
 
 class _HideFields(logging.Filter):
-    """HTTP/2's header compression logs names and values, side by side or in pairs, and whole blocks."""
+    """Filter for HTTP/2 header compression, which logs names and values, side by side or in pairs, and whole blocks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            # An encoded block is no cipher: anybody can decode it.
+            # An encoded block is no cipher: it can be decoded without a key.
             record.args = (REDACTED,) * len(record.args) if "block" in str(record.msg) else _hidden(record.args)
         return True
 
@@ -34,7 +34,7 @@ def _hidden(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _HideText(logging.Filter):
-    """httpcore and httpcore2 log bytes that they cannot parse, which may be a part of a token response."""
+    """Filter for httpcore and httpcore2, which log bytes that they cannot parse: perhaps a part of a token response."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = mask(record.getMessage()), ()
@@ -45,7 +45,7 @@ _hide_fields, _hide_text = _HideFields(), _HideText()
 
 
 def hide_secrets_in_logs() -> None:
-    """Redact what the libraries of httpx and httpx2 print at DEBUG; calling this again changes nothing."""
+    """Redact what the libraries of httpx and httpx2 log at DEBUG. Further calls change nothing."""
     for name in ("hpack.hpack", "hpack.table"):
         logging.getLogger(name).addFilter(_hide_fields)
     for library in ("httpcore", "httpcore2"):

@@ -1,4 +1,4 @@
-"""The one object that all HTTP client libraries, threads and tasks share."""
+"""The manager, which all HTTP client libraries, threads and tasks share."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ PROCESS: Process[TokenManager] = Process()
 
 
 class TokenManager:
-    """Gets, shares and replaces the tokens of one merchant, for threads and tasks alike.
+    """Fetch, cache and refresh access tokens of one merchant. Thread-safe and async-safe.
 
     Args:
-        credentials: Or a callable, sync or async, that returns them; it is asked at each fetch. A sync
-            one is called on the event loop's thread where the call that leads is async.
-        base_url: ``SANDBOX_URL`` unless given.
-        store: Where managers meet: those with the same store share the token and the budget.
-            ``memory://`` is *per process*: each process has a token and a budget of its own, though the
-            service counts them together. ``sqlite:////absolute/path`` is for the processes of one host,
-            ``redis://host:port`` for several hosts.
-        fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while
-            *store* is unavailable. Without one, each process has a share of the token budget of its own.
-        policy: When tokens are refreshed and what may be spent.
-        retry: When a call is sent again; ``RetryPolicy()`` unless given, ``RetryPolicy.none()`` for never.
-        pacing: Hold calls within the limits that 88Pay documents for them: 60 a minute and 1,000 an hour
-            of ``/api/transactions/…``, and as many of ``/api/balance``. A call waits for its turn at most
+        credentials: Credentials, or a credentials provider: a callable, sync or async, that returns them. It is
+            called for each fetch. A sync provider runs on the event loop's thread if the request that fetches is async.
+        base_url: Base URL of 88Pay; ``SANDBOX_URL`` unless given.
+        store: URL of the shared store. Managers with the same store share the token, the refresh lease and the token
+            budget. ``memory://`` is *per process*: each process has its own token and budget, although 88Pay counts
+            them together. ``sqlite:////absolute/path`` is for the processes of one host, ``redis://host:port`` for
+            several hosts.
+        fallback_store: A file, ``sqlite:////absolute/path``, that the processes of this host share while *store* is
+            unavailable. Without one, each process has its own share of the token budget in degraded mode.
+        policy: When tokens are refreshed, and the token budget.
+        retry: Retry policy of API requests; ``RetryPolicy()`` unless given, ``RetryPolicy.none()`` for no retries.
+        pacing: Client-side rate limiting. Keeps API requests within the limits that 88Pay documents: 60 per minute and
+            1,000 per hour for ``/api/transactions/…``, and the same for ``/api/balance``. A request waits at most
             ``max_wait`` seconds, then it fails with :class:`RequestBudgetExhausted`.
-        breaker: Let calls fail at once with :class:`CircuitOpen` while the service fails.
-        listeners: Called with each :class:`~pay88_adapters.events.Event`: see that module.
+        breaker: Circuit breaker: requests fail fast with :class:`CircuitOpen` while 88Pay fails.
+        listeners: Called with each :class:`~pay88_adapters.events.Event`.
         client: Sends the token requests of :meth:`get_token` and :meth:`aget_token`, with its proxies, TLS settings and
             timeouts: a client of any supported library, sync or async. The manager does not close it. Without one, the
-            manager makes a client of its own, over urllib3, httpx, httpx2 or aiohttp, the first that is installed.
-            Clients that the manager is attached to send their token requests themselves.
-        clock: For tests: a :class:`~pay88_adapters.clock.Clock` that the emulator runs on, too.
+            manager creates a client over the first installed library of urllib3, httpx, httpx2 and aiohttp. Clients
+            that the manager is attached to send their own token requests.
+        clock: For tests: a :class:`~pay88_adapters.clock.Clock` to share with the emulator.
 
     Raises:
-        ConfigurationError: The configuration cannot work.
+        ConfigurationError: The configuration is invalid.
     """
 
     __slots__ = (
@@ -79,6 +79,7 @@ class TokenManager:
         "_state",
         "_stores",
         "async_runner",
+        "reference",
         "shared_key",
         "sync_runner",
     )
@@ -118,6 +119,7 @@ class TokenManager:
                 PROCESS.made.add(self)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
+        self.reference = ""  # its name in pickles; empty without any
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
@@ -128,7 +130,7 @@ class TokenManager:
         self._resume(state, SyncRunner(fetches, self._credentials), AsyncRunner(fetches, self._credentials))
 
     def _start_anew(self, clock: Clock) -> tuple[ManagerState, SyncRunner, AsyncRunner]:
-        """Forget what has happened so far, and run on *clock*; return what :meth:`_resume` takes."""
+        """Reset the state, and run on *clock*; return the argument of :meth:`_resume`."""
         before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
             settings = self._state.settings
@@ -146,7 +148,7 @@ class TokenManager:
         ``PAY88_BASE_URL``, ``PAY88_STORE`` and ``PAY88_FALLBACK_STORE``.
 
         Raises:
-            ConfigurationError: A variable is missing or cannot be used.
+            ConfigurationError: A variable is missing or invalid.
         """
         environ = RedactedMapping(os.environ if environ is None else environ)
         return cls(
@@ -174,12 +176,12 @@ class TokenManager:
     ) -> TokenManager:
         """Return the same manager for the same arguments, anywhere in the process.
 
-        It stays the same while anything refers to it: a client that it is attached to, or a variable. Of those that
-        nothing refers to, the 128 that were used last are kept. One that is made again later has the same token and
-        budget, for these are the store's, but counts from zero in :meth:`stats`.
+        It stays the same while it is referenced: by a client that it is attached to, or by a variable. The 128 most
+        recently used unreferenced managers are kept. A manager that is created again later has the same token and
+        budget, which are in the store, but its :meth:`stats` start from zero.
 
         Raises:
-            ConfigurationError: The configuration cannot work.
+            ConfigurationError: The configuration is invalid.
         """
         store = as_secret(store)
         listeners = checked_listeners(listeners)
@@ -205,7 +207,7 @@ class TokenManager:
                 breaker=breaker,
                 client=client,
             )
-            with PROCESS.lock:  # others may have made it, too
+            with PROCESS.lock:  # another thread may have made it, too
                 manager = managers.find(key)
                 if manager is None or manager._state.closed:
                     managers.add(key, manager := made)
@@ -218,32 +220,32 @@ class TokenManager:
 
     @property
     def merchant_id(self) -> str:
-        """Of the credentials seen last; empty before the first fetch of a credentials callable."""
+        """Merchant id of the last credentials; empty before the first fetch of a credentials provider."""
         return self._state.merchant_id
 
     @property
     def retry(self) -> RetryPolicy:
-        """When a call is sent again."""
+        """Retry policy of API requests."""
         return self._state.settings.retry
 
     def get_token(self, *, min_validity: float = 0.0) -> Token:
-        """Return a token that may be attached now; fetch one, or wait for the one who does.
+        """Return a valid token, fetching one if necessary.
 
-        Any thread may call this. One that runs an event loop blocks it: prefer :meth:`aget_token` there.
+        Thread-safe. On a thread with a running event loop it blocks that loop: use :meth:`aget_token` there.
 
-        A token request goes over the manager's *client* if it was given one. Otherwise it goes over urllib3, httpx,
-        httpx2 or aiohttp, the first that is installed, without a proxy and with that library's defaults for TLS.
+        A token request is sent over the manager's *client*, if given. Otherwise it is sent over the first installed
+        library of urllib3, httpx, httpx2 and aiohttp, without a proxy and with that library's TLS defaults.
 
         Args:
-            min_validity: Seconds for which the token should stay usable, such as the length of an
-                upload. Where no fetch can be made, an older token is returned.
+            min_validity: Seconds for which the token should stay usable, such as the duration of an upload. If no token
+                can be fetched, an older one is returned.
 
         Raises:
-            CredentialsRejected: The credentials were refused, now or within ``rejection_cooldown``.
-            TokenBudgetExhausted: None is left; none may be requested for ``retry_after`` seconds.
-            TokenRateLimited: None is left; the service asked to wait for ``retry_after`` seconds.
-            TokenEndpointUnavailable: None is left and none could be had; see ``__cause__``.
-            ConfigurationError: No token lives as long as *min_validity*, the manager is closed, or its client is async.
+            CredentialsRejected: 88Pay rejected the credentials, now or within ``rejection_cooldown``.
+            TokenBudgetExhausted: No valid token, and the token budget is exhausted for ``retry_after`` seconds.
+            TokenRateLimited: No valid token, and 88Pay returned 429: no token request for ``retry_after`` seconds.
+            TokenEndpointUnavailable: No valid token, and none could be fetched; see ``__cause__``.
+            ConfigurationError: *min_validity* exceeds any lifetime, the manager is closed or its client is async.
         """
         if not min_validity:
             token, until = self._state.fast_path
@@ -258,7 +260,7 @@ class TokenManager:
         return self.sync_runner.token(cast("Sender", sender), min_validity=min_validity)
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
-        """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the loop."""
+        """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the event loop."""
         if not min_validity:
             token, until = self._state.fast_path
             if token is not None and self._now() < until:
@@ -276,21 +278,21 @@ class TokenManager:
         )
 
     def activated(self) -> Activation[TokenManager]:
-        """Let the calls of a context use this manager: ``with manager.activated(): …``.
+        """Use this manager in the current context: ``with manager.activated(): …``.
 
-        For one client and many merchants. It holds for this thread or task, and for the tasks that are
-        started in it; only calls through a client with a manager attached are managed at all. A new
-        thread starts without; ``contextvars.copy_context().run`` takes it along.
+        For one client and many merchants. It affects this thread or task, and the tasks that are started in it. Only
+        requests through a client with a manager attached are managed at all. A new thread starts without it;
+        ``contextvars.copy_context().run`` copies it.
 
-        ``@manager.activated()`` does the same for all that a function does, or a coroutine function. On a generator
-        function it raises :class:`ConfigurationError`: its body runs after the call.
+        ``@manager.activated()`` does the same for a function or a coroutine function. On a generator function it raises
+        :class:`ConfigurationError`, because its body runs after the call.
         """
         return Activation(self)
 
     def for_request(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
-        """Return the manager for a call of a client that this one is attached to; ``None`` leaves the call alone."""
+        """Return the manager for a request of a client that this one is attached to; ``None`` to bypass it."""
         overrides = OVERRIDES.get()  # what current_manager() does, in this frame: every call comes through here
         manager = overrides[-1].manager if overrides else self
         if manager is None:
@@ -302,11 +304,11 @@ class TokenManager:
         return manager
 
     def invalidate(self, token: Token) -> None:
-        """Forget *token* if it is the current one; the next call fetches another."""
+        """Discard *token* if it is the cached one, so that the next request fetches a new one."""
         self._state.drop(token)
 
     def stats(self) -> Stats:
-        """Return what has been done so far, and the budget left."""
+        """Return the counters so far, and the remaining token budget."""
         state = self._state
         return Stats(
             **asdict(state.counters),
@@ -318,17 +320,17 @@ class TokenManager:
         )
 
     def listen(self, listener: Listener) -> None:
-        """Call *listener* with each event from now on, as if it had been in ``listeners=[…]``.
+        """Call *listener* with each event from now on, like those in ``listeners=[…]``.
 
         Raises:
-            ConfigurationError: It is not callable.
+            ConfigurationError: *listener* is not callable.
         """
         self._state.listen(*checked_listeners([listener]))
 
     def close(self) -> None:
-        """Refuse all further calls, and close the manager's own HTTP client.
+        """Reject all further requests, and close the manager's own HTTP client.
 
-        Clients that the manager was given or attached to stay open. A token request in flight finishes first.
+        Clients that the manager is attached to, and its *client*, stay open. A token request in flight finishes first.
         """
         self._state.close()
         sender = self._sender
@@ -336,7 +338,7 @@ class TokenManager:
             sender[1].close()
 
     async def aclose(self) -> None:
-        """Do what :meth:`close` does."""
+        """Do the same as :meth:`close`."""
         self.close()
 
     def __enter__(self) -> TokenManager:
@@ -381,10 +383,13 @@ class TokenManager:
 
 
 def manager_id(manager: TokenManager) -> str:
-    """Return a name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
-    return PROCESS.names.setdefault(manager, os.urandom(16).hex())
+    """Return the name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
+    with PROCESS.lock:
+        manager.reference = manager.reference or os.urandom(16).hex()
+        PROCESS.referenced[manager.reference] = manager
+        return manager.reference
 
 
 def find_manager(name: str) -> TokenManager | None:
-    """Return the manager that has this name, if it is in this process."""
-    return next((manager for manager, known in list(PROCESS.names.items()) if known == name), None)
+    """Return the manager with this name, if it is in this process."""
+    return PROCESS.referenced.get(name)

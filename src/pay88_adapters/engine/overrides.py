@@ -1,4 +1,4 @@
-"""Which manager the calls of a context use: their client's, another one, or none."""
+"""The manager of the current context: the one of the client, another one, or none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pay88_adapters.core.errors import ConfigurationError
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Those still open, innermost last.
+# The open ones, innermost last.
 OVERRIDES: ContextVar[tuple[Activation[Any], ...]] = ContextVar("pay88_managers", default=())
 
 
 def current_manager(own: M) -> Any | M | None:
-    """Return the manager for a request of a client whose own one is *own*; ``None`` to bypass it."""
+    """Return the manager for a request of a client with the manager *own*; ``None`` to bypass it."""
     overrides = OVERRIDES.get()
     return overrides[-1].manager if overrides else own
 
@@ -31,10 +31,10 @@ class Enclosing(AbstractContextManager[None]):
 
     __slots__ = ()
     names: ClassVar[str]
-    """What users call it, for error messages."""
+    """Its public name, for error messages."""
 
     def __call__(self, function: F) -> F:
-        """Return *function* enclosed while it runs, or while the coroutine does that it returns.
+        """Return *function* with this context around each run, or around the coroutine that it returns.
 
         Raises:
             ConfigurationError: It is a generator function, whose body runs after the call, or no function.
@@ -50,7 +50,7 @@ class Enclosing(AbstractContextManager[None]):
 
 
 class Activation(Enclosing, Generic[M]):
-    """A context manager, and a decorator of functions and coroutine functions, with one manager or none in force."""
+    """A context manager and decorator that sets the manager, or no manager, for functions and coroutine functions."""
 
     __slots__ = ("manager",)
     names = "activated() and unmanaged()"
@@ -110,9 +110,9 @@ def _no_generator(enclosing: Enclosing, function: Any) -> ConfigurationError:
 def unmanaged() -> Activation[None]:
     """Bypass the manager in the current context: ``with unmanaged(): …``. Requests pass through unchanged.
 
-    It holds for this thread or task, and for the tasks that are started in it. A new thread starts
-    without; ``contextvars.copy_context().run`` copies it. A generator that yields inside the
-    block shares its context with the code that iterates over it, which bypasses the manager too until the block ends.
+    It affects this thread or task, and the tasks that are started in it. A new thread starts without it;
+    ``contextvars.copy_context().run`` copies it. A generator that yields inside the block shares its context with the
+    code that iterates over it. That code bypasses the manager too until the block ends.
 
     ``@unmanaged()`` does the same for a function or a coroutine function.
     """

@@ -1,4 +1,4 @@
-"""Keeping API calls within their documented limits (rule 22)."""
+"""Client-side rate limiting: keep API requests within 88Pay's documented limits (rule 22)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
 
 CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
-"""Of each group of calls, as 88Pay documents them."""
+"""Limits by group of API requests, as 88Pay documents them."""
 
 RATE_LIMITED_GROUPS = ("transactions", "balance")
-"""The groups of calls that have limits."""
+"""The groups of API requests that have limits."""
 
 _TOO_MANY = 429
-_LONGEST = 3600.0  # seconds; no limit lasts longer
+_LONGEST = 3600.0  # seconds; no limit has a longer window
 _GUARD = 1.0  # seconds of latency difference between two requests
-_LONGEST_ATTEMPT = 600.0  # seconds until one that has not ended does not count any longer
-_LOST_AFTER = 10.0  # seconds until an unfinished permit expires; a store fails earlier
+_LONGEST_ATTEMPT = 600.0  # seconds after which an unfinished attempt no longer counts
+_LOST_AFTER = 10.0  # seconds until an unfinished permit expires; a store operation fails earlier
 
 JITTER = 0.25  # seconds over which concurrent waiters are spread
 
 
 @dataclass(slots=True)
 class ServerLimit:
-    """What the service said is left, and until when that holds."""
+    """Requests that remain according to the service, and how long this value is valid."""
 
     remaining: int
     until: float
@@ -39,7 +39,7 @@ class ServerLimit:
 
 @dataclass(eq=False, slots=True)
 class RateLimitPermit:
-    """A permit to acquire a unit and to send an attempt, whose end is reported."""
+    """A permit to acquire a unit and to send one attempt. The sender reports the end of the attempt."""
 
     group: str
     server_limit: ServerLimit | None
@@ -51,8 +51,8 @@ class Pacing:
     """The API rate limits of one merchant.
 
     The storage counts units by the time of their acquisition, for all managers that share it. An attempt may reach the
-    service later, because it waits for a connection: this object counts by the end of the attempt, before which it may
-    be sent at any moment. It also holds the limits that the service reports, which may know other clients, and the
+    service later, because it waits for a connection. So this object counts by the end of the attempt: until then it may
+    be sent at any moment. It also holds the limits that the service reports, which include other clients, and the
     concurrent storage operations. The manager's lock guards it.
 
     Args:
@@ -66,7 +66,7 @@ class Pacing:
         self._base_url = base_url
         self._max_concurrent = max_concurrent
         self._permits: set[RateLimitPermit] = set()
-        self._ended: dict[str, list[float]] = {}  # when the attempts of each group did
+        self._ended: dict[str, list[float]] = {}  # ends of attempts, by group
         self._server_limits: dict[str, ServerLimit] = {}
         self._full_until: dict[str, float] = {}
         survive_forks(self)
@@ -76,9 +76,9 @@ class Pacing:
         self._permits.clear()
 
     def reserve(self, group: str, now: float) -> RateLimitPermit | float:
-        """Return the turn to :meth:`acquire` a unit, or for how many seconds that would be of no use.
+        """Return the permit to :meth:`acquire` a unit, or the seconds until an acquisition can succeed.
 
-        It uses up one of the calls that the service said are left.
+        A permit consumes one of the remaining requests that the service reported.
         """
         for lost in [permit for permit in tuple(self._permits) if now >= permit.lost_at]:
             self._permits.discard(lost)
@@ -106,12 +106,12 @@ class Pacing:
         return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
 
     def left(self, group: str, merchant_id: str) -> dict[str, int]:
-        """Return the calls left, by limit, such as ``{"60 per 1 minute": 59}``. May block."""
+        """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``. May block."""
         names = self._names(group, merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
     def record_result(self, permit: RateLimitPermit, wait: float, now: float) -> None:
-        """Note what :meth:`acquire` returned. With a unit, the attempt is under way until it is :meth:`end_attempt`."""
+        """Record the result of :meth:`acquire`. With a unit, the attempt is in progress until :meth:`end_attempt`."""
         if not wait:
             permit.taken, permit.lost_at = True, now + _LONGEST_ATTEMPT
             return
@@ -121,7 +121,7 @@ class Pacing:
             permit.server_limit.remaining += 1
 
     def end_attempt(self, permit: RateLimitPermit, now: float) -> None:
-        """Note that an attempt ended, and so has been sent by now, if it ever was. Needs no lock."""
+        """Record the end of an attempt, after which it cannot reach the service any more. Needs no lock."""
         self._permits.discard(permit)
         self._ended.setdefault(permit.group, []).append(now)
 
@@ -130,14 +130,14 @@ class Pacing:
         self._permits.discard(permit)
 
     def _full_for(self, group: str, under_way: int, now: float) -> float:
-        """Return for how many seconds one more attempt would be one too many, if those under way were sent only now."""
+        """Return the seconds until one more attempt fits, if all attempts in progress were sent only now."""
         ended, full_for = self._ended.setdefault(group, []), 0.0
         for item in CALL_LIMITS:
             seconds = self._strategy.expiry(item)
-            first = bisect_right(ended, now - seconds)  # of the counted ones
+            first = bisect_right(ended, now - seconds)  # of the counted attempts
             too_many = under_way + len(ended) - first - item.amount
             if too_many >= 0:
-                last = first + too_many  # that has to be out of the way
+                last = first + too_many  # the last attempt that has to leave the window
                 full_for = max(full_for, ended[last] + seconds - now if last < len(ended) else seconds)
         del ended[: bisect_right(ended, now - _LONGEST - _GUARD)]
         return full_for

@@ -41,7 +41,7 @@ class AttemptPermit(NamedTuple):
     rate_permit: RateLimitPermit | None = None
 
     def abandon(self, now: float) -> None:
-        """Return it unused. Takes no lock: this may run in a signal handler or a finalizer."""
+        """Return the permit unused. Takes no lock: this may run in a signal handler or a finalizer."""
         self.limits.release(self.group, self.breaker_permit)
         self.limits.end_attempt(self.rate_permit, now)
 
@@ -103,7 +103,7 @@ def acquire_rate_permit(
     call: RequestInfo[Any],
     acquired: Callable[[], AcquireTokenFlow],
 ) -> RequestFlow[RateLimitPermit | None]:
-    """Wait for a unit of the limits of *group*, at most ``max_wait``; return the permit for it (rule 22)."""
+    """Acquire a rate limit permit for *group*, waiting at most ``max_wait`` seconds (rule 22)."""
     if pacing is None or group not in RATE_LIMITED_GROUPS:
         return None
     deadline = state.settings.clock.now() + state.settings.longest_wait(call.token_timeout)

@@ -1,4 +1,4 @@
-"""Cassettes of vcrpy that are open while requests go out: none may record a secret."""
+"""Open cassettes of vcrpy: none may record a secret."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.wire import TokenRequest
 
 RECORDER = "vcr.cassette"
-"""The module that is imported where cassettes can be open: adapters look for it before they call :func:`check_call`."""
+"""The module that is imported if cassettes can be open. Adapters check for it before they call :func:`check_call`."""
 
-# Of the shape that 88Pay's have: for filters that go by what a value looks like.
+# In the shape of 88Pay's values: for filters that match on values.
 _ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiJ9.cHJvYmU.pay88-adapters-probe"
 _SESSION_ID = "sess_pay88-adapters-probe"
 _ATTACHED = {"Authorization": f"Bearer {_ACCESS_TOKEN}", "x-session-id": _SESSION_ID}
 
 
 def check_token_request(request: TokenRequest) -> None:
-    """Check that an open cassette hides what a token request and the requests that follow it bring.
+    """Check that an open cassette redacts the secrets of a token request and of the requests that follow it.
 
     Raises:
         ConfigurationError: It would record a secret.
@@ -40,7 +40,7 @@ def check_token_request(request: TokenRequest) -> None:
 
 
 def check_call(method: str, url: str) -> None:
-    """Check that an open cassette hides what an API request carries. Only where :data:`RECORDER` has been imported.
+    """Check that an open cassette redacts the secrets of an API request. Call it only if :data:`RECORDER` is imported.
 
     Raises:
         ConfigurationError: It would record a secret.
@@ -59,7 +59,7 @@ def _refused(what: str) -> ConfigurationError:
 def _would_record(
     method: str, url: str, exchanges: list[tuple[dict[str, str], dict[str, Any]]], secrets: tuple[str, ...]
 ) -> bool:
-    # vcrpy puts its own class there while a cassette is open, whichever client is used.
+    # vcrpy replaces this class while a cassette is open, for every client.
     cassette: Any = getattr(http.client.HTTPConnection, "cassette", None)
     try:
         if cassette is None or cassette.write_protected:
@@ -75,7 +75,7 @@ def _would_record(
 
 
 def _recorded(cassette: Any, exchanges: list[tuple[Any, dict[str, Any]]]) -> str:
-    """Return what *cassette* would put into its file."""
+    """Return the text that *cassette* would write to its file."""
 
     class Persister:
         text = ""

@@ -1,11 +1,11 @@
-"""What the managers of one process share: the stores that are open, and themselves."""
+"""State that the managers of one process share: open stores, and the managers themselves."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from typing import Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.stores import open_fallback, open_store
 from pay88_adapters.stores.base import Store
@@ -22,13 +22,13 @@ class Shareable(Protocol):
 
 
 M = TypeVar("M", bound=Shareable)
-_SWEPT = 16  # of what is kept, from how much on to look for what is no longer used
+_SWEPT = 16  # number of kept objects from which on unused ones are removed
 KEPT = 128
-"""Number of unreferenced managers that :meth:`TokenManager.shared` keeps: the last used ones."""
+"""Number of unreferenced managers that :meth:`TokenManager.shared` keeps: the most recently used."""
 
 
 class OpenStores:
-    """The stores that are open on one clock, and what this process knows of each."""
+    """The open stores of one clock, each with this process's store client."""
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
@@ -39,15 +39,15 @@ class OpenStores:
         return len(self._fleets)
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
-        """Return this process's one view of a store."""
+        """Return the store client of this process for a store."""
         store_client = self._fleets.get((url, fallback, share))
         if store_client is None:
             if len(self._fleets) >= self._sweep_at:
-                # Not where the last manager goes: what it has used up of the budget counts on.
+                # Not when its last manager is collected: the units that it consumed still count.
                 for key in [key for key, each in self._fleets.items() if each.is_unused()]:
                     del self._fleets[key]
                 self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
-            # A signal handler or a finalizer may have created it in the meantime, on this thread.
+            # A signal handler or a finalizer on this thread may have created it in the meantime.
             store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
             survive_forks(store)
             spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
@@ -60,11 +60,11 @@ class OpenStores:
 
 
 class SharedManagers(Generic[M]):
-    """The managers of :meth:`TokenManager.shared`: all that are in use, and the last used ones."""
+    """The managers of :meth:`TokenManager.shared`: all referenced ones, and the most recently used."""
 
     def __init__(self) -> None:
-        # By the hash of what they were made of, which each has itself: it may refer to its manager, and so must not
-        # be referred to from here.
+        # By the hash of the arguments, which each key holds itself. An argument may refer to its manager, so this
+        # mapping must not refer to the arguments.
         self._known: dict[int, list[weakref.ref[M]]] = {}
         self._recent: dict[M, None] = {}
         self._sweep_at = _SWEPT
@@ -73,7 +73,7 @@ class SharedManagers(Generic[M]):
         return sum(len(refs) for refs in self._known.values())
 
     def find(self, key: tuple[object, ...]) -> M | None:
-        """Return the manager that was made of *key*, if there is one."""
+        """Return the manager that was made with the arguments *key*, if any."""
         for manager in self._alike(key):
             if manager.shared_key == key:
                 self._keep(manager)
@@ -103,13 +103,13 @@ class SharedManagers(Generic[M]):
 
 
 class Process(Generic[M]):
-    """What the managers of this process share."""
+    """State that the managers of this process share."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
-        self.names: WeakKeyDictionary[M, str] = WeakKeyDictionary()  # of the referenced ones
-        self.made: WeakSet[M] = WeakSet()  # all that run on the process's own clock
+        self.referenced: WeakValueDictionary[str, M] = WeakValueDictionary()
+        self.made: WeakSet[M] = WeakSet()  # all managers on the default clock of the process
         self.after_fork()
         survive_forks(self)
 
@@ -118,9 +118,9 @@ class Process(Generic[M]):
         self.lock = threading.RLock()
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
-        """Return this process's one view of a store, on this clock."""
+        """Return the store client of this process for a store on this clock."""
         with self.lock:
-            # On the clock itself, which the stores refer to: so they are collected together.
+            # Stored on the clock itself, to which the stores refer: so both are collected together.
             stores = vars(clock).setdefault("_pay88_stores", None) or OpenStores()
             vars(clock)["_pay88_stores"] = stores
             return stores.store_client(url, fallback, clock, share)

@@ -49,10 +49,10 @@ def run_request(
     began_at: float,
     first: Token | None = None,
 ) -> RequestFlow[R]:
-    """Make one managed call: attach, look at the answer, replace a refused token, send again (rules 7, 8, 20).
+    """Run one managed request: attach a token, replay after a 401, retry (rules 7, 8 and 20).
 
-    A :class:`Token` as an effect means: send the call with it; result: the response, or :class:`ConnectionFailure`.
-    With a *first* token the first attempt is one that has been sent already.
+    A :class:`Token` as an effect means: send the request with it; result: the response, or :class:`ConnectionFailure`.
+    With a *first* token, the first attempt has been sent already.
     """
     try:
         return (yield from _attempts(state, call, acquired, began_at, first))
@@ -88,7 +88,7 @@ def _attempts(
         if isinstance(outcome, ConnectionFailure):
             pause = _pause(state, call, attempts, outcome)
             yield RetryDecision(retry=pause is not None)
-            assert pause is not None  # or else the driver raises what the attempt did
+            assert pause is not None  # if not, the runner raises the error of the attempt
             yield Sleep(pause)
             continue
         status = call.status(outcome)
@@ -112,7 +112,7 @@ def _attempts(
 def acquire_permit_and_token(
     state: ManagerState, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
 ) -> RequestFlow[tuple[Token, Callable[[], None]]]:
-    """Get a token for another attempt that the stack makes by itself, and what notes its end (rules 20 and 22)."""
+    """Get a token for a retry of the client library itself, and the function that records its end (rules 20 and 22)."""
     limits = state.settings.request_limits
     rate_permit: RateLimitPermit | None = None
 
@@ -146,7 +146,7 @@ def _pause(
     outcome: int | ConnectionFailure,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> float | None:
-    """Return for how long to wait before the call is sent again, or ``None`` if it is not (rule 20)."""
+    """Return the backoff delay in seconds before the retry, or ``None`` without a retry (rule 20)."""
     settings = state.settings
     route, limits = settings.endpoint.route(call.path), settings.request_limits
     safe = attempts.policy.is_safe(call.method, route)

@@ -1,4 +1,4 @@
-"""What may hold an API call back: the circuit breakers and the pacing. The manager's lock guards both."""
+"""What may delay or reject an API request: circuit breakers and rate limits. The manager's lock guards both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RequestLimits:
         self._breakers: dict[str, Breaker] = {}
 
     def try_acquire(self, group: str, now: float) -> Permit | Rejected:
-        """Say whether a call of *group* may be sent."""
+        """Acquire a permit for a request of *group* from the circuit breaker."""
         if self.policy is None:
             return CLOSED_PERMIT
         breaker = self._breakers.get(group)
@@ -43,12 +43,12 @@ class RequestLimits:
         return {group: breaker.is_open for group, breaker in tuple(self._breakers.items())}
 
     def release(self, group: str, permit: Permit) -> None:
-        """Note that a call came to nothing that says anything of the service. Needs no lock."""
+        """Release the permit of a request without a result about the service. Needs no lock."""
         if group in self._breakers:
             self._breakers[group].release(permit)
 
     def end_attempt(self, rate_permit: RateLimitPermit | None, now: float) -> None:
-        """Note that the attempt that has *rate_permit* ended. Needs no lock."""
+        """Record the end of the attempt with *rate_permit*. Needs no lock."""
         if self.pacing is not None and rate_permit is not None:
             self.pacing.end_attempt(rate_permit, now)
 

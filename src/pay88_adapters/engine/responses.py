@@ -1,4 +1,4 @@
-"""Reading response bodies up to a size and a time: any of them may be hostile."""
+"""Response bodies with a limit of size and time: any response may be hostile."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = 
     Args:
         chunks: A response body, in pieces as they arrive.
         bound: Bytes.
-        until: When the last piece must have arrived, on a monotonic clock.
+        until: Deadline for the last piece, in seconds on a monotonic clock.
 
     Raises:
-        BodyTimeout: It has not.
+        BodyTimeout: The body was not complete by then.
     """
     body = bytearray()
     for chunk in chunks:

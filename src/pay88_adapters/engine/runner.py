@@ -23,11 +23,11 @@ R = TypeVar("R")
 
 
 class Runner:
-    """Runs the flows of one manager: they yield effects, it carries them out and sends back the results.
+    """Run the flows of one manager: carry out the effects that they yield, and send back the results.
 
     Args:
-        fetches: Those of the manager.
-        source: Credentials, or a provider of them.
+        fetches: The fetches of the manager.
+        source: Credentials, or a credentials provider.
     """
 
     __slots__ = ("_is_limited", "_source", "_state", "fetches")
@@ -43,7 +43,7 @@ class Runner:
         raise NotImplementedError
 
     def _request_flow(self, call: RequestInfo[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
-        """Return the flow of *call*; with *sent*, from where it waits for the outcome of a first attempt."""
+        """Return the flow of *call*. With *sent*, it starts where it waits for the outcome of a first attempt."""
         wait_budget = self._wait_budget(call.token_timeout)
         flow = run_request(self._state, call, lambda: self._acquisition(call, wait_budget), began_at, sent)
         if sent is not None:
@@ -51,7 +51,7 @@ class Runner:
         return flow
 
     def _wait_budget(self, seconds: float | None) -> WaitBudget:
-        """Return how long a call may wait in all, if its caller is ready to wait for *seconds* (real ones)."""
+        """Return how long a request may wait in total, if its caller waits for *seconds* (real ones) at most."""
         return WaitBudget(self._state.settings.longest_wait(seconds))
 
     def _ask_source(self) -> object:
@@ -71,7 +71,7 @@ def is_open(sender: object) -> bool:
 
 
 def carriers(sender: object) -> tuple[object, ...]:
-    """Return what would carry a fetch over *sender*: its client; nothing that may end where that is the manager's."""
+    """Return what may end before a fetch over *sender*: its client, unless that is the manager's own."""
     client = getattr(sender, "client", sender)
     return () if client is None else (client,)
 
@@ -90,7 +90,7 @@ def should_retry(
 
 def after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseException) -> None:
     """Send the outcome of the first attempt to *sequence*; raise it unless a retry follows."""
-    handled = sys.exc_info()[1]  # what the caller may be recovering from is not ours to touch
+    handled = sys.exc_info()[1]  # an exception that the caller handles must stay unchanged
     clear_traceback_locals(exc, but=handled)
     context = exc.__context__
     try:
@@ -98,12 +98,12 @@ def after_failure(sequence: RequestFlow[Any], call: ErrorClassifier, exc: BaseEx
             sequence.close()
             raise exc
     finally:
-        object.__setattr__(exc, "__context__", context)  # where raise has put what is being handled here
+        object.__setattr__(exc, "__context__", context)  # where raise has put the exception that is being handled here
         del exc
 
 
 def failed_post(exc: Exception, network_errors: tuple[type[Exception], ...]) -> Exception | UnexpectedError:
-    """Return what a failed token request means; raise *exc* where that is not about the service (rule 18)."""
+    """Return the result of a failed token request; raise *exc* if it is not a network error (rule 18)."""
     if isinstance(exc, network_errors):
         return exc
     if isinstance(exc, (ClientClosed, Overdue)):

@@ -41,7 +41,7 @@ class TrioEvent:
         self._wake_some(waiters)
 
     def _wake_some(self, waiters: trio.lowlevel.ParkingLot) -> None:
-        """Wake so many that the event loop gets to its sockets and timers before the others go on."""
+        """Wake one batch, so that the event loop gets to its sockets and timers before the next one."""
         if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
             self._token.run_sync_soon(self._wake_some, waiters)
         waiters.unpark(count=WOKEN_AT_ONCE)

@@ -16,11 +16,11 @@ from pay88_adapters.stores.realtime import monotonic
 from .threads import Worker
 
 T = TypeVar("T")
-_LOOK_AGAIN = 0.25  # real seconds after which a thread that waits for a loop looks whether it still runs
+_LOOK_AGAIN = 0.25  # real seconds between checks of a waiting thread whether the event loop still runs
 
 
 WOKEN_AT_ONCE = 50
-"""How many tasks of an event loop go on before its sockets and timers have their turn: they take 1 ms."""
+"""Number of tasks that one batch wakes before the event loop handles its sockets and timers: a batch takes 1 ms."""
 
 
 class WaitEvent(Protocol):
@@ -82,12 +82,12 @@ class AsyncRuntime(Protocol):
 
     @property
     def key(self) -> object:
-        """Names the loop: waiters with the same key share an event."""
+        """Id of the event loop: waiters with the same key share an event."""
         ...
 
     @property
     def cancelled(self) -> type[BaseException]:
-        """What is raised in a task that is cancelled."""
+        """Exception class of a cancelled task."""
         ...
 
     @property
@@ -100,7 +100,7 @@ class AsyncRuntime(Protocol):
         ...
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
-        """Run *job* in a task of its own, in an empty context; call *ended* when it has ended, or never begins."""
+        """Run *job* in its own task, in an empty context; call *ended* after its end, also if it never begins."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -108,7 +108,7 @@ class AsyncRuntime(Protocol):
         ...
 
     async def with_timeout(self, work: Awaitable[T], seconds: float) -> T:
-        """Await *work* in a task of its own; raise ``TimeoutError`` after *seconds*, whatever it does by then.
+        """Await *work* in its own task; raise ``TimeoutError`` after *seconds*, even if *work* continues.
 
         A ``CancelledError`` of *work* that does not come from the caller is raised as a :class:`WorkCancelled`.
         """
@@ -119,12 +119,12 @@ class AsyncRuntime(Protocol):
 
         Raises:
             TimeoutError: It takes longer.
-            LoopEnded: The loop does not run any longer.
+            LoopEnded: The event loop has stopped.
         """
         ...
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Let a thread of its own do *work*. A cancelled caller does not wait for it."""
+        """Run *work* in its own thread. A cancelled caller does not wait for it."""
         ...
 
 
@@ -133,11 +133,11 @@ class WorkCancelled(Exception):
 
 
 class LoopEnded(Exception):
-    """The event loop does not run any longer."""
+    """The event loop has stopped."""
 
 
 class AsyncioEvent:
-    """Futures of one loop: a cancelled waiter takes only its own away."""
+    """Futures of one event loop: a cancelled waiter removes only its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -164,8 +164,8 @@ class AsyncioEvent:
         self._wake_some(list(self._waiters))
 
     def _wake_some(self, waiters: list[asyncio.Future[None]]) -> None:
-        """Wake so many that the event loop gets to its sockets and timers before the others go on."""
-        if len(waiters) > WOKEN_AT_ONCE:  # first: what interrupts this batch must not lose the others
+        """Wake one batch, so that the event loop gets to its sockets and timers before the next one."""
+        if len(waiters) > WOKEN_AT_ONCE:  # first: an interruption of this batch must not lose the rest
             self._loop.call_soon(self._wake_some, waiters)
         for waiter in waiters[-WOKEN_AT_ONCE:]:
             _resolve(waiter)
@@ -208,7 +208,7 @@ class AsyncioRuntime:
         return self.key.is_running()
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
-        # An empty context: the fetch serves all callers and must not see the leader's variables.
+        # An empty context: the fetch serves all callers and must not see the variables of the request that started it.
         for dead in [task for task in tuple(self._tasks) if task.get_loop().is_closed()]:
             self._tasks.discard(dead)
         task = contextvars.Context().run(self.key.create_task, job())
@@ -278,7 +278,7 @@ class AsyncioRuntime:
 
 
 async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: type[BaseException]) -> None:
-    """Await *work*; put what returns or raises its outcome into *result*, unless it was cancelled.
+    """Await *work*; store its outcome as a function in *result*, unless it was cancelled.
 
     In debug mode asyncio logs the results and exceptions of tasks, whatever they quote: this one has neither.
     """
@@ -293,7 +293,7 @@ async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: 
 
 
 def capture_call(work: Callable[[], T], result: list[Callable[[], T]]) -> None:
-    """Call *work*; put what returns or raises its outcome into *result*."""
+    """Call *work*; store its outcome as a function in *result*."""
     try:
         returned = work()
     except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
@@ -307,5 +307,5 @@ def _raise(exc: BaseException) -> NoReturn:
 
 
 def _silence_destroy_warning(task: asyncio.Task[Any]) -> None:
-    """Let *task* die without a word if its loop is closed under it."""
+    """Suppress asyncio's warning about *task* if its event loop is closed first."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather() does

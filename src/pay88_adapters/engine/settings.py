@@ -1,4 +1,4 @@
-"""What a manager is made of: fixed for its life, and shared by all that act for it."""
+"""The parts of a manager: fixed for its lifetime, and shared by all that act for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings:
     """The parts of one manager.
 
     Attributes:
-        rotating: Whether a credentials provider takes the place of fixed credentials.
+        rotating: Whether there is a credentials provider instead of fixed credentials.
         request_limits: Circuit breakers and rate limits of API requests, if the manager has any.
         random: Returns a random number in [0, 1), for jitter.
         budget: The token budget in the store.
@@ -48,20 +48,20 @@ class Settings:
         self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
 
     def on(self, clock: Clock, store_client: StoreClient) -> Settings:
-        """Return the same settings on another clock and its store, with nothing counted yet."""
+        """Return the same settings on another clock and its store, with empty counters."""
         limits = self.request_limits
         if limits is not None:
             limits = request_limits_for(store_client, self.endpoint, limits.pacing is not None, limits.policy)
         return replace(self, clock=clock, store_client=store_client, request_limits=limits)
 
     def longest_wait(self, token_timeout: float | None) -> float:
-        """Return for how many seconds of the clock a request may wait; *token_timeout* is in real ones."""
+        """Return for how many seconds of the clock a request may wait. *token_timeout* is in real seconds."""
         longest = self.policy.max_wait
         return longest if token_timeout is None else min(token_timeout * self.clock.speed, longest)
 
 
 def checked_endpoint(store: object, base_url: str, credentials: CredentialsSource) -> Endpoint:
-    """Return the endpoint at *base_url*; raise :class:`ConfigurationError` where one of these cannot be used."""
+    """Return the endpoint at *base_url*; raise :class:`ConfigurationError` if the URL or the environment is invalid."""
     if not isinstance(store, str):
         raise ConfigurationError(f"store must be a str, not {type(store).__name__}")
     endpoint = Endpoint.parse(base_url)

@@ -1,4 +1,4 @@
-"""What managers exchange through a shared store: the record and the budget entries."""
+"""The record and the budget entries that managers exchange through a shared store."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .settings import Settings
 
 
 def shared_key(settings: Settings, credentials: Credentials) -> str:
-    """Return the key of the record that managers with these credentials share. It does not give them away."""
+    """Return the key of the record that managers with these credentials share. It does not reveal them."""
     return record_key(settings.endpoint.base_url, credentials)
 
 
 def export_budget(settings: Settings, credentials: Credentials) -> dict[str, dict[str, float]]:
-    """Return when each unit of the budget was acquired, as far as this process knows."""
+    """Return when each unit of the budget was acquired, as far as this process has recorded."""
     now = settings.clock.now()
     return {
         key: {entry.id: now - entry.age for entry in settings.store_client.budget.known(key)}
@@ -28,7 +28,7 @@ def export_budget(settings: Settings, credentials: Credentials) -> dict[str, dic
 def import_budget(
     settings: Settings, credentials: Credentials, entries: Mapping[str, Mapping[str, float]], now: float, seen: float
 ) -> tuple[float, float]:
-    """Add the entries that another manager knew at the instant *seen*; return the used reserve and the pace."""
+    """Add the entries that another manager had at the instant *seen*; return the used reserve and the pace."""
     known, budget = settings.store_client.budget, settings.budget
     for key, keep in budget.keys(credentials.merchant_id).items():
         if key in entries:

@@ -1,4 +1,4 @@
-"""What takes the place of a manager: the activated one, or an error where a client was unpickled without one."""
+"""Stand-ins for a manager: the activated one, or an error after unpickling without a manager."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .overrides import current_manager
 
 
 def check_manager(manager: object) -> None:
-    """Check what a client is to be attached to.
+    """Check the manager argument of an adapter.
 
     Raises:
-        ConfigurationError: It is no manager.
+        ConfigurationError: It is not a manager.
     """
     if not isinstance(manager, (TokenManager, _StandIn)):
         raise ConfigurationError(
@@ -24,7 +24,7 @@ def check_manager(manager: object) -> None:
 
 
 class _StandIn:
-    """Takes the place of a client's manager: calls to its base URL are those of whichever is activated, or fail."""
+    """Stand-in for a client's manager: requests to its base URL use the activated manager, or fail."""
 
     def __init__(self, base_url: str) -> None:
         self._endpoint = Endpoint.parse(base_url)
@@ -37,10 +37,10 @@ class _StandIn:
     def for_request(
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
-        """Do what :meth:`TokenManager.for_request` does.
+        """Do the same as :meth:`TokenManager.for_request`.
 
         Raises:
-            ConfigurationError: It is a call to :attr:`base_url`, and no manager of that is activated.
+            ConfigurationError: The request goes to :attr:`base_url`, and no manager of that URL is activated.
         """
         active = current_manager(self)
         if active is None:  # unmanaged()
@@ -58,17 +58,17 @@ class _StandIn:
 
 
 class ActivatedManager(_StandIn):
-    """The manager of a client without a merchant of its own: ``attach(client, ActivatedManager())``.
+    """The manager of a client that serves several merchants: ``attach(client, ActivatedManager())``.
 
-    Calls to *base_url* belong to the manager that is :meth:`~TokenManager.activated` around them. Outside of that they
-    raise :class:`ConfigurationError` and are not sent, so that no merchant ever pays for another. Calls in
-    ``unmanaged()`` and those with a ``Bearer`` of their own pass.
+    Requests to *base_url* use the manager that is :meth:`~TokenManager.activated` around them. Without one they raise
+    :class:`ConfigurationError` and are not sent: no merchant ever pays for another. Requests in ``unmanaged()`` and
+    those with their own ``Bearer`` header pass through unchanged.
 
     Args:
         base_url: ``SANDBOX_URL`` unless given.
 
     Raises:
-        ConfigurationError: The URL cannot be used.
+        ConfigurationError: The URL is invalid.
     """
 
     def __init__(self, base_url: str = SANDBOX_URL) -> None:
@@ -93,7 +93,7 @@ class ActivatedManager(_StandIn):
 
 
 AnyManager = TokenManager | ActivatedManager
-"""What a client can be attached to."""
+"""Manager types that a client can be attached to."""
 
 
 class UnavailableManager(_StandIn):
@@ -111,7 +111,7 @@ class UnavailableManager(_StandIn):
 
 
 def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
-    """Return what :func:`resolve` finds *manager* by, in this process and in those forked from it."""
+    """Return the key by which :func:`resolve` finds *manager*, in this process and in those forked from it."""
     if isinstance(manager, UnavailableManager):
         return manager.reference
     if isinstance(manager, ActivatedManager):
@@ -121,7 +121,7 @@ def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedM
 
 
 def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
-    """Return the manager that *pickle_key* was made for, or what stands in for it in another process."""
+    """Return the manager with this *pickle_key*, or its stand-in in another process."""
     if isinstance(pickle_key, ActivatedManager):
         return pickle_key
     return find_manager(pickle_key[0]) or UnavailableManager(pickle_key)

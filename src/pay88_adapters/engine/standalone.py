@@ -16,7 +16,7 @@ from .calls import AsyncSender, Sender
 
 
 class ClosableSender(Sender, Protocol):
-    """A sender with a client of its own."""
+    """A sender that owns its client."""
 
     def close(self) -> None:
         """Close the client."""
@@ -24,7 +24,7 @@ class ClosableSender(Sender, Protocol):
 
 
 class OwnSender:
-    """A sender over a client of the manager's own, which is closed when the last token request over it has ended."""
+    """A sender over the manager's own client, which is closed after the last token request over it."""
 
     client = None  # no caller closes it
 
@@ -36,7 +36,7 @@ class OwnSender:
         self.is_closed = False
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        """Do what :meth:`Sender.post` does."""
+        """Do the same as :meth:`Sender.post`."""
         with self._lock:
             if self.is_closed:
                 raise ClientClosed("the TokenManager was closed")
@@ -51,7 +51,7 @@ class OwnSender:
                 self._sender.close()
 
     def close(self) -> None:
-        """Send no further token request, and close the client as soon as none is in flight."""
+        """Send no further token request, and close the client as soon as no request is in flight."""
         with self._lock:
             idle = not self.is_closed and not self._in_flight
             self.is_closed = True
@@ -60,10 +60,10 @@ class OwnSender:
 
 
 def own_sender() -> OwnSender:
-    """Return a sender over whichever HTTP client library is installed.
+    """Return a sender over the first installed HTTP client library.
 
     Raises:
-        ConfigurationError: None is.
+        ConfigurationError: No supported library is installed.
     """
     for library in ("urllib3", "httpx", "httpx2", "aiohttp"):
         if find_spec(library):
@@ -81,10 +81,10 @@ def client_sender(client: object) -> Sender | AsyncSender:
 
 
 def check_client(client: object) -> None:
-    """Check what is to send the token requests of :meth:`TokenManager.get_token`.
+    """Check the client for the token requests of :meth:`TokenManager.get_token`.
 
     Raises:
-        ConfigurationError: It is no client of a supported library.
+        ConfigurationError: It is not a client of a supported library.
     """
     if _library_of(client) is None:
         names = ", ".join(f"{library}.{name}" for library, kinds in CLIENTS.items() for name in kinds)
@@ -93,7 +93,7 @@ def check_client(client: object) -> None:
 
 def _library_of(client: object) -> str | None:
     for library, names in CLIENTS.items():
-        module = sys.modules.get(library)  # where there is a client, there is its library
+        module = sys.modules.get(library)  # an existing client implies an imported library
         kinds = tuple(getattr(module, name) for name in names if hasattr(module, name))
         if isinstance(client, kinds):
             return library

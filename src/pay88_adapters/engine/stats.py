@@ -1,4 +1,4 @@
-"""What a manager counts, and what it reports of that."""
+"""Counters of a manager, and their public view."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Counted off the cached path, under the state's lock."""
+    """Counters outside of the cached path, under the state's lock."""
 
     token_requests: int = 0
     tokens: int = 0

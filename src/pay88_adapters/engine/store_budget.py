@@ -1,4 +1,4 @@
-"""The shared token budget, and what this process goes on with while the store fails (rules 5 and 24)."""
+"""The shared token budget, and the share that this process uses in degraded mode (rules 5 and 24)."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from .forks import survive_forks
 from .store_link import RETRY_INTERVAL, Link
 from .store_share import Share
 
-_FLUSH_BATCH = 20  # histories that one operation tells the store of
-_OTHERS = "#"  # in the ids of entries that stand for what others may have taken
+_FLUSH_BATCH = 20  # histories that one operation sends to the store
+_OTHERS = "#"  # in the ids of entries that stand for the unreported units of others
 _TOLD_OF_CALLS = 200  # entries of a history that need not be complete
 _NEVER = float("-inf")
 
 
 class StoreBudget(MemoryStorage):
-    """What this process knows of the shared budget, and goes on with while the store fails.
+    """This process's copy of the shared budget, from which it acquires units in degraded mode.
 
-    What it takes alone counts as much as its share is smaller than the whole: as if every other process took
-    the same. Of the time before, in which others may have taken what this one has not seen, it counts
-    what the limits allow for long in as many seconds.
+    A unit that it acquires in degraded mode counts as if every other process acquired one too: as much as its share is
+    smaller than the whole budget. For the time before, in which others may have acquired units that this process has
+    not seen, it counts the sustained rate of the limits.
 
     Args:
-        link: The way to the shared store.
-        fallback: The way to what the processes of this host share while the store fails.
-        share: Of the budget, for this process meanwhile.
-        clock: The managers'.
+        link: Access to the shared store.
+        fallback: Access to the fallback store of this host's processes.
+        share: Share of this process in degraded mode.
+        clock: The clock of the managers.
     """
 
     def __init__(self, link: Link, fallback: Link | None, share: Share, clock: Clock) -> None:
         self._link, self._fallback, self._share = link, fallback, share
-        self._alone = MemoryStorage(clock.now)  # what was taken alone, and what it stands for
-        self._unreported: Mapping[str, Mapping[str, float]] = {}  # when what the store has not seen was taken
+        self._alone = MemoryStorage(clock.now)  # units acquired in degraded mode, and those that they stand for
+        self._unreported: Mapping[str, Mapping[str, float]] = {}  # acquisitions that the store has not seen
         self._unreported_cooldowns: Set[str] = frozenset()
-        self._seen: dict[str, float] = {}  # until when this process knows what was taken
-        self._limits: dict[str, list[Window]] = {}  # of a key
-        self._earlier: dict[str, dict[str, float]] = {}  # what was known since the store failed: see _kept_free
+        self._seen: dict[str, float] = {}  # until when the history of a key is complete
+        self._limits: dict[str, list[Window]] = {}  # by key
+        self._earlier: dict[str, dict[str, float]] = {}  # entries known when the store failed: see _kept_free
         super().__init__(clock.now)
         survive_forks(self)
 
     def after_fork(self) -> None:
         super().after_fork()
         self._alone.after_fork()
-        self._unreported = {}  # the parent tells
+        self._unreported = {}  # the parent reports them
 
     def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
@@ -61,7 +61,7 @@ class StoreBudget(MemoryStorage):
             self.flush(store)
             for key in keys:
                 bar = self.cooldown(key)
-                if bar is not None:  # the store may have forgotten it
+                if bar is not None:  # the store may have lost it
                     store.budget.bar(key, bar)
             known = {key: self.known(key) for key in keys} if claim.restores else claim.known
             windows[:] = (self._kept_free(window) for window in claim.windows)
@@ -76,7 +76,7 @@ class StoreBudget(MemoryStorage):
         if answer.bar is not None:
             super().bar(next(iter(keys)), answer.bar)
         elif answer.wait and windows != list(claim.windows):
-            alone = self._claim_alone(claim, keys)  # what is its own is free in any case
+            alone = self._claim_alone(claim, keys)  # its own share is free in any case
             if not alone.wait:
                 self._link.attempt(self.flush)
                 return alone
@@ -85,10 +85,10 @@ class StoreBudget(MemoryStorage):
         return answer
 
     def _kept_free(self, window: Window) -> Window:
-        """Leave room in the shared budget for what others may have taken alone and not yet told.
+        """Leave units of the shared budget free for unreported acquisitions of other processes in degraded mode.
 
-        They took it before the store was back: from then on they ask it first. So it depends on what was known of the
-        window as it was then.
+        They acquired those before the store recovered: since then they use the store. So the number depends on the
+        entries that were known at that time.
         """
         link, now, key = self._link, self._now(), window.key
         if link.is_steady:
@@ -103,22 +103,22 @@ class StoreBudget(MemoryStorage):
         taken = 0.0
         for at, part in self._share.silent(link):
             alone = link.outages_after(at)
-            unseen = max(alone[0][0] - max(at, since), 0.0) * self._rate(key)  # which that one counts as spent
+            unseen = max(alone[0][0] - max(at, since), 0.0) * self._rate(key)  # which that process counts as used
             left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
             taken += part * min(left, sum(self._most(key, until - since) for since, until in alone))
         return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
 
     def _rate(self, key: str) -> float:
-        """Return how many units a second the limits of *key* allow for long."""
+        """Return the sustained rate of the limits of *key*, in units per second."""
         return min((each.limit / each.expiry for each in self._limits.get(key, ())), default=0.0)
 
     def _most(self, key: str, seconds: float) -> float:
-        """Return how many units the limits of *key* allow at most in so many seconds."""
+        """Return the maximum number of units of *key* in this many seconds."""
         limits = self._limits.get(key, ())
         return min((each.limit * (seconds // each.expiry + 1) for each in limits), default=math.inf)
 
     def learn(self, key: str, history: History, keep: float, seen: float) -> None:
-        """Take over what is known of the history of *key* until the instant *seen*."""
+        """Merge the history of *key*, complete until the instant *seen*."""
         super().merge(key, history, keep)
         self._seen[key] = max(seen, self._seen.get(key, _NEVER))
 
@@ -130,11 +130,11 @@ class StoreBudget(MemoryStorage):
                 self._fallback.attempt(lambda store: store.budget.bar(key, bar))
 
     def known(self, key: str) -> History:
-        """Return what this process knows of the history of *key*."""
+        """Return the known history of *key*."""
         return super().history(key)
 
     def history(self, key: str) -> History:
-        """Return what counts for this process: alone, also what that stands for which it took."""
+        """Return the history of *key*; in degraded mode, with the entries that stand for other processes."""
         known = super().history(key)
         if not self._link.failing:
             return known
@@ -149,7 +149,7 @@ class StoreBudget(MemoryStorage):
         assumed = [0.0] * self._unseen(window) if self._link.failing else []
         return [*counted(window, self.history(window.key)), *assumed]
 
-    # --- alone
+    # --- degraded mode
 
     def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
         bar = max((bar for key in keys if (bar := self.cooldown(key))), key=Cooldown.left, default=None)
@@ -157,12 +157,12 @@ class StoreBudget(MemoryStorage):
             return ClaimResult(bar.left(claim.longest_cooldown), {key: self.history(key) for key in keys}, bar)
         answer = self._in_fallback(claim, keys)
         if answer is None:
-            # Who cannot use the file it should share has no more than a guess at how many others cannot.
+            # A process that cannot use the file that it should share can only guess how many others cannot.
             spread = 1 if self._fallback is None else AT_FIRST
             parts = spread * self._share.parts(self._link.failing_since)
             answer = self._take(self._alone, claim, keys, parts)
         if answer.wait:
-            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may be back before there is room
+            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may recover earlier
         now = self._now()
         with self._lock:
             for key in keys:
@@ -199,11 +199,11 @@ class StoreBudget(MemoryStorage):
     def _reduced(self, window: Window, parts: int) -> Window:
         limit = window.limit
         if limit and not self._share.is_firm:
-            limit = max(limit, parts)  # one fits into any window that is empty
+            limit = max(limit, parts)  # an empty window always has space for one
         return window._replace(limit=limit - self._unseen(window))
 
     def _unseen(self, window: Window) -> int:
-        """Return how many units others may have taken unseen, before the store failed, that count in *window* now."""
+        """Return how many unseen units of others, from before the store failed, count in *window* now."""
         if not self._share.was_told:
             return 0
         until = self._link.failing_since
@@ -223,10 +223,10 @@ class StoreBudget(MemoryStorage):
         return f"the shared store is unavailable and {why}: {remedy}"
 
     def flush(self, store: Store) -> None:
-        """Add to the store what was taken without it, or lost by it.
+        """Add to the store the units that it missed or lost.
 
         Raises:
-            StoreError: The store cannot be used. It will be told again what it may not have heard.
+            StoreError: The store is unavailable. Units that it may have missed are sent with the next operation.
         """
         for key in list(self._unreported_cooldowns)[:_FLUSH_BATCH]:
             bar = self.cooldown(key)
@@ -247,7 +247,7 @@ class StoreBudget(MemoryStorage):
         return bool(self._unreported) or self._alone.holds_entries() or super().holds_entries()
 
     def miss(self, key: str, ids: Iterable[str]) -> None:
-        """Note that somebody else has seen no more of the history of *key* than the entries *ids*."""
+        """Record that another process has only seen the entries *ids* of the history of *key*."""
         there, now = set(ids), self._now()
         lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
         if lost:

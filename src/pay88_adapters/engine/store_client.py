@@ -1,9 +1,10 @@
-"""The store that managers share, from the point of view of one process (rules 4, 5 and 24)."""
+"""The shared store, as one process uses it (rules 4, 5 and 24)."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.core.policy import TokenPolicy
@@ -18,18 +19,19 @@ from .store_share import Share
 
 _numbers = itertools.count(1)
 NO_LEASE = 0
-"""The fence of whoever leads without a lease, because the store fails or cannot be waited for."""
+"""The fencing token of a fetch without a lease, while the store is unavailable or must not be waited for."""
 
 
 class StoreClient:
-    """A store, from the point of view of one process. A store that fails raises nothing here.
+    """The store client of one process. It switches to degraded mode instead of raising store errors.
 
     Args:
-        store: What is shared.
-        clock: The managers'.
-        share: Of the budget, for this process alone while the store fails; ``None`` for what the store says.
-        fallback: What the processes of this host share while the store fails.
-        host: Names all that share *fallback*: they have one share together.
+        store: The shared store.
+        clock: The clock of the managers.
+        share: Share of the token budget of this process in degraded mode; ``None`` for the share that the store
+            assigned.
+        fallback: The fallback store of this host's processes.
+        host: Id of the processes with *fallback*: they have one share.
     """
 
     def __init__(
@@ -48,23 +50,23 @@ class StoreClient:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on as a process of its own, of which the store does not know."""
+        """Continue in a forked child, which the store has not seen yet."""
         if self.fallback is None:
             self.share.split() if self.degraded else self.share.lose()
 
     @property
     def store(self) -> Store:
-        """The store that is shared."""
+        """The shared store."""
         return self.link.store
 
     @property
     def degraded(self) -> bool:
-        """Whether the store fails."""
+        """Whether the store is unavailable."""
         return self.link.failing
 
     @property
     def member(self) -> str:
-        """Names this process, or all that share the fallback store with it, to the store."""
+        """Id of this process in the store, or of all processes that share the fallback store with it."""
         return self._host if self.fallback is not None else f"{fork_id()}.{self._number}"
 
     def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
@@ -75,17 +77,17 @@ class StoreClient:
         return budget
 
     def is_unused(self) -> bool:
-        """Whether no manager uses this, and nothing that it knows of the budget counts any longer."""
+        """Whether no manager uses this, and no entry of its budget counts any longer."""
         return not self._budgets and not self.budget.holds_entries()
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
-        """:meth:`Store.try_acquire_lease`; in the fallback store, or without a lease, while the store fails.
+        """Do the same as :meth:`Store.try_acquire_lease`. In degraded mode, use the fallback store, or grant no lease.
 
-        Fences and versions of the fallback store are negative here.
+        Fencing tokens and versions of the fallback store are negative here.
         """
 
         def operation(store: Store) -> LeaseResult:
-            self.budget.flush(store)  # here, because who never leads never asks for the shared budget
+            self.budget.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
             led = store.try_acquire_lease(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
             self.share.told(led, asked_at, self.link)
@@ -100,7 +102,7 @@ class StoreClient:
         return led or LeaseResult(fencing_token=NO_LEASE)
 
     def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
-        """Do what :meth:`Store.publish` does; nothing without a lease, or while the store fails."""
+        """Do the same as :meth:`Store.publish`; nothing without a lease, or in degraded mode."""
         link = self.link if fencing_token > NO_LEASE else self.fallback
         if fencing_token == NO_LEASE or link is None:
             return False
@@ -124,8 +126,14 @@ def _mirrored(led: LeaseResult) -> LeaseResult:
 _fleets: WeakSet[StoreClient] = WeakSet()
 
 
+def _all() -> list[StoreClient]:
+    while True:
+        with suppress(RuntimeError):  # another thread has added one in the meantime
+            return list(_fleets)
+
+
 def _after_fork_in_parent() -> None:
-    for store_client in list(_fleets):
+    for store_client in _all():
         if store_client.degraded and store_client.fallback is None:
             store_client.share.split()
 

@@ -1,4 +1,4 @@
-"""The way to a store, which may fail or hang (rule 24)."""
+"""Access to a store that may fail or hang (rule 24)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _log = logging.getLogger("pay88_adapters.store")
 T = TypeVar("T")
 
 OPERATION_TIMEOUT = 4.0
-"""Real seconds for which an operation of a store may take; longer, and the store fails."""
+"""Timeout of a store operation in real seconds. After that, the store counts as unavailable."""
 
 RETRY_INTERVAL = 5.0
-"""Seconds for which a store that failed is left alone."""
+"""Seconds after a store failure before the next attempt."""
 
-_SLOW = 0.5  # real seconds after which others wait for the end of an operation, before they try themselves
-_WARNING_INTERVAL = 60.0  # seconds between two warnings about a store that comes and goes
+_SLOW = 0.5  # real seconds after which other operations wait for this one before they start
+_WARNING_INTERVAL = 60.0  # seconds between two warnings about an unstable store
 _NEVER = float("-inf")
 
 
 class Link:
-    """The way to one store, which may fail."""
+    """Access to one store, which may fail."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.failing = False
         self.failing_since = self.restored_at = _NEVER
-        self._outages: list[tuple[float, float]] = []  # of the last hour
+        self._outages: list[tuple[float, float]] = []  # the outages of the last hour
         self._clock = clock
         self._failed_at = self._warned_at = _NEVER
         self._warned = False
@@ -46,7 +46,7 @@ class Link:
         survive_forks(self)
 
     def after_fork(self) -> None:
-        """Go on without the parent's threads."""
+        """Continue without the parent's threads."""
         self._lock = threading.RLock()
         self._running = set()
 
@@ -56,11 +56,11 @@ class Link:
         return not self.failing and self._clock.now() >= self.restored_at + HORIZON
 
     def outages_after(self, at: float) -> list[tuple[float, float]]:
-        """Return from when to when a process that reached the store *at* that instant for the last time was alone."""
+        """Return the intervals without the store for a process that last reached it *at* that instant."""
         return [(max(since, at), until) for since, until in self._outages if until > at]
 
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
-        """Use the store; return ``None`` if it fails, and for a while after it did."""
+        """Use the store; return ``None`` if it fails, and for ``RETRY_INTERVAL`` seconds after a failure."""
         began_at = self._clock.now()
         if began_at < self._failed_at + RETRY_INTERVAL:
             return None
@@ -74,7 +74,7 @@ class Link:
         return result
 
     def _run_with_timeout(self, operation: Callable[[Store], T]) -> T:
-        # What hangs leaves its thread behind, and the next one would, too.
+        # A hanging operation blocks its thread, and the next one would, too.
         for slow in [each for each in list(self._running) if each.is_slow]:
             if slow.is_late or not slow.wait():
                 raise StoreError("an earlier operation has not come back")
@@ -84,7 +84,7 @@ class Link:
         return running.result_in_time()
 
     def _enter_degraded(self, problem: str) -> None:
-        with self._lock:  # the managers of one process warn once together
+        with self._lock:  # one warning for all managers of a process
             self._failed_at = now = self._clock.now()
             news = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
             if not self.failing:
@@ -108,12 +108,12 @@ class Link:
 
 
 class _Operation(threading.Thread, Generic[T]):
-    """An operation in a thread of its own, so that nobody has to wait for its end."""
+    """An operation in its own thread, so that a caller can stop waiting for it."""
 
     def __init__(self, operation: Callable[[], T]) -> None:
         super().__init__(name="pay88-store-operation", daemon=True)
         self._operation = operation
-        self._done = threading.Event()  # made here: whoever patches the standard library has done so by now
+        self._done = threading.Event()  # created here: code that patches the standard library has done so by now
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.ended: Callable[[], object] = bool
@@ -126,7 +126,7 @@ class _Operation(threading.Thread, Generic[T]):
 
     @property
     def is_late(self) -> bool:
-        """Whether nobody waits for it any longer."""
+        """Whether no caller waits for it any longer."""
         return monotonic() >= self._began_at + OPERATION_TIMEOUT
 
     def run(self) -> None:
@@ -139,16 +139,16 @@ class _Operation(threading.Thread, Generic[T]):
             self._done.set()
 
     def wait(self) -> bool:
-        """Wait for its end as long as anybody does; return whether it has ended."""
+        """Wait for its end as long as any caller does; return whether it has ended."""
         return self._done.wait(max(self._began_at + OPERATION_TIMEOUT - monotonic(), 0.0))
 
     def result_in_time(self) -> T:
-        """Return what the operation returns, or raise what it raises."""
+        """Return the result of the operation, or raise its error."""
         try:
             self.start()
-        except RuntimeError:  # there are too many, or the process ends
+        except RuntimeError:  # there are too many threads, or the process ends
             self.ended()
-            if may_block():  # blocking this one blocks nobody else
+            if may_block():  # blocking this thread blocks no other work
                 return self._operation()
             raise StoreError("cannot start a thread for the store operation") from None
         self.wait()
@@ -160,7 +160,7 @@ class _Operation(threading.Thread, Generic[T]):
 
 
 def run_with_timeout(operation: Callable[[], T]) -> T:
-    """Return what *operation* does, in time: looking up a host's name, for one, knows no timeout.
+    """Return the result of *operation*, with a timeout: for example, the look-up of a host name has none.
 
     Raises:
         StoreError: It took longer than ``OPERATION_TIMEOUT``, or no thread can be started.

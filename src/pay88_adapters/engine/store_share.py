@@ -1,4 +1,4 @@
-"""One part in how many of the token budget a process has while the store fails (rule 24)."""
+"""The share of the token budget that a process has in degraded mode: one part in how many (rule 24)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _DAY = 86_400.0
 
 
 class Share:
-    """One part in how many of the budget this process has while the store fails.
+    """The share of this process in degraded mode, as one part in how many.
 
     Args:
-        clock: The managers'.
-        part: Set by hand; ``None`` for what the store says.
+        clock: The clock of the managers.
+        part: The configured share; ``None`` for the share that the store assigns.
     """
 
     def __init__(self, clock: Clock, part: float | None) -> None:
         self._clock = clock
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
-        self._told: tuple[int, float] | None = None  # one part in how many, and when the store was asked
-        self._before: tuple[int, float] | None = None  # the same before the store failed last
-        self._others: dict[str, tuple[float, int]] = {}  # when each other member asked, and its parts
+        self._told: tuple[int, float] | None = None  # one part in how many, and when the store assigned it
+        self._before: tuple[int, float] | None = None  # the same before the last failure of the store
+        self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its parts
 
     @property
     def is_firm(self) -> bool:
-        """Whether the store has said it: then it holds to the letter, or else it is a guess."""
+        """Whether the store assigned it: if not, it is a guess."""
         return self._by_hand is None and self._told is not None
 
     @property
     def is_set(self) -> bool:
-        """Whether it was set by hand."""
+        """Whether it was configured."""
         return self._by_hand is not None
 
     @property
@@ -45,22 +45,23 @@ class Share:
         return self._told is not None
 
     def told(self, led: LeaseResult, asked_at: float, link: Link) -> None:
-        """Note what the store said."""
+        """Record the share that the store assigned."""
         if link.failing:
             self._before = self._told
         asked = {each.name: (asked_at - each.age, each.parts) for each in led.others if each.parts}
-        # Who fell silent as the store failed may be alone ever since, though the store has forgotten it.
+        # A member that disappeared when the store failed may have used its share since, even if the store has lost it.
         since = asked_at - (HORIZON if link.is_steady else _DAY)
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **asked}
         parts = max(led.parts, len(self._others) + 1) if led.parts and not link.is_steady else led.parts
         self._told = parts, asked_at
 
     def silent(self, link: Link) -> list[tuple[float, float]]:
-        """Return what parts of the budget those have who have not asked since the store is back, and since when."""
+        """Return the parts of members without a lease attempt since the store recovered, and since when."""
         others = [each for each in self._others.values() if each[0] < link.restored_at]
         silent = [(at, self._left(parts, link.outages_after(at)[0][0] - at)) for at, parts in others]
         if self._before is not None and self._clock.now() < link.restored_at + LIFETIME:
-            # What is missing to the whole may have been given to others since; who makes requests asks by then.
+            # The rest of the whole may have been assigned to others since; a member that sends requests attempts a
+            # lease by then.
             parts, asked_at = self._before
             told = sum(1 / parts for _, parts in self._others.values())
             silent.append((asked_at, max(1 - (1 / parts if parts else 0) - told, 0.0)))
@@ -70,7 +71,7 @@ class Share:
         return 1 / parts if self.is_set else part_left(parts, age)
 
     def parts(self, failing_since: float) -> int:
-        """Return one part in how many it is, of a store that fails since then; 0 for none."""
+        """Return one part in how many the share is, if the store has failed since then; 0 for none."""
         if self._by_hand is not None:
             return self._by_hand
         if self._told is None:
@@ -79,12 +80,12 @@ class Share:
         return shrunk(told, failing_since - asked_at)
 
     def split(self) -> None:
-        """Go on with half of it, for another process goes on with the other half."""
+        """Keep half of the share: another process continues with the other half."""
         if self._told is not None:
             told, asked_at = self._told
             self._told = 2 * told, asked_at
 
     def lose(self) -> None:
-        """Go on without, until the store says more."""
+        """Continue without a share, until the store assigns one."""
         if self._told is not None:
             self._told = 0, self._told[1]

@@ -47,9 +47,10 @@ _STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before an
 
 
 class SyncRunner(Runner):
-    """Runs the flows on the calling thread; a fetch gets a thread of its own.
+    """Run the flows on the calling thread. A fetch gets its own thread.
 
-    A fetch outlives the thread that started it: an interrupt or a short timeout of one caller wastes nothing.
+    A fetch outlives the thread that started it: the fetch continues after an interrupt or a short timeout of one
+    caller.
     """
 
     __slots__ = ()
@@ -89,7 +90,7 @@ class SyncRunner(Runner):
                     result: R = stop.value
                     return result
                 except BaseException:
-                    if response is not None:  # the caller will not get it
+                    if response is not None:  # the caller will not get the response
                         call.discard(response)
                     raise
                 answer = None
@@ -168,12 +169,12 @@ class SyncRunner(Runner):
         ).run()
 
     def start(self, sender: Sender, start: StartFetch, caller: AsyncRuntime | None = None) -> FetchRun:
-        """Start a fetch, in this thread if it is needed and no other can be had.
+        """Start a fetch: in this thread if the caller needs it and no other thread can be started.
 
         Args:
-            sender: Sends its token requests.
-            start: What to start.
-            caller: The event loop of the call that starts it, if one does: it awaits async credentials.
+            sender: Sends the token requests.
+            start: The fetch to start.
+            caller: The event loop of the request that starts it, if any. It awaits async credentials.
         """
         fetches = self.fetches
         run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
@@ -188,13 +189,13 @@ class SyncRunner(Runner):
                 partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=finishes
             )
             worker.start()
-        except RuntimeError as exc:  # the interpreter is going down, or the system has no thread left
+        except RuntimeError as exc:  # the interpreter is shutting down, or the system has no thread left
             run.worker = None
             if start.background or caller is not None:
                 fetches.abandon(run, exc)
             else:
                 self._fetch(run, sender, None)
-        except BaseException as exc:  # a signal handler's, for one
+        except BaseException as exc:  # for example, of a signal handler
             if run.worker is None or not run.worker.is_alive():
                 fetches.abandon(run, exc)
             raise
@@ -230,7 +231,7 @@ class SyncRunner(Runner):
             self.fetches.end(run)
 
     def _hangs(self, run: FetchRun, doing: str, act: Callable[[], T]) -> T | Overdue:
-        """Do what may hang: when it takes too long, it is interrupted with :class:`Overdue`."""
+        """Run a step that may hang: interrupt it with :class:`Overdue` when it takes too long."""
         run.since, run.doing = monotonic(), doing
         try:
             return act()

@@ -1,4 +1,4 @@
-"""Threads of the package's own: daemons that may be interrupted, and that the end of the process waits for a moment."""
+"""Daemon threads of the package: they can be interrupted, and the exiting process waits for some of them briefly."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Protocol
 
 from pay88_adapters.stores.realtime import monotonic
 
-_EXIT_PATIENCE = 2.0  # real seconds for which the end of the process waits for what is about to be finished
+_EXIT_PATIENCE = 2.0  # real seconds that the exiting process waits for threads with a result for others
 
-_workers: dict[Worker, None] = {}  # those that run
+_workers: dict[Worker, None] = {}  # the running ones
 
 
 class Overdue(TimeoutError):
-    """Raised in a thread that takes longer than it may."""
+    """Raised in a thread whose step exceeds its timeout."""
 
 
 class Worker(threading.Thread):
@@ -25,7 +25,7 @@ class Worker(threading.Thread):
     Args:
         work: What to run.
         name: The thread's name.
-        finishes: Whether the end of the process waits for it, for a moment: other threads need its result.
+        finishes: Whether the exiting process waits for it for a moment: other threads need its result.
 
     Raises:
         RuntimeError: No thread can start, as in some subinterpreters.
@@ -43,7 +43,7 @@ class Worker(threading.Thread):
         """Start the thread.
 
         Raises:
-            RuntimeError: None can be started: there are too many, or the interpreter ends.
+            RuntimeError: No thread can be started: the limit is reached, or the interpreter is shutting down.
         """
         _workers[self] = None
         try:
@@ -61,7 +61,7 @@ class Worker(threading.Thread):
             del self._work
 
     def interrupt(self, kind: type[BaseException]) -> None:
-        """Raise *kind* in this thread as soon as it runs Python code again. What waits in C code is not interrupted."""
+        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted."""
         import ctypes  # almost never needed
 
         if self.ident is not None and self.is_alive():
@@ -72,15 +72,15 @@ _exiting = threading.Event()
 
 
 def may_block() -> bool:
-    """Whether blocking the current thread blocks no other work: it is one of the package's own, or the process ends."""
+    """Whether blocking this thread blocks no other work: it belongs to the package, or the process ends."""
     return _exiting.is_set() or isinstance(threading.current_thread(), Worker)
 
 
 class Finisher(Protocol):
-    """Something with an end that should be in order when the process exits."""
+    """An object with work that must be finished when the process exits."""
 
     def at_exit(self) -> None:
-        """Finish what no thread will finish any more. Must not block for long."""
+        """Finish the work that no thread will finish any more. Must not block for long."""
         ...
 
 
@@ -88,12 +88,12 @@ _finishers: dict[int, Callable[[], Finisher | None]] = {}
 
 
 def finish_at_exit(key: int, finisher: Callable[[], Finisher | None]) -> None:
-    """Call ``finisher().at_exit()`` when the process exits, unless that is ``None`` by then."""
+    """Call ``finisher().at_exit()`` when the process exits, unless *finisher* returns ``None``."""
     _finishers[key] = finisher
 
 
 def forget_finisher(key: int) -> None:
-    """Take :func:`finish_at_exit` back."""
+    """Undo :func:`finish_at_exit`."""
     _finishers.pop(key, None)
 
 
@@ -110,4 +110,4 @@ def _at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_workers.clear)  # the threads exist only in the parent

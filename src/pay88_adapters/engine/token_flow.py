@@ -88,7 +88,7 @@ class TokenAcquisition:
         """Return the token.
 
         Raises:
-            Pay88Error: There is no usable token and none can be had in time.
+            Pay88Error: There is no usable token, and none can be fetched in time.
         """
         state = self._state
         try:

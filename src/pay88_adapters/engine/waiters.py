@@ -20,7 +20,7 @@ class Waiters:
         self._to_set: list[dict[object, WaitEvent]] = []
 
     def join(self, key: object, make: Callable[[], E]) -> E:
-        """Return the event of the waiters that *key* names; *make* makes it for the first of them."""
+        """Return the event of the waiters with this *key*; *make* makes it for the first of them."""
         event = self._events.get(key)
         if event is None:
             event = self._events[key] = make()
@@ -37,6 +37,6 @@ class Waiters:
         self._to_set = []
 
     def clear(self) -> None:
-        """Forget all waiters: this is a forked child, and they are the parent's."""
+        """Forget all waiters in a forked child: they belong to the parent."""
         self._events.clear()
         self._to_set.clear()

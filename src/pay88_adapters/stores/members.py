@@ -41,8 +41,8 @@ def parts(others: Sequence[Member], before: Member | None) -> int:
 
     Args:
         others: All other members.
-        before: This member, if it exists. A large part grows step by step: others may be about to come,
-            who get theirs at once only if it is free.
+        before: This member, if it exists. A large part grows step by step, so that members that come later get theirs
+            immediately.
     """
     if len(others) >= MOST_MEMBERS:
         return 0

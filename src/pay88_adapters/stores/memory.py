@@ -152,7 +152,7 @@ class MemoryStorage(BudgetStorage):
             return keys
 
     def check(self) -> bool:
-        """Say that memory works."""
+        """Return ``True``: memory is always available."""
         return True
 
 

@@ -1,7 +1,7 @@
 """Lua scripts of the Redis store: one per operation, atomic, on the server's clock.
 
-Instants and durations are whole microseconds. Every script answers ``false``, which arrives as ``None``,
-if what it finds is not its own.
+Instants and durations are whole microseconds. Every script returns ``false``, which arrives as ``None``, if it finds a
+value of another format.
 """
 
 from __future__ import annotations

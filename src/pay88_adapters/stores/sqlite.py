@@ -1,11 +1,11 @@
 """The store of the processes on one host: a SQLite file.
 
-Each operation opens the file, takes one transaction and closes it again. No connection stays open: none
-crosses a fork, none has to be closed, and the next operation finds the current file, also after the file was deleted,
-replaced or repaired.
+Each operation opens the file, takes one transaction and closes it again. No connection stays open: none crosses a fork,
+and none has to be closed. The next operation finds the current file, also after the file was deleted, replaced or
+restored.
 
 The journal is a rollback journal. With a write-ahead log, a process that has a deleted file open would share the index
-of the log with the new file of that name, and delete its log in the end.
+of the log with the new file of that name. In the end it would delete the log of the new file.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Turnstile:
         self._held = False
 
     def before_fork(self) -> None:
-        # Not for ever: a signal handler may fork inside of a transaction.
+        # Not without a limit: a signal handler may fork inside of a transaction.
         self._held = self.lock.acquire(timeout=_FORK_PATIENCE)
 
     def after_fork_in_parent(self) -> None:

@@ -182,7 +182,7 @@ class _Exchange:
     async def _drip(self, seconds: float) -> web.StreamResponse:
         response, body = self._streamed()
         response.content_length = len(body)
-        with suppress(ConnectionError):  # the client has had enough
+        with suppress(ConnectionError):  # the client has disconnected
             await response.prepare(self._request)
             next_at = self._owner.now()
             for byte in body:
@@ -218,7 +218,7 @@ class _Exchange:
         elif transport is not None:
             transport.write(data)
             transport.close()
-        return web.Response()  # which aiohttp cannot send any more, and gives up in silence
+        return web.Response()  # which aiohttp cannot send any more, and drops without an error
 
     def _record(self, answer: Answer | None, status: int | None) -> None:
         self._finished(

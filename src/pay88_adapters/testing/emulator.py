@@ -40,8 +40,8 @@ _running: weakref.WeakSet[Emulator] = weakref.WeakSet()
 def _forked() -> None:
     """Close, in a forked child, every socket of the emulators that run in its parent.
 
-    A connection only ends once every process has closed it: a child that lived on would keep the
-    clients of the parent's emulator waiting for the end of connections that it has long closed.
+    A connection only ends once every process has closed it. A child that lived on would keep clients of the parent's
+    emulator waiting for the end of connections that the parent has closed.
     """
     for emulator in list(_running):
         emulator.let_go()
@@ -52,7 +52,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Emulator:
-    """A server that behaves like 88Pay, with faults on demand and a journal of what it received.
+    """A server that behaves like 88Pay, with fault injection and a request journal.
 
     It runs in a thread of its own, on a loopback port that the system picks::
 
@@ -66,11 +66,11 @@ class Emulator:
 
     Args:
         api_key, merchant_id, lifetime, token_limits, call_limits: See :class:`.Service`.
-        clock: What lifetimes, limits and latencies are measured on; share it with the client.
+        clock: Measures lifetimes, limits and latencies; share it with the client.
         ssl_context: Serve HTTPS with it.
-        host: An address to bind; a name is resolved to one.
+        host: Address to bind; a name is resolved to one address.
         port: The port, or 0 for a free one.
-        service: A service of your own, in place of the five arguments about it.
+        service: A service of your own, instead of the five arguments about it.
         wall: Unix time, for ``Date``, ``X-RateLimit-Reset`` and the dates in tokens.
     """
 
@@ -122,7 +122,7 @@ class Emulator:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
-    # What it is
+    # Properties
 
     @property
     def running(self) -> bool:
@@ -145,12 +145,12 @@ class Emulator:
 
     @property
     def page_url(self) -> str:
-        """Where a browser sees what happens, and switches faults on and off."""
+        """URL of the page that shows the requests and injects faults, for a browser."""
         return f"{self.url}{PREFIX}/"
 
     @property
     def api_key(self) -> str:
-        """The key that it accepts from the start."""
+        """The API key that it accepts from the start."""
         return self.service.api_key
 
     @property
@@ -160,12 +160,12 @@ class Emulator:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that :meth:`.TokenManager.from_env` reads, for this emulator: also for a child process."""
+        """The environment variables that :meth:`.TokenManager.from_env` reads: this emulator's."""
         return {"PAY88_API_KEY": self.api_key, "PAY88_MERCHANT_ID": self.merchant_id, "PAY88_BASE_URL": self.url}
 
     @property
     def connections(self) -> int:
-        """How many connections were opened so far, also for the page."""
+        """Number of connections opened so far, including those of the page."""
         return self._connections
 
     @property
@@ -173,21 +173,20 @@ class Emulator:
         """Number of open connections, without those of the page."""
         return len(self._clients())
 
-    # What a test does with it
+    # Actions of a test
 
     def hold(self, on: On = "call") -> Hold:
         """Keep matching requests waiting at the server until they are released.
 
-        ``on`` is what it is for :meth:`.FaultPlan.add`. The service decides on a held request when
-        it is released: to simulate a 401 storm, hold the API requests, wait until all are
-        there, reject the token, release.
+        ``on`` selects them, as in :meth:`.FaultPlan.add`. The service decides on a held request when it is released. To
+        simulate a 401 storm, hold the API requests, wait until all are there, reject the token, release.
         """
         hold = Hold()
         hold.on_release = self.faults.add(hold, on=on, times=None).remove
         return hold
 
     def drop_connections(self) -> None:
-        """Close every open connection but the page's, idle or not, as a server that restarts does."""
+        """Close every open connection except the page's, idle or not, as a server that restarts does."""
         self._act(self.close_connections())
 
     # Starting and stopping
@@ -240,7 +239,7 @@ class Emulator:
         sockets.append(self._socket)
         null = os.open(os.devnull, os.O_RDWR)
         for sock in sockets:
-            # Put something harmless in its place: the socket object still believes in its number.
+            # The socket object still uses its number: give the number to another file.
             if sock is not None and sock.fileno() >= 0:
                 os.dup2(null, sock.fileno(), inheritable=False)
         os.close(null)
@@ -309,7 +308,7 @@ class Emulator:
         return [each for each in self._all() if each not in self._page.connections]
 
     async def close_connections(self, *, abort: bool = False) -> None:
-        """Do what :meth:`drop_connections` does, on the server's own loop."""
+        """Do the same as :meth:`drop_connections`, on the server's own event loop."""
         for connection in self._all() if abort else self._clients():
             transport = connection.transport
             if abort and transport is not None:

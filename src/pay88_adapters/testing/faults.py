@@ -1,7 +1,7 @@
-"""What can go wrong between a client and the service, and the plan of when it does.
+"""Fault injection: the faults between a client and the service, and the plan of when they occur.
 
-Faults are values; :mod:`._responder` makes them happen. Durations are seconds of the emulator's
-clock. "Executed" means that the service acted on the request, although the client may not see it.
+Faults are values; :mod:`._responder` injects them. Durations are seconds of the emulator's clock. "Executed" means that
+the service acted on the request, although the client may not see it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A status of its own accord, with the documented error body unless *body* is given.
+    """A status code instead of the service's own, with the documented error body unless *body* is given.
 
     Not executed, but counted against the limits (unless it is a 429).
     """
@@ -56,7 +56,7 @@ class TooMany:
 
 @dataclass(frozen=True, slots=True)
 class RefuseToken:
-    """A 401 for a token, or for credentials, that are good. Not executed."""
+    """A 401 for a valid token, or for valid credentials. Not executed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ Fault: TypeAlias = Delay | Outcome
 class Rule:
     """One line of the plan: which requests, which fault, how often.
 
-    As a context manager it leaves the plan at the end of the block.
+    As a context manager it is removed from the plan at the end of the block.
     """
 
     def __init__(
@@ -174,20 +174,20 @@ class Rule:
         self._draw = draw
         self._matches = _matcher(on)
         self.number = next(plan.numbers)
-        """Which rule of its plan it is, counted from 1."""
+        """Number of the rule in its plan, counted from 1."""
         self.faults = tuple(faults)
-        """What may happen."""
+        """The faults that may be injected."""
         self.probability = probability
-        """That one of them does."""
+        """Probability of a fault, from 0 to 1."""
         self.on = on
         self.left = times
-        """How many more requests it is going to strike; ``None`` is until it is removed."""
+        """Number of remaining requests that it applies to; ``None`` until it is removed."""
         self.spared = after
-        """How many more matching requests it lets pass before."""
+        """Number of matching requests that it still lets through first."""
         self.upcoming = draw()
-        """What the next request it applies to meets: drawn ahead, so that looking changes nothing."""
+        """The fault for the next matching request: drawn in advance, so that reading it changes nothing."""
         self.used = 0
-        """How many requests it has struck so far."""
+        """Number of requests that it was applied to so far."""
 
     def __enter__(self) -> Rule:
         return self
@@ -196,11 +196,11 @@ class Rule:
         self.remove()
 
     def remove(self) -> None:
-        """Leave the plan; removing it twice is allowed."""
+        """Remove it from the plan. Removing it twice is allowed."""
         self._plan.remove(self)
 
     def peek(self, received: Received) -> Fault | None:
-        """Return what :meth:`take` would, and change nothing."""
+        """Return what :meth:`take` would return, without a change."""
         if self.left == 0 or self.spared or not self._matches(received):
             return None
         return self.upcoming
@@ -231,7 +231,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self.numbers = itertools.count(1)
-        """What rules take their numbers from."""
+        """Source of the rules' numbers."""
 
     def __repr__(self) -> str:
         return f"<FaultPlan rules={len(self._rules)}>"
@@ -245,11 +245,11 @@ class FaultPlan:
         """Plan a fault.
 
         Args:
-            fault: What happens.
+            fault: The fault.
             on: To which requests: ``"token"``, ``"call"``, ``"any"``, the start of a path, or a
                 predicate (which sees no body yet when it decides on a :class:`ResetBeforeRead`).
-            times: How often; ``None`` is until it is removed.
-            after: How many matching requests are spared first.
+            times: How often; ``None`` until it is removed.
+            after: Number of matching requests to let through first.
         """
         return self._append(Rule(self, [fault], lambda: fault, on, times, after))
 
@@ -262,12 +262,12 @@ class FaultPlan:
         times: int | None = None,
         after: int = 0,
     ) -> Rule:
-        """Plan one of several faults, by chance, for each matching request.
+        """Plan one of several faults, at random, for each matching request.
 
         Args:
-            rng: A seed, or where the chance comes from. Draws are in the order of arrival.
-            probability: That a request meets a fault at all, from 0 to 1.
-            faults: Each of them is as likely.
+            rng: A seed, or a source of random numbers. Draws are in the order of arrival.
+            probability: Probability that a request gets a fault, from 0 to 1.
+            faults: The faults, all with the same probability.
             on: See :meth:`add`, as for other faults.
         """
         source = random.Random(rng) if isinstance(rng, int) else rng

@@ -1,4 +1,4 @@
-"""Requests that wait at the server until a test lets them go."""
+"""Requests that wait at the server until a test releases them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Hold:
 
     @property
     def held(self) -> int:
-        """How many requests wait now."""
+        """Number of requests that wait now."""
         return len(self._waiting)
 
     def wait_for(self, count: int, timeout: float = 10) -> None:

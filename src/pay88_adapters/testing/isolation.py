@@ -11,7 +11,7 @@ from pay88_adapters.engine.overrides import Enclosing
 
 
 class Isolation(Enclosing):
-    """A context manager, and a decorator of functions and coroutine functions, in which all managers start anew."""
+    """A context manager, and a decorator of functions and coroutine functions, in which all managers start empty."""
 
     names = "isolated()"
 
@@ -33,14 +33,14 @@ class Isolation(Enclosing):
 def isolated(clock: Clock | None = None) -> Isolation:
     """Isolate a test: in the block, no manager has a token, failures or a used budget from outside of it.
 
-    Managers of one process with the same credentials share all three. In the block, those made before it start anew as
-    well, with the same listeners; afterwards each is as it was. Stores other than ``memory://`` keep what they hold:
-    give each test a file of its own. Managers that were given a *clock* are left alone.
+    Managers of one process with the same credentials share all three. In the block, earlier managers start empty as
+    well, with the same listeners; afterwards each has its former state. Stores other than ``memory://`` keep their
+    content: use a separate file for each test. Managers with their own *clock* are not affected.
 
     ``@isolated()`` does the same for a function or a coroutine function. The effect is on the whole process, and not on
     the current thread alone.
 
     Args:
-        clock: What managers run on in the block: real time unless given.
+        clock: The clock of the managers in the block: real time unless given.
     """
     return Isolation(clock)

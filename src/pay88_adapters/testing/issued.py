@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A token, with the session id that it is a pair with."""
+    """A token and its session id."""
 
     serial: int
     access_token: str = field(repr=False)
@@ -24,10 +24,10 @@ class IssuedToken:
 
 
 class IssuedTokens:
-    """All tokens there ever were, in order. Any lock is the caller's.
+    """All tokens issued so far, in order. The caller holds the lock.
 
     Args:
-        rng: Where secrets come from.
+        rng: Source of the secrets.
     """
 
     def __init__(self, rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""What the emulator received, in the order in which it arrived."""
+"""The request journal of the emulator, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Entry:
     status: int | None = None
     """Status code; ``None`` before the response, or if the connection was reset."""
     executed: bool = False
-    """Whether the service acted on it, whatever the client got to see."""
+    """Whether the service acted on it, even if the client got another response."""
     event: Event | None = None
-    """What the service did, or why it did not."""
+    """What the service did, or why it did not act."""
     serial: int | None = None
     """The token that was issued, or that the request carried; counted from 1."""
     age: float | None = None
-    """How many seconds ago the token that it carried had been issued when the request arrived."""
+    """Age of its token in seconds when the request arrived."""
     fault: str | None = None
-    """The names of the faults it met, joined by ``+``."""
+    """The names of the injected faults, joined by ``+``."""
     took: float | None = None
-    """How many seconds of the emulator's clock passed between its arrival and the decision."""
+    """Seconds of the emulator's clock from its arrival to the decision."""
     finished: bool = False
-    """Whether it was decided; no entry changes after that."""
+    """Whether it was decided. After that, the entry does not change."""
 
     def __str__(self) -> str:
         path = self.path.encode("ascii", "backslashreplace").decode()
@@ -55,8 +55,8 @@ class Entry:
 class Journal:
     """The request journal: one entry per request, one line each when printed. Thread-safe.
 
-    A request is there from the moment its headers have arrived. How it ended is there before
-    the first byte of its response is sent: a client that has a response finds it in the journal.
+    A request is in the journal as soon as its headers have arrived. Its outcome is in the journal before the first byte
+    of its response is sent: a client that has a response finds it there.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Journal:
         return max((entry.age for entry in self.select("call") if entry.age is not None), default=None)
 
     def count(self, kind: Kind | None = None, *, path: str | None = None, since: int = 0) -> int:
-        """Return how many entries :meth:`select` would."""
+        """Return the number of entries that :meth:`select` would return."""
         return len(self.select(kind, path=path, since=since))
 
     def select(self, kind: Kind | None = None, *, path: str | None = None, since: int = 0) -> list[Entry]:
@@ -158,7 +158,7 @@ class Journal:
                 if not self._changed.wait(deadline - monotonic()) and monotonic() >= deadline:
                     raise TimeoutError(f"{seen} of {count} {kind or ''} requests arrived in {timeout} s")
 
-    # Writing, which only the emulator does
+    # Methods for the emulator
 
     def arrived(self, received: Received, at: float, serial: int | None, age: float | None) -> int:
         """Add a request; return the ticket that :meth:`finished` takes."""
@@ -183,7 +183,7 @@ class Journal:
         fault: str | None,
         took: float | None = None,
     ) -> None:
-        """Say how a request ended."""
+        """Record the outcome of a request."""
         with self._changed:
             entry = self._entries[ticket]
             self._entries[ticket] = replace(

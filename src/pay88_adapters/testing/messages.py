@@ -1,4 +1,4 @@
-"""Requests and responses as the emulated service sees them, and what it says of itself."""
+"""Requests and responses of the emulated service, and its own state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MESSAGES: Mapping[int, str] = MappingProxyType(
         504: "Gateway timeout",
     }
 )
-"""What the service says with an error status, where the case itself has no better words."""
+"""The service's message for a status code, unless the case has a more specific one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Received:
     path: str
     """The request target with its query, exactly as it was sent."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """By lower-case name; a field that was sent more than once is joined by commas."""
+    """By lower-case name. A header that was sent more than once is joined by commas."""
     body: bytes = field(default=b"", repr=False)
     peer: tuple[str, int] = ("", 0)
 
@@ -61,7 +61,7 @@ class Received:
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The query's fields."""
+        """The parameters of the query."""
         return parse_qs(urlsplit(self.path).query, keep_blank_values=True)
 
     @property
@@ -98,10 +98,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much of a limit is used up."""
+    """Used part of a limit."""
 
     group: str
-    """What is counted: ``token``, ``transactions`` or ``balance``."""
+    """The counted requests: ``token``, ``transactions`` or ``balance``."""
     merchant_id: str
     limit: int
     seconds: float

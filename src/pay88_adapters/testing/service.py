@@ -1,8 +1,7 @@
 """88Pay's API as a state machine: it takes requests and the time, and returns responses.
 
-No socket, no clock and no HTTP library in this file, and nothing of the client that it judges.
-Durations are in seconds; ``now`` is an instant on any steady clock, ``wall`` is Unix time and only
-used for what the service dates itself.
+No socket, no clock and no HTTP library in this file, and no code of the client that it checks. Durations are in
+seconds; ``now`` is an instant on any monotonic clock. ``wall`` is Unix time, used only for the dates of the service.
 """
 
 from __future__ import annotations
@@ -40,26 +39,26 @@ _BAD_CREDENTIALS = "Invalid API key or merchant ID"
 
 
 class Service:
-    """The service: credentials, tokens, limits and a few calls. Thread-safe.
+    """The service: credentials, tokens, rate limits and a few API requests. Thread-safe.
 
     Args:
         api_key: The key that is accepted, for ``merchant_id``.
         merchant_id: The merchant it belongs to.
         lifetime: How many seconds a token is accepted; at exactly that age it is rejected.
-        expires_in: What the token endpoint announces as ``expires_in`` where that is not the truth:
-            any JSON value.
-        token_limits: Of the token endpoint, per merchant, as ``(count, seconds)`` pairs over moving
-            windows. Every request counts, also one with a wrong key, except those answered 429.
-        call_limits: Of ``/api/transactions/…`` and, counted apart, of ``/api/balance``, per
-            merchant. Only authenticated calls count. An empty sequence turns them off.
-        reissue: Answer token requests with the current token while it is not expired, even if it
-            has been refused since, and announce the life it has left.
-        rng: Where secrets come from. Give a seeded one for the same tokens in every run.
+        expires_in: The value that the token endpoint announces as ``expires_in``, if it differs from *lifetime*: any
+            JSON value.
+        token_limits: Rate limits of the token endpoint, per merchant, as ``(count, seconds)`` pairs over moving
+            windows. Every request counts, also one with a wrong key, except those that get a 429.
+        call_limits: Rate limits of ``/api/transactions/…`` and, counted separately, of ``/api/balance``, per merchant.
+            Only authenticated requests count. An empty sequence disables them.
+        reissue: Respond to token requests with the current token until it expires, even if it has been rejected since,
+            and announce its remaining lifetime.
+        rng: Source of the secrets. Use a seeded one for the same tokens in every run.
     """
 
     refuse_where: Callable[[Received, float], bool] | None = None
-    """Refuses the token of a call, although it is good, where this returns true for the request and
-    the instant: one API node of two, say. Called with the service's lock held."""
+    """Rejects the valid token of a request if this returns true for the request and the instant, as one of two API
+    nodes may do. Called with the service's lock held."""
 
     def __init__(
         self,
@@ -280,7 +279,7 @@ class Service:
 
     def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
-            return False  # missing, or another token's: the two belong together
+            return False  # missing, or of another token: the two are a pair
         if self._tokens.is_refused(token) or now - token.at >= self.lifetime:
             return False
         return self.refuse_where is None or not self.refuse_where(received, now)

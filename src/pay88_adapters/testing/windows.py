@@ -1,6 +1,6 @@
-"""Moving windows, counted the plain way.
+"""Moving windows, counted in the simplest way.
 
-The package counts its own budget with the ``limits`` library; the judge must not share that code.
+The package counts its own budget with the ``limits`` library; a check must not share that code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 Limits = Sequence[tuple[int, float]]
-"""How many requests in how many seconds, for instance ``((10, 60), (100, 3600))``."""
+"""Limits as pairs of a count and seconds, such as ``((10, 60), (100, 3600))``."""
 
 
 class MovingWindows:

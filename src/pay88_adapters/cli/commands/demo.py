@@ -27,9 +27,9 @@ def command(seconds: float, as_json: bool) -> int:
     """Run four HTTP clients that share one token.
 
     The demo starts an emulator of 88Pay on a free port of this machine. urllib3, httpx (sync and async) and aiohttp
-    send requests through one TokenManager, ten times as fast as real time: through a cold start, background
-    refreshes, a 401 storm and an outage of the token endpoint. Then it compares the server's journal with the
-    package's promises. It sends nothing to other machines.
+    send requests through one TokenManager, ten times as fast as real time. The run has a cold start, background
+    refreshes, a 401 storm and an outage of the token endpoint. Then it compares the server's journal with the package's
+    promises. It sends nothing to other machines.
     """
     require("rich", "urllib3", "httpx", "aiohttp", extra="all")
     from pay88_adapters.cli.demo import run  # not at the top: it imports every client library

@@ -95,7 +95,7 @@ class Ledger:
         self._ended: Counter[str] = Counter()
 
     def job(self, stack: str, merchant_id: str) -> Job:
-        """Return the next request for *stack*: balance and charge alternate."""
+        """Return the next request for the client *stack*: balance and charge alternate."""
         with self._lock:
             self._numbers[stack] += 1
             number = self._numbers[stack]

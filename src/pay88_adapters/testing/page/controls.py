@@ -1,4 +1,4 @@
-"""What the page's switches do to the emulator. All of it runs on the server's own loop."""
+"""The actions of the page. All of them run on the server's own event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Controls:
         }
 
     def plan(self, form: Form) -> Rule:
-        """Add a fault to the plan, for good, for some times, or by chance."""
+        """Add a fault to the plan: without end, a number of times, or with a probability."""
         fault, on = forms.fault(form), form.take("on", forms.target, "call")
         times = form.take("times", forms.times) if "times" in form else 1
         after, probability = form.take("after", forms.whole, 0), form.take("probability", forms.chance, 1.0)

@@ -22,12 +22,12 @@ class Emulated(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the emulator."""
         ...
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
+        """Number of open connections."""
         ...
 
     def hold(self, on: On = "call") -> Hold:
@@ -35,5 +35,5 @@ class Emulated(Protocol):
         ...
 
     async def close_connections(self) -> None:
-        """Close every open connection but the page's, on the server's event loop."""
+        """Close every open connection except the page's, on the server's event loop."""
         ...

@@ -1,4 +1,4 @@
-"""Faults and other wishes, read from JSON."""
+"""Faults and other parameters, read from JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 KINDS: Mapping[str, type[Fault]] = {
     kind.__name__: kind for kind in (*get_args(fault_types.Delay), *get_args(fault_types.Outcome))
 }
-"""Every fault there is, by name."""
+"""All kinds of faults, by name."""
 
 _MARKUP = str.maketrans("", "", "`*")
 _MOST = 1_000_000_000
 
 
 class Form:
-    """A JSON object that is read field by field; what is left at the end is an error."""
+    """A JSON object that is read field by field. Fields that were not read are an error."""
 
     def __init__(self, fields: object) -> None:
         if not isinstance(fields, dict):
@@ -38,7 +38,7 @@ class Form:
         """Return the value of a field, parsed by *read*.
 
         Raises:
-            Refused: It is missing and has no default, or is invalid.
+            Refused: The field is missing and has no default, or is invalid.
         """
         if name not in self._fields:
             if default is None:
@@ -69,7 +69,7 @@ def fault(form: Form) -> Fault:
 
 
 def parameters(kind: type[Fault]) -> dict[str, Any]:
-    """Return what can be said about a fault, with what goes without saying."""
+    """Return the parameters of a fault with their defaults."""
     if kind is Hold:
         return {}
     return {
@@ -96,7 +96,7 @@ def _shown(value: Any) -> Any:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-# What a field may hold; the error's text goes after "must be"
+# Readers of fields: the error message continues "must be"
 
 
 def text(value: Any) -> str:
@@ -107,7 +107,7 @@ def text(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """Read a number that is not negative, and not without bounds."""
+    """Read a number that is not negative and not infinite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
         raise ValueError(f"a number from 0 to {_MOST}")
     return value
@@ -128,14 +128,14 @@ def chance(value: Any) -> float:
 
 
 def target(value: Any) -> str:
-    """Read which requests are meant."""
+    """Read the selection of requests."""
     if not isinstance(value, str) or not (value in ("token", "call", "other", "any") or value.startswith("/")):
         raise ValueError('"token", "call", "other", "any" or the start of a path')
     return value
 
 
 def times(value: Any) -> int | None:
-    """Read how often; null is for good."""
+    """Read the number of times; null means without end."""
     return None if value is None else whole(value)
 
 

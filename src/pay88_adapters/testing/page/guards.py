@@ -21,7 +21,7 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that is not carried out; the text says why, and is meant for the client."""
+    """A rejected request. The text says why, and is shown to the client."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)

@@ -38,9 +38,9 @@ class Page:
         self._view = View(emulator)
         self._controls = Controls(emulator)
         self.streams = 0
-        """How many readers listen."""
+        """Number of connected readers."""
         self.connections: set[web.RequestHandler] = set()
-        """The connections that are the page's and not a client's."""
+        """The connections of the page, as opposed to those of clients."""
         self._routes: dict[tuple[str, str], Handler] = {
             ("GET", "state"): self._state,
             ("GET", "events"): self._events,

@@ -15,9 +15,9 @@ from pay88_adapters.testing.journal import Journal
 from .guards import HEADERS
 from .view import TIMELINE, View
 
-_LOOKS_EVERY = 0.2  # real seconds, as all of them here
-_SPEAKS_EVERY = 10.0  # also when nothing happens, so that clocks agree and a gone reader is noticed
-_PATIENCE = 30.0  # with a reader that does not read
+_LOOKS_EVERY = 0.2  # real seconds, like the next two
+_SPEAKS_EVERY = 10.0  # also without a change, so that clocks agree and a disconnected reader is noticed
+_PATIENCE = 30.0  # for a reader that does not read
 
 
 class Stream:
@@ -40,7 +40,7 @@ class Stream:
         response.force_close()
         with suppress(ConnectionError, asyncio.TimeoutError):
             await response.prepare(request)
-            await response.write(b"retry: 1000\n\n")  # milliseconds until a browser comes again
+            await response.write(b"retry: 1000\n\n")  # milliseconds until a browser reconnects
             await self._write(response, "state", self.whole())
             quiet_for = 0.0
             while request.transport is not None:
@@ -57,12 +57,12 @@ class Stream:
         await asyncio.wait_for(response.write(message), _PATIENCE)
 
     def whole(self) -> dict[str, Any]:
-        """Return everything, with the latest requests."""
+        """Return the whole state, with the latest requests."""
         self._told, self._now = self._view.state(), self._view.now()
         return {"now": self._now, **self._told, "timeline": self._timeline()}
 
     def change(self) -> dict[str, Any] | None:
-        """Return the parts that have changed and the lines of the timeline that have; ``None`` without any."""
+        """Return the changed parts and the changed lines of the timeline; ``None`` if nothing changed."""
         state, now = self._view.state(), self._view.now()
         parts = {name: part for name, part in state.items() if part != self._told.get(name)}
         timeline = self._timeline()

@@ -130,7 +130,7 @@ class View:
         ]
 
     def _users(self, since: float) -> dict[int, Counter[tuple[str, str]]]:
-        """Return how many calls each client made with each token, among the latest."""
+        """Return the number of requests of each client with each token, among the latest ones."""
         users: dict[int, Counter[tuple[str, str]]] = {}
         for entry in self._emulator.journal[-_LOOKED_AT:]:
             if entry.at >= since and entry.kind == "call" and entry.serial is not None:
