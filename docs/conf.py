@@ -97,7 +97,7 @@ PARTS = {
     "Pay88Retry": {"new", "is_retry", "increment", "after", "plain"},  # of urllib3's Retry
     "Rule": {"peek", "take"},
     "Service": {"masked", "trace", "count"},
-    "TokenPolicy": {"windows", "trusted_after", "rate_limits"},
+    "TokenPolicy": {"windows", "trusted_after", "lease_duration", "rate_limits"},
     "Emulator": {"let_go"},
 }
 """Members of public classes that parts of the package use among themselves."""

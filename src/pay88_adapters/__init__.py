@@ -1,5 +1,9 @@
 """Access tokens of 88Pay, shared by all HTTP clients, threads and tasks, within the token budget.
 
+Adapters are the modules named for a client library. Beside them, ``httpx_family`` and ``httpx_library`` are parts of
+two, ``urllib3_io`` and ``urllib3_retry`` of one. ``errors``, ``events`` and ``clock`` are public names of what is in
+``core`` and ``engine``.
+
 PYTEST_DONT_REWRITE: says to pytest that this may be imported before it runs, though a plugin of its comes along.
 """
 

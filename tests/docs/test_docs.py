@@ -302,6 +302,23 @@ def test_the_picture_of_the_demo_shows_the_promises_of_today() -> None:
     assert len(picture) < 50_000
 
 
+def test_what_the_architecture_page_names_is_there() -> None:
+    """Each module exists, and what stands before a module in a cell of its tables is in it."""
+    text = PAGES["docs/architecture.md"] + PAGES["CONTRIBUTING.md"]
+    places = set(re.findall(r"`((?:core|engine|stores|tests|docs)/[\w/]+\.py)`", text))
+    assert len(places) > 20
+    roots = (ROOT, ROOT / "src" / "pay88_adapters")
+    assert [place for place in places if not any((root / place).is_file() for root in roots)] == []
+    named = re.findall(r"`([\w.]+)(?:\(\))?` in `([\w/]+\.py)`", text)
+    assert len(named) > 10
+    source = {place: next(root / place for root in roots if (root / place).is_file()) for _, place in named}
+    assert [
+        (name, place)
+        for name, place in named
+        if not all(re.search(rf"\b{each}\b", source[place].read_text(encoding="utf-8")) for each in name.split("."))
+    ] == []
+
+
 def test_what_the_readme_names_is_there() -> None:
     """Its commands, its environments of tox, and its lowest versions are those of the package."""
     readme = PAGES["README.md"]

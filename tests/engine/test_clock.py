@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pay88_adapters.engine.running import current_runtime
+from pay88_adapters.engine.current_runtime import current_runtime
 from pay88_adapters.engine.runtimes import ThreadEvent
 from pay88_adapters.testing import ManualClock
 

@@ -1,4 +1,7 @@
-"""The ``pay88`` command."""
+"""The ``pay88`` command: ``app`` is the group, ``commands`` has one module for each command.
+
+May import: everything. Imported by: nothing.
+"""
 
 from __future__ import annotations
 

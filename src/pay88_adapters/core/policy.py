@@ -13,6 +13,7 @@ LIFETIME = 60.0
 """Lifetime of a token in seconds, as documented by 88Pay."""
 
 _LEAST_SHARE = 1e-6
+_LEASE_LEEWAY = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
 _POSITIVE = ("reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after")
@@ -109,6 +110,11 @@ class TokenPolicy:
         """Longest duration of a fetch in seconds, with all its attempts and backoff delays."""
         pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))
         return self.fetch_attempts * self.fetch_timeout + sum(pauses)
+
+    @property
+    def lease_duration(self) -> float:
+        """Duration of the refresh lease in seconds. It is the longest fetch plus 2 s for the store (rule 4)."""
+        return self.longest_fetch + _LEASE_LEEWAY
 
     def rate_limits(self) -> tuple[RateLimitItem, ...]:
         """Return the parsed limits.

@@ -1,4 +1,4 @@
-"""The retry policy of API requests (rule 20). The engine sleeps and sends."""
+"""When an API request is replayed after a 401 (rule 7), or retried (rule 20). The engine sleeps and sends."""
 
 from __future__ import annotations
 
@@ -115,11 +115,13 @@ class Attempts:
         deadline: When the last backoff delay must end.
     """
 
-    __slots__ = ("_deadline", "made", "policy")
+    __slots__ = ("_deadline", "made", "may_replay", "policy")
 
     def __init__(self, policy: RetryPolicy, deadline: float) -> None:
         self.policy, self._deadline = policy, deadline
         self.made = 1
+        self.may_replay = policy.replay_refused
+        """Whether a 401 may still be replayed: the first one of a request, never a second (rule 7)."""
 
     def pause(
         self,

@@ -1,5 +1,8 @@
 """The engine: locks, threads, tasks, event loops, clocks and forks that carry out the decisions of the core.
 
+``manager`` has the public class. ``state`` has the machine under its lock, and wakes waiters. The ``*_flow`` modules
+are what happens, step by step. The ``*_runner`` modules carry that out, on threads or on an event loop.
+
 May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``testing`` and ``cli``.
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
 """

@@ -19,6 +19,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .calls import AsyncCall, AsyncSender
 from .credentials import Credentials
+from .current_runtime import current_run, current_runtime
 from .effects import (
     AcquireTokenFlow,
     DrainResponse,
@@ -36,7 +37,6 @@ from .fetches import FetchRun
 from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
-from .running import current_run, current_runtime
 from .runtimes import AsyncRuntime
 from .token_flow import TokenAcquisition, WaitBudget
 

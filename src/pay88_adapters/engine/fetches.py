@@ -23,8 +23,6 @@ from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
 
-_LEASE_GRACE = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
-
 _numbers = itertools.count(1)
 
 
@@ -215,7 +213,7 @@ class Fetches:
             return LeaseResult(fencing_token=NO_LEASE)
         state = self.state
         key = shared_key(state.settings, credentials)
-        lease = state.settings.policy.longest_fetch + _LEASE_GRACE
+        lease = state.settings.policy.lease_duration
         seen, version = self._seen
         asked_at = state.now()
         owner = f"{fork_id()}-{self._number}"

@@ -24,11 +24,11 @@ from .async_runner import AsyncRunner
 from .calls import AsyncSender, Sender
 from .clock import Clock
 from .credentials import Credentials, CredentialsSource
+from .current_runtime import current_run, current_runtime
 from .fetches import Fetches
 from .forks import fork_id
 from .overrides import OVERRIDES, Activation
 from .registry import Process
-from .running import current_run, current_runtime
 from .settings import Settings, checked_endpoint, request_limits_for
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState

@@ -70,7 +70,7 @@ def _attempts(
 ) -> RequestFlow[R]:
     policy, limits = call.retry or state.settings.retry, state.settings.request_limits
     attempts = Attempts(policy, _deadline(state, call, policy, began_at))
-    replayable, replaying = policy.replay_refused, False
+    replaying = False
     while True:
         permit = None if limits is None else (yield from acquire_permit(state, limits, call, acquired))
         try:
@@ -94,9 +94,9 @@ def _attempts(
         status = call.status(outcome)
         if status == UNAUTHORIZED:
             replaced = _on_unauthorized(state, call.token_used(outcome, token))
-            if not (replaced and replayable and call.replayable()):
+            if not (replaced and attempts.may_replay and call.replayable()):
                 return outcome
-            replayable, replaying = False, True
+            attempts.may_replay, replaying = False, True
             yield DRAIN
             continue
         _on_accepted(state, call, outcome, token)

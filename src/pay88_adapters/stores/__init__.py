@@ -1,4 +1,10 @@
-"""Shared stores: of this process, of this host, or of several hosts."""
+"""Shared stores: of this process (``memory``), of one host (``sqlite``) or of several hosts (``redis``).
+
+``base`` is the interface: a record with its lease, and the history of the token budget. The caller passes the duration
+of a lease and the content of a record. The share of each process in degraded mode is computed in ``members``.
+
+May import: ``core``. Imported by: ``engine``, the adapters, ``testing`` and ``cli``.
+"""
 
 from __future__ import annotations
 

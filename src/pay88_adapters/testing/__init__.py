@@ -1,6 +1,8 @@
 """A server that behaves like 88Pay, for tests and demonstrations. Not for production.
 
 :class:`Emulator` needs aiohttp (``pip install 'pay88-adapters[testing]'``); everything else does not.
+
+May import: all but ``cli``. Imported by: ``cli``. The pytest plugin is next to the package: ``_pay88_pytest.py``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from functools import partial
 from aiohttp import StreamReader, web
 
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.running import current_runtime
+from pay88_adapters.engine.current_runtime import current_runtime
 
 from . import faults as fault_types
 from .faults import FaultPlan, Fields, Outcome

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from .configuration import Configuration
 from .finding import Finding
-from .fleet import Fleet
 from .network import Network
+from .shared_store import SharedStore
 
 __all__ = ["Finding", "findings"]
 
@@ -23,8 +23,8 @@ def findings(environ: Mapping[str, str], *, fresh: bool = False) -> Iterator[Fin
     yield from configuration.check()
     network = Network(configuration.endpoint)
     yield from network.check()
-    fleet = Fleet(configuration)
-    yield from fleet.check_store()
-    yield network.clock(fleet.ahead)
-    yield from fleet.check_shared()
-    yield fleet.token(reached=network.reached, fresh=fresh)
+    store = SharedStore(configuration)
+    yield from store.check_store()
+    yield network.clock(store.ahead)
+    yield from store.check_shared()
+    yield store.token(reached=network.reached, fresh=fresh)

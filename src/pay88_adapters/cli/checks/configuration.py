@@ -51,7 +51,7 @@ class Configuration:
             return failed(
                 "environment",
                 str(error),
-                "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
+                "copy the values from the 88Pay dashboard",
             )
         return ok("environment", f"read {', '.join(self._read())}")
 

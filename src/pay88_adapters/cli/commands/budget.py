@@ -40,7 +40,7 @@ def command(
     The command is read-only: it consumes no budget and acquires no lease. It requires a shared store and assumes the
     default limits of TokenPolicy.
     """
-    from pay88_adapters.cli.standing import Shared, lines, watch
+    from pay88_adapters.cli.store_view import Shared, lines, watch
 
     shared = Shared.find(options.environment(base_url, store))
     if once or as_json or is_plain():

@@ -16,7 +16,7 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.cli.options import finishing
-from pay88_adapters.cli.standing import Shared, Standing
+from pay88_adapters.cli.store_view import Shared, Standing
 from pay88_adapters.core.errors import Failure, in_seconds
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
@@ -38,7 +38,7 @@ _REMEDIES: dict[type[Pay88Error], str] = {
 }
 
 
-class Fleet:
+class SharedStore:
     """The shared store, and the merchant's state in it.
 
     Args:
