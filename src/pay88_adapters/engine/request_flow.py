@@ -68,6 +68,7 @@ def _attempts(
     began_at: float,
     first: Token | None,
 ) -> RequestFlow[R]:
+    # In one function, because the order of its steps is what the rules are about: permit, token, response, retry.
     policy, limits = call.retry or state.settings.retry, state.settings.request_limits
     attempts = Attempts(policy, _deadline(state, call, policy, began_at))
     replaying = False
