@@ -261,7 +261,7 @@ def test_rule_05_failovers_at_hundreds_of_moments(report: Report) -> None:
 # Limits
 
 
-@pytest.mark.parametrize("rate", [1, 10, pytest.param(50, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("rate", [1, *(pytest.param(rate, marks=pytest.mark.deep) for rate in (10, 50))])
 @pytest.mark.parametrize("amount", [62, 64, 70, 76, 80, 100])
 def test_rule_02_limits_that_sustain_the_traffic(amount: int, rate: int, report: Report) -> None:
     """Three hours: no gap in which a call fails, never over the limit."""
