@@ -9,10 +9,11 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.byhand import AsyncManager, Manager
+from benchmarks.byhand import AsyncManager
 from benchmarks.service import Grant, Service
 
 from . import on_a_loop
+from .reads import reader
 
 ROWS = ("by hand", "pay88-adapters")
 _SETTLED = 0.5  # seconds after which all of a crowd wait: the token endpoint must take longer
@@ -45,7 +46,7 @@ def tasks(row: str, callers: int, service: dict[str, Any]) -> dict[str, float]:
 
 def threads(row: str, callers: int, service: dict[str, Any]) -> dict[str, float]:
     """Let *callers* threads wait for a token."""
-    get, ended = _reader(row, Service(**service)), list[float]()
+    get, ended = reader(row, Service(**service)), list[float]()
 
     def caller() -> None:
         get()
@@ -76,14 +77,6 @@ async def _longest_gap(is_over: Callable[[], bool]) -> float:
         now = time.perf_counter()
         longest, last = max(longest, now - last - _BEAT), now
     return longest
-
-
-def _reader(row: str, service: Service) -> Callable[[], object]:
-    if row == "by hand":
-        return Manager(service.ask, service.margin).headers
-    from benchmarks.contestants.ours import manager
-
-    return manager(service).get_token
 
 
 def _areader(row: str, service: Service) -> Callable[[], Awaitable[object]]:

@@ -31,7 +31,7 @@ ROWS = {
 
 def read(row: str, times: int, threads: int, service: dict[str, Any]) -> dict[str, float]:
     """Return what one read takes, in one thread or in several that share a manager."""
-    get = _reader(row, Service(**service))
+    get = reader(row, Service(**service))
     get()
 
     def loop() -> None:
@@ -68,7 +68,8 @@ def aread(row: str, times: int, service: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def _reader(row: str, service: Service) -> Callable[[], object]:
+def reader(row: str, service: Service) -> Callable[[], object]:
+    """Return what reads the token of a row."""
     if row in (FLOOR, CONTROL):
         return Floor(service.ask()).headers
     if row == "by hand":

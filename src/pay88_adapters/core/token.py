@@ -21,7 +21,7 @@ class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"<{len(self)} header fields>"
+        return f"<{len(self)} headers>"
 
 
 class _OnDemand:

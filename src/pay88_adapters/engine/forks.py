@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+T = TypeVar("T")
 _log = logging.getLogger("pay88_adapters.tokens")
 
 
@@ -39,6 +40,11 @@ def survive_forks(thing: Forkable) -> None:
 def _forget(gone: _Reference) -> None:
     if _forkable.get(gone.key) is gone:  # else the id belongs to another object by now
         _forkable.pop(gone.key, None)
+
+
+def living(kind: type[T]) -> list[T]:
+    """Return the objects of *kind* that :func:`survive_forks` knows and that still exist. Any thread may call this."""
+    return [thing for reference in list(_forkable.values()) if isinstance(thing := reference(), kind)]
 
 
 _ids = [os.urandom(16).hex()]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import suppress
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from pay88_adapters.core.policy import TokenPolicy
 from pay88_adapters.stores.base import LeaseResult, Store
 
 from .budget import TokenBudget
 from .clock import Clock
-from .forks import fork_id, survive_forks
+from .forks import fork_id, living, survive_forks
 from .store_budget import StoreBudget
 from .store_link import Link
 from .store_share import Share
@@ -46,7 +45,6 @@ class StoreClient:
         self._host = host
         self._number = next(_numbers)
         self._clock = clock
-        _fleets.add(self)
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -123,17 +121,8 @@ def _mirrored(led: LeaseResult) -> LeaseResult:
     )
 
 
-_fleets: WeakSet[StoreClient] = WeakSet()
-
-
-def _all() -> list[StoreClient]:
-    while True:
-        with suppress(RuntimeError):  # another thread has added one in the meantime
-            return list(_fleets)
-
-
 def _after_fork_in_parent() -> None:
-    for store_client in _all():
+    for store_client in living(StoreClient):
         if store_client.degraded and store_client.fallback is None:
             store_client.share.split()
 

@@ -93,7 +93,9 @@ class Link:
             if news:
                 self._warned_at, self._warned = now, True
         if news:
-            _log.warning("the store fails (%s): this process goes on alone with a share of the budget", problem)
+            _log.warning(
+                "store unavailable (%s): degraded mode, with a share of the token budget for this process", problem
+            )
 
     def _leave_degraded(self, began_at: float) -> None:
         with self._lock:
@@ -104,7 +106,7 @@ class Link:
             recent = [each for each in self._outages if now - each[1] < HORIZON]
             self._outages = [*recent, (self.failing_since, now)]
         if warned:
-            _log.warning("the store is back: this process shares its token and budget again")
+            _log.warning("store available again: leaving degraded mode")
 
 
 class _Operation(threading.Thread, Generic[T]):
