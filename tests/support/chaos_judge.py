@@ -118,7 +118,7 @@ class Judge:
             harmful = [entry for entry in again if entry.status not in (401, 429)]
             refused = [entry for entry in again if entry.status == 401 and (entry.took or 0.0) < patience]
             if (harmful and not safe) or len(refused) > 1 or len(again) - len(refused) >= ATTEMPTS:
-                yield f"sent again: {entries}"
+                yield f"more attempts than allowed: {entries}"
 
     def _charges(self) -> Iterator[str]:
         booked = Counter(charge.body["reference"] for charge in self.storm.emulator.service.charges)

@@ -137,7 +137,7 @@ class Stalls(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await asyncio.get_running_loop().create_future()
-        raise AssertionError("nobody answers")
+        raise AssertionError("no response")
 
 
 class StallingConnector(aiohttp.TCPConnector):

@@ -105,7 +105,7 @@ def until(condition: Callable[[], bool], what: str = "it") -> None:
 async def auntil(condition: Callable[[], bool]) -> None:
     """Wait for something that is about to happen, on any event loop."""
     with anyio.fail_after(DEADLINE / 2):
-        while not condition():  # noqa: ASYNC110 - nobody tells
+        while not condition():  # noqa: ASYNC110 - no event tells
             await anyio.sleep(0.001)
 
 

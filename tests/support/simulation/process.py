@@ -49,7 +49,7 @@ class _Gate:
             self._process.soon(0.0, wake)
 
     def notify(self) -> None:
-        """Nobody waits at it on a real clock."""
+        """Wait for nothing: the simulated clock has no real waiters."""
 
 
 class ApiCall:
