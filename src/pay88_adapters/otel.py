@@ -53,7 +53,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
         "{request}",
         "Token requests not sent: the token budget was exhausted.",
     ),
-    TokenRejected: ("pay88.token.refusals", "{call}", "API requests that got a 401."),
+    TokenRejected: ("pay88.token.rejections", "{call}", "API requests that got a 401."),
     CallReplayed: ("pay88.call.replays", "{call}", "API requests retried after a 401."),
     CallRetried: ("pay88.call.retries", "{call}", "Retries of API requests after a failure."),
     CallNotSent: (
@@ -68,7 +68,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
     ),
 }
 _ON_SPANS: Mapping[type[Event], str] = {
-    TokenRejected: "pay88.token.refused",
+    TokenRejected: "pay88.token.rejected",
     CallReplayed: "pay88.call.replayed",
     CallRetried: "pay88.call.retried",
     CallWaited: "pay88.call.waited",

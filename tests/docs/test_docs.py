@@ -29,7 +29,7 @@ import pytest
 import pay88_adapters
 from pay88_adapters import testing
 from pay88_adapters.cli.app import Commands
-from pay88_adapters.cli.demo.promises import PROMISES
+from pay88_adapters.cli.demo.guarantees import GUARANTEES
 from pay88_adapters.testing import Emulator
 from support.worlds import Report
 
@@ -291,13 +291,13 @@ def test_the_diagrams_are_drawn_from_the_code(monkeypatch: pytest.MonkeyPatch) -
     assert drawn == committed
 
 
-def test_the_picture_of_the_demo_shows_the_promises_of_today() -> None:
+def test_the_picture_of_the_demo_shows_the_guarantees_of_today() -> None:
     """All of them, kept; nothing of the machine that took it, and nothing to load: run ``python docs/demo.py``."""
     picture = (DOCS / "images" / "demo.svg").read_text(encoding="utf-8")
     shown = unescape(picture).replace("\xa0", " ")
-    assert [promise.text for promise in PROMISES if promise.text not in shown] == []
-    assert f"All {len(PROMISES)} promises kept." in shown
-    assert f"{len(PROMISES)} promises kept" in PAGES["README.md"]
+    assert [guarantee.text for guarantee in GUARANTEES if guarantee.text not in shown] == []
+    assert f"All {len(GUARANTEES)} guarantees kept." in shown
+    assert f"{len(GUARANTEES)} guarantees kept" in PAGES["README.md"]
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg\b)|/home|/root|/tmp", shown) == []
     assert len(picture) < 50_000
 

@@ -168,7 +168,7 @@ def test_the_state_tells_of_requests_tokens_and_budgets(clock: ManualClock, emul
     assert state["tokens"] == [
         {
             "serial": 1, "issued_at": started, "expires_at": started + 60, "merchant": emulator.merchant_id,
-            "refused": False, "users": [{"client": "billing/1", "peer": "127.0.0.1", "calls": 1}],
+            "rejected": False, "users": [{"client": "billing/1", "peer": "127.0.0.1", "calls": 1}],
         }
     ]  # fmt: skip
     clock.advance(53)
@@ -442,7 +442,7 @@ def test_a_hold_of_a_tests_own_is_let_go_as_well(emulator: Emulator, client: Cli
 def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None:
     """Each does what its name says."""
     client.act(do="refuse_tokens")
-    assert (client.call(), client.state()["tokens"][0]["refused"]) == (401, True)
+    assert (client.call(), client.state()["tokens"][0]["rejected"]) == (401, True)
     client.act(do="suspend")
     assert (client.ask(), client.state()["emulator"]["suspended"]) == (403, True)
     client.act(do="reinstate")

@@ -88,7 +88,7 @@ def test_wrong_credentials_are_rejected_in_the_documented_words(key: str, mercha
     assert json.loads(answer.body) == {
         "status": "Error", "code": 401, "message": "Invalid API key or merchant ID",
     }  # fmt: skip
-    assert (answer.status, answer.event, answer.executed) == (401, "refused", False)
+    assert (answer.status, answer.event, answer.executed) == (401, "unauthorized", False)
 
 
 def test_a_suspended_account_is_forbidden_until_it_is_reinstated() -> None:

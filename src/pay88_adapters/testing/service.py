@@ -131,7 +131,7 @@ class Service:
             return [
                 Current(
                     each.serial, each.at, each.at + self.lifetime, each.merchant_id,
-                    self._tokens.is_refused(each),
+                    self._tokens.is_rejected(each),
                 )
                 for each in self._tokens.newest(at_most)
                 if now - each.at < self.lifetime
@@ -158,7 +158,7 @@ class Service:
     def refuse_current_tokens(self) -> None:
         """Reject every token issued until now, as if they had been revoked."""
         with self._lock:
-            self._tokens.refuse_all()
+            self._tokens.reject_all()
 
     def accept_credentials(self, api_key: str, merchant_id: str | None = None) -> None:
         """Accept another key, of this merchant or of another one; the other keys stay valid."""
@@ -214,7 +214,7 @@ class Service:
         wall: float,
         *,
         message: str | None = None,
-        event: Event = "faulty",
+        event: Event = "failed",
         serial: int | None = None,
         **more: Any,
     ) -> Answer:
@@ -234,7 +234,7 @@ class Service:
         window.hit(now)
         merchant_id = received.headers.get("x-merchant-id", "")
         if (received.headers.get("x-api-key", ""), merchant_id) not in self._credentials:
-            return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="refused")
+            return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="unauthorized")
         if merchant_id in self._suspended:
             return self.error(403, received, now, wall, message="Account suspended", event="forbidden")
         current = next(iter(self._tokens.newest(1)), None) if self.reissue else None
@@ -264,7 +264,7 @@ class Service:
         token = self._tokens.find(_bearer(received))
         serial = None if token is None else token.serial
         if token is None or not self._accepts(token, received, now):
-            return self.error(401, received, now, wall, event="refused", serial=serial)
+            return self.error(401, received, now, wall, event="unauthorized", serial=serial)
         if token.merchant_id in self._suspended:
             return self.error(403, received, now, wall, event="forbidden", serial=serial)
         window = self._window(received)
@@ -280,7 +280,7 @@ class Service:
     def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
             return False  # missing, or of another token: the two are a pair
-        if self._tokens.is_refused(token) or now - token.at >= self.lifetime:
+        if self._tokens.is_rejected(token) or now - token.at >= self.lifetime:
             return False
         return self.refuse_where is None or not self.refuse_where(received, now)
 
