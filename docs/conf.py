@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import tomllib
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -18,7 +20,15 @@ copyright = "the pay88-adapters authors"
 release = version = metadata.version(project)
 URLS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
+sys.path.append(str(Path(__file__).parent))
+extensions = [
+    "glossary_links",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pay88-adapters {release}"
@@ -133,7 +143,17 @@ def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
 
 
+def mark_long_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give code in tables a class if it may break on a phone: that is wide, or in a table with many columns."""
+    for group in doctree.findall(nodes.tgroup):
+        longest = 24 if group["cols"] < 4 else 12
+        for literal in group.findall(nodes.literal):
+            if len(literal.astext()) > longest:
+                literal["classes"].append("long")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the check and the search words."""
+    """Register the check, the search words and the marks."""
     app.connect("source-read", add_search_words)
+    app.connect("doctree-resolved", mark_long_names)
     app.connect("env-check-consistency", check_reference)

@@ -76,7 +76,7 @@ def test_a_storm(run: Run, emulator: Emulator) -> None:
     run("storm")
     http.clear()
     assert list(emulator.faults) == []
-    assert [token.refused for token in emulator.service.current_tokens(emulator.clock.now())] == [True]
+    assert [token.rejected for token in emulator.service.current_tokens(emulator.clock.now())] == [True]
 
 
 def test_actions(run: Run) -> None:
