@@ -22,13 +22,8 @@ URLS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(en
 
 sys.path.append(str(Path(__file__).parent))
 extensions = [
-    "glossary_links",
-    "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinx_copybutton",
-    "sphinx_design",
-]
+    "glossary_links", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design",
+]  # fmt: skip
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pay88-adapters {release}"
