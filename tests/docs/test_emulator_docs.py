@@ -82,7 +82,7 @@ def test_a_storm(run: Run, emulator: Emulator) -> None:
 def test_actions(run: Run) -> None:
     """Each is done."""
     done = re.findall(r'"done": "(\w+)"', run("actions"))
-    assert done == ["refuse_tokens", "rotate_key", "suspend", "reinstate", "forget_usage", "drop_connections"]
+    assert done == ["revoke_tokens", "rotate_key", "suspend", "reinstate", "reset_rate_limits", "drop_connections"]
 
 
 def test_looking(run: Run) -> None:

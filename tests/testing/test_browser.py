@@ -353,7 +353,7 @@ def test_held_calls_are_let_go_one_by_one(page: Any, emulator: Emulator, merchan
 def test_actions(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """Tokens are rejected, connections dropped, the merchant suspended and reinstated."""
     merchant.call()
-    page.get_by_role("button", name="Reject current tokens").click()
+    page.get_by_role("button", name="Revoke current tokens").click()
     shows(page, "#tokens li", "rejected")
     page.get_by_role("button", name="Drop connections").click()
     shows(page, "#said", "Drop connections: done.")

@@ -352,7 +352,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "Hold": {},
     "Status": {"status": 503, "headers": {"X-Why": "test"}, "body": "down"},
     "TooMany": {"retry_after": 3, "body_retry_after": "soon"},
-    "RefuseToken": {},
+    "RejectToken": {},
     "Redirect": {"to": "/elsewhere", "status": 302},
     "ResetBeforeRead": {},
     "ResetAfterRead": {},
@@ -441,7 +441,7 @@ def test_a_hold_of_a_tests_own_is_let_go_as_well(emulator: Emulator, client: Cli
 
 def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None:
     """Each does what its name says."""
-    client.act(do="refuse_tokens")
+    client.act(do="revoke_tokens")
     assert (client.call(), client.state()["tokens"][0]["rejected"]) == (401, True)
     client.act(do="suspend")
     assert (client.ask(), client.state()["emulator"]["suspended"]) == (403, True)
@@ -452,7 +452,7 @@ def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None
     for _ in range(10):
         client.ask("sk_test_new")
     assert client.ask("sk_test_new") == 429
-    client.act(do="forget_usage")
+    client.act(do="reset_rate_limits")
     assert client.ask("sk_test_new") == 200
     before = clock.now()
     client.act(do="advance", seconds=2.5)

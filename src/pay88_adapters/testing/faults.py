@@ -55,8 +55,12 @@ class TooMany:
 
 
 @dataclass(frozen=True, slots=True)
-class RefuseToken:
+class RejectToken:
     """A 401 for a valid token, or for valid credentials. Not executed."""
+
+
+RefuseToken = RejectToken
+"""Deprecated name of :class:`RejectToken`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ Delay: TypeAlias = Latency | Hold
 Outcome: TypeAlias = (
     Status
     | TooMany
-    | RefuseToken
+    | RejectToken
     | Redirect
     | ResetBeforeRead
     | ResetAfterRead

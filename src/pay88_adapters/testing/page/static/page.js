@@ -9,7 +9,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 const PRESETS = [
   ["Token endpoint fails", { fault: "Status", status: 500, on: "token" }],
   ["API requests fail", { fault: "Status", status: 503, on: "call" }],
-  ["Tokens rejected", { fault: "RefuseToken", on: "call" }],
+  ["Tokens rejected", { fault: "RejectToken", on: "call" }],
   ["API requests limited", { fault: "TooMany", on: "call" }],
   ["Connections reset", { fault: "ResetAfterRead", on: "call" }],
   ["Responses 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
