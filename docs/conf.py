@@ -40,24 +40,45 @@ myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width 
 
 # What readers type into the search that is no word of the page, or a number: Sphinx finds numbers in the index alone.
 SEARCH_WORDS = {
-    "errors": ("401 unauthorized", "403", "500", "502", "503", "504", "exception", "too many requests"),
-    "merchants": ("multi-tenant", "multiple merchants"),
-    "operations": ("liveness", "readiness", "timeout", "timeouts"),
-    "rules": ("request coalescing", "retries", "retry", "stampede", "thundering herd"),
+    "benchmarks": ("alternatives", "comparison", "memory usage", "overhead", "performance", "slow"),
+    "changelog": ("breaking changes", "migration guide", "upgrade", "what is new"),
+    "cli": ("pay88", "exit codes"),
+    "composition": ("decorator", "order of middleware"),
+    "deployment/index": (
+        "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
+        "leader election", "systemd",
+    ),
+    "errors": (
+        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "double charge", "duplicate payment",
+        "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
+        "webhook",
+    ),
+    "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
+    "operations": (
+        "graceful shutdown", "keep-alive", "liveness", "monitoring", "readiness", "timeout", "timeouts", "verbose",
+    ),
+    "quickstart": ("api key", "bearer token", "example", "first steps", "getting started", "how to", "tutorial"),
+    "reference/index": ("mypy", "type hints", "typing"),
+    "rules": (
+        "jitter", "request coalescing", "retries", "retry", "session id", "stampede", "throttling", "thundering herd",
+        "x-session-id",
+    ),
     "runbook": ("alert", "alerts", "incident", "on call"),
+    "security": ("gdpr", "mask secrets", "pii", "secrets in logs"),
+    "stacks/aiohttp": ("websocket",),
     "stacks/httpx": ("http/2", "http2"),
-    "testing": ("fake clock", "fixture", "freeze time"),
+    "stacks/index": ("certificate", "mTLS", "SSL", "TLS certificate"),
+    "stacks/requests": ("HTTPAdapter",),
+    "support": ("bug report", "nogil", "PyPy", "roadmap", "windows"),
+    "testing": ("fake clock", "fixture", "freeze time", "monkeypatch"),
+    "tools/doubles": ("fake server", "mock server", "stub", "test double"),
+    "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
     "troubleshooting": (
-        "401",
-        "401 error",
-        "401 unauthorized",
-        "429",
-        "faq",
-        "rate limit 429",
-        "token expired",
+        "401", "401 after deploy", "401 error", "401 unauthorized", "429", "clock skew", "database is locked",
+        "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp", "rate limit 429", "token expired",
         "token expires",
     ),
-}
+}  # fmt: skip
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -133,7 +154,7 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the search words of a page into the index, below its title."""
     if words := SEARCH_WORDS.get(docname):
-        title, _, rest = source[0].partition("\n")
+        title, _, rest = source[0].partition("\n") if source[0].startswith("#") else (source[0], "", "")
         entries = ", ".join(f"! {word}" for word in words)
         source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
 
