@@ -105,7 +105,7 @@ class SimulatedStore(MemoryStore):
         return dict(budget._histories), dict(budget._bars), dict(self._places), dict(self._members)
 
     def restore(self, copy: tuple[Any, ...]) -> None:
-        """WaitForFetch what it held then."""
+        """Contain what it contained then."""
         histories, bars, places, members = map(dict, copy)
         self.budget._histories, self.budget._bars = histories, bars
         self._places, self._members = places, members
