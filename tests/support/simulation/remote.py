@@ -110,6 +110,10 @@ class SimulatedStore(MemoryStore):
         self.budget._histories, self.budget._bars = histories, bars
         self._places, self._members = places, members
 
+    def fail_over(self, copy: tuple[Any, ...]) -> None:
+        """Lose what replicas did not have then, but not the budget: its writes wait for the replicas."""
+        self.restore((*self.copy()[:2], *copy[2:]))
+
     def units(self, key: str) -> set[str]:
         """Return the ids of the units it knows of."""
         return {entry.id for entry in self.budget.history(key)}

@@ -155,6 +155,8 @@ class World:
                 process.stall = (fault.how, fault.lasts)
             case "emptied":
                 self._lose(lambda: self.store.restore(({}, {}, {}, {})))
+            case "failover" if fault.how != "lags":
+                self._lose(lambda: self.store.fail_over(self._copies[fault]))
             case "failover" | "old copy":
                 self._lose(lambda: self.store.restore(self._copies[fault]))
             case "wall clock":
