@@ -221,7 +221,7 @@ class World:
         """Note which of these units no process is left to know of that can tell the store."""
         known = self.store.units(self.budget_key)
         for each in self.processes:
-            if each.alive and not self.reachable(each.number) and self.now >= each.paused_until and each.asks_soon():
+            if each.alive and not self.reachable(each.number) and self.now >= each.paused_until:
                 known |= each.known()
         self._forgotten |= units - known
 
