@@ -151,6 +151,14 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
                     logging.getLogger(__name__).warning("%s.%s.%s is not in the reference", module, name, member)
 
 
+def own_docstrings(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Leave out the docstring of a built-in class, which Sphinx shows for a constant without one."""
+    if what == "data" and getattr(value, "__doc__", None) == type(value).__doc__:
+        inherited = (type(value).__doc__ or "").split()
+        if " ".join(lines).split() == inherited:
+            lines.clear()
+
+
 def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the search words of a page into the index, below its title."""
     if words := SEARCH_WORDS.get(docname):
@@ -170,6 +178,7 @@ def mark_long_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register the check, the search words and the marks."""
+    app.connect("autodoc-process-docstring", own_docstrings)
     app.connect("source-read", add_search_words)
     app.connect("doctree-resolved", mark_long_names)
     app.connect("env-check-consistency", check_reference)

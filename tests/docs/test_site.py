@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,15 @@ def test_no_code_is_cut_on_a_laptop(site: Path, laptop: Any, name: str) -> None:
         tab.click()
         cut += laptop.evaluate(CUT)
     assert cut == []
+
+
+def test_the_reference_shows_no_docstring_of_python_itself(site: Path) -> None:
+    """Sphinx would show that of str for a constant without one."""
+    pages = [file.read_text(encoding="utf-8") for file in sorted((site / "reference").glob("*.html"))]
+    assert len(pages) > 5
+    for kind in (str, int, float, frozenset, type(int | str)):
+        first = (kind.__doc__ or "").splitlines()[0]
+        assert [page for page in pages if html.escape(first, quote=False) in page.replace("&#39;", "'")] == [], first
 
 
 def test_terms_lead_to_the_glossary(site: Path, laptop: Any) -> None:

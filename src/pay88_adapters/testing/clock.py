@@ -41,9 +41,9 @@ class ManualClock(Clock):
         return len(self._alarms)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by *seconds*, and wake whose time has come. Any thread may do so."""
+        """Move the clock forward by *seconds*, and wake the waiters whose time has come. Thread-safe."""
         if seconds < 0:
-            raise ValueError("a ManualClock cannot go back: advance() takes 0 or more seconds")
+            raise ValueError("a ManualClock cannot be moved back: pass 0 or more seconds to advance()")
         with self._moving:
             self._now += seconds
         for event in {event for until, event in list(self._alarms.values()) if until <= self._now}:

@@ -29,7 +29,7 @@ Exit codes:
     metavar="SECONDS",
     help="Refresh interval of the live view in seconds.",
 )
-@click.option("--pacing", is_flag=True, help="Also the remaining API requests, which managers with pacing=True count.")
+@click.option("--pacing", is_flag=True, help="Also show the remaining API requests of managers with pacing=True.")
 @options.configured
 @options.as_json
 def command(
