@@ -144,7 +144,7 @@ def attach(session: S, manager: AnyManager) -> S:
         owner = _owners.get(adapter, lambda: None)()
         if owner not in (None, session) and getattr(adapter, "pay88_manager", manager) is not manager:
             raise ConfigurationError(
-                f"a {type(adapter).__name__} is mounted on this session and on another one with another manager:"
+                f"a {type(adapter).__name__} of this session is also mounted on another session with another manager:"
                 " mount a new adapter on this session first"
             )
     for adapter in adapters:

@@ -126,7 +126,7 @@ class HugeBody:
     """Executed; the JSON of the response is followed by spaces, up to *size* bytes.
 
     Args:
-        chunked: Send it in chunks, so that no ``Content-Length`` gives the size away.
+        chunked: Send it in chunks, without a ``Content-Length`` header.
     """
 
     size: int = 10_000_000
