@@ -31,6 +31,19 @@ def prose(doctree: nodes.document) -> Iterator[nodes.Text]:
             yield text
 
 
+def merge_texts(doctree: nodes.document) -> None:
+    """Merge neighbouring texts: a line break is a text of its own, and may be within a term."""
+    for element in doctree.findall(nodes.TextElement):
+        merged: list[nodes.Node] = []
+        for child in element.children:
+            if isinstance(child, nodes.Text) and merged and isinstance(merged[-1], nodes.Text):
+                merged[-1] = nodes.Text(merged[-1] + child)
+            else:
+                merged.append(child)
+        if len(merged) < len(element.children):
+            element[:] = merged
+
+
 def link(doctree: nodes.document, term: str, uri: str) -> None:
     """Link the first use of *term*, also in the plural."""
     words = r"\s+".join(map(re.escape, term.split()))
@@ -47,6 +60,7 @@ def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Link every term that the page uses."""
     if app.builder.format != "html" or docname.startswith(LEFT_OUT):
         return
+    merge_texts(doctree)
     glossary = app.builder.get_relative_uri(docname, PAGE)
     for term, label in terms(app).items():
         link(doctree, term, f"{glossary}#{label}")
