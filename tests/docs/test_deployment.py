@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Pay88Error, TokenManager
+from pay88_adapters import TokenManager
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores import open_store
 from pay88_adapters.testing import Emulator, Entry, Latency, ManualClock, ResetAfterRead, Status, TooMany
@@ -378,10 +378,10 @@ def charge(pay88_manager: TokenManager, pay88_clock: ManualClock) -> Iterator[Ch
 
     app = celery.Celery("tasks", set_as_current=False, task_cls=Task)
     app.conf.update(task_always_eager=True)
-    [fragment] = re.findall(r"^```python\n(@app\.task.*?)^```$", page("celery"), re.DOTALL | re.MULTILINE)
+    [fragment] = re.findall(r"^<!-- not run: [^\n]+\n```python\n(.*?)^```$", page("celery"), re.DOTALL | re.MULTILINE)
     with Pay88PoolManager(pay88_manager) as http:
         url = f"{pay88_manager.base_url}/api/transactions/charges"
-        names = {"app": app, "http": http, "charges_url": url, "orders": Orders(), "Pay88Error": Pay88Error}
+        names = {"app": app, "http": http, "charges_url": url, "orders": Orders()}
         exec(fragment, names)
         yield lambda: names["charge"].delay("1001", {"amount": 1}), names["orders"]
 
