@@ -229,6 +229,40 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: s
     )
 
 
+def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(dark: Darkness) -> None:
+    """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
+    one, other = dark.process(), dark.process()
+    key = one.state.settings.budget.key(OLD.merchant_id)
+    budget = one.state.settings.store_client.budget
+    budget.learn(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, dark.clock.now())
+    first = one.call()
+    assert isinstance(first, TokenBudgetExhausted)
+    assert first.retry_after == pytest.approx(2_605.0, abs=0.1)
+    dark.store.budget.clear(key)
+    dark.clock.advance(59)
+    assert isinstance(one.call(), TokenBudgetExhausted)
+    assert not dark.store.budget.history(key)
+    dark.clock.advance(1)
+    later = one.call()
+    assert isinstance(later, TokenBudgetExhausted)
+    assert later.retry_after == pytest.approx(2_545.0, abs=0.1)
+    assert isinstance(other.call(), TokenBudgetExhausted)
+    assert not dark.endpoint.sent
+
+
+def test_rule_04_a_process_without_budget_uses_the_token_of_another(dark: Darkness) -> None:
+    """The other one has larger limits, for example: a deployment changes them."""
+    one, other = dark.process(limits=("1/hour",)), dark.process()
+    assert isinstance(one.call(), Token)
+    dark.clock.advance(60)
+    assert isinstance(one.call(), TokenBudgetExhausted)
+    dark.clock.advance(10)
+    token = other.call()
+    assert isinstance(token, Token)
+    dark.clock.advance(50)
+    assert one.call() == token
+
+
 def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dark: Darkness) -> None:
     """The writer of the record had fewer entries."""
     one, other = dark.process(), dark.process()

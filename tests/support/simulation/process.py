@@ -29,7 +29,7 @@ from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from support.simulation.remote import Remote, SimulatedClock
-from support.simulation.scenario import APART, EASES_OFF, EPSILON, LIFETIME, MERCHANT, PROBING, TICK, URL, WORKERS
+from support.simulation.scenario import APART, EASES_OFF, EPSILON, MERCHANT, PROBING, TICK, URL, WORKERS
 
 if TYPE_CHECKING:
     from support.simulation.world import World
@@ -136,7 +136,7 @@ class Manager:
             self.plan()
 
     def replan(self) -> None:
-        """StoreView again: the next call is no more one like the others."""
+        """Plan the next call again, because it may change more than the one that was planned."""
         if self._planned:
             self.plan()
 
@@ -224,7 +224,7 @@ class Manager:
     def _close(self, call: ApiCall, sequence: Generator[Any, Any, int], run: FetchRun) -> None:
         """Let a call be given up, with the client that carries its fetch."""
         if run.ticket in self.state.pending:
-            call.is_closed = True
+            call.is_closed = self.world.has_closed_clients = True
             sequence.close()
             self._under_way -= 1
             run.is_dead = lambda: True
@@ -349,10 +349,6 @@ class Process:
             self.dies_leading = False
             self.world.trouble(0.5)
             self.world.at(self.world.now + self.rng.uniform(0.0, 0.5), self.world.crash_of(self))
-
-    def asks_soon(self) -> bool:
-        """Whether it asks the store within the life of a token: not while it waits for the budget."""
-        return any(each.state._machine.blocked_for(self.clock.now()) < LIFETIME for each in self.managers)
 
     def known(self) -> set[str]:
         """Return the ids of the units it knows of."""
