@@ -47,12 +47,14 @@ def test_rule_22_api_requests_have_a_file_of_their_own(store: SqliteStore, path:
 
 
 def test_rule_22_without_pacing_there_is_one_file(store: SqliteStore, path: Path) -> None:
+    """The second file is created with the first API request."""
     take(store)
     assert [each.name for each in path.parent.glob("*.db*") if "journal" not in each.name] == [path.name]
 
 
 @posix
 def test_rule_15_only_the_owner_can_read_the_second_file(store: SqliteStore, calls: Path) -> None:
+    """It has the same mode as the first."""
     acquire(store)
     assert calls.stat().st_mode & 0o777 == 0o600
 
@@ -61,6 +63,7 @@ def test_rule_15_only_the_owner_can_read_the_second_file(store: SqliteStore, cal
 def test_rule_22_a_link_to_the_file_leads_to_the_same_second_file(
     store: SqliteStore, path: Path, clock: ManualClock
 ) -> None:
+    """Two processes with different paths to one file share one rate limit."""
     take(store)
     link = path.with_name("link.db")
     link.symlink_to(path)
@@ -82,12 +85,14 @@ def test_rule_24_a_damaged_second_file_is_replaced(store: SqliteStore, calls: Pa
 
 @pytest.mark.parametrize("statement", ["UPDATE entries SET at = 'now'", "UPDATE entries SET id = x'00'"])
 def test_rule_24_a_second_file_with_damaged_rows_is_replaced(store: SqliteStore, calls: Path, statement: str) -> None:
+    """SQLite does not notice such damage."""
     acquire(store)
     change(calls, statement)
     assert (acquire(store), len(store.budget.ages(REQUESTS))) == (0, 1)
 
 
 def test_rule_24_another_programs_database_is_not_replaced(store: SqliteStore, calls: Path) -> None:
+    """It is intact, so no power failure damaged it."""
     change(calls, "CREATE TABLE theirs (x)")
     calls.chmod(0o600)
     before = calls.read_bytes()
