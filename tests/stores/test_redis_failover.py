@@ -21,9 +21,10 @@ import redis
 
 from pay88_adapters import TokenPolicy
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.history import Window
+from pay88_adapters.core.history import Claim, Cooldown, Entry, Window
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
+from pay88_adapters.stores import replicas
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.stores.redis import RedisStore, redis_store
@@ -166,6 +167,71 @@ def test_sentinels_with_a_login_of_their_own(start: Any, right: bool) -> None:
     password = "sentin%2540els" if right else "servers"
     url = f"redis+sentinel://:servers@127.0.0.1:{sentinel.port}/pay?sentinel_password={password}"
     assert redis_store(url, Clock()).budget.check() == right
+
+
+def acquire(store: RedisStore, unit: str) -> None:
+    """Acquire a unit as token requests do."""
+    assert store.budget.claim(Claim([WINDOW], [unit], durable=True)).wait == 0
+
+
+def test_rule_05_a_unit_is_granted_once_the_replica_has_it(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is all that the budget contains: no failover loses any of it."""
+    monkeypatch.setattr(replicas, "WAITS", 75)
+    primary, replica = start(), start()
+    with Relay(primary.port, delay=0.2) as relay:
+        replica.command("REPLICAOF", "127.0.0.1", relay.port)
+        replica.catch_up(primary)
+        store, copy = redis_store(primary.url, Clock()), redis_store(replica.url, Clock())
+        acquire(store, "a")
+        assert taken(copy) == 1
+        store.budget.merge("key", [Entry("b", 1.0)], 60.0)
+        assert taken(copy) == 2
+        store.budget.bar("key", Cooldown(60.0, 0.0, "429"))
+        assert copy.budget.cooldown("key")
+
+
+@pytest.mark.parametrize("clustered", [False, True], ids=["one server", "cluster"])
+def test_rule_05_a_unit_waits_for_a_replica_that_lags_but_not_for_long(start: Any, clustered: bool) -> None:
+    """A replica that hangs stops no payments. Units of API requests wait for no replica."""
+    if clustered:
+        cluster = Cluster(start)
+        replica, url = cluster.replica, cluster.url
+    else:
+        primary, replica = start(), start()
+        replica.follow(primary)
+        url = primary.url
+    store = redis_store(url, Clock())
+    acquire(store, "a")
+    with replica.paused():
+        began = time.monotonic()
+        acquire(store, "b")
+        assert time.monotonic() - began >= replicas.WAITS * 0.4
+        take(store)
+    assert taken(store) == 3
+
+
+@pytest.mark.parametrize("end", ["killed", "demoted"])
+def test_rule_05_a_primary_that_ends_before_the_replica_has_the_unit(
+    start: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The unit is acquired again, from the new primary: the token request is sent only then."""
+    monkeypatch.setattr(replicas, "WAITS", 75)
+    primary, replica = start(), start()
+    with Relay(primary.port) as link, Relay(primary.port) as relay, ThreadPoolExecutor(1) as pool:
+        replica.command("REPLICAOF", "127.0.0.1", link.port)
+        replica.catch_up(primary)
+        store = redis_store(f"redis://127.0.0.1:{relay.port}", Clock())
+        take(store)
+        replica.catch_up(primary)
+        with link.partition():
+            granted = pool.submit(acquire, store, "a")
+            until(lambda: taken(redis_store(primary.url, Clock())) == 2)
+            link.cut()
+            replica.command("REPLICAOF", "NO", "ONE")
+            relay.target = replica.port
+            primary.kill() if end == "killed" else primary.follow(replica)
+            granted.result(30)
+        assert taken(redis_store(replica.url, Clock())) == 2
 
 
 def test_rule_04_no_fence_from_before_a_failover_is_given_out_again(start: Any) -> None:

@@ -20,7 +20,7 @@ from support.servers import Valkey, binaries, serve_all_slots
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "deployment", "index.md").read_text(encoding="utf-8")
 RIGHTS, CLUSTER_RIGHTS = re.findall(r"^ACL SETUSER shop .*$", PAGE, re.MULTILINE)
-CLIENT = {"eval", "evalsha", "select"}
+CLIENT = {"eval", "evalsha", "select", "role", "wait"}
 """The commands that are sent as such; all others are the scripts'."""
 WINDOW = Window("key", 3, 60.0)
 
@@ -35,7 +35,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
 def use(store: RedisStore) -> None:
     """Do all that managers do with a store."""
     budget = store.budget
-    assert budget.claim(Claim([WINDOW], ["a"], known={"key": []})).wait == 0
+    assert budget.claim(Claim([WINDOW], ["a"], known={"key": []}, durable=True)).wait == 0
     budget.merge("key", budget.history("key"), 60.0)
     budget.bar("key", Cooldown(60.0, 0.0, "429"))
     assert budget.cooldown("key")
@@ -65,6 +65,21 @@ def test_the_documented_rights_suffice(start: Callable[..., Valkey]) -> None:
     server = start()
     server.command(*RIGHTS.split())
     use(redis_store(f"redis://shop:password@127.0.0.1:{server.port}/1", Clock()))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("missing", ["+role", "+wait"])
+def test_without_the_rights_to_wait_for_replicas_units_do_not_wait(start: Callable[..., Valkey], missing: str) -> None:
+    """The server is asked once."""
+    server, replica = start(), start()
+    replica.follow(server)
+    rights = RIGHTS.split()
+    rights.remove(missing)
+    server.command(*rights)
+    store = redis_store(f"redis://shop:password@127.0.0.1:{server.port}", Clock())
+    use(store)
+    store.budget.merge("key", store.budget.history("key"), 60.0)
+    assert server.info("commandstats")[f"cmdstat_{missing[1:]}"]["rejected_calls"] == 1
 
 
 @pytest.mark.deep

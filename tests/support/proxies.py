@@ -9,6 +9,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Callable, Generator
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -153,10 +154,11 @@ class Relay:
     Args:
         target: The port; connections that come later go where it points to then.
         context: Takes TLS off what comes.
+        delay: Seconds for which it keeps each piece.
     """
 
-    def __init__(self, target: int, context: ssl.SSLContext | None = None) -> None:
-        self.target = target
+    def __init__(self, target: int, context: ssl.SSLContext | None = None, delay: float = 0.0) -> None:
+        self.target, self._delay = target, delay
         self._context = context
         self._flows = threading.Event()
         self._flows.set()
@@ -173,6 +175,11 @@ class Relay:
             yield
         finally:
             self._flows.set()
+
+    def cut(self) -> None:
+        """Close all connections; what was delayed is lost."""
+        for sock in self._sockets:
+            _hang_up(sock)
 
     def __enter__(self) -> Relay:
         self._start(self._accept)
@@ -214,6 +221,7 @@ class Relay:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
+                time.sleep(self._delay)
                 self._flows.wait()
                 sink.sendall(data)
         for sock in (source, sink):

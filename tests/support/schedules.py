@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[random.Random, float, int], Fault]] = {
     ),
     "fallback down": lambda rng, at, who: Fault(at, "fallback down", _some(30, 300)(rng), who),
     "emptied": lambda rng, at, who: Fault(at, "emptied"),
-    "failover": lambda rng, at, who: Fault(at, "failover", amount=_some(0.2, 1)(rng)),
+    "failover": lambda rng, at, who: Fault(at, "failover", amount=_some(0.2, 1)(rng), how=rng.choice(["", "lags"])),
     "old copy": lambda rng, at, who: Fault(at, "old copy", amount=_some(30, 300, 1800)(rng)),
     "wall clock": lambda rng, at, who: Fault(at, "wall clock", amount=_some(-HOUR, -5, 5, HOUR)(rng)),
     "rotation": lambda rng, at, who: Fault(at, "rotation", how=rng.choice(["lives", "dies"])),

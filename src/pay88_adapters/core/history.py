@@ -63,8 +63,9 @@ class Claim(NamedTuple):
     """Entries to add to the histories first, by key, whether the claim is granted or not."""
     longest_cooldown: float = FOREVER
     """Cap on the cooldown for this claim, in seconds."""
-    restores: bool = False
-    """Whether the store client should add its other entries to *known*, in case the store has lost them."""
+    durable: bool = False
+    """Whether the entries must outlive a failover of the store. Then the store client adds its other entries to
+    *known*, in case the store has lost them, and a Redis store waits for its replicas."""
 
 
 class ClaimResult(NamedTuple):

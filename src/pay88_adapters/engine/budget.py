@@ -84,7 +84,7 @@ class TokenBudget:
     def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
         """Acquire one unit of every limit that applies, or none."""
         windows = self.windows(merchant_id, from_reserve=from_reserve)
-        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, restores=True)
+        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, durable=True)
         answer = self._storage.claim(claim)
         reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
         if answer.wait == 0:

@@ -63,7 +63,7 @@ class StoreBudget(MemoryStorage):
                 bar = self.cooldown(key)
                 if bar is not None:  # the store may have lost it
                     store.budget.bar(key, bar)
-            known = {key: self.known(key) for key in keys} if claim.restores else claim.known
+            known = {key: self.known(key) for key in keys} if claim.durable else claim.known
             windows[:] = (self._kept_free(window) for window in claim.windows)
             return store.budget.claim(claim._replace(windows=windows, known=known))
 
@@ -188,7 +188,7 @@ class StoreBudget(MemoryStorage):
         if not self._share.is_firm:
             parts = min(parts, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, parts) for window in claim.windows]
-        known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.restores) :] for key in keys}
+        known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.durable) :] for key in keys}
         ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(parts, 1))]
         if parts and all(len(ids) <= window.limit for window in windows):
             answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))

@@ -42,6 +42,7 @@ from redis.exceptions import ClusterDownError, MasterDownError, NoPermissionErro
 from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
+from .replicas import Replication
 from .scripts import BAR, CLAIM, HISTORY, LEAD, LOOK, MERGE, PUBLISH
 
 T = TypeVar("T")
@@ -169,7 +170,8 @@ def _code(error: Exception) -> str:
 
 def _is_outdated(error: Exception) -> bool:
     """Whether another connection may help: this one is broken, or its server is not the primary any longer."""
-    return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
+    lost = type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError)
+    return lost or _code(error) in ("READONLY", "UNBLOCKED")
 
 
 class RedisStorage(BudgetStorage):
@@ -178,6 +180,7 @@ class RedisStorage(BudgetStorage):
     def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:
         super().__init__()
         self._server, self._clock = server, clock
+        self._replication = Replication()
         self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
 
     def claim(self, claim: Claim) -> ClaimResult:
@@ -198,18 +201,18 @@ class RedisStorage(BudgetStorage):
             held = self._bar(bar) if bar else None
             return ClaimResult(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
 
-        return self._server.run(operation)
+        return self._run_replicated(operation) if claim.durable else self._server.run(operation)
 
     def merge(self, key: str, entries: History, keep: float) -> None:
         args = (self._micros(max(keep, LEAST_KEEP)), *self._told(entries))
-        self._server.run(lambda client: int(MERGE(client, [self._key(key)], *args)))
+        self._run_replicated(lambda client: int(MERGE(client, [self._key(key)], *args)))
 
     def history(self, key: str) -> History:
         return self._look(key)[1]
 
     def bar(self, key: str, bar: Cooldown) -> None:
         args = (self._micros(bar.seconds), self._micros(bar.age), bar.reason)
-        self._server.run(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
+        self._run_replicated(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
 
     def cooldown(self, key: str) -> Cooldown | None:
         def operation(client: Any) -> Cooldown | None:
@@ -246,6 +249,9 @@ class RedisStorage(BudgetStorage):
         except StoreError:
             return False
         return True
+
+    def _run_replicated(self, operation: Callable[[Any], T]) -> T:
+        return self._server.run(lambda client: self._replication.run(client, self._prefix, operation))
 
     def _look(self, key: str) -> tuple[float, History]:
         def operation(client: Any) -> tuple[float, History]:

@@ -136,7 +136,7 @@ class Manager:
             self.plan()
 
     def replan(self) -> None:
-        """StoreView again: the next call is no more one like the others."""
+        """Plan the next call again, because it may change more than the one that was planned."""
         if self._planned:
             self.plan()
 
@@ -224,7 +224,7 @@ class Manager:
     def _close(self, call: ApiCall, sequence: Generator[Any, Any, int], run: FetchRun) -> None:
         """Let a call be given up, with the client that carries its fetch."""
         if run.ticket in self.state.pending:
-            call.is_closed = True
+            call.is_closed = self.world.has_closed_clients = True
             sequence.close()
             self._under_way -= 1
             run.is_dead = lambda: True

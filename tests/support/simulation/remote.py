@@ -105,10 +105,14 @@ class SimulatedStore(MemoryStore):
         return dict(budget._histories), dict(budget._bars), dict(self._places), dict(self._members)
 
     def restore(self, copy: tuple[Any, ...]) -> None:
-        """WaitForFetch what it held then."""
+        """Contain what it contained then."""
         histories, bars, places, members = map(dict, copy)
         self.budget._histories, self.budget._bars = histories, bars
         self._places, self._members = places, members
+
+    def fail_over(self, copy: tuple[Any, ...]) -> None:
+        """Lose what replicas did not have then, but not the budget: its writes wait for the replicas."""
+        self.restore((*self.copy()[:2], *copy[2:]))
 
     def units(self, key: str) -> set[str]:
         """Return the ids of the units it knows of."""

@@ -68,6 +68,7 @@ class World:
         self.wall = 1.7e9
         self._revoked = 0
         self._deaths: list[float] = []
+        self.has_closed_clients = False
         self._attempts: list[float] = []  # when units were used, whether the service got the request or not
         self._faults: list[Fault] = []  # that are in force
         self._troubles: list[tuple[float, float]] = []
@@ -154,6 +155,8 @@ class World:
                 process.stall = (fault.how, fault.lasts)
             case "emptied":
                 self._lose(lambda: self.store.restore(({}, {}, {}, {})))
+            case "failover" if fault.how != "lags":
+                self._lose(lambda: self.store.fail_over(self._copies[fault]))
             case "failover" | "old copy":
                 self._lose(lambda: self.store.restore(self._copies[fault]))
             case "wall clock":
@@ -327,7 +330,7 @@ class World:
         return bool(self.storms) or serial is None or serial <= self._revoked
 
     def answer_call(self, token: Token) -> int:
-        """ClaimResult a call of the API."""
+        """Answer a call of the API."""
         self.judge_token(token, self.now)
         headers = {"authorization": f"Bearer {token.access_token}", "x-session-id": token.session_id}
         if any(self.rng.random() < storm for storm in self.storms):
@@ -460,11 +463,12 @@ class World:
         """Whether the budget is spent indeed, since processes went on alone, or with more than they have now.
 
         Or may be, for all that is known, by a process that has ended since the store knew it. A process that ends in
-        the middle of a fetch also takes a token with it that was paid for, and that nobody can get from it.
+        the middle of a fetch also takes a token with it that was paid for. So does an HTTP client that is closed then:
+        the fetch that replaces it needs another unit, and limits of 80 an hour have none to spare.
         """
         ago = self.now - START - HOUR - 2 * GUARD
         alone = [each for each in self.scenario.faults if each.kind in ALONE and each.at + each.lasts > ago]
-        if not error.retryable or not (alone or self._deaths):
+        if not error.retryable or not (alone or self._deaths or self.has_closed_clients):
             return False
         if self.scenario.idle and process.set_aside_at >= call.began_at - UNDER_WAY:
             return True  # there is one that makes no call, and may have made some

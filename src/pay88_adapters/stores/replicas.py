@@ -1,0 +1,68 @@
+"""Writes that the replicas of a Redis server have before their caller continues.
+
+A failover loses what the new primary has not received. For a unit of the token budget, that could be one token request
+too many: so it is sent only when the replicas have the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import redis
+from redis.cluster import RedisCluster
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+
+from pay88_adapters.core.secret import clear_traceback_locals
+
+T = TypeVar("T")
+
+WAITS = 3
+"""How often ``WAIT`` is sent at most: no unit waits for a replica that lags for more than a second."""
+
+_TIMEOUT = 400  # milliseconds of one WAIT, less than the timeout of the connection
+
+
+class Replication:
+    """Waits for the replicas of one server, or of the nodes of one cluster."""
+
+    def __init__(self) -> None:
+        self._denied = False
+
+    def run(self, client: Any, key: str, operation: Callable[[Any], T]) -> T:
+        """Return the result of *operation*, which writes *key*, once the replicas have what it wrote.
+
+        If they do not have it in time, or the server denies the commands for this, the result is returned as well.
+        An error during the wait is raised, because the operation may be lost.
+        """
+        if self._denied:
+            return operation(client)
+        try:
+            node = _node(client, key)
+            with node.client() as connection:  # WAIT is about the writes of its own connection
+                result = operation(connection)
+                self._wait(connection)
+                return result
+        except (MovedError, AskError, TryAgainError, ClusterDownError) as error:
+            clear_traceback_locals(error)
+            return operation(client)  # the client of the cluster follows the slot
+
+    def _wait(self, connection: Any) -> None:
+        try:
+            replicas = len(connection.role()[2])
+            for _ in range(WAITS):
+                if connection.wait(replicas, _TIMEOUT) >= replicas:
+                    return
+        except (redis.ResponseError, TypeError, LookupError) as error:
+            if str(error).startswith("UNBLOCKED"):  # the server is no primary any longer
+                raise
+            clear_traceback_locals(error)
+            self._denied = True  # no permission, or a proxy without these commands
+
+
+def _node(client: Any, key: str) -> Any:
+    """Return the client of the server that has *key*."""
+    if not isinstance(client, RedisCluster):
+        return client
+    cluster: Any = client  # whose methods are not fully typed
+    return cluster.get_redis_connection(cluster.get_node_from_key(key))
