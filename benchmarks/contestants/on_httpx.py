@@ -45,7 +45,7 @@ class _Side:
         return call
 
     def asking(self, service: Service) -> Callable[[], Awaitable[Grant]]:
-        """Return what asks for a token on the loop."""
+        """Return a function that fetches a token on the event loop."""
 
         async def ask() -> Grant:
             async with self.library.AsyncClient() as client:

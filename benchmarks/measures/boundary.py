@@ -1,4 +1,4 @@
-"""An open load, at a fixed rate whatever the answers take, across many refreshes."""
+"""An open load, at a fixed rate however long the responses take, across many refreshes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THREADS = 64
 
 
 def load(stack: str, row: str, rate: float, seconds: float, service: dict[str, Any]) -> dict[str, Any]:
-    """Return when each call was due and when it was answered, on ``time.perf_counter``, and the failures."""
+    """Return when each call was due and when its response arrived, on ``time.perf_counter``, and the failures."""
     made, place = contestant(stack, row), Service(**service)
     due_in = [number / rate for number in range(int(rate * seconds))]
     if is_async(stack):

@@ -146,7 +146,7 @@ def test_rule_21_a_wrapper_sees_what_the_library_passes(
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 7, 13])
-def test_rule_21_arguments_go_on_as_they_came(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_rule_21_arguments_are_passed_on_unchanged(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """However many of them are given by position."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

@@ -193,7 +193,7 @@ def test_aiohttps_middlewares_see_what_is_theirs(run: Run, emulator: Emulator) -
     assert emulator.journal.token_requests == 2
 
 
-def test_requests_toolbelt_keeps_what_it_was_told(run: Run, emulator: Emulator) -> None:
+def test_requests_toolbelt_keeps_its_settings(run: Run, emulator: Emulator) -> None:
     """Encoders stream, adapters bind their address, and a form that cannot be rewound is sent once."""
     pytest.importorskip("requests_toolbelt")
     names = run("requests-toolbelt")

@@ -1,9 +1,9 @@
-"""Rule 21 on every stack, over real sockets: what a client does without the adapter, it does with it.
+"""Rule 21 with every client library, over real sockets: a client works with the adapter as without it.
 
-Each scenario runs three times: with a client as the library makes it, with the same client and a manager of
-another origin attached to it, and with a manager of this very origin. What the server received and what the
-caller got must be the same each time, down to the order of the fields and the chunks of the bodies; with the
-last one the two fields of ours come on top.
+Each scenario runs three times: with a client without a manager, with a manager of another origin attached to it,
+and with a manager of this origin. What the server received and what the
+caller got must be the same each time, down to the order of the headers and the chunks of the bodies. Only the
+last client adds the two headers.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
     close_files()
 
 
-def test_rule_21_websockets_go_on_working() -> None:
+def test_rule_21_websockets_work_with_the_adapter() -> None:
     """Those of another origin as ever, and those of 88Pay's with the two fields on the request that opens them."""
     service, clock = Service(token_limits=(), call_limits=()), ManualClock()
     opened: list[list[tuple[str, str]]] = []

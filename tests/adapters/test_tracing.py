@@ -43,7 +43,7 @@ TOKENS_TOO = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
 
 @pytest.fixture
 def spans(kind: type[Stack]) -> Iterator[InMemorySpanExporter]:
-    """The spans recorded while the stack is instrumented."""
+    """The spans recorded while the client library is instrumented."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -134,7 +134,7 @@ def test_a_terminal_is_redrawn_unless_it_cannot_be(
 
 
 def test_the_live_view_draws_tables() -> None:
-    """The stacks, the tokens and the time, below the lines that stay."""
+    """The client libraries, the tokens and the time, below the lines that stay."""
     evidence, screen = Story().evidence(), Terminal()
     with LiveView(Console(file=screen, force_terminal=True, width=80)) as shown:
         shown.phase(61.0, "401 storm", "requests get a 401")
@@ -367,7 +367,7 @@ def test_every_promise_has_a_run_that_breaks_it() -> None:
     ) == 0
 
 
-def test_a_run_that_was_given_up_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_aborted_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     """Also if no promise was broken until then."""
     story = Story(unfinished="the end of the outage")
 

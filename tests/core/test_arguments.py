@@ -124,7 +124,7 @@ def test_a_manager_is_wanted(make: Any, wrong: object) -> None:
     assert len(str(caught.value)) <= 200
 
 
-def test_attach_leaves_a_client_as_it_was_where_it_refuses() -> None:
+def test_attach_leaves_a_client_unchanged_where_it_raises() -> None:
     """Half of it would be managed otherwise."""
     for client, module in ((httpx.Client(), pay88_adapters.httpx), (urllib3.PoolManager(), pay88_adapters.urllib3)):
         before = dict(vars(client))

@@ -106,7 +106,7 @@ def test_rule_23_an_abandoned_probe_lets_another_one_pass() -> None:
     assert breaker.try_acquire(21) == Rejected(19)
 
 
-def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
+def test_rule_23_a_trial_request_that_never_ends_is_replaced() -> None:
     """If it ends later, it does not decide any more."""
     breaker = opened()
     lost = passage(breaker, 20)

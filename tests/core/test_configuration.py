@@ -228,7 +228,7 @@ def test_rule_13_a_key_of_the_other_environment(key: str, base_url: str, says: s
         (LIVE_KEY, "http://127.0.0.1:1"),
     ],
 )
-def test_rule_13_a_key_that_fits_or_that_nobody_can_judge(key: str, base_url: str) -> None:
+def test_rule_13_a_key_of_the_environment_or_of_an_unknown_one(key: str, base_url: str) -> None:
     """Only the two known hosts are compared."""
     TokenManager(Credentials(key, MERCHANT), base_url=base_url)
 
@@ -317,7 +317,7 @@ def test_the_environment_names_the_base_url(environ: dict[str, str], base_url: s
 
 
 @pytest.mark.parametrize("name", ["Production", "live", "prod", "test", " sandbox", KEY])
-def test_an_environment_nobody_knows(name: str) -> None:
+def test_an_unknown_environment(name: str) -> None:
     """Not guessed at; the message names the two there are, and shows no key put there by mistake."""
     refused(TokenManager.from_env, {**ENVIRON, "PAY88_ENVIRONMENT": name}, says="set it to 'sandbox' or 'production'")
 
@@ -414,7 +414,7 @@ def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
 
 
 @pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5, {}, [KEY], b"memory://"])
-def test_a_store_nobody_knows(store: Any) -> None:
+def test_an_unknown_store(store: Any) -> None:
     """The message names one that works."""
     refused(TokenManager, CREDENTIALS, store=store, says="must be")
 

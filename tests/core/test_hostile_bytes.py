@@ -198,7 +198,7 @@ statuses = st.sampled_from([200, 200, 200, 401, 403, 429, 429, 500]) | st.intege
 
 @given(status=statuses, fields=headers, body=bodies)
 @settings(settings_here, max_examples=6 * examples)
-def test_rule_12_any_answer_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
+def test_rule_12_any_response_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
     """Whatever the status, the headers and the body are."""
     judge(status, fields, body)
 
@@ -273,7 +273,7 @@ def test_rule_10_seconds_in_the_header_count_whatever_is_beside_them(
     shape=st.sampled_from(["%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"]),
 )
 @settings_here
-def test_rule_10_a_date_counts_from_the_answers_own_date(sent: datetime, wait: int, shape: str) -> None:
+def test_rule_10_a_date_counts_from_the_responses_own_date(sent: datetime, wait: int, shape: str) -> None:
     """In HTTP's formats, in any year. A date in the past means the shortest wait."""
     until = sent + timedelta(seconds=wait)
     fields = {"Date": sent.strftime("%a, %d %b %Y %H:%M:%S GMT"), "Retry-After": until.strftime(shape)}
@@ -327,7 +327,7 @@ LARGEST: dict[str, bytes] = {
 
 @pytest.mark.parametrize("status", [200, 429, 500])
 @pytest.mark.parametrize("body", LARGEST.values(), ids=LARGEST)
-def test_rule_12_the_largest_answers_cost_little_time_and_memory(body: bytes, status: int) -> None:
+def test_rule_12_the_largest_responses_cost_little_time_and_memory(body: bytes, status: int) -> None:
     """Every way to fill what is read of a body, under a long ``Retry-After`` and ``Date``."""
     assert MAX_BODY - 5_000 < len(body) <= MAX_BODY + 1
     fields = {"Retry-After": "9" * MAX_BODY, "Date": "Mon, " * MAX_BODY}
@@ -367,7 +367,7 @@ def test_rule_12_no_more_is_kept_than_the_bound_and_no_more_is_read(
         for chunk in given_chunks:
             read.append(chunk)
             yield chunk
-        for _ in range(1_000 if endless else 0):  # more than anybody should read
+        for _ in range(1_000 if endless else 0):  # more than a client should read
             read.append(b"yy")
             yield b"yy"
 

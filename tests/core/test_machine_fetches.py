@@ -58,7 +58,7 @@ def test_rule_09_rotating_credentials_are_asked_again_and_not_retried() -> None:
         assert driven.ask(now, known_failures=seen) == Fail(REJECTED, 30.0 - now)
 
 
-def test_rule_09_changed_credentials_are_tried_at_once() -> None:
+def test_rule_09_changed_credentials_are_tried_immediately() -> None:
     """A new key ends the cooldown."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)

@@ -126,7 +126,7 @@ class World:
         assert len(self.machine.pending_fetches) <= 1, "rule 3: two fetches in flight"
         for call in self._waiting:
             assert call.until > self.now, "a call was not woken"
-            assert self.machine.pending_fetches or not call.on_flight, "rule 17: they wait, and nobody leads"
+            assert self.machine.pending_fetches or not call.on_flight, "rule 17: they wait, and no fetch is pending"
 
     # --- calls
 

@@ -1,4 +1,4 @@
-"""Rule 20, and what of rule 7 goes with it: the decisions alone, then on every stack, over real sockets."""
+"""Rule 20, and what of rule 7 goes with it: the decisions alone, then with every client library, over real sockets."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_policy_that_makes_no_sense_is_rejected(wrong: dict[str, Any]) -> None
         RetryPolicy(**wrong)
 
 
-# --- every stack --------------------------------------------------------------------------------
+# --- every client library -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), TooMany(1), *BROKEN], ids=repr)
@@ -194,8 +194,8 @@ def test_rule_20_a_safe_call_survives_what_is_transient(world: World, fault: Any
 
 
 @pytest.mark.parametrize("fault", [Status(503), TooMany(1), *BROKEN], ids=repr)
-def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> None:
-    """After the last attempt: the last response, readable, or the last error as the stack raises it."""
+def test_rule_20_the_caller_gets_the_last_response(world: World, fault: Any) -> None:
+    """After the last attempt: the last response, readable, or the last error as the client library raises it."""
     world.emulator.faults.add(fault, on="call", times=None)
     client = world.client()
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url))
@@ -209,10 +209,10 @@ def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> Non
 
 
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), *BROKEN], ids=repr)
-def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None:
+def test_rule_20_a_payment_is_sent_at_most_once(world: World, fault: Any) -> None:
     """After any event that leaves open whether it was executed, the caller gets the error immediately."""
     client = world.client()
-    assert ok(charge(world, client))  # so that the connection is an old one, which some stacks retry on
+    assert ok(charge(world, client))  # so that the connection is an old one, which some client libraries retry on
     with world.emulator.faults.add(fault, on="/api/transactions", times=None):
         outcome = charge(world, client)
     assert not ok(outcome)
@@ -220,7 +220,7 @@ def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None
     assert len(world.emulator.service.charges) == (2 if isinstance(fault, ResetAfterRead) else 1)
 
 
-def test_rule_20_a_payment_that_is_not_answered_is_not_retried(world: World) -> None:
+def test_rule_20_a_payment_without_a_response_is_not_retried(world: World) -> None:
     """A read timeout leaves open whether it was executed, too."""
     client = world.client(timeout=0.3)
     assert ok(charge(world, client))
@@ -233,7 +233,7 @@ def test_rule_20_a_payment_that_is_not_answered_is_not_retried(world: World) -> 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("fault", [ResetAfterRead(), Status(500)], ids=repr)
-def test_rule_20_what_the_stack_would_send_again_is_not_retried(world: World, method: str, fault: Any) -> None:
+def test_rule_20_what_the_client_library_would_retry_is_not_retried(world: World, method: str, fault: Any) -> None:
     """urllib3 and aiohttp take PUT and DELETE for harmless, and broken old connections for an excuse."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -272,7 +272,7 @@ def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(worl
 
 
 def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
-    """Exponential backoff with full jitter, from one source on all stacks; a 401 in between uses no attempt."""
+    """Exponential backoff with full jitter, from one source for all libraries; a 401 in between uses no attempt."""
     recorder = RetryRecorder()
     policy = RetryPolicy(attempts=5, backoff_base=0.5, backoff_cap=1.5)
     manager = world.new_manager(listeners=[recorder], retry=policy)
@@ -361,7 +361,7 @@ def test_rule_07_the_replay_can_be_turned_off(world: World) -> None:
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_20_a_body_that_cannot_be_sent_again_is_not(world: World) -> None:
+def test_rule_20_a_body_that_cannot_be_rewound_is_not_retried(world: World) -> None:
     """Not even where the call is safe: the caller gets the response that there is."""
     client = world.client()
     [kind] = [name for name in client.bodies if name.endswith("generator")]
@@ -465,7 +465,7 @@ def test_rule_20_the_callers_total_timeout_bounds_the_pauses(world: World) -> No
 
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
-def test_rule_20_urllib3s_history_tells_of_each_attempt(world: World) -> None:
+def test_rule_20_urllib3s_history_contains_each_attempt(world: World) -> None:
     """``response.retries.history`` has them as it does for urllib3's own retries."""
     for fault in (Status(503), ResetBeforeRead(), RefuseToken()):
         world.emulator.faults.add(fault, on="call")

@@ -81,7 +81,7 @@ def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
     )
 
 
-def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
+def test_rule_04_a_cooldown_that_ends_now_is_not_published() -> None:
     """And a snapshot lasts as long as the longer of token and bar."""
     barred = Snapshot(cooldown_reason=REJECTED, cooldown_until=1_100.0)
     assert json.loads(barred.dump(1_099.0))["bar"]["remaining"] == 1.0
@@ -93,7 +93,7 @@ def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
     assert Snapshot().ttl(5.0) == 0.0
 
 
-def test_rule_04_a_token_that_has_expired_is_not_told() -> None:
+def test_rule_04_an_expired_token_is_not_published() -> None:
     """Nor does the rest of a snapshot get lost with it, or with what happened days ago."""
     assert json.loads(Snapshot(TOKEN).dump(1_059.9))["token"]
     assert json.loads(Snapshot(TOKEN).dump(1_060.0))["token"] is None

@@ -102,7 +102,7 @@ def test_rule_12_a_token_is_read_and_a_number_may_be_a_string(expires_in: object
     }
 
 
-def test_rule_12_fields_nobody_knows_do_no_harm() -> None:
+def test_rule_12_unknown_fields_are_ignored() -> None:
     """More in the envelope or in ``data``, and the longest body allowed."""
     body = granted(scope="all", nested={"deep": [1]})
     assert isinstance(answer(200, body + b" " * (MAX_BODY - len(body))), Token)
@@ -359,13 +359,13 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
     ],
     ids=lambda value: plain(f"{value!s:.34}"),
 )  # fmt: skip
-def test_rule_10_how_long_a_429_asks_to_wait(header: str | None, said: object, seconds: float) -> None:
+def test_rule_10_how_long_a_429_demands_to_wait(header: str | None, said: object, seconds: float) -> None:
     """``Retry-After`` in seconds or as a date by the response's own ``Date``, else the body, else 60; never 0."""
     fields = {"date": DATE, **({} if header is None else {"RETRY-AFTER": header})}
     assert retry_after(fields, {"retry_after": said}, time.time()) == seconds
 
 
-def test_rule_10_without_a_date_field_the_wall_clock_is_asked() -> None:
+def test_rule_10_without_a_date_header_the_wall_clock_is_used() -> None:
     """The only use of it."""
     instant = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 97 < retry_after({"Retry-After": instant}, {}, time.time()) <= 100
@@ -393,7 +393,7 @@ def test_rule_10_a_429_without_any_body_or_field_waits_a_minute() -> None:
 
 
 def chunks(size: int, consumed: list[int]) -> Iterator[bytes]:
-    """Yield more chunks than anybody should read, and note each."""
+    """Yield more chunks than a client should read, and note each."""
     for _ in range(1_000):
         consumed.append(size)
         yield b"x" * size

@@ -263,7 +263,7 @@ def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, stor
 
 @pytest.mark.deep
 @posix
-def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emulator: Emulator) -> None:
+def test_rule_17_a_token_fetched_before_the_fork_is_shared(tmp_path: Path, emulator: Emulator) -> None:
     """With preload and Redis, the parent requests a token; the workers use it, over connections of their own."""
     port = free_port()
     with Valkey(tmp_path) as server:

@@ -183,7 +183,7 @@ COLUMNS = {
 
 
 def table() -> dict[str, list[str]]:
-    """Return the table of bodies and stacks in the documentation."""
+    """Return the table of bodies and client libraries in the documentation."""
     _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are retried")
     rows = re.findall(r"^\| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
@@ -368,6 +368,6 @@ def test_a_bookmark_remembers_the_position() -> None:
     assert file.tell() == 1
 
 
-def test_all_stacks_have_a_column() -> None:
+def test_all_client_libraries_have_a_column() -> None:
     """None is left out."""
     assert {kind.name for kind in STACKS} == set(COLUMNS)

@@ -134,7 +134,7 @@ def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> No
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=150))
 @settings(deadline=None, max_examples=60)
-def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[float]) -> None:
+def test_rule_05_the_returned_wait_is_the_wait_that_is_needed(gaps: list[float]) -> None:
     """A moment before it the response is still no, after it yes."""
     scene = Scene()
     for gap in gaps:
@@ -418,7 +418,7 @@ def test_rule_05_threads_cannot_overdraw() -> None:
             scene.now += 66.0
 
 
-def test_rule_17_a_lock_that_nobody_will_release_is_replaced_in_a_forked_child() -> None:
+def test_rule_17_a_lock_of_a_lost_thread_is_replaced_in_a_forked_child() -> None:
     """Another thread was in the middle of it when the process forked; here it stays there."""
     inside, leave = threading.Event(), threading.Event()
 
@@ -477,7 +477,7 @@ def test_the_strategy_of_limits_works_on_the_storage() -> None:
     assert strategy.get_window_stats(item, "a").remaining == 3
 
 
-def test_the_strategy_of_limits_sees_what_the_budget_has_spent() -> None:
+def test_the_strategy_of_limits_counts_the_units_of_the_budget() -> None:
     """They count the same entries."""
     scene = Scene()
     scene.take(4)

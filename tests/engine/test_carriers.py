@@ -196,7 +196,7 @@ def serve(way: Way, kind: type[Stack], seconds: int, **expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("way", "kind"), SHORT_LIVED, ids=NAMES)
-def test_rule_02_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]) -> None:
+def test_rule_02_nothing_outlives_a_request(way: Way, kind: type[Stack]) -> None:
     """Three refreshes, each in the foreground of one request: no error, no token request wasted."""
     serve(way, kind, 200)
 
@@ -204,7 +204,7 @@ def test_rule_02_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]
 @pytest.mark.deep
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("way", "kind"), SHORT_LIVED, ids=NAMES)
-def test_rule_02_an_hour_in_which_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]) -> None:
+def test_rule_02_an_hour_in_which_nothing_outlives_a_request(way: Way, kind: type[Stack]) -> None:
     """The same for an hour."""
     serve(way, kind, HOUR)
 

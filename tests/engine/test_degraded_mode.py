@@ -87,28 +87,28 @@ def test_rule_24_all_processes_together_stay_within_the_budget(
     dark: Darkness, processes: int, idle: int, before: int, least: int
 ) -> None:
     """For any number of processes, after any idle time, and also if all of them start at the same moment."""
-    everybody = [dark.process() for _ in range(processes)]
-    dark.run(everybody, 5)
-    dark.run(everybody[idle:], before)
+    workers = [dark.process() for _ in range(processes)]
+    dark.run(workers, 5)
+    dark.run(workers[idle:], before)
     dark.store.broken = True
     known = len(dark.endpoint.sent)
-    dark.run(everybody, 2 * HOUR, 5 if processes < 64 else 100)
+    dark.run(workers, 2 * HOUR, 5 if processes < 64 else 100)
     dark.judge()
     assert len(dark.endpoint.sent) - known >= least
     dark.store.broken = False
-    dark.run(everybody, 300)
-    dark.run(everybody, HOUR if processes < 10 else 60)
+    dark.run(workers, 300)
+    dark.run(workers, HOUR if processes < 10 else 60)
     dark.judge()
-    assert all(isinstance(process.call(), Token) for process in everybody)
+    assert all(isinstance(process.call(), Token) for process in workers)
 
 
 def test_rule_24_too_many_processes_say_what_would_help(dark: Darkness) -> None:
     """None of them has a token request in a minute: the error gives the figures and names the setting."""
-    everybody = [dark.process() for _ in range(20)]
-    dark.run(everybody, 200)
+    workers = [dark.process() for _ in range(20)]
+    dark.run(workers, 200)
     dark.store.broken = True
     dark.clock.advance(60)
-    for process in everybody:
+    for process in workers:
         told = process.call()
         assert isinstance(told, TokenBudgetExhausted)
         assert re.search(r"1/2[01] of 10 ", str(told))
@@ -118,10 +118,10 @@ def test_rule_24_too_many_processes_say_what_would_help(dark: Darkness) -> None:
 
 def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(dark: Darkness) -> None:
     """A quarter for each of two."""
-    everybody = [dark.process(fallback_share=0.25) for _ in range(2)]
-    dark.run(everybody, 60)
+    workers = [dark.process(fallback_share=0.25) for _ in range(2)]
+    dark.run(workers, 60)
     dark.store.broken = True
-    dark.run(everybody, 2 * HOUR)
+    dark.run(workers, 2 * HOUR)
     assert 46 <= largest_window(dark.endpoint.sent, HOUR) <= 52
 
 
@@ -130,34 +130,34 @@ def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(dark: Darknes
 
 def test_rule_24_a_host_shares_its_fallback_store(dark: Darkness) -> None:
     """64 processes on two hosts: every call is served, the hosts together stay within the budget."""
-    everybody = dark.hosts(2, 64)
-    assert dark.run(everybody, 200) == 0
+    workers = dark.hosts(2, 64)
+    assert dark.run(workers, 200) == 0
     dark.store.broken = True
     before = len(dark.endpoint.sent)
-    assert dark.run(everybody, 1_200) == 0
+    assert dark.run(workers, 1_200) == 0
     assert 2 * 20 <= len(dark.endpoint.sent) - before <= 2 * 28
-    dark.run(everybody, HOUR)
+    dark.run(workers, HOUR)
     dark.judge()
     dark.store.broken = False
-    dark.run(everybody, 600)
+    dark.run(workers, 600)
     dark.judge()
-    key = everybody[0].state.settings.budget.key(OLD.merchant_id)
+    key = workers[0].state.settings.budget.key(OLD.merchant_id)
     assert dark.store.budget.get(key) == len([at for at in dark.endpoint.sent if at >= dark.clock.now() - 3_660])
 
 
 def test_rule_24_without_its_fallback_store_a_process_takes_less(dark: Darkness) -> None:
     """Both stores fail: the number of processes on the host is unknown."""
-    everybody = dark.hosts(1, 3)
-    dark.run(everybody, 200)
-    dark.store.broken = everybody[0].spare.broken = True  # type: ignore[attr-defined]
-    dark.run(everybody, HOUR)
+    workers = dark.hosts(1, 3)
+    dark.run(workers, 200)
+    dark.store.broken = workers[0].spare.broken = True  # type: ignore[attr-defined]
+    dark.run(workers, HOUR)
     dark.judge()
 
 
 # Bars
 
 
-def test_rule_10_a_bar_holds_in_the_dark_and_is_told_again(dark: Darkness) -> None:
+def test_rule_10_a_cooldown_applies_in_degraded_mode_and_is_reported_again(dark: Darkness) -> None:
     """For another key of the process in degraded mode; the next operation reports it to the store."""
     one = dark.process()
     second, elsewhere = (Process(dark.store, dark.endpoint, dark.clock, who) for who in (NEW, ELSEWHERE))
@@ -213,23 +213,23 @@ def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
 @pytest.mark.parametrize("loss", ["emptied", "set back"])
 def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: str) -> None:
     """A process restores the entries before any grant: emptied every ten minutes, or failed over to an old copy."""
-    everybody = [dark.process() for _ in range(3)]
+    workers = [dark.process() for _ in range(3)]
     for _ in range(12):
         kept = dict(dark.store.budget._histories)
-        dark.run(everybody, 300)
+        dark.run(workers, 300)
         dark.store.budget._histories = kept if loss == "set back" else {}
         if loss == "emptied":
             dark.store._places = {}
-        for process in everybody:
+        for process in workers:
             process.state.drop(process.state.fast_path[0]) if process.state.fast_path[0] else None
-        dark.run(everybody, 300)
+        dark.run(workers, 300)
     dark.judge()
-    assert dark.store.budget.get(everybody[0].state.settings.budget.key(OLD.merchant_id)) >= len(
+    assert dark.store.budget.get(workers[0].state.settings.budget.key(OLD.merchant_id)) >= len(
         [at for at in dark.endpoint.sent if at >= dark.clock.now() - HOUR]
     )
 
 
-def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dark: Darkness) -> None:
+def test_rule_05_a_process_reports_the_units_that_a_record_lacks(dark: Darkness) -> None:
     """The writer of the record had fewer entries."""
     one, other = dark.process(), dark.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
@@ -281,7 +281,7 @@ def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(dark: Darkness) -> 
     assert (os.waitstatus_to_exitcode(status), fleet.share.parts(dark.clock.now())) == (2, 2)
 
 
-def test_time_that_was_not_observed_counts_as_spent() -> None:
+def test_unobserved_time_counts_as_used() -> None:
     """As much as the limits allow in as many seconds for long, of what was there before the store failed."""
     clock = ManualClock()
     store = FragileStore(clock)
@@ -336,7 +336,7 @@ def test_a_fallback_store_is_a_file_of_its_own(directory: Path) -> None:
     )
 
 
-def test_a_host_is_whoever_shares_the_file(directory: Path) -> None:
+def test_processes_that_share_the_file_are_one_host(directory: Path) -> None:
     """The same through another path; another file is another one."""
     clock = ManualClock()
     one = SqliteStore(str(directory / "a.db"), clock)

@@ -1,4 +1,4 @@
-"""Events on every stack; and that no listener can break a request."""
+"""Events with every client library; and that no listener can break a request."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class EventRecorder:
         return next(event for event in reversed(self.received) if isinstance(event, kind))
 
 
-def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_event_is_emitted_where_it_happens(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One story with every class of event: frozen, without a secret, calls on their thread and fetches on theirs.
 
     At DEBUG each of them is a line in the log, also without a secret; the store client logs the store's problems.
@@ -166,7 +168,7 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
         assert event.base_url == emulator.url
 
 
-def test_listeners_hear_what_happens_in_order(world: World) -> None:
+def test_listeners_receive_events_in_order(world: World) -> None:
     """A fetch, a rejection, the replay, a failed refresh: each once, with what is worth knowing, and no secret."""
     received: list[Event] = []
     client = world.client(world.new_manager(listeners=[received.append], fetch_attempts=1))
@@ -193,7 +195,7 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
     assert not [secret for secret in world.emulator.service.secrets() if secret in text]
 
 
-def test_stats_count_what_is_told(world: World) -> None:
+def test_stats_count_the_emitted_events(world: World) -> None:
     """The counters equal the emitted events, and the remaining budget is reported."""
     received: list[Event] = []
     breaker = BreakerPolicy(failure_threshold=2)
@@ -256,7 +258,7 @@ def test_a_rejection_that_is_handed_over_says_so(world: World) -> None:
     assert refusals == [True, False]
 
 
-def test_a_spent_budget_is_told(world: World) -> None:
+def test_an_exhausted_budget_is_reported(world: World) -> None:
     """With the time until there is a unit."""
     received: list[Event] = []
     manager = world.new_manager(listeners=[received.append], limits=("1/minute",), max_wait=1)
@@ -307,7 +309,7 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
+def test_rule_17_a_listener_that_blocks_delays_no_other_thread(world: World) -> None:
     """It receives the event of a token, and does not return: waiters on other threads get the token."""
     blocked, go_on = threading.Event(), threading.Event()
 
@@ -344,7 +346,7 @@ def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
     assert world.emulator.journal.token_requests == 1
 
 
-def test_listeners_are_checked_at_once() -> None:
+def test_listeners_are_checked_immediately() -> None:
     """One that is not a list, or not callable, is found where it was written."""
     make = partial(TokenManager, Credentials("sk_test_listeners", "MCH-COL-1"))
     wrong: Any

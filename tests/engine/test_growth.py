@@ -124,7 +124,7 @@ def test_managers_are_freed_with_their_clients(emulator: Emulator, kind: type[St
     assert [reference() for reference in managers] == [None] * 3
 
 
-def test_rule_05_what_was_spent_counts_after_the_last_manager_is_gone() -> None:
+def test_rule_05_used_units_count_after_the_last_manager_is_gone() -> None:
     """For an hour; however many other stores are used meanwhile."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:

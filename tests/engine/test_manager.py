@@ -52,7 +52,7 @@ def manager_for(emulator: Emulator, store: str = "memory://", **policy: Any) -> 
     )
 
 
-def test_a_token_can_be_had_without_any_client(emulator: Emulator) -> None:
+def test_a_token_can_be_fetched_without_any_client(emulator: Emulator) -> None:
     """From a thread, an asyncio task and a trio task: the same token, for one token request."""
     manager = manager_for(emulator)
     tokens = [manager.get_token(), asyncio.run(manager.aget_token()), trio.run(manager.aget_token)]
@@ -70,7 +70,7 @@ def test_a_cold_start_may_be_async(emulator: Emulator, run: Callable[..., object
     assert emulator.journal.token_requests == 1
 
 
-def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
+def test_min_validity_fetches_a_younger_token(emulator: Emulator) -> None:
     """A token that ends too soon is replaced; one that lasts is not; what no token can last is rejected."""
     manager = manager_for(emulator)
     first = manager.get_token()
@@ -106,7 +106,7 @@ def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_
     assert emulator.journal.token_requests == 2
 
 
-def test_min_validity_asks_once_where_no_token_lasts(emulator: Emulator) -> None:
+def test_min_validity_fetches_once_where_no_token_lasts(emulator: Emulator) -> None:
     """Tokens with a lifetime below the documented one do not cause another token request."""
     emulator.service.lifetime = 20
     assert manager_for(emulator).get_token(min_validity=45).expires_in == 20
@@ -192,7 +192,7 @@ def test_a_closed_manager_says_so(emulator: Emulator) -> None:
         asyncio.run(closed.aget_token())
 
 
-def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
+def test_close_wakes_a_waiter(emulator: Emulator) -> None:
     """Closing the manager wakes the waiters for a token."""
     manager = manager_for(emulator)
     errors: list[BaseException] = []
@@ -313,7 +313,7 @@ class NeverAnswers:
     async def post(self, request: TokenRequest) -> TokenResponse:
         """Wait without end."""
         await self._stop()
-        raise AssertionError("nobody goes on")
+        raise AssertionError("unreachable")
 
     async def with_timeout(self, work: Any, seconds: float) -> Any:
         """Wait for *work*."""

@@ -1,4 +1,4 @@
-"""Many merchants on one client, and requests that bypass the manager, on every stack."""
+"""Many merchants on one client, and requests that bypass the manager, with every client library."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_a_generator_may_end_in_another_context() -> None:
     assert current() == "own"
 
 
-def test_an_async_generator_that_its_loop_gives_up_ends_without_an_error() -> None:
+def test_an_async_generator_that_its_loop_closes_ends_without_an_error() -> None:
     """The loop closes it in a task of its own."""
     found: list[object] = []
 
@@ -277,7 +277,7 @@ def managing(url_host: str = "api.example", authorization: str | None = None) ->
 OF_EXAMPLE = TokenManager(Credentials("sk_test_c", "MCH-COL-c"), base_url="https://api.example")
 
 
-def test_a_client_without_a_merchant_makes_no_call_that_is_nobodys() -> None:
+def test_a_client_without_a_merchant_sends_no_call_without_one() -> None:
     """Not outside of a block, not in a thread that was started without the context, not for another base URL."""
     with pytest.raises(ConfigurationError, match="no manager is activated"):
         managing()
@@ -300,7 +300,7 @@ def test_a_client_without_a_merchant_leaves_alone_what_any_other_does() -> None:
         assert managing(authorization="Bearer mine") is None
 
 
-def test_a_dependency_that_is_entered_in_another_context_pays_with_nobodys_account() -> None:
+def test_a_dependency_that_is_entered_in_another_context_raises() -> None:
     """Frameworks run the two halves of a generator in threads, each in a copy of the context."""
     dependency = active(OF_EXAMPLE)
     contextvars.copy_context().run(next, dependency)
@@ -365,7 +365,7 @@ def test_a_decorated_function_runs_with_the_manager() -> None:
     assert current() == "own"
 
 
-def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
+def test_a_decorated_coroutine_function_runs_with_the_manager_until_it_returns() -> None:
     """Also several concurrently; the code that awaits it continues without."""
 
     async def main() -> list[object]:

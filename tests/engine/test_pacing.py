@@ -139,7 +139,7 @@ def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
     assert scene.free() == 10
 
 
-def test_rule_22_an_attempt_that_is_never_heard_of_again_does_not_count_for_ever() -> None:
+def test_rule_22_an_attempt_whose_end_is_never_recorded_stops_counting() -> None:
     """Ten minutes; a forked child starts without the attempts of its parent's threads."""
     scene = Scene()
     for _ in range(60):
@@ -197,7 +197,7 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
     assert production.acquire("balance", MERCHANT) == 0
 
 
-def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
+def test_rule_22_a_cancelled_permit_blocks_no_other_request() -> None:
     """A caller that ends during its store operation releases its permit."""
     clock = ManualClock()
     pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
@@ -208,7 +208,7 @@ def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
     assert isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
 
 
-def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
+def test_rule_22_a_limit_that_is_known_to_be_full_causes_no_store_operation() -> None:
     """Concurrent waiters do not query the storage one after another."""
 
     class Counting(MemoryStorage):
@@ -228,7 +228,7 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
     assert scene.free() == 60
 
 
-def test_rule_22_few_ask_a_store_at_once() -> None:
+def test_rule_22_store_operations_are_limited_in_number() -> None:
     """Waiters queue in the process, not at the store; a caller that never returns does not block the rest."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
@@ -294,7 +294,7 @@ def test_rule_22_a_429_counts_also_where_nothing_was_left_anyway() -> None:
         assert scene.ask() == pytest.approx(50)
 
 
-def test_rule_22_answers_overtake_each_other() -> None:
+def test_rule_22_responses_arrive_out_of_order() -> None:
     """Of one window, the least that was said counts, in whatever order it arrives."""
     left = list(range(10))
     random.Random(0).shuffle(left)
@@ -340,7 +340,7 @@ NONSENSE: list[Mapping[str, str]] = [
 @pytest.mark.parametrize("status", [200, 429])
 @pytest.mark.parametrize("fields", NONSENSE, ids=repr)
 def test_rule_22_nonsense_is_ignored(fields: Mapping[str, str], status: int) -> None:
-    """It neither bars anybody, nor lifts what was said before."""
+    """It neither delays a request nor replaces an earlier limit."""
     scene = Scene()
     scene.heard(fields, status)
     assert scene.ask() == 0
@@ -371,7 +371,7 @@ _NAMES = st.sampled_from(["X-RateLimit-Limit", "X-RateLimit-Remaining", "x-ratel
 @example([({"Retry-After": "999999999999"}, 429)])
 @example([({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "999999999999"}, 200)])
 @given(st.lists(st.tuples(st.dictionaries(_NAMES, _VALUES), st.sampled_from([200, 401, 429, 503])), max_size=4))
-def test_rule_22_whatever_the_service_says_it_bars_nobody_for_longer_than_an_hour(
+def test_rule_22_whatever_the_service_reports_it_delays_no_request_for_longer_than_an_hour(
     answers: list[tuple[dict[str, str], int]],
 ) -> None:
     """Nothing raises, and an hour later it is as if nothing had been said."""

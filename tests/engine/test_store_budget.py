@@ -109,7 +109,7 @@ def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[
     return windows
 
 
-def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
+def test_rule_24_the_first_lease_after_hours_of_degraded_mode_reports_few_units() -> None:
     """A hundred merchants: a bounded number of operations, all units of a window in one; the rest in its turn."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -126,7 +126,7 @@ def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
     assert all(20 <= len(ages) <= 25 and max(ages) <= 3_660 for _, ages in store.told)
 
 
-def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
+def test_rule_24_a_merchant_without_recent_requests_has_nothing_to_report() -> None:
     """Its units from a long time in degraded mode count nowhere, even without another request."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -139,7 +139,7 @@ def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
     assert store.told == []
 
 
-def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
+def test_rule_24_units_that_the_store_missed_are_reported_again() -> None:
     """It fails between two windows: each unit is reported once in the end."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -162,7 +162,7 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
     assert [ages for _, ages in store.told] == [[10.0], [20.0]]
 
 
-def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
+def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
     """While the store handles the report slowly, others acquire units from it, or in degraded mode."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -197,7 +197,7 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
         other.join()
 
 
-def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
+def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
     """Each thread uses another merchant's budget while the store gets the unreported units: each counts once."""
     clock = ManualClock()
     store = Ledger(clock)

@@ -1,4 +1,4 @@
-"""Managers that share a store, on every stack; and their degraded mode."""
+"""Managers that share a store, with every client library; and their degraded mode."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_rule_04_a_token_is_as_old_for_those_who_share_it(world: World, host: Ho
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_04_whoever_comes_second_waits_for_the_first(world: World, host: Host) -> None:
+def test_rule_04_the_second_process_waits_for_the_first(world: World, host: Host) -> None:
     """The lease is taken: no second request, and the token serves both."""
     (_, one), (second, other) = host.process(), host.process()
     replies: list[Any] = []

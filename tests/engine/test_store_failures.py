@@ -50,7 +50,7 @@ def fleet() -> Fleetlet:
 
 
 class Call:
-    """An API request of a stack without a network; its token requests go to *endpoint*."""
+    """An API request of a client without a network; its token requests go to *endpoint*."""
 
     method, path = "POST", "/api/balance"
     retry: RetryPolicy | None = None
@@ -289,7 +289,7 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
     assert len(endpoint.sent) == 1
 
 
-def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
+def test_rule_24_no_listener_is_called_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
     """The recovery is known as soon as the lease is acquired, and emitted after its release."""
     happened: list[str] = []
     process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
@@ -324,7 +324,7 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
 # The store fails
 
 
-def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet: Fleetlet) -> None:
+def test_rule_24_an_exhausted_share_delays_no_process_once_the_store_has_recovered(fleet: Fleetlet) -> None:
     """Three quarters of the budget are left in it: the next token comes within seconds."""
     process = fleet.process()
     fleet.store.broken = True
@@ -396,7 +396,7 @@ class StuckStore(MemoryStore):
 
 
 @pytest.mark.deep
-def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
+def test_rule_24_a_store_that_does_not_respond_fails_no_call() -> None:
     """It has no timeout: sync and async requests continue after a few seconds, and the next ones immediately."""
     clock, let_go = Clock(), threading.Event()
     waited: list[float] = []
@@ -467,7 +467,7 @@ def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow
     assert fleet.clock.now() + told.retry_after >= fleet.endpoint.sent[0] + 3
 
 
-def test_rule_10_a_429_bars_others_for_as_long_as_they_would_be_barred(fleet: Fleetlet) -> None:
+def test_rule_10_a_429_applies_to_others_for_as_long_as_their_own_would(fleet: Fleetlet) -> None:
     """Their own ``max_retry_after`` holds for what another process has met."""
     one, other = fleet.process(), fleet.process(max_retry_after=60)
     fleet.endpoint.answers = [answer(429, retry_after="3000")]
@@ -482,7 +482,7 @@ def test_rule_10_a_429_bars_others_for_as_long_as_they_would_be_barred(fleet: Fl
     assert isinstance(other.call(), Token)
 
 
-def test_rule_10_a_429_bars_others_after_days_of_silence_too(fleet: Fleetlet) -> None:
+def test_rule_10_a_429_applies_to_others_after_days_without_requests_too(fleet: Fleetlet) -> None:
     """The process that meets it still holds what was a token the day before yesterday."""
     one, other = fleet.process(), fleet.process()
     assert isinstance(one.call(), Token)
@@ -505,7 +505,7 @@ def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet:
     assert len(fleet.endpoint.sent) == 2
 
 
-def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetlet) -> None:
+def test_rule_05_a_process_with_a_smaller_budget_stops_no_other(fleet: Fleetlet) -> None:
     """Its own budget is exhausted; the others have theirs, and send the token request."""
     small, other = fleet.process(limits=("1/minute", "100/hour")), fleet.process()
     assert isinstance(small.call(), Token)

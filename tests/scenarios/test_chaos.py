@@ -1,4 +1,4 @@
-"""Chaos: all stacks concurrently through one manager, with every fault of the emulator."""
+"""Chaos: all client libraries concurrently through one manager, with every fault of the emulator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_chaos(report: Report) -> None:
     weather(int(SEED or 1), scale, replay, report, timed=False)
 
 
-def test_the_storm_knows_every_fault() -> None:
+def test_the_chaos_test_uses_every_fault() -> None:
     """A chaos test can inject every fault of the emulator."""
     storm = Storm(1, Scale(speed=1, seconds=0))
     with storm.elsewhere:

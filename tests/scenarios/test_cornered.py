@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *(each f
 
 
 def pairs(cases: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Every case with each of its stacks."""
+    """Every case with each of its client libraries."""
     return [
         (case, stack) for case, stacks in cases.items() for stack in stacks if hasattr(os, "fork") or "fork" not in case
     ]

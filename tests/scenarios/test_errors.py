@@ -89,7 +89,7 @@ ERRORS: dict[str, tuple[Callable[[Scene], None], Expected]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_rule_18_errors_are_data_and_the_stacks_own(world: World, case: str) -> None:
+def test_rule_18_errors_are_data_and_the_client_librarys_own(world: World, case: str) -> None:
     """Existing ``except`` clauses catch them, their text has the form and the seconds, and they pickle."""
     play, expected = ERRORS[case]
     scene = Scene(world, world.client())

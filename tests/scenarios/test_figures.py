@@ -95,8 +95,8 @@ def test_rule_03_a_cold_start_of_thousands(kind: type[Stack], emulator: Emulator
     assert token_requests_before_the_first_refresh(emulator) == 1
 
 
-def test_rule_03_all_stacks_start_cold_at_once(emulator: Emulator, manager: TokenManager) -> None:
-    """Threads and tasks of every stack through one manager: one token request until the first refresh is due."""
+def test_rule_03_all_client_libraries_start_cold_concurrently(emulator: Emulator, manager: TokenManager) -> None:
+    """Threads and tasks of every library through one manager: one token request until the first refresh is due."""
     load = [(Urllib3, 1_000), (Httpx, 1_000), (Aiohttp, 10_000), (TenClients, 10_000)]
     with ExitStack() as stack, ThreadPoolExecutor(len(load)) as pool:
         clients = [(stack.enter_context(kind(manager, PATIENT)), callers) for kind, callers in load]

@@ -268,8 +268,8 @@ def steady_load(stage: Stage, count: int, lifetimes: float) -> tuple[int, int]:
     return asked[0], asked[1]
 
 
-def test_rule_04_many_processes_ask_for_what_one_would(stage: Callable[[float], Stage]) -> None:
-    """Four stacks in each of eight processes, half of them with wrong wall clocks: one token for all, and no wait."""
+def test_rule_04_many_processes_fetch_what_one_would(stage: Callable[[float], Stage]) -> None:
+    """Four libraries in each of eight processes, half of them with a wrong wall clock: one token for all, no wait."""
     many, one = steady_load(stage(5.0), 8, lifetimes=2)
     assert abs(many - one) <= 1
     assert many <= 60 * 2 / EVERY + 1
@@ -443,7 +443,7 @@ def a_directory(path: Path) -> Iterator[bool]:
 def test_rule_24_a_file_that_breaks_under_load(
     stage: Callable[[float], Stage], shared: SqliteFile, damage: Callable[[Path], Iterator[bool]]
 ) -> None:
-    """No request fails on any stack, every token is one that was issued, and they share again after the repair."""
+    """No request fails, every token was issued by the service, and the processes share again after the recovery."""
     scene = stage(FAST)
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2

@@ -1,4 +1,4 @@
-"""Whole hours on every stack, over real sockets, on a clock that is moved."""
+"""Whole hours with every client library, over real sockets, on a clock that is moved."""
 
 from __future__ import annotations
 

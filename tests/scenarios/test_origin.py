@@ -1,4 +1,4 @@
-"""Rules 13, 14, 15 and 18, each on every stack, over real sockets."""
+"""Rules 13, 14, 15 and 18, each with every client library, over real sockets."""
 
 from __future__ import annotations
 

@@ -395,7 +395,7 @@ def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
             assert not leaked(world.emulator.service.secrets(), texts)
 
 
-def test_rule_15_requests_and_replies_print_nothing() -> None:
+def test_rule_15_requests_and_responses_print_nothing() -> None:
     """The values that carry the key there and the token back show neither fields nor bodies."""
     credentials = Credentials(f"sk_test_{secrets.token_hex(16)}", "MCH-COL-TEST-1")
     request = token_request(Endpoint.parse("http://127.0.0.1:1"), credentials, timeout=1)
@@ -487,7 +487,7 @@ def test_rule_15_http2_prints_no_secret(runtime: str) -> None:
 
 
 def unpacked(block: bytes) -> str:
-    """Return what anybody can read in a compressed block of headers."""
+    """Return the readable text of a compressed block of headers."""
     import hpack
 
     try:

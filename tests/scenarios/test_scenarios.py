@@ -1,4 +1,4 @@
-"""The rules, each on every stack, over real sockets."""
+"""The rules, each with every client library, over real sockets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_rule_01_both_headers_travel_together(world: World) -> None:
     assert "x-api-key" not in call.headers
 
 
-def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
+def test_rule_02_a_refresh_runs_in_the_background(world: World) -> None:
     """From 45 seconds on one refresh runs, and the call that starts it continues with the old token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -78,14 +78,14 @@ def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
     assert world.manager.stats().waited == 1
 
 
-def test_rule_03_a_cold_start_asks_once(world: World) -> None:
+def test_rule_03_a_cold_start_sends_one_token_request(world: World) -> None:
     """However many concurrent requests start, one token request is sent."""
     assert all(ok(reply) for reply in world.client().gather(100, "POST", world.url))
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_03_all_stacks_share_one_flight(make_world: Callable[..., World], kind: type[Stack]) -> None:
-    """A concurrent cold start of every stack through one manager sends one token request."""
+def test_rule_03_all_client_libraries_share_one_fetch(make_world: Callable[..., World], kind: type[Stack]) -> None:
+    """A concurrent cold start of every client library through one manager sends one token request."""
     world = make_world()
     clients = [each(world.manager, Options()) for each in STACKS]
     with ThreadPoolExecutor(len(clients)) as pool:
@@ -211,7 +211,7 @@ def test_rule_07_only_the_rejected_token_is_dropped(world: World) -> None:
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_a_storm_of_rejections_costs_one_token_request(world: World) -> None:
+def test_rule_08_a_401_storm_costs_one_token_request(world: World) -> None:
     """Calls in flight that are all rejected with one token share one new token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -224,7 +224,7 @@ def test_rule_08_a_storm_of_rejections_costs_one_token_request(world: World) -> 
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_rejections_in_a_row_stop_costing_tokens(world: World) -> None:
+def test_rule_08_consecutive_rejections_stop_costing_tokens(world: World) -> None:
     """When every new token is rejected, too, the 401s go to the callers and the budget is left alone."""
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
@@ -236,7 +236,7 @@ def test_rule_08_rejections_in_a_row_stop_costing_tokens(world: World) -> None:
     assert world.emulator.journal.token_requests <= 1 + 3
 
 
-def test_rule_09_rejected_credentials_are_not_tried_again_for_a_while(world: World) -> None:
+def test_rule_09_rejected_credentials_are_not_tried_during_the_cooldown(world: World) -> None:
     """One token request; then requests fail fast until the cooldown has ended."""
     world.emulator.service.reject_credentials(world.emulator.api_key)
     client = world.client()
@@ -251,7 +251,7 @@ def test_rule_09_rejected_credentials_are_not_tried_again_for_a_while(world: Wor
     assert world.emulator.journal.calls == 0
 
 
-def test_rule_09_changed_credentials_are_tried_at_once(world: World) -> None:
+def test_rule_09_changed_credentials_are_tried_immediately(world: World) -> None:
     """A rejection does not outlive the key that was rejected."""
     current = [Credentials("sk_test_old", world.emulator.merchant_id)]
     client = world.client(world.new_manager(lambda: current[0]))
@@ -340,7 +340,7 @@ def test_rule_11_a_response_that_is_not_88pays_is_not_tried_again(world: World, 
     assert len(world.emulator.journal) == 1
 
 
-def test_rule_11_a_token_endpoint_that_drips_is_given_up(make_world: Callable[..., World]) -> None:
+def test_rule_11_a_token_endpoint_that_drips_times_out(make_world: Callable[..., World]) -> None:
     """A body that comes byte by byte cannot hold a fetch for longer than its timeout and a grace."""
     world = make_world()
     world.emulator.faults.add(Drip(0.5), on="token")
@@ -381,7 +381,7 @@ MALFORMED = [
 ]
 
 
-def test_rule_12_malformed_answers_never_reach_a_header(world: World) -> None:
+def test_rule_12_malformed_responses_never_reach_a_header(world: World) -> None:
     """More than thirty kinds of nonsense: the documented error each time, and no call is sent."""
     assert len(MALFORMED) > 30
     client = world.client(world.new_manager(fetch_attempts=1))
@@ -443,7 +443,7 @@ def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_16_slow_answers_delay_and_do_not_multiply(world: World) -> None:
+def test_rule_16_slow_responses_delay_and_do_not_multiply(world: World) -> None:
     """Callers that arrive while the token endpoint is slow share its one response."""
     world.emulator.faults.add(Latency(3), on="token")
     outcomes = world.as_time_passes(lambda: world.client().gather(30, "POST", world.url))
@@ -477,7 +477,7 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
 
 
 def test_rule_19_the_callable_may_be_async(world: World) -> None:
-    """An async provider works under sync and async stacks alike."""
+    """An async provider works with sync and async client libraries alike."""
 
     async def credentials() -> Credentials:
         return world.credentials

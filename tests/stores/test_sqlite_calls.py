@@ -114,7 +114,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @posix
 def test_rule_22_a_killed_process_neither_loses_nor_gains_a_unit(store: SqliteStore, calls: Path) -> None:
-    """Without a flush the journal still is complete for the processes that go on."""
+    """Without a flush the journal still is complete for the other processes."""
     assert acquire(store) == acquire(store) == 0
     size = calls.stat().st_size
     with child(KILLED, calls) as process:

@@ -53,7 +53,7 @@ def test_rule_05_all_windows_are_taken_or_none(scene: Scene) -> None:
     assert [len(budget.ages(window)) for window in (small, middle, large)] == [1, 1, 1]
 
 
-def test_rule_05_the_wait_that_is_told_is_enough(scene: Scene) -> None:
+def test_rule_05_the_returned_wait_is_enough(scene: Scene) -> None:
     """Afterwards there is room, and not for one more than there should be."""
     budget, window = scene.store.budget, Window("key", 2, scene.unit)
     assert budget.acquire_all([window], 2).wait == 0
@@ -119,7 +119,7 @@ def test_rule_05_an_entry_made_elsewhere_is_as_old_as_it_is(exact: Scene) -> Non
     assert list(budget.ages(window)) == [9.75]
 
 
-def test_rule_05_ages_are_counted_within_the_window_that_asks(exact: Scene) -> None:
+def test_rule_05_ages_are_counted_within_the_window_of_the_claim(exact: Scene) -> None:
     """A shorter one sees the younger entries only."""
     budget = exact.store.budget
     for _ in range(3):
@@ -353,7 +353,7 @@ def named(prefix: str, windows: Sequence[Window]) -> list[Window]:
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=40))
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rule_04_every_store_answers_as_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
+def test_rule_04_every_store_returns_what_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
     """Side by side on one clock: the same steps, equal results."""
     clock = getattr(exact, "clock", None)
     assert isinstance(clock, ManualClock)

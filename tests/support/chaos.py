@@ -1,4 +1,4 @@
-"""A chaos test over real sockets: all stacks concurrently, with every fault, and checks on the server's side."""
+"""A chaos test over real sockets: all libraries concurrently, with every fault, and checks on the server's side."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Call:
     """Real seconds after which the caller is cancelled, where it can be."""
 
     def arguments(self, stack: Stack) -> dict[str, Any]:
-        """Return the call's body and options in the terms of a stack's library."""
+        """Return the call's body and options in the terms of a client library."""
         if self.body is None:
             return {}
         [(name, _)] = stack.bodies["bytes"]().items()
@@ -541,7 +541,7 @@ class Storm:
     # Afterwards
 
     def _recover(self, clients: list[Stack]) -> None:
-        """Call on every stack until all get 200, which has to be soon."""
+        """Call with every client library until all get 200, which has to be soon."""
         began = self.clock.now()
         rng = self.rng("recovery")
         todo = list(clients)

@@ -208,7 +208,7 @@ def requests_auth(on: Setting) -> object:
 
 
 def family(client: Any) -> Any:
-    """Return the library of one of httpx's stacks."""
+    """Return the library of httpx or httpx2."""
     return httpx2 if isinstance(client, Httpx2) else httpx
 
 

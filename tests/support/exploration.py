@@ -60,7 +60,7 @@ class Carrier(NamedTuple):
     """What carries one fetch."""
 
     ticket: int
-    stage: str = "start"  # then "credentials", "store" if there is one, "budget", "granted", "answer", "pause"
+    stage: str = "start"  # then "credentials", "store" if there is one, "budget", "granted", "response", "pause"
     at: float = 0.0  # when its unit was granted, its request was sent, or its pause ends
     then: str = "budget"  # what comes after the pause
     digest: str = ""
@@ -231,9 +231,9 @@ class Model:
                     yield "the credentials callable raises", partial(Model.no_credentials, index=index)
                 case "store":
                     yield "the lease is ours", partial(Model.lead, index=index)
-                    yield "somebody else leads", partial(Model.wait_for_another, index=index)
+                    yield "another process has the lease", partial(Model.wait_for_another, index=index)
                     for found, name in enumerate(FOUND):
-                        yield f"somebody else has found {name}", partial(Model.consult, index=index, found=found)
+                        yield f"another process has found {name}", partial(Model.consult, index=index, found=found)
                 case "budget":
                     yield "the budget is asked", partial(Model.attempt, index=index)
                     for seconds in (self.world.policy.fetch_timeout / 2, 100.0):
@@ -593,7 +593,9 @@ class Model:
         for caller in self.callers:
             if caller.doing == "waiting":
                 assert self.now < caller.until, "rule 17: a caller waits for an instant that has passed"
-                assert in_flight or caller.until <= machine.cooldown.until, "rule 17: they wait, and nobody leads"
+                assert in_flight or caller.until <= machine.cooldown.until, (
+                    "rule 17: they wait, and no fetch is pending"
+                )
         cached, until = self.fast_path
         if cached is not None:
             assert until <= self._usable_until(cached), "rule 6: published past its end"

@@ -1,4 +1,4 @@
-"""Processes that share a store: each has a manager of its own, clients of all stacks, and runs commands.
+"""Processes that share a store: each has a manager of its own, clients of all libraries, and runs commands.
 
 A zygote imports everything once and is forked for each of them, before it has any thread.
 """
@@ -30,7 +30,7 @@ from pay88_adapters.clock import Clock
 from support.stacks import STACKS, AsyncioStack, Outcome, Reply, Stack
 
 THREADS_AND_TASKS = ("urllib3", "httpx", "httpx-asyncio", "aiohttp")
-"""The stacks of one process, all in use concurrently."""
+"""The client libraries of one process, all in use concurrently."""
 BEAT = 0.005  # real seconds
 
 
@@ -119,7 +119,7 @@ class Site:
         return bool(self.manager._state.settings.store_client.link.attempt(lambda store: store.budget.check()))
 
     def start(self, pause: float) -> None:
-        """Call again and again on every stack, with *pause* real seconds in between."""
+        """Call again and again with every client library, with *pause* real seconds in between."""
         self._over.clear()
         for name in self._clients:
             self._loads[name] = Load()
@@ -132,7 +132,7 @@ class Site:
             thread.start()
 
     def stop(self) -> dict[str, Load]:
-        """End that; return what became of it, by stack."""
+        """End that; return what became of it, by client library."""
         self._over.set()
         while self._threads:
             self._threads.pop().join()

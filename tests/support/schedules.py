@@ -9,7 +9,7 @@ from dataclasses import replace
 from support.simulation import Fault, Outcome, Scenario
 
 HOUR = 3_600.0
-_NO_ANSWER = ["refused", "hangs", "deaf"]  # deaf: the store does what it is asked, and the answer is lost
+_NO_ANSWER = ["refused", "hangs", "deaf"]  # deaf: the operation succeeds, and its response is lost
 _MOST_TRIED = 60  # scenarios
 _LIMITS = ["10/minute;100/hour", "9/minute;80/hour", "10/minute;70/hour"]
 
@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[random.Random, float, int], Fault]] = {
         how=rng.choice(_LIMITS),
     ),
 }
-"""What can go wrong, and how it is drawn."""
+"""The faults that can be injected, and how they are drawn."""
 
 
 def draw(seed: int) -> Scenario:

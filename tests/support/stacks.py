@@ -1,4 +1,4 @@
-"""Every stack behind one face, so that one scenario runs on all of them, over real sockets."""
+"""Every client library behind one interface, so that one scenario runs on all of them, over real sockets."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ _files: list[IO[bytes]] = []
 
 def file() -> IO[bytes]:
     """Return a real file that holds the payload; :func:`close_files` closes it."""
-    handle = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it reads it later
+    handle = tempfile.TemporaryFile()  # noqa: SIM115 - the client that sends it reads it later
     handle.write(BYTES)
     handle.seek(0)
     _files.append(handle)
@@ -159,7 +159,7 @@ FORM = {"a": "1", "b": "añ"}
 
 
 class SyncStack(Stack):
-    """A stack that threads use."""
+    """A client library that threads use."""
 
     crowd_headers: ClassVar[Mapping[str, str] | None] = None
     """What each call of a crowd sends along."""
@@ -339,7 +339,7 @@ class Httpx2(Httpx):
 
 
 class AsyncStack(Stack):
-    """A stack that tasks use: on an event loop in a thread of its own, which lives as long as the client."""
+    """A client library that tasks use: on an event loop in a thread of its own, which lives as long as the client."""
 
     @abstractmethod
     def run(self, job: Callable[[], Coroutine[Any, Any, T]]) -> T:

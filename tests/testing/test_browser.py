@@ -252,7 +252,7 @@ def test_the_timeline_can_be_filtered_and_paused(page: Any, emulator: Emulator, 
     assert shown.count() == 4
 
 
-def test_the_page_comes_back_by_itself(page: Any, emulator: Emulator, merchant: Merchant) -> None:
+def test_the_page_reconnects_automatically(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """It says that the emulator is gone, and continues when that is started again."""
     merchant.call()
     emulator.stop()
@@ -360,7 +360,7 @@ def test_every_fault_can_be_added_as_the_form_has_it(page: Any, emulator: Emulat
     assert list(emulator.faults) == []
 
 
-def test_held_calls_are_let_go_one_by_one(page: Any, emulator: Emulator, merchant: Merchant) -> None:
+def test_held_calls_are_released_one_by_one(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """They stand in the timeline as waiting until then."""
     merchant.call()
     page.get_by_role("switch", name="API requests held").click()

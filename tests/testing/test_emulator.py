@@ -105,7 +105,7 @@ def test_bodies_are_kept_as_sent(emulator: Emulator, client: Client) -> None:
     assert emulator.journal[-1].body == b"onetwo"
 
 
-def test_a_client_may_wait_to_be_told_to_go_on(emulator: Emulator, client: Client) -> None:
+def test_a_client_may_wait_for_100_continue(emulator: Emulator, client: Client) -> None:
     """``Expect: 100-continue`` gets its response before the body is sent."""
     fields = {**client.headers, "Host": "emulator", "Expect": "100-continue", "Content-Length": "4"}
     with _connected(emulator) as sock:

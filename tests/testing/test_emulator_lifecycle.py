@@ -39,7 +39,7 @@ def together(count: int, act: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(act, range(count)))
 
 
-def test_a_thousand_connections_at_once() -> None:
+def test_a_thousand_concurrent_connections() -> None:
     """Opened together and all served; none is rejected, reset or forgotten."""
     with Emulator(call_limits=()) as emulator:
         client = Client(emulator)

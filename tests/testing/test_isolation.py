@@ -55,7 +55,7 @@ def requests_in(service: Service, act: Callable[[], object]) -> int:
     return service.emulator.journal.token_requests - before
 
 
-def test_every_manager_starts_anew(service: Callable[[], Service]) -> None:
+def test_every_manager_starts_without_state(service: Callable[[], Service]) -> None:
     """Those that were made before and those that are made in the block; they share what they get there."""
     seen = service()
     with isolated():
@@ -125,7 +125,7 @@ def test_a_clock_of_ones_own(service: Callable[[], Service]) -> None:
     assert requests_in(seen, seen.call) == 0
 
 
-def test_what_is_left_alone(service: Callable[[], Service], tmp_path: Path) -> None:
+def test_what_is_not_isolated(service: Callable[[], Service], tmp_path: Path) -> None:
     """A manager with a clock of its own, a closed one, and what a file holds."""
     seen = service()
     clocked, closed = seen.made(clock=ManualClock()), seen.made()

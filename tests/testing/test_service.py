@@ -160,7 +160,7 @@ def test_a_hundred_an_hour_to_the_instant() -> None:
     assert [ask(service, 3600.0).status, ask(service, 3600.0).status] == [200, 429]
 
 
-def test_what_is_answered_429_does_not_count() -> None:
+def test_a_request_with_a_429_response_does_not_count() -> None:
     """A client that keeps sending over an exhausted limit is accepted as soon as one that waited."""
     service = Service()
     statuses(service, 10, 0.0)
@@ -168,7 +168,7 @@ def test_what_is_answered_429_does_not_count() -> None:
     assert ask(service, 60.0).status == 200
 
 
-def test_429_says_when_to_come_back() -> None:
+def test_429_says_when_to_retry() -> None:
     """In the header and in the body, in whole seconds, and that is when it works."""
     service = Service()
     statuses(service, 10, 0.25)
@@ -255,7 +255,7 @@ def test_a_token_expires_at_its_lifetime_exactly() -> None:
     assert service.trace(Received("POST", "/api/balance", headers), 160.0) == (1, 60.0)
 
 
-def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
+def test_rejected_tokens_stay_rejected_and_later_ones_are_valid() -> None:
     """A revocation reaches what was issued until then and nothing else."""
     service = Service()
     old = [token(service), token(service)]
@@ -264,7 +264,7 @@ def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
     assert [call(service, headers).status for headers in (*old, new)] == [401, 401, 200]
 
 
-def test_one_node_of_two_can_refuse_every_token() -> None:
+def test_one_node_of_two_can_reject_every_token() -> None:
     """The hook gets the request and the instant, and only decides about valid tokens."""
     service = Service()
     headers = token(service)
@@ -308,7 +308,7 @@ def test_a_balance_is_the_merchants_own() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-def test_echo_tells_what_it_got(method: str) -> None:
+def test_echo_returns_what_it_received(method: str) -> None:
     """Any method, any body: the response contains method, length and digest."""
     service = Service()
     body = bytes(range(256)) * 5
@@ -365,7 +365,7 @@ def test_call_limits_can_be_turned_off() -> None:
     assert int(dict(answers[-1].headers)["X-RateLimit-Remaining"]) > 0
 
 
-def test_every_answer_announces_the_tightest_limit() -> None:
+def test_every_response_announces_the_tightest_limit() -> None:
     """The limit, the remaining requests, and the Unix time of the next available unit, rounded up."""
     service = Service()
     announced = [dict(ask(service, now).headers) for now in (0.5, 1.0)]

@@ -160,7 +160,7 @@ def the_leader_is_interrupted(stack: str) -> None:
 
 @case("urllib3", "httpx", "httpx-asyncio")
 def the_leaders_own_timeout_is_short(stack: str) -> None:
-    """A timeout of one request bounds neither the fetch nor anybody else; the urllib3 caller gives up in time."""
+    """A timeout of one request bounds neither the fetch nor other callers; the urllib3 caller raises in time."""
     with corner() as here, Crowd(here) as crowd, here.emulator.hold("token") as held, caller(stack, here) as call:
         with ThreadPoolExecutor(1) as pool:
             leader = pool.submit(call, timeout=SHORT)
