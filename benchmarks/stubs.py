@@ -45,10 +45,10 @@ def pool_classes() -> dict[str, Any]:
             return True
 
         def request(self, method: str, url: str, *args: Any, **options: Any) -> None:
-            self._asked = method, url, options["preload_content"], options["decode_content"]
+            self._requested = method, url, options["preload_content"], options["decode_content"]
 
         def getresponse(self) -> Any:
-            method, url, preload_content, decode_content = self._asked
+            method, url, preload_content, decode_content = self._requested
             return urllib3.HTTPResponse(
                 body=io.BytesIO(BODY),
                 headers=urllib3.HTTPHeaderDict(FIELDS),
@@ -93,13 +93,13 @@ class Wire(asyncio.Transport):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Any) -> None:
         super().__init__()
-        self._answer = lambda: protocol.data_received(RESPONSE)
+        self._respond = lambda: protocol.data_received(RESPONSE)
         self._loop = loop
         protocol.connection_made(self)
 
     def write(self, data: Any) -> None:
         """Respond to a request once it is there; a POST without a body is written immediately."""
-        self._loop.call_soon(self._answer)
+        self._loop.call_soon(self._respond)
 
     def writelines(self, list_of_data: Any) -> None:
         """Do the same."""

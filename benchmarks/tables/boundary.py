@@ -66,10 +66,10 @@ def _load(stack: str, row: str, seconds: float) -> tuple[list[float], int, int, 
         # When the responses with tokens arrived, but for the first.
         arrived = [entry.at - ahead + _LATENCY for entry in emulator.journal if entry.kind == "token"][1:]
         waited = [
-            answered - due > _LATENCY / 2 and any(due < at <= answered for at in arrived)
-            for due, answered in result["answered"]
+            responded - due > _LATENCY / 2 and any(due < at <= responded for at in arrived)
+            for due, responded in result["answered"]
         ]
-        latencies = sorted(answered - due for due, answered in result["answered"])
+        latencies = sorted(responded - due for due, responded in result["answered"])
         return latencies, sum(waited), len(result["failed"]), emulator.journal.token_requests
 
 

@@ -20,7 +20,7 @@ from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
 from support.authority import new_authority
 from support.proxies import Proxy
-from support.stacks import AsyncStack, Reply, Requests, Urllib3
+from support.stacks import AsyncStack, PlainResponse, Requests, Urllib3
 from support.worlds import World
 
 CHARGES = "/api/transactions/charges"
@@ -74,7 +74,7 @@ def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World)
     manager.get_token()
     world.emulator.faults.add(ResetBeforeRead(), on="/api/balance")
 
-    async def sent() -> Reply:
+    async def sent() -> PlainResponse:
         assert isinstance(stack, AsyncStack)
         try:
             raise ssl.SSLCertVerificationError("of another server")

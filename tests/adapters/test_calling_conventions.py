@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 import pay88_adapters.urllib3
 from pay88_adapters.testing import RefuseToken, ResetAfterRead
-from support.stacks import Httpx, Reply, Requests, Stack, Urllib3
+from support.stacks import Httpx, PlainResponse, Requests, Stack, Urllib3
 from support.worlds import World
 
 original = HTTPConnectionPool.urlopen
@@ -231,5 +231,5 @@ def test_rule_21_a_wrapped_transport_gets_the_request_and_nothing_else(
         return inner(self, request)
 
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_request)
-    assert isinstance(reply := world.client().attempt("POST", world.url), Reply)
+    assert isinstance(reply := world.client().attempt("POST", world.url), PlainResponse)
     assert (reply.status, len(calls)) == (200, 2)

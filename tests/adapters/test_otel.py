@@ -210,13 +210,13 @@ def test_the_merchant_is_recorded_only_if_the_option_is_set(one_world: World, ba
     world = one_world
     other = Credentials("sk_test_other", "MCH-OTHER")
     world.emulator.service.accept_credentials(other.api_key, other.merchant_id)
-    plain, told = Backend(), backend
+    plain, reported = Backend(), backend
     clients = []
     for credentials in (other, world.credentials):
         manager = world.new_manager(credentials)
         instrument(manager, meter_provider=plain.meters)
-        instrument(manager, meter_provider=told.meters, merchant_id=True)
-        instrument(manager, meter_provider=told.meters, merchant_id=True)
+        instrument(manager, meter_provider=reported.meters, merchant_id=True)
+        instrument(manager, meter_provider=reported.meters, merchant_id=True)
         clients.append(world.client(manager))
     for number in (0, 1, 0):
         world.emulator.service.refuse_current_tokens()
@@ -224,10 +224,10 @@ def test_the_merchant_is_recorded_only_if_the_option_is_set(one_world: World, ba
         world.settle(clients[number].manager)
     assert plain.points("pay88.token.request.duration") == {(200,): 3}
     assert plain.points("pay88.token.budget.remaining") == {("10 per 1 minute",): 8, ("100 per 1 hour",): 98}
-    assert told.points("pay88.token.request.duration") == {
+    assert reported.points("pay88.token.request.duration") == {
         (200, "MCH-OTHER"): 2, (200, world.credentials.merchant_id): 1,
     }  # fmt: skip
-    left = told.points("pay88.token.budget.remaining")
+    left = reported.points("pay88.token.budget.remaining")
     assert left["MCH-OTHER", "100 per 1 hour"] == 98
     assert left[world.credentials.merchant_id, "100 per 1 hour"] == 99
     plain.close()

@@ -43,8 +43,8 @@ def client(module: Any, emulator: Emulator) -> Any:
 def test_rule_03_a_cold_start_sends_one_token_request(client: Any, emulator: Emulator) -> None:
     """Twenty threads, one token."""
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: client.request("POST", f"{emulator.url}/api/balance").status, range(20)))
-    assert answers == [200] * 20
+        responses = list(pool.map(lambda _: client.request("POST", f"{emulator.url}/api/balance").status, range(20)))
+    assert responses == [200] * 20
     assert emulator.journal.token_requests == 1
 
 

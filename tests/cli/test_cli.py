@@ -316,10 +316,10 @@ def test_a_request_and_its_response(emulator: Emulator, environ: dict[str, str])
 def test_a_response_as_json(environ: dict[str, str]) -> None:
     """One document, with the body as JSON."""
     ended = run("request", "post", "/api/balance", "--json", environ=environ)
-    answer = json.loads(ended.out)
-    assert (ended.code, answer["status"], answer["reason"]) == (0, 200, "OK")
-    assert answer["headers"]["Content-Type"] == "application/json"
-    assert answer["body"]["data"]["currency"] == "COP"
+    response = json.loads(ended.out)
+    assert (ended.code, response["status"], response["reason"]) == (0, 200, "OK")
+    assert response["headers"]["Content-Type"] == "application/json"
+    assert response["body"]["data"]["currency"] == "COP"
 
 
 CHARGE = b'{"amount": 100}'

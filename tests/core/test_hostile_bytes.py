@@ -237,8 +237,8 @@ def test_rule_12_a_sound_token_is_read_whatever_is_beside_it(
 @settings_here
 def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str, str], said: object) -> None:
     """At least a second; no request waits longer than ``max_retry_after``."""
-    asked = retry_after(fields, {"retry_after": said}, time.time())
-    assert 1 <= asked < math.inf
+    requested = retry_after(fields, {"retry_after": said}, time.time())
+    assert 1 <= requested < math.inf
 
     policy = TokenPolicy()
     machine = TokenMachine(policy)
@@ -246,12 +246,14 @@ def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str,
     assert isinstance(leader, Fetch)
     assert machine.on_credentials(leader.ticket, "digest", 0.0)
     assert machine.on_budget_result(leader.ticket, AcquireResult(True, 0.0, 0.0), 0.0, from_reserve=False)
-    failure = Failure(TokenRateLimited, "429", status=429, retry_after=asked, retryable=True)
+    failure = Failure(TokenRateLimited, "429", status=429, retry_after=requested, retryable=True)
     assert machine.on_attempt_failed(leader.ticket, failure, 0.0, jitter=0.5, digest="digest") is None
 
-    told = machine.decide(0.0, known_failures=0, deadline=20.0)
-    assert isinstance(told, (Wait, Fail))
-    assert (told.until if isinstance(told, Wait) else told.retry_after) == min(asked, policy.max_retry_after)
+    reported = machine.decide(0.0, known_failures=0, deadline=20.0)
+    assert isinstance(reported, (Wait, Fail))
+    assert (reported.until if isinstance(reported, Wait) else reported.retry_after) == min(
+        requested, policy.max_retry_after
+    )
     assert isinstance(machine.decide(policy.max_retry_after, known_failures=0, deadline=policy.max_retry_after), Fetch)
 
 

@@ -369,16 +369,16 @@ def test_rule_18_every_error_of_every_client_library_is_both_and_pickles(
 ) -> None:
     """Found by module and name; both the core's class and the library's base exception; nothing gets lost."""
     module = importlib.import_module(f"pay88_adapters.{stack}")
-    flavour = getattr(module, kind.__name__)
-    assert issubclass(flavour, kind)
-    assert issubclass(flavour, base_of(stack))
-    assert (flavour.__module__, flavour.__doc__) == (module.__name__, kind.__doc__)
+    subclass = getattr(module, kind.__name__)
+    assert issubclass(subclass, kind)
+    assert issubclass(subclass, base_of(stack))
+    assert (subclass.__module__, subclass.__doc__) == (module.__name__, kind.__doc__)
 
     core = kind("the message", **FIELDS)  # type: ignore[arg-type]
     core.__cause__ = OSError("why")
     error = module._errors.convert(core)
 
-    assert type(error) is flavour
+    assert type(error) is subclass
     assert (str(error), error.__cause__, error.__suppress_context__) == ("the message", core.__cause__, True)
     assert {name: vars(error)[name] for name in FIELDS} == FIELDS
     assert set(vars(error)) >= set(vars(base_of(stack)("any"))), "the stack's own fields are there, too"

@@ -38,7 +38,7 @@ TOKEN, SESSION = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln", "sess_53a2cfc4-441e-455
 CANARY = "CANARY"
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
+def respond(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
     """Read a response to a request sent at second 7."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
@@ -46,7 +46,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
 
 def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
     """Read a response that is no token."""
-    outcome = answer(status, body, **headers)
+    outcome = respond(status, body, **headers)
     assert isinstance(outcome, Failure)
     return outcome
 
@@ -92,7 +92,7 @@ def test_rule_13_the_request_carries_the_two_keys_and_nothing_of_the_callers(pre
 )
 def test_rule_12_a_token_is_read_and_a_number_may_be_a_string(expires_in: object, seconds: float) -> None:
     """The values come through; the age counts from the moment the request was sent."""
-    outcome = answer(200, granted(expires_in=expires_in))
+    outcome = respond(200, granted(expires_in=expires_in))
     assert outcome == Token(TOKEN, SESSION, seconds, 7.0)
     assert isinstance(outcome, Token)
     assert outcome.requested_at == 7.0
@@ -105,13 +105,13 @@ def test_rule_12_a_token_is_read_and_a_number_may_be_a_string(expires_in: object
 def test_rule_12_unknown_fields_are_ignored() -> None:
     """More in the envelope or in ``data``, and the longest body allowed."""
     body = granted(scope="all", nested={"deep": [1]})
-    assert isinstance(answer(200, body + b" " * (MAX_BODY - len(body))), Token)
+    assert isinstance(respond(200, body + b" " * (MAX_BODY - len(body))), Token)
 
 
 @pytest.mark.parametrize("name", ["access_token", "session_id"])
 def test_rule_12_a_value_may_be_as_long_as_servers_take_a_field(name: str) -> None:
     """Eight KiB, and not one byte more."""
-    assert isinstance(answer(200, granted(**{name: "x" * 8_192})), Token)
+    assert isinstance(respond(200, granted(**{name: "x" * 8_192})), Token)
     assert failure(200, granted(**{name: "x" * 8_193})).kind is TokenResponseInvalid
 
 
@@ -196,7 +196,7 @@ BODIES = {**SHAPES, **values("access_token"), **values("session_id"), **LIFETIME
 @pytest.mark.parametrize("body", BODIES.values(), ids=map(plain, BODIES))
 def test_rule_12_a_200_that_makes_no_sense(body: bytes) -> None:
     """``TokenResponseInvalid``, to be treated like an outage; nothing of the body is in it."""
-    outcome = answer(200, body)
+    outcome = respond(200, body)
 
     assert isinstance(outcome, Failure)
     assert (outcome.kind, outcome.status, outcome.retryable) == (TokenResponseInvalid, 200, True)

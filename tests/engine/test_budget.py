@@ -54,11 +54,11 @@ def test_rule_05_ten_a_minute_and_not_one_more() -> None:
     scene = Scene()
     assert scene.take(10) == [True] * 10
     scene.now += 20.0
-    refused = scene.budget.acquire("M", from_reserve=False)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=False)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
 
-    scene.now += refused.retry_in - 2 * EPSILON
+    scene.now += rejected.retry_in - 2 * EPSILON
     assert scene.budget.acquire("M", from_reserve=False).retry_in == pytest.approx(2 * EPSILON, abs=EPSILON)
     scene.now += 2 * EPSILON
     assert scene.take() == [True]
@@ -80,10 +80,10 @@ def test_rule_05_a_hundred_an_hour() -> None:
     for _ in range(100):
         assert scene.take() == [True]
         scene.now += 10.0
-    refused = scene.budget.acquire("M", from_reserve=False)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
-    scene.now += refused.retry_in
+    rejected = scene.budget.acquire("M", from_reserve=False)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
+    scene.now += rejected.retry_in
     assert scene.take(2) == [True, False]
 
 
@@ -214,9 +214,9 @@ def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> N
     for _ in range(20):
         assert scene.take(from_reserve=True) == [True]
         scene.now += 30.0
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
     assert scene.left() == [8, 80], "a refused extra costs the shared limits nothing"
     assert scene.take() == [True]
 
@@ -276,15 +276,15 @@ def test_rule_05_what_is_rejected_as_extra_says_when_there_is_room_for_an_ordina
     """Immediately if only the reserve is exhausted; not earlier if the limit itself is."""
     scene = Scene(limits=("10/minute", "100/hour"))
     assert sum(scene.take(9, from_reserve=True)) == 8
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert (refused.granted, refused.refresh_allowed_in) == (False, 0.0)
-    assert refused.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert (rejected.granted, rejected.refresh_allowed_in) == (False, 0.0)
+    assert rejected.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
     scene = Scene(limits=("1/hour",))
     assert scene.take() == [True]
     scene.now += 10.0
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert not refused.granted
-    assert refused.refresh_allowed_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert not rejected.granted
+    assert rejected.refresh_allowed_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
 
 
 def test_rule_08_pressure_is_the_part_of_the_reserve_that_is_used() -> None:

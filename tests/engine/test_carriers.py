@@ -85,19 +85,19 @@ def steady() -> Iterator[Steady]:
     clock, stopped = ManualClock(skips_pauses=True), threading.Event()
     with Emulator(clock=clock, call_limits=()) as emulator, emulator.hold("token") as hold:
 
-        def answer() -> None:
+        def respond() -> None:
             while not stopped.wait(0.001):
                 if held := hold.held:
                     stopped.wait(0.02)
                     hold.release(held)
 
-        answering = threading.Thread(target=answer)
-        answering.start()
+        responding = threading.Thread(target=respond)
+        responding.start()
         try:
             yield Steady(emulator, clock, hold)
         finally:
             stopped.set()
-            answering.join()
+            responding.join()
 
 
 # --- who makes the requests

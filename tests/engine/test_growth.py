@@ -165,12 +165,12 @@ def test_a_shared_manager_is_forgotten_though_what_it_was_made_of_refers_to_it()
 
     class Service:
         def __init__(self) -> None:
-            self.manager = TokenManager.shared(self.read, listeners=[self.hear])
+            self.manager = TokenManager.shared(self.read, listeners=[self.receive])
 
         def read(self) -> Credentials:
             return credentials(0)
 
-        def hear(self, event: Event) -> None:
+        def receive(self, event: Event) -> None:
             pass
 
     with default_clock(ManualClock()):

@@ -278,13 +278,13 @@ except ConfigurationError as exc:
 def test_a_transport_that_is_no_network_can_be_wrapped() -> None:
     """httpx's own mock transport hands over responses that were read before: sync and async alike."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/auth/token":
             token = {"access_token": "eyJ.a.b", "session_id": "sess_1", "expires_in": 60}
             return httpx.Response(200, json={"data": token})
         return httpx.Response(200 if "x-session-id" in request.headers else 401)
 
-    inner = httpx.MockTransport(answer)
+    inner = httpx.MockTransport(respond)
     manager = TokenManager(Credentials("sk_test_mock", "MCH-COL-MOCK"), clock=ManualClock())
     url = f"{manager.base_url}/api/balance"
     with httpx.Client(transport=Pay88Transport(manager, inner)) as client:
@@ -298,7 +298,7 @@ def test_a_transport_that_is_no_network_can_be_wrapped() -> None:
     assert asyncio.run(asynchronously()) == 200
 
 
-class NeverAnswers:
+class NeverResponds:
     """A sender, and the event loop it runs on, that stop in the middle of a fetch."""
 
     key = "a loop"
@@ -325,7 +325,7 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     manager: Any = manager_for(emulator)
     state = manager._state
     decision = state.transition(lambda machine, now: machine.decide(now, known_failures=0, deadline=now + 1))
-    carrier, run = NeverAnswers(), FetchRun(decision.ticket, loop_thread=0)
+    carrier, run = NeverResponds(), FetchRun(decision.ticket, loop_thread=0)
     manager.async_runner.fetches.begin(run)
     fetch = manager.async_runner._fetch(carrier, run, carrier)
     fetch.send(None)

@@ -22,7 +22,7 @@ from pay88_adapters import (
 from pay88_adapters.events import BreakerClosed, BreakerOpened, Event
 from pay88_adapters.testing import RefuseToken, ResetAfterRead, Status, TooMany
 from support.servers import Valkey
-from support.stacks import AsyncStack, Outcome, Reply, Stack
+from support.stacks import AsyncStack, Outcome, PlainResponse, Stack
 from support.worlds import World
 
 LIMITS = ((60, 60), (1000, 3600))
@@ -38,13 +38,17 @@ def limited(make_world: Callable[..., World]) -> World:
 
 def statuses(outcomes: list[Outcome]) -> list[int]:
     """Return the statuses of those that got a response."""
-    return sorted(outcome.status for outcome in outcomes if isinstance(outcome, Reply))
+    return sorted(outcome.status for outcome in outcomes if isinstance(outcome, PlainResponse))
 
 
 def kinds(outcomes: list[Outcome]) -> set[type]:
     """Return the classes of the errors that all client libraries share."""
     bases = (RequestBudgetExhausted, CircuitOpen, Exception)
-    return {next(base for base in bases if isinstance(each, base)) for each in outcomes if not isinstance(each, Reply)}
+    return {
+        next(base for base in bases if isinstance(each, base))
+        for each in outcomes
+        if not isinstance(each, PlainResponse)
+    }
 
 
 # Pacing
@@ -71,8 +75,8 @@ def test_rule_22_a_call_waits_for_the_rate_limit_and_at_most_max_wait(limited: W
     assert error.retryable
     assert limited.emulator.journal.calls == 60
     limited.clock.advance(15)
-    reply = limited.as_time_passes(lambda: client.attempt("POST", limited.url), step=1)
-    assert statuses([reply]) == [200]
+    response = limited.as_time_passes(lambda: client.attempt("POST", limited.url), step=1)
+    assert statuses([response]) == [200]
     assert 60 <= limited.clock.now() - 1000 < 75
 
 
@@ -243,8 +247,8 @@ def test_rule_23_two_failures_are_not_enough(world: World) -> None:
 @pytest.mark.parametrize("works", [True, False])
 def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
     """During the trial request all other requests fail fast; its caller gets its response."""
-    heard: list[Event] = []
-    client = world.client(broken_manager(world, listeners=[heard.append]))
+    received: list[Event] = []
+    client = world.client(broken_manager(world, listeners=[received.append]))
     open_circuit(world, client)
     world.clock.advance(30)
     if not works:
@@ -257,7 +261,7 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
         assert statuses([probe.result(30)]) == [200 if works else 502]
     outcomes = client.gather(20, "POST", world.url)
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
-    changes = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
+    changes = [event for event in received if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
     again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, reopened=True)
     assert changes == [BreakerOpened(*where, 30, reopened=False), again]
@@ -309,7 +313,7 @@ def test_rule_23_a_cancelled_probe_lets_another_one_pass(
     kept: list[BaseException] = []
     send = client.asend
 
-    async def keeping(*args: Any, **kw: Any) -> Reply:
+    async def keeping(*args: Any, **kw: Any) -> PlainResponse:
         try:
             return await send(*args, **kw)
         except BaseException as exc:
@@ -367,7 +371,7 @@ def test_rule_23_a_probe_whose_body_fails_lets_another_one_pass(world: World) ->
             yield piece
 
     made: Any = failing() if body == "generator" else afailing()
-    assert not isinstance(client.attempt("POST", world.url, **{name: made}), (Reply, CircuitOpen))
+    assert not isinstance(client.attempt("POST", world.url, **{name: made}), (PlainResponse, CircuitOpen))
     assert statuses([client.attempt("POST", world.url)]) == [200]
 
 

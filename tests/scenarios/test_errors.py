@@ -32,7 +32,7 @@ from pay88_adapters.testing import (
 from support.messages import faults_of
 from support.security import (
     Scene,
-    _budget_spent,
+    _budget_exhausted,
     _closed,
     _connection_refused,
     _token_request_times_out,
@@ -83,7 +83,7 @@ ERRORS: dict[str, tuple[Callable[[Scene], None], Expected]] = {
     "truncated": (_token_fault(Truncated()), UNAVAILABLE),
     "connection rejected": (_connection_refused, UNAVAILABLE),
     "timeout": (_token_request_times_out, UNAVAILABLE),
-    "budget": (_budget_spent, Expected(TokenBudgetExhausted, retry_after=3545, retryable=True)),
+    "budget": (_budget_exhausted, Expected(TokenBudgetExhausted, retry_after=3545, retryable=True)),
     "closed": (_closed, Expected(ConfigurationError)),
 }
 

@@ -31,13 +31,13 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.stacks import STACKS, Options, Reply, Stack
+from support.stacks import STACKS, Options, PlainResponse, Stack
 from support.worlds import World
 
 
 def ok(outcome: object) -> bool:
     """Whether a call got 200."""
-    return isinstance(outcome, Reply) and outcome.status == 200
+    return isinstance(outcome, PlainResponse) and outcome.status == 200
 
 
 def test_rule_01_a_token_is_reused_for_fifty_seconds(world: World) -> None:
@@ -80,7 +80,7 @@ def test_rule_02_a_refresh_runs_in_the_background(world: World) -> None:
 
 def test_rule_03_a_cold_start_sends_one_token_request(world: World) -> None:
     """However many concurrent requests start, one token request is sent."""
-    assert all(ok(reply) for reply in world.client().gather(100, "POST", world.url))
+    assert all(ok(response) for response in world.client().gather(100, "POST", world.url))
     assert world.emulator.journal.token_requests == 1
 
 
@@ -92,7 +92,7 @@ def test_rule_03_all_client_libraries_share_one_fetch(make_world: Callable[..., 
         outcomes = list(pool.map(lambda client: client.gather(20, "POST", world.url), clients))
     for client in clients:
         client.close()
-    assert all(ok(reply) for replies in outcomes for reply in replies)
+    assert all(ok(response) for responses in outcomes for response in responses)
     assert world.emulator.journal.token_requests == 1
 
 
@@ -153,7 +153,7 @@ def test_rule_07_a_rejected_call_is_replayed_byte_for_byte_or_not_at_all(world: 
     world.emulator.service.refuse_current_tokens()
     outcome = client.attempt("POST", world.echo, **client.bodies[body]())
     calls = world.emulator.journal.select("call", path="/api/echo")
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     if "generator" in body:
         assert outcome.status == 401
         assert len(calls) == 1
@@ -173,7 +173,7 @@ def test_rule_07_a_second_401_goes_to_the_caller(world: World) -> None:
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
     outcome = client.attempt("POST", world.url)
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, b'"code": 401' in outcome.body) == (401, True)
     assert world.emulator.journal.calls == 2
     assert world.emulator.journal.token_requests == 2
@@ -230,7 +230,7 @@ def test_rule_08_consecutive_rejections_stop_costing_tokens(world: World) -> Non
     world.emulator.service.refuse_where = lambda received, now: True
     for _ in range(25):
         outcome = client.attempt("POST", world.url)
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 401
         world.clock.advance(1)
     assert world.emulator.journal.token_requests <= 1 + 3
@@ -398,7 +398,7 @@ def test_rule_12_malformed_responses_never_reach_a_header(world: World) -> None:
 def test_rule_12_a_number_may_come_as_a_string(world: World) -> None:
     """``"60"`` is sixty seconds."""
     world.emulator.faults.add(_token(expires_in="60"), on="token")
-    assert isinstance(world.client().attempt("POST", world.url), Reply)
+    assert isinstance(world.client().attempt("POST", world.url), PlainResponse)
     [call] = [each for each in world.emulator.journal.select("call") if each.headers["x-session-id"] == "sess_1"]
     assert call.headers["authorization"] == "Bearer eyJ.a"
 
@@ -455,10 +455,10 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
     """The provider is called for each fetch, no request is dropped, and the old token serves until then."""
     service = world.emulator.service
     current = [world.credentials]
-    asked = []
+    requested = []
 
     def credentials() -> Credentials:
-        asked.append(current[0])
+        requested.append(current[0])
         return current[0]
 
     client = world.client(world.new_manager(credentials))
@@ -467,7 +467,7 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
     current[0] = Credentials("sk_test_new", world.emulator.merchant_id)
     service.reject_credentials(world.emulator.api_key)
     assert ok(client.attempt("POST", world.url))
-    assert len(asked) == 1
+    assert len(requested) == 1
     world.clock.advance(59)
     assert ok(client.attempt("POST", world.url))
     assert [entry.headers["x-api-key"] for entry in world.emulator.journal.select("token")] == [

@@ -151,16 +151,16 @@ def test_rule_24_a_command_that_is_rejected_is_an_error_without_what_was_sent(ow
 
 def test_rule_24_a_server_that_speaks_no_redis_is_an_error() -> None:
     """A web server, and one that hangs up."""
-    for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"$-7\r\n", b"*1\r\n$1\r\nx\r\n"):
-        with answering(answer) as port:
+    for response in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"$-7\r\n", b"*1\r\n$1\r\nx\r\n"):
+        with responding(response) as port:
             store = redis_store(f"redis://127.0.0.1:{port}", Clock())
             for ask in operations(store):
                 fails(ask)
 
 
 @contextmanager
-def answering(answer: bytes) -> Generator[int]:
-    """Send *answer* to each client, and close the connection."""
+def responding(response: bytes) -> Generator[int]:
+    """Send *response* to each client, and close the connection."""
 
     def serve() -> None:
         while True:
@@ -170,7 +170,7 @@ def answering(answer: bytes) -> Generator[int]:
                 return
             with connection:
                 connection.recv(65536)
-                connection.sendall(answer)
+                connection.sendall(response)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)

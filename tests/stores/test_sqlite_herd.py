@@ -176,7 +176,7 @@ def test_rule_04_200_processes_start_concurrently(path: Path) -> None:
             os.write(say, b"d" if manager.stats().store_degraded else b"t")
         os.read(wait_for_end, 1)  # the process that fetched has yet to publish
 
-    def answers() -> str:
+    def responses() -> str:
         said = ""
         while len(said) < 200:
             said += os.read(said_from, 200).decode()
@@ -187,9 +187,9 @@ def test_rule_04_200_processes_start_concurrently(path: Path) -> None:
             stack.callback(os.close, each)
         for _ in range(200):  # before there is any thread
             stack.enter_context(process(act))
-        assert answers() == "r" * 200
+        assert responses() == "r" * 200
         emulator = stack.enter_context(Emulator(call_limits=()))
         where.write_text(f"{emulator.url} {emulator.api_key} {emulator.merchant_id}", encoding="ascii")
         os.close(starts)
-        assert answers() == "t" * 200
+        assert responses() == "t" * 200
         assert emulator.journal.token_requests == 1

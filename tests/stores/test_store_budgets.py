@@ -217,13 +217,13 @@ def test_rule_05_entries_are_a_set(scene: Scene) -> None:
     assert {entry.id for entry in budget.history("key")} == {entry.id for entry in known[:2]}
     claim = Claim([Window("key", 5, 3000.0)], ["mine"], {"key": known})
     for _ in range(2):
-        answer = budget.claim(claim)
-        assert (answer.wait, len(answer.histories["key"])) == (0, 5)
-    assert [entry.id for entry in answer.histories["key"]][-1] == "mine"
-    assert answer.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
+        response = budget.claim(claim)
+        assert (response.wait, len(response.histories["key"])) == (0, 5)
+    assert [entry.id for entry in response.histories["key"]][-1] == "mine"
+    assert response.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
     assert budget.claim(claim._replace(ids=["another"])).wait > 0
-    refused = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
-    assert refused.wait > 0
+    rejected = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
+    assert rejected.wait > 0
     assert budget.get("other") == 4, "it knows them all the same"
 
 
@@ -234,11 +234,11 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
     assert budget.cooldown("key") is None
     budget.bar("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
     budget.bar("key", Cooldown(10 * unit, 0.0, "shorter"))
-    answer = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
-    assert answer.wait == about(scene, 20 * unit)
-    assert answer.bar is not None
-    assert (answer.bar.seconds, answer.bar.reason) == (20 * unit, 'wait\n"ñ"')
-    assert [len(history) for history in answer.histories.values()] == [1, 0]
+    response = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
+    assert response.wait == about(scene, 20 * unit)
+    assert response.bar is not None
+    assert (response.bar.seconds, response.bar.reason) == (20 * unit, 'wait\n"ñ"')
+    assert [len(history) for history in response.histories.values()] == [1, 0]
     assert budget.claim(claim._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
     assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
     scene.advance(1.1 * unit)
@@ -254,14 +254,14 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
 
 def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scene) -> None:
     """With any changes of members: at each moment, and in the end each active one has an equal part."""
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
             lead = scene.store.try_acquire_lease("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
-            told[member] = lead.parts
-            assert sum(1 / parts for parts in told.values() if parts) <= 1.0001
-            assert len(lead.others) <= len(told) - 1
-    assert set(told.values()) == {8}
+            reported[member] = lead.parts
+            assert sum(1 / parts for parts in reported.values() if parts) <= 1.0001
+            assert len(lead.others) <= len(reported) - 1
+    assert set(reported.values()) == {8}
     assert scene.store.try_acquire_lease("key", owner="no member", known=0, lease=1.0).parts == 0
 
 
@@ -287,8 +287,8 @@ def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scen
 def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
-        told = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
-    assert told.parts == 0
+        reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
+    assert reported.parts == 0
 
 
 KEYS = st.sampled_from(["a", "b"])

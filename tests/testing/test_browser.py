@@ -134,7 +134,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         if message.type in ("error", "warning") and not expected:
             complaints.append(message.text)
 
-    def asked(request: Any) -> None:
+    def requested(request: Any) -> None:
         if not request.url.startswith(emulator.page_url):
             complaints.append(f"asked for {request.url}")
 
@@ -145,7 +145,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         page = context.new_page()
         page.on("console", arrived)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", asked)
+        page.on("request", requested)
         page.goto(emulator.page_url)
         page.wait_for_selector("#link[data-state=live]")
         page.locator("#kind option").nth(13).wait_for(state="attached")  # the page requests them

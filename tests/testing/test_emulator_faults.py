@@ -114,8 +114,8 @@ def test_too_many_says_when_in_either_place(emulator: Emulator, fault: Fault, he
 def test_a_good_token_can_be_rejected(emulator: Emulator, client: Client) -> None:
     """Once, unexecuted; afterwards the same token is accepted again."""
     emulator.faults.add(RefuseToken())
-    refused = client.call(CHARGES, json={})
-    assert (refused.status, refused.json()["message"]) == (401, "Invalid or expired token")
+    rejected = client.call(CHARGES, json={})
+    assert (rejected.status, rejected.json()["message"]) == (401, "Invalid or expired token")
     assert emulator.service.charges == ()
     assert client.call(CHARGES, json={}).status == 200
 
@@ -339,12 +339,12 @@ def test_a_401_storm_can_be_staged(emulator: Emulator) -> None:
     client.ask()
     hold = emulator.hold()
     with ThreadPoolExecutor(200) as pool:
-        answers = [pool.submit(client.call) for _ in range(200)]
+        responses = [pool.submit(client.call) for _ in range(200)]
         hold.wait_for(200)
         assert (hold.held, emulator.journal.calls) == (200, 200)
         emulator.service.refuse_current_tokens()
         hold.release()
-        assert Counter(answer.result(10).status for answer in answers) == {401: 200}
+        assert Counter(answer.result(10).status for answer in responses) == {401: 200}
     client.ask()
     assert client.call().status == 200
     client.http.clear()

@@ -202,9 +202,9 @@ def test_no_secret_is_sent(emulator: Emulator, client: Client) -> None:
     service = emulator.service
     service.accept_credentials("a key/of my own, and long enough")
     secrets = [*service.secrets(), "sk_live_never_seen_before"]
-    told: list[str] = []
+    reported: list[str] = []
     with events(emulator) as stream:
-        told.append(json.dumps(next(stream)))
+        reported.append(json.dumps(next(stream)))
         for secret in secrets:
             quoted = quote(secret, safe="")
             client.call(f"{ECHO}?token={quoted}", **{"User-Agent": f"me {secret}"})
@@ -215,17 +215,17 @@ def test_no_secret_is_sent(emulator: Emulator, client: Client) -> None:
             ):  # fmt: skip
                 emulator.faults.add(fault, on=f"/{secret}")
             wishes = ({"fault": secret}, {"fault": "Status", secret: 1}, {"fault": "Redirect", "to": secret})
-            told += [client.page("POST", "faults", wish).data.decode() for wish in wishes]
-            told.append(client.page("DELETE", f"faults/{quoted}").data.decode())
-            told.append(client.page("POST", "actions", {"do": "rotate_key", "api_key": secret}).data.decode())
-            told.append(client.page("GET", quoted).data.decode())
-        told += [client.page("GET", path).data.decode() for path in ("", "page.js", "page.css", "state", "faults")]
+            reported += [client.page("POST", "faults", wish).data.decode() for wish in wishes]
+            reported.append(client.page("DELETE", f"faults/{quoted}").data.decode())
+            reported.append(client.page("POST", "actions", {"do": "rotate_key", "api_key": secret}).data.decode())
+            reported.append(client.page("GET", quoted).data.decode())
+        reported += [client.page("GET", path).data.decode() for path in ("", "page.js", "page.css", "state", "faults")]
         until(lambda: emulator.journal[-1].finished)
-        while f'"n": {len(emulator.journal)},' not in told[-1]:
-            told.append(json.dumps(next(stream)))
-    assert len(told) > 20 + len(secrets)
-    assert leaked([*secrets, *service.secrets()], told) == []
-    assert sum(r"me \u2022" in text for text in told) >= 2  # a bullet replaces the secret
+        while f'"n": {len(emulator.journal)},' not in reported[-1]:
+            reported.append(json.dumps(next(stream)))
+    assert len(reported) > 20 + len(secrets)
+    assert leaked([*secrets, *service.secrets()], reported) == []
+    assert sum(r"me \u2022" in text for text in reported) >= 2  # a bullet replaces the secret
 
 
 # The stream
@@ -244,10 +244,10 @@ def test_a_late_subscriber_gets_the_state_first(emulator: Emulator, client: Clie
         assert (name, [(entry["n"], entry["finished"]) for entry in change["timeline"]]) == ("change", [(3, False)])
         hold.release()
         calling.join()
-        told: list[tuple[int, bool]] = []
-        while not told:
-            told += [(entry["n"], entry["finished"]) for entry in next(stream)[1]["timeline"]]
-        assert told == [(3, True)]
+        reported: list[tuple[int, bool]] = []
+        while not reported:
+            reported += [(entry["n"], entry["finished"]) for entry in next(stream)[1]["timeline"]]
+        assert reported == [(3, True)]
 
 
 def test_only_the_clock_is_sent_while_nothing_happens(clock: ManualClock, emulator: Emulator) -> None:

@@ -19,8 +19,8 @@ class Service:
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
-        self.heard: list[Event] = []
-        self.manager = self.made(listeners=[self.heard.append])
+        self.received: list[Event] = []
+        self.manager = self.made(listeners=[self.received.append])
         self.http = Pay88PoolManager(self.manager)
 
     def made(self, **options: object) -> TokenManager:
@@ -98,11 +98,11 @@ def test_listeners_stay(service: Callable[[], Service]) -> None:
     seen = service()
     added: list[Event] = []
     seen.manager.listen(added.append)
-    seen.heard.clear()
+    seen.received.clear()
     with isolated():
         seen.call()
-    for heard in (seen.heard, added):
-        assert CallWaited in {type(event) for event in heard}
+    for received in (seen.received, added):
+        assert CallWaited in {type(event) for event in received}
 
 
 def test_blocks_within_blocks(service: Callable[[], Service]) -> None:

@@ -22,7 +22,7 @@ import pay88_adapters.httpx
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Emulator, ManualClock
-from support.stacks import STACKS, Aiohttp, HttpxTrio, Options, Outcome, Reply, Stack, Urllib3
+from support.stacks import STACKS, Aiohttp, HttpxTrio, Options, Outcome, PlainResponse, Stack, Urllib3
 
 DEADLINE = 60.0
 """Real seconds that a case may take; then it prints the stack traces of all threads and exits."""
@@ -81,7 +81,7 @@ class Corner:
         assert isinstance(self.clock, ManualClock)
         self.clock.advance(seconds)
 
-    def spent(self, tokens: int) -> None:
+    def used(self, tokens: int) -> None:
         """Check what the server has seen, and what the budget says."""
         assert self.journal.token_requests == tokens, self.journal
         assert self.manager.stats().budget_left["10 per 1 minute"] == 10 - tokens
@@ -111,7 +111,7 @@ async def auntil(condition: Callable[[], bool]) -> None:
 
 def served(outcomes: list[Outcome]) -> bool:
     """Whether all requests got a 200."""
-    bad = [each for each in outcomes if not isinstance(each, Reply) or each.status != 200]
+    bad = [each for each in outcomes if not isinstance(each, PlainResponse) or each.status != 200]
     assert not bad, bad
     return True
 
