@@ -8,7 +8,7 @@ import pytest
 
 from pay88_adapters.stores.base import LeaseResult, Record, StoreView
 from pay88_adapters.stores.memory import MemoryStore
-from pay88_adapters.stores.slot import RecordSlot
+from pay88_adapters.stores.record_slot import RecordSlot
 from support.scenes import Scene
 from support.stores import about, publish
 

@@ -23,7 +23,7 @@ from pay88_adapters.core.history import (
 
 from .base import BudgetStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
 _AGAIN = 0.01  # seconds

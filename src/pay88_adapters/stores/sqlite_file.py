@@ -22,7 +22,7 @@ from pay88_adapters.core.history import LEAST_KEEP
 from pay88_adapters.stores.realtime import monotonic
 
 from .base import StoreClock, StoreError
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 from .sqlite_rows import COLUMNS, INSERT, SAVE, decode, real, string, whole
 
 try:

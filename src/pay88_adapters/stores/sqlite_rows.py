@@ -11,7 +11,7 @@ from pay88_adapters.core.history import LEAST_KEEP, Cooldown, History, Past
 
 from .base import Member
 from .members import HORIZON, MOST_MEMBERS, parts
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 
 DAY = 86_400.0
 _FRESH = 2.0  # seconds without a write for a member that only repeats a lease attempt
