@@ -62,7 +62,7 @@ def check_names() -> None:
 
 
 def main() -> int:
-    """Make the mistakes, and print those that no test sees: survivors.md says why."""
+    """Make the mistakes, and print those that no test sees."""
     shutil.rmtree("mutants", ignore_errors=True)  # old verdicts outlive a change of the tests
     subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", "2"], check=True)
 

@@ -14,6 +14,7 @@ from pay88_adapters import (
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.decisions import Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import Failure
+from pay88_adapters.core.failures import BUDGET_EXHAUSTED
 from pay88_adapters.core.snapshot import Snapshot
 from support.driven import (
     BROKEN,
@@ -26,6 +27,7 @@ from support.driven import (
     Driven,
     holding,
     limited,
+    no,
     token,
 )
 
@@ -219,6 +221,19 @@ def test_rule_11_a_token_resets_the_cooldown() -> None:
     assert driven.fail(ticket, 66.0, ODD) is None
     assert driven.ask(66.5) == Use(token(20.0))
     assert driven.machine.fast_path_token(66.0) == (token(20.0), 67.0)
+
+
+def test_rule_05_an_exhausted_budget_is_checked_once_a_minute() -> None:
+    """Each result replaces the one before, and the error says when there is a unit."""
+    driven = Driven()
+    assert not driven.send(driven.lead(0.0), 0.0, no(1_000.0))
+    assert driven.ask(59.0) == Fail(BUDGET_EXHAUSTED, 941.0)
+    assert not driven.send(driven.lead(60.0), 60.0, no(100.0))
+    assert driven.ask(60.0) == Fail(BUDGET_EXHAUSTED, 100.0)
+    assert not driven.send(driven.lead(120.0), 120.0, no(10.0))
+    assert isinstance(driven.ask(120.0, wait=10.0), Wait)
+    driven.lose(130.0)
+    assert driven.ask(130.0) == Fail(ODD, 1.0), "what counts is the last result of all"
 
 
 def test_rule_11_with_the_last_of_the_budget_the_cooldown_is_long_from_the_start() -> None:

@@ -229,6 +229,40 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(outage: StoreOutage, lo
     )
 
 
+def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outage: StoreOutage) -> None:
+    """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
+    one, other = outage.process(), outage.process()
+    key = one.state.settings.budget.key(OLD.merchant_id)
+    budget = one.state.settings.store_client.budget
+    budget.learn(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
+    first = one.call()
+    assert isinstance(first, TokenBudgetExhausted)
+    assert first.retry_after == pytest.approx(2_605.0, abs=0.1)
+    outage.store.budget.clear(key)
+    outage.clock.advance(59)
+    assert isinstance(one.call(), TokenBudgetExhausted)
+    assert not outage.store.budget.history(key)
+    outage.clock.advance(1)
+    later = one.call()
+    assert isinstance(later, TokenBudgetExhausted)
+    assert later.retry_after == pytest.approx(2_545.0, abs=0.1)
+    assert isinstance(other.call(), TokenBudgetExhausted)
+    assert not outage.endpoint.sent
+
+
+def test_rule_04_a_process_without_budget_uses_the_token_of_another(outage: StoreOutage) -> None:
+    """The other one has larger limits, for example: a deployment changes them."""
+    one, other = outage.process(limits=("1/hour",)), outage.process()
+    assert isinstance(one.call(), Token)
+    outage.clock.advance(60)
+    assert isinstance(one.call(), TokenBudgetExhausted)
+    outage.clock.advance(10)
+    token = other.call()
+    assert isinstance(token, Token)
+    outage.clock.advance(50)
+    assert one.call() == token
+
+
 def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOutage) -> None:
     """The writer of the record had fewer entries."""
     one, other = outage.process(), outage.process()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
+from .policy import LIFETIME
 
 _NEVER = float("-inf")
 
@@ -10,11 +11,14 @@ _NEVER = float("-inf")
 class TokenCooldown:
     """The cooldown of one manager. All instants are in seconds of its clock."""
 
-    __slots__ = ("reason", "rejected_key", "requested_until", "until")
+    __slots__ = ("next_check_at", "reason", "rejected_key", "requested_until", "until")
 
     def __init__(self) -> None:
         self.reason: Failure | None = None
         self.until = _NEVER
+        self.next_check_at = _NEVER
+        """From when on a fetch may start. It checks an exhausted budget once in the life of a token: another process
+        may have a token by then, or the store may have lost what this process knows."""
         self.requested_until = _NEVER
         """End of the wait that the service demanded, not capped by ``max_retry_after``."""
         self.rejected_key: str | None = None
@@ -24,10 +28,23 @@ class TokenCooldown:
         """Start a cooldown, unless the current one lasts longer."""
         if until >= self.until:
             self.reason, self.until = reason, until
+        self.next_check_at = self.until
+
+    def exhausted(self, reason: Failure, until: float, now: float) -> None:
+        """Start a cooldown because the token budget granted no unit; this result replaces an earlier one."""
+        self.granted()
+        self.start(reason, until)
+        if self.is_for(TokenBudgetExhausted):
+            self.next_check_at = min(until, now + LIFETIME)
+
+    def granted(self) -> None:
+        """Record that the token budget granted a unit."""
+        if self.is_for(TokenBudgetExhausted):
+            self.end()
 
     def end(self) -> None:
         """End the cooldown early."""
-        self.reason, self.until, self.rejected_key = None, _NEVER, None
+        self.reason, self.until, self.next_check_at, self.rejected_key = None, _NEVER, _NEVER, None
 
     def is_for(self, *kinds: type[Exception]) -> bool:
         """Whether the reason is one of *kinds*."""

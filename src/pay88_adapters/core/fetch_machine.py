@@ -189,6 +189,8 @@ class FetchMachine:
             if fetch is not None and fetch.refreshed_before is None:
                 fetch.refreshed_before = self._refreshed_at
             self._refreshed_at = now
+        if result.granted:
+            self.cooldown.granted()
         if fetch is None:
             return False
         if result.granted:
@@ -202,7 +204,7 @@ class FetchMachine:
         until = now + result.retry_in
         if from_reserve:
             until = min(until, max(self._refreshed_at + self._interval(), now + result.refresh_allowed_in))
-        self.cooldown.start(result.failure or BUDGET_EXHAUSTED, until)
+        self.cooldown.exhausted(result.failure or BUDGET_EXHAUSTED, until, now)
         return False
 
     def on_grant_expired(self, ticket: int) -> None:
@@ -304,7 +306,7 @@ class FetchMachine:
     def _endpoint_state(self, now: float) -> EndpointState:
         if self.pending.by_ticket:
             return EndpointState.BUSY
-        return EndpointState.FREE if now >= self.cooldown.until else EndpointState.COOLDOWN
+        return EndpointState.FREE if now >= self.cooldown.next_check_at else EndpointState.COOLDOWN
 
     def _expire_pending_fetches(self, now: float) -> None:
         for ticket, fetch in self.pending.expired(now):

@@ -100,7 +100,7 @@ class TokenMachine(FetchMachine):
         if endpoint_state is EndpointState.BUSY:
             return cached.token, min(cached.reuse_until, self.pending.next_due_at)
         return cached.token, min(
-            cached.usable_until, max(self.cooldown.until, 0.0 if self._rejected else cached.refresh_at)
+            cached.usable_until, max(self.cooldown.next_check_at, 0.0 if self._rejected else cached.refresh_at)
         )
 
     def blocked_for(self, now: float) -> float:

@@ -29,7 +29,7 @@ from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from support.simulation.remote import Remote, SimulatedClock
-from support.simulation.scenario import APART, EASES_OFF, EPSILON, LIFETIME, MERCHANT, PROBING, TICK, URL, WORKERS
+from support.simulation.scenario import APART, EASES_OFF, EPSILON, MERCHANT, PROBING, TICK, URL, WORKERS
 
 if TYPE_CHECKING:
     from support.simulation.world import World
@@ -349,10 +349,6 @@ class Process:
             self.dies_leading = False
             self.world.trouble(0.5)
             self.world.at(self.world.now + self.rng.uniform(0.0, 0.5), self.world.crash_of(self))
-
-    def reads_store_soon(self) -> bool:
-        """Whether it reads the store within the lifetime of a token: not while it waits for the budget."""
-        return any(each.state._machine.blocked_for(self.clock.now()) < LIFETIME for each in self.managers)
 
     def known(self) -> set[str]:
         """Return the ids of the units that it knows."""

@@ -221,12 +221,7 @@ class World:
         """Note which of these units no process can report to the store."""
         known = self.store.units(self.budget_key)
         for each in self.processes:
-            if (
-                each.alive
-                and not self.reachable(each.number)
-                and self.now >= each.paused_until
-                and each.reads_store_soon()
-            ):
+            if each.alive and not self.reachable(each.number) and self.now >= each.paused_until:
                 known |= each.known()
         self._forgotten |= units - known
 
