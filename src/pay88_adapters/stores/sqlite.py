@@ -175,7 +175,7 @@ class SqliteStore:
             published = place.publish(now, fencing_token=fencing_token, content=content, keep=keep, after=after)
             if published:
                 save_slot(db, key, place)
-                db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - DAY,))
+                db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))
             return published
 
         return self._file.do(operation)

@@ -46,7 +46,7 @@ CREATE TABLE entries (
 CREATE INDEX entries_by_end ON entries (until);
 CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
-CREATE TABLE records ( -- a Place, field by field
+CREATE TABLE records ( -- a RecordSlot, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
     content TEXT NOT NULL,
@@ -57,7 +57,8 @@ CREATE TABLE records ( -- a Place, field by field
     owner TEXT NOT NULL,
     leased_at REAL NOT NULL,
     leased_until REAL NOT NULL
-)"""
+);
+CREATE INDEX records_by_end ON records (keep_until)"""
 
 _SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the next
 
