@@ -63,11 +63,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.model.come(pick, wait)
             self.model.check()
 
-    @precondition(lambda self: any(each.stage == "answer" for each in self.model.carriers))
+    @precondition(lambda self: any(each.stage == "response" for each in self.model.carriers))
     @rule(response=st.floats(0.01, 300) | st.sampled_from([*FAILURES, NONSENSE, replace(LIMITED, retry_after=9000.0)]))
     def receive(self, response: float | Failure) -> None:
         """A response of any kind."""
-        index = next(index for index, each in enumerate(self.model.carriers) if each.stage == "answer")
+        index = next(index for index, each in enumerate(self.model.carriers) if each.stage == "response")
         if isinstance(response, Failure):
             self.model.fail(index, response)
         else:

@@ -56,7 +56,7 @@ def test_rule_09_a_credentials_provider_is_called_again_and_not_retried() -> Non
     for now in (1.0, 2.0):
         seen = driven.machine.failed_fetches
         ticket = driven.lead(now)
-        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is asked for"
+        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is acquired"
         assert driven.ask(now, known_failures=seen) == Fail(REJECTED, 30.0 - now)
 
 

@@ -224,4 +224,4 @@ def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
     for thread in threads:
         thread.join(5)
     lead(fleet)
-    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was told"
+    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was reported"

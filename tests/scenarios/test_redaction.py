@@ -272,11 +272,11 @@ SITUATIONS: dict[str, Callable[[Scene], None]] = {
             _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_exhausted, _hung_up_on,
         )
     },
-    "refusals that repeat what they got": _on_the_token_endpoint(*(Status(code, body=ECHO) for code in (401, 403))),
-    "other errors that repeat what they got": _on_the_token_endpoint(
+    "rejections that repeat the request": _on_the_token_endpoint(*(Status(code, body=ECHO) for code in (401, 403))),
+    "other errors that repeat the request": _on_the_token_endpoint(
         *(Status(code, body=ECHO) for code in (400, 404, 422, 429, 500, 503))
     ),
-    "answers that repeat what they got": _on_the_token_endpoint(Body(ECHO), Body(ECHO, 201), Body(ECHO, 307)),
+    "responses that repeat the request": _on_the_token_endpoint(Body(ECHO), Body(ECHO, 201), Body(ECHO, 307)),
     "a token endpoint that breaks": _on_the_token_endpoint(
         Garbage(), ResetBeforeRead(), ResetAfterRead(), Truncated(), HugeBody(100_000), Body(b"{}"), Body(b"\xff")
     ),

@@ -138,7 +138,7 @@ def test_rules_15_and_17_a_connection_error_of_many_requests_ends_as_without_the
                 ends.append(summary(crowd(client, f"{server.url}/api/echo", printer)))
     assert ends[1] == ends[0]
     assert sum(ends[0].values()) == CROWD
-    assert not any("Reply(" in each for each in ends[0])
+    assert not any("PlainResponse(" in each for each in ends[0])
     assert printer
     assert len(printer.texts) >= 2 * CROWD
     assert not leaked(service.secrets(), printer.texts)

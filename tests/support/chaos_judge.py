@@ -173,7 +173,7 @@ class Judge:
             "oldest token on arrival": f"{self.journal.oldest_token_age or 0:.1f} s",
             "latest arrival": f"{self.late:.2f} s",
             "recovery": f"{storm.recovery:.1f} s" if storm.recovery is not None else "never",
-            "calls answered 401": sum(entry.status == 401 for entry in self.calls),
+            "calls with a 401": sum(entry.status == 401 for entry in self.calls),
             "replays": replays,
             "disturbances": len(storm.disturbed),
             "faults on tokens": dict(Counter(each.fault for each in self.tokens if each.fault).most_common(8)),

@@ -213,8 +213,8 @@ class Model:
                 case "deciding":
                     yield "a caller decides", partial(Model.decide, index=index)
                 case "calling":
-                    yield "a call is answered 200", partial(Model.responded, index=index)
-                    yield "a call is answered 401", partial(Model.refused, index=index)
+                    yield "a call gets a 200", partial(Model.responded, index=index)
+                    yield "a call gets a 401", partial(Model.refused, index=index)
                 case _:
                     pass  # it waits
         for index, carrier in enumerate(self.carriers):
@@ -235,15 +235,15 @@ class Model:
                     for found, name in enumerate(FOUND):
                         yield f"another process has found {name}", partial(Model.consult, index=index, found=found)
                 case "budget":
-                    yield "the budget is asked", partial(Model.attempt, index=index)
+                    yield "a unit is acquired", partial(Model.attempt, index=index)
                     for seconds in (self.world.policy.fetch_timeout / 2, 100.0):
                         yield (
-                            f"the budget is asked, and the process stopped for {seconds:g} s",
+                            f"a unit is acquired, and the process stopped for {seconds:g} s",
                             partial(Model.attempt, index=index, stopped=seconds),
                         )
                 case "granted":
                     yield "the request is sent", partial(Model.send, index=index)
-                case "answer":
+                case "response":
                     for lifetime in (60.0, 1.0):
                         yield (
                             f"a token for {lifetime:g} s arrives",
@@ -255,9 +255,9 @@ class Model:
                             partial(Model.arrive, index=index, lifetime=60.0, again=True),
                         )
                     for failure in FAILURES:
-                        yield f"the answer is {failure.message}", partial(Model.fail, index=index, failure=failure)
+                        yield f"the response is {failure.message}", partial(Model.fail, index=index, failure=failure)
                     if carrier.at == self.now:
-                        yield "the answer takes a while", partial(Model.pass_time, seconds=2.0)
+                        yield "the response takes a while", partial(Model.pass_time, seconds=2.0)
                 case _:
                     if self.now >= carrier.at:
                         yield f"on to the {carrier.then}", partial(Model.resume, index=index)
@@ -492,7 +492,7 @@ class Model:
         self.sent.append(self.now)
         for item in self.world.limits:
             assert largest_window(self.sent, item.get_expiry()) <= item.amount, "rule 5: the budget is passed"
-        self.carriers[index] = carrier._replace(stage="answer", at=self.now)
+        self.carriers[index] = carrier._replace(stage="response", at=self.now)
 
     def arrive(self, index: int, lifetime: float, *, again: bool = False) -> None:
         """The response is a token, which is used even if its fetch was given up, unless there is a newer one."""
@@ -526,7 +526,7 @@ class Model:
     def break_off(self, index: int) -> None:
         """An overdue thread is interrupted: its attempt has failed."""
         self.carriers[index] = self.carriers[index]._replace(interrupted=False)
-        if self.carriers[index].stage == "answer":
+        if self.carriers[index].stage == "response":
             self.fail(index, BROKEN)
         elif self.carriers[index].stage == "credentials":
             self.no_credentials(index)

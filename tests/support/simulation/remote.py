@@ -49,11 +49,11 @@ class Remote:
                 raise StoreError("connection refused")
             case "hangs":
                 clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
+                raise StoreError("no response")
             case "deaf":
                 question(self._store)
                 clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
+                raise StoreError("no response")
             case _:
                 pass
         response = question(self._store)

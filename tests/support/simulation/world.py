@@ -425,7 +425,7 @@ class World:
             if ended == 401:
                 self.outcome.rejected += 1
                 if self.calm(call.began_at - RECOVERY, self.now) and not self.storms:
-                    self.violate("401", "a call was answered 401, and nothing was wrong")
+                    self.violate("401", "a call got a 401, and nothing was wrong")
             return
         self.outcome.failed.append((self.now - START, ended))
         name = f"{type(ended).__name__}: {ended}"
