@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import tomllib
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -18,7 +20,10 @@ copyright = "the pay88-adapters authors"
 release = version = metadata.version(project)
 URLS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
+sys.path.append(str(Path(__file__).parent))
+extensions = [
+    "glossary_links", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design",
+]  # fmt: skip
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pay88-adapters {release}"
@@ -35,24 +40,45 @@ myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width 
 
 # What readers type into the search that is no word of the page, or a number: Sphinx finds numbers in the index alone.
 SEARCH_WORDS = {
-    "errors": ("401 unauthorized", "403", "500", "502", "503", "504", "exception", "too many requests"),
-    "merchants": ("multi-tenant", "multiple merchants"),
-    "operations": ("liveness", "readiness", "timeout", "timeouts"),
-    "rules": ("request coalescing", "retries", "retry", "stampede", "thundering herd"),
+    "benchmarks": ("alternatives", "comparison", "memory usage", "overhead", "performance", "slow"),
+    "changelog": ("breaking changes", "migration guide", "upgrade", "what is new"),
+    "cli": ("pay88", "exit codes"),
+    "composition": ("decorator", "order of middleware"),
+    "deployment/index": (
+        "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
+        "leader election", "systemd",
+    ),
+    "errors": (
+        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "double charge", "duplicate payment",
+        "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
+        "webhook",
+    ),
+    "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
+    "operations": (
+        "graceful shutdown", "keep-alive", "liveness", "monitoring", "readiness", "timeout", "timeouts", "verbose",
+    ),
+    "quickstart": ("api key", "bearer token", "example", "first steps", "getting started", "how to", "tutorial"),
+    "reference/index": ("mypy", "type hints", "typing"),
+    "rules": (
+        "jitter", "request coalescing", "retries", "retry", "session id", "stampede", "throttling", "thundering herd",
+        "x-session-id",
+    ),
     "runbook": ("alert", "alerts", "incident", "on call"),
+    "security": ("gdpr", "mask secrets", "pii", "secrets in logs"),
+    "stacks/aiohttp": ("websocket",),
     "stacks/httpx": ("http/2", "http2"),
-    "testing": ("fake clock", "fixture", "freeze time"),
+    "stacks/index": ("certificate", "mTLS", "SSL", "TLS certificate"),
+    "stacks/requests": ("HTTPAdapter",),
+    "support": ("bug report", "nogil", "PyPy", "roadmap", "windows"),
+    "testing": ("fake clock", "fixture", "freeze time", "monkeypatch"),
+    "tools/doubles": ("fake server", "mock server", "stub", "test double"),
+    "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
     "troubleshooting": (
-        "401",
-        "401 error",
-        "401 unauthorized",
-        "429",
-        "faq",
-        "rate limit 429",
-        "token expired",
+        "401", "401 after deploy", "401 error", "401 unauthorized", "429", "clock skew", "database is locked",
+        "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp", "rate limit 429", "token expired",
         "token expires",
     ),
-}
+}  # fmt: skip
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -125,15 +151,34 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
                     logging.getLogger(__name__).warning("%s.%s.%s is not in the reference", module, name, member)
 
 
+def own_docstrings(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Leave out the docstring of a built-in class, which Sphinx shows for a constant without one."""
+    if what == "data" and getattr(value, "__doc__", None) == type(value).__doc__:
+        inherited = (type(value).__doc__ or "").split()
+        if " ".join(lines).split() == inherited:
+            lines.clear()
+
+
 def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the search words of a page into the index, below its title."""
     if words := SEARCH_WORDS.get(docname):
-        title, _, rest = source[0].partition("\n")
+        title, _, rest = source[0].partition("\n") if source[0].startswith("#") else (source[0], "", "")
         entries = ", ".join(f"! {word}" for word in words)
         source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
 
 
+def mark_long_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give code in tables a class if it may break on a phone: that is wide, or in a table with many columns."""
+    for group in doctree.findall(nodes.tgroup):
+        longest = 24 if group["cols"] < 4 else 12
+        for literal in group.findall(nodes.literal):
+            if len(literal.astext()) > longest:
+                literal["classes"].append("long")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the check and the search words."""
+    """Register the check, the search words and the marks."""
+    app.connect("autodoc-process-docstring", own_docstrings)
     app.connect("source-read", add_search_words)
+    app.connect("doctree-resolved", mark_long_names)
     app.connect("env-check-consistency", check_reference)

@@ -120,7 +120,7 @@ def pay88_session_manager(pay88_session_emulator: Emulator, pay88_session_clock:
 def _clock() -> ManualClock:
     from pay88_adapters.testing import ManualClock
 
-    return ManualClock(skips_pauses=True)
+    return ManualClock(auto_advance=True)
 
 
 def _listed(emulator: Emulator) -> str:

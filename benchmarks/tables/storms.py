@@ -52,7 +52,7 @@ def _counts(stack: str, row: str, callers: int, refused: bool) -> list[Cell]:
             with suppress(TimeoutError), emulator.hold(on=lambda _: emulator.journal.calls > 1) as hold:
                 hold.wait_for(callers, timeout=_PATIENCE)
                 before[0] = emulator.journal.token_requests
-                emulator.service.refuse_current_tokens()
+                emulator.service.revoke_current_tokens()
 
         watching = threading.Thread(target=referee)
         if refused:

@@ -86,8 +86,8 @@ class Pay88Middleware:
     """A client middleware: requests to ``manager.base_url`` carry a token, all others pass through unchanged.
 
     Responses show the request of the caller. Inner middlewares, and the session's traces, see the request as it is
-    sent, with the token. aiohttp itself retries some requests after an error of a kept connection. Managed requests are
-    only retried by the manager's :class:`~pay88_adapters.RetryPolicy`.
+    sent, with the token. Without a manager, aiohttp retries some requests if a reused connection was closed. With one,
+    only its :class:`~pay88_adapters.RetryPolicy` decides about retries.
 
     Args:
         manager: The manager; it may be attached to any number of clients.

@@ -93,7 +93,7 @@ class _Call:
         transport = self._transport
         if transport.opened is not self.client:  # httpx would open a connection that is never closed
             raise transport.library.module.TransportError(
-                "the client was closed while this call waited for a token; it was not sent"
+                "the client was closed while the request waited for a token; request not sent"
             )
         if RECORDER in modules:
             check_call(self.method, self._url())

@@ -53,7 +53,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
         "{request}",
         "Token requests not sent: the token budget was exhausted.",
     ),
-    TokenRejected: ("pay88.token.refusals", "{call}", "API requests that got a 401."),
+    TokenRejected: ("pay88.token.rejections", "{call}", "API requests that got a 401."),
     CallReplayed: ("pay88.call.replays", "{call}", "API requests retried after a 401."),
     CallRetried: ("pay88.call.retries", "{call}", "Retries of API requests after a failure."),
     CallNotSent: (
@@ -68,7 +68,7 @@ _COUNTERS: Mapping[type[Event], tuple[str, str, str]] = {
     ),
 }
 _ON_SPANS: Mapping[type[Event], str] = {
-    TokenRejected: "pay88.token.refused",
+    TokenRejected: "pay88.token.rejected",
     CallReplayed: "pay88.call.replayed",
     CallRetried: "pay88.call.retried",
     CallWaited: "pay88.call.waited",
@@ -85,15 +85,16 @@ def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     merchant_id: bool = False,
 ) -> TokenManager:
-    """Let OpenTelemetry see what *manager* does; doing that again changes nothing.
+    """Record OpenTelemetry metrics and spans of *manager*. A second call with the same manager has no effect.
+
+    Events of a request are added to the span that is current when the request is sent.
 
     Args:
-        manager: Any. It is not kept alive.
-        meter_provider: The global one unless given. The spans that get events are the callers' current ones.
-        tracer_provider: For the spans of token requests; the global one unless given.
-        merchant_id: Whether all this bears the merchant's id, as ``pay88.merchant.id``. It names a customer's
-            account, and each merchant makes time series of its own. Without it, a gauge shows the worst of all
-            managers with the same base URL.
+        manager: The manager. It is referenced weakly.
+        meter_provider: Meter provider; the global one unless given.
+        tracer_provider: Tracer provider for the spans of token requests; the global one unless given.
+        merchant_id: Whether metrics and spans have the attribute ``pay88.merchant.id``. Each merchant then has time
+            series of its own. Without it, a gauge shows the worst value of all managers with the same base URL.
 
     Returns:
         *manager*.

@@ -115,9 +115,9 @@ class Pay88Adapter(_Managed):
 def attach(session: S, manager: AnyManager) -> S:
     """Attach *manager* to *session*: requests to ``manager.base_url`` carry a token.
 
-    All its adapters stay, with their settings; attaching again replaces the manager. An adapter that is mounted later
-    is not managed. An adapter that is also mounted in another session is managed there as well. ``max_retries=0``, the
-    default of requests, gives way to the manager's policy.
+    All its adapters keep their settings. If you attach another manager, it replaces the first. Adapters that you mount
+    later have no manager. An adapter that is also mounted on another session has the manager there, too. With
+    ``max_retries=0``, the default of requests, the :class:`~pay88_adapters.RetryPolicy` of the manager applies.
 
     Returns:
         *session*.
@@ -144,8 +144,8 @@ def attach(session: S, manager: AnyManager) -> S:
         owner = _owners.get(adapter, lambda: None)()
         if owner not in (None, session) and getattr(adapter, "pay88_manager", manager) is not manager:
             raise ConfigurationError(
-                f"a {type(adapter).__name__} of this session is another session's, too, which has another manager:"
-                " mount one of its own first"
+                f"a {type(adapter).__name__} of this session is also mounted on another session with another manager:"
+                " mount a new adapter on this session first"
             )
     for adapter in adapters:
         _owners[adapter] = weakref.ref(session)

@@ -340,7 +340,7 @@ class _Call:
     def send_again(self) -> BaseHTTPResponse:
         """Send urllib3's own retry with a valid token; the outer level judges the response."""
         if not self._body_position.rewind():  # urllib3 would send an empty body
-            raise UnrewindableBodyError("the body cannot be sent again: pass bytes, or a file that can seek")
+            raise UnrewindableBodyError("the body is not rewindable: pass bytes or a seekable file")
         self._check_allowed(self._retries)
         with self._manager.sync_runner.token_for(self) as token:
             response = self.send(token)

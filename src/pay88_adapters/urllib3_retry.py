@@ -13,12 +13,12 @@ from .core.retry import RetryPolicy
 
 
 class Pay88Retry(urllib3.Retry):
-    """The ``retries=`` of a request to 88Pay, which a :class:`~pay88_adapters.RetryPolicy` retries.
+    """A value of ``retries=`` that retries as a :class:`~pay88_adapters.RetryPolicy` says.
 
-    Requests have one by default. Pass one to let a single request follow another policy. Every other value of
-    ``retries=``, also for a whole pool manager, is the caller's own: urllib3 retries as that says. After the last
-    attempt you get the last response or the last error, where urllib3 itself raises a ``MaxRetryError`` around it.
-    Redirects are counted as urllib3 counts them, and so is everything after a redirect to another origin.
+    By default, requests to 88Pay use the policy of their manager. Pass a ``Pay88Retry`` to use another policy for a
+    request or a pool manager. Any other value of ``retries=`` replaces the policy. After the last attempt you get its
+    response or exception, without the ``MaxRetryError`` of urllib3. Redirects are counted as in urllib3, and so are
+    retries after a redirect to another origin.
 
     Args:
         policy: The retry policy; the manager's unless given.

@@ -127,7 +127,7 @@ def test_calls_are_measured_and_their_spans_say_what_became_of_them(world: World
     spans = backend.spans()
     assert events(spans["cold"]) == ["pay88.call.waited"]
     assert events(spans["unlucky"]) == [
-        "pay88.token.refused", "pay88.call.waited", "pay88.call.replayed", "pay88.call.retried",
+        "pay88.token.rejected", "pay88.call.waited", "pay88.call.replayed", "pay88.call.retried",
     ]  # fmt: skip
     retried = dict(spans["unlucky"].events[-1].attributes or {})
     assert (retried["http.request.resend_count"], retried["http.response.status_code"]) == (1, 503)
@@ -137,7 +137,7 @@ def test_calls_are_measured_and_their_spans_say_what_became_of_them(world: World
 
     points = backend.points
     assert points("pay88.token.request.duration") == {(200,): 2, ("TokenEndpointUnavailable", 503): 1}
-    assert points("pay88.token.refusals") == {(True,): 1}
+    assert points("pay88.token.rejections") == {(True,): 1}
     assert points("pay88.call.replays") == {(): 1}
     assert points("pay88.call.retries") == {(503, "balance"): 1}
     assert points("pay88.call.not_sent") == {("CircuitOpen", "other"): 1}

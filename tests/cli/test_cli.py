@@ -447,13 +447,13 @@ def test_the_budget_is_looked_at_and_nothing_taken(emulator: Emulator, shared: d
     """Before and after a token; reading changes nothing, whether the store exists or not."""
     full = {"tokens": {"10 per 1 minute": 10, "100 per 1 hour": 100}, "free_in": 0.0, "lease": None, "token": None}
     for _ in range(3):
-        assert looked(shared) == {**full, "calls": None, "barred": None, "forced": 8, "store_error": None}
+        assert looked(shared) == {**full, "calls": None, "cooldown": None, "forced": 8, "store_error": None}
     assert run("token", environ=shared).code == 0
     for _ in range(2):
-        standing = looked(shared)
-        assert standing["tokens"] == {"10 per 1 minute": 9, "100 per 1 hour": 99}
-        assert 0 < standing["token"]["age"] < 30
-        assert standing["token"]["expires_in"] == 60
+        status = looked(shared)
+        assert status["tokens"] == {"10 per 1 minute": 9, "100 per 1 hour": 99}
+        assert 0 < status["token"]["age"] < 30
+        assert status["token"]["expires_in"] == 60
     assert emulator.journal.token_requests == 1
 
 
@@ -465,11 +465,11 @@ def test_the_lease_holder_and_an_exhausted_budget_are_shown(emulator: Emulator, 
     budget = TokenBudget(TokenPolicy(), store.budget, emulator.url)
     while budget.acquire(emulator.merchant_id, from_reserve=False).granted:
         pass
-    standing = looked(shared)
-    assert standing["lease"]["owner"] == "01234567"
-    assert 0 < standing["lease"]["remaining"] <= 20
-    assert standing["tokens"]["10 per 1 minute"] == 0
-    assert 30 < standing["free_in"] <= 66
+    status = looked(shared)
+    assert status["lease"]["holder"] == "01234567"
+    assert 0 < status["lease"]["remaining"] <= 20
+    assert status["tokens"]["10 per 1 minute"] == 0
+    assert 30 < status["free_in"] <= 66
     lines = run("budget", environ=shared).out.splitlines()
     assert any("01234567, expires in " in line for line in lines)
     assert any(line.startswith("next token request  ") for line in lines)
@@ -487,9 +487,9 @@ def test_what_is_reserved_is_shown_as_the_error_has_it(emulator: Emulator, share
 
         with pytest.raises(TokenBudgetExhausted, match=r"1 of 10 per 1 minute.* reserved for regular refreshes"):
             force_refreshes()
-        standing = looked(shared)
-        assert standing["tokens"] == dict(manager.stats().budget_left)
-        assert (standing["forced"], standing["free_in"]) == (0, 0.0)
+        status = looked(shared)
+        assert status["tokens"] == dict(manager.stats().budget_left)
+        assert (status["forced"], status["free_in"]) == (0, 0.0)
     assert "forced refreshes left         0" in run("budget", environ=shared).out
     checked = json.loads(run("check", "--json", environ=shared).out)
     [budget] = [each["detail"] for each in checked["checks"] if each["name"] == "budget"]
@@ -509,10 +509,10 @@ def test_the_fallback_store_is_shown_while_the_other_is_away(
         for other in ({"PAY88_FALLBACK_STORE": ""}, {"PAY88_FALLBACK_STORE": both["PAY88_STORE"]}):
             assert run("budget", environ={**both, **other}).code == 1
         assert run("token", environ=both).code == 0
-        standing = looked(both)
-        assert "cannot be reached" in standing["store_error"]
-        assert standing["tokens"] == looked({**environ, "PAY88_STORE": spare})["tokens"]
-        assert standing["tokens"]["10 per 1 minute"] < 10
+        status = looked(both)
+        assert "cannot be reached" in status["store_error"]
+        assert status["tokens"] == looked({**environ, "PAY88_STORE": spare})["tokens"]
+        assert status["tokens"]["10 per 1 minute"] < 10
         assert "degraded mode" in run("budget", environ=both).out
         findings = {each["name"]: each for each in json.loads(run("check", "--json", environ=both).out)["checks"]}
         assert findings["store"]["state"] == "failed"
@@ -527,9 +527,9 @@ def test_the_reason_of_a_cooldown_is_shown(emulator: Emulator, shared: dict[str,
     """As all workers know it."""
     emulator.faults.add(TooMany(retry_after=60), on="token")
     assert run("token", environ=shared).code == 1
-    standing = looked(shared)
-    assert 30 < standing["barred"]["remaining"] <= 60
-    assert "429" in standing["barred"]["why"]
+    status = looked(shared)
+    assert 30 < status["cooldown"]["remaining"] <= 60
+    assert "429" in status["cooldown"]["reason"]
     assert "cooldown" in run("budget", environ=shared).out
 
 

@@ -360,10 +360,10 @@ def test_a_suspended_merchant_is_seen_with_fresh(emulator: Emulator, environ: di
     assert checked.states("failed") == ["token"]
     assert "suspen" in checked.findings["token"]["remedy"]
     assert emulator.merchant_id in checked.said("token")
-    standing = json.loads(run("budget", "--json", environ=environ).out)
-    assert standing["token"] is not None
-    assert standing["barred"] is None
-    assert (standing["tokens"]["10 per 1 minute"], emulator.journal.token_requests) == (8, 2)
+    status = json.loads(run("budget", "--json", environ=environ).out)
+    assert status["token"] is not None
+    assert status["cooldown"] is None
+    assert (status["tokens"]["10 per 1 minute"], emulator.journal.token_requests) == (8, 2)
 
 
 def test_fresh_spares_an_endpoint_that_limits(emulator: Emulator, environ: dict[str, str]) -> None:
@@ -371,7 +371,7 @@ def test_fresh_spares_an_endpoint_that_limits(emulator: Emulator, environ: dict[
     assert Checked(environ, "--fresh").findings["token"]["state"] == "ok"  # without a token in the store
     emulator.faults.add(TooMany(120), on="token")
     assert Checked(environ, "--fresh").states("failed") == ["token"]
-    assert 100 < json.loads(run("budget", "--json", environ=environ).out)["barred"]["remaining"] <= 120
+    assert 100 < json.loads(run("budget", "--json", environ=environ).out)["cooldown"]["remaining"] <= 120
     assert "token" not in Checked(environ, "--fresh").states("ok")
     assert emulator.journal.token_requests == 2
 

@@ -108,7 +108,7 @@ def test_it_serves_until_a_signal_and_logs_each_request(number: int) -> None:
         lines = served.end(number)
     assert [line.split("  ")[:3] for line in lines[:3]] == [
         ["POST /api/auth/token", "200", "issued"],
-        ["POST /api/balance", "503", "faulty"],
+        ["POST /api/balance", "503", "failed"],
         ["POST /api/balance", "200", "balance"],
     ]
     assert lines[1].endswith("fault: Status")

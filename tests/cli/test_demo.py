@@ -1,4 +1,4 @@
-"""``pay88 demo``: its output, its exit codes, and the detection of each broken promise."""
+"""``pay88 demo``: its output, its exit codes, and the detection of each broken guarantee."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from pay88_adapters import Stats, TokenBudgetExhausted
 from pay88_adapters.cli.demo import conclude
 from pay88_adapters.cli.demo.clock import BusyClock
-from pay88_adapters.cli.demo.promises import PROMISES, judge
+from pay88_adapters.cli.demo.guarantees import GUARANTEES, judge
 from pay88_adapters.cli.demo.record import Evidence, Moment, Outcome, Phase, Scene
 from pay88_adapters.cli.demo.report import Snapshot
 from pay88_adapters.cli.demo.views import JsonView, LiveView, PlainView, view
@@ -29,7 +29,7 @@ COMMAND = (*PAY88, "demo")
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_every_promise_is_kept_and_the_output_is_plain_where_there_is_no_terminal() -> None:
+def test_every_guarantee_is_kept_and_the_output_is_plain_where_there_is_no_terminal() -> None:
     """Exit code 0, a summary without control codes that fits 80 columns, and nothing left open."""
     ended = subprocess.run(
         [*COMMAND, "--seconds", "12"],
@@ -40,8 +40,8 @@ def test_every_promise_is_kept_and_the_output_is_plain_where_there_is_no_termina
 
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     lines = ended.stdout.splitlines()
-    assert lines[-1] == f"All {len(PROMISES)} promises kept."
-    assert sum(line.startswith("ok ") for line in lines) == len(PROMISES)
+    assert lines[-1] == f"All {len(GUARANTEES)} guarantees kept."
+    assert sum(line.startswith("ok ") for line in lines) == len(GUARANTEES)
     for stack in ("urllib3", "httpx", "httpx async", "aiohttp"):
         assert any(line.startswith(f"{stack}   ") for line in lines)
     assert "\x1b" not in ended.stdout
@@ -146,7 +146,7 @@ def test_the_live_view_draws_tables() -> None:
 
 
 def test_a_program_gets_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    """One document, with the promises and whether all were kept."""
+    """One document, with the guarantees and whether all were kept."""
     story = Story()
     with JsonView() as shown:
         shown.phase(61.0, "401 storm", "requests get a 401")
@@ -157,13 +157,13 @@ def test_a_program_gets_one_document(capsys: pytest.CaptureFixture[str]) -> None
     bad = json.loads(capsys.readouterr().out)
 
     assert (good["ok"], bad["ok"]) == (True, False)
-    assert [each["rule"] for each in good["promises"]] == [promise.rule for promise in PROMISES]
-    assert [each["kept"] for each in bad["promises"]].count(False) == 1
+    assert [each["rule"] for each in good["guarantees"]] == [guarantee.rule for guarantee in GUARANTEES]
+    assert [each["kept"] for each in bad["guarantees"]].count(False) == 1
     assert good["stats"]["budget_left"] == {"10 per 1 minute": 9, "100 per 1 hour": 91}
-    assert good["stacks"][-1]["calls"] == 5
+    assert good["clients"][-1]["calls"] == 5
 
 
-# --- the promises --------------------------------------------------------------------------------------
+# --- the guarantees --------------------------------------------------------------------------------------
 
 SCENES = (
     (Scene.COLD, 0.0),
@@ -189,7 +189,7 @@ class Call:
 
 @dataclass
 class Story:
-    """A short run in which every promise is kept, until a test changes it."""
+    """A short run in which every guarantee is kept, until a test changes it."""
 
     tokens: list[float] = field(default_factory=lambda: [0.0, 45.0, 56.0, 101.0, 101.2, 101.5, 102.7, 104.9, 109.1])
     calls: list[Call] = field(
@@ -276,17 +276,17 @@ def _arrive(journal: Journal, arrival: float | Call) -> None:
         body=json.dumps({"description": arrival.name}).encode(),
         status=401 if arrival.rejected else 200,
         executed=not arrival.rejected,
-        event="refused" if arrival.rejected else "charged",
+        event="unauthorized" if arrival.rejected else "charged",
         serial=1,
         fault=None,
     )
 
 
-def test_a_good_run_breaks_no_promise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_run_breaks_no_guarantee(capsys: pytest.CaptureFixture[str]) -> None:
     """The run that the other tests modify is a good one: exit code 0."""
     assert [verdict for verdict in judge(Story().evidence()) if not verdict.kept] == []
     assert conclude(Story().evidence(), PlainView()) == 0
-    assert "promises kept." in capsys.readouterr().out
+    assert "guarantees kept." in capsys.readouterr().out
 
 
 def _call(*calls: Call) -> Callable[[Story], None]:
@@ -348,27 +348,27 @@ BROKEN: list[tuple[str, Callable[[Story], None]]] = [
 
 
 @pytest.mark.parametrize(("text", "spoil"), BROKEN, ids=[text for text, _ in BROKEN])
-def test_a_broken_promise_is_noticed_and_ends_with_1(
+def test_a_broken_guarantee_is_noticed_and_ends_with_1(
     text: str, spoil: Callable[[Story], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each promise in turn, in a run that is otherwise good."""
+    """Each guarantee in turn, in a run that is otherwise good."""
     story = Story()
     spoil(story)
 
-    assert any(verdict.promise.text.startswith(text) and not verdict.kept for verdict in judge(story.evidence()))
+    assert any(verdict.guarantee.text.startswith(text) and not verdict.kept for verdict in judge(story.evidence()))
     assert conclude(story.evidence(), PlainView()) == 1
     assert any(line.startswith("BROKEN ") and text in line for line in capsys.readouterr().out.splitlines())
 
 
-def test_every_promise_has_a_run_that_breaks_it() -> None:
-    """A promise that no test breaks may be unbreakable."""
-    assert [promise.text.startswith(text) for promise, (text, _) in zip(PROMISES, BROKEN, strict=True)].count(
+def test_every_guarantee_has_a_run_that_breaks_it() -> None:
+    """A guarantee that no test breaks may be unbreakable."""
+    assert [guarantee.text.startswith(text) for guarantee, (text, _) in zip(GUARANTEES, BROKEN, strict=True)].count(
         False
     ) == 0
 
 
 def test_an_aborted_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also if no promise was broken until then."""
+    """Also if no guarantee was broken until then."""
     story = Story(unfinished="the end of the outage")
 
     assert conclude(story.evidence(), PlainView()) == 1

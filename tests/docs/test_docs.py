@@ -6,7 +6,8 @@ What a page says of a block, in comments that readers do not see:
 - ``<!-- then: EXPRESSION -->`` below it has to hold after it; ``printed`` is what it printed.
 - ``<!-- file: NAME -->`` above it: it is written to that file, for a command further down to run.
 - ``<!-- output -->`` above a text: the command before it printed that.
-- ``<!-- not run: REASON -->`` above a command. Python always runs, and of a diff what it leads to.
+- ``<!-- not run: REASON -->`` above a command, or above a fragment of Python, which is compiled. All other Python runs,
+  and of a diff the new lines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pytest
 import pay88_adapters
 from pay88_adapters import testing
 from pay88_adapters.cli.app import Commands
-from pay88_adapters.cli.demo.promises import PROMISES
+from pay88_adapters.cli.demo.guarantees import GUARANTEES
 from pay88_adapters.testing import Emulator
 from support.worlds import Report
 
@@ -172,12 +173,12 @@ def run(block: Block, page: str, names: dict[str, Any], printed: str) -> str:
         before, text = ("\n".join(re.findall(rf"^(?:[ {sign}] |$)(.*)$", text, re.MULTILINE)) for sign in "-+")
         compile(before, page, "exec")
     if block.language in ("python", "diff"):
-        files = block.said("file", block.above)
+        code, files = compile(text, page, "exec"), block.said("file", block.above)
         for name in files:
             Path(name).write_text(text, encoding="utf-8")
-        if not files:
+        if not files and not block.reasons:
             with redirect_stdout(StringIO()) as out:
-                exec(compile(text, page, "exec"), names)
+                exec(code, names)
             return out.getvalue()
     elif "output" in block.above:
         assert text == printed
@@ -196,11 +197,11 @@ def test_no_block_is_left_out(report: Report) -> None:
     """Each one runs here, or somewhere that is there; a command that runs nowhere says why."""
     every = [block for found in HERE.values() for block in found]
     idle = [block for block in every if block.reasons]
-    assert all(block.language == "sh" and all(map(str.strip, block.reasons)) for block in idle)
+    assert all(block.language in ("sh", "python") and all(map(str.strip, block.reasons)) for block in idle)
     assert all((ROOT / "tests" / who).exists() for block in every if (who := elsewhere(block)))
     for page, tests in OWN_TESTS.items():
         assert Path(page).stem in (ROOT / "tests" / tests).read_text(encoding="utf-8"), page
-    report(f"{len(every) - len(idle)} blocks are run, {len(idle)} commands are not")
+    report(f"{len(every) - len(idle)} blocks are run, {len(idle)} commands and fragments are not")
 
 
 def test_the_recipes_leave_no_block_out() -> None:
@@ -291,13 +292,13 @@ def test_the_diagrams_are_drawn_from_the_code(monkeypatch: pytest.MonkeyPatch) -
     assert drawn == committed
 
 
-def test_the_picture_of_the_demo_shows_the_promises_of_today() -> None:
+def test_the_picture_of_the_demo_shows_the_guarantees_of_today() -> None:
     """All of them, kept; nothing of the machine that took it, and nothing to load: run ``python docs/demo.py``."""
     picture = (DOCS / "images" / "demo.svg").read_text(encoding="utf-8")
     shown = unescape(picture).replace("\xa0", " ")
-    assert [promise.text for promise in PROMISES if promise.text not in shown] == []
-    assert f"All {len(PROMISES)} promises kept." in shown
-    assert f"{len(PROMISES)} promises kept" in PAGES["README.md"]
+    assert [guarantee.text for guarantee in GUARANTEES if guarantee.text not in shown] == []
+    assert f"All {len(GUARANTEES)} guarantees kept." in shown
+    assert f"{len(GUARANTEES)} guarantees kept" in PAGES["README.md"]
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg\b)|/home|/root|/tmp", shown) == []
     assert len(picture) < 50_000
 

@@ -76,13 +76,13 @@ def test_a_401_storm(run: Run, emulator: Emulator) -> None:
     run("storm")
     http.clear()
     assert list(emulator.faults) == []
-    assert [token.refused for token in emulator.service.current_tokens(emulator.clock.now())] == [True]
+    assert [token.rejected for token in emulator.service.current_tokens(emulator.clock.now())] == [True]
 
 
 def test_actions(run: Run) -> None:
     """Each is done."""
     done = re.findall(r'"done": "(\w+)"', run("actions"))
-    assert done == ["refuse_tokens", "rotate_key", "suspend", "reinstate", "forget_usage", "drop_connections"]
+    assert done == ["revoke_tokens", "rotate_key", "suspend", "reinstate", "reset_rate_limits", "drop_connections"]
 
 
 def test_looking(run: Run) -> None:

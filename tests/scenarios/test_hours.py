@@ -64,7 +64,7 @@ def test_rule_08_an_hour_with_one_bad_node_of_two(world: World) -> None:
     assert statuses.count(200) >= HOUR / 2
     assert budget_held(world)
     assert all(entry.status == 200 for entry in world.emulator.journal.select("token"))
-    good = [entry for entry in world.emulator.journal.select("call") if entry.event != "refused"]
+    good = [entry for entry in world.emulator.journal.select("call") if entry.event != "unauthorized"]
     assert len(good) == statuses.count(200)  # requests to the good node had a good token
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import struct
 import threading
 import time
@@ -18,18 +16,12 @@ import pay88_adapters.urllib3
 from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Emulator, Hold, ManualClock, Status
-from support.browser_setup import MISSING, browser
+from support.chromium import DESKTOP, PHONE, needed, started
 from support.leaks import leaked
 
 pytestmark = pytest.mark.browser
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
 
 
 # Whether what has the focus is what is looked for, and whether one can see that it has it
@@ -45,29 +37,11 @@ WATCH = """() => {
 }"""
 
 
-def unavailable(reason: str) -> None:
-    """Skip what needs a browser; where everything has to be tested, fail."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-
-
-def needed(name: str) -> Any:
-    """Return a module of the dependency group `browser`."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return unavailable(f"{name} is not installed: pip install --group browser")
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser."""
-    path = browser()
-    if path is None:
-        unavailable(MISSING)
-    with needed("playwright.sync_api").sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with started() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -379,7 +353,7 @@ def test_held_calls_are_released_one_by_one(page: Any, emulator: Emulator, merch
 def test_actions(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """Tokens are rejected, connections dropped, the merchant suspended and reinstated."""
     merchant.call()
-    page.get_by_role("button", name="Reject current tokens").click()
+    page.get_by_role("button", name="Revoke current tokens").click()
     shows(page, "#tokens li", "rejected")
     page.get_by_role("button", name="Drop connections").click()
     shows(page, "#said", "Drop connections: done.")

@@ -168,7 +168,7 @@ def test_the_state_contains_requests_tokens_and_budgets(clock: ManualClock, emul
     assert state["tokens"] == [
         {
             "serial": 1, "issued_at": started, "expires_at": started + 60, "merchant": emulator.merchant_id,
-            "refused": False, "users": [{"client": "billing/1", "peer": "127.0.0.1", "calls": 1}],
+            "rejected": False, "users": [{"client": "billing/1", "peer": "127.0.0.1", "calls": 1}],
         }
     ]  # fmt: skip
     clock.advance(53)
@@ -352,7 +352,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "Hold": {},
     "Status": {"status": 503, "headers": {"X-Why": "test"}, "body": "down"},
     "TooMany": {"retry_after": 3, "body_retry_after": "soon"},
-    "RefuseToken": {},
+    "RejectToken": {},
     "Redirect": {"to": "/elsewhere", "status": 302},
     "ResetBeforeRead": {},
     "ResetAfterRead": {},
@@ -441,8 +441,8 @@ def test_a_hold_of_a_test_is_released_as_well(emulator: Emulator, client: Client
 
 def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None:
     """Each does what its name says."""
-    client.act(do="refuse_tokens")
-    assert (client.call(), client.state()["tokens"][0]["refused"]) == (401, True)
+    client.act(do="revoke_tokens")
+    assert (client.call(), client.state()["tokens"][0]["rejected"]) == (401, True)
     client.act(do="suspend")
     assert (client.ask(), client.state()["emulator"]["suspended"]) == (403, True)
     client.act(do="reinstate")
@@ -452,7 +452,7 @@ def test_actions(clock: ManualClock, emulator: Emulator, client: Client) -> None
     for _ in range(10):
         client.ask("sk_test_new")
     assert client.ask("sk_test_new") == 429
-    client.act(do="forget_usage")
+    client.act(do="reset_rate_limits")
     assert client.ask("sk_test_new") == 200
     before = clock.now()
     client.act(do="advance", seconds=2.5)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pay88_adapters.testing import Answer, Received, Service
+from pay88_adapters.testing import Answer, ManualClock, Received, RefuseToken, RejectToken, Service
 from pay88_adapters.testing.windows import MovingWindows, largest_window
 
 KEY, MERCHANT = "sk_test_emulator", "MCH-COL-TEST-EMULATOR"
@@ -88,7 +88,7 @@ def test_wrong_credentials_are_rejected_in_the_documented_words(key: str, mercha
     assert json.loads(response.body) == {
         "status": "Error", "code": 401, "message": "Invalid API key or merchant ID",
     }  # fmt: skip
-    assert (response.status, response.event, response.executed) == (401, "refused", False)
+    assert (response.status, response.event, response.executed) == (401, "unauthorized", False)
 
 
 def test_a_suspended_account_is_forbidden_until_it_is_reinstated() -> None:
@@ -392,3 +392,18 @@ def test_no_secret_is_printed() -> None:
     assert {KEY, "sk_test_new", headers["x-session-id"]} <= secrets
     assert len(secrets) == 6
     assert not [secret for secret in secrets if secret in printed]
+
+
+def test_deprecated_names_work() -> None:
+    """Each does what the new name does."""
+    service = Service()
+    assert service.refuse_where is None
+    service.refuse_where = lambda received, now: True
+    assert service.reject_if is service.refuse_where
+    ask(service)
+    service.refuse_current_tokens()
+    assert [token.rejected for token in service.current_tokens(0.0)] == [True]
+    service.forget_usage()
+    assert {each.used for each in service.usage(0.0)} == {0}
+    assert RefuseToken is RejectToken
+    assert ManualClock(skips_pauses=True).skips_pauses is ManualClock(auto_advance=True).skips_pauses is True

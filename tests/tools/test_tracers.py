@@ -131,7 +131,7 @@ def test_the_metrics_of_the_page(
     until(lambda: failures in generate_latest(REGISTRY).decode(), "no failure")  # a fetch emits events after its end
     exposed = generate_latest(REGISTRY).decode()
     no_secret(exposed)
-    assert 'pay88_token_refusals_total{pay88_token_replaced="true"} 1.0' in exposed
+    assert 'pay88_token_rejections_total{pay88_token_replaced="true"} 1.0' in exposed
     assert 'pay88_call_not_sent_total{error_type="CredentialsRejected",pay88_call_group="balance"} 1.0' in exposed
     assert 'pay88_token_budget_remaining{pay88_token_budget_limit="100 per 1 hour"}' in exposed
     alerts = json.loads((DOCS / "dashboards" / "pay88-alerts.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from pay88_adapters.testing import (
     Garbage,
     HugeBody,
     Latency,
-    RefuseToken,
+    RejectToken,
     ResetAfterRead,
     ResetBeforeRead,
     Status,
@@ -30,7 +30,7 @@ _PLAIN: dict[str, Callable[[], Fault]] = {
     "truncated": Truncated,
     "garbage": Garbage,
     "huge": HugeBody,
-    "401": RefuseToken,
+    "401": RejectToken,
     "429": TooMany,
 }
 _TIMED: dict[str, Callable[[float], Fault]] = {"latency": Latency, "drip": Drip}

@@ -29,7 +29,7 @@ class StoreUnusable(Pay88Error):
 class Lease:
     """The refresh lease: an opaque id of its holder, and its remaining seconds."""
 
-    owner: str
+    holder: str
     remaining: float
 
 
@@ -42,15 +42,15 @@ class TokenAge:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Cooldown:
     """The cooldown: its reason and its remaining seconds."""
 
-    why: str
+    reason: str
     remaining: float
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoreStatus:
     """State of one merchant in the store."""
 
     tokens: dict[str, int]
@@ -61,7 +61,7 @@ class Standing:
     """Remaining API requests, by group and limit."""
     lease: Lease | None
     token: TokenAge | None
-    barred: Bar | None
+    cooldown: Cooldown | None
     forced: int
     """Remaining token requests for forced refreshes and retries; the rest is reserved for regular refreshes."""
     store_error: str | None = None
@@ -72,7 +72,7 @@ class Standing:
         return json.dumps(asdict(self))
 
 
-class Shared:
+class StoreReader:
     """The state of one merchant in a store.
 
     Args:
@@ -82,7 +82,9 @@ class Shared:
         fallback: The state in the fallback store, for when the store is unavailable.
     """
 
-    def __init__(self, store: Store, base_url: str, credentials: Credentials, fallback: Shared | None = None) -> None:
+    def __init__(
+        self, store: Store, base_url: str, credentials: Credentials, fallback: StoreReader | None = None
+    ) -> None:
         self._store = store
         self._fallback = fallback
         self._clock = Clock()
@@ -92,7 +94,7 @@ class Shared:
         self._pacing = Pacing(store.budget, base_url)
 
     @classmethod
-    def find(cls, environ: Mapping[str, str]) -> Shared:
+    def find(cls, environ: Mapping[str, str]) -> StoreReader:
         """Open the store that *environ* configures.
 
         Raises:
@@ -108,7 +110,7 @@ class Shared:
         fallback = None if spare is None else cls(spare, endpoint.base_url, credentials)
         return cls(store, endpoint.base_url, credentials, fallback)
 
-    def peek(self, *, pacing: bool = False) -> Standing:
+    def peek(self, *, pacing: bool = False) -> StoreStatus:
         """Read the state, from the fallback store if the shared one is unavailable.
 
         Raises:
@@ -122,23 +124,23 @@ class Shared:
                     return replace(self._fallback.peek(pacing=pacing), store_error=str(error))
             raise StoreUnusable(f"{error}: {error.remedy}", retryable=True) from None
 
-    def _read(self, pacing: bool) -> Standing:
+    def _read(self, pacing: bool) -> StoreStatus:
         read_at = self._clock.now()
         view = self._store.peek(self._key)
         now = self._clock.now()
         record = view.record
         found = load(record.content, record.age, read_at, now, stored=record.stored) if record else None
-        token, barred = _parts(found or Snapshot(), now)
+        token, cooldown = _parts(found or Snapshot(), now)
         limited = self._budget.cooldown(self._merchant_id)
-        if limited is not None and (barred is None or barred.remaining < limited[1]):
-            barred = Bar(limited[0].message, limited[1])
-        return Standing(
+        if limited is not None and (cooldown is None or cooldown.remaining < limited[1]):
+            cooldown = Cooldown(limited[0].message, limited[1])
+        return StoreStatus(
             self._budget.left(self._merchant_id),
             self._free_in(),
             {group: self._pacing.left(group, self._merchant_id) for group in RATE_LIMITED_GROUPS} if pacing else None,
             Lease(view.owner.rpartition("/")[2][:8], view.lease_remaining) if view.owner else None,
             token,
-            barred,
+            cooldown,
             self._budget.left_for_forced(self._merchant_id),
         )
 
@@ -147,40 +149,40 @@ class Shared:
         return max(wait_for(window, self._store.budget.ages(window), 1) for window in windows)
 
 
-def _parts(found: Snapshot, now: float) -> tuple[TokenAge | None, Bar | None]:
+def _parts(found: Snapshot, now: float) -> tuple[TokenAge | None, Cooldown | None]:
     token, cooldown_reason = found.token, found.cooldown_reason
     age = now - token.requested_at if token else 0.0
     return (
         TokenAge(age, token.expires_in) if token and age < token.expires_in else None,
-        Bar(cooldown_reason.message, found.cooldown_until - now)
+        Cooldown(cooldown_reason.message, found.cooldown_until - now)
         if cooldown_reason and now < found.cooldown_until
         else None,
     )
 
 
-def lines(standing: Standing) -> list[str]:
+def lines(status: StoreStatus) -> list[str]:
     """Return the text output, line by line."""
-    groups = {"token requests left": standing.tokens}
-    groups |= {f"{group} requests left": left for group, left in (standing.calls or {}).items()}
+    groups = {"token requests left": status.tokens}
+    groups |= {f"{group} requests left": left for group, left in (status.calls or {}).items()}
     shown = [
         f"{name if number == 0 else '':<26}{left:>5} of {limit}"
         for name, limits in groups.items()
         for number, (limit, left) in enumerate(limits.items())
     ]
-    shown.insert(len(standing.tokens), f"{'forced refreshes left':<26}{standing.forced:>5}")
-    if standing.store_error:
-        shown.insert(0, f"{'degraded mode':<26}{standing.store_error}; state of this host's fallback store:")
-    if standing.free_in:
-        shown.append(f"{'next token request':<26}in {standing.free_in:.1f} s")
-    lease, token, barred = standing.lease, standing.token, standing.barred
-    shown.append(f"{'lease holder':<26}{f'{lease.owner}, expires in {lease.remaining:.1f} s' if lease else 'none'}")
+    shown.insert(len(status.tokens), f"{'forced refreshes left':<26}{status.forced:>5}")
+    if status.store_error:
+        shown.insert(0, f"{'degraded mode':<26}{status.store_error}; state of this host's fallback store:")
+    if status.free_in:
+        shown.append(f"{'next token request':<26}in {status.free_in:.1f} s")
+    lease, token, cooldown = status.lease, status.token, status.cooldown
+    shown.append(f"{'lease holder':<26}{f'{lease.holder}, expires in {lease.remaining:.1f} s' if lease else 'none'}")
     shown.append(f"{'token age':<26}{f'{token.age:.1f} of {token.expires_in:g} s' if token else 'none'}")
-    if barred:
-        shown.append(f"{'cooldown':<26}{barred.remaining:.1f} s: {barred.why}")
+    if cooldown:
+        shown.append(f"{'cooldown':<26}{cooldown.remaining:.1f} s: {cooldown.reason}")
     return shown
 
 
-def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
+def watch(reader: StoreReader, *, pacing: bool, interval: float) -> NoReturn:
     """Show the state every *interval* seconds until an interrupt."""
     from rich.console import Console
     from rich.live import Live
@@ -189,7 +191,7 @@ def watch(shared: Shared, *, pacing: bool, interval: float) -> NoReturn:
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             try:
-                shown = Text("\n".join(lines(shared.peek(pacing=pacing))))
+                shown = Text("\n".join(lines(reader.peek(pacing=pacing))))
             except StoreUnusable as error:  # it may recover
                 shown = Text(str(error), "red")
             live.update(shown, refresh=True)

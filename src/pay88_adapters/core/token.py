@@ -103,4 +103,4 @@ class Token(_OnDemand):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a token is a secret and is not pickled: let each process ask its own TokenManager")
+        raise TypeError("tokens cannot be pickled, because they are secrets: use a TokenManager in each process")

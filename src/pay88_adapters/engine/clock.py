@@ -28,11 +28,11 @@ def _steady() -> Callable[[], float]:
 
 
 class Clock:
-    """Seconds since an arbitrary instant, and waits on the same scale.
+    """A monotonic clock, and waits that it measures.
 
     Args:
-        speed: How many of this clock's seconds pass in one real second. Tests and the demo run a
-            manager and an emulator on one fast clock; everything else leaves it at 1.
+        speed: Seconds of this clock in one real second. A test or a demo may run a manager and an emulator on one fast
+            clock.
     """
 
     skips_pauses = False

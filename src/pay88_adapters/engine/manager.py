@@ -57,7 +57,7 @@ class TokenManager:
         pacing: Client-side rate limiting. Keeps API requests within the limits that 88Pay documents: 60 per minute and
             1,000 per hour for ``/api/transactions/…``, and the same for ``/api/balance``. A request waits at most
             ``max_wait`` seconds, then it fails with :class:`RequestBudgetExhausted`.
-        breaker: Circuit breaker: requests fail fast with :class:`CircuitOpen` while 88Pay fails.
+        breaker: Circuit breaker. After repeated failures, requests fail fast with :class:`CircuitOpen`.
         listeners: Called with each :class:`~pay88_adapters.events.Event`.
         client: Sends the token requests of :meth:`get_token` and :meth:`aget_token`, with its proxies, TLS settings and
             timeouts: a client of any supported library, sync or async. The manager does not close it. Without one, the
@@ -255,7 +255,7 @@ class TokenManager:
         sender = self._standalone()
         if inspect.iscoroutinefunction(sender.post):
             raise ConfigurationError(
-                f"get_token() cannot use {class_of(self._client)}: await aget_token(), or give a sync client"
+                f"get_token() cannot use {class_of(self._client)}: await aget_token(), or pass a sync client"
             )
         return self.sync_runner.token(cast("Sender", sender), min_validity=min_validity)
 
@@ -367,7 +367,7 @@ class TokenManager:
         return self  # the same token and budget, wherever its owner is copied to
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a TokenManager is not pickled: make one in each process, for example with from_env()")
+        raise TypeError("a TokenManager cannot be pickled: create one in each process, for example with from_env()")
 
     def _standalone(self) -> OwnSender | Sender | AsyncSender:
         # A forked child must not read from its parent's sockets.

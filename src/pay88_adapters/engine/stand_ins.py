@@ -61,8 +61,8 @@ class ActivatedManager(_StandIn):
     """The manager of a client that serves several merchants: ``attach(client, ActivatedManager())``.
 
     Requests to *base_url* use the manager that is :meth:`~TokenManager.activated` around them. Without one they raise
-    :class:`ConfigurationError` and are not sent: no merchant ever pays for another. Requests in ``unmanaged()`` and
-    those with their own ``Bearer`` header pass through unchanged.
+    :class:`ConfigurationError` and are not sent, so that none is sent for the wrong merchant. Requests in
+    ``unmanaged()`` and those with their own ``Bearer`` header pass through unchanged.
 
     Args:
         base_url: ``SANDBOX_URL`` unless given.

@@ -204,7 +204,7 @@ class ManagerState:
     def check_open(self) -> None:
         """Raise :class:`ConfigurationError` if the manager was closed."""
         if self.closed:
-            raise ConfigurationError("this TokenManager is closed: make a new one")
+            raise ConfigurationError("this TokenManager is closed: create a new one")
 
     def record_failure(self, failure: Failure, now: float) -> None:
         """Note that a fetch ended without a token. The lock must be held."""

@@ -77,7 +77,7 @@ class Link:
         # A hanging operation blocks its thread, and the next one would, too.
         for slow in [each for each in list(self._running) if each.is_slow]:
             if slow.is_late or not slow.wait():
-                raise StoreError("an earlier operation has not come back")
+                raise StoreError("an earlier operation has not returned")
         running = _Operation(lambda: operation(self.store))
         self._running.add(running)
         running.ended = lambda: self._running.discard(running)

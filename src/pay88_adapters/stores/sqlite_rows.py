@@ -103,17 +103,17 @@ def decode(raw: bytes) -> str:
 
 def real(value: object) -> float:
     if not isinstance(value, float) or not isfinite(value):
-        raise sqlite3.DatabaseError("an instant that is none")
+        raise sqlite3.DatabaseError("a column that should be a time")
     return value
 
 
 def whole(value: object) -> int:
     if not isinstance(value, int):
-        raise sqlite3.DatabaseError("a number that is none")
+        raise sqlite3.DatabaseError("a column that should be a number")
     return value
 
 
 def string(value: object) -> str:
     if not isinstance(value, str) or "\ufffd" in value:
-        raise sqlite3.DatabaseError("a text that is none")
+        raise sqlite3.DatabaseError("a column that should be text")
     return value

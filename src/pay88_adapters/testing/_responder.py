@@ -147,7 +147,7 @@ class _Exchange:
                     answer = replace(answer, body=body)
             case fault_types.TooMany():
                 answer, headers = self._too_many(fault)
-            case fault_types.RefuseToken():
+            case fault_types.RejectToken():
                 message = "Invalid API key or merchant ID" if received.kind == "token" else None
                 answer, headers = self._owner.error(401, received, message=message), ()
             case fault_types.Redirect(to, status):

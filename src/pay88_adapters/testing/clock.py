@@ -19,13 +19,14 @@ class ManualClock(Clock):
 
     Args:
         start: Initial time in seconds.
-        skips_pauses: Sleeping on it, such as a backoff delay or the latency of an emulator, advances the clock and
+        auto_advance: Sleeping on it, such as a backoff delay or the latency of an emulator, advances the clock and
             returns immediately. Waiting for a pending fetch does not advance it.
+        skips_pauses: Deprecated name of *auto_advance*.
     """
 
-    def __init__(self, start: float = 1_000.0, *, skips_pauses: bool = False) -> None:
+    def __init__(self, start: float = 1_000.0, *, auto_advance: bool = False, skips_pauses: bool = False) -> None:
         super().__init__()
-        self.skips_pauses = skips_pauses
+        self.skips_pauses = auto_advance or skips_pauses
         self._now = start
         self._moving = threading.Lock()
         self._alarms: dict[object, tuple[float, WaitEvent]] = {}
@@ -40,9 +41,9 @@ class ManualClock(Clock):
         return len(self._alarms)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by *seconds*, and wake whose time has come. Any thread may do so."""
+        """Move the clock forward by *seconds*, and wake the waiters whose time has come. Thread-safe."""
         if seconds < 0:
-            raise ValueError("a ManualClock cannot go back: advance() takes 0 or more seconds")
+            raise ValueError("a ManualClock cannot be moved back: pass 0 or more seconds to advance()")
         with self._moving:
             self._now += seconds
         for event in {event for until, event in list(self._alarms.values()) if until <= self._now}:

@@ -54,15 +54,15 @@ if hasattr(os, "register_at_fork"):
 class Emulator:
     """A server that behaves like 88Pay, with fault injection and a request journal.
 
-    It runs in a thread of its own, on a loopback port that the system picks::
+    It runs in a thread of its own, on a free port of the loopback interface::
 
         with Emulator(lifetime=60) as emulator:
             manager = TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url)
             ...
             assert emulator.journal.token_requests == 1
 
-    It may be started again after it was stopped, on the same port and with the same state. Start it
-    in the process that uses it: a forked child can talk to it, but not run it.
+    You can start it again after you have stopped it: it keeps its port and its state. A forked child process can send
+    requests to it, but cannot start, stop or control it.
 
     Args:
         api_key, merchant_id, lifetime, token_limits, call_limits: See :class:`.Service`.
@@ -70,7 +70,7 @@ class Emulator:
         ssl_context: Serve HTTPS with it.
         host: Address to bind; a name is resolved to one address.
         port: The port, or 0 for a free one.
-        service: A service of your own, instead of the five arguments about it.
+        service: A :class:`.Service` with other settings; the first five arguments are then ignored.
         wall: Unix time, for ``Date``, ``X-RateLimit-Reset`` and the dates in tokens.
     """
 
@@ -160,7 +160,7 @@ class Emulator:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment variables that :meth:`.TokenManager.from_env` reads: this emulator's."""
+        """Environment variables for :meth:`.TokenManager.from_env`, so that the manager uses this emulator."""
         return {"PAY88_API_KEY": self.api_key, "PAY88_MERCHANT_ID": self.merchant_id, "PAY88_BASE_URL": self.url}
 
     @property
@@ -195,7 +195,7 @@ class Emulator:
         """Start serving, and return the emulator itself.
 
         Raises:
-            RuntimeError: It runs already, or did when this process was forked off.
+            RuntimeError: It is already running, or was started in the parent of this process.
             OSError: The port is taken.
         """
         if self._thread is not None:
@@ -247,8 +247,8 @@ class Emulator:
     def _must_be_ours(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
-                f"this emulator runs in process {self._pid}, and this is a child that was forked off it:"
-                " start another emulator here, or talk to that one over its URL"
+                f"this emulator runs in process {self._pid}, the parent of this process:"
+                " start another emulator here, or send requests to its URL"
             )
 
     def _act(self, coro: Coroutine[Any, Any, T]) -> T:

@@ -42,7 +42,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class TooMany:
-    """A 429 below the rate limits. Not executed.
+    """A 429, although no rate limit is reached. Not executed.
 
     Args:
         retry_after: The header: seconds, any string (an HTTP date, say), or ``None`` to omit it.
@@ -55,8 +55,12 @@ class TooMany:
 
 
 @dataclass(frozen=True, slots=True)
-class RefuseToken:
+class RejectToken:
     """A 401 for a valid token, or for valid credentials. Not executed."""
+
+
+RefuseToken = RejectToken
+"""Deprecated name of :class:`RejectToken`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +113,9 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Executed; the response is right and has these headers too.
+    """Executed; the response has these headers in addition.
 
-    A header of the response is replaced: ``X-RateLimit-Remaining``, say.
+    They replace headers of the same name, such as ``X-RateLimit-Remaining``.
     """
 
     headers: Fields
@@ -119,10 +123,10 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class HugeBody:
-    """Executed; the response is right, with blanks after the JSON up to *size* bytes.
+    """Executed; the JSON of the response is followed by spaces, up to *size* bytes.
 
     Args:
-        chunked: Send it in chunks, so that no ``Content-Length`` gives the size away.
+        chunked: Send it in chunks, without a ``Content-Length`` header.
     """
 
     size: int = 10_000_000
@@ -131,7 +135,7 @@ class HugeBody:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """Executed; the response is right and slow: one byte of the body every *seconds*."""
+    """Executed; the body of the response is sent slowly: one byte every *seconds*."""
 
     seconds: float
 
@@ -140,7 +144,7 @@ Delay: TypeAlias = Latency | Hold
 Outcome: TypeAlias = (
     Status
     | TooMany
-    | RefuseToken
+    | RejectToken
     | Redirect
     | ResetBeforeRead
     | ResetAfterRead
@@ -249,7 +253,7 @@ class FaultPlan:
             on: To which requests: ``"token"``, ``"call"``, ``"any"``, the start of a path, or a
                 predicate (which sees no body yet when it decides on a :class:`ResetBeforeRead`).
             times: How often; ``None`` until it is removed.
-            after: Number of matching requests to let through first.
+            after: Number of matching requests without the fault before the first one with it.
         """
         return self._append(Rule(self, [fault], lambda: fault, on, times, after))
 
@@ -292,7 +296,7 @@ class FaultPlan:
         return rule
 
     def remove(self, rule: Rule) -> None:
-        """Remove a rule; twice is allowed."""
+        """Remove a rule, unless it was removed already."""
         with self._lock:
             if rule in self._rules:
                 self._rules.remove(rule)

@@ -34,7 +34,7 @@ class IssuedTokens:
         self._rng = rng
         self._tokens: list[IssuedToken] = []
         self._by_value: dict[str, IssuedToken] = {}
-        self._refused_up_to = 0  # tokens with this serial and older ones are rejected
+        self._rejected_up_to = 0  # tokens with this serial and older ones are rejected
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -64,13 +64,13 @@ class IssuedTokens:
         """Return the newest tokens, the newest first."""
         return reversed(self._tokens[-at_most:])
 
-    def refuse_all(self) -> None:
+    def reject_all(self) -> None:
         """Reject every token issued until now."""
-        self._refused_up_to = len(self._tokens)
+        self._rejected_up_to = len(self._tokens)
 
-    def is_refused(self, token: IssuedToken) -> bool:
-        """Whether a token was issued before the last :meth:`refuse_all`."""
-        return token.serial <= self._refused_up_to
+    def is_rejected(self, token: IssuedToken) -> bool:
+        """Whether a token was issued before the last :meth:`reject_all`."""
+        return token.serial <= self._rejected_up_to
 
     def secrets(self) -> list[str]:
         """Return every token and session id."""

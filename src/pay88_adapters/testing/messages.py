@@ -21,7 +21,7 @@ CALL_LIMITS: Limits = ((60, 60), (1000, 3600))
 Kind = Literal["token", "call", "other"]
 Event = Literal[
     "issued", "reissued", "charged", "balance", "echo",  # the service acted
-    "limited", "refused", "forbidden", "invalid", "unknown", "faulty",  # it did not
+    "limited", "unauthorized", "forbidden", "invalid", "unknown", "failed",  # it did not
 ]  # fmt: skip
 
 MESSAGES: Mapping[int, str] = MappingProxyType(
@@ -80,7 +80,7 @@ class Answer:
     status: int
     body: bytes = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    event: Event = "faulty"
+    event: Event = "failed"
     serial: int | None = None
     """The number of the token that was issued or used, counted from 1."""
     executed: bool = False
@@ -118,4 +118,4 @@ class Current:
     issued_at: float
     expires_at: float
     merchant_id: str
-    refused: bool
+    rejected: bool

@@ -56,9 +56,9 @@ class Service:
         rng: Source of the secrets. Use a seeded one for the same tokens in every run.
     """
 
-    refuse_where: Callable[[Received, float], bool] | None = None
-    """Rejects the valid token of a request if this returns true for the request and the instant, as one of two API
-    nodes may do. Called with the service's lock held."""
+    reject_if: Callable[[Received, float], bool] | None = None
+    """Rejects the valid token of a request if this returns true for the request and the current time, as one of two
+    servers of 88Pay may do. Called with the service's lock held."""
 
     def __init__(
         self,
@@ -91,6 +91,15 @@ class Service:
         return f"<Service merchant={self.merchant_id!r} issued={self.issued} charges={len(self.charges)}>"
 
     # For tests
+
+    @property
+    def refuse_where(self) -> Callable[[Received, float], bool] | None:
+        """Deprecated name of :attr:`reject_if`."""
+        return self.reject_if
+
+    @refuse_where.setter
+    def refuse_where(self, condition: Callable[[Received, float], bool] | None) -> None:
+        self.reject_if = condition
 
     @property
     def issued(self) -> int:
@@ -131,7 +140,7 @@ class Service:
             return [
                 Current(
                     each.serial, each.at, each.at + self.lifetime, each.merchant_id,
-                    self._tokens.is_refused(each),
+                    self._tokens.is_rejected(each),
                 )
                 for each in self._tokens.newest(at_most)
                 if now - each.at < self.lifetime
@@ -143,10 +152,14 @@ class Service:
         with self._lock:
             return frozenset(self._suspended)
 
-    def forget_usage(self) -> None:
+    def reset_rate_limits(self) -> None:
         """Reset the rate limits: all units are available again."""
         with self._lock:
             self._windows.clear()
+
+    def forget_usage(self) -> None:
+        """Deprecated name of :meth:`reset_rate_limits`."""
+        self.reset_rate_limits()
 
     def rotate_credentials(self, api_key: str) -> None:
         """Accept only this key of the merchant. Tokens stay valid, as with :meth:`reject_credentials`."""
@@ -155,10 +168,14 @@ class Service:
             self._credentials = {*others, (api_key, self.merchant_id)}
             self._known_secrets.add(api_key)
 
-    def refuse_current_tokens(self) -> None:
-        """Reject every token issued until now, as if they had been revoked."""
+    def revoke_current_tokens(self) -> None:
+        """Reject every token issued until now."""
         with self._lock:
-            self._tokens.refuse_all()
+            self._tokens.reject_all()
+
+    def refuse_current_tokens(self) -> None:
+        """Deprecated name of :meth:`revoke_current_tokens`."""
+        self.revoke_current_tokens()
 
     def accept_credentials(self, api_key: str, merchant_id: str | None = None) -> None:
         """Accept another key, of this merchant or of another one; the other keys stay valid."""
@@ -214,7 +231,7 @@ class Service:
         wall: float,
         *,
         message: str | None = None,
-        event: Event = "faulty",
+        event: Event = "failed",
         serial: int | None = None,
         **more: Any,
     ) -> Answer:
@@ -234,7 +251,7 @@ class Service:
         window.hit(now)
         merchant_id = received.headers.get("x-merchant-id", "")
         if (received.headers.get("x-api-key", ""), merchant_id) not in self._credentials:
-            return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="refused")
+            return self.error(401, received, now, wall, message=_BAD_CREDENTIALS, event="unauthorized")
         if merchant_id in self._suspended:
             return self.error(403, received, now, wall, message="Account suspended", event="forbidden")
         current = next(iter(self._tokens.newest(1)), None) if self.reissue else None
@@ -264,7 +281,7 @@ class Service:
         token = self._tokens.find(_bearer(received))
         serial = None if token is None else token.serial
         if token is None or not self._accepts(token, received, now):
-            return self.error(401, received, now, wall, event="refused", serial=serial)
+            return self.error(401, received, now, wall, event="unauthorized", serial=serial)
         if token.merchant_id in self._suspended:
             return self.error(403, received, now, wall, event="forbidden", serial=serial)
         window = self._window(received)
@@ -280,9 +297,9 @@ class Service:
     def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
             return False  # missing, or of another token: the two are a pair
-        if self._tokens.is_refused(token) or now - token.at >= self.lifetime:
+        if self._tokens.is_rejected(token) or now - token.at >= self.lifetime:
             return False
-        return self.refuse_where is None or not self.refuse_where(received, now)
+        return self.reject_if is None or not self.reject_if(received, now)
 
     def _act(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
         """Execute an authenticated API request; return the status code of the error if it fails."""

@@ -152,4 +152,6 @@ def _insecure(endpoint: Endpoint, error: Exception) -> Finding:
     if code in _UNTRUSTED:
         remedy = "if you trust the issuer, set SSL_CERT_FILE to its file; if not, a proxy may intercept the connection"
         return failed("TLS", f"certificate not trusted ({said})", remedy)
-    return failed("TLS", f"the certificate of {endpoint.host} is invalid ({said})", "report it to its owner")
+    return failed(
+        "TLS", f"the certificate of {endpoint.host} is invalid ({said})", "report it to the owner of the host"
+    )

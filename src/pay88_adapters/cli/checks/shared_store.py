@@ -16,7 +16,7 @@ from pay88_adapters import (
     TokenRateLimited,
 )
 from pay88_adapters.cli.options import finishing
-from pay88_adapters.cli.store_view import Shared, Standing
+from pay88_adapters.cli.store_view import StoreReader, StoreStatus
 from pay88_adapters.core.errors import Failure, in_seconds
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
@@ -49,7 +49,7 @@ class SharedStore:
         self._configuration = configuration
         self._store: Store | None = None
         self._store_url = MEMORY
-        self._standing: Standing | None = None
+        self._status: StoreStatus | None = None
         self.ahead: float | None = None
         """Seconds by which the store's clock is ahead of this host's."""
 
@@ -90,40 +90,40 @@ class SharedStore:
             yield from (skipped(name, why) for name in ("budget", "lease"))
             return
         try:
-            standing = self._standing = run_with_timeout(Shared(store, endpoint.base_url, credentials).peek)
+            status = self._status = run_with_timeout(StoreReader(store, endpoint.base_url, credentials).peek)
         except (Pay88Error, StoreError) as error:
             yield failed("budget", str(error), getattr(error, "remedy", REMEDY))
             yield skipped("lease", "the store failed")
             return
-        left = ", ".join(f"{left} of {limit}" for limit, left in standing.tokens.items())
-        if standing.free_in:
-            remedy = f"wait {in_seconds(standing.free_in)}, and set one PAY88_STORE for all clients of this merchant"
+        left = ", ".join(f"{left} of {limit}" for limit, left in status.tokens.items())
+        if status.free_in:
+            remedy = f"wait {in_seconds(status.free_in)}, and set one PAY88_STORE for all clients of this merchant"
             yield failed("budget", f"exhausted ({left} left)", remedy)
         else:
-            yield ok("budget", f"{left} left" + (", reserved for regular refreshes" if not standing.forced else ""))
-        lease = standing.lease
-        yield ok("lease", f"held by {lease.owner}, expires in {lease.remaining:.1f} s" if lease else "free")
+            yield ok("budget", f"{left} left" + (", reserved for regular refreshes" if not status.forced else ""))
+        lease = status.lease
+        yield ok("lease", f"held by {lease.holder}, expires in {lease.remaining:.1f} s" if lease else "free")
 
     def token(self, *, reached: bool, fresh: bool) -> Finding:
         """Fetch a token, unless the store has one (and not *fresh*) or no token request may be sent."""
-        standing = self._standing
-        if standing is not None and standing.token is not None and not fresh:
-            return ok(
-                "token", f"not requested: the store has one, {standing.token.age:.0f} s old (--fresh requests one)"
-            )
-        if standing is not None and standing.barred is not None:
-            remaining, why = standing.barred.remaining, standing.barred.why
+        status = self._status
+        if status is not None and status.token is not None and not fresh:
+            return ok("token", f"not requested: the store has one, {status.token.age:.0f} s old (--fresh requests one)")
+        if status is not None and status.cooldown is not None:
+            remaining, reason = status.cooldown.remaining, status.cooldown.reason
             return failed(
-                "token", f"not requested, cooldown of {in_seconds(remaining)}: {why}", f"wait {in_seconds(remaining)}"
+                "token",
+                f"not requested, cooldown of {in_seconds(remaining)}: {reason}",
+                f"wait {in_seconds(remaining)}",
             )
-        if standing is not None and standing.free_in:
+        if status is not None and status.free_in:
             return skipped("token", "not requested: the token budget is exhausted")
         if not self._configuration.fits:
             return skipped("token", "no valid key for this base URL")
         if not reached:
             return skipped("token", "the service is unreachable")
         try:
-            if self._store is not None and standing is not None and standing.token is not None:
+            if self._store is not None and status is not None and status.token is not None:
                 return self._fetch_another(self._store)
             return self._fetch(self._store_url)
         except (Pay88Error, StoreError) as error:

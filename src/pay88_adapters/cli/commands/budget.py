@@ -29,7 +29,7 @@ Exit codes:
     metavar="SECONDS",
     help="Refresh interval of the live view in seconds.",
 )
-@click.option("--pacing", is_flag=True, help="Also the remaining API requests, which managers with pacing=True count.")
+@click.option("--pacing", is_flag=True, help="Also show the remaining API requests of managers with pacing=True.")
 @options.configured
 @options.as_json
 def command(
@@ -40,13 +40,13 @@ def command(
     The command is read-only: it consumes no budget and acquires no lease. It requires a shared store and assumes the
     default limits of TokenPolicy.
     """
-    from pay88_adapters.cli.store_view import Shared, lines, watch
+    from pay88_adapters.cli.store_view import StoreReader, lines, watch
 
-    shared = Shared.find(options.environment(base_url, store))
+    reader = StoreReader.find(options.environment(base_url, store))
     if once or as_json or is_plain():
-        standing = shared.peek(pacing=pacing)
-        click.echo(standing.json() if as_json else "\n".join(lines(standing)))
+        status = reader.peek(pacing=pacing)
+        click.echo(status.json() if as_json else "\n".join(lines(status)))
         return None
     require("rich", extra="cli")
-    watch(shared, pacing=pacing, interval=interval)
+    watch(reader, pacing=pacing, interval=interval)
     return None

@@ -25,7 +25,7 @@ Exit codes:
 
 
 @click.command(cls=Command, short_help="Check the configuration.", epilog=_EPILOG)
-@click.option("--fresh", is_flag=True, help="Token request even if the store has a token.")
+@click.option("--fresh", is_flag=True, help="Send a token request even if the store has a token.")
 @options.configured
 @options.as_json
 def command(fresh: bool, base_url: str | None, store: str | None, as_json: bool) -> int:

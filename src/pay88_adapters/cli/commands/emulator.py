@@ -76,7 +76,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="API key to accept; use a made-up one.",
 )
 @click.option(
-    "--merchant-id", default="MCH-COL-TEST-EMULATOR", show_default=True, help="Merchant id to accept; a made-up one."
+    "--merchant-id",
+    default="MCH-COL-TEST-EMULATOR",
+    show_default=True,
+    help="Merchant id to accept; use a made-up one.",
 )
 @click.option(
     "--lifetime",

@@ -77,7 +77,7 @@ _FORMATS: dict[str, Callable[[Token], str]] = {"headers": _headers, "json": _jso
     type=click.Choice(list(_FORMATS)),
     default="headers",
     show_default=True,
-    help="Output format: header lines, JSON, arguments for curl or assignments, the latter two quoted for a shell.",
+    help="Output format: HTTP header lines, a JSON object, arguments for curl, or assignments for a shell.",
 )
 @click.option(
     "--min-validity",

@@ -1,4 +1,4 @@
-"""The demo: four HTTP clients, one token manager, and the promises, checked against the server's journal."""
+"""The demo: four HTTP clients, one token manager, and the guarantees, checked against the server's journal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.testing import Emulator
 
 from .clock import BusyClock
+from .guarantees import judge
 from .load import Load
-from .promises import judge
 from .record import Evidence, Ledger
 from .report import closing, document, opening, summary
 from .script import Script
@@ -45,7 +45,7 @@ def run(seconds: float, *, as_json: bool = False) -> int:
 
 
 def conclude(evidence: Evidence, shown: View) -> int:
-    """Print the summary; return 0, or 1 if a promise was broken or the run did not finish."""
+    """Print the summary; return 0, or 1 if a guarantee was broken or the run did not finish."""
     verdicts = judge(evidence)
     shown.say([*summary(evidence, verdicts), *closing(verdicts, evidence.unfinished)])
     good = all(verdict.kept for verdict in verdicts) and not evidence.unfinished

@@ -119,7 +119,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The records that the promises are checked against."""
+    """The records that the guarantees are checked against."""
 
     journal: Journal
     outcomes: Sequence[Outcome]

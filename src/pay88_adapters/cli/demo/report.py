@@ -11,8 +11,8 @@ from statistics import median
 from pay88_adapters import Stats
 from pay88_adapters.testing import Journal
 
+from .guarantees import Verdict
 from .load import STACKS
-from .promises import Verdict
 from .record import Evidence, Outcome, call_id, stack_of
 
 
@@ -48,7 +48,7 @@ class Snapshot:
     def take(cls, at: float, outcomes: Iterable[Outcome], journal: Journal, stats: Stats) -> Snapshot:
         """Return the counters so far."""
         outcomes = list(outcomes)
-        unauthorized = {call_id(entry) for entry in journal.select("call") if entry.event == "refused"}
+        unauthorized = {call_id(entry) for entry in journal.select("call") if entry.event == "unauthorized"}
         replayed = Counter(stack_of(each) for each in unauthorized)
         by_stack = {stack: [each for each in outcomes if each.stack == stack] for stack in STACKS}
         rows = [_row(stack, ended, replayed[stack]) for stack, ended in by_stack.items()]
@@ -113,7 +113,7 @@ def status_line(snapshot: Snapshot) -> Line:
 
 
 def summary(evidence: Evidence, verdicts: Iterable[Verdict]) -> list[Line]:
-    """Return the tables and the promises."""
+    """Return the tables and the guarantees."""
     now = Snapshot.take(0.0, evidence.outcomes, evidence.journal, evidence.stats)
     return [
         Line(),
@@ -123,7 +123,7 @@ def summary(evidence: Evidence, verdicts: Iterable[Verdict]) -> list[Line]:
         Line(),
         *token_table(evidence.stats),
         Line(),
-        *_promise_table(verdicts),
+        *_guarantee_table(verdicts),
     ]
 
 
@@ -133,10 +133,15 @@ def document(evidence: Evidence, verdicts: Iterable[Verdict], *, good: bool) -> 
     return {
         "ok": good,
         "unfinished": evidence.unfinished or None,
-        "stacks": [asdict(row) for row in now.rows],
+        "clients": [asdict(row) for row in now.rows],
         "stats": asdict(evidence.stats),
-        "promises": [
-            {"rule": each.promise.rule, "promise": each.promise.text, "kept": each.kept, "seen": each.seen}
+        "guarantees": [
+            {
+                "rule": each.guarantee.rule,
+                "guarantee": each.guarantee.text,
+                "kept": each.kept,
+                "evidence": each.evidence,
+            }
             for each in verdicts
         ],
     }
@@ -154,16 +159,16 @@ def _phase_table(evidence: Evidence) -> list[Line]:
     return lines
 
 
-def _promise_table(verdicts: Iterable[Verdict]) -> list[Line]:
+def _guarantee_table(verdicts: Iterable[Verdict]) -> list[Line]:
     return [
-        Line(f"{'':<7}{'rule':>4}  {'promise':<42}evidence", "bold"),
-        *(_promise_line(each) for each in verdicts),
+        Line(f"{'':<7}{'rule':>4}  {'guarantee':<42}evidence", "bold"),
+        *(_guarantee_line(each) for each in verdicts),
     ]
 
 
-def _promise_line(verdict: Verdict) -> Line:
+def _guarantee_line(verdict: Verdict) -> Line:
     mark, style = ("ok", "") if verdict.kept else ("BROKEN", "bold red")
-    return Line(f"{mark:<7}{verdict.promise.rule:>4}  {verdict.promise.text:<42}{verdict.seen}", style)
+    return Line(f"{mark:<7}{verdict.guarantee.rule:>4}  {verdict.guarantee.text:<42}{verdict.evidence}", style)
 
 
 def closing(verdicts: Sequence[Verdict], unfinished: str) -> list[Line]:
@@ -172,11 +177,11 @@ def closing(verdicts: Sequence[Verdict], unfinished: str) -> list[Line]:
     if unfinished:
         return [
             Line(),
-            Line(f"Timeout while waiting for {unfinished}; {broken} promises BROKEN.", "bold red"),
+            Line(f"Timeout while waiting for {unfinished}; {broken} guarantees BROKEN.", "bold red"),
         ]
     if broken:
-        return [Line(), Line(f"{broken} of {len(verdicts)} promises BROKEN.", "bold red")]
-    return [Line(), Line(f"All {len(verdicts)} promises kept.", "bold green")]
+        return [Line(), Line(f"{broken} of {len(verdicts)} guarantees BROKEN.", "bold red")]
+    return [Line(), Line(f"All {len(verdicts)} guarantees kept.", "bold green")]
 
 
 def _milliseconds(seconds: float) -> str:

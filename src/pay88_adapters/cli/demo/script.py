@@ -92,7 +92,7 @@ class Script:
     def _storm(self) -> None:
         with self._phase(Scene.STORM), self._emulator.hold("call") as hold:
             self._until("requests of all callers", lambda: hold.held >= CALLERS)
-            self._emulator.service.refuse_current_tokens()
+            self._emulator.service.revoke_current_tokens()
             hold.release()
             self._settle(2)
 

@@ -22,11 +22,11 @@ class Controls:
         self._emulator = emulator
         self._chance = random.Random()
         self.actions: Mapping[str, Callable[[Form], Awaitable[None]]] = {
-            "refuse_tokens": self._refuse_tokens,
+            "revoke_tokens": self._revoke_tokens,
             "rotate_key": self._rotate_key,
             "suspend": self._suspend,
             "reinstate": self._reinstate,
-            "forget_usage": self._forget_usage,
+            "reset_rate_limits": self._reset_rate_limits,
             "drop_connections": self._drop_connections,
             "release": self._release,
             "advance": self._advance,
@@ -71,9 +71,9 @@ class Controls:
         await self.actions[name](form)
         return name
 
-    async def _refuse_tokens(self, form: Form) -> None:
+    async def _revoke_tokens(self, form: Form) -> None:
         form.end()
-        self._emulator.service.refuse_current_tokens()
+        self._emulator.service.revoke_current_tokens()
 
     async def _rotate_key(self, form: Form) -> None:
         key = form.take("api_key", forms.key)
@@ -88,9 +88,9 @@ class Controls:
         form.end()
         self._emulator.service.reinstate()
 
-    async def _forget_usage(self, form: Form) -> None:
+    async def _reset_rate_limits(self, form: Form) -> None:
         form.end()
-        self._emulator.service.forget_usage()
+        self._emulator.service.reset_rate_limits()
 
     async def _drop_connections(self, form: Form) -> None:
         form.end()

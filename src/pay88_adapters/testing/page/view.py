@@ -120,7 +120,7 @@ class View:
                 "issued_at": token.issued_at,
                 "expires_at": token.expires_at,
                 "merchant": self._shown(token.merchant_id),
-                "refused": token.refused,
+                "rejected": token.rejected,
                 "users": [
                     {"client": client, "peer": peer, "calls": calls}
                     for (client, peer), calls in users.get(token.serial, Counter()).most_common(8)

@@ -9,7 +9,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 const PRESETS = [
   ["Token endpoint fails", { fault: "Status", status: 500, on: "token" }],
   ["API requests fail", { fault: "Status", status: 503, on: "call" }],
-  ["Tokens rejected", { fault: "RefuseToken", on: "call" }],
+  ["Tokens rejected", { fault: "RejectToken", on: "call" }],
   ["API requests limited", { fault: "TooMany", on: "call" }],
   ["Connections reset", { fault: "ResetAfterRead", on: "call" }],
   ["Responses 2 s late", { fault: "Latency", seconds: 2, on: "any" }],
@@ -198,10 +198,10 @@ function drawTokens() {
     const share = Math.min(1, left / (token.expires_at - token.issued_at));
     const fill = make("i");
     fill.style.transform = `scaleX(${share})`;
-    const shade = token.refused ? "bad" : share < 1 / 6 ? "late" : "good";
+    const shade = token.rejected ? "bad" : share < 1 / 6 ? "late" : "good";
     return make("li", { class: shade },
       make("div", { class: "name" }, make("b", {}, `#${token.serial}`),
-        token.refused ? make("span", { class: "tag" }, "rejected") : null,
+        token.rejected ? make("span", { class: "tag" }, "rejected") : null,
         make("span", { class: "quiet" }, `${span(Math.floor(now() - token.issued_at))} old, ${span(left)} left`)),
       make("div", { class: "track", "aria-hidden": "true" }, fill),
       token.users.length ? make("ul", { "aria-label": `Users of token ${token.serial}` }, ...token.users.map((user) =>
@@ -330,7 +330,7 @@ const rows = new Map();
 
 function row(entry) {
   const odd = entry.finished ? (entry.status ?? "no response") : "waiting";
-  const words = entry.event && !["echo", "balance", "charged", "faulty"].includes(entry.event) ? ` ${entry.event}` : "";
+  const words = entry.event && !["echo", "balance", "charged", "failed"].includes(entry.event) ? ` ${entry.event}` : "";
   const token = entry.token === null ? "" : `#${entry.token}${entry.token_age === null ? "" : `, ${span(Math.floor(entry.token_age))} old`}`;
   const cell = (name, ...children) => make("td", { role: "cell", class: name }, ...children);
   return make("tr", { role: "row", class: `kind-${entry.kind} ${tone(entry)}`, "data-n": entry.n },
@@ -435,7 +435,7 @@ function lane(pen, entry, x, end, half, top, color) {
   const known = state.tokens.find((token) => token.serial === entry.token);
   const until = Math.min(end, entry.at + state.emulator.lifetime);
   const width = Math.max(6, x(until) - x(entry.at) - 1);
-  const shade = known?.refused ? "bad" : known ? "good" : "quiet";
+  const shade = known?.rejected ? "bad" : known ? "good" : "quiet";
   pen.fillStyle = color(known ? `${shade}-soft` : "line");
   pen.strokeStyle = color(shade);
   pen.lineWidth = 1;
