@@ -155,7 +155,7 @@ def test_managers_are_freed_with_their_clients(emulator: Emulator, kind: type[St
     assert [reference() for reference in managers] == [None] * 3
 
 
-def test_rule_05_what_was_spent_counts_after_the_last_manager_is_gone() -> None:
+def test_rule_05_used_units_count_after_the_last_manager_is_gone() -> None:
     """For an hour; however many other stores are used meanwhile."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:
@@ -196,12 +196,12 @@ def test_a_shared_manager_is_forgotten_though_what_it_was_made_of_refers_to_it()
 
     class Service:
         def __init__(self) -> None:
-            self.manager = TokenManager.shared(self.read, listeners=[self.hear])
+            self.manager = TokenManager.shared(self.read, listeners=[self.receive])
 
         def read(self) -> Credentials:
             return credentials(0)
 
-        def hear(self, event: Event) -> None:
+        def receive(self, event: Event) -> None:
             pass
 
     with default_clock(ManualClock()):
