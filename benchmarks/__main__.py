@@ -35,29 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stack", action="append", choices=STACKS, metavar="NAME", help=", ".join(STACKS))
     parser.add_argument("--json", type=Path, help="where the figures go, benchmarks/results/ unless given")
     parser.add_argument("--plots", type=Path, help="where the plots go; docs/benchmarks/, and none with --quick")
-    asked = parser.parse_args(arguments)
+    requested = parser.parse_args(arguments)
     compileall.compile_dir(str(ROOT / "benchmarks"), quiet=1)  # or the first process that measures would
     compileall.compile_dir(str(ROOT / "src"), quiet=1)
     tables: list[Table] = []
-    for name in asked.only or TABLES:
-        options = Options(asked.quick, asked.full, asked.stack or (_QUICK if asked.quick else STACKS), _telling(name))
+    for name in requested.only or TABLES:
+        options = Options(
+            requested.quick, requested.full, requested.stack or (_QUICK if requested.quick else STACKS), _telling(name)
+        )
         made = TABLES[name](options)
         _clear()
         for table in made:
             print(table.text(), flush=True)
         tables += made
-    path = asked.json or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = requested.json or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     figures = {
-        "made": _circumstances(quick=asked.quick, full=asked.full),
+        "made": _circumstances(quick=requested.quick, full=requested.full),
         "tables": [asdict(table) for table in tables],
     }
     path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")
-    if asked.plots is None and not asked.quick:
-        asked.plots = ROOT / "docs" / "benchmarks"
-    if asked.plots is not None:
-        for drawn in plots.draw(tables, asked.plots):
+    if requested.plots is None and not requested.quick:
+        requested.plots = ROOT / "docs" / "benchmarks"
+    if requested.plots is not None:
+        for drawn in plots.draw(tables, requested.plots):
             print(f"drawn: {drawn}")
 
 

@@ -20,7 +20,7 @@ class Manager:
         self._until = 0.0
 
     def headers(self) -> dict[str, str]:
-        """Return the two header fields; ask for a token when there is none or it is too old."""
+        """Return the two headers; fetch a token when there is none or it is too old."""
         if time.monotonic() < self._until:
             return self._headers
         with self._lock:
@@ -32,7 +32,7 @@ class Manager:
             return self._headers
 
     def invalidate(self, headers: dict[str, str]) -> None:
-        """Forget a token that was refused, and no newer one."""
+        """Discard a rejected token, and no newer one."""
         with self._lock:
             if headers is self._headers:
                 self._until = 0.0
@@ -48,7 +48,7 @@ class AsyncManager:
         self._until = 0.0
 
     async def headers(self) -> dict[str, str]:
-        """Return the two header fields; ask for a token when there is none or it is too old."""
+        """Return the two headers; fetch a token when there is none or it is too old."""
         if time.monotonic() < self._until:
             return self._headers
         async with self._lock:
@@ -60,13 +60,13 @@ class AsyncManager:
             return self._headers
 
     def invalidate(self, headers: dict[str, str]) -> None:
-        """Forget a token that was refused, and no newer one."""
+        """Discard a rejected token, and no newer one."""
         if headers is self._headers:
             self._until = 0.0
 
 
 class Floor:
-    """The least that can tell a token's age: a clock and an attribute, in a method."""
+    """The least that knows a token's age: a clock and an attribute, in a method."""
 
     def __init__(self, grant: Grant) -> None:
         self._headers = grant.headers()

@@ -131,5 +131,5 @@ def emulator(*, lifetime: float = 60.0) -> Any:
 
 
 def service(running: Emulator, **options: Any) -> dict[str, Any]:
-    """Return what a process that measures has to know of it."""
+    """Return the arguments of a process that measures."""
     return asdict(Service(running.url, running.api_key, running.merchant_id, **options))

@@ -1,7 +1,7 @@
-"""The other libraries, set up as well as they allow for a token that lives 60 seconds.
+"""The other libraries, set up as well as they allow for a token with a lifetime of 60 seconds.
 
-Each asks the emulator's token endpoint and sends both header fields, and each replaces a token ten seconds
-before it expires. With its own defaults most of them would ask for a token for every call.
+Each uses the emulator's token endpoint and sends both headers, and each replaces a token ten seconds
+before it expires. With its own defaults most of them would fetch a token for every call.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class GoogleRequest:
     """What google-auth hands to ``refresh``."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Do nothing: the credentials ask by themselves."""
+        """Do nothing: the credentials fetch automatically."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ def authlib_httpx_client(library: str, tasks: bool) -> Any:
 
 
 def authlib_options(service: Service) -> dict[str, Any]:
-    """Return the options of any of authlib's clients; the first token is asked for by the first call."""
+    """Return the options of any of authlib's clients; the first call fetches the first token."""
 
     def with_keys(client: Any, method: str, url: str, headers: Any, body: Any) -> Any:
         headers.update(service.keys)
@@ -173,7 +173,7 @@ def authlib_options(service: Service) -> dict[str, Any]:
 
 
 class _Envelope:
-    """A reply of the token endpoint, without what 88Pay wraps around the token."""
+    """A response of the token endpoint, without what 88Pay wraps around the token."""
 
     def __init__(self, response: Any) -> None:
         self.status_code = response.status_code
@@ -187,7 +187,7 @@ class _Envelope:
 
 
 def hook_authlib(client: Any, service: Service) -> Any:
-    """Teach a client of authlib 88Pay's reply and its second header field."""
+    """Teach a client of authlib 88Pay's response and its second header."""
 
     def with_session(url: str, headers: Any, body: Any) -> Any:
         headers["x-session-id"] = client.token["session_id"]

@@ -1,6 +1,6 @@
 """One measurement, in a process of its own: ``python -m benchmarks.probe '{"measure": …}'`` prints one JSON object.
 
-It says so on its standard output and ends at once: whatever is open is not closed, since that is not measured.
+It says so on its standard output and ends immediately: whatever is open is not closed, since that is not measured.
 """
 
 from __future__ import annotations

@@ -47,12 +47,12 @@ def _justified(cell: str, width: int, column: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for.
+    """The options of a run.
 
     Attributes:
         quick: Few rounds; the figures say less.
-        full: The storms at full size.
-        stacks: On which stacks.
+        full: The 401 storms at full size.
+        stacks: The client libraries.
         tell: Shows how far the run is.
     """
 

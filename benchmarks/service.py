@@ -1,4 +1,4 @@
-"""Where the calls of a measurement go, and how a token is asked for without any library."""
+"""Where the calls of a measurement go, and how a token is fetched without any library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the token endpoint answered."""
+    """The response of the token endpoint."""
 
     access_token: str
     session_id: str
@@ -35,7 +35,7 @@ class Service:
     """The emulator, as a process that measures sees it.
 
     Attributes:
-        lifetime: Seconds a token lives there.
+        lifetime: Lifetime of a token in seconds.
         in_memory: Whether calls go to a stub in place of the network. Tokens come from the emulator all the same.
         new_ids: Whether each call has an id of its own in its URL, so that nothing can be cached by URL.
     """
@@ -73,7 +73,7 @@ class Service:
         return self.lifetime / 6
 
     def ask(self) -> Grant:
-        """Ask for a token, on a connection of its own."""
+        """Fetch a token, on a connection of its own."""
         target = urlsplit(self.token_url)
         connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
         try:

@@ -1,6 +1,6 @@
-"""Answers from memory, in place of the network: as far down as each stack can be cut off, the same for all rows.
+"""Responses from memory instead of the network: as far down as each client library can be cut off, for all rows.
 
-Whatever is asked is answered with a token. Calls do not look at it, and whoever asks over the same client has one.
+Every response contains a token. Calls do not look at it, and token requests over the same client get one.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def pool_classes() -> dict[str, Any]:
             return True
 
         def request(self, method: str, url: str, *args: Any, **options: Any) -> None:
-            self._asked = method, url, options["preload_content"], options["decode_content"]
+            self._requested = method, url, options["preload_content"], options["decode_content"]
 
         def getresponse(self) -> Any:
-            method, url, preload_content, decode_content = self._asked
+            method, url, preload_content, decode_content = self._requested
             return urllib3.HTTPResponse(
                 body=io.BytesIO(BODY),
                 headers=urllib3.HTTPHeaderDict(FIELDS),
@@ -70,7 +70,7 @@ def pool_classes() -> dict[str, Any]:
 
 
 def install(pool_manager: Any) -> Any:
-    """Let *pool_manager* answer from memory."""
+    """Let *pool_manager* respond from memory."""
     pool_manager.pool_classes_by_scheme = pool_classes()
     return pool_manager
 
@@ -89,17 +89,17 @@ def httpx_transport(library: Any) -> Any:
 
 
 class Wire(asyncio.Transport):
-    """For aiohttp: a connection whose other end answers in the next turn of the loop."""
+    """For aiohttp: a connection whose other end responds in the next turn of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Any) -> None:
         super().__init__()
-        self._answer = lambda: protocol.data_received(RESPONSE)
+        self._respond = lambda: protocol.data_received(RESPONSE)
         self._loop = loop
         protocol.connection_made(self)
 
     def write(self, data: Any) -> None:
-        """Answer a request once it is there; a POST without a body is written at once."""
-        self._loop.call_soon(self._answer)
+        """Respond to a request once it is there; a POST without a body is written immediately."""
+        self._loop.call_soon(self._respond)
 
     def writelines(self, list_of_data: Any) -> None:
         """Do the same."""

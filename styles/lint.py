@@ -1,7 +1,8 @@
 """Check the prose of the project: ``python styles/lint.py [FILE …]``.
 
 proselint runs the rules of styles/terms.toml, and some of its own, over Markdown, over the texts of dashboards and over
-docstrings and comments of those Python files that are in its paths. It needs no network. Exit code 0: no problems.
+docstrings, comments and names of tests of those Python files that are in its paths. It needs no network.
+Exit code 0: no problems.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def markdown(text: str) -> str:
 
 
 def python(text: str) -> str:
-    """Return the docstrings and comments of a module."""
+    """Return the docstrings and comments of a module, and the names of its tests as sentences."""
     lines = text.splitlines(keepends=True)
     prose = [blank(line) for line in lines]
 
@@ -81,6 +82,10 @@ def python(text: str) -> str:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             string = node.value
             keep((string.lineno, string.col_offset), (string.end_lineno or 0, string.end_col_offset or 0))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            line, start = lines[node.lineno - 1], lines[node.lineno - 1].index("test_")
+            sentence = node.name.replace("_", " ") + "."
+            prose[node.lineno - 1] = " " * start + sentence + blank(line[start + len(sentence) :])
     return markdown(_PARAMETER.sub(lambda match: re.sub(r"\w", "x", match[0]), "".join(prose)))
 
 

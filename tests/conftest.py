@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(params=STACKS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> type[Stack]:
-    """Each stack in turn."""
+    """Each client library in turn."""
     result: type[Stack] = request.param
     return result
 
@@ -78,6 +78,6 @@ def world(make_world: Callable[..., World]) -> World:
 
 @pytest.fixture
 def one_world() -> Iterator[World]:
-    """One on a single stack, for behaviour that all of them share."""
+    """One with a single client library, for behaviour that all of them share."""
     with ExitStack() as stack:
         yield World(STACKS[0], stack)

@@ -1,4 +1,4 @@
-"""Who takes part, on which stack."""
+"""The contestants, and their client libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Contestant:
     both: bool = True
     """Whether it sends both header fields."""
     survives: bool = True
-    """Whether a call survives a refused token."""
+    """Whether a call survives a rejected token."""
 
 
 _MODULES = {
@@ -46,7 +46,7 @@ def is_async(stack: str) -> bool:
     return stack == "aiohttp" or stack.endswith("-async")
 
 
-# Names only, so that the process that prints the tables imports no stack.
+# Names only, so that the process that prints the tables imports no client library.
 _EVERYWHERE = (BARE, CONTROL, STATIC, BY_HAND, OURS)
 _PEERS = {
     "urllib3": ("google-auth", "botocore"),

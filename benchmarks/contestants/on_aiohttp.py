@@ -31,7 +31,7 @@ def _calling(session: Any, service: Service) -> Call:
     return call
 
 
-def _asking(service: Service) -> Callable[[], Awaitable[Grant]]:
+def _fetching(service: Service) -> Callable[[], Awaitable[Grant]]:
     async def ask() -> Grant:
         async with aiohttp.ClientSession() as session, session.post(service.token_url, headers=service.keys) as reply:
             return Grant.parse(await reply.read())
@@ -48,7 +48,7 @@ def _static(service: Service) -> Call:
 
 
 def _by_hand(service: Service) -> Call:
-    session, manager = _session(service), AsyncManager(_asking(service), service.margin)
+    session, manager = _session(service), AsyncManager(_fetching(service), service.margin)
     urls = service.call_urls()
 
     async def send(url: str, headers: dict[str, str]) -> int:
@@ -69,7 +69,7 @@ def _by_hand(service: Service) -> Call:
 
 def _recipe(service: Service) -> Call:
     """The cookbook's token refresh middleware, with both header fields."""
-    manager = AsyncManager(_asking(service), service.margin)
+    manager = AsyncManager(_fetching(service), service.margin)
 
     async def middleware(request: Any, handler: Any) -> Any:
         for attempt in range(2):
@@ -118,7 +118,7 @@ def _azure(service: Service) -> Call:
     from benchmarks.peers import azure_async_policy
 
     transport = AioHttpTransport(session=_session(service), session_owner=False)
-    policy = azure_async_policy(service, _asking(service))
+    policy = azure_async_policy(service, _fetching(service))
     client: Any = AsyncPipelineClient(service.url, policies=[policy], transport=transport)
     urls = service.call_urls()
 

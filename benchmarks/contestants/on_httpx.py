@@ -44,8 +44,8 @@ class _Side:
 
         return call
 
-    def asking(self, service: Service) -> Callable[[], Awaitable[Grant]]:
-        """Return what asks for a token on the loop."""
+    def fetching(self, service: Service) -> Callable[[], Awaitable[Grant]]:
+        """Return a function that fetches a token on the event loop."""
 
         async def ask() -> Grant:
             async with self.library.AsyncClient() as client:
@@ -65,7 +65,7 @@ def _static(side: _Side, service: Service) -> Call:
 def _by_hand(side: _Side, service: Service) -> Call:
     client, urls = side.client(service), service.call_urls()
     if side.tasks:
-        tasks = AsyncManager(side.asking(service), service.margin)
+        tasks = AsyncManager(side.fetching(service), service.margin)
 
         async def acall() -> int:
             headers, url = await tasks.headers(), next(urls)
@@ -93,7 +93,7 @@ def _by_hand(side: _Side, service: Service) -> Call:
 
 def _recipe(side: _Side, service: Service) -> Call:
     """The documented custom authentication: a generator that attaches, looks at a 401, and yields once more."""
-    threads, tasks = Manager(service.ask, service.margin), AsyncManager(side.asking(service), service.margin)
+    threads, tasks = Manager(service.ask, service.margin), AsyncManager(side.fetching(service), service.margin)
 
     class Auth(side.library.Auth):  # type: ignore[misc,name-defined]
         def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:

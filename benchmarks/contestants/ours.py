@@ -7,7 +7,7 @@ from pay88_adapters import Credentials, TokenManager, TokenPolicy
 
 
 def manager(service: Service, **options: object) -> TokenManager:
-    """Return one with default settings; only the budget is roomier, since the measurements share the service.
+    """Return one with default settings; only the budget is larger, since the measurements share the service.
 
     A lifetime that is not 88Pay's needs a margin in proportion, as the peers have.
     """

@@ -1,4 +1,4 @@
-"""What a fresh process can be asked to measure."""
+"""What a fresh process can measure."""
 
 from __future__ import annotations
 

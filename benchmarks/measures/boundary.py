@@ -1,4 +1,4 @@
-"""An open load, at a fixed rate whatever the answers take, across many refreshes."""
+"""An open load, at a fixed rate however long the responses take, across many refreshes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THREADS = 64
 
 
 def load(stack: str, row: str, rate: float, seconds: float, service: dict[str, Any]) -> dict[str, Any]:
-    """Return when each call was due and when it was answered, on ``time.perf_counter``, and the failures."""
+    """Return when each call was due and when its response arrived, on ``time.perf_counter``, and the failures."""
     made, place = contestant(stack, row), Service(**service)
     due_in = [number / rate for number in range(int(rate * seconds))]
     if is_async(stack):
@@ -28,7 +28,7 @@ def load(stack: str, row: str, rate: float, seconds: float, service: dict[str, A
 
 def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
     call()  # the first waits for a token
-    answered: list[tuple[float, float]] = []
+    responded: list[tuple[float, float]] = []
     failed: list[str] = []
     numbers, lock = count(), threading.Lock()
     begin = time.perf_counter() + 0.2
@@ -46,7 +46,7 @@ def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
             except Exception as error:  # noqa: BLE001 - whatever a library raises is how its call ended
                 failed.append(type(error).__name__)
             else:
-                answered.append((due, time.perf_counter()))
+                responded.append((due, time.perf_counter()))
                 if status != 200:
                     failed.append(str(status))
 
@@ -55,13 +55,13 @@ def _threads(call: Call, due_in: list[float]) -> dict[str, Any]:
         thread.start()
     for thread in threads:
         thread.join()
-    return {"answered": answered, "failed": failed}
+    return {"answered": responded, "failed": failed}
 
 
 async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
     call = make()
     await call()  # the first waits for a token
-    answered: list[tuple[float, float]] = []
+    responded: list[tuple[float, float]] = []
     failed: list[str] = []
     begin = time.perf_counter() + 0.2
 
@@ -71,7 +71,7 @@ async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever a library raises is how its call ended
             failed.append(type(error).__name__)
         else:
-            answered.append((due, time.perf_counter()))
+            responded.append((due, time.perf_counter()))
             if status != 200:
                 failed.append(str(status))
 
@@ -80,4 +80,4 @@ async def _tasks(make: Any, due_in: list[float]) -> dict[str, Any]:
         await asyncio.sleep(max(begin + after - time.perf_counter(), 0))
         running.append(asyncio.ensure_future(one(begin + after)))
     await asyncio.gather(*running)
-    return {"answered": answered, "failed": failed}
+    return {"answered": responded, "failed": failed}

@@ -70,7 +70,7 @@ def memory(kind: str, row: str, callers: int, service: dict[str, Any]) -> dict[s
 
 
 async def _longest_gap(is_over: Callable[[], bool]) -> float:
-    """Return the longest time that the event loop did not come back to this task, beyond what it asked for."""
+    """Return the longest time that the event loop did not run this task, beyond its sleep."""
     longest, last = 0.0, time.perf_counter()
     while not is_over():
         await asyncio.sleep(_BEAT)

@@ -130,7 +130,7 @@ def _google(service: Service) -> Callable[[], object]:
         google.before_request(None, "POST", service.call_url, headers)
         worker = google._refresh_worker._worker
         if worker is not None:
-            worker.join()  # time stands still until it is there
+            worker.join()  # the clock is not advanced until it is there
 
     return read
 
@@ -150,6 +150,6 @@ def _ours(service: Service, clock: Clock, store: str) -> Callable[[], object]:
     def read() -> None:
         manager.get_token()
         while manager.sync_runner.fetches.is_fetching:
-            time.sleep(0.001)  # time stands still until it is there
+            time.sleep(0.001)  # the clock is not advanced until it is there
 
     return read

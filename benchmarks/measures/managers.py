@@ -52,7 +52,7 @@ def _maker(row: str) -> Callable[[int], Any]:
     service = Service("http://127.0.0.1:1", "sk_test_0", "MCH-0")
 
     class Asked(Service):
-        """Answers without a server."""
+        """Responds without a server."""
 
         def ask(self) -> Grant:
             return next(grants)
@@ -86,7 +86,7 @@ def _maker(row: str) -> Callable[[int], Any]:
 
 
 def _ours() -> Callable[[int], Any]:
-    """Every manager asks over one pool that answers from memory."""
+    """Every manager fetches over one pool that responds from memory."""
     import urllib3
 
     from pay88_adapters import Credentials, TokenManager

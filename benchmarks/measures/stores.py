@@ -20,7 +20,7 @@ from pay88_adapters.stores.base import LeaseResult
 OPERATIONS = ("lead", "publish", "acquire", "pace")
 LEASE = 20.0  # seconds
 _CONTENT = "x" * 1_500  # about what a record holds
-_EACH = 9  # units of one merchant: so the budget is never used up
+_EACH = 9  # units of one merchant: so the budget is never exhausted
 
 
 def operate(url: str, operation: str, times: int, start: float, pause: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""Many callers at once: nobody has a token, or everybody's token is refused."""
+"""Many concurrent callers: there is no token, or the token of all of them is rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import on_a_loop
 
 
 def storm(stack: str, row: str, callers: int, warm: bool, service: dict[str, Any]) -> dict[str, int]:
-    """Make *callers* calls at once, after one alone if *warm*; return how many ended in which way."""
+    """Make *callers* concurrent calls, after one alone if *warm*; return how many ended in which way."""
     made, place = contestant(stack, row), Service(**service)
     if is_async(stack):
         ended: Counter[str] = on_a_loop(lambda: _tasks(lambda: made.make(place), callers, warm))

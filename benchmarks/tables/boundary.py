@@ -14,12 +14,12 @@ from pay88_adapters.testing import Latency
 
 _LATENCY = 0.2
 _RATE = 100.0
-_LIFETIME = 6.0  # a token lives a tenth of what it lives at 88Pay; every margin is a tenth, too
+_LIFETIME = 6.0  # a tenth of the lifetime at 88Pay; every margin is a tenth, too
 _AGAIN = f"{STATIC} again"
 
 
 def run(options: Options) -> list[Table]:
-    """Measure each row once. Quick runs measure the rows of a stack three at a time, two refreshes long."""
+    """Measure each row once. Quick runs measure the rows of a client library three at a time, two refreshes long."""
     refreshes = 2 if options.quick else 10
     seconds = refreshes * _LIFETIME * 5 / 6
     tables = []
@@ -63,13 +63,13 @@ def _load(stack: str, row: str, seconds: float) -> tuple[list[float], int, int, 
         spec = {"measure": "boundary:load", "stack": stack, "row": named, "rate": _RATE, "seconds": seconds}
         ahead = emulator.clock.now() - time.perf_counter()
         result: Any = harness.fresh({**spec, "service": service})[0]
-        # When tokens were answered, but for the first.
+        # When the responses with tokens arrived, but for the first.
         arrived = [entry.at - ahead + _LATENCY for entry in emulator.journal if entry.kind == "token"][1:]
         waited = [
-            answered - due > _LATENCY / 2 and any(due < at <= answered for at in arrived)
-            for due, answered in result["answered"]
+            responded - due > _LATENCY / 2 and any(due < at <= responded for at in arrived)
+            for due, responded in result["answered"]
         ]
-        latencies = sorted(answered - due for due, answered in result["answered"])
+        latencies = sorted(responded - due for due, responded in result["answered"])
         return latencies, sum(waited), len(result["failed"]), emulator.journal.token_requests
 
 

@@ -14,7 +14,7 @@ _NO_VALGRIND = "valgrind is not installed: no instructions were counted."
 
 
 def run(options: Options) -> list[Table]:
-    """Measure every row of every stack: instructions, wall and CPU time."""
+    """Measure every row of every client library: instructions, wall and CPU time."""
     rounds, calls = (3, 300) if options.quick else (15, 2_000)
     with harness.emulator() as emulator:
         jobs = _jobs(options.stacks, harness.service(emulator, in_memory=True))

@@ -31,9 +31,9 @@ def _table(kind: str, callers: int, options: Options) -> Table:
             spec = {"row": row, "callers": callers, "service": harness.service(emulator)}
             jobs = [(row, {"measure": f"crowds:{kind}", **spec})]
             figures = harness.medians(harness.interleaved(jobs, rounds, options.tell)[row])
-            asked = emulator.journal.token_requests / rounds
+            requested = emulator.journal.token_requests / rounds
             memory, _ = harness.fresh({"measure": "crowds:memory", "kind": kind, **spec})
         blocked = figures.get("blocked")
         cells: list[Cell] = [figures["last"] * 1e3, figures["cpu"] * 1e3, None if blocked is None else blocked * 1e3]
-        table.rows.append([row, *cells, memory["bytes"], asked])
+        table.rows.append([row, *cells, memory["bytes"], requested])
     return table

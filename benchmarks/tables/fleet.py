@@ -18,7 +18,7 @@ def run(options: Options) -> list[Table]:
         ("", *(str(number) for number in _WORKERS)),
         ("", *(",.0f" for _ in _WORKERS)),
         chart=(str(_WORKERS[-1]),),
-        notes=f"Simulated time; each worker makes one call every {GAP:g} s; nobody is held to the limits."
+        notes=f"Simulated time; each worker makes one call every {GAP:g} s; no limit applies."
         " Without a store, each process has a token of its own."
         + (" Six minutes, times ten: the first token counts ten times." if options.quick else ""),
     )

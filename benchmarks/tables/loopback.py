@@ -8,7 +8,7 @@ from benchmarks.report import Options, Table
 
 
 def run(options: Options) -> list[Table]:
-    """Measure every row of every stack: wall and CPU time."""
+    """Measure every row of every client library: wall and CPU time."""
     rounds, calls = (3, 150) if options.quick else (15, 1_000)
     tables = []
     for stack in options.stacks:

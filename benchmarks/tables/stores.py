@@ -18,12 +18,12 @@ from benchmarks.measures.stores import OPERATIONS
 from benchmarks.report import Options, Table
 
 _RATE = 100
-"""Operations a second: more than any fleet needs, less than either store can do."""
+"""Operations a second: more than the workers of any service need, less than either store can do."""
 _STARTING = 0.4  # seconds for each process to start, one after the other
 
 
 def run(options: Options) -> list[Table]:
-    """Measure each operation in 1, 8 and 32 processes at once, each with a connection of its own."""
+    """Measure each operation in 1, 8 and 32 concurrent processes, each with a connection of its own."""
     processes, times = ((1, 8), 50) if options.quick else ((1, 8, 32), 200)
     table = Table(
         "stores.operations",

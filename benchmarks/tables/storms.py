@@ -1,4 +1,4 @@
-"""Many callers at once: a cold start, and a storm of refusals."""
+"""Many concurrent callers: a cold start, and a 401 storm."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _counts(stack: str, row: str, callers: int, refused: bool) -> list[Cell]:
         before = [0]
 
         def referee() -> None:
-            """Let all calls arrive with the token there is, but for the first; then refuse it."""
+            """Let all calls but the first arrive with the cached token; then reject it."""
             with suppress(TimeoutError), emulator.hold(on=lambda _: emulator.journal.calls > 1) as hold:
                 hold.wait_for(callers, timeout=_PATIENCE)
                 before[0] = emulator.journal.token_requests

@@ -127,8 +127,11 @@ class Pay88Middleware:
             raise
         finally:
             # They have been sent by now, and the response's request_info shows these very headers.
-            headers.popall(_AUTHORIZATION, None)
-            headers.popall(_SESSION_ID, None)
+            try:
+                del headers[_AUTHORIZATION], headers[_SESSION_ID]
+            except KeyError:  # it was not sent, or an inner middleware has removed one
+                headers.popall(_AUTHORIZATION, None)
+                headers.popall(_SESSION_ID, None)
             if before:
                 headers.extend(before)
 

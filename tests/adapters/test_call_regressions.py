@@ -1,4 +1,4 @@
-"""Regressions of API requests, on every stack."""
+"""Regressions of API requests, with every client library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
 from support.authority import new_authority
 from support.proxies import Proxy
-from support.stacks import AsyncStack, Reply, Requests, Urllib3
+from support.stacks import AsyncStack, PlainResponse, Requests, Urllib3
 from support.worlds import World
 
 CHARGES = "/api/transactions/charges"
@@ -74,7 +74,7 @@ def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World)
     manager.get_token()
     world.emulator.faults.add(ResetBeforeRead(), on="/api/balance")
 
-    async def sent() -> Reply:
+    async def sent() -> PlainResponse:
         assert isinstance(stack, AsyncStack)
         try:
             raise ssl.SSLCertVerificationError("of another server")
@@ -90,7 +90,7 @@ def test_what_the_caller_recovers_from_says_nothing_of_the_attempt(world: World)
         assert stack.request("POST", world.url).status == 200
 
 
-def test_a_replay_whose_connection_breaks_is_one_replay(world: World) -> None:
+def test_a_replay_with_a_connection_error_is_one_replay(world: World) -> None:
     """Rule 7: the attempt after the connection error is a retry."""
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
     stack = world.client(manager)
@@ -170,7 +170,7 @@ def test_a_copied_session_keeps_an_adapter_that_has_a_state_of_its_own(
             assert copied.post(f"{emulator.url}/api/balance").status_code == 200
 
 
-def test_an_error_of_a_proxy_tells_the_request_as_it_does_without_the_adapter() -> None:
+def test_an_error_of_a_proxy_names_the_request_as_it_does_without_the_adapter() -> None:
     """Rule 21."""
     with Emulator() as emulator, Proxy() as proxy, requests.Session() as session:
         session.trust_env = False

@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 import pay88_adapters.urllib3
 from pay88_adapters.testing import RefuseToken, ResetAfterRead
-from support.stacks import Httpx, Reply, Requests, Stack, Urllib3
+from support.stacks import Httpx, PlainResponse, Requests, Stack, Urllib3
 from support.worlds import World
 
 original = HTTPConnectionPool.urlopen
@@ -146,7 +146,7 @@ def test_rule_21_a_wrapper_sees_what_the_library_passes(
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 7, 13])
-def test_rule_21_arguments_go_on_as_they_came(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_rule_21_arguments_are_passed_on_unchanged(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """However many of them are given by position."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -231,5 +231,5 @@ def test_rule_21_a_wrapped_transport_gets_the_request_and_nothing_else(
         return inner(self, request)
 
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_request)
-    assert isinstance(reply := world.client().attempt("POST", world.url), Reply)
+    assert isinstance(reply := world.client().attempt("POST", world.url), PlainResponse)
     assert (reply.status, len(calls)) == (200, 2)

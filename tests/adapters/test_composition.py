@@ -105,11 +105,11 @@ def test_httpx_retries_inside_shares_a_token(run: Run, emulator: Emulator, attac
         assert client.post(f"{emulator.url}/api/echo").status_code == 503
         assert len(calls(emulator)) - before == 4
         manager.invalidate(manager.get_token())
-        asked = emulator.journal.token_requests
+        requested = emulator.journal.token_requests
         emulator.faults.add(Status(503), on="token", times=None)
         with pytest.raises(httpx.TransportError):
             client.post(f"{emulator.url}/api/echo")
-        assert emulator.journal.token_requests - asked == 1
+        assert emulator.journal.token_requests - requested == 1
 
 
 def test_aiohttp_retry_makes_the_attempts(run: Run, emulator: Emulator) -> None:
@@ -193,7 +193,7 @@ def test_aiohttps_middlewares_see_what_is_theirs(run: Run, emulator: Emulator) -
     assert emulator.journal.token_requests == 2
 
 
-def test_requests_toolbelt_keeps_what_it_was_told(run: Run, emulator: Emulator) -> None:
+def test_requests_toolbelt_keeps_its_settings(run: Run, emulator: Emulator) -> None:
     """Encoders stream, adapters bind their address, and a form that cannot be rewound is sent once."""
     pytest.importorskip("requests_toolbelt")
     names = run("requests-toolbelt")

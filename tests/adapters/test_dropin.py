@@ -1,9 +1,9 @@
-"""Rule 21 on every stack, over real sockets: what a client does without the adapter, it does with it.
+"""Rule 21 with every client library, over real sockets: a client works with the adapter as without it.
 
-Each scenario runs three times: with a client as the library makes it, with the same client and a manager of
-another origin attached to it, and with a manager of this very origin. What the server received and what the
-caller got must be the same each time, down to the order of the fields and the chunks of the bodies; with the
-last one the two fields of ours come on top.
+Each scenario runs three times: with a client without a manager, with a manager of another origin attached to it,
+and with a manager of this origin. What the server received and what the
+caller got must be the same each time, down to the order of the headers and the chunks of the bodies. Only the
+last client adds the two headers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from support.stacks import (
     BYTES,
     AsyncStack,
     Options,
-    Reply,
+    PlainResponse,
     Stack,
     Urllib3,
     close_files,
@@ -92,7 +92,7 @@ def test_rule_21_a_server_that_is_gone_is_the_librarys_own_error(kind: type[Stac
         with ExitStack() as stack:
             origin = stack.enter_context(Origin())
             client = stack.enter_context(kind(manager_for(origin), Options(timeout=10, tls=TLS)))
-            assert isinstance(client.attempt("POST", origin.url(), headers={"Connection": "close"}), Reply)
+            assert isinstance(client.attempt("POST", origin.url(), headers={"Connection": "close"}), PlainResponse)
             origin.__exit__(None, None, None)
             error = client.attempt("POST", origin.url())
             assert isinstance(error, Exception)
@@ -123,7 +123,7 @@ def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
             if isinstance(client, AsyncStack):  # a crowd of threads may break the libraries' one connection by itself
                 outcomes += client.gather(5, "GET", server.url + "/y?a=1")
         for outcome in outcomes:
-            assert isinstance(outcome, Reply), outcome
+            assert isinstance(outcome, PlainResponse), outcome
             assert outcome.raw.http_version == "HTTP/2"
         received: list[object] = []
         for each in server.received:
@@ -132,7 +132,7 @@ def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
             assert all((field in each.headers) == (manager is not None) for field in OURS)
             fields = [item for item in each.headers.items() if item[0] not in OURS]
             received.append(re.sub("[0-9a-f]{32}", "BOUNDARY", repr((each.method, each.path, fields, each.body))))
-        return [(outcome.status, outcome.body) for outcome in outcomes if isinstance(outcome, Reply)], received
+        return [(outcome.status, outcome.body) for outcome in outcomes if isinstance(outcome, PlainResponse)], received
 
     with Http2Server(service, clock, serving) as server:
         expected = play(server, None)
@@ -141,14 +141,16 @@ def test_rule_21_http2_stays_http2(kind: type[Stack]) -> None:
     close_files()
 
 
-def test_rule_21_websockets_go_on_working() -> None:
+def test_rule_21_websockets_work_with_the_adapter() -> None:
     """Those of another origin as ever, and those of 88Pay's with the two fields on the request that opens them."""
     service, clock = Service(token_limits=(), call_limits=()), ManualClock()
     opened: list[list[tuple[str, str]]] = []
 
     async def token(request: web.Request) -> web.Response:
-        answer = service.handle(Received("POST", TOKEN_PATH, {k.lower(): v for k, v in request.headers.items()}), 0, 0)
-        return web.Response(status=answer.status, body=answer.body)
+        response = service.handle(
+            Received("POST", TOKEN_PATH, {k.lower(): v for k, v in request.headers.items()}), 0, 0
+        )
+        return web.Response(status=response.status, body=response.body)
 
     async def serve(request: web.Request) -> web.WebSocketResponse:
         opened.append([item for item in request.headers.items() if item[0] != "Sec-WebSocket-Key"])
@@ -298,7 +300,7 @@ def test_rule_21_a_copy_of_an_adapter_is_managed_too(
         for proxies in (None, {"http": proxy.url}):
             assert other.post(here.url(), proxies=proxies).status_code == 200
     assert all(without_ours(each).field("x-brand") == (["mine"] if "own" in way else []) for each in here.seen)
-    assert len(proxy.asked) == 1
+    assert len(proxy.requested) == 1
 
 
 ELSEWHERE = """

@@ -1,4 +1,4 @@
-"""OpenTelemetry, with the SDK's own reader and exporter, on every stack over real sockets."""
+"""OpenTelemetry, with the SDK's own reader and exporter, with every client library over real sockets."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def events(span: ReadableSpan) -> list[str]:
 
 
 def in_span(client: Stack, tracer: Tracer, name: str, url: str) -> Any:
-    """Make a call within a span: in a task where the stack has tasks, or else on this thread."""
+    """Make a call within a span: in a task where the client library has tasks, or else on this thread."""
     if not isinstance(client, AsyncStack):
         with tracer.start_as_current_span(name):
             return client.request("POST", url)
@@ -152,7 +152,7 @@ def test_calls_are_measured_and_their_spans_say_what_became_of_them(world: World
     assert world.emulator.merchant_id not in shown
 
 
-def test_what_goes_wrong_with_tokens_is_measured(world: World, backend: Backend) -> None:
+def test_failed_token_requests_are_measured(world: World, backend: Backend) -> None:
     """By kind of error; an exhausted budget; a token of another manager; and a request that waits for a rate limit."""
     frugal = world.client(
         instrument(world.new_manager(limits=("1/minute",), max_wait=1), meter_provider=backend.meters)
@@ -174,7 +174,7 @@ def test_what_goes_wrong_with_tokens_is_measured(world: World, backend: Backend)
     assert backend.points("pay88.call.not_sent") == {("TokenBudgetExhausted", "balance"): 1}
 
 
-def test_each_of_many_calls_at_once_has_its_own_events(world: World, backend: Backend) -> None:
+def test_each_of_many_concurrent_calls_has_its_own_events(world: World, backend: Backend) -> None:
     """Spans of threads, and of tasks on one loop: the calls that waited for one token, and no other span."""
     client = world.client(instrument(world.new_manager(), meter_provider=backend.meters))
     names = [f"call {number}" for number in range(8)]
@@ -205,18 +205,18 @@ def test_tasks_of_one_span_share_it(backend: Backend) -> None:
     assert events(backend.spans()["both"]) == ["pay88.call.waited"] * 2
 
 
-def test_the_merchant_is_told_only_on_demand(one_world: World, backend: Backend) -> None:
+def test_the_merchant_is_recorded_only_if_the_option_is_set(one_world: World, backend: Backend) -> None:
     """Without it the gauges show the worst of all managers; with it each merchant has series of its own."""
     world = one_world
     other = Credentials("sk_test_other", "MCH-OTHER")
     world.emulator.service.accept_credentials(other.api_key, other.merchant_id)
-    plain, told = Backend(), backend
+    plain, reported = Backend(), backend
     clients = []
     for credentials in (other, world.credentials):
         manager = world.new_manager(credentials)
         instrument(manager, meter_provider=plain.meters)
-        instrument(manager, meter_provider=told.meters, merchant_id=True)
-        instrument(manager, meter_provider=told.meters, merchant_id=True)
+        instrument(manager, meter_provider=reported.meters, merchant_id=True)
+        instrument(manager, meter_provider=reported.meters, merchant_id=True)
         clients.append(world.client(manager))
     for number in (0, 1, 0):
         world.emulator.service.refuse_current_tokens()
@@ -224,10 +224,10 @@ def test_the_merchant_is_told_only_on_demand(one_world: World, backend: Backend)
         world.settle(clients[number].manager)
     assert plain.points("pay88.token.request.duration") == {(200,): 3}
     assert plain.points("pay88.token.budget.remaining") == {("10 per 1 minute",): 8, ("100 per 1 hour",): 98}
-    assert told.points("pay88.token.request.duration") == {
+    assert reported.points("pay88.token.request.duration") == {
         (200, "MCH-OTHER"): 2, (200, world.credentials.merchant_id): 1,
     }  # fmt: skip
-    left = told.points("pay88.token.budget.remaining")
+    left = reported.points("pay88.token.budget.remaining")
     assert left["MCH-OTHER", "100 per 1 hour"] == 98
     assert left[world.credentials.merchant_id, "100 per 1 hour"] == 99
     plain.close()

@@ -43,8 +43,8 @@ def client(module: Any, emulator: Emulator) -> Any:
 def test_rule_03_a_cold_start_sends_one_token_request(client: Any, emulator: Emulator) -> None:
     """Twenty threads, one token."""
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: client.request("POST", f"{emulator.url}/api/balance").status, range(20)))
-    assert answers == [200] * 20
+        responses = list(pool.map(lambda _: client.request("POST", f"{emulator.url}/api/balance").status, range(20)))
+    assert responses == [200] * 20
     assert emulator.journal.token_requests == 1
 
 
@@ -96,7 +96,7 @@ def test_rule_18_errors_are_the_clients_own_too(module: Any, emulator: Emulator)
     assert type(pickle.loads(pickle.dumps(caught.value))) is module.CredentialsRejected
 
 
-def test_rule_20_what_does_no_harm_twice_is_retried(client: Any, emulator: Emulator) -> None:
+def test_rule_20_idempotent_requests_are_retried(client: Any, emulator: Emulator) -> None:
     """After a 503 and after a connection error."""
     emulator.faults.add(Status(503))
     emulator.faults.add(ResetAfterRead())

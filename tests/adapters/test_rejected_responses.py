@@ -24,7 +24,18 @@ from pay88_adapters.testing import ManualClock, Service
 from support.authority import new_authority
 from support.http2 import Http2Server
 from support.rejections import Rejections, message, rejected
-from support.stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Reply, Requests, Stack, Urllib3
+from support.stacks import (
+    Aiohttp,
+    Httpx,
+    Httpx2,
+    HttpxAsyncio,
+    HttpxTrio,
+    Options,
+    PlainResponse,
+    Requests,
+    Stack,
+    Urllib3,
+)
 
 Send = Callable[[bytes], None]
 HEAD = b"HTTP/1.1 401 Unauthorized\r\n"
@@ -37,24 +48,24 @@ LONG = 5.0
 def drip(head: bytes, drop: bytes) -> Callable[[Send, threading.Event], bool]:
     """Send *drop* again and again."""
 
-    def answer(send: Send, over: threading.Event) -> bool:
+    def respond(send: Send, over: threading.Event) -> bool:
         send(HEAD + head)
         while not over.wait(0.05):
             send(drop)
         return False
 
-    return answer
+    return respond
 
 
 def stop(head: bytes, start: bytes) -> Callable[[Send, threading.Event], bool]:
     """Send *start*, and nothing more."""
 
-    def answer(send: Send, over: threading.Event) -> bool:
+    def respond(send: Send, over: threading.Event) -> bool:
         send(HEAD + head + start)
         over.wait(60)
         return False
 
-    return answer
+    return respond
 
 
 def flood(send: Send, over: threading.Event) -> bool:
@@ -92,24 +103,24 @@ QUICK = ("drips chunks", "stops", "stops without a length", "floods")
 @pytest.mark.parametrize("how", [how if how in QUICK else pytest.param(how, marks=pytest.mark.deep) for how in NEVER])
 def test_rule_07_a_rejected_response_without_end_is_closed(kind: type[Stack], how: str) -> None:
     """After a second; the only connection of the pool is free for the token request and the retry."""
-    with Rejections(answer=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
+    with Rejections(response=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
         began = time.monotonic()
         outcome = client.attempt("POST", f"{server.url}/api/echo")
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert (outcome.status, outcome.body) == (200, b"fine")
         assert time.monotonic() - began < LONG
-        assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+        assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
         assert again.status == 200
         assert len(server.tokens) == 2
 
 
-@pytest.mark.parametrize("answer", [rejected, late])
-def test_rule_07_a_rejected_response_that_ends_keeps_its_connection(kind: type[Stack], answer: Any) -> None:
+@pytest.mark.parametrize("respond", [rejected, late])
+def test_rule_07_a_rejected_response_that_ends_keeps_its_connection(kind: type[Stack], respond: Any) -> None:
     """Whether it arrives immediately or a little later."""
-    with Rejections(answer=answer) as server, kind(server.manager(), Options(connections=1)) as client:
+    with Rejections(response=respond) as server, kind(server.manager(), Options(connections=1)) as client:
         for _ in range(2):
-            assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
-            assert reply.status == 200
+            assert isinstance(response := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
+            assert response.status == 200
         assert server.connections == 2  # one of them for the first token
 
 
@@ -119,29 +130,29 @@ def test_rule_16_a_call_cancelled_while_its_response_is_drained_loses_no_connect
     kind: type[Stack], how: str
 ) -> None:
     """The only connection of the pool is free for the next one."""
-    with Rejections(answer=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
+    with Rejections(response=NEVER[how]) as server, kind(server.manager(), Options(connections=1)) as client:
         cancel = client.start("POST", f"{server.url}/api/echo")
         assert cancel is not None
-        assert server.answering.wait(10)
+        assert server.responding.wait(10)
         time.sleep(0.1)  # the client reads: should it not have begun yet, the test is weaker, and passes
         cancel()
-        assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
-        assert reply.status == 200
+        assert isinstance(response := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
+        assert response.status == 200
 
 
 @pytest.mark.parametrize("how", ["stops", "drips chunks"])
 def test_rule_16_a_timeout_of_the_callers_ends_the_draining(how: str) -> None:
     """aiohttp's ``total`` is the caller's, and ``sock_read`` only says that this connection is no good."""
-    with Rejections(answer=NEVER[how]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
+    with Rejections(response=NEVER[how]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
         url = f"{server.url}/api/echo"
         outcome = client.attempt("POST", url, timeout=aiohttp.ClientTimeout(total=0.3))
         assert isinstance(outcome, asyncio.TimeoutError)
         assert len(server.bodies) <= 1
-        assert isinstance(reply := client.attempt("POST", url), Reply)
-        assert reply.status == 200
-    with Rejections(answer=NEVER["stops"]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
+        assert isinstance(response := client.attempt("POST", url), PlainResponse)
+        assert response.status == 200
+    with Rejections(response=NEVER["stops"]) as server, Aiohttp(server.manager(), Options(connections=1)) as client:
         outcome = client.attempt("POST", f"{server.url}/api/echo", timeout=aiohttp.ClientTimeout(sock_read=0.3))
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 200
 
 
@@ -168,11 +179,11 @@ def interrupted(seconds: float) -> Iterator[None]:
 @pytest.mark.parametrize("kind", [Urllib3, Requests, Httpx, Httpx2], ids=lambda kind: kind.name)
 def test_rule_16_a_signal_handler_that_raises_loses_no_connection(kind: type[Stack]) -> None:
     """Nor is what it raises swallowed."""
-    with Rejections(answer=NEVER["stops"]) as server, kind(server.manager(), Options(connections=1)) as client:
+    with Rejections(response=NEVER["stops"]) as server, kind(server.manager(), Options(connections=1)) as client:
         with interrupted(0.2), pytest.raises(Interrupted):
             client.request("POST", f"{server.url}/api/echo")
-        assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
-        assert reply.status == 200
+        assert isinstance(response := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
+        assert response.status == 200
 
 
 class Stopped(BaseException):
@@ -192,8 +203,8 @@ def test_rule_17_a_listener_that_raises_loses_no_connection(kind: type[Stack]) -
             manager.listen(listener)
             with pytest.raises(Stopped):
                 client.request("POST", f"{server.url}/api/echo")
-            assert isinstance(reply := client.attempt("POST", f"{server.url}/api/echo"), Reply)
-            assert reply.status == 200
+            assert isinstance(response := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
+            assert response.status == 200
 
 
 @pytest.mark.parametrize("kind", [Httpx, HttpxAsyncio, HttpxTrio, Httpx2], ids=lambda kind: kind.name)
@@ -215,8 +226,8 @@ def test_rule_07_one_stream_of_http2_harms_no_other(kind: type[Stack]) -> None:
         service.refuse_current_tokens()
         server.unfinished = 401
         began = time.monotonic()
-        reply = client.request("POST", f"{server.url}/api/balance?id={service.merchant_id}")
-        assert (reply.status, reply.raw.http_version) == (200, "HTTP/2")
+        response = client.request("POST", f"{server.url}/api/balance?id={service.merchant_id}")
+        assert (response.status, response.raw.http_version) == (200, "HTTP/2")
         assert time.monotonic() - began < LONG
         assert server.connected == 1
 
@@ -232,7 +243,7 @@ def dripping_token(send: Send, over: threading.Event) -> bool:
 @pytest.mark.parametrize("adapter", [pay88_adapters.urllib3, pay88_adapters.httpx, pay88_adapters.httpx2])
 def test_rule_17_a_token_response_is_read_no_longer_than_the_request_may_take(adapter: Any) -> None:
     """In all, and not only for each piece of it."""
-    with Rejections(token_answer=dripping_token) as server:
+    with Rejections(token_response=dripping_token) as server:
         sender = adapter.standalone_sender()
         began = time.monotonic()
         with pytest.raises(sender.network_errors):

@@ -43,7 +43,7 @@ TOKENS_TOO = (Urllib3, Httpx, HttpxAsyncio, HttpxTrio, Aiohttp)
 
 @pytest.fixture
 def spans(kind: type[Stack]) -> Iterator[InMemorySpanExporter]:
-    """The spans recorded while the stack is instrumented."""
+    """The spans recorded while the client library is instrumented."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -95,8 +95,8 @@ def test_rule_21_the_same_spans_as_without_the_package(
 
     world.emulator.faults.add(RefuseToken())
     assert client.request("POST", world.url).status == 200
-    refused = [] if kind in OUTSIDE else [("POST", "/api/balance", 401)]
-    assert sorted(taken(spans)) == sorted([*refused, *tokens, *expected])
+    rejected = [] if kind in OUTSIDE else [("POST", "/api/balance", 401)]
+    assert sorted(taken(spans)) == sorted([*rejected, *tokens, *expected])
 
     world.emulator.faults.add(Status(503), on="call")
     assert world.as_time_passes(lambda: client.request("POST", world.url)).status == 200

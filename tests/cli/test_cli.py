@@ -277,7 +277,7 @@ def test_a_token_that_cannot_be_had_exits_with_1(emulator: Emulator, environ: di
     assert not leaked([emulator.api_key], [ended.out, ended.err])
 
 
-def test_a_refresh_beside_the_command_comes_to_its_end(emulator: Emulator, environ: dict[str, str]) -> None:
+def test_a_background_refresh_of_the_command_completes(emulator: Emulator, environ: dict[str, str]) -> None:
     """A command with an ageing token starts a refresh; the next one finds the new token, and no lease."""
     assert run("token", environ=environ).code == 0
     store = open_store(environ["PAY88_STORE"], Clock())
@@ -316,10 +316,10 @@ def test_a_request_and_its_response(emulator: Emulator, environ: dict[str, str])
 def test_a_response_as_json(environ: dict[str, str]) -> None:
     """One document, with the body as JSON."""
     ended = run("request", "post", "/api/balance", "--json", environ=environ)
-    answer = json.loads(ended.out)
-    assert (ended.code, answer["status"], answer["reason"]) == (0, 200, "OK")
-    assert answer["headers"]["Content-Type"] == "application/json"
-    assert answer["body"]["data"]["currency"] == "COP"
+    response = json.loads(ended.out)
+    assert (ended.code, response["status"], response["reason"]) == (0, 200, "OK")
+    assert response["headers"]["Content-Type"] == "application/json"
+    assert response["body"]["data"]["currency"] == "COP"
 
 
 CHARGE = b'{"amount": 100}'
@@ -389,7 +389,7 @@ def test_a_payment_without_a_response_is_sent_once(emulator: Emulator, environ: 
     assert len(emulator.service.charges) == 1
 
 
-def test_a_call_that_does_no_harm_twice_is_retried(emulator: Emulator, environ: dict[str, str]) -> None:
+def test_an_idempotent_call_is_retried(emulator: Emulator, environ: dict[str, str]) -> None:
     """As in any client; a payment is not retried."""
     emulator.faults.add(Status(502), on="/api/balance")
     assert run("request", "POST", "/api/balance", environ=environ).code == 0
@@ -582,10 +582,10 @@ def test_a_terminal_gets_a_live_view_that_an_interrupt_ends(environ: dict[str, s
 
 @posix
 @pytest.mark.parametrize(("more", "plain"), [({}, False), ({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, True)])
-def test_a_terminal_gets_colours_unless_it_does_not_want_them(
+def test_a_terminal_gets_colors_unless_they_are_disabled(
     environ: dict[str, str], more: dict[str, str], plain: bool
 ) -> None:
-    """Coloured JSON; with NO_COLOR and TERM=dumb the body is unchanged."""
+    """JSON with colors; with NO_COLOR and TERM=dumb the body is unchanged."""
     with on_a_terminal("request", "POST", "/api/balance", environ={**environ, **more}) as (process, read):
         shown = ""
         while piece := read():

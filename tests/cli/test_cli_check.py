@@ -162,7 +162,7 @@ class Certified:
             return Checked(configured(emulator) | {"PAY88_BASE_URL": url, **more})
 
 
-def test_a_certificate_that_is_good(tmp_path: Path) -> None:
+def test_a_valid_certificate(tmp_path: Path) -> None:
     """The remaining days are shown, and the service's clock is read over the connection."""
     certified = Certified(tmp_path)
     checked = certified.checked(SSL_CERT_FILE=str(certified.trusted))

@@ -134,7 +134,7 @@ def test_a_terminal_is_redrawn_unless_it_cannot_be(
 
 
 def test_the_live_view_draws_tables() -> None:
-    """The stacks, the tokens and the time, below the lines that stay."""
+    """The client libraries, the tokens and the time, below the lines that stay."""
     evidence, screen = Story().evidence(), Terminal()
     with LiveView(Console(file=screen, force_terminal=True, width=80)) as shown:
         shown.phase(61.0, "401 storm", "requests get a 401")
@@ -183,7 +183,7 @@ class Call:
     at: float
     name: str
     age: float = 1.0
-    refused: bool = False
+    rejected: bool = False
     key: bool = False
 
 
@@ -196,7 +196,7 @@ class Story:
         default_factory=lambda: [
             Call(1.0, "urllib3-0001"),
             Call(47.0, "httpx-0001", age=2.0),
-            Call(55.5, "aiohttp-0001", age=10.5, refused=True),
+            Call(55.5, "aiohttp-0001", age=10.5, rejected=True),
             Call(56.5, "aiohttp-0001", age=0.5),
             Call(108.0, "httpx-async-0001", age=52.0),
             Call(120.0, "urllib3-0002"),
@@ -237,7 +237,7 @@ class Story:
             circuits_open={},
             store_degraded=False,
         )
-        charges = [Charge(str(call), call.at, {"description": call.name}) for call in self.calls if not call.refused]
+        charges = [Charge(str(call), call.at, {"description": call.name}) for call in self.calls if not call.rejected]
         return Evidence(journal, self._outcomes(), phases, stats, charges, self.unfinished)
 
     def _journal(self) -> tuple[Journal, dict[float, int]]:
@@ -274,9 +274,9 @@ def _arrive(journal: Journal, arrival: float | Call) -> None:
     journal.finished(
         ticket,
         body=json.dumps({"description": arrival.name}).encode(),
-        status=401 if arrival.refused else 200,
-        executed=not arrival.refused,
-        event="unauthorized" if arrival.refused else "charged",
+        status=401 if arrival.rejected else 200,
+        executed=not arrival.rejected,
+        event="unauthorized" if arrival.rejected else "charged",
         serial=1,
         fault=None,
     )
@@ -314,7 +314,7 @@ def _never_degrades(story: Story) -> None:
 
 
 def _is_not_replayed(story: Story) -> None:
-    story.calls = [call for call in story.calls if call.name != "aiohttp-0001" or call.refused]
+    story.calls = [call for call in story.calls if call.name != "aiohttp-0001" or call.rejected]
 
 
 def _probes_at_once(story: Story) -> None:
@@ -338,7 +338,7 @@ BROKEN: list[tuple[str, Callable[[Story], None]]] = [
     ("no expired token", _call(Call(98.0, "httpx-0009", age=60.0))),
     ("a request is retried once", _is_not_replayed),
     ("a 401 storm", _tokens(56.1)),
-    ("no other request", _call(Call(70.0, "httpx-0009", refused=True), Call(70.1, "httpx-0009"))),
+    ("no other request", _call(Call(70.0, "httpx-0009", rejected=True), Call(70.1, "httpx-0009"))),
     ("the backoff grows", _probes_at_once),
     ("only token requests carry", _leaks_the_key),
     ("requests return or raise", _fails("urllib3-0001", TimeoutError())),
@@ -367,7 +367,7 @@ def test_every_guarantee_has_a_run_that_breaks_it() -> None:
     ) == 0
 
 
-def test_a_run_that_was_given_up_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_aborted_run_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     """Also if no guarantee was broken until then."""
     story = Story(unfinished="the end of the outage")
 

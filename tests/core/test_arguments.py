@@ -19,7 +19,7 @@ import pay88_adapters.requests
 import pay88_adapters.urllib3
 from pay88_adapters import ActivatedManager, ConfigurationError, Credentials, TokenManager
 from pay88_adapters.events import Event
-from support.stacks import STACKS, Reply, Stack
+from support.stacks import STACKS, PlainResponse, Stack
 from support.worlds import World
 
 CREDENTIALS = Credentials("sk_test_1", "MCH-COL-1")
@@ -124,7 +124,7 @@ def test_a_manager_is_wanted(make: Any, wrong: object) -> None:
     assert len(str(caught.value)) <= 200
 
 
-def test_attach_leaves_a_client_as_it_was_where_it_refuses() -> None:
+def test_attach_leaves_a_client_unchanged_where_it_raises() -> None:
     """Half of it would be managed otherwise."""
     for client, module in ((httpx.Client(), pay88_adapters.httpx), (urllib3.PoolManager(), pay88_adapters.urllib3)):
         before = dict(vars(client))
@@ -202,8 +202,8 @@ def test_a_client_without_a_merchant_of_its_own(world: World) -> None:
     assert "no manager is activated" in str(outcome)
     assert len(world.emulator.journal) == 0
     with manager.activated():
-        answer = client.attempt("POST", world.url)
-    assert isinstance(answer, Reply)
-    assert answer.status == 200
+        response = client.attempt("POST", world.url)
+    assert isinstance(response, PlainResponse)
+    assert response.status == 200
     assert isinstance(client.attempt("POST", world.url), ConfigurationError)
     assert world.emulator.journal.calls == 1

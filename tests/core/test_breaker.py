@@ -19,9 +19,9 @@ POLICY = BreakerPolicy(failure_threshold=3, window=10, open_for=20)
 
 def passage(breaker: Breaker, now: float) -> Permit:
     """Return what lets a call pass that must pass."""
-    answer = breaker.try_acquire(now)
-    assert not isinstance(answer, Rejected)
-    return answer
+    response = breaker.try_acquire(now)
+    assert not isinstance(response, Rejected)
+    return response
 
 
 def opened(at: float = 0.0) -> Breaker:
@@ -106,7 +106,7 @@ def test_rule_23_an_abandoned_probe_lets_another_one_pass() -> None:
     assert breaker.try_acquire(21) == Rejected(19)
 
 
-def test_rule_23_a_probe_that_is_never_heard_of_is_replaced() -> None:
+def test_rule_23_a_trial_request_that_never_ends_is_replaced() -> None:
     """If it ends later, it does not decide any more."""
     breaker = opened()
     lost = passage(breaker, 20)
@@ -222,17 +222,17 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def a_call_comes(self) -> None:
-        model, answer = self.model, self.breaker.try_acquire(self.now)
+        model, response = self.model, self.breaker.try_acquire(self.now)
         if model.open_until is None:
-            assert isinstance(answer, ClosedPermit)
-            self.sent.append(Sent(answer, model.round, probe=False))
+            assert isinstance(response, ClosedPermit)
+            self.sent.append(Sent(response, model.round, probe=False))
         elif self.now < model.open_until:
-            assert answer == Rejected(model.open_until - self.now)
+            assert response == Rejected(model.open_until - self.now)
         elif self.held():
-            assert answer == Rejected(model.probe_at + self.policy.open_for - self.now)
+            assert response == Rejected(model.probe_at + self.policy.open_for - self.now)
         else:
-            assert isinstance(answer, TrialPermit)
-            model.probe, model.probe_at = Sent(answer, model.round, probe=True), self.now
+            assert isinstance(response, TrialPermit)
+            model.probe, model.probe_at = Sent(response, model.round, probe=True), self.now
             self.sent.append(model.probe)
 
     @rule()

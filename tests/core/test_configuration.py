@@ -28,7 +28,7 @@ ENVIRON = {"PAY88_API_KEY": KEY, "PAY88_MERCHANT_ID": MERCHANT}
 PIECES = ("0123456789", "fedcba9876")  # of the keys
 
 
-def refused(make: Any, *args: Any, says: str, **kwargs: Any) -> None:
+def rejected(make: Any, *args: Any, says: str, **kwargs: Any) -> None:
     """Insist on a :class:`ConfigurationError` that says *says*, and never the key."""
     with pytest.raises(ConfigurationError) as caught:
         make(*args, **kwargs)
@@ -49,13 +49,13 @@ def refused(make: Any, *args: Any, says: str, **kwargs: Any) -> None:
 def test_credentials_are_strings(name: str, value: object) -> None:
     """The message names the field and the type that was given."""
     values = {"api_key": KEY, "merchant_id": MERCHANT, name: value}
-    refused(Credentials, **values, says=f"{name} must be a str, not {type(value).__name__}")
+    rejected(Credentials, **values, says=f"{name} must be a str, not {type(value).__name__}")
 
 
 @pytest.mark.parametrize("name", ["api_key", "merchant_id"])
 def test_credentials_are_not_empty(name: str) -> None:
     """As when a variable is set to nothing."""
-    refused(Credentials, **{"api_key": KEY, "merchant_id": MERCHANT, name: ""}, says=f"{name} is empty")
+    rejected(Credentials, **{"api_key": KEY, "merchant_id": MERCHANT, name: ""}, says=f"{name} is empty")
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_credentials_hold_printable_ascii_only(name: str, bad: str) -> None:
     """White space, a copied line break, control characters and non-ASCII letters that look like ASCII."""
     values = {"api_key": KEY, "merchant_id": MERCHANT}
     values[name] = bad.format(values[name])
-    refused(Credentials, **values, says=f"{name} contains white space")
+    rejected(Credentials, **values, says=f"{name} contains white space")
 
 
 def test_credentials_that_are_swapped_are_noticed() -> None:
     """The merchant id is printed, so a key must not get there."""
-    refused(Credentials, MERCHANT, KEY, says="swapped")
+    rejected(Credentials, MERCHANT, KEY, says="swapped")
 
 
 @pytest.mark.parametrize("key", ["sk_test_x", "sk_live_x", "anything!~", "x" * 500])
@@ -103,7 +103,7 @@ def test_credentials_come_from_the_environment(prefix: str, other: str) -> None:
 def test_credentials_missing_from_the_environment(missing: str) -> None:
     """The message names our variable and the vendor's."""
     environ = {**ENVIRON, f"PAY88_{missing}": ""}
-    refused(Credentials.from_env, environ, says=f"set PAY88_{missing} (or EIGHTY_EIGHT_PAY_{missing})")
+    rejected(Credentials.from_env, environ, says=f"set PAY88_{missing} (or EIGHTY_EIGHT_PAY_{missing})")
 
 
 # The base URL
@@ -161,7 +161,7 @@ def test_credentials_missing_from_the_environment(missing: str) -> None:
 )
 def test_rule_13_a_base_url_that_cannot_be_used(base_url: Any, says: str) -> None:
     """Rejected when the manager is made, and never shown where it may hold a key."""
-    refused(TokenManager, CREDENTIALS, base_url=base_url, says=says)
+    rejected(TokenManager, CREDENTIALS, base_url=base_url, says=says)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_rule_13_a_base_url_that_can_be_used(base_url: str, canonical: str, host
 )
 def test_rule_13_a_key_of_the_other_environment(key: str, base_url: str, says: str) -> None:
     """The message names the URL that would fit."""
-    refused(TokenManager, Credentials(key, MERCHANT), base_url=base_url, says=says)
+    rejected(TokenManager, Credentials(key, MERCHANT), base_url=base_url, says=says)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_rule_13_a_key_of_the_other_environment(key: str, base_url: str, says: s
         (LIVE_KEY, "http://127.0.0.1:1"),
     ],
 )
-def test_rule_13_a_key_that_fits_or_that_nobody_can_judge(key: str, base_url: str) -> None:
+def test_rule_13_a_key_of_the_environment_or_of_an_unknown_one(key: str, base_url: str) -> None:
     """Only the two known hosts are compared."""
     TokenManager(Credentials(key, MERCHANT), base_url=base_url)
 
@@ -317,18 +317,18 @@ def test_the_environment_names_the_base_url(environ: dict[str, str], base_url: s
 
 
 @pytest.mark.parametrize("name", ["Production", "live", "prod", "test", " sandbox", KEY])
-def test_an_environment_nobody_knows(name: str) -> None:
+def test_an_unknown_environment(name: str) -> None:
     """Not guessed at; the message names the two there are, and shows no key put there by mistake."""
-    refused(TokenManager.from_env, {**ENVIRON, "PAY88_ENVIRONMENT": name}, says="set it to 'sandbox' or 'production'")
+    rejected(TokenManager.from_env, {**ENVIRON, "PAY88_ENVIRONMENT": name}, says="set it to 'sandbox' or 'production'")
 
 
 def test_a_manager_comes_from_the_environment() -> None:
     """All variables are checked together."""
     environ = {**ENVIRON, "PAY88_STORE": "memory://"}
     assert TokenManager.from_env(environ).base_url == SANDBOX_URL
-    refused(TokenManager.from_env, {**environ, "PAY88_ENVIRONMENT": "production"}, says="SANDBOX_URL")
-    refused(TokenManager.from_env, {**environ, "PAY88_STORE": f"nonsense://{KEY}"}, says="store")
-    refused(TokenManager.from_env, {}, says="PAY88_API_KEY")
+    rejected(TokenManager.from_env, {**environ, "PAY88_ENVIRONMENT": "production"}, says="SANDBOX_URL")
+    rejected(TokenManager.from_env, {**environ, "PAY88_STORE": f"nonsense://{KEY}"}, says="store")
+    rejected(TokenManager.from_env, {}, says="PAY88_API_KEY")
 
 
 # The policy
@@ -347,37 +347,37 @@ def test_a_policy_value_that_makes_no_sense(name: str, value: Any) -> None:
     if (name, value) == ("fallback_share", None):
         assert TokenPolicy(fallback_share=None) == TokenPolicy(), "which is to say: automatic"
         return
-    refused(TokenPolicy, **{name: value}, says=name)
+    rejected(TokenPolicy, **{name: value}, says=name)
 
 
 @pytest.mark.parametrize("name", ["reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after"])
 def test_a_policy_value_that_cannot_be_zero(name: str) -> None:
     """Nothing would ever be sent or used."""
-    refused(TokenPolicy, **{name: 0}, says=f"{name} is 0: it must be more than 0")
+    rejected(TokenPolicy, **{name: 0}, says=f"{name} is 0: it must be more than 0")
 
 
 @pytest.mark.parametrize("share", [0, 1e-310, 1e-7, 1.001, 4])
 def test_a_share_that_is_none(share: float) -> None:
     """Too small for arithmetic, or more than the whole."""
-    refused(TokenPolicy, fallback_share=share, says="fallback_share is")
+    rejected(TokenPolicy, fallback_share=share, says="fallback_share is")
 
 
 @pytest.mark.parametrize("name", ["fetch_attempts", "max_forced_refreshes", "forced_reserve"])
 def test_counts_are_whole_numbers(name: str) -> None:
     """Two and a half attempts are none."""
-    refused(TokenPolicy, **{name: 2.5}, says=f"{name} must be")
+    rejected(TokenPolicy, **{name: 2.5}, says=f"{name} must be")
 
 
 @pytest.mark.parametrize("name", ["margin", "expiry_skew"])
 @pytest.mark.parametrize("value", [60, 60.0, 100])
 def test_a_margin_over_the_lifetime(name: str, value: float) -> None:
     """Every token would be too old when it comes."""
-    refused(TokenPolicy, **{name: value}, says="less than the lifetime of a token (60 s)")
+    rejected(TokenPolicy, **{name: value}, says="less than the lifetime of a token (60 s)")
 
 
 def test_a_backoff_whose_cap_is_below_its_base() -> None:
     """The message says which one to raise."""
-    refused(TokenPolicy, backoff_base=5, backoff_cap=4, says="backoff_cap")
+    rejected(TokenPolicy, backoff_base=5, backoff_cap=4, says="backoff_cap")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_backoff_whose_cap_is_below_its_base() -> None:
 )  # fmt: skip
 def test_limits_that_are_none(limits: Any) -> None:
     """Not a tuple, empty, or not in the notation; the message shows one that is."""
-    refused(TokenPolicy, limits=limits, says='"10/minute"')
+    rejected(TokenPolicy, limits=limits, says='"10/minute"')
 
 
 def test_good_policies_are_accepted() -> None:
@@ -410,26 +410,26 @@ def test_good_policies_are_accepted() -> None:
 @pytest.mark.parametrize("credentials", [None, KEY, (KEY, MERCHANT), {"api_key": KEY}, 5])
 def test_a_manager_wants_credentials_or_a_callable(credentials: Any) -> None:
     """Anything else is rejected immediately, and not shown."""
-    refused(TokenManager, credentials, says="Credentials(")
+    rejected(TokenManager, credentials, says="Credentials(")
 
 
 @pytest.mark.parametrize("store", ["", "memory", "nonsense://x", f"nonsense://{KEY}", None, 5, {}, [KEY], b"memory://"])
-def test_a_store_nobody_knows(store: Any) -> None:
+def test_an_unknown_store(store: Any) -> None:
     """The message names one that works."""
-    refused(TokenManager, CREDENTIALS, store=store, says="must be")
+    rejected(TokenManager, CREDENTIALS, store=store, says="must be")
 
 
 @pytest.mark.parametrize("min_validity", [-1, 59.1, 60, math.nan, math.inf])
 def test_a_validity_no_token_has(min_validity: float) -> None:
     """The message says up to what it can be."""
-    refused(TokenManager(CREDENTIALS).get_token, min_validity=min_validity, says="between 0 and 59")
+    rejected(TokenManager(CREDENTIALS).get_token, min_validity=min_validity, says="between 0 and 59")
 
 
 def test_a_manager_that_was_closed() -> None:
     """It rejects every request and every call."""
     with TokenManager(CREDENTIALS) as manager:
         pass
-    refused(manager.get_token, says="closed")
+    rejected(manager.get_token, says="closed")
 
 
 def test_shared_managers_are_one_for_the_same_arguments() -> None:
@@ -442,7 +442,7 @@ def test_shared_managers_are_one_for_the_same_arguments() -> None:
     assert TokenManager.shared(CREDENTIALS, base_url=manager.base_url, policy=TokenPolicy(margin=9)) is not manager
     manager.close()
     assert TokenManager.shared(CREDENTIALS, base_url="https://shared.example") is not manager
-    refused(TokenManager.shared, Credentials(LIVE_KEY, MERCHANT), base_url=SANDBOX_URL, says="PRODUCTION_URL")
+    rejected(TokenManager.shared, Credentials(LIVE_KEY, MERCHANT), base_url=SANDBOX_URL, says="PRODUCTION_URL")
 
 
 # Copies

@@ -63,15 +63,15 @@ class AnyOrder(RuleBasedStateMachine):
             self.model.come(pick, wait)
             self.model.check()
 
-    @precondition(lambda self: any(each.stage == "answer" for each in self.model.carriers))
-    @rule(answer=st.floats(0.01, 300) | st.sampled_from([*FAILURES, NONSENSE, replace(LIMITED, retry_after=9000.0)]))
-    def hear(self, answer: float | Failure) -> None:
+    @precondition(lambda self: any(each.stage == "response" for each in self.model.carriers))
+    @rule(response=st.floats(0.01, 300) | st.sampled_from([*FAILURES, NONSENSE, replace(LIMITED, retry_after=9000.0)]))
+    def receive(self, response: float | Failure) -> None:
         """A response of any kind."""
-        index = next(index for index, each in enumerate(self.model.carriers) if each.stage == "answer")
-        if isinstance(answer, Failure):
-            self.model.fail(index, answer)
+        index = next(index for index, each in enumerate(self.model.carriers) if each.stage == "response")
+        if isinstance(response, Failure):
+            self.model.fail(index, response)
         else:
-            self.model.arrive(index, answer)
+            self.model.arrive(index, response)
         self.model.check()
 
 

@@ -198,7 +198,7 @@ statuses = st.sampled_from([200, 200, 200, 401, 403, 429, 429, 500]) | st.intege
 
 @given(status=statuses, fields=headers, body=bodies)
 @settings(settings_here, max_examples=6 * examples)
-def test_rule_12_any_answer_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
+def test_rule_12_any_response_is_a_token_or_a_failure(status: int, fields: Mapping[str, str], body: bytes) -> None:
     """Whatever the status, the headers and the body are."""
     judge(status, fields, body)
 
@@ -237,8 +237,8 @@ def test_rule_12_a_sound_token_is_read_whatever_is_beside_it(
 @settings_here
 def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str, str], said: object) -> None:
     """At least a second; no request waits longer than ``max_retry_after``."""
-    asked = retry_after(fields, {"retry_after": said}, time.time())
-    assert 1 <= asked < math.inf
+    requested = retry_after(fields, {"retry_after": said}, time.time())
+    assert 1 <= requested < math.inf
 
     policy = TokenPolicy()
     machine = TokenMachine(policy)
@@ -246,12 +246,14 @@ def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str,
     assert isinstance(leader, Fetch)
     assert machine.on_credentials(leader.ticket, "digest", 0.0)
     assert machine.on_budget_result(leader.ticket, AcquireResult(True, 0.0, 0.0), 0.0, from_reserve=False)
-    failure = Failure(TokenRateLimited, "429", status=429, retry_after=asked, retryable=True)
+    failure = Failure(TokenRateLimited, "429", status=429, retry_after=requested, retryable=True)
     assert machine.on_attempt_failed(leader.ticket, failure, 0.0, jitter=0.5, digest="digest") is None
 
-    told = machine.decide(0.0, known_failures=0, deadline=20.0)
-    assert isinstance(told, (Wait, Fail))
-    assert (told.until if isinstance(told, Wait) else told.retry_after) == min(asked, policy.max_retry_after)
+    reported = machine.decide(0.0, known_failures=0, deadline=20.0)
+    assert isinstance(reported, (Wait, Fail))
+    assert (reported.until if isinstance(reported, Wait) else reported.retry_after) == min(
+        requested, policy.max_retry_after
+    )
     assert isinstance(machine.decide(policy.max_retry_after, known_failures=0, deadline=policy.max_retry_after), Fetch)
 
 
@@ -273,7 +275,7 @@ def test_rule_10_seconds_in_the_header_count_whatever_is_beside_them(
     shape=st.sampled_from(["%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"]),
 )
 @settings_here
-def test_rule_10_a_date_counts_from_the_answers_own_date(sent: datetime, wait: int, shape: str) -> None:
+def test_rule_10_a_date_counts_from_the_responses_own_date(sent: datetime, wait: int, shape: str) -> None:
     """In HTTP's formats, in any year. A date in the past means the shortest wait."""
     until = sent + timedelta(seconds=wait)
     fields = {"Date": sent.strftime("%a, %d %b %Y %H:%M:%S GMT"), "Retry-After": until.strftime(shape)}
@@ -327,7 +329,7 @@ LARGEST: dict[str, bytes] = {
 
 @pytest.mark.parametrize("status", [200, 429, 500])
 @pytest.mark.parametrize("body", LARGEST.values(), ids=LARGEST)
-def test_rule_12_the_largest_answers_cost_little_time_and_memory(body: bytes, status: int) -> None:
+def test_rule_12_the_largest_responses_cost_little_time_and_memory(body: bytes, status: int) -> None:
     """Every way to fill what is read of a body, under a long ``Retry-After`` and ``Date``."""
     assert MAX_BODY - 5_000 < len(body) <= MAX_BODY + 1
     fields = {"Retry-After": "9" * MAX_BODY, "Date": "Mon, " * MAX_BODY}
@@ -367,7 +369,7 @@ def test_rule_12_no_more_is_kept_than_the_bound_and_no_more_is_read(
         for chunk in given_chunks:
             read.append(chunk)
             yield chunk
-        for _ in range(1_000 if endless else 0):  # more than anybody should read
+        for _ in range(1_000 if endless else 0):  # more than a client should read
             read.append(b"yy")
             yield b"yy"
 

@@ -19,9 +19,9 @@ from support.driven import (
     BROKEN,
     ODD,
     Driven,
-    barred_by,
     holding,
     no,
+    start_cooldown,
     token,
 )
 
@@ -29,7 +29,7 @@ POLICY = TokenPolicy()
 
 
 @pytest.mark.parametrize(
-    ("age", "answers"),
+    ("age", "actions"),
     [
         (TokenState.FRESH, [Action.USE, Action.USE, Action.USE]),
         (TokenState.AGING, [Action.REFRESH, Action.USE, Action.USE]),
@@ -38,11 +38,11 @@ POLICY = TokenPolicy()
         (TokenState.ABSENT, [Action.FETCH, Action.WAIT, Action.WAIT_OR_FAIL]),
     ],
 )
-def test_the_table_is_total_and_says_this(age: TokenState, answers: list[Action]) -> None:
+def test_the_table_is_total_and_says_this(age: TokenState, actions: list[Action]) -> None:
     """Every age meets every state of the token endpoint."""
     assert list(ACTIONS) == list(TokenState)
     assert ACTIONS[age] == dict(
-        zip((EndpointState.FREE, EndpointState.BUSY, EndpointState.COOLDOWN), answers, strict=True)
+        zip((EndpointState.FREE, EndpointState.BUSY, EndpointState.COOLDOWN), actions, strict=True)
     )
 
 
@@ -91,7 +91,7 @@ def test_every_cell_of_the_table_is_what_a_call_gets(age: str, source: str) -> N
 
 @pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
-def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, source: str) -> None:
+def test_the_fast_path_returns_what_a_decision_would(age: str, source: str) -> None:
     """The fast path has no rule of its own: as long as it lasts, the decision is the same."""
     driven, now = in_cell(age, source)
 
@@ -103,7 +103,7 @@ def test_what_is_used_without_asking_is_what_asking_would_have_given(age: str, s
             assert driven.ask(at) == Use(cached)  # type: ignore[arg-type]
 
 
-def test_while_a_fetch_is_in_flight_the_token_is_used_without_asking_until_somebody_has_to_look() -> None:
+def test_while_a_fetch_is_pending_the_fast_path_ends_when_the_fetch_has_to_be_checked() -> None:
     """Until its window ends, or the fetch would count as lost."""
     driven = holding()
     driven.lead(45.0)
@@ -114,7 +114,7 @@ def test_while_a_fetch_is_in_flight_the_token_is_used_without_asking_until_someb
     assert driven.machine.fast_path_token(30.5) == (token(), 36.0)
 
 
-def test_while_none_can_be_fetched_the_token_is_used_without_asking_until_one_can_and_is_due() -> None:
+def test_during_a_cooldown_the_fast_path_ends_when_a_fetch_is_possible_and_due() -> None:
     """A fresh one until its refresh is due; a rejected one until the cooldown ends, and no longer."""
     driven = holding()
     decision = driven.ask(20.0, min_validity=50.0)
@@ -171,7 +171,7 @@ def test_rule_01_age_counts_from_the_moment_the_request_was_sent() -> None:
     assert driven.machine.fast_path_token(4.0) == (token(), 45.0)
 
 
-def test_rule_02_one_call_starts_the_refresh_and_all_go_on() -> None:
+def test_rule_02_one_call_starts_the_refresh_and_all_continue() -> None:
     """From second 45 on, one request starts the background refresh; the next ones only use the token."""
     driven = holding()
     assert driven.ask(44.999) == Use(token())
@@ -204,7 +204,7 @@ def test_rule_02_the_refresh_point_moves_later_as_the_budget_shrinks(
     assert not isinstance(driven.ask(reuse_until), Use)
 
 
-def test_rule_02_a_token_is_used_to_its_end_where_the_limits_sustain_no_more() -> None:
+def test_rule_02_a_token_is_used_until_it_expires_where_the_limits_sustain_no_more() -> None:
     """With 50 requests an hour one lasts 72 seconds; the next is requested as soon as this one is of no use."""
     driven = Driven()
     driven.get(0.0, grant=AcquireResult(True, 0.0, 0.0, pace=72.0))
@@ -242,7 +242,7 @@ def test_rule_03_who_cannot_wait_sends_its_own() -> None:
     assert len(driven.machine.pending_fetches) == 2
 
 
-def test_rule_05_a_denied_attempt_is_not_sent_and_bars_until_it_can_be() -> None:
+def test_rule_05_a_denied_attempt_is_not_sent_and_starts_a_cooldown_until_it_can_be() -> None:
     """No token request is sent before the budget allows one. A request that can wait until then waits."""
     driven = Driven()
     assert driven.send(driven.lead(0.0), 0.0, no(12.0)) is False
@@ -259,7 +259,7 @@ def test_rule_05_a_call_waits_for_a_unit_that_comes_with_its_last_moment() -> No
     assert isinstance(driven.ask(0.0, wait=11.999), Fail)
 
 
-def test_rule_05_a_call_that_cannot_wait_so_long_fails_at_once_and_hears_how_long() -> None:
+def test_rule_05_a_call_that_cannot_wait_so_long_fails_fast_with_the_wait() -> None:
     """Twelve seconds to go and ten to wait: ``TokenBudgetExhausted`` with ``retry_after``, measured now."""
     driven = Driven()
     driven.send(driven.lead(0.0), 0.0, no(12.0))
@@ -279,7 +279,7 @@ def test_rule_05_a_retry_without_a_unit_ends_the_fetch_with_the_failure_it_had()
     assert driven.ask(0.125, known_failures=0) == Fail(BROKEN, 1.0)
 
 
-def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_one() -> None:
+def test_rule_05_the_cooldown_of_a_denied_forced_refresh_ends_with_the_regular_one() -> None:
     """The reserve may be exhausted for an hour; the regular refresh starts at second 45 all the same."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 10.0)
@@ -290,7 +290,7 @@ def test_rule_05_a_denied_forced_refresh_bars_no_longer_than_until_the_ordinary_
     assert isinstance(driven.ask(45.0), Fetch)
 
 
-def test_rule_05_a_denied_forced_refresh_bars_as_long_as_there_is_no_room_for_the_ordinary_one() -> None:
+def test_rule_05_the_cooldown_of_a_denied_forced_refresh_lasts_while_the_budget_is_exhausted() -> None:
     """With one token request per hour, second 45 would only be denied again: the error names the time that helps."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 10.0)
@@ -316,13 +316,13 @@ WHYS = {
 def test_rule_06_a_stale_token_is_attached_while_none_can_be_fetched(why: str) -> None:
     """Past its window and not past ``expires_in - expiry_skew``, a token is better than an error."""
     driven = holding(rejection_cooldown=100)
-    barred_by(why, driven, 49.9 if why in ("outage", "nonsense") else 45.0)
+    start_cooldown(why, driven, 49.9 if why in ("outage", "nonsense") else 45.0)
 
     assert driven.ask(50.0) == Use(token())
     if why in ("outage", "nonsense"):  # the cooldown of a second is over: one trial request each time
-        barred_by(why, driven, 51.0)
-        barred_by(why, driven, 53.5)
-        barred_by(why, driven, 58.0)
+        start_cooldown(why, driven, 51.0)
+        start_cooldown(why, driven, 53.5)
+        start_cooldown(why, driven, 58.0)
     assert driven.ask(58.999) == Use(token())
     assert driven.machine.fast_path_token(58.5) == (token(), 59.0)
     decision = driven.ask(59.0)
@@ -372,11 +372,11 @@ def test_rule_06_a_call_fails_for_what_it_has_waited_for(sent: bool) -> None:
 
 
 @pytest.mark.parametrize("why", WHYS)
-def test_rule_06_a_wish_for_a_longer_life_never_costs_the_token_there_is(why: str) -> None:
+def test_rule_06_min_validity_never_costs_the_current_token(why: str) -> None:
     """``min_validity`` starts a fetch. If none can start, the result is the older token, immediately."""
     driven = holding()
     assert driven.ask(20.0, min_validity=38.9) == Use(token())
-    barred_by(why, driven, 45.0)
+    start_cooldown(why, driven, 45.0)
     assert driven.ask(45.1, min_validity=30.0) == Use(token())
 
 
@@ -391,7 +391,7 @@ def test_rule_06_a_wish_for_a_longer_life_fetches_one() -> None:
     assert driven.ask(20.0, known_failures=0, min_validity=39.0) == Use(token())
 
 
-def test_rule_06_whoever_has_a_token_never_waits_for_an_error() -> None:
+def test_rule_06_a_call_with_a_token_never_waits_for_an_error() -> None:
     """No response in time: a token with a short remaining lifetime, or a rejected one, is better than none."""
     driven = holding()
     assert isinstance(driven.ask(20.0, min_validity=39.0), Fetch)

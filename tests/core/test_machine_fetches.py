@@ -32,7 +32,7 @@ from support.driven import (
 )
 
 
-def test_rule_09_a_rejection_ends_the_fetch_and_fails_calls_at_once() -> None:
+def test_rule_09_a_rejection_ends_the_fetch_and_calls_fail_fast() -> None:
     """No retry; for thirty seconds the same error without a request; then one tries again."""
     driven = Driven()
     driven.lose(0.0, REJECTED)
@@ -49,18 +49,18 @@ def test_rule_09_rejected_on_both_sides_there_is_no_token() -> None:
     assert driven.ask(1.0) == Fail(REJECTED, 30.0)
 
 
-def test_rule_09_rotating_credentials_are_asked_again_and_not_retried() -> None:
+def test_rule_09_a_credentials_provider_is_called_again_and_not_retried() -> None:
     """During the cooldown each request loads the credentials; while they are the same, it sends nothing."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)
     for now in (1.0, 2.0):
         seen = driven.machine.failed_fetches
         ticket = driven.lead(now)
-        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is asked for"
+        assert not driven.machine.on_credentials(ticket, ONE, now), "and no unit is acquired"
         assert driven.ask(now, known_failures=seen) == Fail(REJECTED, 30.0 - now)
 
 
-def test_rule_09_changed_credentials_are_tried_at_once() -> None:
+def test_rule_09_changed_credentials_are_tried_immediately() -> None:
     """A new key ends the cooldown."""
     driven = Driven(rotating=True)
     driven.lose(0.0, REJECTED)
@@ -98,11 +98,11 @@ def test_rule_09_what_happens_to_changed_credentials_counts_from_then_on(
     assert decision.retry_after == pytest.approx(until - 1.1)
 
 
-@pytest.mark.parametrize(("asked", "silent"), [(10.0, 10.0), (60.0, 60.0), (3_600.0, 3_600.0), (1e9, 3_600.0)])
-def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) -> None:
+@pytest.mark.parametrize(("requested", "silent"), [(10.0, 10.0), (60.0, 60.0), (3_600.0, 3_600.0), (1e9, 3_600.0)])
+def test_rule_10_the_cooldown_of_a_429_lasts_as_long_as_it_demands(requested: float, silent: float) -> None:
     """At most ``max_retry_after``. Requests that can wait that long wait; the rest get the seconds in the error."""
     driven = Driven()
-    driven.lose(0.0, limited(asked))
+    driven.lose(0.0, limited(requested))
     decision = driven.ask(0.0)
     if silent <= 20.0:
         assert decision == Wait(until=silent)
@@ -113,7 +113,7 @@ def test_rule_10_a_429_bars_for_as_long_as_it_says(asked: float, silent: float) 
     assert isinstance(driven.ask(silent), Fetch)
 
 
-def test_rule_10_the_longer_of_two_bars_counts() -> None:
+def test_rule_10_the_longer_of_two_cooldowns_counts() -> None:
     """A fetch fails after another got a 429: its shorter cooldown changes nothing."""
     driven = Driven()
     first = driven.lead(0.0)
@@ -127,8 +127,8 @@ def test_rule_10_the_longer_of_two_bars_counts() -> None:
     assert isinstance(driven.ask(61.0), Fetch)
 
 
-@pytest.mark.parametrize(("failure", "barred"), [(limited(60.0), True), (ODD, False)])
-def test_rule_10_what_a_token_proves_is_not_that_more_may_be_asked_for(failure: Failure, barred: bool) -> None:
+@pytest.mark.parametrize(("failure", "in_cooldown"), [(limited(60.0), True), (ODD, False)])
+def test_rule_10_a_token_does_not_end_the_cooldown_of_a_429(failure: Failure, in_cooldown: bool) -> None:
     """Of two fetches one fails, the other brings a token: an outage is over then, a 429 is not."""
     driven = Driven()
     first = driven.lead(0.0)
@@ -139,10 +139,10 @@ def test_rule_10_what_a_token_proves_is_not_that_more_may_be_asked_for(failure: 
     assert driven.machine.on_credentials(second.ticket, ONE, 0.2)
     assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True)
     driven.machine.on_token(second.ticket, token(0.2), 0.3)
-    assert driven.machine.on_unauthorized(token(0.2), 0.4) is not barred
+    assert driven.machine.on_unauthorized(token(0.2), 0.4) is not in_cooldown
 
 
-def test_rule_10_a_429_is_not_lifted_by_credentials_that_nobody_rejected() -> None:
+def test_rule_10_changed_credentials_do_not_end_the_cooldown_of_a_429() -> None:
     """Only a rejection is about the credentials."""
     driven = Driven(rotating=True)
     first = driven.lead(0.0)
@@ -194,7 +194,7 @@ def test_rule_11_the_pauses_are_capped() -> None:
     assert pauses == [0.5, 1.0, *[2.0] * 47]
 
 
-def test_rule_11_the_cool_down_grows_to_the_refresh_interval_with_one_probe_each_time() -> None:
+def test_rule_11_the_cooldown_grows_to_the_refresh_interval_with_one_trial_request_each_time() -> None:
     """1, 2, 4 … 32, 45, 45 seconds; each time one attempt, not three."""
     driven, now, pauses = Driven(), 0.0, []
     driven.lose(now, ODD)
@@ -208,7 +208,7 @@ def test_rule_11_the_cool_down_grows_to_the_refresh_interval_with_one_probe_each
     assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 45, 45, 45])
 
 
-def test_rule_11_a_token_starts_it_all_anew() -> None:
+def test_rule_11_a_token_resets_the_cooldown() -> None:
     """After a success, a fetch has all its attempts again, and the first cooldown is short."""
     driven = Driven()
     for now in (0.0, 2.0, 6.0):
@@ -236,7 +236,7 @@ def test_rule_05_an_exhausted_budget_is_checked_once_a_minute() -> None:
     assert driven.ask(130.0) == Fail(ODD, 1.0), "what counts is the last result of all"
 
 
-def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_start() -> None:
+def test_rule_11_with_the_last_of_the_budget_the_cooldown_is_long_from_the_start() -> None:
     """An outage that begins with nothing left is probed once a refresh interval."""
     driven = Driven()
     ticket = driven.lead(0.0)
@@ -245,7 +245,7 @@ def test_rule_11_with_the_last_of_the_budget_the_cool_down_is_long_from_the_star
     assert driven.ask(0.0) == Fail(ODD, 45.0)
 
 
-def test_rule_11_only_who_waited_hears_of_a_failure_late() -> None:
+def test_rule_11_only_a_waiting_call_gets_a_late_failure() -> None:
     """A failed fetch fails the requests that came before its end, even after its cooldown."""
     driven = Driven()
     driven.lose(0.0, ODD)
@@ -276,7 +276,7 @@ def test_rule_12_a_token_that_expired_on_its_way_is_a_failure(arrives: float) ->
     assert driven.machine.failed_fetches == 1
 
 
-def test_rule_12_the_same_token_sent_again_causes_no_loop() -> None:
+def test_rule_12_the_same_token_in_two_responses_causes_no_loop() -> None:
     """It is rejected again; the next forced refresh waits for its spacing."""
     driven = holding()
     driven.machine.on_unauthorized(token(), 1.0)
@@ -300,7 +300,7 @@ def test_rule_12_tokens_that_live_shorter_do_not_make_more_requests_ordinary() -
     assert driven.extra is False
 
 
-def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
+def test_rule_16_when_the_leader_is_cancelled_the_next_caller_fetches() -> None:
     """A cancelled fetch is no failure: the next request fetches."""
     driven = Driven()
     driven.machine.on_fetch_abandoned(driven.lead(0.0), 0.5)
@@ -309,7 +309,7 @@ def test_rule_16_when_the_leader_is_gone_the_next_caller_leads() -> None:
     assert driven.ask(0.6, known_failures=0) == Fetch(3)
 
 
-def test_rule_16_however_often_carriers_die_the_next_request_leads() -> None:
+def test_rule_16_however_often_clients_are_closed_the_next_request_fetches() -> None:
     """That is no outage of the service: no cooldown, no failure."""
     driven = Driven()
     for ticket in range(1, 9):
@@ -328,7 +328,7 @@ def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure()
     assert driven.ask(0.2, known_failures=0) == Fail(BROKEN, 1.0)
 
 
-def test_rule_17_a_fetch_not_heard_of_in_time_is_led_by_somebody_else() -> None:
+def test_rule_17_a_fetch_without_a_heartbeat_is_replaced() -> None:
     """A second after its timeout it counts as lost. Waiters wait until that very moment."""
     driven = Driven()
     assert driven.send(driven.lead(0.0), 0.0)
@@ -347,7 +347,7 @@ def test_rule_17_fetches_that_keep_getting_lost_count_as_an_outage() -> None:
     assert decision.retry_after == 1.0
 
 
-def test_rule_17_a_fetch_that_says_for_how_long_is_waited_for() -> None:
+def test_rule_17_a_fetch_with_a_timeout_is_waited_for() -> None:
     """Its time counts from the end of the pause; without one, from now; and one that was given up has none."""
     driven = Driven()
     ticket = driven.lead(0.0)
@@ -431,16 +431,16 @@ def test_rule_19_credentials_that_never_come_are_not_waited_for() -> None:
     assert driven.ask(21.0) == Fetch(2)
 
 
-def test_rule_19_who_has_no_more_time_hears_what_it_was_waiting_for() -> None:
+def test_rule_19_a_timeout_names_what_the_call_was_waiting_for() -> None:
     """The credentials, or the token endpoint: not the same failure."""
     rotating, fixed = Driven(rotating=True), Driven()
     ticket = rotating.lead(0.0)
     fixed.lead(0.0)
-    no_answer = fixed.ask(0.0, wait=0.0)
-    assert isinstance(no_answer, Fail)
-    assert rotating.ask(0.0, wait=0.0) != no_answer
+    no_response = fixed.ask(0.0, wait=0.0)
+    assert isinstance(no_response, Fail)
+    assert rotating.ask(0.0, wait=0.0) != no_response
     assert rotating.machine.on_credentials(ticket, ONE, 0.0)
-    assert rotating.ask(0.0, wait=0.0) == no_answer
+    assert rotating.ask(0.0, wait=0.0) == no_response
 
 
 def test_invalidate_forgets_the_current_token_and_no_other() -> None:

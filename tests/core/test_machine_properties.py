@@ -75,7 +75,7 @@ class World:
     """
 
     service: Callable[[float], Reply] = field(default=lambda at: Reply())
-    refuses: Callable[[float, Token], bool] = field(default=lambda at, token: False)
+    rejects: Callable[[float, Token], bool] = field(default=lambda at, token: False)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     call_takes: float = 0.05
     dies: Callable[[float], float | None] = field(default=lambda at: None)
@@ -126,7 +126,7 @@ class World:
         assert len(self.machine.pending_fetches) <= 1, "rule 3: two fetches in flight"
         for call in self._waiting:
             assert call.until > self.now, "a call was not woken"
-            assert self.machine.pending_fetches or not call.on_flight, "rule 17: they wait, and nobody leads"
+            assert self.machine.pending_fetches or not call.on_flight, "rule 17: they wait, and no fetch is pending"
 
     # --- calls
 
@@ -198,18 +198,18 @@ class World:
         # Where less than two seconds are granted, half of them are used whatever the skew.
         assert age < max(token.expires_in - self.policy.expiry_skew, token.expires_in / 2), "rule 6: a token too old"
 
-        def answered() -> None:
-            if not self.refuses(self.now, token):
-                self._tell(lambda: self.machine.on_accepted(token))
+        def responded() -> None:
+            if not self.rejects(self.now, token):
+                self._report(lambda: self.machine.on_accepted(token))
                 self.accepted += 1
-            elif self._told(lambda: self.machine.on_unauthorized(token, self.now)) and not call.replayed:
+            elif self._reported(lambda: self.machine.on_unauthorized(token, self.now)) and not call.replayed:
                 self._acquire(
                     Call(self.now, self.now + self.policy.max_wait, self.machine.failed_fetches, replayed=True)
                 )
             else:
                 self.handed_401.append(self.now)
 
-        self.at(self.now + self.call_takes, answered)
+        self.at(self.now + self.call_takes, responded)
 
     # --- fetches
 
@@ -222,21 +222,21 @@ class World:
     def _die(self, ticket: int) -> None:
         self._dead.add(ticket)
         if self.noticed:
-            self._tell(lambda: self.machine.on_fetch_abandoned(ticket, self.now))
+            self._report(lambda: self.machine.on_fetch_abandoned(ticket, self.now))
 
     def _depart(self, ticket: int) -> None:
-        if ticket in self._dead or not self._told(lambda: self.machine.on_fetch_started(ticket, self.now)):
+        if ticket in self._dead or not self._reported(lambda: self.machine.on_fetch_started(ticket, self.now)):
             return
-        if self._told(lambda: self.machine.on_credentials(ticket, DIGEST, self.now)):
+        if self._reported(lambda: self.machine.on_credentials(ticket, DIGEST, self.now)):
             self._attempt(ticket)
 
     def _attempt(self, ticket: int) -> None:
-        if ticket in self._dead or self._told(lambda: self.machine.stopped(ticket, self.now)):
+        if ticket in self._dead or self._reported(lambda: self.machine.stopped(ticket, self.now)):
             return
         extra = self.machine.uses_reserve(ticket, self.now)
         grant = self.budget.acquire("M", from_reserve=extra)
         self.ordinary_denied += not grant.granted and not extra
-        if not self._told(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra)):
+        if not self._reported(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra)):
             return
         self.sent.append(self.now)
         if extra:
@@ -244,17 +244,17 @@ class World:
         sent_at, reply = self.now, self.service(self.now)
         outcome = reply.outcome
         if outcome is not None:
-            self.at(sent_at + reply.after, lambda: self._answer(ticket, sent_at, outcome))
+            self.at(sent_at + reply.after, lambda: self._respond(ticket, sent_at, outcome))
 
-    def _answer(self, ticket: int, sent_at: float, outcome: Failure | float) -> None:
+    def _respond(self, ticket: int, sent_at: float, outcome: Failure | float) -> None:
         if ticket in self._dead:
             return
         if not isinstance(outcome, Failure):
             token = Token(f"token-{sent_at}", f"session-{sent_at}", outcome, sent_at)
-            self._tell(lambda: self.machine.on_token(ticket, token, self.now))
+            self._report(lambda: self.machine.on_token(ticket, token, self.now))
             self.tokens.append(self.now)
             return
-        pause = self._told(
+        pause = self._reported(
             lambda: self.machine.on_attempt_failed(ticket, outcome, self.now, jitter=self.rng.random(), digest=DIGEST)
         )
         if isinstance(pause, float):
@@ -262,12 +262,12 @@ class World:
 
     # --- what the manager does after each event
 
-    def _told(self, event: Callable[[], object]) -> object:
+    def _reported(self, event: Callable[[], object]) -> object:
         answer = event()
         self._settle()
         return answer
 
-    _tell = _told
+    _report = _reported
 
     def _settle(self) -> None:
         self.cached, self.machine.pending.overdue = self.machine.fast_path_token(self.now), ()
@@ -290,7 +290,7 @@ def at_random(rng: random.Random, mean: float) -> Iterator[float]:
 
 
 def outages(*spans: tuple[float, float], reply: Reply) -> Callable[[float], Reply]:
-    """Return a service that answers *reply* during each span, and well at all other times."""
+    """Return a service that returns *response* during each span, and well at all other times."""
     return lambda at: reply if any(start <= at < end for start, end in spans) else Reply()
 
 
@@ -316,7 +316,7 @@ def weather(draw: st.DrawFn) -> tuple[World, float]:
     """Draw a world with everything going wrong now and then, and how long calls are apart in it."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     gap = draw(st.sampled_from([0.3, 1.0, 2.5, 7.0, 20.0, 50.0]))
-    failing, limiting, slow, lost, refusing = (
+    failing, limiting, slow, lost, rejecting = (
         draw(st.sampled_from([0.0, 0.02, 0.2, 0.6, 1.0]) | st.floats(0, 0.3)) for _ in range(5)
     )
     lifetime = draw(st.sampled_from([60.0, 60.0, 60.0, 30.0, 15.0, 1.0, 300.0]))
@@ -337,7 +337,7 @@ def weather(draw: st.DrawFn) -> tuple[World, float]:
             return Reply(POLICY.fetch_timeout, BROKEN)  # the other half arrives after it was given up
         return Reply(after, lifetime)
 
-    return World(service, lambda at, token: rng.random() < refusing, rng), gap
+    return World(service, lambda at, token: rng.random() < rejecting, rng), gap
 
 
 @given(weather())
@@ -476,7 +476,7 @@ def test_rule_08_tokens_that_are_revoked_every_ninety_seconds(rate: int, offset:
     def revoked(at: float, token: Token) -> bool:
         return token.requested_at < (at - offset) // REVOKED_EVERY * REVOKED_EVERY + offset
 
-    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(3 * HOUR)
+    world = World(lambda at: Reply(0.2), rejects=revoked).calls(every(1 / rate)).run(3 * HOUR)
 
     assert not world.failed
     assert len(world.handed_401) <= 0.02 * 3 * HOUR * rate
@@ -493,7 +493,7 @@ def test_rule_08_what_the_reserve_has_is_used(period: float, rate: int, offset: 
     def revoked(at: float, token: Token) -> bool:
         return token.requested_at < (at - offset) // period * period + offset
 
-    world = World(lambda at: Reply(0.2), refuses=revoked).calls(every(1 / rate)).run(2 * HOUR)
+    world = World(lambda at: Reply(0.2), rejects=revoked).calls(every(1 / rate)).run(2 * HOUR)
 
     assert not world.failed
     assert largest_window(world.extras, HOUR) <= POLICY.forced_reserve
@@ -526,7 +526,7 @@ def test_rule_08_a_401_storm_starves_no_ordinary_refresh(limits: tuple[str, ...]
 def test_rule_08_one_bad_node_of_two_never_exhausts_the_budget(round_robin: bool, hours: int) -> None:
     """Every second request is rejected, at one call a second: ordinary refreshes continue, and no call fails."""
     turn, rng = count(), random.Random(8)
-    world = World(refuses=lambda at, token: bool(next(turn) % 2 if round_robin else rng.random() < 0.5))
+    world = World(rejects=lambda at, token: bool(next(turn) % 2 if round_robin else rng.random() < 0.5))
     world.calls(every(1.0)).run(hours * HOUR)
 
     assert failures(world) == []
@@ -538,7 +538,7 @@ def test_rule_08_one_bad_node_of_two_never_exhausts_the_budget(round_robin: bool
 
 def test_rule_08_a_service_that_rejects_everything_costs_little_more_than_the_ordinary_refresh() -> None:
     """All calls get 401 for three hours; the callers get them, and the budget stays."""
-    world = World(refuses=lambda at, token: True).calls(every(1.0)).run(3 * HOUR)
+    world = World(rejects=lambda at, token: True).calls(every(1.0)).run(3 * HOUR)
 
     assert failures(world) == []
     assert world.ordinary_denied == 0
@@ -584,7 +584,7 @@ def test_rule_11_an_outage_is_probed_at_most_once_a_refresh_interval_in_the_end(
 
 @given(seed=st.integers(0, 2**16), up=st.floats(5, 200), down=st.floats(5, 200))
 @settings(deadline=None, max_examples=20)
-def test_rule_11_a_flapping_endpoint_leaves_budget_for_each_good_answer(seed: int, up: float, down: float) -> None:
+def test_rule_11_a_flapping_endpoint_leaves_budget_for_each_good_response(seed: int, up: float, down: float) -> None:
     """Up and down in turn for two hours: no ordinary request is ever denied."""
     world = World(lambda at: Reply() if at % (up + down) < up else REFUSED, rng=random.Random(seed))
     world.calls(every(1.0)).run(2 * HOUR)
@@ -609,8 +609,8 @@ def test_rule_10_nothing_is_sent_before_retry_after(wait: float) -> None:
 
     silence = min(wait, POLICY.max_retry_after)
     assert limited_at
-    for told in limited_at:
-        assert not [at for at in world.sent if told <= at < told + silence - 1e-6]
+    for reported in limited_at:
+        assert not [at for at in world.sent if reported <= at < reported + silence - 1e-6]
 
 
 @pytest.mark.parametrize("lifetime", [0.25, 0.5, 1.0, 5.0, 15.0, 30.0])
@@ -633,7 +633,7 @@ def test_rule_12_a_spell_of_short_lived_tokens_is_over_when_it_is_over(lifetime:
 
 
 @pytest.mark.parametrize("carrier", ["lost", "late"])
-def test_rule_17_lost_fetches_are_led_by_somebody_else(carrier: str) -> None:
+def test_rule_17_lost_fetches_are_replaced(carrier: str) -> None:
     """Every fifth fetch is lost, or too late: two hours in which no call fails."""
     turn = count()
     bad = Reply(9.0, None if carrier == "lost" else 60.0)
@@ -681,7 +681,7 @@ def test_rule_16_a_carrier_that_dies_costs_no_call_and_nothing_of_the_reserve(wo
 
 
 @pytest.mark.parametrize("latency", [0.01, 0.7, 3.0])
-def test_rule_02_one_call_waits_for_each_refresh_where_nothing_lives_longer_than_a_call(latency: float) -> None:
+def test_rule_02_one_call_waits_for_each_refresh_where_nothing_outlives_a_call(latency: float) -> None:
     """A call a second for two hours, each with a client of its own: no error, and nothing is wasted."""
     world = World(lambda at: Reply(latency), young=True).calls(every(1.0)).run(2 * HOUR)
 

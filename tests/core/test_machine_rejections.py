@@ -14,10 +14,10 @@ from support.driven import (
     REJECTED,
     TWO,
     Driven,
-    barred_by,
     holding,
     limited,
     no,
+    start_cooldown,
     token,
 )
 
@@ -27,7 +27,7 @@ def used(count: int, of: int = 20) -> AcquireResult:
     return AcquireResult(True, 0.0, count / of)
 
 
-def test_rule_10_a_fetch_ends_where_another_was_told_to_wait() -> None:
+def test_rule_10_a_fetch_ends_where_another_got_a_429() -> None:
     """A fetch in its backoff delay, or with a request of its own, sends nothing after a 429, even a late one."""
     driven = Driven()
     first = driven.lead(0.0)
@@ -73,16 +73,16 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
             ticket, Snapshot(cooldown_reason=bar, cooldown_until=8.0, failures=4), 0.0, digest=ONE
         )
         assert driven.machine.failed_fetches == failed
-        answer = driven.ask(1.0, wait=1.0)
-        assert isinstance(answer, Fail)
-        assert (answer.failure, answer.retry_after) == (bar, 7.0)
+        response = driven.ask(1.0, wait=1.0)
+        assert isinstance(response, Fail)
+        assert (response.failure, response.retry_after) == (bar, 7.0)
         driven.lose(8.0)
         cooldown = driven.ask(8.0, wait=0.0)
         assert isinstance(cooldown, Fail)
         assert cooldown.retry_after == 16.0
 
 
-def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
+def test_rule_04_a_cooldown_that_has_ended_delays_no_call() -> None:
     """At the very instant, too: the fetch continues, and nothing has failed."""
     driven = Driven()
     ticket = driven.lead(8.0)
@@ -93,7 +93,7 @@ def test_rule_04_a_bar_that_has_ended_bars_nobody() -> None:
     assert driven.machine.failed_fetches == 0
 
 
-def test_rule_04_what_failed_elsewhere_answers_who_waited_here() -> None:
+def test_rule_04_a_failure_in_another_process_ends_the_wait_here() -> None:
     """Also for a request that is notified after the end of the cooldown."""
     driven = Driven()
     assert not driven.machine.merge_snapshot(
@@ -114,7 +114,7 @@ def test_rule_09_credentials_that_were_rejected_elsewhere_are_not_sent_from_here
     assert driven.machine.on_credentials(driven.lead(2.0), TWO, 2.0)
 
 
-def test_rule_04_a_fetch_that_was_given_up_takes_nothing_over() -> None:
+def test_rule_04_an_abandoned_fetch_merges_nothing() -> None:
     """The manager that replaced it decides."""
     driven = Driven()
     late = driven.lead(0.0)
@@ -144,7 +144,7 @@ def test_rule_07_another_token_of_the_same_instant_replaces_a_rejected_one() -> 
     assert driven.ask(1.0) == Use(other)
 
 
-def test_rule_04_others_are_told_what_concerns_them() -> None:
+def test_rule_04_a_snapshot_contains_what_concerns_others() -> None:
     """The token of their credentials, an outage or a 429, the consecutive failures, and the known budget entries."""
     spent = {"window": {"entry": 0.0}}
     driven = holding()
@@ -160,25 +160,25 @@ def test_rule_04_others_are_told_what_concerns_them() -> None:
     assert driven.machine.snapshot(ONE, spent).token is None
 
 
-def test_rule_09_others_are_told_of_a_rejection_of_their_own_credentials() -> None:
+def test_rule_09_a_snapshot_contains_a_rejection_of_the_same_credentials() -> None:
     """And of no other."""
     driven = Driven()
     driven.lose(0.0, REJECTED)
-    told = driven.machine.snapshot(ONE, {})
-    assert (told.cooldown_reason, told.cooldown_until) == (REJECTED, 30.0)
-    told = driven.machine.snapshot(TWO, {})
-    assert (told.cooldown_reason, told.cooldown_until) == (None, float("-inf"))
+    reported = driven.machine.snapshot(ONE, {})
+    assert (reported.cooldown_reason, reported.cooldown_until) == (REJECTED, 30.0)
+    reported = driven.machine.snapshot(TWO, {})
+    assert (reported.cooldown_reason, reported.cooldown_until) == (None, float("-inf"))
 
 
-def test_rule_05_others_are_not_told_that_the_budget_is_exhausted() -> None:
+def test_rule_05_a_snapshot_does_not_contain_an_exhausted_budget() -> None:
     """They share the budget itself."""
     driven = Driven()
     assert not driven.send(driven.lead(0.0), 0.0, no(12.0))
-    told = driven.machine.snapshot(ONE, {})
-    assert (told.cooldown_reason, told.cooldown_until) == (None, float("-inf"))
+    reported = driven.machine.snapshot(ONE, {})
+    assert (reported.cooldown_reason, reported.cooldown_until) == (None, float("-inf"))
 
 
-def test_rule_10_a_429_that_others_were_told_bars_no_longer_than_our_own() -> None:
+def test_rule_10_a_429_in_a_snapshot_causes_no_longer_cooldown_than_our_own() -> None:
     """At most ``max_retry_after``; nothing has failed here."""
     driven = Driven()
     bar = limited(9_000.0)
@@ -216,7 +216,7 @@ def test_rule_04_a_token_that_was_rejected_is_not_taken_over_again() -> None:
     assert driven.machine.pending_fetches == {ticket}
 
 
-def test_rule_07_the_first_rejection_is_replaced_at_once_by_one_fetch() -> None:
+def test_rule_07_the_first_rejection_causes_one_fetch_immediately() -> None:
     """The token is not used again by anyone; one fetches, the others wait, all are replayed."""
     driven = holding()
     assert driven.machine.on_unauthorized(token(), 1.0)
@@ -237,11 +237,11 @@ def test_rule_07_a_newer_token_is_not_dropped_for_an_older_one() -> None:
     assert driven.ask(2.0) == Use(newer)
 
 
-def test_rule_07_a_401_for_a_token_that_is_gone_is_replayed_if_there_is_or_can_be_another() -> None:
+def test_rule_07_a_401_for_a_discarded_token_is_replayed_if_there_is_or_can_be_another() -> None:
     """With a newer token whatever else holds; without one unless none can be fetched."""
     old = token(name="older")
     driven = holding()
-    barred_by("429", driven, 45.0)
+    start_cooldown("429", driven, 45.0)
     assert driven.machine.on_unauthorized(old, 46.0), "the newer token is held"
     assert driven.machine.on_unauthorized(old, 58.9)
     assert not driven.machine.on_unauthorized(old, 59.0), "it has expired, and there will be no other"
@@ -324,7 +324,7 @@ def storm(driven: Driven, start: float, count: int) -> float:
     return now
 
 
-def test_rule_08_after_three_in_a_row_the_callers_get_the_401() -> None:
+def test_rule_08_after_three_consecutive_ones_the_callers_get_the_401() -> None:
     """Until the end of ``rejection_cooldown`` no token request is sent; the token is attached all the same."""
     driven = holding()
     last = storm(driven, 0.0, 3)
@@ -389,7 +389,7 @@ def test_rule_08_a_token_that_aged_out_ends_the_row() -> None:
     assert driven.machine.on_unauthorized(newer, last + 46.0)
 
 
-def test_rule_08_a_token_that_somebody_fetched_alone_ends_the_row() -> None:
+def test_rule_08_a_token_fetched_by_one_caller_alone_resets_the_counter() -> None:
     """It was not fetched because of a rejection either."""
     driven = holding(rejection_cooldown=1_000)
     now = storm(driven, 0.0, 3) + 52.0
@@ -472,6 +472,6 @@ def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
 def test_rule_08_while_none_can_be_fetched_a_401_is_handed_over() -> None:
     """With a bar in force a replay would only meet the same token."""
     driven = holding()
-    barred_by("429", driven, 45.0)
+    start_cooldown("429", driven, 45.0)
     assert not driven.machine.on_unauthorized(token(), 46.0)
     assert driven.ask(46.0) == Use(token())

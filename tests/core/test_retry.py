@@ -1,4 +1,4 @@
-"""Rule 20, and what of rule 7 goes with it: the decisions alone, then on every stack, over real sockets."""
+"""Rule 20, and what of rule 7 goes with it: the decisions alone, then with every client library, over real sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pay88_adapters import ConfigurationError, Pay88Error, RetryPolicy
 from pay88_adapters.core.retry import Attempts, ConnectionFailure
 from pay88_adapters.events import CallRetried, Event
 from pay88_adapters.testing import Garbage, RefuseToken, ResetAfterRead, ResetBeforeRead, Status, TooMany
-from support.stacks import BYTES, Reply, Requests, Stack, Urllib3
+from support.stacks import BYTES, PlainResponse, Requests, Stack, Urllib3
 from support.worlds import World
 
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so.
@@ -39,7 +39,7 @@ class RetryRecorder(list[CallRetried]):
 
 def ok(outcome: object) -> bool:
     """Whether a call got 200."""
-    return isinstance(outcome, Reply) and outcome.status == 200
+    return isinstance(outcome, PlainResponse) and outcome.status == 200
 
 
 def charge(world: World, client: Stack) -> Any:
@@ -177,7 +177,7 @@ def test_a_policy_that_makes_no_sense_is_rejected(wrong: dict[str, Any]) -> None
         RetryPolicy(**wrong)
 
 
-# --- every stack --------------------------------------------------------------------------------
+# --- every client library -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), TooMany(1), *BROKEN], ids=repr)
@@ -194,14 +194,14 @@ def test_rule_20_a_safe_call_survives_what_is_transient(world: World, fault: Any
 
 
 @pytest.mark.parametrize("fault", [Status(503), TooMany(1), *BROKEN], ids=repr)
-def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> None:
-    """After the last attempt: the last response, readable, or the last error as the stack raises it."""
+def test_rule_20_the_caller_gets_the_last_response(world: World, fault: Any) -> None:
+    """After the last attempt: the last response, readable, or the last error as the client library raises it."""
     world.emulator.faults.add(fault, on="call", times=None)
     client = world.client()
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url))
     assert world.emulator.journal.calls == 3
     if isinstance(fault, (Status, TooMany)):
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert b'"status": "Error"' in outcome.body
     else:
         assert isinstance(outcome, client.base_error)
@@ -209,10 +209,10 @@ def test_rule_20_the_last_answer_is_the_callers(world: World, fault: Any) -> Non
 
 
 @pytest.mark.parametrize("fault", [*(Status(status) for status in TRANSIENT), *BROKEN], ids=repr)
-def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None:
+def test_rule_20_a_payment_is_sent_at_most_once(world: World, fault: Any) -> None:
     """After any event that leaves open whether it was executed, the caller gets the error immediately."""
     client = world.client()
-    assert ok(charge(world, client))  # so that the connection is an old one, which some stacks retry on
+    assert ok(charge(world, client))  # so that the connection is an old one, which some client libraries retry on
     with world.emulator.faults.add(fault, on="/api/transactions", times=None):
         outcome = charge(world, client)
     assert not ok(outcome)
@@ -220,7 +220,7 @@ def test_rule_20_a_payment_is_never_sent_twice(world: World, fault: Any) -> None
     assert len(world.emulator.service.charges) == (2 if isinstance(fault, ResetAfterRead) else 1)
 
 
-def test_rule_20_a_payment_that_is_not_answered_is_not_retried(world: World) -> None:
+def test_rule_20_a_payment_without_a_response_is_not_retried(world: World) -> None:
     """A read timeout leaves open whether it was executed, too."""
     client = world.client(timeout=0.3)
     assert ok(charge(world, client))
@@ -233,7 +233,7 @@ def test_rule_20_a_payment_that_is_not_answered_is_not_retried(world: World) -> 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("fault", [ResetAfterRead(), Status(500)], ids=repr)
-def test_rule_20_what_the_stack_would_send_again_is_not_retried(world: World, method: str, fault: Any) -> None:
+def test_rule_20_what_the_client_library_would_retry_is_not_retried(world: World, method: str, fault: Any) -> None:
     """urllib3 and aiohttp take PUT and DELETE for harmless, and broken old connections for an excuse."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -260,9 +260,9 @@ def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(worl
     assert ok(charge(world, client))
     world.emulator.stop()
     assert isinstance(charge(world, client), client.base_error)
-    heard = [(event.group, event.attempt, event.status) for event in recorder]
+    received = [(event.group, event.attempt, event.status) for event in recorder]
     # A connection that is still open breaks; only what comes after that cannot be made at all.
-    assert heard in ([], [("transactions", 2, None), ("transactions", 3, None)])
+    assert received in ([], [("transactions", 2, None), ("transactions", 3, None)])
     recorder.clear()
     assert isinstance(charge(world, client), client.base_error)
     assert [(event.group, event.attempt, event.status) for event in recorder] == [
@@ -272,7 +272,7 @@ def test_rule_20_a_payment_is_tried_again_where_no_connection_could_be_made(worl
 
 
 def test_rule_20_the_same_seed_gives_the_same_pauses(world: World) -> None:
-    """Exponential backoff with full jitter, from one source on all stacks; a 401 in between uses no attempt."""
+    """Exponential backoff with full jitter, from one source for all libraries; a 401 in between uses no attempt."""
     recorder = RetryRecorder()
     policy = RetryPolicy(attempts=5, backoff_base=0.5, backoff_cap=1.5)
     manager = world.new_manager(listeners=[recorder], retry=policy)
@@ -318,7 +318,7 @@ def test_rule_20_a_long_retry_after_is_the_callers(world: World, said: str, stat
     """The clock has not moved: the request has not waited."""
     world.emulator.faults.add(Status(status, headers={"Retry-After": said}), on="call")
     outcome = world.client().attempt("POST", world.url)
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, outcome.headers["Retry-After"]) == (status, said)
     assert world.emulator.journal.calls == 1
 
@@ -329,7 +329,7 @@ def test_rule_20_nothing_waits_beyond_the_total_timeout(world: World) -> None:
     world.emulator.faults.add(TooMany(6), on="call", times=None)
     began = world.clock.now()
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url))
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, world.emulator.journal.calls) == (429, 2)
     assert world.clock.now() - began < 10
 
@@ -354,20 +354,20 @@ def test_rule_07_the_replay_can_be_turned_off(world: World) -> None:
     assert ok(client.attempt("POST", world.url))
     world.emulator.service.refuse_current_tokens()
     outcome = client.attempt("POST", world.url)
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert outcome.status == 401
     assert ok(client.attempt("POST", world.url))
     assert world.emulator.journal.calls == 3
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_20_a_body_that_cannot_be_sent_again_is_not(world: World) -> None:
+def test_rule_20_a_body_that_cannot_be_rewound_is_not_retried(world: World) -> None:
     """Not even where the call is safe: the caller gets the response that there is."""
     client = world.client()
     [kind] = [name for name in client.bodies if name.endswith("generator")]
     world.emulator.faults.add(Status(503), on="call", times=None)
     outcome = client.attempt("POST", world.url, **client.bodies[kind]())
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, world.emulator.journal.calls) == (503, 1)
 
 
@@ -430,7 +430,7 @@ def test_rule_20_the_callers_own_retries_are_obeyed(world: World, retries: Any, 
     else:
         client.client = pay88_adapters.urllib3.Pay88PoolManager(world.manager, retries=retries)
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url, **kw))
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, world.emulator.journal.calls) == (503, calls)
     client.close()
 
@@ -448,7 +448,7 @@ def test_rule_20_the_adapters_own_retries_are_obeyed(world: World, retries: Any,
     kw = {} if retries is None else {"max_retries": retries}
     client.client.mount(world.emulator.url, pay88_adapters.requests.Pay88Adapter(world.manager, **kw))
     outcome = world.as_time_passes(lambda: client.attempt("POST", world.url))
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, world.emulator.journal.calls) == (503, calls)
 
 
@@ -460,17 +460,17 @@ def test_rule_20_the_callers_total_timeout_bounds_the_pauses(world: World) -> No
     outcome = world.as_time_passes(
         lambda: client.attempt("POST", world.url, timeout=urllib3.Timeout(total=10)), step=0.25
     )
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, world.emulator.journal.calls) == (429, 2)
 
 
 @pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
-def test_rule_20_urllib3s_history_tells_of_each_attempt(world: World) -> None:
+def test_rule_20_urllib3s_history_contains_each_attempt(world: World) -> None:
     """``response.retries.history`` has them as it does for urllib3's own retries."""
     for fault in (Status(503), ResetBeforeRead(), RefuseToken()):
         world.emulator.faults.add(fault, on="call")
     outcome = world.as_time_passes(lambda: world.client().attempt("POST", world.url))
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     history = outcome.raw.retries.history
     assert [(each.method, each.status) for each in history] == [("POST", 503), ("POST", None), ("POST", 401)]
     assert isinstance(history[1].error, urllib3.exceptions.ProtocolError)
@@ -486,9 +486,9 @@ def test_rule_20_errors_are_what_they_would_be_without_us(world: World, kind: ty
         held.release()
     world.emulator.stop()
     world.as_time_passes(lambda: client.attempt("POST", world.url))
-    refused = world.as_time_passes(lambda: client.attempt("POST", world.url))
+    rejected = world.as_time_passes(lambda: client.attempt("POST", world.url))
     if kind is Urllib3:
         expected: Any = (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.NewConnectionError)
     else:
         expected = (requests.ReadTimeout, requests.ConnectionError)
-    assert (type(timeout), type(refused)) == expected
+    assert (type(timeout), type(rejected)) == expected

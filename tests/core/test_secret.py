@@ -347,7 +347,7 @@ def test_rule_18_a_failure_becomes_a_new_error_each_time(kind: type[Pay88Error])
 
 
 def base_of(stack: str) -> type[Exception]:
-    """Return the base exception of a stack."""
+    """Return the base exception of a client library."""
     if stack == "urllib3":
         import urllib3
 
@@ -364,21 +364,21 @@ def base_of(stack: str) -> type[Exception]:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("kind", ERROR_CLASSES)
 @pytest.mark.parametrize("stack", STACKS)
-def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
+def test_rule_18_every_error_of_every_client_library_is_both_and_pickles(
     stack: str, kind: type[Pay88Error], protocol: int
 ) -> None:
-    """Found by module and name; both the core's class and the stack's base exception; nothing gets lost."""
+    """Found by module and name; both the core's class and the library's base exception; nothing gets lost."""
     module = importlib.import_module(f"pay88_adapters.{stack}")
-    flavour = getattr(module, kind.__name__)
-    assert issubclass(flavour, kind)
-    assert issubclass(flavour, base_of(stack))
-    assert (flavour.__module__, flavour.__doc__) == (module.__name__, kind.__doc__)
+    subclass = getattr(module, kind.__name__)
+    assert issubclass(subclass, kind)
+    assert issubclass(subclass, base_of(stack))
+    assert (subclass.__module__, subclass.__doc__) == (module.__name__, kind.__doc__)
 
     core = kind("the message", **FIELDS)  # type: ignore[arg-type]
     core.__cause__ = OSError("why")
     error = module._errors.convert(core)
 
-    assert type(error) is flavour
+    assert type(error) is subclass
     assert (str(error), error.__cause__, error.__suppress_context__) == ("the message", core.__cause__, True)
     assert {name: vars(error)[name] for name in FIELDS} == FIELDS
     assert set(vars(error)) >= set(vars(base_of(stack)("any"))), "the stack's own fields are there, too"
@@ -387,7 +387,7 @@ def test_rule_18_every_error_of_every_stack_is_both_and_pickles(
     assert module._errors.convert(error) is error, "already this stack's"
 
 
-def test_rule_18_flavours_are_put_where_pickle_finds_them() -> None:
+def test_rule_18_pickle_finds_the_client_specific_subclasses() -> None:
     """One class for each error, under its core class's name, and no other name."""
     namespace: dict[str, Any] = {"__name__": "somewhere"}
     AdapterErrors(RuntimeError, namespace)

@@ -20,13 +20,13 @@ REJECTED = Failure(CredentialsRejected, "no", status=401, server_message="no", r
 
 def test_rule_04_a_snapshot_travels_as_ages() -> None:
     """Whatever the reader's clock shows: the token is as old, the bar as far from its end."""
-    told = Snapshot(TOKEN, REJECTED, 1_020.0, 3, 998.0, {"window": {"a": 900.0, "b": 1_000.0}})
-    found = load(told.dump(1_010.0), 5.0, 76.0, 77.0)
+    reported = Snapshot(TOKEN, REJECTED, 1_020.0, 3, 998.0, {"window": {"a": 900.0, "b": 1_000.0}})
+    found = load(reported.dump(1_010.0), 5.0, 76.0, 77.0)
     assert found == Snapshot(TOKEN, REJECTED, 82.0, 3, 60.0, {"window": {"a": -38.0, "b": 62.0}})
     assert found is not None
     assert found.token is not None
     assert found.token.requested_at == 61.0, "as old as it may be, for all that is known"
-    assert told.ttl(1_010.0) == 50.0
+    assert reported.ttl(1_010.0) == 50.0
     assert load(Snapshot().dump(5.0), 1.0, 9.0, 9.0) == Snapshot()
     assert load(Snapshot(cooldown_reason=REJECTED, cooldown_until=5.0).dump(5.0), 0.0, 9.0, 9.0) == Snapshot(), (
         "it has ended"
@@ -36,8 +36,8 @@ def test_rule_04_a_snapshot_travels_as_ages() -> None:
 def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
     """Processes with different versions of the package share a store while one replaces the other."""
     broken = Failure(TokenEndpointUnavailable, "503", status=503, retryable=True)
-    told = Snapshot(TOKEN, broken, 1_020.0, 3, 998.0, {"window": {"a": 900.0, "b": 999.75, "c": 1_000.0004}})
-    document = json.loads(told.dump(1_010.0))
+    reported = Snapshot(TOKEN, broken, 1_020.0, 3, 998.0, {"window": {"a": 900.0, "b": 999.75, "c": 1_000.0004}})
+    document = json.loads(reported.dump(1_010.0))
     assert document == {
         "format": 1,
         "token": {"access_token": "eyJ.a.b", "session_id": "sess_1", "expires_in": 60.0, "age": 10.0},
@@ -70,8 +70,8 @@ def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
 
 def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
     """However old the store thinks that its content is: a token is as old as that, a bar as young as it may be."""
-    told = Snapshot(TOKEN, REJECTED, 1_020.0, budget_entries={"window": {"a": 1_000.0}}).dump(1_010.0)
-    found = load(told, 5.0, 76.0, 77.0, stored=2.0)
+    reported = Snapshot(TOKEN, REJECTED, 1_020.0, budget_entries={"window": {"a": 1_000.0}}).dump(1_010.0)
+    found = load(reported, 5.0, 76.0, 77.0, stored=2.0)
     assert found is not None
     assert found.token is not None
     assert (found.token.requested_at, found.cooldown_until, found.budget_entries) == (
@@ -81,7 +81,7 @@ def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
     )
 
 
-def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
+def test_rule_04_a_cooldown_that_ends_now_is_not_published() -> None:
     """And a snapshot lasts as long as the longer of token and bar."""
     barred = Snapshot(cooldown_reason=REJECTED, cooldown_until=1_100.0)
     assert json.loads(barred.dump(1_099.0))["bar"]["remaining"] == 1.0
@@ -93,13 +93,13 @@ def test_rule_04_a_bar_that_ends_now_is_not_told() -> None:
     assert Snapshot().ttl(5.0) == 0.0
 
 
-def test_rule_04_a_token_that_has_expired_is_not_told() -> None:
+def test_rule_04_an_expired_token_is_not_published() -> None:
     """Nor does the rest of a snapshot get lost with it, or with what happened days ago."""
     assert json.loads(Snapshot(TOKEN).dump(1_059.9))["token"]
     assert json.loads(Snapshot(TOKEN).dump(1_060.0))["token"] is None
     later = 1_000.0 + 3 * 86_400
-    told = Snapshot(TOKEN, REJECTED, later + 20.0, 3, 998.0, {"window": {"a": 998.0}})
-    assert load(told.dump(later), 0.0, later, later) == replace(told, token=None)
+    reported = Snapshot(TOKEN, REJECTED, later + 20.0, 3, 998.0, {"window": {"a": 998.0}})
+    assert load(reported.dump(later), 0.0, later, later) == replace(reported, token=None)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_rule_15_frames_that_still_run_stay_as_they_are() -> None:
     assert not shows(error)
 
 
-def test_rule_15_suspended_tasks_go_on() -> None:
+def test_rule_15_suspended_tasks_continue() -> None:
     """One exception object in many tasks: what is suspended in another one is not closed."""
 
     async def attempt(error: Exception, release: asyncio.Event) -> str:
@@ -298,7 +298,7 @@ def test_rule_15_the_error_itself_is_the_very_object() -> None:
     assert private is not inner
     assert error.args == ("no", private, [private, 1])
     assert error.reason is private  # type: ignore[attr-defined]
-    assert not shows(inner), "whoever else keeps it prints no secret of this request either"
+    assert not shows(inner), "code that keeps it prints no secret of this request either"
 
 
 def test_rule_15_what_cannot_be_copied_stays() -> None:
@@ -316,7 +316,7 @@ def test_rule_15_what_cannot_be_copied_stays() -> None:
     assert type(odd.__cause__) is OSError
 
 
-def test_rule_15_what_the_caller_handles_is_left_alone() -> None:
+def test_rule_15_what_the_caller_handles_stays_unchanged() -> None:
     """Neither it nor what it came from is touched, also where both errors came from the same."""
     shared = raised(OSError("shared"))
     handled = raised(LookupError("handled"), shared)

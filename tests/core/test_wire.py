@@ -38,7 +38,7 @@ TOKEN, SESSION = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln", "sess_53a2cfc4-441e-455
 CANARY = "CANARY"
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
+def respond(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
     """Read a response to a request sent at second 7."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return parse_token_response(TokenResponse(status, fields, body), 7.0, CREDENTIALS, time.time())
@@ -46,7 +46,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Token | Failure:
 
 def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
     """Read a response that is no token."""
-    outcome = answer(status, body, **headers)
+    outcome = respond(status, body, **headers)
     assert isinstance(outcome, Failure)
     return outcome
 
@@ -92,7 +92,7 @@ def test_rule_13_the_request_carries_the_two_keys_and_nothing_of_the_callers(pre
 )
 def test_rule_12_a_token_is_read_and_a_number_may_be_a_string(expires_in: object, seconds: float) -> None:
     """The values come through; the age counts from the moment the request was sent."""
-    outcome = answer(200, granted(expires_in=expires_in))
+    outcome = respond(200, granted(expires_in=expires_in))
     assert outcome == Token(TOKEN, SESSION, seconds, 7.0)
     assert isinstance(outcome, Token)
     assert outcome.requested_at == 7.0
@@ -102,16 +102,16 @@ def test_rule_12_a_token_is_read_and_a_number_may_be_a_string(expires_in: object
     }
 
 
-def test_rule_12_fields_nobody_knows_do_no_harm() -> None:
+def test_rule_12_unknown_fields_are_ignored() -> None:
     """More in the envelope or in ``data``, and the longest body allowed."""
     body = granted(scope="all", nested={"deep": [1]})
-    assert isinstance(answer(200, body + b" " * (MAX_BODY - len(body))), Token)
+    assert isinstance(respond(200, body + b" " * (MAX_BODY - len(body))), Token)
 
 
 @pytest.mark.parametrize("name", ["access_token", "session_id"])
 def test_rule_12_a_value_may_be_as_long_as_servers_take_a_field(name: str) -> None:
     """Eight KiB, and not one byte more."""
-    assert isinstance(answer(200, granted(**{name: "x" * 8_192})), Token)
+    assert isinstance(respond(200, granted(**{name: "x" * 8_192})), Token)
     assert failure(200, granted(**{name: "x" * 8_193})).kind is TokenResponseInvalid
 
 
@@ -196,7 +196,7 @@ BODIES = {**SHAPES, **values("access_token"), **values("session_id"), **LIFETIME
 @pytest.mark.parametrize("body", BODIES.values(), ids=map(plain, BODIES))
 def test_rule_12_a_200_that_makes_no_sense(body: bytes) -> None:
     """``TokenResponseInvalid``, to be treated like an outage; nothing of the body is in it."""
-    outcome = answer(200, body)
+    outcome = respond(200, body)
 
     assert isinstance(outcome, Failure)
     assert (outcome.kind, outcome.status, outcome.retryable) == (TokenResponseInvalid, 200, True)
@@ -359,13 +359,13 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
     ],
     ids=lambda value: plain(f"{value!s:.34}"),
 )  # fmt: skip
-def test_rule_10_how_long_a_429_asks_to_wait(header: str | None, said: object, seconds: float) -> None:
+def test_rule_10_how_long_a_429_demands_to_wait(header: str | None, said: object, seconds: float) -> None:
     """``Retry-After`` in seconds or as a date by the response's own ``Date``, else the body, else 60; never 0."""
     fields = {"date": DATE, **({} if header is None else {"RETRY-AFTER": header})}
     assert retry_after(fields, {"retry_after": said}, time.time()) == seconds
 
 
-def test_rule_10_without_a_date_field_the_wall_clock_is_asked() -> None:
+def test_rule_10_without_a_date_header_the_wall_clock_is_used() -> None:
     """The only use of it."""
     instant = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 97 < retry_after({"Retry-After": instant}, {}, time.time()) <= 100
@@ -393,7 +393,7 @@ def test_rule_10_a_429_without_any_body_or_field_waits_a_minute() -> None:
 
 
 def chunks(size: int, consumed: list[int]) -> Iterator[bytes]:
-    """Yield more chunks than anybody should read, and note each."""
+    """Yield more chunks than a client should read, and note each."""
     for _ in range(1_000):
         consumed.append(size)
         yield b"x" * size

@@ -54,7 +54,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.mark.parametrize("name", TO_RUN)
-def test_the_page_tells_what_is_printed(name: str, emulator: Emulator, tmp_path: Path) -> None:
+def test_the_page_shows_what_is_printed(name: str, emulator: Emulator, tmp_path: Path) -> None:
     """In a shell, with the emulator as 88Pay and a token in the store except where the page begins without."""
     environ = configured(emulator, PAY88_STORE=f"sqlite:///{tmp_path}/store.db")
     if name == "budget":
@@ -71,7 +71,7 @@ def test_the_page_tells_what_is_printed(name: str, emulator: Emulator, tmp_path:
         assert prints(said, printed), printed
 
 
-def test_the_page_tells_what_the_emulator_prints(tmp_path: Path) -> None:
+def test_the_page_shows_what_the_emulator_prints(tmp_path: Path) -> None:
     """On another port, which may not be free here."""
     [(command, said)] = steps(BLOCKS["serve", "emulator"])
     port = str(free_port())

@@ -117,12 +117,12 @@ class Load:
     """Calls all the time.
 
     Args:
-        answers: Yields what became of them. Each of the *threads* runs it.
+        responses: Yields what became of them. Each of the *threads* runs it.
     """
 
-    def __init__(self, answers: Callable[[Load], Iterator[Answer]], threads: int = 1) -> None:
+    def __init__(self, responses: Callable[[Load], Iterator[Answer]], threads: int = 1) -> None:
         self.ends = threading.Event()
-        self._answers, self._threads = answers, threads
+        self._responds, self._threads = responses, threads
         self._said: queue.Queue[Answer] = queue.Queue()
 
     @contextmanager
@@ -136,33 +136,33 @@ class Load:
                 self.ends.set()
             for job in jobs:
                 job.result()
-        self.workers_heard()
+        self.responding_workers()
 
     def _run(self) -> None:
-        for answer in self._answers(self):
-            self._said.put(answer)
+        for response in self._responds(self):
+            self._said.put(response)
 
-    def workers_heard(self) -> set[int]:
+    def responding_workers(self) -> set[int]:
         """Return the workers that have responded since the last call; every response was a 200."""
-        heard = [self._said.get() for _ in range(self._said.qsize())]
-        assert {status for _, status in heard} <= {200}
-        return {worker for worker, _ in heard}
+        received = [self._said.get() for _ in range(self._said.qsize())]
+        assert {status for _, status in received} <= {200}
+        return {worker for worker, _ in received}
 
-    def hear_all(self) -> None:
+    def receive_all(self) -> None:
         """Wait until every worker has responded."""
-        heard: set[int] = self.workers_heard()
+        received: set[int] = self.responding_workers()
         deadline = time.monotonic() + DEADLINE
-        while len(heard) < WORKERS:
-            assert time.monotonic() < deadline, f"only {len(heard)} workers answered"
+        while len(received) < WORKERS:
+            assert time.monotonic() < deadline, f"only {len(received)} workers responded"
             time.sleep(0.02)
-            heard |= self.workers_heard()
-        assert len(heard) == WORKERS
+            received |= self.responding_workers()
+        assert len(received) == WORKERS
 
 
 def requests_to(port: int) -> Load:
     """Return what browsers do: each call over a connection of its own, so that any worker may take it."""
 
-    def answers(load: Load) -> Iterator[Answer]:
+    def responses(load: Load) -> Iterator[Answer]:
         while not load.ends.is_set():
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             try:
@@ -171,17 +171,17 @@ def requests_to(port: int) -> Load:
             finally:
                 connection.close()
 
-    return Load(answers, threads=2 * WORKERS)
+    return Load(responses, threads=2 * WORKERS)
 
 
 def lines_of(process: subprocess.Popen[str]) -> Load:
     """Return what a script does: it says so, line by line."""
 
-    def answers(load: Load) -> Iterator[Answer]:
+    def responses(load: Load) -> Iterator[Answer]:
         assert process.stdout is not None
         yield from map(parse, process.stdout)
 
-    return Load(answers)
+    return Load(responses)
 
 
 def wait_for_port(process: subprocess.Popen[str], port: int) -> None:
@@ -243,20 +243,20 @@ def share_one_token(emulator: Emulator, load: Load) -> None:
     with load.applied(), cold:
         cold.wait_for(WORKERS, timeout=DEADLINE)
         cold.release()
-        load.hear_all()
+        load.receive_all()
         assert journal.token_requests == 1
 
         emulator.service.lifetime = LIFETIME
         emulator.service.refuse_current_tokens()
         journal.wait_for(1, "token", since=journal.mark(), timeout=DEADLINE)
-        load.workers_heard()
+        load.responding_workers()
         journal.wait_for(2, "token", since=journal.mark(), timeout=DEADLINE)
-        load.hear_all()
+        load.receive_all()
         emulator.faults.clear()
     assert needs_no_more_than_one(journal.select("token")[1:])
 
 
-def left_no_trace_of_trouble(host: Host, emulator: Emulator) -> None:
+def logged_no_problem(host: Host, emulator: Emulator) -> None:
     """See that the log holds no traceback, and no secret."""
     assert "Traceback" not in host.log
     assert not [secret for secret in emulator.service.secrets() if secret in host.log]
@@ -272,12 +272,12 @@ def test_rule_04_gunicorn(command: str, tmp_path: Path, emulator: Emulator, stor
     with host.running(command) as process:
         wait_for_port(process, port)
         share_one_token(emulator, requests_to(port))
-    left_no_trace_of_trouble(host, emulator)
+    logged_no_problem(host, emulator)
 
 
 @pytest.mark.deep
 @posix
-def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emulator: Emulator) -> None:
+def test_rule_17_a_token_fetched_before_the_fork_is_shared(tmp_path: Path, emulator: Emulator) -> None:
     """With preload and Redis, the parent requests a token; the workers use it, over connections of their own."""
     port = free_port()
     with Valkey(tmp_path) as server:
@@ -287,7 +287,7 @@ def test_rule_17_a_token_got_before_the_fork_is_everybodys(tmp_path: Path, emula
         with host.running(commands("gunicorn")[1]) as process:
             wait_for_port(process, port)
             share_one_token(emulator, requests_to(port))
-    left_no_trace_of_trouble(host, emulator)
+    logged_no_problem(host, emulator)
 
 
 @pytest.mark.deep
@@ -315,7 +315,7 @@ def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None
     with host.running(command) as process:
         wait_for_port(process, port)
         share_one_token(emulator, requests_to(port))
-    left_no_trace_of_trouble(host, emulator)
+    logged_no_problem(host, emulator)
 
 
 @pytest.mark.deep
@@ -343,7 +343,7 @@ def test_rule_04_celery(tmp_path: Path, slower: Emulator) -> None:
         stack.enter_context(host.running(worker))
         process = stack.enter_context(host.running(ask))
         share_one_token(slower, lines_of(process))
-    left_no_trace_of_trouble(host, slower)
+    logged_no_problem(host, slower)
 
 
 class Orders(dict[str, int | None]):
@@ -407,7 +407,7 @@ def test_a_task_that_may_have_been_executed_is_not_retried(charge: Charge, pay88
 
 
 def test_a_task_that_cannot_succeed_leaves_no_record(charge: Charge, pay88_emulator: Emulator) -> None:
-    """It fails at once, and may be sent again when the key is right."""
+    """It fails without a retry, and a later task may send the payment."""
     pay, orders = charge
     pay88_emulator.faults.add(Status(401), on="token")
     assert pay().failed()

@@ -68,7 +68,7 @@ def test_an_outage(run: Run, emulator: Emulator) -> None:
     assert next(emulator.faults.numbers) == 2
 
 
-def test_a_storm(run: Run, emulator: Emulator) -> None:
+def test_a_401_storm(run: Run, emulator: Emulator) -> None:
     """The current token is rejected, and nothing is held at the end."""
     http = urllib3.PoolManager(retries=False)
     keys = {"x-api-key": emulator.api_key, "x-merchant-id": emulator.merchant_id}

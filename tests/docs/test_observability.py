@@ -83,5 +83,5 @@ def test_the_tables_name_all_there_is() -> None:
     loggers = {name for text in PACKAGE.values() for name in re.findall(r'getLogger\("(pay88_adapters\.\w+)"\)', text)}
     assert set(first_column("Logs")) == loggers
     assert first_column("stats()") == [field.name for field in fields(Stats)]
-    told = set(re.findall(r'"(pay88\.[a-z_.]+)"', PACKAGE["otel.py"]))
-    assert set(re.findall(r"`(pay88\.[a-z_.]+)`", PAGE)) == told
+    reported = set(re.findall(r'"(pay88\.[a-z_.]+)"', PACKAGE["otel.py"]))
+    assert set(re.findall(r"`(pay88\.[a-z_.]+)`", PAGE)) == reported

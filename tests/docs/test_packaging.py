@@ -32,7 +32,7 @@ def test_a_commit_is_linted_with_what_ci_lints_with() -> None:
     assert set(re.findall(r'additional_dependencies: \["(.+)"\]', hooks)) == set(groups["lint"])
 
 
-def test_the_audit_tells_vulnerable_from_unchecked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_audit_distinguishes_vulnerable_from_unchecked(capsys: pytest.CaptureFixture[str]) -> None:
     """A known vulnerability fails the check; what no service knows does not, and is named."""
     spec = importlib.util.spec_from_file_location("audit", ROOT / "checks" / "audit.py")
     assert spec is not None

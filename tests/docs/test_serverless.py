@@ -132,7 +132,7 @@ def test_rule_04_a_process_that_is_killed_while_it_fetches(tmp_path: Path) -> No
         assert emulator.journal.token_requests == 2
 
 
-def test_rule_07_a_clock_that_stood_still_costs_one_token_request() -> None:
+def test_rule_07_a_frozen_clock_costs_one_token_request() -> None:
     """The token is older than the manager assumes: its request gets a 401, and is replayed."""
     here, there = ManualClock(), ManualClock()
     with Emulator(clock=there) as emulator, urllib3.PoolManager() as http:

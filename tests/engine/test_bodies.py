@@ -21,7 +21,7 @@ from pay88_adapters.engine.bodies import BodyPosition
 from pay88_adapters.events import Event, TokenRejected
 from pay88_adapters.testing import ResetAfterRead, Status
 from support.rejections import Rejections
-from support.stacks import STACKS, Aiohttp, AsyncStack, Httpx, Reply, Requests, Stack, Urllib3
+from support.stacks import STACKS, Aiohttp, AsyncStack, Httpx, PlainResponse, Requests, Stack, Urllib3
 from support.worlds import World
 
 PAYLOAD = b"".join(b"%08d" % number for number in range(75_000))
@@ -183,7 +183,7 @@ COLUMNS = {
 
 
 def table() -> dict[str, list[str]]:
-    """Return the table of bodies and stacks in the documentation."""
+    """Return the table of bodies and client libraries in the documentation."""
     _, _, section = PAGE.read_text(encoding="utf-8").partition("## Which bodies are retried")
     rows = re.findall(r"^\| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
@@ -216,7 +216,7 @@ def test_rule_07_a_body_is_retried_byte_for_byte_or_not_at_all(kind: type[Stack]
             outcome: Any = error
         else:
             outcome = client.attempt("POST", f"{server.url}/api/echo", **body)
-        if not isinstance(outcome, Reply):
+        if not isinstance(outcome, PlainResponse):
             said = "n/a"
             assert len(server.bodies) <= 1
         elif outcome.status == 200:
@@ -228,7 +228,7 @@ def test_rule_07_a_body_is_retried_byte_for_byte_or_not_at_all(kind: type[Stack]
         else:
             said = str(outcome.status)
             assert len(server.bodies) == 1
-            assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), Reply)
+            assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
             assert (again.status, len(server.tokens)) == (200, 2)
         # aiohttp returns an early response while threads still read the file.
         early = kind is Aiohttp and when != "after" and said == "401" and ("file" in name or "BytesIO" in name)
@@ -246,16 +246,16 @@ def test_rule_07_a_body_that_was_changed_is_not_retried(kind: type[Stack], name:
             pytest.skip("this client does not take it")
         [(key, body)] = named(kind, name, stack).items()
 
-        def answer(send: Callable[[bytes], None], over: threading.Event) -> bool:
+        def respond(send: Callable[[bytes], None], over: threading.Event) -> bool:
             if change:
                 body.reverse()
             send(b"HTTP/1.1 401 Whatever\r\nContent-Length: 0\r\n\r\n")
             return True
 
-        server = stack.enter_context(Rejections(answer=answer))
+        server = stack.enter_context(Rejections(response=respond))
         client = stack.enter_context(kind(server.manager()))
         outcome = client.attempt("POST", f"{server.url}/api/echo", **{key: body})
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == (401 if change else 200)
 
 
@@ -274,7 +274,7 @@ def test_rule_07_a_file_that_was_closed_is_not_retried(kind: type[Stack]) -> Non
         manager.listen(close)
         client = stack.enter_context(kind(manager))
         outcome = client.attempt("POST", f"{server.url}/api/echo", **{key: body})
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 401
 
 
@@ -293,7 +293,7 @@ def test_rule_20_a_body_that_may_be_gone_is_not_retried(world: World, fault: Any
     world.emulator.faults.add(fault, on="call", times=None)
     outcome = client.attempt("POST", world.echo, **{key: upload})
     assert world.emulator.journal.calls == 1
-    assert not isinstance(outcome, Reply) or outcome.status == fault.status
+    assert not isinstance(outcome, PlainResponse) or outcome.status == fault.status
 
 
 @pytest.mark.parametrize("fault", [Status(503), ResetAfterRead()], ids=repr)
@@ -307,13 +307,13 @@ def test_rule_20_urllib3_does_not_retry_such_a_body_by_itself(world: World, faul
     outcome = client.attempt("POST", world.echo, body=Upload(), retries=own)
     assert world.emulator.journal.calls == 1
     if isinstance(fault, Status) and not raises:
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 503
     else:
         assert isinstance(outcome, urllib3.exceptions.MaxRetryError)
     world.emulator.faults.add(fault, on="call")
     again = client.attempt("POST", world.echo, body=io.BytesIO(b"all"), retries=own)
-    assert isinstance(again, Reply)
+    assert isinstance(again, PlainResponse)
     assert [call.body for call in world.emulator.journal.select("call")[1:]] == [b"all", b"all"]
 
 
@@ -368,6 +368,6 @@ def test_a_bookmark_remembers_the_position() -> None:
     assert file.tell() == 1
 
 
-def test_all_stacks_have_a_column() -> None:
+def test_all_client_libraries_have_a_column() -> None:
     """None is left out."""
     assert {kind.name for kind in STACKS} == set(COLUMNS)

@@ -54,11 +54,11 @@ def test_rule_05_ten_a_minute_and_not_one_more() -> None:
     scene = Scene()
     assert scene.take(10) == [True] * 10
     scene.now += 20.0
-    refused = scene.budget.acquire("M", from_reserve=False)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=False)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(60 + GUARD - 20, abs=EPSILON)
 
-    scene.now += refused.retry_in - 2 * EPSILON
+    scene.now += rejected.retry_in - 2 * EPSILON
     assert scene.budget.acquire("M", from_reserve=False).retry_in == pytest.approx(2 * EPSILON, abs=EPSILON)
     scene.now += 2 * EPSILON
     assert scene.take() == [True]
@@ -80,10 +80,10 @@ def test_rule_05_a_hundred_an_hour() -> None:
     for _ in range(100):
         assert scene.take() == [True]
         scene.now += 10.0
-    refused = scene.budget.acquire("M", from_reserve=False)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
-    scene.now += refused.retry_in
+    rejected = scene.budget.acquire("M", from_reserve=False)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(3_600 + GUARD - 1_000, abs=EPSILON)
+    scene.now += rejected.retry_in
     assert scene.take(2) == [True, False]
 
 
@@ -134,7 +134,7 @@ def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> No
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=150))
 @settings(deadline=None, max_examples=60)
-def test_rule_05_the_wait_that_is_told_is_the_wait_that_is_needed(gaps: list[float]) -> None:
+def test_rule_05_the_returned_wait_is_the_wait_that_is_needed(gaps: list[float]) -> None:
     """A moment before it the response is still no, after it yes."""
     scene = Scene()
     for gap in gaps:
@@ -214,9 +214,9 @@ def test_rule_08_extras_stop_at_the_reserve_and_leave_ordinary_ones_alone() -> N
     for _ in range(20):
         assert scene.take(from_reserve=True) == [True]
         scene.now += 30.0
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert not refused.granted
-    assert refused.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert not rejected.granted
+    assert rejected.retry_in == pytest.approx(3_600 + GUARD - 600, abs=EPSILON)
     assert scene.left() == [8, 80], "a refused extra costs the shared limits nothing"
     assert scene.take() == [True]
 
@@ -276,15 +276,15 @@ def test_rule_05_what_is_rejected_as_extra_says_when_there_is_room_for_an_ordina
     """Immediately if only the reserve is exhausted; not earlier if the limit itself is."""
     scene = Scene(limits=("10/minute", "100/hour"))
     assert sum(scene.take(9, from_reserve=True)) == 8
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert (refused.granted, refused.refresh_allowed_in) == (False, 0.0)
-    assert refused.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert (rejected.granted, rejected.refresh_allowed_in) == (False, 0.0)
+    assert rejected.retry_in == pytest.approx(60.0 + GUARD, abs=EPSILON)
     scene = Scene(limits=("1/hour",))
     assert scene.take() == [True]
     scene.now += 10.0
-    refused = scene.budget.acquire("M", from_reserve=True)
-    assert not refused.granted
-    assert refused.refresh_allowed_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
+    rejected = scene.budget.acquire("M", from_reserve=True)
+    assert not rejected.granted
+    assert rejected.refresh_allowed_in == pytest.approx(3_590.0 + GUARD, abs=EPSILON)
 
 
 def test_rule_08_pressure_is_the_part_of_the_reserve_that_is_used() -> None:
@@ -418,7 +418,7 @@ def test_rule_05_threads_cannot_overdraw() -> None:
             scene.now += 66.0
 
 
-def test_rule_17_a_lock_that_nobody_will_release_is_replaced_in_a_forked_child() -> None:
+def test_rule_17_a_lock_of_a_lost_thread_is_replaced_in_a_forked_child() -> None:
     """Another thread was in the middle of it when the process forked; here it stays there."""
     inside, leave = threading.Event(), threading.Event()
 
@@ -477,7 +477,7 @@ def test_the_strategy_of_limits_works_on_the_storage() -> None:
     assert strategy.get_window_stats(item, "a").remaining == 3
 
 
-def test_the_strategy_of_limits_sees_what_the_budget_has_spent() -> None:
+def test_the_strategy_of_limits_counts_the_units_of_the_budget() -> None:
     """They count the same entries."""
     scene = Scene()
     scene.take(4)

@@ -85,19 +85,19 @@ def steady() -> Iterator[Steady]:
     clock, stopped = ManualClock(skips_pauses=True), threading.Event()
     with Emulator(clock=clock, call_limits=()) as emulator, emulator.hold("token") as hold:
 
-        def answer() -> None:
+        def respond() -> None:
             while not stopped.wait(0.001):
                 if held := hold.held:
                     stopped.wait(0.02)
                     hold.release(held)
 
-        answering = threading.Thread(target=answer)
-        answering.start()
+        responding = threading.Thread(target=respond)
+        responding.start()
         try:
             yield Steady(emulator, clock, hold)
         finally:
             stopped.set()
-            answering.join()
+            responding.join()
 
 
 # --- who makes the requests
@@ -196,7 +196,7 @@ def serve(way: Way, kind: type[Stack], seconds: int, **expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("way", "kind"), SHORT_LIVED, ids=NAMES)
-def test_rule_02_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]) -> None:
+def test_rule_02_nothing_outlives_a_request(way: Way, kind: type[Stack]) -> None:
     """Three refreshes, each in the foreground of one request: no error, no token request wasted."""
     serve(way, kind, 200)
 
@@ -204,7 +204,7 @@ def test_rule_02_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]
 @pytest.mark.deep
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("way", "kind"), SHORT_LIVED, ids=NAMES)
-def test_rule_02_an_hour_in_which_nothing_lives_longer_than_a_request(way: Way, kind: type[Stack]) -> None:
+def test_rule_02_an_hour_in_which_nothing_outlives_a_request(way: Way, kind: type[Stack]) -> None:
     """The same for an hour."""
     serve(way, kind, HOUR)
 

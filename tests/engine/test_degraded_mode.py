@@ -23,12 +23,12 @@ from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
-from support.processes import ELSEWHERE, NEW, OLD, URL, Fleetlet, FragileStore, Process, answer
+from support.processes import ELSEWHERE, NEW, OLD, URL, FragileStore, Process, WorkerGroup, respond
 
 HOUR = 3_600
 
 
-class Darkness(Fleetlet):
+class StoreOutage(WorkerGroup):
     """Processes that call every five seconds, and a store that can be lost, emptied or set back."""
 
     def run(self, processes: list[Process], seconds: int, gap: int = 5) -> int:
@@ -53,7 +53,7 @@ class Darkness(Fleetlet):
 class Spared(Process):
     """A process with a fallback store."""
 
-    def __init__(self, fleet: Fleetlet, spare: FragileStore, host: str, **policy: Any) -> None:
+    def __init__(self, fleet: WorkerGroup, spare: FragileStore, host: str, **policy: Any) -> None:
         super().__init__(fleet.store, fleet.endpoint, fleet.clock, **policy)
         self.state.settings.store_client = StoreClient(fleet.store, fleet.clock, None, spare, host)
         self.state.settings.budget = self.state.settings.store_client.token_budget(self.state.settings.policy, URL)
@@ -61,9 +61,9 @@ class Spared(Process):
 
 
 @pytest.fixture
-def dark() -> Darkness:
+def outage() -> StoreOutage:
     """A store that works, at first."""
-    return Darkness()
+    return StoreOutage()
 
 
 @pytest.mark.parametrize(
@@ -84,125 +84,125 @@ def dark() -> Darkness:
     ],
 )
 def test_rule_24_all_processes_together_stay_within_the_budget(
-    dark: Darkness, processes: int, idle: int, before: int, least: int
+    outage: StoreOutage, processes: int, idle: int, before: int, least: int
 ) -> None:
     """For any number of processes, after any idle time, and also if all of them start at the same moment."""
-    everybody = [dark.process() for _ in range(processes)]
-    dark.run(everybody, 5)
-    dark.run(everybody[idle:], before)
-    dark.store.broken = True
-    known = len(dark.endpoint.sent)
-    dark.run(everybody, 2 * HOUR, 5 if processes < 64 else 100)
-    dark.judge()
-    assert len(dark.endpoint.sent) - known >= least
-    dark.store.broken = False
-    dark.run(everybody, 300)
-    dark.run(everybody, HOUR if processes < 10 else 60)
-    dark.judge()
-    assert all(isinstance(process.call(), Token) for process in everybody)
+    workers = [outage.process() for _ in range(processes)]
+    outage.run(workers, 5)
+    outage.run(workers[idle:], before)
+    outage.store.broken = True
+    known = len(outage.endpoint.sent)
+    outage.run(workers, 2 * HOUR, 5 if processes < 64 else 100)
+    outage.judge()
+    assert len(outage.endpoint.sent) - known >= least
+    outage.store.broken = False
+    outage.run(workers, 300)
+    outage.run(workers, HOUR if processes < 10 else 60)
+    outage.judge()
+    assert all(isinstance(process.call(), Token) for process in workers)
 
 
-def test_rule_24_too_many_processes_say_what_would_help(dark: Darkness) -> None:
+def test_rule_24_too_many_processes_say_what_would_help(outage: StoreOutage) -> None:
     """None of them has a token request in a minute: the error gives the figures and names the setting."""
-    everybody = [dark.process() for _ in range(20)]
-    dark.run(everybody, 200)
-    dark.store.broken = True
-    dark.clock.advance(60)
-    for process in everybody:
-        told = process.call()
-        assert isinstance(told, TokenBudgetExhausted)
-        assert re.search(r"1/2[01] of 10 ", str(told))
-        assert "fallback_store" in str(told)
-        assert len(str(told)) <= 200
+    workers = [outage.process() for _ in range(20)]
+    outage.run(workers, 200)
+    outage.store.broken = True
+    outage.clock.advance(60)
+    for process in workers:
+        reported = process.call()
+        assert isinstance(reported, TokenBudgetExhausted)
+        assert re.search(r"1/2[01] of 10 ", str(reported))
+        assert "fallback_store" in str(reported)
+        assert len(str(reported)) <= 200
 
 
-def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(dark: Darkness) -> None:
+def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(outage: StoreOutage) -> None:
     """A quarter for each of two."""
-    everybody = [dark.process(fallback_share=0.25) for _ in range(2)]
-    dark.run(everybody, 60)
-    dark.store.broken = True
-    dark.run(everybody, 2 * HOUR)
-    assert 46 <= largest_window(dark.endpoint.sent, HOUR) <= 52
+    workers = [outage.process(fallback_share=0.25) for _ in range(2)]
+    outage.run(workers, 60)
+    outage.store.broken = True
+    outage.run(workers, 2 * HOUR)
+    assert 46 <= largest_window(outage.endpoint.sent, HOUR) <= 52
 
 
 # Hosts with a file each
 
 
-def test_rule_24_a_host_shares_its_fallback_store(dark: Darkness) -> None:
+def test_rule_24_a_host_shares_its_fallback_store(outage: StoreOutage) -> None:
     """64 processes on two hosts: every call is served, the hosts together stay within the budget."""
-    everybody = dark.hosts(2, 64)
-    assert dark.run(everybody, 200) == 0
-    dark.store.broken = True
-    before = len(dark.endpoint.sent)
-    assert dark.run(everybody, 1_200) == 0
-    assert 2 * 20 <= len(dark.endpoint.sent) - before <= 2 * 28
-    dark.run(everybody, HOUR)
-    dark.judge()
-    dark.store.broken = False
-    dark.run(everybody, 600)
-    dark.judge()
-    key = everybody[0].state.settings.budget.key(OLD.merchant_id)
-    assert dark.store.budget.get(key) == len([at for at in dark.endpoint.sent if at >= dark.clock.now() - 3_660])
+    workers = outage.hosts(2, 64)
+    assert outage.run(workers, 200) == 0
+    outage.store.broken = True
+    before = len(outage.endpoint.sent)
+    assert outage.run(workers, 1_200) == 0
+    assert 2 * 20 <= len(outage.endpoint.sent) - before <= 2 * 28
+    outage.run(workers, HOUR)
+    outage.judge()
+    outage.store.broken = False
+    outage.run(workers, 600)
+    outage.judge()
+    key = workers[0].state.settings.budget.key(OLD.merchant_id)
+    assert outage.store.budget.get(key) == len([at for at in outage.endpoint.sent if at >= outage.clock.now() - 3_660])
 
 
-def test_rule_24_without_its_fallback_store_a_process_takes_less(dark: Darkness) -> None:
+def test_rule_24_without_its_fallback_store_a_process_takes_less(outage: StoreOutage) -> None:
     """Both stores fail: the number of processes on the host is unknown."""
-    everybody = dark.hosts(1, 3)
-    dark.run(everybody, 200)
-    dark.store.broken = everybody[0].spare.broken = True  # type: ignore[attr-defined]
-    dark.run(everybody, HOUR)
-    dark.judge()
+    workers = outage.hosts(1, 3)
+    outage.run(workers, 200)
+    outage.store.broken = workers[0].spare.broken = True  # type: ignore[attr-defined]
+    outage.run(workers, HOUR)
+    outage.judge()
 
 
 # Bars
 
 
-def test_rule_10_a_bar_holds_in_the_dark_and_is_told_again(dark: Darkness) -> None:
+def test_rule_10_a_cooldown_applies_in_degraded_mode_and_is_reported_again(outage: StoreOutage) -> None:
     """For another key of the process in degraded mode; the next operation reports it to the store."""
-    one = dark.process()
-    second, elsewhere = (Process(dark.store, dark.endpoint, dark.clock, who) for who in (NEW, ELSEWHERE))
+    one = outage.process()
+    second, elsewhere = (Process(outage.store, outage.endpoint, outage.clock, who) for who in (NEW, ELSEWHERE))
     for other in (second, elsewhere):
         other.state.settings.store_client, other.state.settings.budget = (
             one.state.settings.store_client,
             one.state.settings.budget,
         )
-    dark.store.broken = True
-    dark.endpoint.answers = [answer(429, retry_after="1000")]
+    outage.store.broken = True
+    outage.endpoint.responses = [respond(429, retry_after="1000")]
     assert isinstance(one.call(), TokenRateLimited)
     assert isinstance(second.call(), TokenRateLimited)
-    dark.store.broken = False
-    dark.clock.advance(10)
+    outage.store.broken = False
+    outage.clock.advance(10)
     assert isinstance(elsewhere.call(), Token)
-    told = dark.process(NEW).call()
-    assert isinstance(told, TokenRateLimited)
-    assert told.retry_after == pytest.approx(990, abs=1)
-    assert len(dark.endpoint.sent) == 2
+    reported = outage.process(NEW).call()
+    assert isinstance(reported, TokenRateLimited)
+    assert reported.retry_after == pytest.approx(990, abs=1)
+    assert len(outage.endpoint.sent) == 2
 
 
-def test_rule_10_a_429_bars_all_keys_of_the_merchant_and_no_other(dark: Darkness) -> None:
+def test_rule_10_a_429_bars_all_keys_of_the_merchant_and_no_other(outage: StoreOutage) -> None:
     """In another process, immediately. Each waits as long as its own max_retry_after allows."""
     short, key, merchant = (
-        dark.process(max_retry_after=60),
-        dark.process(NEW),
-        dark.process(Credentials("sk_test_3", "M")),
+        outage.process(max_retry_after=60),
+        outage.process(NEW),
+        outage.process(Credentials("sk_test_3", "M")),
     )
-    dark.endpoint.answers = [answer(429, retry_after="500")]
+    outage.endpoint.responses = [respond(429, retry_after="500")]
     assert isinstance(short.call(), TokenRateLimited)
-    dark.clock.advance(1)
-    told = key.call()
-    assert isinstance(told, TokenRateLimited)
-    assert told.retry_after == pytest.approx(499, abs=0.1)
+    outage.clock.advance(1)
+    reported = key.call()
+    assert isinstance(reported, TokenRateLimited)
+    assert reported.retry_after == pytest.approx(499, abs=0.1)
     assert isinstance(merchant.call(), Token)
-    assert isinstance(dark.process().call(), TokenRateLimited)
-    dark.clock.advance(60)
+    assert isinstance(outage.process().call(), TokenRateLimited)
+    outage.clock.advance(60)
     assert isinstance(short.call(), Token)
     assert isinstance(key.call(), TokenRateLimited)
 
 
-def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
+def test_rule_09_rejected_credentials_bar_the_key_alone(outage: StoreOutage) -> None:
     """The merchant's other key continues."""
-    one, other = dark.process(), dark.process(NEW)
-    dark.endpoint.answers = [answer(401)]
+    one, other = outage.process(), outage.process(NEW)
+    outage.endpoint.responses = [respond(401)]
     assert not isinstance(one.call(), Token)
     assert isinstance(other.call(), Token)
 
@@ -211,111 +211,111 @@ def test_rule_09_rejected_credentials_bar_the_key_alone(dark: Darkness) -> None:
 
 
 @pytest.mark.parametrize("loss", ["emptied", "set back"])
-def test_rule_05_what_a_store_has_lost_it_is_given_again(dark: Darkness, loss: str) -> None:
+def test_rule_05_what_a_store_has_lost_it_is_given_again(outage: StoreOutage, loss: str) -> None:
     """A process restores the entries before any grant: emptied every ten minutes, or failed over to an old copy."""
-    everybody = [dark.process() for _ in range(3)]
+    workers = [outage.process() for _ in range(3)]
     for _ in range(12):
-        kept = dict(dark.store.budget._histories)
-        dark.run(everybody, 300)
-        dark.store.budget._histories = kept if loss == "set back" else {}
+        kept = dict(outage.store.budget._histories)
+        outage.run(workers, 300)
+        outage.store.budget._histories = kept if loss == "set back" else {}
         if loss == "emptied":
-            dark.store._places = {}
-        for process in everybody:
+            outage.store._places = {}
+        for process in workers:
             process.state.drop(process.state.fast_path[0]) if process.state.fast_path[0] else None
-        dark.run(everybody, 300)
-    dark.judge()
-    assert dark.store.budget.get(everybody[0].state.settings.budget.key(OLD.merchant_id)) >= len(
-        [at for at in dark.endpoint.sent if at >= dark.clock.now() - HOUR]
+        outage.run(workers, 300)
+    outage.judge()
+    assert outage.store.budget.get(workers[0].state.settings.budget.key(OLD.merchant_id)) >= len(
+        [at for at in outage.endpoint.sent if at >= outage.clock.now() - HOUR]
     )
 
 
-def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(dark: Darkness) -> None:
+def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outage: StoreOutage) -> None:
     """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
-    one, other = dark.process(), dark.process()
+    one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     budget = one.state.settings.store_client.budget
-    budget.learn(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, dark.clock.now())
+    budget.learn(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
     first = one.call()
     assert isinstance(first, TokenBudgetExhausted)
     assert first.retry_after == pytest.approx(2_605.0, abs=0.1)
-    dark.store.budget.clear(key)
-    dark.clock.advance(59)
+    outage.store.budget.clear(key)
+    outage.clock.advance(59)
     assert isinstance(one.call(), TokenBudgetExhausted)
-    assert not dark.store.budget.history(key)
-    dark.clock.advance(1)
+    assert not outage.store.budget.history(key)
+    outage.clock.advance(1)
     later = one.call()
     assert isinstance(later, TokenBudgetExhausted)
     assert later.retry_after == pytest.approx(2_545.0, abs=0.1)
     assert isinstance(other.call(), TokenBudgetExhausted)
-    assert not dark.endpoint.sent
+    assert not outage.endpoint.sent
 
 
-def test_rule_04_a_process_without_budget_uses_the_token_of_another(dark: Darkness) -> None:
+def test_rule_04_a_process_without_budget_uses_the_token_of_another(outage: StoreOutage) -> None:
     """The other one has larger limits, for example: a deployment changes them."""
-    one, other = dark.process(limits=("1/hour",)), dark.process()
+    one, other = outage.process(limits=("1/hour",)), outage.process()
     assert isinstance(one.call(), Token)
-    dark.clock.advance(60)
+    outage.clock.advance(60)
     assert isinstance(one.call(), TokenBudgetExhausted)
-    dark.clock.advance(10)
+    outage.clock.advance(10)
     token = other.call()
     assert isinstance(token, Token)
-    dark.clock.advance(50)
+    outage.clock.advance(50)
     assert one.call() == token
 
 
-def test_rule_05_who_reads_a_record_that_lacks_what_it_knows_tells_the_store(dark: Darkness) -> None:
+def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOutage) -> None:
     """The writer of the record had fewer entries."""
-    one, other = dark.process(), dark.process()
+    one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)
-    for budget in (dark.store.budget, other.state.settings.store_client.budget):
+    for budget in (outage.store.budget, other.state.settings.store_client.budget):
         budget.clear(key)
-    one.state.settings.store_client.budget.learn(key, [Entry("lost", 30.0)], HOUR, dark.clock.now())
+    one.state.settings.store_client.budget.learn(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
     assert isinstance(one.call(), Token)
-    dark.clock.advance(46)
+    outage.clock.advance(46)
     assert isinstance(one.call(), Token)
-    assert "lost" in {entry.id for entry in dark.store.budget.history(key)}
+    assert "lost" in {entry.id for entry in outage.store.budget.history(key)}
 
 
 # Forks and merchants
 
 
-def test_rule_24_a_fork_in_the_dark_splits_the_share(dark: Darkness) -> None:
+def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> None:
     """One that was forked before has none until the store knows it."""
-    fleet = dark.process().state.settings.store_client
+    fleet = outage.process().state.settings.store_client
     for _ in range(4):
         fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
-        dark.clock.advance(30)
-    assert fleet.share.parts(dark.clock.now()) == 1
+        outage.clock.advance(30)
+    assert fleet.share.parts(outage.clock.now()) == 1
     fleet.after_fork()
-    assert fleet.share.parts(dark.clock.now()) == 0
+    assert fleet.share.parts(outage.clock.now()) == 0
     fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
-    dark.clock.advance(30)
+    outage.clock.advance(30)
     fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
-    dark.store.broken = True
+    outage.store.broken = True
     fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
-    parts = fleet.share.parts(dark.clock.now())
+    parts = fleet.share.parts(outage.clock.now())
     fleet.after_fork()
-    assert fleet.share.parts(dark.clock.now()) == 2 * parts > 0
+    assert fleet.share.parts(outage.clock.now()) == 2 * parts > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
-def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(dark: Darkness) -> None:
+def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(outage: StoreOutage) -> None:
     """And the child the other half."""
-    fleet = dark.process().state.settings.store_client
+    fleet = outage.process().state.settings.store_client
     for _ in range(4):
         fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
-        dark.clock.advance(30)
-    dark.store.broken = True
+        outage.clock.advance(30)
+    outage.store.broken = True
     fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
     child = os.fork()
     if not child:
-        os._exit(fleet.share.parts(dark.clock.now()))
+        os._exit(fleet.share.parts(outage.clock.now()))
     _, status = os.waitpid(child, 0)
-    assert (os.waitstatus_to_exitcode(status), fleet.share.parts(dark.clock.now())) == (2, 2)
+    assert (os.waitstatus_to_exitcode(status), fleet.share.parts(outage.clock.now())) == (2, 2)
 
 
-def test_time_that_was_not_observed_counts_as_spent() -> None:
+def test_unobserved_time_counts_as_used() -> None:
     """As much as the limits allow in as many seconds for long, of what was there before the store failed."""
     clock = ManualClock()
     store = FragileStore(clock)
@@ -370,7 +370,7 @@ def test_a_fallback_store_is_a_file_of_its_own(directory: Path) -> None:
     )
 
 
-def test_a_host_is_whoever_shares_the_file(directory: Path) -> None:
+def test_processes_that_share_the_file_are_one_host(directory: Path) -> None:
     """The same through another path; another file is another one."""
     clock = ManualClock()
     one = SqliteStore(str(directory / "a.db"), clock)

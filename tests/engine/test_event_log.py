@@ -51,7 +51,7 @@ def test_an_outage_of_an_hour_makes_a_handful_of_lines(one_world: World, caplog:
     assert lines(caplog) == []
 
 
-def test_a_circuit_that_stays_open_is_told_once(one_world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_circuit_that_stays_open_is_logged_once(one_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """However many probes fail; and once more when it is closed."""
     world = one_world
     client = world.client(world.new_manager(breaker=BreakerPolicy(failure_threshold=2)))

@@ -1,4 +1,4 @@
-"""Events on every stack; and that no listener can break a request."""
+"""Events with every client library; and that no listener can break a request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pay88_adapters.events import (
     TokenRequestFailed,
 )
 from pay88_adapters.testing import RefuseToken, Status, TooMany
-from support.stacks import AsyncStack, Reply, Stack
+from support.stacks import AsyncStack, PlainResponse, Stack
 from support.worlds import World
 
 OF_FETCHES = (TokenFetched, SharedTokenUsed, TokenRequestFailed, RefreshFailed, BudgetExhausted)
@@ -69,7 +69,9 @@ class EventRecorder:
         return next(event for event in reversed(self.received) if isinstance(event, kind))
 
 
-def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_event_is_emitted_where_it_happens(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One story with every class of event: frozen, without a secret, calls on their thread and fetches on theirs.
 
     At DEBUG each of them is a line in the log, also without a secret; the store client logs the store's problems.
@@ -86,7 +88,7 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
     def call(client: Stack, method: str = "POST", url: str = world.url) -> Any:
         outcome = world.as_time_passes(lambda: client.attempt(method, url), step=1)
         world.settle(client.manager)
-        return outcome.status if isinstance(outcome, Reply) else outcome
+        return outcome.status if isinstance(outcome, PlainResponse) else outcome
 
     client = make()
     emulator.faults.add(Status(503), on="token")
@@ -166,7 +168,7 @@ def test_every_event_is_heard_where_it_happens(world: World, tmp_path: Path, cap
         assert event.base_url == emulator.url
 
 
-def test_listeners_hear_what_happens_in_order(world: World) -> None:
+def test_listeners_receive_events_in_order(world: World) -> None:
     """A fetch, a rejection, the replay, a failed refresh: each once, with what is worth knowing, and no secret."""
     received: list[Event] = []
     client = world.client(world.new_manager(listeners=[received.append], fetch_attempts=1))
@@ -193,7 +195,7 @@ def test_listeners_hear_what_happens_in_order(world: World) -> None:
     assert not [secret for secret in world.emulator.service.secrets() if secret in text]
 
 
-def test_stats_count_what_is_told(world: World) -> None:
+def test_stats_count_the_emitted_events(world: World) -> None:
     """The counters equal the emitted events, and the remaining budget is reported."""
     received: list[Event] = []
     breaker = BreakerPolicy(failure_threshold=2)
@@ -252,11 +254,11 @@ def test_a_rejection_that_is_handed_over_says_so(world: World) -> None:
     client = world.client(world.new_manager(listeners=[received.append]))
     world.emulator.faults.add(RefuseToken(), on="call", times=2)
     assert client.request("POST", world.url).status == 401
-    refusals = [event.replaced for event in received if isinstance(event, TokenRejected)]
-    assert refusals == [True, False]
+    rejections = [event.replaced for event in received if isinstance(event, TokenRejected)]
+    assert rejections == [True, False]
 
 
-def test_a_spent_budget_is_told(world: World) -> None:
+def test_an_exhausted_budget_is_reported(world: World) -> None:
     """With the time until there is a unit."""
     received: list[Event] = []
     manager = world.new_manager(listeners=[received.append], limits=("1/minute",), max_wait=1)
@@ -266,8 +268,8 @@ def test_a_spent_budget_is_told(world: World) -> None:
     assert isinstance(world.as_time_passes(lambda: client.attempt("POST", world.url)), Exception)
     world.settle(manager)
     assert of_fetches(received) == [TokenFetched, BudgetExhausted, RefreshFailed]
-    (spent,) = (event for event in received if isinstance(event, BudgetExhausted))
-    assert 0 < spent.retry_after <= 6  # the window is as much longer as a token request may take
+    (used,) = (event for event in received if isinstance(event, BudgetExhausted))
+    assert 0 < used.retry_after <= 6  # the window is as much longer as a token request may take
 
 
 @pytest.mark.filterwarnings("error")
@@ -307,23 +309,23 @@ def test_rule_17_a_listener_may_call_the_manager(world: World) -> None:
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
+def test_rule_17_a_listener_that_blocks_delays_no_other_thread(world: World) -> None:
     """It receives the event of a token, and does not return: waiters on other threads get the token."""
-    blocked, go_on = threading.Event(), threading.Event()
+    blocked, resume = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:
         if isinstance(event, TokenFetched):
             blocked.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
 
     manager = world.new_manager(listeners=[block])
     clients = [world.client(manager) for _ in range(3)]
-    replies: list[Any] = []
-    answered = threading.Semaphore(0)
+    responses: list[Any] = []
+    responded = threading.Semaphore(0)
 
     def call(client: Stack) -> None:
-        replies.append(client.attempt("POST", world.url))
-        answered.release()
+        responses.append(client.attempt("POST", world.url))
+        responded.release()
 
     with world.emulator.hold("token") as held:
         waiting = [threading.Thread(target=call, args=(client,)) for client in clients]
@@ -334,17 +336,17 @@ def test_rule_17_a_listener_that_blocks_keeps_nobody_else(world: World) -> None:
     try:
         manager.get_token()  # a thread that has nothing to do with it
         for _ in clients[1:]:  # all but the loop that it blocks, where there is one
-            answered.acquire(timeout=10)
-        assert len(replies) >= len(clients) - 1
+            responded.acquire(timeout=10)
+        assert len(responses) >= len(clients) - 1
     finally:
-        go_on.set()
+        resume.set()
     for thread in waiting:
         thread.join(10)
-    assert [reply.status for reply in replies if isinstance(reply, Reply)] == [200] * len(clients)
+    assert [response.status for response in responses if isinstance(response, PlainResponse)] == [200] * len(clients)
     assert world.emulator.journal.token_requests == 1
 
 
-def test_listeners_are_checked_at_once() -> None:
+def test_listeners_are_checked_immediately() -> None:
     """One that is not a list, or not callable, is found where it was written."""
     make = partial(TokenManager, Credentials("sk_test_listeners", "MCH-COL-1"))
     wrong: Any

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 import pay88_adapters.engine.manager
@@ -18,6 +20,7 @@ from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
+from support.servers import until
 from support.stacks import STACKS, Options, Stack
 
 URL = "https://api.example"
@@ -110,6 +113,34 @@ def test_thousands_of_managers_leave_the_memory_where_it_was(maker: str) -> None
     assert after - before < 200_000
 
 
+def test_a_manager_with_its_token_takes_little_memory_and_no_thread() -> None:
+    """A process may have one for each of thousands of merchants."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        merchant = request.headers["x-merchant-id"]
+        data = {"access_token": merchant.ljust(200, "x"), "session_id": merchant.ljust(36, "x"), "expires_in": 60}
+        return httpx.Response(200, json={"data": data})
+
+    def make(number: int) -> TokenManager:
+        manager = TokenManager(credentials(number), base_url=URL, client=client)
+        assert manager.get_token().access_token.startswith(f"MCH-COL-{number}")
+        return manager
+
+    with httpx.Client(transport=httpx.MockTransport(respond)) as client, default_clock(ManualClock()):
+        managers = [make(number) for number in range(20)]  # and what they share
+        threads = threading.active_count()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            managers += [make(number) for number in range(1_000, 1_200)]
+            until(lambda: threading.active_count() <= threads)  # a fetch has a thread, and it wakes its caller first
+            gc.collect()
+            used, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert used / 200 < 6_000
+
+
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
 def test_managers_are_freed_with_their_clients(emulator: Emulator, kind: type[Stack]) -> None:
     """Nothing of a client that was closed refers to its manager, such as a class made for it."""
@@ -124,7 +155,7 @@ def test_managers_are_freed_with_their_clients(emulator: Emulator, kind: type[St
     assert [reference() for reference in managers] == [None] * 3
 
 
-def test_rule_05_what_was_spent_counts_after_the_last_manager_is_gone() -> None:
+def test_rule_05_used_units_count_after_the_last_manager_is_gone() -> None:
     """For an hour; however many other stores are used meanwhile."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:
@@ -165,12 +196,12 @@ def test_a_shared_manager_is_forgotten_though_what_it_was_made_of_refers_to_it()
 
     class Service:
         def __init__(self) -> None:
-            self.manager = TokenManager.shared(self.read, listeners=[self.hear])
+            self.manager = TokenManager.shared(self.read, listeners=[self.receive])
 
         def read(self) -> Credentials:
             return credentials(0)
 
-        def hear(self, event: Event) -> None:
+        def receive(self, event: Event) -> None:
             pass
 
     with default_clock(ManualClock()):

@@ -52,7 +52,7 @@ def manager_for(emulator: Emulator, store: str = "memory://", **policy: Any) -> 
     )
 
 
-def test_a_token_can_be_had_without_any_client(emulator: Emulator) -> None:
+def test_a_token_can_be_fetched_without_any_client(emulator: Emulator) -> None:
     """From a thread, an asyncio task and a trio task: the same token, for one token request."""
     manager = manager_for(emulator)
     tokens = [manager.get_token(), asyncio.run(manager.aget_token()), trio.run(manager.aget_token)]
@@ -70,7 +70,7 @@ def test_a_cold_start_may_be_async(emulator: Emulator, run: Callable[..., object
     assert emulator.journal.token_requests == 1
 
 
-def test_min_validity_asks_for_a_younger_token(emulator: Emulator) -> None:
+def test_min_validity_fetches_a_younger_token(emulator: Emulator) -> None:
     """A token that ends too soon is replaced; one that lasts is not; what no token can last is rejected."""
     manager = manager_for(emulator)
     first = manager.get_token()
@@ -106,7 +106,7 @@ def test_min_validity_looks_at_what_others_have_fetched(emulator: Emulator, tmp_
     assert emulator.journal.token_requests == 2
 
 
-def test_min_validity_asks_once_where_no_token_lasts(emulator: Emulator) -> None:
+def test_min_validity_fetches_once_where_no_token_lasts(emulator: Emulator) -> None:
     """Tokens with a lifetime below the documented one do not cause another token request."""
     emulator.service.lifetime = 20
     assert manager_for(emulator).get_token(min_validity=45).expires_in == 20
@@ -192,7 +192,7 @@ def test_a_closed_manager_says_so(emulator: Emulator) -> None:
         asyncio.run(closed.aget_token())
 
 
-def test_a_waiter_hears_of_the_close(emulator: Emulator) -> None:
+def test_close_wakes_a_waiter(emulator: Emulator) -> None:
     """Closing the manager wakes the waiters for a token."""
     manager = manager_for(emulator)
     errors: list[BaseException] = []
@@ -278,13 +278,13 @@ except ConfigurationError as exc:
 def test_a_transport_that_is_no_network_can_be_wrapped() -> None:
     """httpx's own mock transport hands over responses that were read before: sync and async alike."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/auth/token":
             token = {"access_token": "eyJ.a.b", "session_id": "sess_1", "expires_in": 60}
             return httpx.Response(200, json={"data": token})
         return httpx.Response(200 if "x-session-id" in request.headers else 401)
 
-    inner = httpx.MockTransport(answer)
+    inner = httpx.MockTransport(respond)
     manager = TokenManager(Credentials("sk_test_mock", "MCH-COL-MOCK"), clock=ManualClock())
     url = f"{manager.base_url}/api/balance"
     with httpx.Client(transport=Pay88Transport(manager, inner)) as client:
@@ -298,7 +298,7 @@ def test_a_transport_that_is_no_network_can_be_wrapped() -> None:
     assert asyncio.run(asynchronously()) == 200
 
 
-class NeverAnswers:
+class NeverResponds:
     """A sender, and the event loop it runs on, that stop in the middle of a fetch."""
 
     key = "a loop"
@@ -313,7 +313,7 @@ class NeverAnswers:
     async def post(self, request: TokenRequest) -> TokenResponse:
         """Wait without end."""
         await self._stop()
-        raise AssertionError("nobody goes on")
+        raise AssertionError("unreachable")
 
     async def with_timeout(self, work: Any, seconds: float) -> Any:
         """Wait for *work*."""
@@ -325,7 +325,7 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     manager: Any = manager_for(emulator)
     state = manager._state
     decision = state.transition(lambda machine, now: machine.decide(now, known_failures=0, deadline=now + 1))
-    carrier, run = NeverAnswers(), FetchRun(decision.ticket, loop_thread=0)
+    carrier, run = NeverResponds(), FetchRun(decision.ticket, loop_thread=0)
     manager.async_runner.fetches.begin(run)
     fetch = manager.async_runner._fetch(carrier, run, carrier)
     fetch.send(None)

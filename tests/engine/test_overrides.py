@@ -1,4 +1,4 @@
-"""Many merchants on one client, and requests that bypass the manager, on every stack."""
+"""Many merchants on one client, and requests that bypass the manager, with every client library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pay88_adapters import ActivatedManager, ConfigurationError, Credentials, To
 from pay88_adapters.engine.overrides import current_manager
 from pay88_adapters.requests import attach
 from pay88_adapters.testing import Entry, Status
-from support.stacks import AsyncStack, Outcome, Reply, Stack
+from support.stacks import AsyncStack, Outcome, PlainResponse, Stack
 from support.worlds import World
 
 
@@ -108,7 +108,7 @@ def test_a_crowd_of_two_merchants_never_mixes_them_up(shop: Shop) -> None:
             return list(pool.map(one, tags))
 
     outcomes = world.as_time_passes(crowd)
-    assert all(isinstance(outcome, Reply) for outcome in outcomes)
+    assert all(isinstance(outcome, PlainResponse) for outcome in outcomes)
     for tag in tags:
         carried = shop.whose(tag)
         assert set(carried) == {tag.rstrip("0123456789")}, tag
@@ -120,12 +120,12 @@ def test_a_replay_and_a_retry_are_the_same_merchants(shop: Shop) -> None:
     """A token that is rejected, and a service that fails, with a pause in between."""
     world = shop.world
     with shop.active("a"):
-        assert isinstance(shop.call("0"), Reply)
+        assert isinstance(shop.call("0"), PlainResponse)
         world.emulator.service.refuse_current_tokens()
         world.emulator.faults.add(Status(503), on="call", after=1)
         context = contextvars.copy_context()
     outcome = world.as_time_passes(lambda: context.run(shop.call, "1"))
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert outcome.status == 200
     assert shop.whose("1") == ["a", "a", "a"]
 
@@ -148,8 +148,8 @@ def test_a_refresh_that_outlives_its_caller_is_its_merchants(shop: Shop) -> None
     with shop.active("a"):
         shop.call("4")
     assert [shop.whose(tag) for tag in "1234"] == [["a"], ["a"], ["b"], ["a"]]
-    asked = [entry.headers["x-merchant-id"] for entry in world.emulator.journal.select("token")]
-    assert asked == ["MCH-COL-a", "MCH-COL-a", "MCH-COL-b"]
+    requested = [entry.headers["x-merchant-id"] for entry in world.emulator.journal.select("token")]
+    assert requested == ["MCH-COL-a", "MCH-COL-a", "MCH-COL-b"]
 
 
 def test_unmanaged_calls_go_out_as_they_were_made(shop: Shop) -> None:
@@ -158,7 +158,7 @@ def test_unmanaged_calls_go_out_as_they_were_made(shop: Shop) -> None:
         outcomes = [shop.call("1")]
         shop.world.emulator.faults.add(Status(503), on="call")
         outcomes.append(shop.call("2"))
-    assert [outcome.status for outcome in outcomes if isinstance(outcome, Reply)] == [401, 503]
+    assert [outcome.status for outcome in outcomes if isinstance(outcome, PlainResponse)] == [401, 503]
     assert [entry.kind for entry in shop.world.emulator.journal] == ["call", "call"]
     assert not [entry for entry in shop.world.emulator.journal if "x-session-id" in entry.headers]
 
@@ -224,7 +224,7 @@ def test_a_generator_may_end_in_another_context() -> None:
     assert current() == "own"
 
 
-def test_an_async_generator_that_its_loop_gives_up_ends_without_an_error() -> None:
+def test_an_async_generator_that_its_loop_closes_ends_without_an_error() -> None:
     """The loop closes it in a task of its own."""
     found: list[object] = []
 
@@ -242,9 +242,9 @@ def test_an_async_generator_that_its_loop_gives_up_ends_without_an_error() -> No
 def test_a_task_keeps_what_was_chosen_where_it_was_started() -> None:
     """Also after the block there has ended; and what it chooses itself stays with it."""
 
-    async def job(go_on: asyncio.Event) -> list[object]:
+    async def job(resume: asyncio.Event) -> list[object]:
         found = [current()]
-        await go_on.wait()
+        await resume.wait()
         found.append(current())
         with B.activated():
             await asyncio.sleep(0)
@@ -252,11 +252,11 @@ def test_a_task_keeps_what_was_chosen_where_it_was_started() -> None:
         return [*found, current()]
 
     async def main() -> list[object]:
-        go_on = asyncio.Event()
+        resume = asyncio.Event()
         with A.activated():
-            task = asyncio.create_task(job(go_on))
+            task = asyncio.create_task(job(resume))
             await asyncio.sleep(0)
-        go_on.set()
+        resume.set()
         assert current() == "own"
         return await task
 
@@ -277,7 +277,7 @@ def managing(url_host: str = "api.example", authorization: str | None = None) ->
 OF_EXAMPLE = TokenManager(Credentials("sk_test_c", "MCH-COL-c"), base_url="https://api.example")
 
 
-def test_a_client_without_a_merchant_makes_no_call_that_is_nobodys() -> None:
+def test_a_client_without_a_merchant_sends_no_call_without_one() -> None:
     """Not outside of a block, not in a thread that was started without the context, not for another base URL."""
     with pytest.raises(ConfigurationError, match="no manager is activated"):
         managing()
@@ -300,7 +300,7 @@ def test_a_client_without_a_merchant_leaves_alone_what_any_other_does() -> None:
         assert managing(authorization="Bearer mine") is None
 
 
-def test_a_dependency_that_is_entered_in_another_context_pays_with_nobodys_account() -> None:
+def test_a_dependency_that_is_entered_in_another_context_raises() -> None:
     """Frameworks run the two halves of a generator in threads, each in a copy of the context."""
     dependency = active(OF_EXAMPLE)
     contextvars.copy_context().run(next, dependency)
@@ -365,7 +365,7 @@ def test_a_decorated_function_runs_with_the_manager() -> None:
     assert current() == "own"
 
 
-def test_a_decorated_coroutine_function_runs_with_the_manager_to_its_end() -> None:
+def test_a_decorated_coroutine_function_runs_with_the_manager_until_it_returns() -> None:
     """Also several concurrently; the code that awaits it continues without."""
 
     async def main() -> list[object]:

@@ -49,7 +49,7 @@ class Scene:
             self.pacing.end_attempt(turn, self.clock.now())
         return wait
 
-    def heard(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
+    def received(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
         """Let a response arrive."""
         self.pacing.record_response(group, status, fields, self.clock.now(), self.clock.wall())
 
@@ -139,7 +139,7 @@ def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
     assert scene.free() == 10
 
 
-def test_rule_22_an_attempt_that_is_never_heard_of_again_does_not_count_for_ever() -> None:
+def test_rule_22_an_attempt_whose_end_is_never_recorded_stops_counting() -> None:
     """Ten minutes; a forked child starts without the attempts of its parent's threads."""
     scene = Scene()
     for _ in range(60):
@@ -197,7 +197,7 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
     assert production.acquire("balance", MERCHANT) == 0
 
 
-def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
+def test_rule_22_a_cancelled_permit_blocks_no_other_request() -> None:
     """A caller that ends during its store operation releases its permit."""
     clock = ManualClock()
     pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
@@ -208,14 +208,14 @@ def test_rule_22_a_turn_that_is_abandoned_is_in_nobodys_way() -> None:
     assert isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
 
 
-def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
+def test_rule_22_a_limit_that_is_known_to_be_full_causes_no_store_operation() -> None:
     """Concurrent waiters do not query the storage one after another."""
 
     class Counting(MemoryStorage):
-        asked = 0
+        requested = 0
 
         def acquire_all(self, *args: Any) -> Any:
-            self.asked += 1
+            self.requested += 1
             return super().acquire_all(*args)
 
     clock = ManualClock()
@@ -223,12 +223,12 @@ def test_rule_22_what_is_known_to_be_full_is_not_asked_again() -> None:
     scene = Scene(storage, clock)
     assert scene.free() == 60
     assert all(scene.ask() for _ in range(1_000))
-    assert storage.asked == 60
+    assert storage.requested == 60
     clock.advance(62)
     assert scene.free() == 60
 
 
-def test_rule_22_few_ask_a_store_at_once() -> None:
+def test_rule_22_store_operations_are_limited_in_number() -> None:
     """Waiters queue in the process, not at the store; a caller that never returns does not block the rest."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
@@ -251,7 +251,7 @@ def test_rule_22_few_ask_a_store_at_once() -> None:
 def test_rule_22_what_the_service_says_is_left_is_all_there_is() -> None:
     """It may count other clients; the limit applies until the reset time."""
     scene = Scene()
-    scene.heard(says(3, 25))
+    scene.received(says(3, 25))
     assert scene.free() == 3
     assert scene.ask() == pytest.approx(25)
     scene.clock.advance(25)
@@ -261,7 +261,7 @@ def test_rule_22_what_the_service_says_is_left_is_all_there_is() -> None:
 def test_rule_22_nothing_left_means_none() -> None:
     """And for the other group it means nothing."""
     scene = Scene()
-    scene.heard(says(0, 25))
+    scene.received(says(0, 25))
     assert scene.ask() == pytest.approx(25)
     assert scene.ask("transactions") == 0
 
@@ -269,17 +269,17 @@ def test_rule_22_nothing_left_means_none() -> None:
 def test_rule_22_calls_that_nothing_limits_teach_nothing() -> None:
     """Whatever the service announces about them."""
     scene = Scene()
-    scene.heard(says(0, 25), group="other")
+    scene.received(says(0, 25), group="other")
     assert scene.ask("balance") == scene.ask("transactions") == scene.ask("other") == 0
 
 
 def test_rule_22_a_429_says_for_how_long() -> None:
     """In seconds, or by a date on the service's own clock; any other status does not."""
-    for asked in ("40", formatdate(WALL + 40, usegmt=True)):
+    for requested in ("40", formatdate(WALL + 40, usegmt=True)):
         scene = Scene()
-        scene.heard({"date": DATE, "RETRY-AFTER": asked}, status=503)
+        scene.received({"date": DATE, "RETRY-AFTER": requested}, status=503)
         assert scene.ask() == 0
-        scene.heard({"date": DATE, "RETRY-AFTER": asked}, status=429)
+        scene.received({"date": DATE, "RETRY-AFTER": requested}, status=429)
         assert scene.ask() == pytest.approx(40)
         scene.clock.advance(40)
         assert scene.ask() == 0
@@ -290,19 +290,19 @@ def test_rule_22_a_429_counts_also_where_nothing_was_left_anyway() -> None:
     for order in ((1, 2), (2, 1)):
         scene = Scene()
         for number in order:
-            scene.heard(*((says(0, 2), 200) if number == 1 else (says(0, 2, Retry_After="50"), 429)))
+            scene.received(*((says(0, 2), 200) if number == 1 else (says(0, 2, Retry_After="50"), 429)))
         assert scene.ask() == pytest.approx(50)
 
 
-def test_rule_22_answers_overtake_each_other() -> None:
+def test_rule_22_responses_arrive_out_of_order() -> None:
     """Of one window, the least that was said counts, in whatever order it arrives."""
     left = list(range(10))
     random.Random(0).shuffle(left)
     scene = Scene()
     for remaining in [each + 5 for each in left]:
-        scene.heard(says(remaining, 30))
+        scene.received(says(remaining, 30))
     assert scene.free() == 5
-    scene.heard(says(50, 30))  # a straggler
+    scene.received(says(50, 30))  # a straggler
     assert scene.ask() > 0
 
 
@@ -310,7 +310,7 @@ def test_rule_22_what_the_storage_rejects_costs_nothing_of_what_was_announced() 
     """A rejected acquisition consumes nothing."""
     scene = Scene()
     assert Scene(scene.storage, scene.clock).free() == 60
-    scene.heard(says(10, 100))
+    scene.received(says(10, 100))
     assert all(scene.ask() for _ in range(50))
     scene.clock.advance(62)
     assert scene.free() == 10
@@ -340,19 +340,19 @@ NONSENSE: list[Mapping[str, str]] = [
 @pytest.mark.parametrize("status", [200, 429])
 @pytest.mark.parametrize("fields", NONSENSE, ids=repr)
 def test_rule_22_nonsense_is_ignored(fields: Mapping[str, str], status: int) -> None:
-    """It neither bars anybody, nor lifts what was said before."""
+    """It neither delays a request nor replaces an earlier limit."""
     scene = Scene()
-    scene.heard(fields, status)
+    scene.received(fields, status)
     assert scene.ask() == 0
-    scene.heard(says(2, 30))
-    scene.heard(fields, status)
+    scene.received(says(2, 30))
+    scene.received(fields, status)
     assert scene.free() == 2
 
 
 def test_rule_22_a_429_without_a_usable_retry_after_still_has_the_other_fields() -> None:
     """What makes no sense hides nothing."""
     scene = Scene()
-    scene.heard(says(0, 30, Retry_After="soon"), status=429)
+    scene.received(says(0, 30, Retry_After="soon"), status=429)
     assert scene.ask() == pytest.approx(30)
 
 
@@ -371,13 +371,13 @@ _NAMES = st.sampled_from(["X-RateLimit-Limit", "X-RateLimit-Remaining", "x-ratel
 @example([({"Retry-After": "999999999999"}, 429)])
 @example([({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "999999999999"}, 200)])
 @given(st.lists(st.tuples(st.dictionaries(_NAMES, _VALUES), st.sampled_from([200, 401, 429, 503])), max_size=4))
-def test_rule_22_whatever_the_service_says_it_bars_nobody_for_longer_than_an_hour(
-    answers: list[tuple[dict[str, str], int]],
+def test_rule_22_whatever_the_service_reports_it_delays_no_request_for_longer_than_an_hour(
+    responses: list[tuple[dict[str, str], int]],
 ) -> None:
     """Nothing raises, and an hour later it is as if nothing had been said."""
     scene = Scene()
-    for fields, status in answers:
-        scene.heard(fields, status)
+    for fields, status in responses:
+        scene.received(fields, status)
         assert 0 <= scene.ask() <= 3600
     scene.clock.advance(3600 + 2)
     assert scene.free() == 60

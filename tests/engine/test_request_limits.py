@@ -1,4 +1,4 @@
-"""Client-side rate limiting and the circuit breaker (rules 22 and 23), on every stack, over real sockets."""
+"""Client-side rate limiting and the circuit breaker (rules 22 and 23), with every client library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pay88_adapters import (
 from pay88_adapters.events import BreakerClosed, BreakerOpened, Event
 from pay88_adapters.testing import RefuseToken, ResetAfterRead, Status, TooMany
 from support.servers import Valkey
-from support.stacks import AsyncStack, Outcome, Reply, Stack
+from support.stacks import AsyncStack, Outcome, PlainResponse, Stack
 from support.worlds import World
 
 LIMITS = ((60, 60), (1000, 3600))
@@ -38,19 +38,23 @@ def limited(make_world: Callable[..., World]) -> World:
 
 def statuses(outcomes: list[Outcome]) -> list[int]:
     """Return the statuses of those that got a response."""
-    return sorted(outcome.status for outcome in outcomes if isinstance(outcome, Reply))
+    return sorted(outcome.status for outcome in outcomes if isinstance(outcome, PlainResponse))
 
 
 def kinds(outcomes: list[Outcome]) -> set[type]:
-    """Return the classes of the errors that all stacks share."""
+    """Return the classes of the errors that all client libraries share."""
     bases = (RequestBudgetExhausted, CircuitOpen, Exception)
-    return {next(base for base in bases if isinstance(each, base)) for each in outcomes if not isinstance(each, Reply)}
+    return {
+        next(base for base in bases if isinstance(each, base))
+        for each in outcomes
+        if not isinstance(each, PlainResponse)
+    }
 
 
 # Pacing
 
 
-def test_rule_22_a_crowd_is_held_within_the_limits(limited: World) -> None:
+def test_rule_22_concurrent_requests_stay_within_the_limits(limited: World) -> None:
     """Seventy concurrent requests: sixty are sent, the rest a minute later, and the service never returns 429."""
     client = limited.client(limited.new_manager(pacing=True, max_wait=100))
     outcomes = limited.as_time_passes(lambda: client.gather(70, "POST", limited.url), step=10)
@@ -59,7 +63,7 @@ def test_rule_22_a_crowd_is_held_within_the_limits(limited: World) -> None:
     assert {entry.status for entry in limited.emulator.journal} == {200}
 
 
-def test_rule_22_a_call_waits_for_its_turn_and_not_for_too_long(limited: World) -> None:
+def test_rule_22_a_call_waits_for_the_rate_limit_and_at_most_max_wait(limited: World) -> None:
     """Up to ``max_wait`` seconds it waits; beyond that it fails fast, with the seconds until a unit is available."""
     client = limited.client(limited.new_manager(pacing=True))
     assert statuses(client.gather(60, "POST", limited.url)) == [200] * 60
@@ -71,8 +75,8 @@ def test_rule_22_a_call_waits_for_its_turn_and_not_for_too_long(limited: World) 
     assert error.retryable
     assert limited.emulator.journal.calls == 60
     limited.clock.advance(15)
-    reply = limited.as_time_passes(lambda: client.attempt("POST", limited.url), step=1)
-    assert statuses([reply]) == [200]
+    response = limited.as_time_passes(lambda: client.attempt("POST", limited.url), step=1)
+    assert statuses([response]) == [200]
     assert 60 <= limited.clock.now() - 1000 < 75
 
 
@@ -137,7 +141,7 @@ def test_rule_22_managers_that_share_a_store_share_the_limits(limited: World, st
     assert 429 not in {entry.status for entry in limited.emulator.journal}
 
 
-def test_rule_22_what_others_have_used_up_is_heard_of(limited: World) -> None:
+def test_rule_22_the_remaining_requests_that_the_service_reports_count(limited: World) -> None:
     """A client without pacing shares the same limits: the service reports its usage, which is honoured."""
     other = limited.client()
     assert statuses(other.gather(57, "POST", limited.url)) == [200] * 57
@@ -176,7 +180,7 @@ def test_rule_22_and_24_without_its_store_a_manager_sends_a_share(limited: World
     assert kinds(outcomes) == {RequestBudgetExhausted}
 
 
-def test_rule_22_units_are_not_spent_on_calls_that_cannot_be_sent(world: World) -> None:
+def test_rule_22_calls_that_cannot_be_sent_consume_no_unit(world: World) -> None:
     """While no token can be fetched, requests fail and consume no units."""
     client = world.client(world.new_manager(pacing=True, max_wait=1))
     rule = world.emulator.faults.add(Status(404), on="token", times=None)
@@ -203,7 +207,7 @@ def open_circuit(world: World, client: Stack, fault: Any = None) -> None:
 
 
 @pytest.mark.parametrize("fault", [Status(503), ResetAfterRead()], ids=repr)
-def test_rule_23_calls_fail_at_once_while_the_service_does(world: World, fault: Any) -> None:
+def test_rule_23_calls_fail_fast_while_the_service_fails(world: World, fault: Any) -> None:
     """After three failures nothing is sent, not even a token request, for as long as the error says."""
     client = world.client(broken_manager(world, breaker=BreakerPolicy(3, window=30, open_for=300)))
     open_circuit(world, client, fault)
@@ -243,8 +247,8 @@ def test_rule_23_two_failures_are_not_enough(world: World) -> None:
 @pytest.mark.parametrize("works", [True, False])
 def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
     """During the trial request all other requests fail fast; its caller gets its response."""
-    heard: list[Event] = []
-    client = world.client(broken_manager(world, listeners=[heard.append]))
+    received: list[Event] = []
+    client = world.client(broken_manager(world, listeners=[received.append]))
     open_circuit(world, client)
     world.clock.advance(30)
     if not works:
@@ -257,7 +261,7 @@ def test_rule_23_one_probe_decides(world: World, works: bool) -> None:
         assert statuses([probe.result(30)]) == [200 if works else 502]
     outcomes = client.gather(20, "POST", world.url)
     assert kinds(outcomes) == (set() if works else {CircuitOpen})
-    changes = [event for event in heard if isinstance(event, (BreakerOpened, BreakerClosed))]
+    changes = [event for event in received if isinstance(event, (BreakerOpened, BreakerClosed))]
     where = (world.emulator.url, world.emulator.merchant_id, "balance")
     again = BreakerClosed(*where) if works else BreakerOpened(*where, 30, reopened=True)
     assert changes == [BreakerOpened(*where, 30, reopened=False), again]
@@ -309,7 +313,7 @@ def test_rule_23_a_cancelled_probe_lets_another_one_pass(
     kept: list[BaseException] = []
     send = client.asend
 
-    async def keeping(*args: Any, **kw: Any) -> Reply:
+    async def keeping(*args: Any, **kw: Any) -> PlainResponse:
         try:
             return await send(*args, **kw)
         except BaseException as exc:
@@ -367,11 +371,11 @@ def test_rule_23_a_probe_whose_body_fails_lets_another_one_pass(world: World) ->
             yield piece
 
     made: Any = failing() if body == "generator" else afailing()
-    assert not isinstance(client.attempt("POST", world.url, **{name: made}), (Reply, CircuitOpen))
+    assert not isinstance(client.attempt("POST", world.url, **{name: made}), (PlainResponse, CircuitOpen))
     assert statuses([client.attempt("POST", world.url)]) == [200]
 
 
-def test_rule_22_and_23_who_waits_for_its_turn_finds_the_circuit_open(world: World) -> None:
+def test_rule_22_and_23_a_paced_request_finds_the_circuit_open(world: World) -> None:
     """Calls that pass the breaker, and then wait, do not go out to a service that fails by now."""
     client = world.client(broken_manager(world, pacing=True, breaker=BreakerPolicy(1, window=60, open_for=60)))
     assert statuses(client.gather(59, "POST", world.url)) == [200] * 59

@@ -112,8 +112,8 @@ def check_token_requests(emulator: Emulator, proxy: Proxy | None, count: int) ->
         assert not {"x-mine", "authorization", "cookie"} & set(entry.headers)
         assert entry.headers["x-merchant-id"] == emulator.merchant_id
     if proxy is not None:
-        assert proxy.asked == [f"POST {emulator.url}/api/auth/token"] * count or (
-            proxy.asked == [f"CONNECT {emulator.url.removeprefix('http://')}"] * count
+        assert proxy.requested == [f"POST {emulator.url}/api/auth/token"] * count or (
+            proxy.requested == [f"CONNECT {emulator.url.removeprefix('http://')}"] * count
         )
 
 

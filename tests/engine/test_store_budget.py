@@ -65,7 +65,7 @@ class Ledger(MemoryStore):
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock.now)
-        self.told: list[tuple[str, list[float]]] = []
+        self.reported: list[tuple[str, list[float]]] = []
         self.before: Callable[[str], object] = lambda _: None
         self.budget = _LedgerStorage(clock, self)
 
@@ -81,7 +81,7 @@ class _LedgerStorage(MemoryStorage):
 
     def merge(self, key: str, entries: History, keep: float) -> None:
         self._ledger.before("add")
-        self._ledger.told.append((key, [entry.age for entry in entries]))
+        self._ledger.reported.append((key, [entry.age for entry in entries]))
         super().merge(key, entries, keep)
 
 
@@ -109,7 +109,7 @@ def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[
     return windows
 
 
-def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
+def test_rule_24_the_first_lease_after_hours_of_degraded_mode_reports_few_units() -> None:
     """A hundred merchants: a bounded number of operations, all units of a window in one; the rest in its turn."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -118,15 +118,15 @@ def test_rule_24_the_first_lead_after_hours_alone_has_little_to_tell() -> None:
     windows = hours_alone(fleet, clock, 100)
     store.before = works
     lead(fleet)
-    assert 0 < len(store.told) <= 25
+    assert 0 < len(store.reported) <= 25
     for _ in range(20):
         lead(fleet)
-    assert len(store.told) == len(windows)
-    assert {key for key, _ in store.told} == {window.key for window in windows}
-    assert all(20 <= len(ages) <= 25 and max(ages) <= 3_660 for _, ages in store.told)
+    assert len(store.reported) == len(windows)
+    assert {key for key, _ in store.reported} == {window.key for window in windows}
+    assert all(20 <= len(ages) <= 25 and max(ages) <= 3_660 for _, ages in store.reported)
 
 
-def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
+def test_rule_24_a_merchant_without_recent_requests_has_nothing_to_report() -> None:
     """Its units from a long time in degraded mode count nowhere, even without another request."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -136,10 +136,10 @@ def test_rule_24_a_merchant_that_went_silent_has_nothing_to_tell() -> None:
     clock.advance(3_670)
     store.before = works
     lead(fleet)
-    assert store.told == []
+    assert store.reported == []
 
 
-def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
+def test_rule_24_units_that_the_store_missed_are_reported_again() -> None:
     """It fails between two windows: each unit is reported once in the end."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -148,7 +148,7 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
     assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
 
     def once(_: str) -> None:
-        if store.told:
+        if store.reported:
             raise StoreError("down")
 
     clock.advance(10)
@@ -158,11 +158,11 @@ def test_rule_24_what_the_store_did_not_hear_it_is_told_again() -> None:
     store.before = works
     for _ in range(2):
         lead(fleet)
-    assert sorted(key for key, _ in store.told) == ["hour", "minute"]
-    assert [ages for _, ages in store.told] == [[10.0], [20.0]]
+    assert sorted(key for key, _ in store.reported) == ["hour", "minute"]
+    assert [ages for _, ages in store.reported] == [[10.0], [20.0]]
 
 
-def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
+def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
     """While the store handles the report slowly, others acquire units from it, or in degraded mode."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -170,12 +170,12 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
     store.before = down
     assert fleet.budget.acquire_all([HOUR]).wait == 0
     clock.advance(10)
-    hearing, heard, done = threading.Event(), threading.Event(), threading.Event()
+    hearing, received, done = threading.Event(), threading.Event(), threading.Event()
 
     def slow(operation: str) -> None:
         if operation == "add" and threading.current_thread() is teller:
             hearing.set()
-            heard.wait()
+            received.wait()
 
     def others() -> None:
         store.before = down
@@ -192,12 +192,12 @@ def test_rule_24_who_tells_a_slow_store_keeps_nobody() -> None:
     try:
         assert done.wait(3), "they wait for the one who tells"
     finally:
-        heard.set()
+        received.set()
         teller.join()
         other.join()
 
 
-def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
+def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
     """Each thread uses another merchant's budget while the store gets the unreported units: each counts once."""
     clock = ManualClock()
     store = Ledger(clock)
@@ -205,12 +205,12 @@ def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
     store.before = down
     assert fleet.budget.acquire_all([HOUR]).wait == 0
     clock.advance(10)
-    hearing, heard = threading.Event(), threading.Event()
+    hearing, received = threading.Event(), threading.Event()
 
     def slow(operation: str) -> None:
         if operation == "add":
             hearing.set()
-            heard.wait(10)
+            received.wait(10)
 
     store.before = slow
     threads = [threading.Thread(target=lead, args=(fleet,)) for _ in range(3)]
@@ -220,8 +220,8 @@ def test_rule_05_two_threads_that_tell_at_once_add_it_once() -> None:
     for thread in threads[1:]:
         thread.join(0.2)  # whether they wait or continue is their affair
     assert fleet.budget.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
-    heard.set()
+    received.set()
     for thread in threads:
         thread.join(5)
     lead(fleet)
-    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was told"
+    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was reported"

@@ -1,4 +1,4 @@
-"""Managers that share a store, on every stack; and their degraded mode."""
+"""Managers that share a store, with every client library; and their degraded mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pay88_adapters.engine.sharing import shared_key
 from pay88_adapters.events import Event, StoreDegraded, StoreRestored
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import Status, TooMany
-from support.stacks import Reply, Stack
+from support.stacks import PlainResponse, Stack
 from support.worlds import World
 
 
@@ -96,22 +96,22 @@ def test_rule_04_a_token_is_as_old_for_those_who_share_it(world: World, host: Ho
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_04_whoever_comes_second_waits_for_the_first(world: World, host: Host) -> None:
+def test_rule_04_the_second_process_waits_for_the_first(world: World, host: Host) -> None:
     """The lease is taken: no second request, and the token serves both."""
     (_, one), (second, other) = host.process(), host.process()
-    replies: list[Any] = []
+    responses: list[Any] = []
     with world.emulator.hold("token") as held:
-        first = threading.Thread(target=lambda: replies.append(one.attempt("POST", world.url)))
+        first = threading.Thread(target=lambda: responses.append(one.attempt("POST", world.url)))
         first.start()
         held.wait_for(1)
-        waiting = threading.Thread(target=lambda: replies.append(other.attempt("POST", world.url)))
+        waiting = threading.Thread(target=lambda: responses.append(other.attempt("POST", world.url)))
         waiting.start()
         while not second.stats().fetching:
             waiting.join(0.001)
         held.release()
         first.join(10)
     world.as_time_passes(waiting.join)
-    assert [reply.status for reply in replies] == [200, 200]
+    assert [response.status for response in responses] == [200, 200]
     assert world.emulator.journal.token_requests == 1
 
 
@@ -171,7 +171,7 @@ def test_rule_05_processes_share_the_budget(world: World, host: Host) -> None:
         key = f"sk_test_number_{number}"
         world.emulator.service.accept_credentials(key)
         manager, client = host.process(Credentials(key, world.emulator.merchant_id))
-        assert isinstance(client.attempt("POST", world.url), Reply) == (number < 10)
+        assert isinstance(client.attempt("POST", world.url), PlainResponse) == (number < 10)
         world.settle(manager)
     assert world.emulator.journal.token_requests == 10
     content = b"".join(path.read_bytes() for path in host.directory.iterdir())
@@ -186,8 +186,8 @@ def test_rule_24_a_store_that_fails_takes_no_call_down(
     world: World, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Unavailable for four lifetimes: requests continue. One warning, one event, and one of each after recovery."""
-    heard: list[Event] = []
-    (manager, one), (_, other) = host.process(listeners=[heard.append]), host.process()
+    received: list[Event] = []
+    (manager, one), (_, other) = host.process(listeners=[received.append]), host.process()
     assert ok(world, one)
     host.break_store()
     for _ in range(16):
@@ -199,7 +199,7 @@ def test_rule_24_a_store_that_fails_takes_no_call_down(
     assert ok(world, one)
     assert ok(world, other)
     world.settle()
-    assert [type(event) for event in heard if isinstance(event, (StoreDegraded, StoreRestored))] == [
+    assert [type(event) for event in received if isinstance(event, (StoreDegraded, StoreRestored))] == [
         StoreDegraded,
         StoreRestored,
     ]
@@ -232,8 +232,8 @@ def test_rule_24_a_process_alone_spends_its_share_and_no_more(world: World, host
         for manager, client in processes:
             client.attempt("POST", world.url)
             world.settle(manager)
-    spent = world.emulator.journal.token_requests - before
-    assert 4 * 9 <= spent <= 40
+    used = world.emulator.journal.token_requests - before
+    assert 4 * 9 <= used <= 40
     assert world.emulator.journal.max_in_window(3600) <= 100
     host.mend_store()
     for _ in range(2):  # in the first round they report their units, in the second they get those of the others

@@ -40,17 +40,17 @@ from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
-from support.processes import ELSEWHERE, NEW, OLD, URL, Endpoint88, Fleetlet, Process, Reply, answer
+from support.processes import ELSEWHERE, NEW, OLD, URL, Endpoint88, PlainResponse, Process, WorkerGroup, respond
 
 
 @pytest.fixture
-def fleet() -> Fleetlet:
+def fleet() -> WorkerGroup:
     """A store that works, in simulated time."""
-    return Fleetlet()
+    return WorkerGroup()
 
 
 class Call:
-    """An API request of a stack without a network; its token requests go to *endpoint*."""
+    """An API request of a client without a network; its token requests go to *endpoint*."""
 
     method, path = "POST", "/api/balance"
     retry: RetryPolicy | None = None
@@ -93,11 +93,11 @@ class Call:
 
 
 class AsyncCall(Call):
-    """The same for an event loop; a token request gets its response when *answered* is set."""
+    """The same for an event loop; a token request gets its response when *responded* is set."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked, self.answered = asyncio.Event(), asyncio.Event()
+        self.requested, self.responded = asyncio.Event(), asyncio.Event()
 
     async def send(self, token: Token) -> Token:  # type: ignore[override]
         return token
@@ -106,8 +106,8 @@ class AsyncCall(Call):
         """Do nothing."""
 
     async def post(self, request: TokenRequest) -> TokenResponse:  # type: ignore[override]
-        self.asked.set()
-        await self.answered.wait()
+        self.requested.set()
+        await self.responded.wait()
         return super().post(request)
 
 
@@ -150,21 +150,25 @@ def fetch(manager: TokenManager, call: Call) -> Token:
 # Keys
 
 
-@pytest.mark.parametrize("reply", [answer(503), answer(429, retry_after="60"), answer(401)], ids=["503", "429", "401"])
-def test_rule_04_a_rotated_key_does_not_publish_what_the_old_one_bought(fleet: Fleetlet, reply: Reply) -> None:
+@pytest.mark.parametrize(
+    "result", [respond(503), respond(429, retry_after="60"), respond(401)], ids=["503", "429", "401"]
+)
+def test_rule_04_a_rotated_key_does_not_publish_what_the_old_one_bought(
+    fleet: WorkerGroup, result: PlainResponse
+) -> None:
     """Its first fetch fails while the old token is cached: a manager with the new key does not get that token."""
     one, other = fleet.process(OLD), fleet.process(ELSEWHERE)
     assert isinstance(one.call(), Token)
     one.credentials = ELSEWHERE
     fleet.clock.advance(46)
-    fleet.endpoint.always = reply
+    fleet.endpoint.always = result
     assert isinstance(one.call(), Token), "it goes on with the one it has"
-    told = other.call()
-    assert not isinstance(told, Token), f"a token of another merchant: {told!r}"
+    reported = other.call()
+    assert not isinstance(reported, Token), f"a token of another merchant: {reported!r}"
     assert other.state.cached() is None
 
 
-def test_rule_04_the_version_of_one_record_says_nothing_about_another(fleet: Fleetlet) -> None:
+def test_rule_04_the_version_of_one_record_says_nothing_about_another(fleet: WorkerGroup) -> None:
     """Two keys' records are made at the same instant: a reader of one of them still gets the other."""
     one, other = fleet.process(OLD), fleet.process(NEW)
     first, second = one.call(), other.call()
@@ -197,7 +201,7 @@ def test_rule_16_a_fetch_that_ends_with_its_loop_gives_its_lease_back(kind: str,
     async def main() -> None:
         call = AsyncCall()
         task = asyncio.ensure_future(one.async_runner.call(call))
-        await call.asked.wait()
+        await call.requested.wait()
         del task
 
     asyncio.run(main())
@@ -255,22 +259,24 @@ def _bursts() -> TokenResponse:
 
 
 @STORES
-@pytest.mark.parametrize("reply", [None, answer(401), _bursts], ids=["token", "401", "dies"])
-def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply: Reply | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("result", [None, respond(401), _bursts], ids=["token", "401", "dies"])
+def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(
+    kind: str, result: PlainResponse | None, tmp_path: Path
+) -> None:
     """The result of the fetch is in the store, and its lease released, before any listener receives an event."""
     clock, store = ManualClock(), memory_or_file(kind, tmp_path)
-    blocked, go_on = threading.Event(), threading.Event()
+    blocked, resume = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:
         if not isinstance(event, (CallWaited, CallNotSent)):  # which are events of the caller, and not of the fetch
             blocked.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
 
     one = TokenManager(OLD, store=store, clock=clock, listeners=[block])
     other = TokenManager(OLD, store=store, clock=clock)
     threads = set(threading.enumerate())
     endpoint = Endpoint88()
-    endpoint.always = reply
+    endpoint.always = result
     try:
         with suppress(Pay88Error):
             one.sync_runner.call(Call(endpoint))
@@ -278,18 +284,18 @@ def test_rule_17_a_listener_that_blocks_keeps_no_other_manager(kind: str, reply:
         await_threads(threads | {each for each in threading.enumerate() if each.name == "pay88-token-fetch"})
         clock.advance(2)  # after which an outage would show
         with at_once(clock):
-            if reply and reply is not _bursts:
+            if result and result is not _bursts:
                 with pytest.raises(CredentialsRejected):
                     other.sync_runner.call(Call())
             else:
                 assert isinstance(other.sync_runner.call(Call()), Token)
     finally:
-        go_on.set()
+        resume.set()
         await_threads(threads)
     assert len(endpoint.sent) == 1
 
 
-def test_rule_24_no_listener_hears_of_the_store_while_others_wait_for_the_lease(fleet: Fleetlet) -> None:
+def test_rule_24_no_listener_is_called_while_others_wait_for_the_lease(fleet: WorkerGroup) -> None:
     """The recovery is known as soon as the lease is acquired, and emitted after its release."""
     happened: list[str] = []
     process = fleet.process(listeners=[lambda event: happened.append(type(event).__name__)])
@@ -312,10 +318,10 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
     async def main() -> None:
         call = AsyncCall()
         task = asyncio.ensure_future(one.async_runner.call(call))
-        await call.asked.wait()
+        await call.requested.wait()
         with at_once(clock):
             assert isinstance(other.sync_runner.call(Call()), Token)
-        call.answered.set()
+        call.responded.set()
         assert isinstance(await task, Token)
 
     asyncio.run(main())
@@ -324,14 +330,14 @@ def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(k
 # The store fails
 
 
-def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet: Fleetlet) -> None:
+def test_rule_24_an_exhausted_share_delays_no_process_once_the_store_has_recovered(fleet: WorkerGroup) -> None:
     """Three quarters of the budget are left in it: the next token comes within seconds."""
     process = fleet.process()
     fleet.store.broken = True
     for _ in range(1_700):
-        told = process.call()
+        reported = process.call()
         fleet.clock.advance(1)
-    assert isinstance(told, TokenBudgetExhausted)
+    assert isinstance(reported, TokenBudgetExhausted)
     fleet.store.broken = False
     assert fleet.until_token(process, within=60) <= 10
 
@@ -346,7 +352,7 @@ def test_rule_24_a_share_that_is_spent_bars_nobody_once_the_store_is_back(fleet:
     ],
     ids=["a twentieth", "next to nothing", "3 a minute", "1 a minute"],
 )
-def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: Fleetlet, policy: dict[str, Any], most: int) -> None:
+def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: WorkerGroup, policy: dict[str, Any], most: int) -> None:
     """However small its share of a window is."""
     process = fleet.process(**policy)
     fleet.store.broken = True
@@ -358,16 +364,18 @@ def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: Fleetlet, policy: 
     assert largest_window(fleet.endpoint.sent, 3_600) <= most
 
 
-def test_rule_24_a_process_alone_has_one_extra_unit_at_least(fleet: Fleetlet) -> None:
+def test_rule_24_a_process_alone_has_one_extra_unit_at_least(fleet: WorkerGroup) -> None:
     """A small reserve still pays for a retry."""
     process = fleet.process(forced_reserve=2)
     fleet.store.broken = True
-    fleet.endpoint.answers = [answer(503)]
+    fleet.endpoint.responses = [respond(503)]
     assert isinstance(process.call(), Token)
 
 
 @pytest.mark.parametrize(("period", "up"), [(60, 2), (60, 6), (90, 6), (120, 6), (200, 12), (300, 50)])
-def test_rule_05_a_store_that_comes_and_goes_adds_nothing_to_the_budget(fleet: Fleetlet, period: int, up: int) -> None:
+def test_rule_05_a_store_that_comes_and_goes_adds_nothing_to_the_budget(
+    fleet: WorkerGroup, period: int, up: int
+) -> None:
     """Four processes, an hour and a half: alone and together they take what one budget has."""
     processes = [fleet.process() for _ in range(4)]
     for second in range(5_400):
@@ -386,24 +394,24 @@ class StuckStore(MemoryStore):
 
     blocking: ClassVar[bool] = True
 
-    def __init__(self, clock: Clock, let_go: threading.Event) -> None:
+    def __init__(self, clock: Clock, release: threading.Event) -> None:
         super().__init__(clock.now)
-        self._let_go = let_go
+        self._release = release
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
-        self._let_go.wait()
+        self._release.wait()
         return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
 
 
 @pytest.mark.deep
-def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
+def test_rule_24_a_store_that_does_not_respond_fails_no_call() -> None:
     """It has no timeout: sync and async requests continue after a few seconds, and the next ones immediately."""
-    clock, let_go = Clock(), threading.Event()
+    clock, release = Clock(), threading.Event()
     waited: list[float] = []
 
     def new_fetches() -> Fetches:
         policy = TokenPolicy()
-        fleet = StoreClient(StuckStore(clock, let_go), clock, policy.fallback_share)
+        fleet = StoreClient(StuckStore(clock, release), clock, policy.fallback_share)
         return Fetches(ManagerState(Settings(Endpoint.parse(URL), policy, clock, fleet, rotating=False)))
 
     def sync_call() -> None:
@@ -416,7 +424,7 @@ def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
     async def async_call() -> None:
         state, call, since = new_fetches(), AsyncCall(), time.monotonic()
         call.token_timeout = 15
-        call.answered.set()
+        call.responded.set()
         assert isinstance(await AsyncRunner(state, OLD).call(call), Token)
         waited.append(time.monotonic() - since)
 
@@ -427,7 +435,7 @@ def test_rule_24_a_store_that_does_not_answer_takes_no_call_down() -> None:
         asyncio.run(async_call())
         thread.join()
     finally:
-        let_go.set()
+        release.set()
         await_threads(threads)
     assert len(waited) == 2
     assert max(waited) < 9
@@ -450,7 +458,7 @@ def test_rule_24_a_file_with_numbers_beyond_all_bounds_takes_no_call_down(tmp_pa
 # Bars
 
 
-def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow(fleet: Fleetlet) -> None:
+def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow(fleet: WorkerGroup) -> None:
     """Each operation takes most of a second: no manager's cooldown ends before ``Retry-After``."""
     one, other = fleet.process(), fleet.process()
 
@@ -459,42 +467,42 @@ def test_rule_10_a_bar_does_not_end_earlier_for_others_because_the_store_is_slow
             fleet.clock.advance(0.9)
 
     fleet.store.before = take_time
-    fleet.endpoint.answers = [answer(429, retry_after="3")]
+    fleet.endpoint.responses = [respond(429, retry_after="3")]
     assert isinstance(one.call(), TokenRateLimited)
-    told = other.call()
-    assert isinstance(told, TokenRateLimited)
-    assert told.retry_after is not None
-    assert fleet.clock.now() + told.retry_after >= fleet.endpoint.sent[0] + 3
+    reported = other.call()
+    assert isinstance(reported, TokenRateLimited)
+    assert reported.retry_after is not None
+    assert fleet.clock.now() + reported.retry_after >= fleet.endpoint.sent[0] + 3
 
 
-def test_rule_10_a_429_bars_others_for_as_long_as_they_would_be_barred(fleet: Fleetlet) -> None:
+def test_rule_10_a_429_applies_to_others_for_as_long_as_their_own_would(fleet: WorkerGroup) -> None:
     """Their own ``max_retry_after`` holds for what another process has met."""
     one, other = fleet.process(), fleet.process(max_retry_after=60)
-    fleet.endpoint.answers = [answer(429, retry_after="3000")]
-    told = one.call()
-    assert isinstance(told, TokenRateLimited)
-    assert told.retry_after == pytest.approx(3_000)
-    told = other.call()
-    assert isinstance(told, TokenRateLimited)
-    assert told.retry_after is not None
-    assert 59 <= told.retry_after <= 60
+    fleet.endpoint.responses = [respond(429, retry_after="3000")]
+    reported = one.call()
+    assert isinstance(reported, TokenRateLimited)
+    assert reported.retry_after == pytest.approx(3_000)
+    reported = other.call()
+    assert isinstance(reported, TokenRateLimited)
+    assert reported.retry_after is not None
+    assert 59 <= reported.retry_after <= 60
     fleet.clock.advance(60.01)
     assert isinstance(other.call(), Token)
 
 
-def test_rule_10_a_429_bars_others_after_days_of_silence_too(fleet: Fleetlet) -> None:
+def test_rule_10_a_429_applies_to_others_after_days_without_requests_too(fleet: WorkerGroup) -> None:
     """The process that meets it still holds what was a token the day before yesterday."""
     one, other = fleet.process(), fleet.process()
     assert isinstance(one.call(), Token)
     fleet.clock.advance(2 * 86_400)
-    fleet.endpoint.answers = [answer(429, retry_after="100")]
+    fleet.endpoint.responses = [respond(429, retry_after="100")]
     assert isinstance(one.call(), TokenRateLimited)
     assert isinstance(other.call(), TokenRateLimited)
     assert len(fleet.endpoint.sent) == 2
 
 
 @pytest.mark.parametrize("limit", ["1000/day", "2000/2 days", "9000/month"])
-def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet: Fleetlet, limit: str) -> None:
+def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet: WorkerGroup, limit: str) -> None:
     """Units that were acquired more than a day ago are reported like all others."""
     one, other = (fleet.process(limits=("10/minute", limit)) for _ in range(2))
     assert isinstance(one.call(), Token)
@@ -505,7 +513,7 @@ def test_rule_04_what_long_limits_have_counted_keeps_no_token_from_others(fleet:
     assert len(fleet.endpoint.sent) == 2
 
 
-def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetlet) -> None:
+def test_rule_05_a_process_with_a_smaller_budget_stops_no_other(fleet: WorkerGroup) -> None:
     """Its own budget is exhausted; the others have theirs, and send the token request."""
     small, other = fleet.process(limits=("1/minute", "100/hour")), fleet.process()
     assert isinstance(small.call(), Token)
@@ -518,7 +526,7 @@ def test_rule_05_a_process_with_a_smaller_budget_stops_nobody_else(fleet: Fleetl
 # Secrets
 
 
-def test_rule_15_nothing_on_the_way_into_a_store_shows_a_token(fleet: Fleetlet) -> None:
+def test_rule_15_nothing_on_the_way_into_a_store_shows_a_token(fleet: WorkerGroup) -> None:
     """No local variable of those who carry it there, as a debugger or a crash report prints them."""
     seen: list[str] = []
 

@@ -15,17 +15,17 @@ from pay88_adapters.engine.store_link import Link
 from pay88_adapters.stores.base import StoreView
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
-from support.processes import Fleetlet
+from support.processes import WorkerGroup
 
 
 @pytest.fixture
-def fleet() -> Fleetlet:
+def fleet() -> WorkerGroup:
     """A store that works, in simulated time."""
-    return Fleetlet()
+    return WorkerGroup()
 
 
 @pytest.mark.parametrize("error", [OverflowError("x"), AttributeError("x"), MemoryError("x"), RecursionError("x")])
-def test_rule_24_whatever_a_store_raises_it_takes_no_call_down(fleet: Fleetlet, error: Exception) -> None:
+def test_rule_24_whatever_a_store_raises_it_takes_no_call_down(fleet: WorkerGroup, error: Exception) -> None:
     """It counts as failing."""
 
     def fail(_: str) -> None:
@@ -42,7 +42,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> int:
 
 
 def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
-    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
+    fleet: WorkerGroup, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its late success says nothing about the present."""
     process = fleet.process()
@@ -69,7 +69,7 @@ def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
 
 
 def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
-    fleet: Fleetlet, caplog: pytest.LogCaptureFixture
+    fleet: WorkerGroup, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An hour of it: tens of warnings, not hundreds."""
     caplog.set_level(logging.WARNING)
@@ -88,10 +88,10 @@ class Hanging(MemoryStore):
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock.now)
-        self.let_go = threading.Event()
+        self.release = threading.Event()
 
     def peek(self, key: str) -> StoreView:
-        self.let_go.wait(30)
+        self.release.wait(30)
         return super().peek(key)
 
 
@@ -116,7 +116,7 @@ def test_rule_24_a_store_that_hangs_leaves_one_thread_behind() -> None:
         assert link.attempt(lambda store: store.peek("key")) is None
         assert time.monotonic() - since < 1
     assert len(set(threading.enumerate()) - before) == 1
-    store.let_go.set()
+    store.release.set()
     deadline = time.monotonic() + 10
     while set(threading.enumerate()) - before:
         assert time.monotonic() < deadline

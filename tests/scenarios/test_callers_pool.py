@@ -94,7 +94,7 @@ def test_rule_21_token_requests_go_through_the_callers_proxy(proxy: Proxy, world
     world.emulator.service.refuse_current_tokens()
     assert ok(client.attempt("POST", world.url))
     token, call = f"POST {world.emulator.url}/api/auth/token", f"POST {world.url}"
-    assert proxy.asked == [token, call, call, token, call]
+    assert proxy.requested == [token, call, call, token, call]
     assert len(world.emulator.journal) == 5
 
 
@@ -107,8 +107,8 @@ def test_rule_21_token_requests_go_through_the_callers_tunnel(
     assert ok(client.attempt("POST", world.url))
     world.emulator.service.refuse_current_tokens()
     assert ok(client.attempt("POST", world.url))
-    assert set(proxy.asked) == {f"CONNECT 127.0.0.1:{world.emulator.port}"}
-    assert len(proxy.asked) == world.emulator.connections
+    assert set(proxy.requested) == {f"CONNECT 127.0.0.1:{world.emulator.port}"}
+    assert len(proxy.requested) == world.emulator.connections
     assert len(world.emulator.journal) == 5
 
 
@@ -122,7 +122,7 @@ def test_rule_21_token_requests_know_the_proxys_password(
     world = make_world(ssl_context=tls.server if scheme == "https" else None)
     client, kw = with_proxy_credentials(world, strict_proxy, tls, way)
     assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url, **kw)))
-    assert strict_proxy.refused == 0
+    assert strict_proxy.rejected == 0
     assert len(world.emulator.journal) == 2
     assert not any("proxy-authorization" in entry.headers for entry in world.emulator.journal)
 

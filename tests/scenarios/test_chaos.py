@@ -1,4 +1,4 @@
-"""Chaos: all stacks concurrently through one manager, with every fault of the emulator."""
+"""Chaos: all client libraries concurrently through one manager, with every fault of the emulator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from pay88_adapters.testing import Fault
-from support.chaos import Scale, Storm
+from support.chaos import ChaosRun, Scale
 from support.chaos_judge import Judge
 from support.worlds import Report
 
@@ -32,7 +32,7 @@ def weather(seed: int, scale: Scale, replay: str, report: Report, *, timed: bool
     """Run a chaos test, and check the requests at the servers against the rules."""
     replay = f"PAY88_CHAOS_SEED={seed} pytest {replay}"
     print(f"again: {replay}", flush=True)  # noqa: T201 - shown where the run does not end
-    storm = Storm(seed, scale)
+    storm = ChaosRun(seed, scale)
     storm.run()
     judge = Judge(storm)
     report(f"\n{judge.figures()}")
@@ -49,9 +49,9 @@ def test_chaos(report: Report) -> None:
     weather(int(SEED or 1), scale, replay, report, timed=False)
 
 
-def test_the_storm_knows_every_fault() -> None:
+def test_the_chaos_test_uses_every_fault() -> None:
     """A chaos test can inject every fault of the emulator."""
-    storm = Storm(1, Scale(speed=1, seconds=0))
+    storm = ChaosRun(1, Scale(speed=1, seconds=0))
     with storm.elsewhere:
         faults = storm._faults(random.Random(1), "token")
     assert {type(each) for each in faults} == set(get_args(Fault))

@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *(each f
 
 
 def pairs(cases: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Every case with each of its stacks."""
+    """Every case with each of its client libraries."""
     return [
         (case, stack) for case, stacks in cases.items() for stack in stacks if hasattr(os, "fork") or "fork" not in case
     ]
@@ -49,7 +49,7 @@ def test_rule_17_the_interpreter_ends(case: str, stack: str) -> None:
             held.release()
         else:
             held.wait_for(1, timeout=cornered.DEADLINE)
-        if case in ("exit_beside_a_refresh", "exit_of_a_child_and_its_parent"):
+        if case in ("exit_during_a_refresh", "exit_of_a_child_and_its_parent"):
             held.release(1)
             emulator.journal.wait_for(2, "token", timeout=cornered.DEADLINE)
         assert process.stdin is not None

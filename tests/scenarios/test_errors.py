@@ -32,7 +32,7 @@ from pay88_adapters.testing import (
 from support.messages import faults_of
 from support.security import (
     Scene,
-    _budget_spent,
+    _budget_exhausted,
     _closed,
     _connection_refused,
     _token_request_times_out,
@@ -83,13 +83,13 @@ ERRORS: dict[str, tuple[Callable[[Scene], None], Expected]] = {
     "truncated": (_token_fault(Truncated()), UNAVAILABLE),
     "connection rejected": (_connection_refused, UNAVAILABLE),
     "timeout": (_token_request_times_out, UNAVAILABLE),
-    "budget": (_budget_spent, Expected(TokenBudgetExhausted, retry_after=3545, retryable=True)),
+    "budget": (_budget_exhausted, Expected(TokenBudgetExhausted, retry_after=3545, retryable=True)),
     "closed": (_closed, Expected(ConfigurationError)),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_rule_18_errors_are_data_and_the_stacks_own(world: World, case: str) -> None:
+def test_rule_18_errors_are_data_and_the_client_librarys_own(world: World, case: str) -> None:
     """Existing ``except`` clauses catch them, their text has the form and the seconds, and they pickle."""
     play, expected = ERRORS[case]
     scene = Scene(world, world.client())

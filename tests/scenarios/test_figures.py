@@ -13,7 +13,7 @@ import pytest
 
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.testing import Emulator
-from support.stacks import STACKS, Aiohttp, Httpx, HttpxAsyncio, Options, Outcome, Reply, Stack, Urllib3
+from support.stacks import STACKS, Aiohttp, Httpx, HttpxAsyncio, Options, Outcome, PlainResponse, Stack, Urllib3
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(1200)]
 
@@ -29,9 +29,11 @@ class TenClients(HttpxAsyncio):
         self._others = [HttpxAsyncio(manager, options) for _ in range(9)]
         self._turn = cycle([self.client, *(each.client for each in self._others)])
 
-    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    async def asend(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> PlainResponse:
         response = await next(self._turn).request(method, url, headers=headers, **kw)
-        return Reply(response.status_code, response.headers, response.content, response)
+        return PlainResponse(response.status_code, response.headers, response.content, response)
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -76,7 +78,7 @@ def url(emulator: Emulator) -> str:
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
     """What did not get a 200."""
-    return [each for each in outcomes if not isinstance(each, Reply) or each.status != 200]
+    return [each for each in outcomes if not isinstance(each, PlainResponse) or each.status != 200]
 
 
 def token_requests_before_the_first_refresh(emulator: Emulator) -> int:
@@ -95,8 +97,8 @@ def test_rule_03_a_cold_start_of_thousands(kind: type[Stack], emulator: Emulator
     assert token_requests_before_the_first_refresh(emulator) == 1
 
 
-def test_rule_03_all_stacks_start_cold_at_once(emulator: Emulator, manager: TokenManager) -> None:
-    """Threads and tasks of every stack through one manager: one token request until the first refresh is due."""
+def test_rule_03_all_client_libraries_start_cold_concurrently(emulator: Emulator, manager: TokenManager) -> None:
+    """Threads and tasks of every library through one manager: one token request until the first refresh is due."""
     load = [(Urllib3, 1_000), (Httpx, 1_000), (Aiohttp, 10_000), (TenClients, 10_000)]
     with ExitStack() as stack, ThreadPoolExecutor(len(load)) as pool:
         clients = [(stack.enter_context(kind(manager, PATIENT)), callers) for kind, callers in load]

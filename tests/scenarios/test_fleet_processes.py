@@ -191,7 +191,7 @@ def stop(workers: Team) -> None:
     """End the load of all; check that every call got 200."""
     for loads in workers.do("stop"):
         for name, load in loads.items():
-            assert set(load.answers) == {"200"}, (name, load)
+            assert set(load.responses) == {"200"}, (name, load)
 
 
 @pytest.fixture(params=[SqliteFile, RedisServer], ids=["sqlite", "redis"])
@@ -219,7 +219,7 @@ def cold_start(stage: Stage, count: int) -> None:
     workers = stage.workers(count, TokenPolicy(fetch_timeout=30, max_wait=60), stacks=["urllib3"])
     with stage.emulator.hold("token") as held:
         workers.tell("start", 60)
-        assert workers.answers() == [None] * count
+        assert workers.responses() == [None] * count
         until(lambda: all(each["waited"] for each in workers.do("stats")))
         held.wait_for(1)
         time.sleep(1)  # in which the others look after it, again and again
@@ -261,15 +261,15 @@ def steady_load(stage: Stage, count: int, lifetimes: float) -> tuple[int, int]:
     assert undisturbed(workers)
     assert {call.status for call in stage.journal.select("call")} == {200}
     assert stage.budget_held()
-    asked = [
+    requested = [
         len([each for each in emulator.journal.select("token") if each.at <= ended])
         for emulator in (stage.emulator, alone)
     ]
-    return asked[0], asked[1]
+    return requested[0], requested[1]
 
 
-def test_rule_04_many_processes_ask_for_what_one_would(stage: Callable[[float], Stage]) -> None:
-    """Four stacks in each of eight processes, half of them with wrong wall clocks: one token for all, and no wait."""
+def test_rule_04_many_processes_fetch_what_one_would(stage: Callable[[float], Stage]) -> None:
+    """Four libraries in each of eight processes, half of them with a wrong wall clock: one token for all, no wait."""
     many, one = steady_load(stage(5.0), 8, lifetimes=2)
     assert abs(many - one) <= 1
     assert many <= 60 * 2 / EVERY + 1
@@ -302,7 +302,7 @@ def test_rule_04_a_leader_that_is_killed(stage: Callable[[float], Stage]) -> Non
         others.tell("call")
         leader.signal(signal.SIGKILL)
         held.release()
-    assert others.answers() == ["200"] * 7
+    assert others.responses() == ["200"] * 7
     assert undisturbed(others)
     assert scene.journal.token_requests == 2
     second = scene.journal.select("token")[1]
@@ -322,7 +322,7 @@ def test_rule_04_a_leader_that_comes_late(stage: Callable[[float], Stage]) -> No
         leader.signal(signal.SIGSTOP)
     assert others.do("call") == ["200"] * 3
     leader.signal(signal.SIGCONT)
-    leader.answer()  # its own request may have run out of time in the meantime
+    leader.respond()  # its own request may have run out of time in the meantime
     leader.do("settle")
     assert newcomer.do("call") == "200"
     assert others.do("call") == ["200"] * 3
@@ -350,10 +350,10 @@ def outage(scene: Stage, fail: Callable[[], Any], lifetimes: float) -> None:
     together = scene.journal.mark()
     scene.journal.wait_for(3, "token", since=together, timeout=60)
     stop(workers)
-    asked = scene.journal.select("token", since=together)
+    requested = scene.journal.select("token", since=together)
     # When a request arrives, and not when it was sent, is a matter of the machine, too.
-    assert all(later.at - earlier.at >= EVERY / 2 for earlier, later in pairwise(asked)), asked
-    assert scene.users(asked[1].serial) == {worker.name for worker in workers}
+    assert all(later.at - earlier.at >= EVERY / 2 for earlier, later in pairwise(requested)), requested
+    assert scene.users(requested[1].serial) == {worker.name for worker in workers}
     assert alone >= 4 * lifetimes, "each fetched for itself"
     assert scene.budget_held()
     for worker in workers:
@@ -443,7 +443,7 @@ def a_directory(path: Path) -> Iterator[bool]:
 def test_rule_24_a_file_that_breaks_under_load(
     stage: Callable[[float], Stage], shared: SqliteFile, damage: Callable[[Path], Iterator[bool]]
 ) -> None:
-    """No request fails on any stack, every token is one that was issued, and they share again after the repair."""
+    """No request fails, every token was issued by the service, and the processes share again after the recovery."""
     scene = stage(FAST)
     workers = scene.workers(2, EAGER)
     assert workers.do("call") == ["200"] * 2

@@ -1,4 +1,4 @@
-"""Whole hours on every stack, over real sockets, on a clock that is moved."""
+"""Whole hours with every client library, over real sockets, on a clock that is moved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.stacks import Reply
+from support.stacks import PlainResponse
 from support.worlds import World
 
 pytestmark = pytest.mark.deep
@@ -49,13 +49,13 @@ def test_rule_08_an_hour_with_one_bad_node_of_two(world: World) -> None:
     """Every other call meets a node that rejects all tokens: the good node's calls succeed, and the budget holds."""
     count = 0
 
-    def refused(received: Received, now: float) -> bool:
+    def rejected(received: Received, now: float) -> bool:
         nonlocal count
         count += 1
         return count % 2 == 0
 
     client = world.client()
-    world.emulator.service.refuse_where = refused
+    world.emulator.service.refuse_where = rejected
     statuses = []
     for _ in range(HOUR):
         statuses.append(client.request("POST", world.url).status)
@@ -98,7 +98,7 @@ def random_hour(world: World, seed: int) -> None:
         if rng.random() < 0.02:
             world.emulator.service.refuse_current_tokens()
         outcome = world.as_time_passes(lambda: client.attempt("POST", world.url), step=0.5)
-        assert isinstance(outcome, (Reply, Pay88Error, client.base_error, OSError)), (seed, outcome)
+        assert isinstance(outcome, (PlainResponse, Pay88Error, client.base_error, OSError)), (seed, outcome)
         assert not isinstance(outcome, Pay88Error) or str(outcome), seed
         world.clock.advance(rng.choice([0.1, 1, 5, 5, 20]))
     assert budget_held(world), f"seed {seed}"

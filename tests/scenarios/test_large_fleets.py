@@ -37,7 +37,7 @@ def fleet(make_store: Callable[[ManualClock], Store], workers: int, seconds: flo
 
 
 @pytest.mark.deep
-def test_rule_04_hundreds_of_workers_ask_for_what_one_would(report: Report) -> None:
+def test_rule_04_hundreds_of_workers_fetch_what_one_would(report: Report) -> None:
     """An hour of calls: at most 80 token requests, and less than two operations of the store a worker and refresh."""
     fleet(memory, 200, 3_600, report)
 
@@ -52,7 +52,7 @@ def test_rule_04_workers_that_share_a_file(tmp_path: Path, report: Report) -> No
 @pytest.mark.figures
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("workers", [1_000, 10_000])
-def test_rule_04_a_fleet_of_thousands(workers: int, report: Report) -> None:
+def test_rule_04_thousands_of_workers(workers: int, report: Report) -> None:
     """An hour of ten thousand."""
     fleet(memory, workers, 3_600, report)
 

@@ -1,4 +1,4 @@
-"""Rules 13, 14, 15 and 18, each on every stack, over real sockets."""
+"""Rules 13, 14, 15 and 18, each with every client library, over real sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from support.security import (
 )
 from support.stacks import (
     Aiohttp,
-    Reply,
+    PlainResponse,
     Requests,
     Stack,
     Urllib3,
@@ -57,7 +57,7 @@ def test_rule_13_another_port_is_another_origin(world: World, other: Emulator) -
     client = world.client()
     for _ in range(2):
         outcome = client.attempt("POST", f"{other.url}/api/echo", headers={"X-Mine": "1"})
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 401
         assert ok(client.attempt("POST", world.url))
     assert bare(other.journal)
@@ -69,8 +69,8 @@ def test_rule_13_another_host_is_another_origin(world: World) -> None:
     """The same port on another address gets nothing, nor does another name of the same address."""
     client = world.client()
     with Emulator(clock=world.clock, host="127.0.0.2", port=world.emulator.port) as neighbour:
-        assert isinstance(client.attempt("POST", f"{neighbour.url}/api/echo"), Reply)
-        assert isinstance(client.attempt("POST", f"http://localhost:{world.emulator.port}/api/echo"), Reply)
+        assert isinstance(client.attempt("POST", f"{neighbour.url}/api/echo"), PlainResponse)
+        assert isinstance(client.attempt("POST", f"http://localhost:{world.emulator.port}/api/echo"), PlainResponse)
         assert len(neighbour.journal) == world.emulator.journal.calls == 1
         assert bare(neighbour.journal)
     assert bare(world.emulator.journal)
@@ -83,7 +83,7 @@ def test_rule_13_the_user_part_of_a_url_is_no_host(world: World) -> None:
     port = world.emulator.port
     with Emulator(clock=world.clock, host="127.0.0.2") as evil:
         for trick in (f"http://127.0.0.1:{port}@127.0.0.2:{evil.port}", f"http://127.0.0.1@127.0.0.2:{evil.port}"):
-            assert isinstance(client.attempt("POST", f"{trick}/api/echo"), Reply)
+            assert isinstance(client.attempt("POST", f"{trick}/api/echo"), PlainResponse)
         assert len(evil.journal) == 2
         for entry in evil.journal:
             assert "x-session-id" not in entry.headers
@@ -114,7 +114,7 @@ def test_rule_13_an_ipv6_address_is_an_origin(proxy: Proxy, make_world: Callable
     assert ok(client.attempt("POST", world.url))
     if not client.name.startswith("httpx"):  # which sends its proxy the URL http://::1
         assert ok(world.client(proxy=proxy.url).attempt("POST", world.url))
-        assert len(proxy.asked) == 1
+        assert len(proxy.requested) == 1
 
 
 SPELLINGS = {
@@ -188,7 +188,7 @@ def test_rule_13_a_redirect_takes_nothing_to_another_origin(world: World, other:
     client = world.client()
     world.emulator.faults.add(Redirect(f"{other.url}/api/echo", status), on="call")
     outcome = client.attempt("POST", world.url, headers={"Authorization": "Basic bWluZQ=="})
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     [call] = world.emulator.journal.select("call")
     assert call.headers["authorization"].startswith("Bearer ")
     [hop] = other.journal
@@ -225,10 +225,10 @@ def test_rule_13_a_redirect_to_the_same_origin_carries_a_token(world: World, sta
 def test_rule_13_a_redirect_through_a_proxy_takes_nothing_along(proxy: Proxy, world: World, other: Emulator) -> None:
     """To a client with a proxy all origins are behind one pool; they are as different as ever."""
     world.emulator.faults.add(Redirect(f"{other.url}/api/echo"), on="call")
-    assert isinstance(world.client(proxy=proxy.url).attempt("POST", world.url), Reply)
+    assert isinstance(world.client(proxy=proxy.url).attempt("POST", world.url), PlainResponse)
     assert len(other.journal) == 1
     assert bare(other.journal)
-    assert [each.rpartition("/")[2] for each in proxy.asked] == ["token", world.url.rpartition("/")[2], "echo"]
+    assert [each.rpartition("/")[2] for each in proxy.requested] == ["token", world.url.rpartition("/")[2], "echo"]
 
 
 @pytest.mark.parametrize("status", REDIRECTS)
@@ -247,7 +247,7 @@ def test_rule_13_token_requests_follow_no_redirect(world: World, other: Emulator
 def test_rule_13_calls_to_the_token_endpoint_are_the_callers_own(world: World) -> None:
     """Who requests a token by hand, or is redirected there, sends what they send."""
     client = world.client()
-    assert isinstance(client.attempt("POST", f"{world.emulator.url}/api/auth/token"), Reply)
+    assert isinstance(client.attempt("POST", f"{world.emulator.url}/api/auth/token"), PlainResponse)
     assert bare(world.emulator.journal)
 
 
@@ -262,9 +262,12 @@ def test_rule_13_token_requests_carry_nothing_of_the_callers(make_world: Callabl
         assert ok(client.attempt("POST", world.url, headers=headers or None, **auth(client)))
         world.emulator.service.refuse_current_tokens()
         world.clock.advance(5)
-    asked, calls = world.emulator.journal.select("token"), world.emulator.journal.select("call", path="/api/balance")
-    assert len(asked) == 4
-    for entry in asked:
+    requested, calls = (
+        world.emulator.journal.select("token"),
+        world.emulator.journal.select("call", path="/api/balance"),
+    )
+    assert len(requested) == 4
+    for entry in requested:
         assert set(entry.headers) <= TOKEN_REQUEST_FIELDS
         assert "mine" not in repr(dict(entry.headers))
         assert entry.body == b""

@@ -22,7 +22,7 @@ from support.security import (
 from support.stacks import (
     Aiohttp,
     Httpx,
-    Reply,
+    PlainResponse,
     Requests,
     Urllib3,
 )
@@ -44,7 +44,7 @@ def test_rule_14_the_callers_own_bearer_is_left_as_it_is(world: World, caplog: p
     spellings = [(name, f"{scheme} mine") for name in ANY_CASE for scheme in ("Bearer", "bearer", "BEARER")]
     for name, value in spellings:
         outcome = client.attempt("POST", world.url, headers={name: value, "X-Session-Id": "mine"})
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 401
     sent = [(entry.headers["authorization"], entry.headers["x-session-id"]) for entry in world.emulator.journal]
     assert sent == [(value, "mine") for _, value in spellings]
@@ -67,7 +67,7 @@ def test_rule_14_what_is_not_ours_is_not_counted(world: World, other: Emulator) 
 
 def test_rule_14_a_bearer_of_the_clients_is_left_as_it_is(world: World) -> None:
     """It makes no difference whether it was set for the call or for the client."""
-    assert isinstance(world.client(headers={"authorization": "Bearer mine"}).attempt("POST", world.url), Reply)
+    assert isinstance(world.client(headers={"authorization": "Bearer mine"}).attempt("POST", world.url), PlainResponse)
     [entry] = world.emulator.journal
     assert entry.headers["authorization"] == "Bearer mine"
     assert "x-session-id" not in entry.headers
@@ -117,7 +117,7 @@ def test_rule_14_fields_may_be_bytes(world: World, convert: type, scheme: str) -
     name: Any = b"Authorization" if convert is bytes else "Authorization"
     session: Any = b"x-session-id" if convert is bytes else "x-session-id"
     headers: Any = {name: f"{scheme} mine".encode(), session: b"mine"}
-    assert isinstance(world.client().attempt("POST", world.url, headers=headers), Reply)
+    assert isinstance(world.client().attempt("POST", world.url, headers=headers), PlainResponse)
     [call] = world.emulator.journal.select("call")
     if scheme == "Bearer":
         assert (call.headers["authorization"], call.headers["x-session-id"]) == ("Bearer mine", "mine")

@@ -58,7 +58,7 @@ from support.leaks import RootLogCapture, error_texts, leaked, outcome_texts, sh
 from support.proxies import Proxy
 from support.security import (
     Scene,
-    _budget_spent,
+    _budget_exhausted,
     _closed,
     _connection_refused,
     _token_request_times_out,
@@ -68,7 +68,7 @@ from support.security import (
 from support.stacks import (
     Aiohttp,
     AsyncioStack,
-    Reply,
+    PlainResponse,
     Stack,
     Urllib3,
 )
@@ -97,7 +97,7 @@ def _replay(scene: Scene) -> None:
     assert scene.world.emulator.journal.issued == 2
 
 
-def _replay_of_a_long_refusal(scene: Scene) -> None:
+def _replay_of_a_long_401(scene: Scene) -> None:
     scene.world.emulator.faults.add(Status(401, body=b"x" * 1_000_000), on="call")
     scene.call()
 
@@ -112,7 +112,7 @@ def _replay_fails(scene: Scene) -> None:
     assert isinstance(scene.outcomes[-1], TokenEndpointUnavailable)
 
 
-def _refused_for_good(scene: Scene) -> None:
+def _rejected_permanently(scene: Scene) -> None:
     scene.world.emulator.service.refuse_where = lambda received, now: True
     scene.call(3)
 
@@ -140,7 +140,7 @@ def _call_times_out(scene: Scene) -> None:
     assert isinstance(scene.outcomes[-1], Exception)
 
 
-def _garbage_that_repeats_what_it_got(scene: Scene) -> None:
+def _garbage_with_the_request(scene: Scene) -> None:
     scene.world.emulator.faults.add(Garbage(scene.echo() + b"\r\n\r\n"), on="token", times=None)
     scene.call()
 
@@ -152,7 +152,7 @@ def _retried_by_us(scene: Scene) -> None:
     assert scene.world.emulator.journal.calls == 6
 
 
-def _retried_by_the_stack(scene: Scene) -> None:
+def _retried_by_the_client_library(scene: Scene) -> None:
     kw: dict[str, Any] = {}
     if isinstance(scene.client, Urllib3):
         kw["retries"] = urllib3.Retry(2, status_forcelist=[503], allowed_methods=None)
@@ -164,7 +164,7 @@ def _retried_by_the_stack(scene: Scene) -> None:
     assert scene.world.emulator.journal.calls == (6 if kw else 2)
 
 
-def _own_bearer_beside_ours(scene: Scene) -> None:
+def _own_bearer_token(scene: Scene) -> None:
     scene.call()
     scene.call(headers={"Authorization": "Bearer mine"})
     scene.call(headers={"Authorization": "Basic mine", "X-Session-Id": "mine"})
@@ -265,18 +265,18 @@ SITUATIONS: dict[str, Callable[[Scene], None]] = {
     **{
         each.__name__.replace("_", " ").strip(): each
         for each in (
-            _success, _refresh, _replay, _replay_of_a_long_refusal, _replay_fails, _refused_for_good, _unreplayable,
+            _success, _refresh, _replay, _replay_of_a_long_401, _replay_fails, _rejected_permanently, _unreplayable,
             _wrong_key, _connection_refused, _call_refused, _token_request_times_out, _call_times_out,
-            _garbage_that_repeats_what_it_got,
-            _retried_by_us, _retried_by_the_stack, _own_bearer_beside_ours, _redirect_elsewhere, _redirect_home,
-            _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_spent, _hung_up_on,
+            _garbage_with_the_request,
+            _retried_by_us, _retried_by_the_client_library, _own_bearer_token, _redirect_elsewhere, _redirect_home,
+            _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_exhausted, _hung_up_on,
         )
     },
-    "refusals that repeat what they got": _on_the_token_endpoint(*(Status(code, body=ECHO) for code in (401, 403))),
-    "other errors that repeat what they got": _on_the_token_endpoint(
+    "rejections that repeat the request": _on_the_token_endpoint(*(Status(code, body=ECHO) for code in (401, 403))),
+    "other errors that repeat the request": _on_the_token_endpoint(
         *(Status(code, body=ECHO) for code in (400, 404, 422, 429, 500, 503))
     ),
-    "answers that repeat what they got": _on_the_token_endpoint(Body(ECHO), Body(ECHO, 201), Body(ECHO, 307)),
+    "responses that repeat the request": _on_the_token_endpoint(Body(ECHO), Body(ECHO, 201), Body(ECHO, 307)),
     "a token endpoint that breaks": _on_the_token_endpoint(
         Garbage(), ResetBeforeRead(), ResetAfterRead(), Truncated(), HugeBody(100_000), Body(b"{}"), Body(b"\xff")
     ),
@@ -327,7 +327,7 @@ def test_rule_15_the_callers_own_objects_hold_what_the_caller_sent(world: World)
         headers: dict[str, str] = {**given, "X-Mine": "1"}
         for _ in range(2):
             outcome = client.attempt("POST", world.url, headers=headers)
-            assert isinstance(outcome, Reply)
+            assert isinstance(outcome, PlainResponse)
             assert outcome.status == 200
             assert headers == {**given, "X-Mine": "1"}
             sent = getattr(outcome.raw, "request_info", getattr(outcome.raw, "_request", None))
@@ -395,7 +395,7 @@ def test_rule_15_secrets_are_not_copied_out(world: World) -> None:
             assert not leaked(world.emulator.service.secrets(), texts)
 
 
-def test_rule_15_requests_and_replies_print_nothing() -> None:
+def test_rule_15_requests_and_responses_print_nothing() -> None:
     """The values that carry the key there and the token back show neither fields nor bodies."""
     credentials = Credentials(f"sk_test_{secrets.token_hex(16)}", "MCH-COL-TEST-1")
     request = token_request(Endpoint.parse("http://127.0.0.1:1"), credentials, timeout=1)
@@ -428,7 +428,7 @@ def test_rule_15_the_search_finds_what_it_looks_for(world: World) -> None:
     with pytest.raises(ValueError, match="outer") as caught:
         fail_twice()
     assert leaked([secret], error_texts(caught.value))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, PlainResponse)
     reply.raw.custom = secret
     assert leaked([secret], outcome_texts(reply))
 
@@ -487,7 +487,7 @@ def test_rule_15_http2_prints_no_secret(runtime: str) -> None:
 
 
 def unpacked(block: bytes) -> str:
-    """Return what anybody can read in a compressed block of headers."""
+    """Return the readable text of a compressed block of headers."""
     import hpack
 
     try:

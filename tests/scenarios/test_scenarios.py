@@ -1,4 +1,4 @@
-"""The rules, each on every stack, over real sockets."""
+"""The rules, each with every client library, over real sockets."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.stacks import STACKS, Options, Reply, Stack
+from support.stacks import STACKS, Options, PlainResponse, Stack
 from support.worlds import World
 
 
 def ok(outcome: object) -> bool:
     """Whether a call got 200."""
-    return isinstance(outcome, Reply) and outcome.status == 200
+    return isinstance(outcome, PlainResponse) and outcome.status == 200
 
 
 def test_rule_01_a_token_is_reused_for_fifty_seconds(world: World) -> None:
@@ -63,7 +63,7 @@ def test_rule_01_both_headers_travel_together(world: World) -> None:
     assert "x-api-key" not in call.headers
 
 
-def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
+def test_rule_02_a_refresh_runs_in_the_background(world: World) -> None:
     """From 45 seconds on one refresh runs, and the call that starts it continues with the old token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -78,21 +78,21 @@ def test_rule_02_a_refresh_runs_beside_the_traffic(world: World) -> None:
     assert world.manager.stats().waited == 1
 
 
-def test_rule_03_a_cold_start_asks_once(world: World) -> None:
+def test_rule_03_a_cold_start_sends_one_token_request(world: World) -> None:
     """However many concurrent requests start, one token request is sent."""
-    assert all(ok(reply) for reply in world.client().gather(100, "POST", world.url))
+    assert all(ok(response) for response in world.client().gather(100, "POST", world.url))
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_03_all_stacks_share_one_flight(make_world: Callable[..., World], kind: type[Stack]) -> None:
-    """A concurrent cold start of every stack through one manager sends one token request."""
+def test_rule_03_all_client_libraries_share_one_fetch(make_world: Callable[..., World], kind: type[Stack]) -> None:
+    """A concurrent cold start of every client library through one manager sends one token request."""
     world = make_world()
     clients = [each(world.manager, Options()) for each in STACKS]
     with ThreadPoolExecutor(len(clients)) as pool:
         outcomes = list(pool.map(lambda client: client.gather(20, "POST", world.url), clients))
     for client in clients:
         client.close()
-    assert all(ok(reply) for replies in outcomes for reply in replies)
+    assert all(ok(response) for responses in outcomes for response in responses)
     assert world.emulator.journal.token_requests == 1
 
 
@@ -153,7 +153,7 @@ def test_rule_07_a_rejected_call_is_replayed_byte_for_byte_or_not_at_all(world: 
     world.emulator.service.refuse_current_tokens()
     outcome = client.attempt("POST", world.echo, **client.bodies[body]())
     calls = world.emulator.journal.select("call", path="/api/echo")
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     if "generator" in body:
         assert outcome.status == 401
         assert len(calls) == 1
@@ -173,7 +173,7 @@ def test_rule_07_a_second_401_goes_to_the_caller(world: World) -> None:
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
     outcome = client.attempt("POST", world.url)
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     assert (outcome.status, b'"code": 401' in outcome.body) == (401, True)
     assert world.emulator.journal.calls == 2
     assert world.emulator.journal.token_requests == 2
@@ -211,7 +211,7 @@ def test_rule_07_only_the_rejected_token_is_dropped(world: World) -> None:
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_a_storm_of_rejections_costs_one_token_request(world: World) -> None:
+def test_rule_08_a_401_storm_costs_one_token_request(world: World) -> None:
     """Calls in flight that are all rejected with one token share one new token."""
     client = world.client()
     assert ok(client.attempt("POST", world.url))
@@ -224,19 +224,19 @@ def test_rule_08_a_storm_of_rejections_costs_one_token_request(world: World) -> 
     assert world.emulator.journal.token_requests == 2
 
 
-def test_rule_08_rejections_in_a_row_stop_costing_tokens(world: World) -> None:
+def test_rule_08_consecutive_rejections_stop_costing_tokens(world: World) -> None:
     """When every new token is rejected, too, the 401s go to the callers and the budget is left alone."""
     client = world.client()
     world.emulator.service.refuse_where = lambda received, now: True
     for _ in range(25):
         outcome = client.attempt("POST", world.url)
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, PlainResponse)
         assert outcome.status == 401
         world.clock.advance(1)
     assert world.emulator.journal.token_requests <= 1 + 3
 
 
-def test_rule_09_rejected_credentials_are_not_tried_again_for_a_while(world: World) -> None:
+def test_rule_09_rejected_credentials_are_not_tried_during_the_cooldown(world: World) -> None:
     """One token request; then requests fail fast until the cooldown has ended."""
     world.emulator.service.reject_credentials(world.emulator.api_key)
     client = world.client()
@@ -251,7 +251,7 @@ def test_rule_09_rejected_credentials_are_not_tried_again_for_a_while(world: Wor
     assert world.emulator.journal.calls == 0
 
 
-def test_rule_09_changed_credentials_are_tried_at_once(world: World) -> None:
+def test_rule_09_changed_credentials_are_tried_immediately(world: World) -> None:
     """A rejection does not outlive the key that was rejected."""
     current = [Credentials("sk_test_old", world.emulator.merchant_id)]
     client = world.client(world.new_manager(lambda: current[0]))
@@ -340,7 +340,7 @@ def test_rule_11_a_response_that_is_not_88pays_is_not_tried_again(world: World, 
     assert len(world.emulator.journal) == 1
 
 
-def test_rule_11_a_token_endpoint_that_drips_is_given_up(make_world: Callable[..., World]) -> None:
+def test_rule_11_a_token_endpoint_that_drips_times_out(make_world: Callable[..., World]) -> None:
     """A body that comes byte by byte cannot hold a fetch for longer than its timeout and a grace."""
     world = make_world()
     world.emulator.faults.add(Drip(0.5), on="token")
@@ -381,7 +381,7 @@ MALFORMED = [
 ]
 
 
-def test_rule_12_malformed_answers_never_reach_a_header(world: World) -> None:
+def test_rule_12_malformed_responses_never_reach_a_header(world: World) -> None:
     """More than thirty kinds of nonsense: the documented error each time, and no call is sent."""
     assert len(MALFORMED) > 30
     client = world.client(world.new_manager(fetch_attempts=1))
@@ -398,7 +398,7 @@ def test_rule_12_malformed_answers_never_reach_a_header(world: World) -> None:
 def test_rule_12_a_number_may_come_as_a_string(world: World) -> None:
     """``"60"`` is sixty seconds."""
     world.emulator.faults.add(_token(expires_in="60"), on="token")
-    assert isinstance(world.client().attempt("POST", world.url), Reply)
+    assert isinstance(world.client().attempt("POST", world.url), PlainResponse)
     [call] = [each for each in world.emulator.journal.select("call") if each.headers["x-session-id"] == "sess_1"]
     assert call.headers["authorization"] == "Bearer eyJ.a"
 
@@ -443,7 +443,7 @@ def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
     assert world.emulator.journal.token_requests == 1
 
 
-def test_rule_16_slow_answers_delay_and_do_not_multiply(world: World) -> None:
+def test_rule_16_slow_responses_delay_and_do_not_multiply(world: World) -> None:
     """Callers that arrive while the token endpoint is slow share its one response."""
     world.emulator.faults.add(Latency(3), on="token")
     outcomes = world.as_time_passes(lambda: world.client().gather(30, "POST", world.url))
@@ -455,10 +455,10 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
     """The provider is called for each fetch, no request is dropped, and the old token serves until then."""
     service = world.emulator.service
     current = [world.credentials]
-    asked = []
+    requested = []
 
     def credentials() -> Credentials:
-        asked.append(current[0])
+        requested.append(current[0])
         return current[0]
 
     client = world.client(world.new_manager(credentials))
@@ -467,7 +467,7 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
     current[0] = Credentials("sk_test_new", world.emulator.merchant_id)
     service.reject_credentials(world.emulator.api_key)
     assert ok(client.attempt("POST", world.url))
-    assert len(asked) == 1
+    assert len(requested) == 1
     world.clock.advance(59)
     assert ok(client.attempt("POST", world.url))
     assert [entry.headers["x-api-key"] for entry in world.emulator.journal.select("token")] == [
@@ -477,7 +477,7 @@ def test_rule_19_a_new_key_takes_effect_at_the_next_refresh(world: World) -> Non
 
 
 def test_rule_19_the_callable_may_be_async(world: World) -> None:
-    """An async provider works under sync and async stacks alike."""
+    """An async provider works with sync and async client libraries alike."""
 
     async def credentials() -> Credentials:
         return world.credentials

@@ -36,7 +36,7 @@ from support.servers import Valkey, free_port, until
 pytestmark = pytest.mark.deep
 
 WINDOW = Window("key", 10, 3600.0)
-TOKEN = "a-token-that-nobody-may-see"
+TOKEN = "a-token-to-keep-secret"
 SPEED = 10.0
 POLICY = TokenPolicy(limits=("10/hour",), max_wait=10, fetch_attempts=1, fetch_timeout=100)
 SENT, NOT_SENT = "CredentialsRejected", "TokenBudgetExhausted"

@@ -70,7 +70,7 @@ def test_the_documented_rights_suffice(start: Callable[..., Valkey]) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("missing", ["+role", "+wait"])
 def test_without_the_rights_to_wait_for_replicas_units_do_not_wait(start: Callable[..., Valkey], missing: str) -> None:
-    """The server is asked once."""
+    """The permission is tried once."""
     server, replica = start(), start()
     replica.follow(server)
     rights = RIGHTS.split()

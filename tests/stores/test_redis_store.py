@@ -60,7 +60,7 @@ def test_rule_04_no_fence_from_before_a_restart_publishes(own: Any, end: str) ->
     assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
 
 
-def test_rule_24_a_connection_that_broke_meanwhile_is_no_error(own: Any) -> None:
+def test_rule_24_a_connection_lost_meanwhile_is_no_error(own: Any) -> None:
     """A server that was restarted between two operations, and one that hung up."""
     server = own()
     store = open_store(server)
@@ -73,7 +73,7 @@ def test_rule_24_a_connection_that_broke_meanwhile_is_no_error(own: Any) -> None
         ask()
 
 
-def test_rule_24_a_connection_that_breaks_before_the_response_is_no_error(server: Valkey) -> None:
+def test_rule_24_a_connection_lost_before_the_response_is_no_error(server: Valkey) -> None:
     """The operation is retried once."""
     store = open_store(server)
     server.command("CLIENT", "PAUSE", "10000", "WRITE")
@@ -151,16 +151,16 @@ def test_rule_24_a_command_that_is_rejected_is_an_error_without_what_was_sent(ow
 
 def test_rule_24_a_server_that_speaks_no_redis_is_an_error() -> None:
     """A web server, and one that hangs up."""
-    for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"$-7\r\n", b"*1\r\n$1\r\nx\r\n"):
-        with answering(answer) as port:
+    for response in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"$-7\r\n", b"*1\r\n$1\r\nx\r\n"):
+        with responding(response) as port:
             store = redis_store(f"redis://127.0.0.1:{port}", Clock())
             for ask in operations(store):
                 fails(ask)
 
 
 @contextmanager
-def answering(answer: bytes) -> Generator[int]:
-    """Send *answer* to each client, and close the connection."""
+def responding(response: bytes) -> Generator[int]:
+    """Send *response* to each client, and close the connection."""
 
     def serve() -> None:
         while True:
@@ -170,7 +170,7 @@ def answering(answer: bytes) -> Generator[int]:
                 return
             with connection:
                 connection.recv(65536)
-                connection.sendall(answer)
+                connection.sendall(response)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
@@ -236,7 +236,7 @@ def test_rule_24_a_record_that_makes_no_sense_is_an_error(server: Valkey, value:
     fails(lambda: store.peek("key"))
 
 
-def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: Valkey) -> None:
+def test_scripts_are_sent_in_full_to_a_server_without_them(server: Valkey) -> None:
     """Each of them."""
     store = open_store(server)
     for _ in range(2):
@@ -341,7 +341,7 @@ def test_rule_05_a_server_whose_clock_was_set_back_counts_from_then_on(server: V
     assert lead(store, owner="c") > fencing_token + 1
 
 
-def test_threads_that_share_a_store_get_their_own_answers(server: Valkey) -> None:
+def test_threads_that_share_a_store_get_their_own_results(server: Valkey) -> None:
     """Each its own keys, many times, on one store that none has used before."""
     store, barrier = open_store(server), threading.Barrier(16)
 

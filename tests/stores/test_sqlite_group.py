@@ -18,7 +18,7 @@ from pay88_adapters.core.history import Window
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.sqlite import SqliteStore, sqlite_store
 
-pytestmark = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be anybody")
+pytestmark = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can run as other users")
 
 WINDOW = Window("key", 10, 60.0)
 GROUP, STRANGERS = 4_242, 4_243

@@ -74,7 +74,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nobody tells what a process does")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_rule_24_a_process_that_is_frozen_in_a_transaction(path: Path) -> None:
     """The other processes fail in time, all of them; when it continues, its units count, and so do theirs."""
     store = SqliteStore(str(path), Clock())
@@ -152,7 +152,7 @@ def test_rule_17_a_child_does_not_keep_its_parents_place(path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_rule_04_200_processes_start_at_once(path: Path) -> None:
+def test_rule_04_200_processes_start_concurrently(path: Path) -> None:
     """One token request in all, no failure, and no process in degraded mode."""
     policy = TokenPolicy(fetch_timeout=30, max_wait=100)
     said_from, say = os.pipe()
@@ -176,7 +176,7 @@ def test_rule_04_200_processes_start_at_once(path: Path) -> None:
             os.write(say, b"d" if manager.stats().store_degraded else b"t")
         os.read(wait_for_end, 1)  # the process that fetched has yet to publish
 
-    def answers() -> str:
+    def responses() -> str:
         said = ""
         while len(said) < 200:
             said += os.read(said_from, 200).decode()
@@ -187,9 +187,9 @@ def test_rule_04_200_processes_start_at_once(path: Path) -> None:
             stack.callback(os.close, each)
         for _ in range(200):  # before there is any thread
             stack.enter_context(process(act))
-        assert answers() == "r" * 200
+        assert responses() == "r" * 200
         emulator = stack.enter_context(Emulator(call_limits=()))
         where.write_text(f"{emulator.url} {emulator.api_key} {emulator.merchant_id}", encoding="ascii")
         os.close(starts)
-        assert answers() == "t" * 200
+        assert responses() == "t" * 200
         assert emulator.journal.token_requests == 1

@@ -25,7 +25,7 @@ from support.sqlite_stores import SECRET, change, child, count, fails, line, pos
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
 
 
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_rule_04_a_url_that_names_no_file_is_rejected(url: str) -> None:
 
 @posix
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_rule_15_nobody_else_can_read_the_file(path: Path, umask: int) -> None:
+def test_rule_15_no_other_user_can_read_the_file(path: Path, umask: int) -> None:
     """Whatever the umask, from the first moment; nor the journal that is beside it in a transaction."""
     modes: list[int] = []
 
@@ -128,7 +128,7 @@ def test_rule_15_a_file_that_others_can_use_is_rejected(path: Path, clock: Manua
 
 @posix
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
-def test_rule_15_a_directory_that_everybody_can_write_to_is_rejected(path: Path, mode: int) -> None:
+def test_rule_15_a_world_writable_directory_is_rejected(path: Path, mode: int) -> None:
     """Others could put a journal there; the sticky bit does not help against that."""
     path.parent.chmod(mode)
     with pytest.raises(ConfigurationError, match="directory of this user"):
@@ -139,7 +139,7 @@ def test_rule_15_a_directory_that_everybody_can_write_to_is_rejected(path: Path,
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_rule_15_somebody_elses_file_is_rejected(path: Path) -> None:
+def test_rule_15_the_file_of_another_user_is_rejected(path: Path) -> None:
     """Also behind a symbolic link."""
     path.touch(0o600)
     os.chown(path, 12_345, 12_345)
@@ -182,7 +182,7 @@ def test_rule_04_where_no_file_can_be_is_rejected(tmp_path: Path, place: str) ->
         SqliteStore(str(tmp_path / place), Clock())
 
 
-def test_rule_24_a_deleted_file_is_made_anew(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+def test_rule_24_a_deleted_file_is_created_again(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """All who had it open meet in the new one; no old fence publishes there."""
     other = SqliteStore(str(path), clock)
     fencing_token = publish(store)
@@ -206,12 +206,12 @@ def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
     assert not store.publish("key", fencing_token=first, content="late", keep=100.0)
     second = publish(store, content="new")
     assert second != first
-    record = store.try_acquire_lease("key", owner="somebody", known=first, lease=10.0).record
+    record = store.try_acquire_lease("key", owner="other", known=first, lease=10.0).record
     assert record is not None
     assert (record.version, record.content) == (second, "new")
 
 
-def test_rule_24_a_file_put_in_its_place_is_used(store: SqliteStore, path: Path, clock: ManualClock) -> None:
+def test_rule_24_a_file_that_replaces_it_is_used(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """As it is."""
     take(store)
     another = SqliteStore(str(path.with_name("another.db")), clock)
@@ -340,7 +340,7 @@ def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, pat
     publish(store)
 
 
-def test_rule_24_another_programs_database_is_left_alone(store: SqliteStore, path: Path) -> None:
+def test_rule_24_another_programs_database_stays_unchanged(store: SqliteStore, path: Path) -> None:
     """It is not filled with our tables."""
     change(path, "CREATE TABLE theirs (x)")
     path.chmod(0o600)
@@ -367,8 +367,8 @@ def bound_by_permissions() -> Iterator[Path]:
             yield Path(name)
             return
         take(SqliteStore(f"{name}/other.db", ManualClock()))  # its imports may be unreadable for other users
-        os.chown(name, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
+        os.chown(name, OTHER_USER, OTHER_USER)
+        os.seteuid(OTHER_USER)
         try:
             yield Path(name)
         finally:
@@ -422,7 +422,7 @@ def test_rule_24_a_lock_that_another_process_holds(store: SqliteStore, path: Pat
     assert (take(store), count(store)) == (0, 1)
 
 
-def test_rule_24_a_reader_cannot_stop_it_for_ever(store: SqliteStore, path: Path) -> None:
+def test_rule_24_a_reader_blocks_it_only_while_it_reads(store: SqliteStore, path: Path) -> None:
     """A long read in another process blocks all writers: an error, and no unit was acquired."""
     take(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:

@@ -53,7 +53,7 @@ def test_rule_05_all_windows_are_taken_or_none(scene: Scene) -> None:
     assert [len(budget.ages(window)) for window in (small, middle, large)] == [1, 1, 1]
 
 
-def test_rule_05_the_wait_that_is_told_is_enough(scene: Scene) -> None:
+def test_rule_05_the_returned_wait_is_enough(scene: Scene) -> None:
     """Afterwards there is room, and not for one more than there should be."""
     budget, window = scene.store.budget, Window("key", 2, scene.unit)
     assert budget.acquire_all([window], 2).wait == 0
@@ -119,7 +119,7 @@ def test_rule_05_an_entry_made_elsewhere_is_as_old_as_it_is(exact: Scene) -> Non
     assert list(budget.ages(window)) == [9.75]
 
 
-def test_rule_05_ages_are_counted_within_the_window_that_asks(exact: Scene) -> None:
+def test_rule_05_ages_are_counted_within_the_window_of_the_claim(exact: Scene) -> None:
     """A shorter one sees the younger entries only."""
     budget = exact.store.budget
     for _ in range(3):
@@ -217,13 +217,13 @@ def test_rule_05_entries_are_a_set(scene: Scene) -> None:
     assert {entry.id for entry in budget.history("key")} == {entry.id for entry in known[:2]}
     claim = Claim([Window("key", 5, 3000.0)], ["mine"], {"key": known})
     for _ in range(2):
-        answer = budget.claim(claim)
-        assert (answer.wait, len(answer.histories["key"])) == (0, 5)
-    assert [entry.id for entry in answer.histories["key"]][-1] == "mine"
-    assert answer.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
+        response = budget.claim(claim)
+        assert (response.wait, len(response.histories["key"])) == (0, 5)
+    assert [entry.id for entry in response.histories["key"]][-1] == "mine"
+    assert response.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
     assert budget.claim(claim._replace(ids=["another"])).wait > 0
-    refused = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
-    assert refused.wait > 0
+    rejected = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
+    assert rejected.wait > 0
     assert budget.get("other") == 4, "it knows them all the same"
 
 
@@ -234,11 +234,11 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
     assert budget.cooldown("key") is None
     budget.bar("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
     budget.bar("key", Cooldown(10 * unit, 0.0, "shorter"))
-    answer = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
-    assert answer.wait == about(scene, 20 * unit)
-    assert answer.bar is not None
-    assert (answer.bar.seconds, answer.bar.reason) == (20 * unit, 'wait\n"ñ"')
-    assert [len(history) for history in answer.histories.values()] == [1, 0]
+    response = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
+    assert response.wait == about(scene, 20 * unit)
+    assert response.bar is not None
+    assert (response.bar.seconds, response.bar.reason) == (20 * unit, 'wait\n"ñ"')
+    assert [len(history) for history in response.histories.values()] == [1, 0]
     assert budget.claim(claim._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
     assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
     scene.advance(1.1 * unit)
@@ -254,14 +254,14 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
 
 def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scene) -> None:
     """With any changes of members: at each moment, and in the end each active one has an equal part."""
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
             lead = scene.store.try_acquire_lease("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
-            told[member] = lead.parts
-            assert sum(1 / parts for parts in told.values() if parts) <= 1.0001
-            assert len(lead.others) <= len(told) - 1
-    assert set(told.values()) == {8}
+            reported[member] = lead.parts
+            assert sum(1 / parts for parts in reported.values() if parts) <= 1.0001
+            assert len(lead.others) <= len(reported) - 1
+    assert set(reported.values()) == {8}
     assert scene.store.try_acquire_lease("key", owner="no member", known=0, lease=1.0).parts == 0
 
 
@@ -287,8 +287,8 @@ def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scen
 def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
-        told = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
-    assert told.parts == 0
+        reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
+    assert reported.parts == 0
 
 
 KEYS = st.sampled_from(["a", "b"])
@@ -353,7 +353,7 @@ def named(prefix: str, windows: Sequence[Window]) -> list[Window]:
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=40))
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rule_04_every_store_answers_as_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
+def test_rule_04_every_store_returns_what_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
     """Side by side on one clock: the same steps, equal results."""
     clock = getattr(exact, "clock", None)
     assert isinstance(clock, ManualClock)

@@ -8,14 +8,14 @@ import pytest
 
 from pay88_adapters.stores.base import LeaseResult, Record, StoreView
 from pay88_adapters.stores.memory import MemoryStore
-from pay88_adapters.stores.slot import RecordSlot
+from pay88_adapters.stores.record_slot import RecordSlot
 from support.scenes import Scene
 from support.stores import about, publish
 
 DAY = 86_400.0
 
 
-def test_rule_04_an_empty_store_makes_whoever_asks_the_one(scene: Scene) -> None:
+def test_rule_04_an_empty_store_grants_the_lease(scene: Scene) -> None:
     """A fence and nothing else, whatever version is thought to be there."""
     for known in (0, 7):
         lead = scene.store.try_acquire_lease(f"key {known}", owner="a", known=known, lease=scene.unit)
@@ -24,7 +24,7 @@ def test_rule_04_an_empty_store_makes_whoever_asks_the_one(scene: Scene) -> None
         assert lead.fencing_token > 0
 
 
-def test_rule_04_everybody_else_is_told_how_long_the_lease_runs(scene: Scene) -> None:
+def test_rule_04_all_others_get_the_remaining_seconds_of_the_lease(scene: Scene) -> None:
     """And not given another."""
     scene.store.try_acquire_lease("key", owner="a", known=0, lease=10 * scene.unit)
     scene.advance(scene.unit)
@@ -308,7 +308,7 @@ def test_rule_04_a_fence_that_was_never_given_out_publishes_nothing(scene: Scene
     ["", '{"token": "x"}', "ñ → 🙂", "it's; DROP TABLE\r\n%s", "x" * 100_000],
     ids=["empty", "json", "beyond ascii", "quotes", "long"],
 )
-def test_a_record_comes_back_as_it_was_published(scene: Scene, content: str) -> None:
+def test_a_record_is_read_as_it_was_published(scene: Scene, content: str) -> None:
     """Character by character, under any key and owner."""
     version = publish(scene, content + "key", content=content)
     record = scene.store.try_acquire_lease(content + "key", owner=content, known=0, lease=scene.unit).record

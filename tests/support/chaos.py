@@ -1,4 +1,4 @@
-"""A chaos test over real sockets: all stacks concurrently, with every fault, and checks on the server's side."""
+"""A chaos test over real sockets: all libraries concurrently, with every fault, and checks on the server's side."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from pay88_adapters.testing import (
     Truncated,
 )
 from support.leaks import RootLogCapture, error_texts, outcome_texts
-from support.stacks import STACKS, AsyncioStack, AsyncStack, HttpxTrio, Options, Reply, Stack
+from support.stacks import STACKS, AsyncioStack, AsyncStack, HttpxTrio, Options, PlainResponse, Stack
 
 MERCHANT = "MCH-COL-TEST-CHAOS"
 LIFETIME, FETCH_TIMEOUT = 60.0, 5.0  # seconds of the service
@@ -97,7 +97,7 @@ class Call:
     """Real seconds after which the caller is cancelled, where it can be."""
 
     def arguments(self, stack: Stack) -> dict[str, Any]:
-        """Return the call's body and options in the terms of a stack's library."""
+        """Return the call's body and options in the terms of a client library."""
         if self.body is None:
             return {}
         [(name, _)] = stack.bodies["bytes"]().items()
@@ -156,7 +156,7 @@ class Log(RootLogCapture):
             self.seen |= {self.format(record), repr(record.args)}
 
 
-class Storm:
+class ChaosRun:
     """What happens, decided by a seed as far as anything can be.
 
     Args:
@@ -287,7 +287,7 @@ class Storm:
 
     def _send(self, client: Stack, call: Call, closed: threading.Event | None = None) -> None:
         began = time.monotonic()
-        outcome: Reply | BaseException
+        outcome: PlainResponse | BaseException
         try:
             outcome = client.request(call.method, self.emulator.url + call.path, **call.arguments(client))
         except Exception as exc:  # noqa: BLE001 - judged below
@@ -296,7 +296,7 @@ class Storm:
 
     async def _asend(self, client: AsyncStack, call: Call, closed: threading.Event | None = None) -> Any:
         began = time.monotonic()
-        outcome: Reply | BaseException | None = None
+        outcome: PlainResponse | BaseException | None = None
         job = partial(client.asend, call.method, self.emulator.url + call.path, **call.arguments(client))
         try:
             if call.hurry is None:
@@ -315,8 +315,8 @@ class Storm:
         self._note(client, call, outcome, time.monotonic() - began, closed)
 
     def _note(self, client: Stack, call: Call, outcome: object, took: float, closed: threading.Event | None) -> None:
-        told_by = outcome.status if isinstance(outcome, Reply) else type(outcome).__qualname__
-        what = "cancelled" if outcome is None else str(told_by)
+        reported_by = outcome.status if isinstance(outcome, PlainResponse) else type(outcome).__qualname__
+        what = "cancelled" if outcome is None else str(reported_by)
         with self._lock:
             self.calls += 1
             self.outcomes[what] += 1
@@ -330,7 +330,7 @@ class Storm:
             fine = isinstance(outcome, client.base_error)
         else:
             allowed = OWN_ERRORS[client.name] + (CLOSED if closed is not None and closed.is_set() else ())
-            fine = outcome is None or isinstance(outcome, (Reply, *allowed)) or _of_aiohttp(outcome)
+            fine = outcome is None or isinstance(outcome, (PlainResponse, *allowed)) or _of_aiohttp(outcome)
         if not fine:
             self.complain(f"{client.name}: {call} ended with {outcome!r}")
 
@@ -445,13 +445,13 @@ class Storm:
             {"Set-Cookie": "a=b"},
             {"Connection": "close"},
         )
-        refusals = (400, 403, 404, 422) if on == "token" else (400, 403, 404, 422, 429)
+        rejections = (400, 403, 404, 422) if on == "token" else (400, 403, 404, 422, 429)
         return [
             Latency(rng.uniform(0.1, 3)),
             Latency(rng.uniform(3, 12)),
             Hold(),
             Status(rng.choice((500, 502, 503, 504))),
-            Status(rng.choice(refusals)),
+            Status(rng.choice(rejections)),
             rng.choice((TooMany(after), TooMany(f"{after}"), TooMany(None, after), TooMany("soon", f"{after}"))),
             RefuseToken(),
             Redirect(
@@ -541,7 +541,7 @@ class Storm:
     # Afterwards
 
     def _recover(self, clients: list[Stack]) -> None:
-        """Call on every stack until all get 200, which has to be soon."""
+        """Call with every client library until all get 200, which has to be soon."""
         began = self.clock.now()
         rng = self.rng("recovery")
         todo = list(clients)
@@ -549,7 +549,7 @@ class Storm:
             url = f"{self.emulator.url}/api/balance?id={MERCHANT}&call={self._number()}"
             options = Call("POST", url).arguments(todo[0])
             outcome = todo[0].attempt("POST", url, **options)
-            if isinstance(outcome, Reply) and outcome.status == 200:
+            if isinstance(outcome, PlainResponse) and outcome.status == 200:
                 todo.pop(0)
             elif self.clock.now() > began + RECOVERY:
                 self.complain(f"{todo[0].name} has not recovered: {outcome!r}")

@@ -8,13 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from pay88_adapters.testing import Entry, Received
-from support.chaos import ATTEMPTS, FETCH_TIMEOUT, LIFETIME, PIECE, SCHEDULING, TIMEOUT, Storm
+from support.chaos import ATTEMPTS, FETCH_TIMEOUT, LIFETIME, PIECE, SCHEDULING, TIMEOUT, ChaosRun
 
 
 class Judge:
     """Checks the rules against the servers' journals alone."""
 
-    def __init__(self, storm: Storm) -> None:
+    def __init__(self, storm: ChaosRun) -> None:
         self.storm = storm
         self.journal, self.elsewhere = storm.emulator.journal, storm.elsewhere.journal
         self.tokens = self.journal.select("token")
@@ -73,10 +73,10 @@ class Judge:
                     break
                 in_flight = other.at < entry.at + slack
                 in_time = other.at < entry.at + FETCH_TIMEOUT - slack
-                if not in_flight and (in_time or self._heard(entry, other.at)):
+                if not in_flight and (in_time or self._received(entry, other.at)):
                     yield f"{entry} was followed by {other}"
 
-    def _heard(self, entry: Entry, before: float) -> bool:
+    def _received(self, entry: Entry, before: float) -> bool:
         return any(each.peer == entry.peer and entry.at < each.at < before for each in self.journal)
 
     def _single_flight(self) -> Iterator[str]:
@@ -116,8 +116,8 @@ class Judge:
             again = [first for first, _ in itertools.pairwise(entries)]
             safe = entries[0].method == "GET" or "/api/balance" in entries[0].path
             harmful = [entry for entry in again if entry.status not in (401, 429)]
-            refused = [entry for entry in again if entry.status == 401 and (entry.took or 0.0) < patience]
-            if (harmful and not safe) or len(refused) > 1 or len(again) - len(refused) >= ATTEMPTS:
+            rejected = [entry for entry in again if entry.status == 401 and (entry.took or 0.0) < patience]
+            if (harmful and not safe) or len(rejected) > 1 or len(again) - len(rejected) >= ATTEMPTS:
                 yield f"more attempts than allowed: {entries}"
 
     def _charges(self) -> Iterator[str]:
@@ -173,7 +173,7 @@ class Judge:
             "oldest token on arrival": f"{self.journal.oldest_token_age or 0:.1f} s",
             "latest arrival": f"{self.late:.2f} s",
             "recovery": f"{storm.recovery:.1f} s" if storm.recovery is not None else "never",
-            "calls answered 401": sum(entry.status == 401 for entry in self.calls),
+            "calls with a 401": sum(entry.status == 401 for entry in self.calls),
             "replays": replays,
             "disturbances": len(storm.disturbed),
             "faults on tokens": dict(Counter(each.fault for each in self.tokens if each.fault).most_common(8)),

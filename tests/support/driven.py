@@ -113,7 +113,7 @@ def holding(expires_in: float = 60.0, **policy: Any) -> Driven:
     return driven
 
 
-def barred_by(why: str, driven: Driven, now: float) -> None:
+def start_cooldown(why: str, driven: Driven, now: float) -> None:
     """Let a fetch fail in one of the ways that bar the next."""
     ticket = driven.lead(now)
     if why == "budget":

@@ -24,7 +24,7 @@ from support.stacks import (
     HttpxAsyncio,
     HttpxTrio,
     Options,
-    Reply,
+    PlainResponse,
     Stack,
 )
 
@@ -89,21 +89,30 @@ def shown(outcome: object) -> object:
     """Return all that a caller sees of a response or an error, in comparable form."""
     if isinstance(outcome, Exception):
         return type(outcome), re.sub(r"0x[0-9a-f]+", "0x…", str(outcome))
-    raw: Any = outcome.raw if isinstance(outcome, Reply) else outcome
-    body = outcome.body if isinstance(outcome, Reply) else None
+    raw: Any = outcome.raw if isinstance(outcome, PlainResponse) else outcome
+    body = outcome.body if isinstance(outcome, PlainResponse) else None
     if isinstance(raw, requests.Response):
         jar = [(each.name, each.value, each.domain, each.path) for each in raw.cookies]
         seen = raw.status_code, raw.reason, [*raw.headers.items()], raw.url, raw.encoding, raw.is_redirect, jar
-        history = [(each.status_code, each.url, [*each.headers.items()], asked(each.request)) for each in raw.history]
-        return name(raw), body, seen, asked(raw.request), history  # of which, in older versions, each holds itself
+        history = [
+            (each.status_code, each.url, [*each.headers.items()], requested(each.request)) for each in raw.history
+        ]
+        return name(raw), body, seen, requested(raw.request), history  # of which, in older versions, each holds itself
     if isinstance(raw, (httpx.Response, httpx2.Response)):
         more = {name: value for name, value in raw.extensions.items() if isinstance(value, (bytes, str))}
         start = raw.status_code, raw.reason_phrase, raw.http_version, raw.headers.multi_items(), str(raw.url), more
-        return name(raw), body, start, [*raw.cookies.items()], asked(raw.request), [shown(each) for each in raw.history]
+        return (
+            name(raw),
+            body,
+            start,
+            [*raw.cookies.items()],
+            requested(raw.request),
+            [shown(each) for each in raw.history],
+        )
     if isinstance(raw, aiohttp.ClientResponse):
         fields, cookies = raw.raw_headers, [str(each) for each in raw.cookies.values()]
         return name(raw), body, raw.status, raw.reason, raw.version, fields, str(raw.url), cookies, raw.method, (
-            asked(raw.request_info),
+            requested(raw.request_info),
             [(each.status, str(each.url), each.raw_headers) for each in raw.history],  # it may hold itself
         )  # fmt: skip
     if isinstance(raw, urllib3.BaseHTTPResponse):
@@ -122,7 +131,7 @@ def replaced(step: Any) -> object:
     return step._replace(error=type(step.error))
 
 
-def asked(request: Any) -> object:
+def requested(request: Any) -> object:
     """Return what a response shows of its request."""
     fields = getattr(request.headers, "multi_items", request.headers.items)()
     body = getattr(request, "body", None)
@@ -164,9 +173,9 @@ def played(
     """Play a scenario with a new client; return what came of it, and what both servers and the proxy saw."""
     here, there, proxy = origins
     with kind(manager, Options(timeout=10, tls=TLS)) as client:
-        assert isinstance(client.attempt("POST", here.url("/warm-up")), Reply)
+        assert isinstance(client.attempt("POST", here.url("/warm-up")), PlainResponse)
         here.take()
         there.take()
-        proxy.asked.clear()
+        proxy.requested.clear()
         result = play(Setting(client, here, there, proxy))
-        return result, [*map(plain, here.take())], [*map(plain, there.take())], [*proxy.asked]
+        return result, [*map(plain, here.take())], [*map(plain, there.take())], [*proxy.requested]

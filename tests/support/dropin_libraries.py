@@ -17,7 +17,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
 
-from support.dropin import HTTPX, TLS, Setting, asked, scenario, shown
+from support.dropin import HTTPX, TLS, Setting, requested, scenario, shown
 from support.origins import OURS
 from support.stacks import (
     BYTES,
@@ -102,8 +102,8 @@ def urllib3_custom_classes(on: Setting) -> object:
     pools.pool_classes_by_scheme = {"http": Pool}
     on.attached(pools)
     with pools:
-        replies = [shown(pools.request("POST", url, body=b"x")) for url in (on.here.url(), on.there.url())]
-        return replies, [each for each in made if "token" not in each]
+        responses = [shown(pools.request("POST", url, body=b"x")) for url in (on.here.url(), on.there.url())]
+        return responses, [each for each in made if "token" not in each]
 
 
 @scenario(Requests)
@@ -124,7 +124,7 @@ def requests_options(on: Setting) -> object:
     session.params = {"always": "1"}
     start = on.here.url("/start", status=302, field=f"Location: {on.here.url()}")
     silent = on.here.url("/silent")
-    replies = [
+    responses = [
         on.does("GET", on.here.url(), params={"a": ["1", "2"], "b": "ñ"}, hooks={"response": [hook]}),
         on.does("POST", on.here.url(), auth=sign, data=BYTES),
         on.does("GET", start, allow_redirects=False),
@@ -132,13 +132,13 @@ def requests_options(on: Setting) -> object:
         on.does("GET", on.here.url(), verify=False, cert=None, stream=True),
         on.does("GET", on.here.url(), proxies={"http": on.proxy.url}),
     ]
-    on.proxy.asked[:] = [each for each in on.proxy.asked if not each.endswith("/api/auth/token")]
+    on.proxy.requested[:] = [each for each in on.proxy.requested if not each.endswith("/api/auth/token")]
     for timeout in ((5, 0.05), urllib3.Timeout(read=0.05)):
         with pytest.raises(requests.ReadTimeout) as caught:
             session.post(silent, timeout=timeout)
         assert on.here.silences.acquire(timeout=10)
-        replies += [shown(caught.value), asked(caught.value.request)]
-    return replies, hooked
+        responses += [shown(caught.value), requested(caught.value.request)]
+    return responses, hooked
 
 
 @scenario(Requests)
@@ -146,24 +146,24 @@ def requests_by_hand(on: Setting) -> object:
     """Prepared requests, lines, the raw response, the next hop, and raise_for_status()."""
     session = on.client.client
     prepared = session.prepare_request(requests.Request("POST", on.here.url(), json={"a": 1}))
-    seen = [shown(session.send(prepared)), shown(session.send(prepared)), asked(prepared)]
+    seen = [shown(session.send(prepared)), shown(session.send(prepared)), requested(prepared)]
     with session.get(on.here.url("/a", body="one\ntwo\n"), stream=True) as response:
         seen += [list(response.iter_lines()), response.raw.closed, response.raw.connection is None]
     with session.get(on.here.url("/gzip"), stream=True) as response:
         seen += [len(response.raw.read()), response.raw.read(decode_content=True)]
     first = session.get(on.here.url("/s", status=307, field=f"Location: {on.there.url()}"), allow_redirects=False)
-    seen += [asked(first.next), shown(session.send(first.next))]
+    seen += [requested(first.next), shown(session.send(first.next))]
     for status in (404, 599):
         with pytest.raises(requests.HTTPError) as caught:
             session.post(on.here.url("/a", status=status)).raise_for_status()
-        seen += [shown(caught.value), shown(caught.value.response), asked(caught.value.request)]
+        seen += [shown(caught.value), shown(caught.value.response), requested(caught.value.request)]
     return seen
 
 
 @scenario(Requests)
 def requests_adapters(on: Setting) -> object:
     """Adapters of the caller's own, with methods and fields of their own, at prefixes of their own."""
-    told: list[object] = []
+    reported: list[object] = []
 
     class Mine(HTTPAdapter):
         __attrs__ = [*HTTPAdapter.__attrs__, "mine"]  # noqa: RUF012 - as requests has it
@@ -176,7 +176,7 @@ def requests_adapters(on: Setting) -> object:
             request.headers["X-Mine"] = self.mine
 
         def send(self, request: Any, *args: Any, **kw: Any) -> Any:
-            told.append((request.url, args, sorted(kw)))
+            reported.append((request.url, args, sorted(kw)))
             return super().send(request, *args, **kw)
 
         def build_response(self, req: Any, resp: Any) -> Any:
@@ -194,7 +194,7 @@ def requests_adapters(on: Setting) -> object:
         with pytest.raises(requests.exceptions.RetryError) as caught:
             session.get(busy)
         prefixes = [(prefix, getattr(each, "mine", None)) for prefix, each in session.adapters.items()]
-        return seen, shown(caught.value), told, prefixes
+        return seen, shown(caught.value), reported, prefixes
 
 
 @scenario(Requests, ours=False)
@@ -208,7 +208,7 @@ def requests_auth(on: Setting) -> object:
 
 
 def family(client: Any) -> Any:
-    """Return the library of one of httpx's stacks."""
+    """Return the library of httpx or httpx2."""
     return httpx2 if isinstance(client, Httpx2) else httpx
 
 
@@ -217,14 +217,14 @@ def httpx_options(on: Setting) -> object:
     """Timeouts, extensions, and the target of a request."""
     hx, names = family(on.client), list[str]()
 
-    def heard(name: str, info: Any) -> None:
+    def received(name: str, info: Any) -> None:
         names.append(name)
 
     async def aheard(name: str, info: Any) -> None:
         names.append(name)
 
-    trace = aheard if isinstance(on.client, AsyncStack) else heard
-    replies = [
+    trace = aheard if isinstance(on.client, AsyncStack) else received
+    responses = [
         on.does("POST", on.here.url(), content=BYTES, extensions={"trace": trace}),
         on.does("POST", on.here.url(), extensions={"target": b"/echo?other", "trace": trace}),
         on.does("POST", on.here.url("/silent"), timeout=hx.Timeout(5, read=0.05)),
@@ -233,20 +233,20 @@ def httpx_options(on: Setting) -> object:
         on.does("POST", on.here.url(), content=iter([b"a", b"b"]) if isinstance(on.client, Httpx) else b""),
         on.does("POST", on.here.url(), headers=[("X-Twice", "1"), ("x-twice", "2")], cookies=None),
     ]
-    return replies, names
+    return responses, names
 
 
 @scenario(*HTTPX)
 def httpx_hooks(on: Setting) -> object:
     """Event hooks see each request and each response as they would, and so does raise_for_status()."""
-    hx, heard = family(on.client), list[object]()
+    hx, received = family(on.client), list[object]()
 
     def request(request: Any) -> None:
-        heard.append((asked(request), sorted(request.extensions)))
+        received.append((requested(request), sorted(request.extensions)))
 
     def response(response: Any) -> None:
-        heard.append(
-            (response.status_code, asked(response.request), response.is_closed, response.has_redirect_location)
+        received.append(
+            (response.status_code, requested(response.request), response.is_closed, response.has_redirect_location)
         )
 
     async def arequest(each: Any) -> None:
@@ -263,7 +263,7 @@ def httpx_hooks(on: Setting) -> object:
     outcome = on.client.attempt("POST", start, content=BYTES)
     with pytest.raises(hx.HTTPStatusError) as caught:
         outcome.raw.raise_for_status()
-    return shown(outcome), heard, shown(caught.value), asked(caught.value.request), outcome.raw.elapsed.days
+    return shown(outcome), received, shown(caught.value), requested(caught.value.request), outcome.raw.elapsed.days
 
 
 @scenario(*HTTPX)
@@ -279,7 +279,7 @@ def httpx_by_hand(on: Setting) -> object:
     async def ajob() -> object:
         request = client.build_request("POST", url, json={"a": 1})
         first = await client.send(request, stream=True)
-        seen = [look(first), first.num_bytes_downloaded, await first.aread(), asked(first.request)]
+        seen = [look(first), first.num_bytes_downloaded, await first.aread(), requested(first.request)]
         assert first.request is request
         async with client.stream("GET", packed) as response:
             return [*seen, b"".join([each async for each in response.aiter_raw()]), response.is_stream_consumed]
@@ -287,7 +287,7 @@ def httpx_by_hand(on: Setting) -> object:
     def job() -> object:
         request = client.build_request("POST", url, json={"a": 1})
         first = client.send(request, stream=True)
-        seen = [look(first), first.num_bytes_downloaded, first.read(), asked(first.request)]
+        seen = [look(first), first.num_bytes_downloaded, first.read(), requested(first.request)]
         assert first.request is request
         with client.stream("GET", packed) as response:
             return [*seen, b"".join(response.iter_raw()), response.is_stream_consumed]
@@ -298,41 +298,41 @@ def httpx_by_hand(on: Setting) -> object:
 @scenario(*HTTPX)
 def httpx_transports(on: Setting) -> object:
     """Transports of the caller's own and mounts stay in force, and are entered and closed as often as ever."""
-    hx, told = family(on.client), list[str]()
+    hx, reported = family(on.client), list[str]()
     waits = isinstance(on.client, AsyncStack)
 
     class Mine(hx.HTTPTransport):  # type: ignore[misc, name-defined]
         def handle_request(self, request: Any) -> Any:
-            told.append(str(request.url))
+            reported.append(str(request.url))
             return super().handle_request(request)
 
         def close(self) -> None:
-            told.append("closed")
+            reported.append("closed")
             super().close()
 
         def __enter__(self) -> Any:
-            told.append("entered")
+            reported.append("entered")
             return super().__enter__()
 
         def __exit__(self, *exc: Any) -> None:
-            told.append("left")
+            reported.append("left")
             super().__exit__(*exc)
 
     class AsyncMine(hx.AsyncHTTPTransport):  # type: ignore[misc, name-defined]
         async def handle_async_request(self, request: Any) -> Any:
-            told.append(str(request.url))
+            reported.append(str(request.url))
             return await super().handle_async_request(request)
 
         async def aclose(self) -> None:
-            told.append("closed")
+            reported.append("closed")
             await super().aclose()
 
         async def __aenter__(self) -> Any:
-            told.append("entered")
+            reported.append("entered")
             return await super().__aenter__()
 
         async def __aexit__(self, *exc: Any) -> None:
-            told.append("left")
+            reported.append("left")
             await super().__aexit__(*exc)
 
     def made(up: str) -> hx.Response:  # type: ignore[name-defined]
@@ -355,8 +355,8 @@ def httpx_transports(on: Setting) -> object:
         with on.attached(hx.Client(transport=Mine(verify=TLS), verify=TLS, mounts=mounts, trust_env=False)) as client:
             return [client.post(url, content=BYTES).text for url in urls]
 
-    replies = on.client.run(ajob) if waits else job()
-    return replies, [each for each in told if not each.endswith("/api/auth/token")]
+    responses = on.client.run(ajob) if waits else job()
+    return responses, [each for each in reported if not each.endswith("/api/auth/token")]
 
 
 @scenario(*HTTPX, ours=False)
@@ -396,7 +396,7 @@ def aiohttp_options(on: Setting) -> object:
 @scenario(Aiohttp)
 def aiohttp_sessions(on: Setting) -> object:
     """A session of the caller's own: raise_for_status, base URL, defaults, connector, response class, traces."""
-    heard: list[object] = []
+    received: list[object] = []
     trace = aiohttp.TraceConfig()
 
     def listen(name: str) -> None:
@@ -405,7 +405,7 @@ def aiohttp_sessions(on: Setting) -> object:
             fields: dict[str, object] = {key: value for key, value in known if isinstance(value, (str, bytes, int))}
             if isinstance(getattr(params, "headers", None), Iterable):
                 fields["headers"] = [each for each in params.headers.items() if each[0].lower() not in OURS]
-            heard.append((name, fields))
+            received.append((name, fields))
 
         getattr(trace, name).append(called)
 
@@ -426,7 +426,7 @@ def aiohttp_sessions(on: Setting) -> object:
 
     class Resolver(aiohttp.ThreadedResolver):
         async def resolve(self, host: str, *args: Any, **kw: Any) -> Any:
-            heard.append(("resolve", host))
+            received.append(("resolve", host))
             return await super().resolve(host, *args, **kw)
 
     async def job() -> list[object]:
@@ -443,7 +443,7 @@ def aiohttp_sessions(on: Setting) -> object:
         ) as session:
             on.attached(session)
             (await session.post("/warm-up")).release()
-            heard.clear()
+            received.clear()
             seen: list[object] = []
             async with session.post("/echo", json={"a": "b"}) as response:
                 seen += [shown(response), await cast(Any, response).shout()]
@@ -459,20 +459,20 @@ def aiohttp_sessions(on: Setting) -> object:
                 await session.post("/reset")
             return seen
 
-    return on.client.run(job), heard
+    return on.client.run(job), received
 
 
 @scenario(Aiohttp)
 def aiohttp_middlewares(on: Setting) -> object:
     """The session's other middlewares stay in force, in their order."""
-    told: list[str] = []
+    reported: list[str] = []
 
     def middleware(name: str) -> Any:
         async def act(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
-            told.append(f"{name} {request.method} {request.url}")
+            reported.append(f"{name} {request.method} {request.url}")
             request.headers[f"X-{name}"] = "1"
             response: aiohttp.ClientResponse = await handler(request)
-            told.append(f"{name} {response.status}")
+            reported.append(f"{name} {response.status}")
             return response
 
         return act
@@ -483,7 +483,7 @@ def aiohttp_middlewares(on: Setting) -> object:
             away = on.here.url("/s", status=307, field=f"Location: {on.there.url()}")
             return [shown(await session.post(url)) for url in (on.here.url(), away)]
 
-    return on.client.run(job), told
+    return on.client.run(job), reported
 
 
 @scenario(Aiohttp, ours=False)

@@ -94,7 +94,7 @@ def streamed_down(on: Setting) -> object:
 
     def arrived(piece: bytes) -> None:
         first.append(piece)
-        on.here.go_on.set()
+        on.here.resume.set()
 
     body = streamed(on.client, on.here.url("/drip", size=15_000), arrived)
     return len(first[0]), len(body), [on.does("POST", on.here.url()) for _ in range(2)]
@@ -202,7 +202,7 @@ def redirects_not_followed(on: Setting) -> object:
 
 
 @scenario()
-def redirected_for_ever(on: Setting) -> object:
+def redirect_loop(on: Setting) -> object:
     """Too many redirects are the library's error, after as many as ever."""
     return on.does("POST", on.here.url("/start", status=307, field="Location: "), **on.client.bodies["bytes"]())
 
@@ -230,7 +230,7 @@ def jar(client: Any) -> object:
 
 
 @scenario()
-def calls_that_break(on: Setting) -> object:
+def connection_errors(on: Setting) -> object:
     """A POST that meets a reset, a timeout or garbage: the library's own error, and no retry."""
     quick: Any = {"timeout": 0.1}
     patient = on.client.options
@@ -272,7 +272,7 @@ def connections_refused(on: Setting) -> object:
 
 
 @scenario(ours=False)
-def refusals(on: Setting) -> object:
+def rejections(on: Setting) -> object:
     """Another client's 401 passes through unchanged."""
     return on.does("POST", on.here.url("/a", status=401, field="WWW-Authenticate: Bearer", body="no"))
 
@@ -290,5 +290,5 @@ def proxied(on: Setting) -> object:
     urls = (on.here.url(), on.there.url(), on.here.url("/r", status=307, field=f"Location: {on.there.url()}"))
     with type(on.client)(on.client._manager, replace(on.client.options, proxy=on.proxy.url)) as client:
         outcomes = [shown(client.attempt("POST", url, **client.bodies["bytes"]())) for url in urls]
-    on.proxy.asked[:] = [each for each in on.proxy.asked if not each.endswith("/api/auth/token")]
+    on.proxy.requested[:] = [each for each in on.proxy.requested if not each.endswith("/api/auth/token")]
     return outcomes

@@ -60,7 +60,7 @@ class Carrier(NamedTuple):
     """What carries one fetch."""
 
     ticket: int
-    stage: str = "start"  # then "credentials", "store" if there is one, "budget", "granted", "answer", "pause"
+    stage: str = "start"  # then "credentials", "store" if there is one, "budget", "granted", "response", "pause"
     at: float = 0.0  # when its unit was granted, its request was sent, or its pause ends
     then: str = "budget"  # what comes after the pause
     digest: str = ""
@@ -213,8 +213,8 @@ class Model:
                 case "deciding":
                     yield "a caller decides", partial(Model.decide, index=index)
                 case "calling":
-                    yield "a call is answered 200", partial(Model.answered, index=index)
-                    yield "a call is answered 401", partial(Model.refused, index=index)
+                    yield "a call gets a 200", partial(Model.responded, index=index)
+                    yield "a call gets a 401", partial(Model.refused, index=index)
                 case _:
                     pass  # it waits
         for index, carrier in enumerate(self.carriers):
@@ -231,19 +231,19 @@ class Model:
                     yield "the credentials callable raises", partial(Model.no_credentials, index=index)
                 case "store":
                     yield "the lease is ours", partial(Model.lead, index=index)
-                    yield "somebody else leads", partial(Model.wait_for_another, index=index)
+                    yield "another process has the lease", partial(Model.wait_for_another, index=index)
                     for found, name in enumerate(FOUND):
-                        yield f"somebody else has found {name}", partial(Model.consult, index=index, found=found)
+                        yield f"another process has found {name}", partial(Model.consult, index=index, found=found)
                 case "budget":
-                    yield "the budget is asked", partial(Model.attempt, index=index)
+                    yield "a unit is acquired", partial(Model.attempt, index=index)
                     for seconds in (self.world.policy.fetch_timeout / 2, 100.0):
                         yield (
-                            f"the budget is asked, and the process stopped for {seconds:g} s",
+                            f"a unit is acquired, and the process stopped for {seconds:g} s",
                             partial(Model.attempt, index=index, stopped=seconds),
                         )
                 case "granted":
                     yield "the request is sent", partial(Model.send, index=index)
-                case "answer":
+                case "response":
                     for lifetime in (60.0, 1.0):
                         yield (
                             f"a token for {lifetime:g} s arrives",
@@ -255,12 +255,12 @@ class Model:
                             partial(Model.arrive, index=index, lifetime=60.0, again=True),
                         )
                     for failure in FAILURES:
-                        yield f"the answer is {failure.message}", partial(Model.fail, index=index, failure=failure)
+                        yield f"the response is {failure.message}", partial(Model.fail, index=index, failure=failure)
                     if carrier.at == self.now:
-                        yield "the answer takes a while", partial(Model.pass_time, seconds=2.0)
+                        yield "the response takes a while", partial(Model.pass_time, seconds=2.0)
                 case _:
                     if self.now >= carrier.at:
-                        yield f"on to the {carrier.then}", partial(Model.go_on, index=index)
+                        yield f"on to the {carrier.then}", partial(Model.resume, index=index)
         if self.usable is not None:
             yield "the token is invalidated", Model.invalidate
         if self.world.rotating and self.digest == "first":
@@ -353,12 +353,12 @@ class Model:
         # Where less than two seconds are granted, half of them are used whatever the skew.
         return given.requested_at + max(given.expires_in - self.world.policy.expiry_skew, given.expires_in / 2)
 
-    def answered(self, index: int) -> None:
+    def responded(self, index: int) -> None:
         """The API accepts the token."""
         used = self.callers[index].token
         assert used is not None
         if self.machine.awaiting_first_success:
-            self._told(lambda: self.machine.on_accepted(used))
+            self._reported(lambda: self.machine.on_accepted(used))
         self.callers[index] = Caller()
 
     def refused(self, index: int) -> None:
@@ -366,7 +366,7 @@ class Model:
         caller = self.callers[index]
         used = caller.token
         assert used is not None
-        again = self._told(lambda: self.machine.on_unauthorized(used, self.now))
+        again = self._reported(lambda: self.machine.on_unauthorized(used, self.now))
         if again and not caller.replayed:
             self._acquire(index, replayed=True, carrier_age=caller.carrier_age)
         else:
@@ -376,14 +376,14 @@ class Model:
         """The user throws the current token away."""
         dropped, self.usable = self.usable, None
         assert dropped is not None
-        self._told(lambda: self.machine.discard_token(dropped))
+        self._reported(lambda: self.machine.discard_token(dropped))
 
     # --- fetches
 
     def begin(self, index: int) -> None:
         """It takes its first step, however late."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.on_fetch_started(carrier.ticket, self.now)):
+        if self._reported(lambda: self.machine.on_fetch_started(carrier.ticket, self.now)):
             self.carriers[index] = carrier._replace(stage="credentials")
             if not self.world.rotating:
                 self.credentials(index)
@@ -393,7 +393,7 @@ class Model:
     def credentials(self, index: int) -> None:
         """The credentials are there."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.on_credentials(carrier.ticket, self.digest, self.now)):
+        if self._reported(lambda: self.machine.on_credentials(carrier.ticket, self.digest, self.now)):
             stage = "store" if self.world.shared else "budget"
             self.carriers[index] = carrier._replace(stage=stage, digest=self.digest)
         else:
@@ -401,7 +401,7 @@ class Model:
 
     def lead(self, index: int) -> None:
         """The store gives the lease to this fetch."""
-        if self._told(lambda: self.machine.heartbeat(self.carriers[index].ticket, self.now)):
+        if self._reported(lambda: self.machine.heartbeat(self.carriers[index].ticket, self.now)):
             self.carriers[index] = self.carriers[index]._replace(stage="budget")
         else:
             del self.carriers[index]
@@ -409,7 +409,7 @@ class Model:
     def wait_for_another(self, index: int) -> None:
         """The store has given it to another client."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.heartbeat(carrier.ticket, self.now, pause=1.0)):
+        if self._reported(lambda: self.machine.heartbeat(carrier.ticket, self.now, pause=1.0)):
             self.carriers[index] = carrier._replace(stage="pause", at=self.now + 1.0, then="store")
         else:
             del self.carriers[index]
@@ -417,30 +417,32 @@ class Model:
     def consult(self, index: int, found: int) -> None:
         """The store holds what another client has found out."""
         carrier, now = self.carriers[index], self.now
-        heard = carrier.ticket in self.machine.pending_fetches
+        received = carrier.ticket in self.machine.pending_fetches
         match list(FOUND)[found]:
             case "a token":
                 self.serial += 1
                 arrived = token(self.serial, now - 1.0, 60.0)
-                told = Snapshot(arrived, refreshed_at=now - 1.0)
-                if heard and (self.usable is None or self.usable.requested_at <= now - 1.0):
+                reported = Snapshot(arrived, refreshed_at=now - 1.0)
+                if received and (self.usable is None or self.usable.requested_at <= now - 1.0):
                     self.usable = arrived
             case "an old token":
                 self.serial += 1
                 arrived = token(self.serial, now - 55.0, 60.0)
-                told = Snapshot(arrived, refreshed_at=now - 55.0)
-                if heard and (self.usable is None or self.usable.requested_at <= now - 55.0):
+                reported = Snapshot(arrived, refreshed_at=now - 55.0)
+                if received and (self.usable is None or self.usable.requested_at <= now - 55.0):
                     self.usable = arrived
             case "a limit":
-                told = Snapshot(cooldown_reason=LIMITED, cooldown_until=now + 15.0)
-                if heard:
+                reported = Snapshot(cooldown_reason=LIMITED, cooldown_until=now + 15.0)
+                if received:
                     self.silent_since, self.silent_until = now, max(now + 15.0, self.silent_until)
             case _:
-                told = Snapshot(cooldown_reason=BROKEN, cooldown_until=now + 2.0, failures=2)
-        if not self._told(lambda: self.machine.merge_snapshot(carrier.ticket, told, now, digest=carrier.digest)):
+                reported = Snapshot(cooldown_reason=BROKEN, cooldown_until=now + 2.0, failures=2)
+        if not self._reported(
+            lambda: self.machine.merge_snapshot(carrier.ticket, reported, now, digest=carrier.digest)
+        ):
             del self.carriers[index]
 
-    def go_on(self, index: int) -> None:
+    def resume(self, index: int) -> None:
         """A pause has ended."""
         carrier = self.carriers[index]
         self.carriers[index] = carrier._replace(stage=carrier.then, then="budget")
@@ -450,18 +452,20 @@ class Model:
     def no_credentials(self, index: int) -> None:
         """There are none."""
         ticket = self.carriers.pop(index).ticket
-        self._told(lambda: self.machine.on_fetch_failed(ticket, GONE, self.now))
+        self._reported(lambda: self.machine.on_fetch_failed(ticket, GONE, self.now))
 
     def attempt(self, index: int, stopped: float = 0.0) -> None:
         """The budget decides about the next attempt; it is sent immediately, or after a stop of the process."""
         carrier = self.carriers[index]
-        if self._told(lambda: self.machine.stopped(carrier.ticket, self.now)):
+        if self._reported(lambda: self.machine.stopped(carrier.ticket, self.now)):
             del self.carriers[index]
             return
         extra = self.machine.uses_reserve(carrier.ticket, self.now)
         before = self.machine._refreshed_at
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
-        if not self._told(lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra)):
+        if not self._reported(
+            lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra)
+        ):
             del self.carriers[index]
             return
         assert grant.granted, "rule 5: sent without a unit"
@@ -477,7 +481,7 @@ class Model:
         """The request is sent, unless its unit was granted too long ago."""
         carrier = self.carriers[index]
         if self.now - carrier.at > self.world.policy.fetch_timeout / 2:
-            self._told(lambda: self.machine.on_grant_expired(carrier.ticket))
+            self._reported(lambda: self.machine.on_grant_expired(carrier.ticket))
             if carrier.ticket in self.machine.pending_fetches:
                 self._check_undone(carrier)
             self.carriers[index] = carrier._replace(stage="budget")
@@ -488,7 +492,7 @@ class Model:
         self.sent.append(self.now)
         for item in self.world.limits:
             assert largest_window(self.sent, item.get_expiry()) <= item.amount, "rule 5: the budget is passed"
-        self.carriers[index] = carrier._replace(stage="answer", at=self.now)
+        self.carriers[index] = carrier._replace(stage="response", at=self.now)
 
     def arrive(self, index: int, lifetime: float, *, again: bool = False) -> None:
         """The response is a token, which is used even if its fetch was given up, unless there is a newer one."""
@@ -499,16 +503,16 @@ class Model:
         newest = held is None or held.token.requested_at < arrived.requested_at
         if (newest or carrier.ticket in self.machine.pending_fetches) and self.now < self._usable_until(arrived):
             self.usable = arrived
-        self._told(lambda: self.machine.on_token(carrier.ticket, arrived, self.now, digest=carrier.digest))
+        self._reported(lambda: self.machine.on_token(carrier.ticket, arrived, self.now, digest=carrier.digest))
 
     def fail(self, index: int, failure: Failure) -> None:
         """The response is no token."""
         carrier = self.carriers.pop(index)
         machine, now = self.machine, self.now
-        heard = carrier.ticket in machine.pending_fetches
-        if heard and failure.kind is CredentialsRejected and machine._rejected:
+        received = carrier.ticket in machine.pending_fetches
+        if received and failure.kind is CredentialsRejected and machine._rejected:
             self.usable = None  # the service says no on both sides
-        pause = self._told(
+        pause = self._reported(
             lambda: machine.on_attempt_failed(carrier.ticket, failure, now, jitter=0.5, digest=carrier.digest)
         )
         if pause is not None:
@@ -516,13 +520,13 @@ class Model:
         elif failure.kind is TokenRateLimited:
             until = now + min(failure.retry_after or 0.0, self.world.policy.max_retry_after)
             self.silent_since, self.silent_until = now, max(until, self.silent_until)
-        elif heard and failure.kind is CredentialsRejected:
+        elif received and failure.kind is CredentialsRejected:
             self.rejected[carrier.digest] = now + self.world.policy.rejection_cooldown
 
     def break_off(self, index: int) -> None:
         """An overdue thread is interrupted: its attempt has failed."""
         self.carriers[index] = self.carriers[index]._replace(interrupted=False)
-        if self.carriers[index].stage == "answer":
+        if self.carriers[index].stage == "response":
             self.fail(index, BROKEN)
         elif self.carriers[index].stage == "credentials":
             self.no_credentials(index)
@@ -534,7 +538,7 @@ class Model:
         flight = machine.pending.by_ticket.get(carrier.ticket)
         blameless = flight is not None and flight.failure is None
         before = machine.cooldown.reason, machine.cooldown.until, machine._failures, machine.failed_fetches
-        self._told(lambda: machine.on_fetch_abandoned(carrier.ticket, self.now))
+        self._reported(lambda: machine.on_fetch_abandoned(carrier.ticket, self.now))
         self._bereave(carrier.ticket)
         if blameless:
             after = machine.cooldown.reason, machine.cooldown.until, machine._failures, machine.failed_fetches
@@ -565,10 +569,10 @@ class Model:
             if caller.doing == "waiting" and self.now >= caller.until:
                 self.callers[index] = caller._replace(doing="deciding")
 
-    def _told(self, event: Callable[[], Any]) -> Any:
-        answer = event()
+    def _reported(self, event: Callable[[], Any]) -> Any:
+        response = event()
         self._settle()
-        return answer
+        return response
 
     def _settle(self) -> None:
         """Do what the manager does after each event: publish, interrupt, and wake who waits when a fetch has ended."""
@@ -593,7 +597,9 @@ class Model:
         for caller in self.callers:
             if caller.doing == "waiting":
                 assert self.now < caller.until, "rule 17: a caller waits for an instant that has passed"
-                assert in_flight or caller.until <= machine.cooldown.until, "rule 17: they wait, and nobody leads"
+                assert in_flight or caller.until <= machine.cooldown.until, (
+                    "rule 17: they wait, and no fetch is pending"
+                )
         cached, until = self.fast_path
         if cached is not None:
             assert until <= self._usable_until(cached), "rule 6: published past its end"

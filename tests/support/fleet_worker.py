@@ -1,4 +1,4 @@
-"""Processes that share a store: each has a manager of its own, clients of all stacks, and runs commands.
+"""Processes that share a store: each has a manager of its own, clients of all libraries, and runs commands.
 
 A zygote imports everything once and is forked for each of them, before it has any thread.
 """
@@ -27,10 +27,10 @@ from uuid import uuid4
 
 from pay88_adapters import Credentials, Pay88Error, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
-from support.stacks import STACKS, AsyncioStack, Outcome, Reply, Stack
+from support.stacks import STACKS, AsyncioStack, Outcome, PlainResponse, Stack
 
 THREADS_AND_TASKS = ("urllib3", "httpx", "httpx-asyncio", "aiohttp")
-"""The stacks of one process, all in use concurrently."""
+"""The client libraries of one process, all in use concurrently."""
 BEAT = 0.005  # real seconds
 
 
@@ -54,14 +54,14 @@ class Plan:
 class Load:
     """What became of steady calls."""
 
-    answers: Counter[str] = field(default_factory=Counter)
+    responses: Counter[str] = field(default_factory=Counter)
     """By status or error."""
     slowest: float = 0.0
     """Real seconds."""
 
 
 def _said(outcome: Outcome) -> str:
-    return str(outcome.status) if isinstance(outcome, Reply) else f"{type(outcome).__name__}: {outcome}"
+    return str(outcome.status) if isinstance(outcome, PlainResponse) else f"{type(outcome).__name__}: {outcome}"
 
 
 class Site:
@@ -119,7 +119,7 @@ class Site:
         return bool(self.manager._state.settings.store_client.link.attempt(lambda store: store.budget.check()))
 
     def start(self, pause: float) -> None:
-        """Call again and again on every stack, with *pause* real seconds in between."""
+        """Call again and again with every client library, with *pause* real seconds in between."""
         self._over.clear()
         for name in self._clients:
             self._loads[name] = Load()
@@ -132,7 +132,7 @@ class Site:
             thread.start()
 
     def stop(self) -> dict[str, Load]:
-        """End that; return what became of it, by stack."""
+        """End that; return what became of it, by client library."""
         self._over.set()
         while self._threads:
             self._threads.pop().join()
@@ -172,7 +172,7 @@ class Site:
     def _steadily(self, name: str, load: Load, pause: float) -> None:
         while not self._over.is_set():
             started = time.monotonic()
-            load.answers[self.call(name)] += 1
+            load.responses[self.call(name)] += 1
             load.slowest = max(load.slowest, time.monotonic() - started)
             self._over.wait(pause)
 
@@ -195,10 +195,10 @@ def serve(connection: Connection) -> None:
         while True:
             command, *args = connection.recv()
             try:
-                answer = True, getattr(site, command)(*args)
+                respond = True, getattr(site, command)(*args)
             except Exception:  # noqa: BLE001 - the test says what it expects
-                answer = False, traceback.format_exc()
-            connection.send(answer)
+                respond = False, traceback.format_exc()
+            connection.send(respond)
 
 
 def zygote(*handles: int) -> None:
@@ -227,20 +227,20 @@ class Worker:
         self.pid = 0
 
     def tell(self, command: str, *args: Any) -> None:
-        """Send it a command; :meth:`answer` returns the result later."""
+        """Send it a command; :meth:`respond` returns the result later."""
         self._connection.send((command, *args))
 
-    def answer(self, timeout: float = 60.0) -> Any:
+    def respond(self, timeout: float = 60.0) -> Any:
         """Return what came of it."""
         assert self._connection.poll(timeout), f"worker {self.name} hangs"
-        fine, answer = self._connection.recv()
-        assert fine, answer
-        return answer
+        fine, respond = self._connection.recv()
+        assert fine, respond
+        return respond
 
     def do(self, command: str, *args: Any) -> Any:
         """Let it do something; return what came of it."""
         self.tell(command, *args)
-        return self.answer()
+        return self.respond()
 
     def signal(self, what: signal.Signals) -> None:
         """Send it a signal."""
@@ -259,14 +259,14 @@ class Team(list[Worker]):
         for worker in self:
             worker.tell(command, *args)
 
-    def answers(self) -> list[Any]:
+    def responses(self) -> list[Any]:
         """Return what came of it, by worker."""
-        return [worker.answer() for worker in self]
+        return [worker.respond() for worker in self]
 
     def do(self, command: str, *args: Any) -> list[Any]:
         """Run a command on all workers concurrently; return the results, by worker."""
         self.tell(command, *args)
-        return self.answers()
+        return self.responses()
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def team(plans: Sequence[Plan]) -> Iterator[Team]:
                 theirs.close()
                 workers.append(Worker(ours, plan))
             for worker in workers:
-                worker.pid = worker.answer()
+                worker.pid = worker.respond()
             yield workers
         finally:
             for worker in workers:

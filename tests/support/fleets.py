@@ -94,13 +94,13 @@ class Simulation:
             happen()
         return self
 
-    def answer(self) -> TokenResponse:
+    def respond(self) -> TokenResponse:
         """Return the response to a token request."""
         now = self.clock.now()
         self.sent.append(now)
         fields = {"x-api-key": str(CREDENTIALS.api_key), "x-merchant-id": CREDENTIALS.merchant_id}
-        answer = self.service.handle(Received("POST", TOKEN_PATH, fields), now, now)
-        return TokenResponse(answer.status, dict(answer.headers), answer.body)
+        respond = self.service.handle(Received("POST", TOKEN_PATH, fields), now, now)
+        return TokenResponse(respond.status, dict(respond.headers), respond.body)
 
 
 class _Gate:
@@ -142,7 +142,7 @@ class Worker:
             lambda: self.state.waiters.join("all", lambda: _Gate(self._simulation)),
             wait_budget=WaitBudget(self.state.settings.policy.max_wait),
         ).run()
-        self._go_on(sequence, self._simulation.clock.now())
+        self._resume(sequence, self._simulation.clock.now())
 
     def _plan(self) -> None:
         # The requests until then use the cached token: they would change nothing.
@@ -150,10 +150,10 @@ class Worker:
         rest = max(until - self._simulation.clock.now(), 0.0)
         self._simulation.after(rest + self._simulation.rng.expovariate(1 / self._gap), self.call)
 
-    def _go_on(self, sequence: AcquireTokenFlow, since: float, answer: object = None) -> None:
+    def _resume(self, sequence: AcquireTokenFlow, since: float, respond: object = None) -> None:
         simulation = self._simulation
         try:
-            effect = sequence.send(answer)
+            effect = sequence.send(respond)
         except StopIteration:
             self._ended(since)
             return
@@ -165,7 +165,7 @@ class Worker:
             run = FetchRun(effect.ticket)
             self.fetches.begin(run)
             self._step(fetch_token(self.fetches, run, lambda: True), run, None)
-            self._go_on(sequence, since, run)
+            self._resume(sequence, since, run)
             return
         woken = False
 
@@ -173,7 +173,7 @@ class Worker:
             nonlocal woken
             if not woken:
                 woken = True
-                self._go_on(sequence, since)
+                self._resume(sequence, since)
 
         assert isinstance(effect, WaitForFetch)  # this clock skips no pauses
         event: Any = effect.event
@@ -187,10 +187,10 @@ class Worker:
             self._simulation.late += self._calls > 1
         self._plan()
 
-    def _step(self, sequence: Generator[Any, Any, None], run: FetchRun, answer: object) -> None:
+    def _step(self, sequence: Generator[Any, Any, None], run: FetchRun, respond: object) -> None:
         simulation = self._simulation
         try:
-            effect = sequence.send(answer)
+            effect = sequence.send(respond)
         except StopIteration:
             self.fetches.end(run)
             return
@@ -201,8 +201,8 @@ class Worker:
                 result = operation()
                 simulation.after(simulation.rng.uniform(0.0005, 0.005), lambda: self._step(sequence, run, result))
             case SendTokenRequest():
-                reply = simulation.answer()
-                simulation.after(simulation.rng.uniform(0.05, 0.4), lambda: self._step(sequence, run, reply))
+                response = simulation.respond()
+                simulation.after(simulation.rng.uniform(0.05, 0.4), lambda: self._step(sequence, run, response))
             case _:
                 seconds = effect.seconds  # of a Pause
                 simulation.after(seconds, lambda: self._step(sequence, run, None))

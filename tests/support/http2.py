@@ -118,7 +118,7 @@ class Http2Server:
                         body = bodies.pop(event.stream_id, b"")
                         headers = requests.pop(event.stream_id)
                         if self._end is None or headers[":path"] == TOKEN_PATH:
-                            self._answer(connection, event.stream_id, headers, body)
+                            self._respond(connection, event.stream_id, headers, body)
                             continue
                         left -= 1
                         if left == 0:
@@ -126,10 +126,10 @@ class Http2Server:
                     case _:
                         pass  # settings, pings and the like
 
-    def _answer(self, connection: H2Connection, stream_id: int, headers: dict[str, str], body: bytes) -> None:
+    def _respond(self, connection: H2Connection, stream_id: int, headers: dict[str, str], body: bytes) -> None:
         received = Received(headers[":method"], headers[":path"], headers, body)
         self.received.append(received)
-        answer = self._service.handle(received, self._clock.now(), time.time())
-        fields = [(name.lower(), value) for name, value in answer.headers]
-        connection.send_headers(stream_id, [(":status", str(answer.status)), *fields])
-        connection.send_data(stream_id, answer.body, end_stream=answer.status != self.unfinished)
+        response = self._service.handle(received, self._clock.now(), time.time())
+        fields = [(name.lower(), value) for name, value in response.headers]
+        connection.send_headers(stream_id, [(":status", str(response.status)), *fields])
+        connection.send_data(stream_id, response.body, end_stream=response.status != self.unfinished)

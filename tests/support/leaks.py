@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from pay88_adapters import Pay88Error
-from support.stacks import Reply
+from support.stacks import PlainResponse
 
 _PIECE = 16  # characters: a secret that was cut short is one all the same
 
@@ -93,7 +93,7 @@ def outcome_texts(outcome: object) -> Iterator[str]:
     if isinstance(outcome, Exception):
         yield from error_texts(outcome)
         return
-    assert isinstance(outcome, Reply)
+    assert isinstance(outcome, PlainResponse)
     response: Any = outcome.raw
     yield from shown(response)
     for name in ("headers", "history", "request_info", "url"):

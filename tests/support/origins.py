@@ -48,7 +48,7 @@ class Origin:
         """Set when the first piece of a body has arrived."""
         self.silences = threading.Semaphore(0)
         """How many calls of ``/silent`` have arrived: their clients may be gone before."""
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
         """Lets ``/drip`` send the rest."""
         self._connections: dict[int, int] = {}
         self._over = threading.Event()
@@ -65,7 +65,7 @@ class Origin:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._over.set()
-        self.go_on.set()
+        self.resume.set()
         with contextlib.suppress(OSError):  # it may be over already
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -90,7 +90,7 @@ class Origin:
         """Return the recorded requests, and clear the record."""
         seen, self.seen, self._connections = self.seen, [], {}
         self.began.clear()
-        self.go_on.clear()
+        self.resume.clear()
         return seen
 
     def _spawn(self, target: Callable[..., None], *args: Any) -> None:
@@ -129,8 +129,8 @@ class Origin:
         if parts.path == TOKEN_PATH:
             self.token_requests += 1
             headers = {name.lower(): value for name, value in fields}
-            answer = self.service.handle(Received(method, target, headers), self.clock.now(), time.time())
-            sock.sendall(_message(answer.status, [*answer.headers], answer.body))
+            response = self.service.handle(Received(method, target, headers), self.clock.now(), time.time())
+            sock.sendall(_message(response.status, [*response.headers], response.body))
             return True
         with self._lock:
             number = self._connections.setdefault(serial, len(self._connections))
@@ -138,9 +138,9 @@ class Origin:
         last = ("connection", "close") in [(name.lower(), value) for name, value in fields]
         if last:
             query.setdefault("field", []).append("Connection: close")
-        return self._answer(sock, method, parts.path, query, b"".join(pieces)) and not last
+        return self._respond(sock, method, parts.path, query, b"".join(pieces)) and not last
 
-    def _answer(self, sock: socket.socket, method: str, path: str, query: dict[str, list[str]], body: bytes) -> bool:
+    def _respond(self, sock: socket.socket, method: str, path: str, query: dict[str, list[str]], body: bytes) -> bool:
         fields = [(name, value) for name, _, value in (each.partition(": ") for each in query.get("field", []))]
         status = int(query.get("status", ["200"])[0])
         match path:
@@ -160,7 +160,7 @@ class Origin:
                     piece = b"x" * min(10_000, size - at)
                     sock.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
                     if path == "/drip":
-                        self.go_on.wait(10)
+                        self.resume.wait(10)
                 sock.sendall(b"0\r\n\r\n")
                 return True
             case "/gzip":

@@ -32,10 +32,10 @@ OLD, NEW = Credentials("sk_test_old", "MCH-COL-1"), Credentials("sk_test_new", "
 ELSEWHERE = Credentials("sk_test_elsewhere", "MCH-COL-2")
 URL = "https://api-sandbox.88pay.io"
 
-Reply = Callable[[], TokenResponse]
+PlainResponse = Callable[[], TokenResponse]
 
 
-def answer(status: int, **fields: str) -> Reply:
+def respond(status: int, **fields: str) -> PlainResponse:
     """Return the response without a token."""
     return lambda: TokenResponse(status, {name.replace("_", "-"): value for name, value in fields.items()}, b"")
 
@@ -47,16 +47,16 @@ class Endpoint88:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock
-        self.answers: list[Reply] = []
-        self.always: Reply | None = None
+        self.responses: list[PlainResponse] = []
+        self.always: PlainResponse | None = None
         self.sent: list[float] = []
 
     def post(self, request: TokenRequest) -> TokenResponse:
         """Return the configured response."""
         del request
         self.sent.append(self._clock.now() if self._clock else 0.0)
-        if self.answers:
-            return self.answers.pop(0)()
+        if self.responses:
+            return self.responses.pop(0)()
         return self.always() if self.always else self.grant()
 
     def grant(self) -> TokenResponse:
@@ -146,7 +146,7 @@ class FragileStore(MemoryStore):
         return super().publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
 
 
-class Fleetlet:
+class WorkerGroup:
     """A clock, a store and the endpoint that a few processes share."""
 
     def __init__(self) -> None:

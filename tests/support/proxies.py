@@ -31,9 +31,9 @@ class Proxy:
     """
 
     def __init__(self, credentials: str | None = None) -> None:
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         """Method and target of every request that it let through."""
-        self.refused = 0
+        self.rejected = 0
         """How many requests came without its credentials."""
         self.expected = None if credentials is None else f"Basic {base64.b64encode(credentials.encode()).decode()}"
         self.sockets: set[socket.socket] = set()
@@ -92,10 +92,10 @@ class _Connection(socketserver.BaseRequestHandler):
         (method, target, version), fields = head[0].split(" "), head[1:]
         given = [value for name, _, value in (each.partition(": ") for each in fields) if _is(name, _FOR_THE_PROXY[:1])]
         if proxy.expected is not None and given != [proxy.expected]:
-            proxy.refused += 1
+            proxy.rejected += 1
             client.sendall(_NO_CREDENTIALS)
             return
-        proxy.asked.append(f"{method} {target}")
+        proxy.requested.append(f"{method} {target}")
         tunnel = method == "CONNECT"
         url = urlsplit(f"//{target}" if tunnel else target)
         try:

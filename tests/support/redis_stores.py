@@ -21,7 +21,7 @@ from support.servers import Valkey
 PASSWORD = "a-password-of-the-store"
 
 
-TOKEN = "a-token-that-nobody-may-see"
+TOKEN = "a-token-to-keep-secret"
 
 
 MINUTE, HOUR = Window("minute", 10, 65.0), Window("hour", 100, 3605.0)

@@ -38,29 +38,29 @@ class Rejections:
         token_answer: Sends the response to token requests, if not a token.
     """
 
-    def __init__(self, when: str = "after", answer: Answer = rejected, token_answer: Answer | None = None) -> None:
+    def __init__(self, when: str = "after", response: Answer = rejected, token_response: Answer | None = None) -> None:
         self.bodies: list[bytes] = []
         """Of each API request, as far as it came."""
         self.tokens: list[str] = []
         self.connections = 0
-        self.answering = threading.Event()
+        self.responding = threading.Event()
         """Set when a rejection is sent."""
-        self._when, self._answer, self._token_answer = when, self._answering(answer), token_answer
+        self._when, self._respond, self._token_response = when, self._responding(response), token_response
         self._over = threading.Event()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def _answering(self, answer: Answer) -> Answer:
-        def answered(send: Callable[[bytes], None], over: threading.Event) -> bool:
+    def _responding(self, response: Answer) -> Answer:
+        def responded(send: Callable[[bytes], None], over: threading.Event) -> bool:
             def sent(data: bytes) -> None:
                 send(data)
-                self.answering.set()
+                self.responding.set()
 
-            return answer(sent, over)
+            return response(sent, over)
 
-        return answered
+        return responded
 
     def manager(self) -> TokenManager:
         """Return a manager that has the first token."""
@@ -111,8 +111,8 @@ class Rejections:
             name, _, value = header.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
         if line.split()[1].decode().partition("?")[0] == TOKEN_PATH:
-            if self._token_answer is not None:
-                return self._token_answer(sock.sendall, self._over)
+            if self._token_response is not None:
+                return self._token_response(sock.sendall, self._over)
             self.tokens.append(f"eyJ.token{len(self.tokens)}.end")
             data = {"access_token": self.tokens[-1], "session_id": "sess_1", "expires_in": 60}
             sock.sendall(message(200, json.dumps({"data": data}).encode()))
@@ -120,18 +120,18 @@ class Rejections:
         at = len(self.bodies)
         self.bodies.append(b"")
         rejects = headers["authorization"] == f"Bearer {self.tokens[0]}"
-        goes_on = True
+        continues = True
         if rejects and self._when == "before":
-            goes_on = self._answer(sock.sendall, self._over)
+            continues = self._respond(sock.sendall, self._over)
         for number, piece in enumerate(_pieces(stream, headers)):
             self.bodies[at] += piece
             if rejects and self._when == "during" and number == 0:
-                goes_on = self._answer(sock.sendall, self._over)
+                continues = self._respond(sock.sendall, self._over)
         if not rejects:
             sock.sendall(message(200, b"fine"))
         elif self._when == "after" or (self._when == "during" and not self.bodies[at]):
-            goes_on = self._answer(sock.sendall, self._over)
-        return goes_on
+            continues = self._respond(sock.sendall, self._over)
+        return continues
 
 
 def _pieces(stream: IO[bytes], headers: dict[str, str]) -> list[bytes] | _Pieces:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from support.simulation import Fault, Outcome, Scenario
 
 HOUR = 3_600.0
-_NO_ANSWER = ["refused", "hangs", "deaf"]  # deaf: the store does what it is asked, and the answer is lost
+_NO_RESPONSE = ["refused", "hangs", "deaf"]  # deaf: the operation succeeds, and its response is lost
 _MOST_TRIED = 60  # scenarios
 _LIMITS = ["10/minute;100/hour", "9/minute;80/hour", "10/minute;70/hour"]
 
@@ -30,7 +30,7 @@ KINDS: dict[str, Callable[[random.Random, float, int], Fault]] = {
         at, "stall", _some(1, 3, 8, 30, 100)(rng), who, how=rng.choice(["before", "after"])
     ),
     "partition": lambda rng, at, who: Fault(
-        at, "partition", _some(3, 30, 300, 1800)(rng), who, how=rng.choice(_NO_ANSWER)
+        at, "partition", _some(3, 30, 300, 1800)(rng), who, how=rng.choice(_NO_RESPONSE)
     ),
     "store down": lambda rng, at, who: Fault(
         rng.choice([0.0, at, at]),
@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[random.Random, float, int], Fault]] = {
         how=rng.choice(_LIMITS),
     ),
 }
-"""What can go wrong, and how it is drawn."""
+"""The faults that can be injected, and how they are drawn."""
 
 
 def draw(seed: int) -> Scenario:

@@ -21,7 +21,7 @@ from pay88_adapters.testing import (
 from support.proxies import Proxy
 from support.stacks import (
     Outcome,
-    Reply,
+    PlainResponse,
     Stack,
 )
 from support.worlds import World
@@ -29,7 +29,7 @@ from support.worlds import World
 
 def ok(outcome: Outcome) -> bool:
     """Whether a call got 200."""
-    return isinstance(outcome, Reply) and outcome.status == 200
+    return isinstance(outcome, PlainResponse) and outcome.status == 200
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def _closed(scene: Scene) -> None:
     assert isinstance(scene.outcomes[-1], ConfigurationError)
 
 
-def _budget_spent(scene: Scene) -> None:
+def _budget_exhausted(scene: Scene) -> None:
     scene.client = scene.world.client(scene.world.new_manager(limits=("1/hour",)))
     scene.call()
     scene.world.clock.advance(60)

@@ -95,7 +95,7 @@ class Valkey:
         """Start it, empty unless it has saved something; return when it responds."""
         self.launch()
         try:
-            until(self._answers)
+            until(self._responds)
         except BaseException:
             self.kill()
             raise
@@ -107,7 +107,7 @@ class Valkey:
             self._process = subprocess.Popen([self._binary, self._config, *self._mode], stdout=out, stderr=out)
         running.add(self._process.pid)
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             self.command("PING")
         except redis.ConnectionError:

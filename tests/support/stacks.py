@@ -1,4 +1,4 @@
-"""Every stack behind one face, so that one scenario runs on all of them, over real sockets."""
+"""Every client library behind one interface, so that one scenario runs on all of them, over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BYTES = json.dumps(PAYLOAD).encode()
 
 
 @dataclass(frozen=True)
-class Reply:
+class PlainResponse:
     """The response to a request."""
 
     status: int
@@ -45,7 +45,7 @@ class Reply:
     raw: Any = field(repr=False)
 
 
-Outcome = Reply | Exception
+Outcome = PlainResponse | Exception
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Stack(ABC):
         self.close()
 
     @abstractmethod
-    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> PlainResponse:
         """Send one request; *kw* are the library's own."""
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Stack(ABC):
         return outcome(partial(self.request, method, url, **kw))
 
 
-def outcome(act: Callable[[], Reply]) -> Outcome:
+def outcome(act: Callable[[], PlainResponse]) -> Outcome:
     """Return what *act* returns or raises."""
     try:
         return act()
@@ -142,7 +142,7 @@ _files: list[IO[bytes]] = []
 
 def file() -> IO[bytes]:
     """Return a real file that holds the payload; :func:`close_files` closes it."""
-    handle = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it reads it later
+    handle = tempfile.TemporaryFile()  # noqa: SIM115 - the client that sends it reads it later
     handle.write(BYTES)
     handle.seek(0)
     _files.append(handle)
@@ -159,7 +159,7 @@ FORM = {"a": "1", "b": "añ"}
 
 
 class SyncStack(Stack):
-    """A stack that threads use."""
+    """A client library that threads use."""
 
     crowd_headers: ClassVar[Mapping[str, str] | None] = None
     """What each call of a crowd sends along."""
@@ -208,9 +208,9 @@ class Urllib3(SyncStack):
             self.client = urllib3.PoolManager(**kw)
         self.attached(self.client)
 
-    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> PlainResponse:
         response = self.client.request(method, url, headers=headers, **kw)
-        return Reply(response.status, response.headers, response.data, response)
+        return PlainResponse(response.status, response.headers, response.data, response)
 
     def close(self) -> None:
         self.client.clear()
@@ -246,9 +246,9 @@ class Requests(SyncStack):
             self.client.mount(prefix, adapter)
         self.attached(self.client)
 
-    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> PlainResponse:
         response = self.client.request(method, url, headers=headers, timeout=self.options.timeout, **kw)
-        return Reply(response.status_code, response.headers, response.content, response)
+        return PlainResponse(response.status_code, response.headers, response.content, response)
 
     def close(self) -> None:
         self.client.close()
@@ -297,8 +297,8 @@ def _httpx_client(library: Any, kind: str, options: Options) -> Any:
     )
 
 
-def _httpx_reply(response: Any) -> Reply:
-    return Reply(response.status_code, response.headers, response.content, response)
+def _httpx_response(response: Any) -> PlainResponse:
+    return PlainResponse(response.status_code, response.headers, response.content, response)
 
 
 class Httpx(SyncStack):
@@ -322,8 +322,8 @@ class Httpx(SyncStack):
         super().__init__(manager, options)
         self.client = self.attached(_httpx_client(self.library, "Client", self.options))
 
-    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
-        return _httpx_reply(self.client.request(method, url, headers=headers, **kw))
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> PlainResponse:
+        return _httpx_response(self.client.request(method, url, headers=headers, **kw))
 
     def close(self) -> None:
         self.client.close()
@@ -339,7 +339,7 @@ class Httpx2(Httpx):
 
 
 class AsyncStack(Stack):
-    """A stack that tasks use: on an event loop in a thread of its own, which lives as long as the client."""
+    """A client library that tasks use: on an event loop in a thread of its own, which lives as long as the client."""
 
     @abstractmethod
     def run(self, job: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -350,10 +350,12 @@ class AsyncStack(Stack):
         """Run *jobs* concurrently."""
 
     @abstractmethod
-    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    async def asend(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> PlainResponse:
         """Send one request."""
 
-    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    def request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> PlainResponse:
         return self.run(partial(self.asend, method, url, headers=headers, **kw))
 
     def gather(self, count: int, method: str, url: str) -> list[Outcome]:
@@ -427,8 +429,10 @@ class HttpxAsyncio(AsyncioStack):
         super().__init__(manager, options)
         self.client = self.attached(_httpx_client(self.library, "AsyncClient", self.options))
 
-    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
-        return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
+    async def asend(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> PlainResponse:
+        return _httpx_response(await self.client.request(method, url, headers=headers, **kw))
 
     async def aclose(self) -> None:
         await self.client.aclose()
@@ -483,8 +487,10 @@ class HttpxTrio(AsyncStack):
                 nursery.start_soon(one, job)
         return outcomes
 
-    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
-        return _httpx_reply(await self.client.request(method, url, headers=headers, **kw))
+    async def asend(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> PlainResponse:
+        return _httpx_response(await self.client.request(method, url, headers=headers, **kw))
 
     def close(self) -> None:
         trio.from_thread.run_sync(self._over.set, trio_token=self._trio)
@@ -546,10 +552,12 @@ class Aiohttp(AsyncioStack):
             headers=self.options.headers,
         )
 
-    async def asend(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any) -> Reply:
+    async def asend(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> PlainResponse:
         kw.setdefault("proxy", self.options.proxy)
         async with self.client.request(method, url, headers=headers, **kw) as response:
-            return Reply(response.status, response.headers, await response.read(), response)
+            return PlainResponse(response.status, response.headers, await response.read(), response)
 
     async def aclose(self) -> None:
         await self.client.close()

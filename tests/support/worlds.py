@@ -41,7 +41,7 @@ def at_rest() -> bool:
 
 
 class World:
-    """An emulator and a manager on one clock that only the test moves, and clients of one stack."""
+    """An emulator and a manager on one clock that only the test moves, and clients of one library."""
 
     def __init__(self, kind: type[Stack], stack: ExitStack, **emulator: Any) -> None:
         self._kind = kind

@@ -108,7 +108,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         if message.type in ("error", "warning") and not expected:
             complaints.append(message.text)
 
-    def asked(request: Any) -> None:
+    def requested(request: Any) -> None:
         if not request.url.startswith(emulator.page_url):
             complaints.append(f"asked for {request.url}")
 
@@ -119,7 +119,7 @@ def open_page(chromium: Any, emulator: Emulator) -> Iterator[Open]:
         page = context.new_page()
         page.on("console", arrived)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", asked)
+        page.on("request", requested)
         page.goto(emulator.page_url)
         page.wait_for_selector("#link[data-state=live]")
         page.locator("#kind option").nth(13).wait_for(state="attached")  # the page requests them
@@ -226,7 +226,7 @@ def test_the_timeline_can_be_filtered_and_paused(page: Any, emulator: Emulator, 
     assert shown.count() == 4
 
 
-def test_the_page_comes_back_by_itself(page: Any, emulator: Emulator, merchant: Merchant) -> None:
+def test_the_page_reconnects_automatically(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """It says that the emulator is gone, and continues when that is started again."""
     merchant.call()
     emulator.stop()
@@ -334,7 +334,7 @@ def test_every_fault_can_be_added_as_the_form_has_it(page: Any, emulator: Emulat
     assert list(emulator.faults) == []
 
 
-def test_held_calls_are_let_go_one_by_one(page: Any, emulator: Emulator, merchant: Merchant) -> None:
+def test_held_calls_are_released_one_by_one(page: Any, emulator: Emulator, merchant: Merchant) -> None:
     """They stand in the timeline as waiting until then."""
     merchant.call()
     page.get_by_role("switch", name="API requests held").click()

@@ -24,10 +24,10 @@ from support.emulators import CHARGES, ECHO, TOKEN, Client, _connected, _request
 def test_a_token_request_and_a_call_are_journalled(emulator: Emulator, client: Client) -> None:
     """The request, its response, and its token."""
     client.call("/api/balance?id=" + emulator.merchant_id)
-    asked, called = emulator.journal
-    assert (asked.kind, asked.method, asked.path, asked.status) == ("token", "POST", TOKEN, 200)
-    assert (asked.event, asked.serial, asked.executed, asked.age) == ("issued", 1, True, None)
-    assert asked.headers["x-api-key"] == emulator.api_key
+    requested, called = emulator.journal
+    assert (requested.kind, requested.method, requested.path, requested.status) == ("token", "POST", TOKEN, 200)
+    assert (requested.event, requested.serial, requested.executed, requested.age) == ("issued", 1, True, None)
+    assert requested.headers["x-api-key"] == emulator.api_key
     assert (called.kind, called.status, called.serial) == ("call", 200, 1)
     assert called.age is not None
     assert 0 < called.age < 5
@@ -61,10 +61,10 @@ def test_the_largest_window_counts_rejected_and_reset_requests_too(emulator: Emu
     """Every token request that reached the server is held against the client."""
     client = Client(emulator)
     emulator.faults.add(ResetBeforeRead(), on="token", after=10)
-    answers = [client.ask().status for _ in range(10)]
+    responses = [client.ask().status for _ in range(10)]
     with pytest.raises(urllib3.exceptions.ProtocolError):
         client.ask()
-    assert [*answers, client.ask().status] == [200] * 10 + [429]
+    assert [*responses, client.ask().status] == [200] * 10 + [429]
     assert emulator.journal.max_in_window(60) == 12
     assert emulator.journal.max_in_window(60, "call") == 0
     client.http.clear()
@@ -105,7 +105,7 @@ def test_bodies_are_kept_as_sent(emulator: Emulator, client: Client) -> None:
     assert emulator.journal[-1].body == b"onetwo"
 
 
-def test_a_client_may_wait_to_be_told_to_go_on(emulator: Emulator, client: Client) -> None:
+def test_a_client_may_wait_for_100_continue(emulator: Emulator, client: Client) -> None:
     """``Expect: 100-continue`` gets its response before the body is sent."""
     fields = {**client.headers, "Host": "emulator", "Expect": "100-continue", "Content-Length": "4"}
     with _connected(emulator) as sock:
@@ -167,8 +167,8 @@ def test_token_limits_hold_over_the_wire_to_the_instant() -> None:
             clock.advance(59.5)
             assert client.ask().status == 429
             clock.advance(0.5)
-        refused = client.ask()
-        assert (refused.status, refused.headers["Retry-After"]) == (429, "3000")
+        rejected = client.ask()
+        assert (rejected.status, rejected.headers["Retry-After"]) == (429, "3000")
         clock.advance(3000)
         assert client.ask().status == 200
         assert emulator.journal.issued == 101
@@ -184,8 +184,8 @@ def test_call_limits_hold_over_the_wire_to_the_instant() -> None:
         client.ask()
         assert Counter(client.call("/api/balance").status for _ in range(62)) == {200: 60, 429: 2}
         clock.advance(59.5)
-        refused = client.call("/api/balance")
-        assert (refused.status, refused.json()["retry_after"]) == (429, 1)
+        rejected = client.call("/api/balance")
+        assert (rejected.status, rejected.json()["retry_after"]) == (429, 1)
         clock.advance(0.5)
         assert client.call("/api/balance").status == 200
         client.http.clear()

@@ -114,8 +114,8 @@ def test_too_many_says_when_in_either_place(emulator: Emulator, fault: Fault, he
 def test_a_good_token_can_be_rejected(emulator: Emulator, client: Client) -> None:
     """Once, unexecuted; afterwards the same token is accepted again."""
     emulator.faults.add(RefuseToken())
-    refused = client.call(CHARGES, json={})
-    assert (refused.status, refused.json()["message"]) == (401, "Invalid or expired token")
+    rejected = client.call(CHARGES, json={})
+    assert (rejected.status, rejected.json()["message"]) == (401, "Invalid or expired token")
     assert emulator.service.charges == ()
     assert client.call(CHARGES, json={}).status == 200
 
@@ -172,7 +172,7 @@ def test_a_lost_token_was_issued_and_counted(emulator: Emulator) -> None:
     client.http.clear()
 
 
-def test_a_truncated_answer(emulator: Emulator, client: Client) -> None:
+def test_a_truncated_response(emulator: Emulator, client: Client) -> None:
     """Fewer bytes than were promised, then the end; the request was executed."""
     emulator.faults.add(Truncated(missing=5))
     with pytest.raises(urllib3.exceptions.ProtocolError, match="5 more expected"):
@@ -204,7 +204,7 @@ def test_a_content_encoding_that_lies(emulator: Emulator, client: Client) -> Non
         client.call()
 
 
-def test_more_fields_on_a_true_answer(emulator: Emulator, client: Client) -> None:
+def test_more_headers_on_a_regular_response(emulator: Emulator, client: Client) -> None:
     """New ones are added, those that are there are replaced and not repeated."""
     emulator.faults.add(Headers([("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("x-ratelimit-remaining", "0")]))
     response = client.call()
@@ -233,7 +233,7 @@ def test_a_huge_body_may_be_left_unread(emulator: Emulator, client: Client) -> N
     assert client.call().status == 200
 
 
-def test_a_dripping_answer() -> None:
+def test_a_dripping_response() -> None:
     """The head immediately, then one byte at a time, as the clock advances."""
     clock = ManualClock()
     with Emulator(clock=clock) as emulator:
@@ -258,7 +258,7 @@ def test_faults_strike_one_after_another(emulator: Emulator, client: Client) -> 
     assert [client.call().status for _ in range(4)] == [500, 502, 503, 200]
 
 
-def test_a_reset_before_reading_waits_for_its_turn(emulator: Emulator, client: Client) -> None:
+def test_a_reset_before_reading_comes_in_order(emulator: Emulator, client: Client) -> None:
     """Though it is decided earlier, an earlier rule goes first."""
     emulator.faults.add(Status(500))
     emulator.faults.add(ResetBeforeRead())
@@ -321,7 +321,7 @@ def test_faults_by_chance_are_the_same_with_the_same_seed(emulator: Emulator, cl
     assert all(10 <= drawn[0].count(status) <= 25 for status in (500, 503))
 
 
-def test_clearing_the_plan_lets_go_of_what_is_held(emulator: Emulator, client: Client) -> None:
+def test_clearing_the_plan_releases_held_requests(emulator: Emulator, client: Client) -> None:
     """No fault is injected afterwards, and no request waits without end."""
     emulator.faults.add(Status(500), times=None)
     hold = emulator.hold()
@@ -333,24 +333,24 @@ def test_clearing_the_plan_lets_go_of_what_is_held(emulator: Emulator, client: C
     assert client.call().status == 200
 
 
-def test_a_storm_of_rejections_can_be_staged(emulator: Emulator) -> None:
+def test_a_401_storm_can_be_staged(emulator: Emulator) -> None:
     """200 calls arrive with a good token, which is rejected while they are held: 200 times 401."""
     client = Client(emulator, maxsize=200)
     client.ask()
     hold = emulator.hold()
     with ThreadPoolExecutor(200) as pool:
-        answers = [pool.submit(client.call) for _ in range(200)]
+        responses = [pool.submit(client.call) for _ in range(200)]
         hold.wait_for(200)
         assert (hold.held, emulator.journal.calls) == (200, 200)
         emulator.service.refuse_current_tokens()
         hold.release()
-        assert Counter(answer.result(10).status for answer in answers) == {401: 200}
+        assert Counter(answer.result(10).status for answer in responses) == {401: 200}
     client.ask()
     assert client.call().status == 200
     client.http.clear()
 
 
-def test_holds_can_let_go_of_some(emulator: Emulator, client: Client) -> None:
+def test_holds_can_release_some(emulator: Emulator, client: Client) -> None:
     """The first that came goes first; the others continue waiting."""
     hold = emulator.hold(on=ECHO)
     with ThreadPoolExecutor(2) as pool:

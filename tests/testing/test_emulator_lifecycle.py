@@ -39,7 +39,7 @@ def together(count: int, act: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(act, range(count)))
 
 
-def test_a_thousand_connections_at_once() -> None:
+def test_a_thousand_concurrent_connections() -> None:
     """Opened together and all served; none is rejected, reset or forgotten."""
     with Emulator(call_limits=()) as emulator:
         client = Client(emulator)
@@ -69,9 +69,9 @@ def test_thousands_of_requests_over_a_hundred_connections(emulator: Emulator, cl
     mark = emulator.journal.mark()
 
     def converse(_: int) -> int:
-        with _connected(emulator) as sock, sock.makefile("rb") as answers:
+        with _connected(emulator) as sock, sock.makefile("rb") as responses:
             sock.sendall(request * 30)
-            return sum(_answered(answers) == 200 for _ in range(30))
+            return sum(_responded(responses) == 200 for _ in range(30))
 
     assert sum(together(100, converse)) == 3_000
     entries = emulator.journal.select("call", since=mark)
@@ -120,10 +120,10 @@ def test_dropped_connections_end_and_new_ones_are_served(emulator: Emulator, cli
     """Idle connections are closed immediately."""
     with _connected(emulator) as sock:
         sock.sendall(_request("GET", ECHO, {**client.headers, "Host": "x"}))
-        with sock.makefile("rb") as answers:
-            assert _answered(answers) == 200
+        with sock.makefile("rb") as responses:
+            assert _responded(responses) == 200
             emulator.drop_connections()
-            assert answers.read(1) == b""
+            assert responses.read(1) == b""
     assert emulator.open_connections == 0
     assert client.call().status == 200
 
@@ -253,7 +253,7 @@ def test_without_aiohttp_the_error_names_the_extra() -> None:
     assert "line 3, in <module>" in ran.stderr
 
 
-def _answered(stream: Any) -> int:
+def _responded(stream: Any) -> int:
     """Read one response; return its status."""
     status = int(stream.readline().split()[1])
     length = 0
@@ -281,12 +281,12 @@ def _raised(act: Callable[[], object]) -> bytes:
 def test_stopping_closes_connections_that_were_just_accepted() -> None:
     """Also where a connection and the stop reach the server's loop in the same turn: nothing stays open."""
     emulator = Emulator().start()
-    loop, entered, go_on = emulator._loop, threading.Event(), threading.Event()
+    loop, entered, resume = emulator._loop, threading.Event(), threading.Event()
     assert loop is not None
 
     def busy() -> None:
         entered.set()
-        go_on.wait(10)
+        resume.wait(10)
 
     loop.call_soon_threadsafe(busy)
     assert entered.wait(10)
@@ -295,7 +295,7 @@ def test_stopping_closes_connections_that_were_just_accepted() -> None:
     stopping.start()
     while not loop._ready:  # type: ignore[attr-defined]  # the stop is the first in line
         time.sleep(0.001)
-    go_on.set()
+    resume.set()
     stopping.join(10)
     for client in clients:
         client.settimeout(10)
@@ -308,5 +308,5 @@ def test_the_date_is_that_of_the_wall_clock_it_was_given() -> None:
     """As every date of a response is, and errors are dated too."""
     with Emulator(wall=lambda: 1_700_000_000.0) as emulator, urllib3.PoolManager() as http:
         for path in ("/api/auth/token", "/api/balance", "/elsewhere"):
-            answer = http.request("POST", emulator.url + path)
-            assert answer.headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"
+            response = http.request("POST", emulator.url + path)
+            assert response.headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"

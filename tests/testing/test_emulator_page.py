@@ -132,7 +132,7 @@ def until(condition: Callable[[], bool]) -> None:
 # What is shown
 
 
-def test_the_state_tells_of_requests_tokens_and_budgets(clock: ManualClock, emulator: Emulator, client: Client) -> None:
+def test_the_state_contains_requests_tokens_and_budgets(clock: ManualClock, emulator: Emulator, client: Client) -> None:
     """Each request with its client, its token and its outcome, and the remaining units of each limit."""
     started = clock.now()
     clock.advance(7)
@@ -197,14 +197,14 @@ def test_only_the_latest_requests_are_shown(emulator: Emulator, client: Client) 
     assert state["counts"]["calls"] == 205
 
 
-def test_no_secret_is_told(emulator: Emulator, client: Client) -> None:
+def test_no_secret_is_sent(emulator: Emulator, client: Client) -> None:
     """Whatever clients, faults and actions put where it can be seen: paths, names, merchants, headers, errors."""
     service = emulator.service
     service.accept_credentials("a key/of my own, and long enough")
     secrets = [*service.secrets(), "sk_live_never_seen_before"]
-    told: list[str] = []
+    reported: list[str] = []
     with events(emulator) as stream:
-        told.append(json.dumps(next(stream)))
+        reported.append(json.dumps(next(stream)))
         for secret in secrets:
             quoted = quote(secret, safe="")
             client.call(f"{ECHO}?token={quoted}", **{"User-Agent": f"me {secret}"})
@@ -215,23 +215,23 @@ def test_no_secret_is_told(emulator: Emulator, client: Client) -> None:
             ):  # fmt: skip
                 emulator.faults.add(fault, on=f"/{secret}")
             wishes = ({"fault": secret}, {"fault": "Status", secret: 1}, {"fault": "Redirect", "to": secret})
-            told += [client.page("POST", "faults", wish).data.decode() for wish in wishes]
-            told.append(client.page("DELETE", f"faults/{quoted}").data.decode())
-            told.append(client.page("POST", "actions", {"do": "rotate_key", "api_key": secret}).data.decode())
-            told.append(client.page("GET", quoted).data.decode())
-        told += [client.page("GET", path).data.decode() for path in ("", "page.js", "page.css", "state", "faults")]
+            reported += [client.page("POST", "faults", wish).data.decode() for wish in wishes]
+            reported.append(client.page("DELETE", f"faults/{quoted}").data.decode())
+            reported.append(client.page("POST", "actions", {"do": "rotate_key", "api_key": secret}).data.decode())
+            reported.append(client.page("GET", quoted).data.decode())
+        reported += [client.page("GET", path).data.decode() for path in ("", "page.js", "page.css", "state", "faults")]
         until(lambda: emulator.journal[-1].finished)
-        while f'"n": {len(emulator.journal)},' not in told[-1]:
-            told.append(json.dumps(next(stream)))
-    assert len(told) > 20 + len(secrets)
-    assert leaked([*secrets, *service.secrets()], told) == []
-    assert sum(r"me \u2022" in text for text in told) >= 2  # a bullet replaces the secret
+        while f'"n": {len(emulator.journal)},' not in reported[-1]:
+            reported.append(json.dumps(next(stream)))
+    assert len(reported) > 20 + len(secrets)
+    assert leaked([*secrets, *service.secrets()], reported) == []
+    assert sum(r"me \u2022" in text for text in reported) >= 2  # a bullet replaces the secret
 
 
 # The stream
 
 
-def test_whoever_comes_late_gets_the_state_first(emulator: Emulator, client: Client) -> None:
+def test_a_late_subscriber_gets_the_state_first(emulator: Emulator, client: Client) -> None:
     """Then what is new, and nothing twice: a request that was seen unfinished comes again when it has ended."""
     client.call()
     with emulator.hold() as hold, events(emulator) as stream:
@@ -244,13 +244,13 @@ def test_whoever_comes_late_gets_the_state_first(emulator: Emulator, client: Cli
         assert (name, [(entry["n"], entry["finished"]) for entry in change["timeline"]]) == ("change", [(3, False)])
         hold.release()
         calling.join()
-        told: list[tuple[int, bool]] = []
-        while not told:
-            told += [(entry["n"], entry["finished"]) for entry in next(stream)[1]["timeline"]]
-        assert told == [(3, True)]
+        reported: list[tuple[int, bool]] = []
+        while not reported:
+            reported += [(entry["n"], entry["finished"]) for entry in next(stream)[1]["timeline"]]
+        assert reported == [(3, True)]
 
 
-def test_nothing_is_told_while_nothing_happens_but_that_the_clock_moved(clock: ManualClock, emulator: Emulator) -> None:
+def test_only_the_clock_is_sent_while_nothing_happens(clock: ManualClock, emulator: Emulator) -> None:
     """The first message after the state is the first event."""
     with events(emulator) as stream:
         _, first = next(stream)
@@ -261,7 +261,7 @@ def test_nothing_is_told_while_nothing_happens_but_that_the_clock_moved(clock: M
         assert (name, set(change)) == ("change", {"now", "faults", "timeline"})
 
 
-def test_what_happens_together_is_told_together(emulator: Emulator, client: Client) -> None:
+def test_concurrent_events_are_sent_together(emulator: Emulator, client: Client) -> None:
     """A thousand requests are no thousand messages, and no message has more than the latest two hundred."""
     with events(emulator) as stream:
         next(stream)
@@ -321,7 +321,7 @@ def test_there_is_a_limit_to_readers(emulator: Emulator, client: Client) -> None
         sock.close()
 
 
-def test_stopping_ends_streams_at_once() -> None:
+def test_stopping_ends_streams_immediately() -> None:
     """And leaves nothing behind: no thread, no task, no open socket."""
     threads = set(threading.enumerate())
     emulator = Emulator().start()
@@ -383,7 +383,7 @@ def test_every_fault_there_is_can_be_switched_on(emulator: Emulator, client: Cli
     assert list(emulator.faults) == []
 
 
-def test_a_fault_strikes_as_often_as_it_is_told_to(emulator: Emulator, client: Client) -> None:
+def test_a_fault_is_injected_as_often_as_set(emulator: Emulator, client: Client) -> None:
     """Once by default, after the requests that it lets through, on its target; then it is no longer listed."""
     client.plan(fault="Status", status=503, after=1, times=2)
     client.plan(fault="Status", status=500, on="/api/balance")
@@ -407,7 +407,7 @@ def test_a_fault_stays_until_it_is_removed(emulator: Emulator, client: Client) -
     assert {client.call() for _ in range(5)} == {200}
 
 
-def test_held_calls_are_let_go(emulator: Emulator, client: Client) -> None:
+def test_held_calls_are_released(emulator: Emulator, client: Client) -> None:
     """One at a time, and all when the hold is removed."""
     number = client.plan(fault="Hold", times=None)
     hold = next(iter(emulator.faults)).upcoming
@@ -426,7 +426,7 @@ def test_held_calls_are_let_go(emulator: Emulator, client: Client) -> None:
     assert [entry.status for entry in emulator.journal.select("call")] == [200] * 3
 
 
-def test_a_hold_of_a_tests_own_is_let_go_as_well(emulator: Emulator, client: Client) -> None:
+def test_a_hold_of_a_test_is_released_as_well(emulator: Emulator, client: Client) -> None:
     """What Python switched on is listed beside the rest, and can be switched off."""
     hold = emulator.hold(on=lambda received: True)
     thread = threading.Thread(target=client.call)
@@ -507,7 +507,7 @@ def test_addresses_and_localhost_are_accepted(client: Client, host: str) -> None
     assert client.page("GET", "state", Host=host).status == 200
 
 
-def test_the_host_it_was_told_is_accepted() -> None:
+def test_the_configured_host_is_accepted() -> None:
     """A configured name, for a network of containers."""
     with Emulator(host="localhost") as emulator:
         assert Client(emulator).page("GET", "state", Host="localhost").status == 200
@@ -662,7 +662,7 @@ def test_what_only_looks_like_the_page_is_the_services(emulator: Emulator, clien
     assert emulator.journal[-1].path == path
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(client: Client) -> None:
+def test_every_response_forbids_what_the_page_does_not_need(client: Client) -> None:
     """No inline script or style, no other origin, no frame, no cache; nothing in the files would need one."""
     for path in ("", "page.css", "page.js", "icon.svg", "state", "nothing", "faults"):
         headers = client.page("GET", path).headers

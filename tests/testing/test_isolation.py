@@ -19,8 +19,8 @@ class Service:
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
-        self.heard: list[Event] = []
-        self.manager = self.made(listeners=[self.heard.append])
+        self.received: list[Event] = []
+        self.manager = self.made(listeners=[self.received.append])
         self.http = Pay88PoolManager(self.manager)
 
     def made(self, **options: object) -> TokenManager:
@@ -55,7 +55,7 @@ def requests_in(service: Service, act: Callable[[], object]) -> int:
     return service.emulator.journal.token_requests - before
 
 
-def test_every_manager_starts_anew(service: Callable[[], Service]) -> None:
+def test_every_manager_starts_without_state(service: Callable[[], Service]) -> None:
     """Those that were made before and those that are made in the block; they share what they get there."""
     seen = service()
     with isolated():
@@ -98,11 +98,11 @@ def test_listeners_stay(service: Callable[[], Service]) -> None:
     seen = service()
     added: list[Event] = []
     seen.manager.listen(added.append)
-    seen.heard.clear()
+    seen.received.clear()
     with isolated():
         seen.call()
-    for heard in (seen.heard, added):
-        assert CallWaited in {type(event) for event in heard}
+    for received in (seen.received, added):
+        assert CallWaited in {type(event) for event in received}
 
 
 def test_blocks_within_blocks(service: Callable[[], Service]) -> None:
@@ -125,7 +125,7 @@ def test_a_clock_of_ones_own(service: Callable[[], Service]) -> None:
     assert requests_in(seen, seen.call) == 0
 
 
-def test_what_is_left_alone(service: Callable[[], Service], tmp_path: Path) -> None:
+def test_what_is_not_isolated(service: Callable[[], Service], tmp_path: Path) -> None:
     """A manager with a clock of its own, a closed one, and what a file holds."""
     seen = service()
     clocked, closed = seen.made(clock=ManualClock()), seen.made()

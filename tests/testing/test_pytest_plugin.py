@@ -277,7 +277,7 @@ def test_the_mark_takes_what_the_emulator_does(run: Run, pytester: pytest.Pytest
 # Here, where the checkers see them, with the types that the page names
 
 
-def test_pauses_between_attempts_move_the_clock(
+def test_backoff_delays_move_the_clock(
     pay88_emulator: Emulator, pay88_manager: TokenManager, pay88_clock: ManualClock
 ) -> None:
     """A token endpoint with errors or latency costs time on the fake clock and none in real time; so does a wait."""

@@ -25,9 +25,9 @@ def ask(service: Service, now: float = 0.0, key: str = KEY, merchant: str = MERC
     return service.handle(Received("POST", "/api/auth/token", headers), now, WALL + now)
 
 
-def data(answer: Answer) -> dict[str, Any]:
+def data(response: Answer) -> dict[str, Any]:
     """Return the response's ``data``."""
-    found: dict[str, Any] = json.loads(answer.body)["data"]
+    found: dict[str, Any] = json.loads(response.body)["data"]
     return found
 
 
@@ -59,13 +59,13 @@ def statuses(service: Service, count: int, now: float) -> list[int]:
 
 def test_a_token_comes_in_the_documented_form() -> None:
     """200, the envelope, a JWT, sixty whole seconds, and a session id that is a uuid."""
-    answer = ask(Service())
-    envelope = json.loads(answer.body)
-    assert (answer.status, envelope["status"], envelope["code"]) == (200, "Success", 200)
+    response = ask(Service())
+    envelope = json.loads(response.body)
+    assert (response.status, envelope["status"], envelope["code"]) == (200, "Success", 200)
     assert envelope["data"]["access_token"].startswith("eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9.")
     assert repr(envelope["data"]["expires_in"]) == "60"
     assert len(envelope["data"]["session_id"]) == len("sess_53a2cfc4-441e-4554-b560-4e008784d98e")
-    assert (answer.event, answer.serial, answer.executed) == ("issued", 1, True)
+    assert (response.event, response.serial, response.executed) == ("issued", 1, True)
 
 
 def test_every_token_request_gets_secrets_of_its_own() -> None:
@@ -84,11 +84,11 @@ def test_a_seeded_service_issues_the_same_tokens_again() -> None:
 @pytest.mark.parametrize(("key", "merchant"), [("sk_test_other", MERCHANT), (KEY, "MCH-COL-OTHER"), ("", "")])
 def test_wrong_credentials_are_rejected_in_the_documented_words(key: str, merchant: str) -> None:
     """A wrong key, a wrong merchant, or none."""
-    answer = ask(Service(), key=key, merchant=merchant)
-    assert json.loads(answer.body) == {
+    response = ask(Service(), key=key, merchant=merchant)
+    assert json.loads(response.body) == {
         "status": "Error", "code": 401, "message": "Invalid API key or merchant ID",
     }  # fmt: skip
-    assert (answer.status, answer.event, answer.executed) == (401, "unauthorized", False)
+    assert (response.status, response.event, response.executed) == (401, "unauthorized", False)
 
 
 def test_a_suspended_account_is_forbidden_until_it_is_reinstated() -> None:
@@ -160,7 +160,7 @@ def test_a_hundred_an_hour_to_the_instant() -> None:
     assert [ask(service, 3600.0).status, ask(service, 3600.0).status] == [200, 429]
 
 
-def test_what_is_answered_429_does_not_count() -> None:
+def test_a_request_with_a_429_response_does_not_count() -> None:
     """A client that keeps sending over an exhausted limit is accepted as soon as one that waited."""
     service = Service()
     statuses(service, 10, 0.0)
@@ -168,16 +168,16 @@ def test_what_is_answered_429_does_not_count() -> None:
     assert ask(service, 60.0).status == 200
 
 
-def test_429_says_when_to_come_back() -> None:
+def test_429_says_when_to_retry() -> None:
     """In the header and in the body, in whole seconds, and that is when it works."""
     service = Service()
     statuses(service, 10, 0.25)
-    refused = ask(service, 10.0)
-    assert json.loads(refused.body) == {
+    rejected = ask(service, 10.0)
+    assert json.loads(rejected.body) == {
         "status": "Error", "code": 429, "message": "Rate limit exceeded. Please try again later.",
         "retry_after": 51,
     }  # fmt: skip
-    assert dict(refused.headers)["Retry-After"] == "51"
+    assert dict(rejected.headers)["Retry-After"] == "51"
     assert ask(service, 61.0).status == 200
 
 
@@ -255,7 +255,7 @@ def test_a_token_expires_at_its_lifetime_exactly() -> None:
     assert service.trace(Received("POST", "/api/balance", headers), 160.0) == (1, 60.0)
 
 
-def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
+def test_rejected_tokens_stay_rejected_and_later_ones_are_valid() -> None:
     """A revocation reaches what was issued until then and nothing else."""
     service = Service()
     old = [token(service), token(service)]
@@ -264,7 +264,7 @@ def test_rejected_tokens_stay_rejected_and_later_ones_are_good() -> None:
     assert [call(service, headers).status for headers in (*old, new)] == [401, 401, 200]
 
 
-def test_one_node_of_two_can_refuse_every_token() -> None:
+def test_one_node_of_two_can_reject_every_token() -> None:
     """The hook gets the request and the instant, and only decides about valid tokens."""
     service = Service()
     headers = token(service)
@@ -279,11 +279,11 @@ def test_a_charge_is_booked_each_time_it_is_sent() -> None:
     """There is no idempotency: sending it twice charges twice."""
     service = Service()
     headers = {**token(service), **JSON}
-    answers = [call(service, headers, 5.0, "/api/transactions/charges", body=b'{"amount": 5}') for _ in "ab"]
-    references = [data(answer)["reference"] for answer in answers]
+    responses = [call(service, headers, 5.0, "/api/transactions/charges", body=b'{"amount": 5}') for _ in "ab"]
+    references = [data(response)["reference"] for response in responses]
     assert [charge.reference for charge in service.charges] == references
     assert len(set(references)) == 2
-    assert data(answers[0])["urlCheckout"].startswith("https://")
+    assert data(responses[0])["urlCheckout"].startswith("https://")
     assert [(charge.at, charge.body) for charge in service.charges] == [(5.0, {"amount": 5})] * 2
 
 
@@ -295,8 +295,8 @@ def test_a_charge_is_booked_each_time_it_is_sent() -> None:
 def test_a_charge_must_be_a_json_object(headers: dict[str, str], body: bytes, status: int) -> None:
     """Anything else is the caller's mistake, and books nothing."""
     service = Service()
-    answer = call(service, {**token(service), **headers}, path="/api/transactions/charges", body=body)
-    assert (answer.status, len(service.charges)) == (status, int(status == 200))
+    response = call(service, {**token(service), **headers}, path="/api/transactions/charges", body=body)
+    assert (response.status, len(service.charges)) == (status, int(status == 200))
 
 
 def test_a_balance_is_the_merchants_own() -> None:
@@ -308,12 +308,12 @@ def test_a_balance_is_the_merchants_own() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-def test_echo_tells_what_it_got(method: str) -> None:
+def test_echo_returns_what_it_received(method: str) -> None:
     """Any method, any body: the response contains method, length and digest."""
     service = Service()
     body = bytes(range(256)) * 5
-    answer = call(service, token(service), path="/api/echo?a=1", method=method, body=body)
-    assert data(answer) == {"method": method, "length": 1280, "sha256": hashlib.sha256(body).hexdigest()}
+    response = call(service, token(service), path="/api/echo?a=1", method=method, body=body)
+    assert data(response) == {"method": method, "length": 1280, "sha256": hashlib.sha256(body).hexdigest()}
 
 
 def test_unknown_paths_are_404_for_those_who_may_know() -> None:
@@ -360,20 +360,20 @@ def test_call_limits_can_be_turned_off() -> None:
     """An empty tuple; the responses still carry the three fields."""
     service = Service(call_limits=())
     headers = token(service)
-    answers = [call(service, headers) for _ in range(1_001)]
-    assert {answer.status for answer in answers} == {200}
-    assert int(dict(answers[-1].headers)["X-RateLimit-Remaining"]) > 0
+    responses = [call(service, headers) for _ in range(1_001)]
+    assert {response.status for response in responses} == {200}
+    assert int(dict(responses[-1].headers)["X-RateLimit-Remaining"]) > 0
 
 
-def test_every_answer_announces_the_tightest_limit() -> None:
+def test_every_response_announces_the_tightest_limit() -> None:
     """The limit, the remaining requests, and the Unix time of the next available unit, rounded up."""
     service = Service()
     announced = [dict(ask(service, now).headers) for now in (0.5, 1.0)]
     assert [fields["X-RateLimit-Limit"] for fields in announced] == ["10", "10"]
     assert [fields["X-RateLimit-Remaining"] for fields in announced] == ["9", "8"]
     assert [fields["X-RateLimit-Reset"] for fields in announced] == [str(int(WALL) + 61)] * 2
-    refused = [call(service, {}), call(service, {}, path="/nothing"), ask(service, key="wrong")]
-    assert all("X-RateLimit-Reset" in dict(answer.headers) for answer in refused)
+    rejected = [call(service, {}), call(service, {}, path="/nothing"), ask(service, key="wrong")]
+    assert all("X-RateLimit-Reset" in dict(response.headers) for response in rejected)
 
 
 # Secrets
@@ -385,9 +385,9 @@ def test_no_secret_is_printed() -> None:
     service.accept_credentials("sk_test_new")
     headers = {**token(service), **JSON, "x-api-key": KEY}
     body = json.dumps(headers).encode()
-    answer = ask(service)
+    response = ask(service)
     call(service, headers, path="/api/transactions/charges", body=body)
-    printed = repr([service, answer, Received("POST", "/", headers, body), service.charges])
+    printed = repr([service, response, Received("POST", "/", headers, body), service.charges])
     secrets = service.secrets()
     assert {KEY, "sk_test_new", headers["x-session-id"]} <= secrets
     assert len(secrets) == 6

@@ -66,9 +66,9 @@ def in_respx(token: bool) -> Iterator[None]:
 def in_pook(token: bool) -> Iterator[None]:
     """A double of several libraries."""
     with pook.use():
-        pook.post(BALANCE).reply(200).json({})
+        pook.post(BALANCE).response(200).json({})
         if token:
-            pook.post(TOKEN_URL).reply(200).json(TOKEN)
+            pook.post(TOKEN_URL).response(200).json(TOKEN)
         yield
 
 
@@ -229,7 +229,7 @@ def test_pook_beside_the_emulator(
     """Everything else passes through to it."""
     with pook.use(network=True):
         pook.enable_network("127.0.0.1")
-        pook.get("https://other.example/").reply(204)
+        pook.get("https://other.example/").response(204)
         assert beside(library) == (200, 204)
     assert pay88_emulator.journal.token_requests == 1
 

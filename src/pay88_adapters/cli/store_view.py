@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 from pay88_adapters import ConfigurationError, Credentials, Pay88Error, TokenPolicy
-from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, Endpoint, url_from_env
 from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.core.snapshot import Snapshot, load, record_key
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
-from pay88_adapters.engine.pacing import RATE_LIMITED_GROUPS, Pacing
+from pay88_adapters.engine.pacing import Pacing
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store, StoreError
 

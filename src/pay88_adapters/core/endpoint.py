@@ -141,6 +141,10 @@ class Endpoint:
                 )
 
 
+RATE_LIMITED_GROUPS = ("transactions", "balance")
+"""The groups of API requests that have limits."""
+
+
 def group_of(route: str) -> str:
     """Return the group of the documented rate limit that applies to an API request: "other" for none."""
     if route.startswith("/api/transactions/"):

@@ -10,7 +10,7 @@ from .cooldown import TokenCooldown
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import BUDGET_EXHAUSTED, LOST, expired_on_arrival
-from .forced import ForcedRefreshes
+from .forced_refreshes import ForcedRefreshes
 from .pending import GRACE, PendingFetch, PendingFetches
 from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot

@@ -84,10 +84,18 @@ class ClaimResult(NamedTuple):
 class Past(Sequence[Entry]):
     """A history as a sequence of instants, oldest first: histories of API requests are long and seldom read in full."""
 
-    __slots__ = ("entries", "now")
+    __slots__ = ("_ids", "entries", "now")
 
     def __init__(self, entries: Sequence[tuple[float, str]], now: float) -> None:
         self.entries, self.now = entries, now
+        self._ids: set[str] | None = None
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of the entries."""
+        if self._ids is None:
+            self._ids = {name for _, name in self.entries}
+        return self._ids
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -111,6 +119,14 @@ class Past(Sequence[Entry]):
 
     def __hash__(self) -> int:
         return hash(tuple(self))
+
+
+def instants(history: History, now: float) -> list[tuple[float, str]]:
+    """Return when each entry was acquired, on a clock that shows *now*, and its id."""
+    if isinstance(history, Past):
+        shift = now - history.now
+        return [(at + shift, name) for at, name in history.entries]
+    return [(now - entry.age, entry.id) for entry in history]
 
 
 class _Ages(Sequence[float]):
@@ -170,5 +186,5 @@ def verdict(claim: Claim, histories: Mapping[str, History], bar: Cooldown | None
 
 
 def _contains(history: History, ids: Sequence[str]) -> bool:
-    there = {name for _, name in history.entries} if isinstance(history, Past) else {entry.id for entry in history}
+    there = history.ids if isinstance(history, Past) else {entry.id for entry in history}
     return there.issuperset(ids)

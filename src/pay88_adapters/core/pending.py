@@ -81,6 +81,8 @@ class PendingFetches:
         fetch = self.by_ticket.pop(ticket, None)
         if fetch is not None:
             self.ended += 1
+            if not self.by_ticket:
+                self.by_ticket.clear()  # gives its memory back: a process may have one for each of many merchants
         return fetch
 
     def clear(self) -> None:

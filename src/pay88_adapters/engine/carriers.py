@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import weakref
 
+from .clock import Clock
+
 _EVER = float("inf")
-_MANY = 256  # number of carriers from which on collected ones are removed
+_NAME = "_pay88_carriers"  # of the attribute of a clock
+_MANY = 256  # number of carriers from which on those that no longer exist are removed
 
 
 class Carriers:
-    """Records when each client and each run of an event loop was first seen. The manager's lock guards it.
+    """Records when each client and each run of an event loop was first seen. All managers on one clock share it.
 
     A client for each request, or an event loop for each, may end before a background refresh does. A carrier that has
-    existed for longer than a fetch can take is expected to remain.
+    existed for longer than a fetch can take is expected to remain. It takes no lock: what two threads record at the
+    same time may count as new once more.
     """
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_seen", "_sweep_at")
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[weakref.ref[object], float]] = {}
+        self._sweep_at = _MANY
 
     def after_fork(self) -> None:
         """Continue without the parent's event loops and connections."""
@@ -32,10 +37,19 @@ class Carriers:
         reference, since = self._seen.get(id(carrier), (None, now))
         if reference is not None and reference() is carrier:
             return since
-        if len(self._seen) >= _MANY:
-            self._seen = {key: each for key, each in self._seen.items() if each[0]() is not None}
+        if len(self._seen) >= self._sweep_at:
+            for key, (gone, _) in list(self._seen.items()):
+                if gone() is None:
+                    self._seen.pop(key, None)
+            self._sweep_at = max(_MANY, 2 * len(self._seen))
         try:
             self._seen[id(carrier)] = weakref.ref(carrier), now
         except TypeError:  # it supports no weak references: it counts as new each time
             self._seen.pop(id(carrier), None)
         return now
+
+
+def carriers_on(clock: Clock) -> Carriers:
+    """Return what the managers on *clock* share."""
+    known: dict[str, Carriers] = vars(clock)
+    return known.get(_NAME) or known.setdefault(_NAME, Carriers())

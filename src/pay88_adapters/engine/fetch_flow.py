@@ -73,7 +73,7 @@ def fetch_token(
     request = _Fetch(fetches, run, credentials, events, client_is_open)
     while (yield from request.acquire_lease()) and (yield from request.send()):
         pass  # the lease or the unit of the budget became too old before the request
-    yield StoreOperation(partial(fetches.publish, run.ticket))
+    yield StoreOperation(partial(fetches.publish, run))
     state.events.dispatch_safely(events)  # not earlier: a listener may be slow
 
 

@@ -6,6 +6,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class Lease(NamedTuple):
     """The exclusive right to replace the record of *credentials* in the store."""
 
     credentials: Credentials
+    key: str
+    """Key of the record."""
     fencing_token: int
     led_at: float
     """When the store granted it, in seconds on the manager's clock."""
@@ -54,6 +57,8 @@ class FetchRun:
     """The current step that may hang, if any, for error messages."""
     since: float = 0.0
     """When that step began, in real seconds."""
+    lease: Lease | None = None
+    """Its lease, from the store's grant until the outcome is in the store."""
     death: Failure | None = None
     """The error for a fetch whose thread, event loop or client ended before it."""
 
@@ -65,50 +70,52 @@ _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 class Fetches:
     """The unfinished fetches of one manager, and their leases."""
 
-    __slots__ = ("__weakref__", "_leases", "_number", "_runs", "_seen", "state")
+    __slots__ = ("__weakref__", "_leased", "_number", "_runs", "_seen", "state")
 
     def __init__(self, state: ManagerState) -> None:
         self.state = state
         self._number = next(_numbers)
-        self._runs: dict[int, FetchRun] = {}
-        self._leases: dict[int, Lease] = {}
+        # Lists: an empty one gives its memory back, and almost always both are.
+        self._runs: list[FetchRun] = []
+        self._leased: list[FetchRun] = []
         self._seen = ("", 0)  # key and version of the last record read or published
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Continue without the parent's threads and event loops."""
+        self.state.after_fork()
         self._runs.clear()
-        self._leases.clear()
+        self._leased.clear()
         _on_loops.clear()
 
     @property
     def is_fetching(self) -> bool:
         """Whether a fetch runs or its outcome is on the way into the store. Takes no lock."""
-        running = any(not run.is_dead() for run in list(self._runs.values()))
-        return running or any(ticket not in self._runs for ticket in self.state.pending)
+        runs = list(self._runs)
+        return any(not run.is_dead() for run in runs) or bool(self.state.pending - {run.ticket for run in runs})
 
     # --- beginning and end
 
     def begin(self, run: FetchRun) -> None:
         """Record that *run* is about to start."""
         finish_at_exit(id(self), weakref.ref(self))
-        self._runs[run.ticket] = run
+        self._runs.append(run)
         if run.loop_thread is not None:
             _on_loops[id(self), run.ticket] = weakref.ref(self), run
 
     def end(self, run: FetchRun) -> None:
         """Record the end of *run*, and release its lease, if any. Further calls do nothing."""
-        if run.ticket not in self._leases:
+        if run not in self._leased:
             self._forget(run)
         elif not self.state.settings.store_client.blocking or run.worker is threading.current_thread():
-            self.publish(run.ticket)
+            self.publish(run)
             self._forget(run)
         else:
             self._publish_in_background(run)
 
     def _publish_in_background(self, run: FetchRun) -> None:
         def publish() -> None:
-            self.publish(run.ticket)
+            self.publish(run)
             self._forget(run)
 
         try:
@@ -117,14 +124,15 @@ class Fetches:
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
-        self._runs.pop(run.ticket, None)
+        with suppress(ValueError):
+            self._runs.remove(run)
         _on_loops.pop((id(self), run.ticket), None)
-        if not self._runs and not self._leases:
+        if not self._runs and not self._leased:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Record that the thread, event loop or client of *run* ended first: no failure of the service (rule 16)."""
-        if run.ticket not in self._runs:
+        if run not in self._runs:
             return
         run.death = _death(cause)
         events: list[Event] = []
@@ -141,16 +149,16 @@ class Fetches:
 
     def at_exit(self) -> None:
         """Release the remaining leases: the process ends."""
-        for ticket in list(self._leases):
-            self.publish(ticket)
+        for run in list(self._leased):
+            self.publish(run)
 
     # --- fetches that end without an event
 
     def interrupt_overdue(self) -> None:
         """Interrupt the threads of overdue fetches: a server may send single bytes without end."""
-        for ticket in self.state.take_overdue():
-            run = self._runs.get(ticket)
-            if run is not None and run.worker is not None and self._hangs(run):
+        overdue = self.state.take_overdue()
+        for run in list(self._runs):
+            if run.ticket in overdue and run.worker is not None and self._hangs(run):
                 run.worker.interrupt(Overdue)
 
     def stuck(self, patience: float) -> Failure | None:
@@ -159,7 +167,7 @@ class Fetches:
         Args:
             patience: Real seconds that the interrupted thread gets to end.
         """
-        for run in list(self._runs.values()):
+        for run in list(self._runs):
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
@@ -184,7 +192,7 @@ class Fetches:
     def on_another_loop(self) -> bool:
         """Whether the event loop of another thread runs a fetch: it may stop without an event."""
         here = threading.get_ident()
-        return any(run.loop_thread not in (None, here) for run in list(self._runs.values()))
+        return any(run.loop_thread not in (None, here) for run in list(self._runs))
 
     def blocks_this_thread(self) -> bool:
         """Whether a task of this thread's event loop runs a fetch, so that blocking here would block it.
@@ -203,7 +211,7 @@ class Fetches:
     def on_this_thread(self) -> bool:
         """Whether this code interrupts a fetch (as a finalizer does) and cannot wait for it."""
         here = threading.current_thread()
-        return any(run.worker is here for run in list(self._runs.values()))
+        return any(run.worker is here for run in list(self._runs))
 
     # --- leases
 
@@ -222,24 +230,28 @@ class Fetches:
         if led.record is not None:
             self._seen = key, led.record.version
         if led.fencing_token:
-            self._leases[run.ticket] = Lease(credentials, led.fencing_token, state.now(), asked_at + lease)
-            if run.ticket not in self._runs:  # the fetch has ended in the meantime
-                self.publish(run.ticket)
+            run.lease = Lease(credentials, key, led.fencing_token, state.now(), asked_at + lease)
+            if run not in self._leased:
+                self._leased.append(run)
+            if run not in self._runs:  # the fetch has ended in the meantime
+                self.publish(run)
         return led
 
     def lasts(self, run: FetchRun, seconds: float) -> bool:
         """Whether the lease of *run*, if any, lasts for *seconds* more."""
-        lease = self._leases.get(run.ticket)
+        lease = run.lease
         return lease is None or self.state.now() + seconds <= lease.until
 
-    def publish(self, ticket: int) -> None:
+    def publish(self, run: FetchRun) -> None:
         """Publish the current snapshot and release the lease. Only the first call has an effect. May block."""
-        lease = self._leases.pop(ticket, None)
-        if lease is None:
+        try:
+            self._leased.remove(run)
+        except ValueError:  # without a lease, or published before
             return
-        state = self.state
+        lease, run.lease = run.lease, None
+        assert lease is not None
+        state, key = self.state, lease.key
         snapshot, now = state.snapshot(lease.credentials)
-        key = shared_key(state.settings, lease.credentials)
         content, keep = snapshot.dump(now), snapshot.ttl(now)
         if state.settings.store_client.publish(
             key, fencing_token=lease.fencing_token, content=content, keep=keep, after=now - lease.led_at

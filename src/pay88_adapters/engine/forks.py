@@ -19,32 +19,23 @@ class Forkable(Protocol):
         ...
 
 
-class _Reference(weakref.ref[Forkable]):
-    """Knows its key by itself: a closure for each thing would take five times the memory."""
-
-    __slots__ = ("key",)
-    key: int
-
-
-# A plain dict: a WeakSet cannot be copied safely while other threads add to it.
-_forkable: dict[int, _Reference] = {}
+# A plain dict: a WeakSet cannot be copied safely while other threads add to it. The references are the keys: what
+# they refer to compares equal to itself alone.
+_forkable: dict[weakref.ref[Forkable], None] = {}
 
 
 def survive_forks(thing: Forkable) -> None:
     """Call ``thing.after_fork()`` in every child that is forked while it exists."""
-    reference = _Reference(thing, _forget)
-    reference.key = id(thing)
-    _forkable[reference.key] = reference
+    _forkable[weakref.ref(thing, _forget)] = None
 
 
-def _forget(gone: _Reference) -> None:
-    if _forkable.get(gone.key) is gone:  # else the id belongs to another object by now
-        _forkable.pop(gone.key, None)
+def _forget(gone: weakref.ref[Forkable]) -> None:
+    _forkable.pop(gone, None)
 
 
 def living(kind: type[T]) -> list[T]:
     """Return the objects of *kind* that :func:`survive_forks` knows and that still exist. Any thread may call this."""
-    return [thing for reference in list(_forkable.values()) if isinstance(thing := reference(), kind)]
+    return [thing for reference in list(_forkable) if isinstance(thing := reference(), kind)]
 
 
 _ids = [os.urandom(16).hex()]
@@ -57,7 +48,7 @@ def fork_id() -> str:
 
 def _after_fork() -> None:
     _ids[:] = [os.urandom(16).hex()]
-    for reference in list(_forkable.values()):
+    for reference in list(_forkable):
         thing = reference()
         try:
             if thing is not None:

@@ -77,7 +77,6 @@ class TokenManager:
         "_now",
         "_sender",
         "_state",
-        "_stores",
         "async_runner",
         "reference",
         "shared_key",
@@ -99,7 +98,7 @@ class TokenManager:
         client: object = None,
         clock: Clock | None = None,
     ) -> None:
-        store = as_secret(store)  # its URL may hold a password
+        store = MEMORY if store == MEMORY else as_secret(store)  # its URL may hold a password
         endpoint = checked_endpoint(store, base_url, credentials)
         for name, value, kind in (("policy", policy, TokenPolicy), ("retry", retry, RetryPolicy)):
             check_type(name, value, kind)
@@ -107,9 +106,9 @@ class TokenManager:
             check_client(client)
         self._endpoint = endpoint
         self._credentials = credentials
-        self._stores = store, checked_fallback(store, fallback_store)
+        fallback_store = checked_fallback(store, fallback_store)
         policy, running = policy or _POLICY, clock or PROCESS.clock
-        store_client = PROCESS.store_client(*self._stores, running, policy.fallback_share)
+        store_client = PROCESS.store_client(store, fallback_store, running, policy.fallback_share)
         request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
         rotating = not isinstance(credentials, Credentials)
         settings = Settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
@@ -134,7 +133,7 @@ class TokenManager:
         before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
             settings = self._state.settings
-            store_client = PROCESS.store_client(*self._stores, clock, settings.policy.fallback_share)
+            store_client = PROCESS.store_client_like(settings.store_client, settings.clock, clock)
             self._start(settings.on(clock, store_client), self._state.events.listeners)
         return before
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
+from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
 from pay88_adapters.stores.base import BudgetStorage
 
@@ -16,9 +17,6 @@ from .forks import survive_forks
 
 CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
 """Limits by group of API requests, as 88Pay documents them."""
-
-RATE_LIMITED_GROUPS = ("transactions", "balance")
-"""The groups of API requests that have limits."""
 
 _TOO_MANY = 429
 _LONGEST = 3600.0  # seconds; no limit has a longer window

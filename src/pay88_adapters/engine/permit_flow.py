@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
-from pay88_adapters.core.endpoint import group_of
+from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, group_of
 from pay88_adapters.core.errors import (
     CircuitOpen,
     RequestBudgetExhausted,
@@ -27,7 +27,7 @@ from .effects import (
     Sleep,
     StoreOperation,
 )
-from .pacing import JITTER, RATE_LIMITED_GROUPS, Pacing, RateLimitPermit
+from .pacing import JITTER, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
 

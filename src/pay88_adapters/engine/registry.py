@@ -58,6 +58,10 @@ class OpenStores:
             )
         return store_client
 
+    def key(self, store_client: StoreClient) -> tuple[str, str | None, float | None]:
+        """Return the arguments that *store_client* was made with. It must be in use."""
+        return next(key for key, each in self._fleets.items() if each is store_client)
+
 
 class SharedManagers(Generic[M]):
     """The managers of :meth:`TokenManager.shared`: all referenced ones, and the most recently used."""
@@ -120,7 +124,17 @@ class Process(Generic[M]):
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
         """Return the store client of this process for a store on this clock."""
         with self.lock:
-            # Stored on the clock itself, to which the stores refer: so both are collected together.
-            stores = vars(clock).setdefault("_pay88_stores", None) or OpenStores()
-            vars(clock)["_pay88_stores"] = stores
-            return stores.store_client(url, fallback, clock, share)
+            return _open_stores(clock).store_client(url, fallback, clock, share)
+
+    def store_client_like(self, store_client: StoreClient, before: Clock, clock: Clock) -> StoreClient:
+        """Return the store client on *clock* for the same store as *store_client*, which is on the clock *before*."""
+        with self.lock:
+            url, fallback, share = _open_stores(before).key(store_client)
+            return _open_stores(clock).store_client(url, fallback, clock, share)
+
+
+def _open_stores(clock: Clock) -> OpenStores:
+    # Stored on the clock itself, to which the stores refer: so both are collected together.
+    stores: OpenStores = vars(clock).setdefault("_pay88_stores", None) or OpenStores()
+    vars(clock)["_pay88_stores"] = stores
+    return stores

@@ -13,11 +13,10 @@ from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.core.token import Token
 
-from .carriers import Carriers
+from .carriers import carriers_on
 from .credentials import Credentials
 from .event_log import log_bypass
 from .event_queue import EventQueue
-from .forks import survive_forks
 from .settings import Settings
 from .sharing import export_budget
 from .stats import Counters
@@ -49,9 +48,10 @@ class ManagerState:
         "__weakref__",
         "_depth",
         "_dropped",
+        "_knows_degraded",
         "_lock",
         "_machine",
-        "_published",
+        "_woken",
         "awaiting_first_success",
         "carriers",
         "closed",
@@ -72,27 +72,29 @@ class ManagerState:
         self.counters = Counters()
         self.closed = False
         self.merchant_id = ""  # of the last credentials seen
-        self.carriers = Carriers()
+        self.carriers = carriers_on(clock)
         self.waiters = Waiters()
         self.events = EventQueue(listeners)
         # An unresponsive store takes that long to fail, on a real clock.
-        grace = GRACE + ((OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else 0.0)
-        self._machine = TokenMachine(
-            settings.policy, rotating=settings.rotating, grace=grace, reaction=_REACTION * max(clock.speed, 1.0)
-        )
+        grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
+        reaction = _REACTION * clock.speed if clock.speed > 1 else _REACTION
+        self._machine = TokenMachine(settings.policy, rotating=settings.rotating, grace=grace, reaction=reaction)
         self._lock = threading.RLock()
         self._depth = 0
         self._dropped: list[Token] = []  # by what interrupts a transition
         self.overdue: tuple[int, ...] = ()
-        self._published = (0, False)  # ended fetches and whether degraded, when that was published last
+        self._woken = 0  # ended fetches whose waiters have been woken
+        self._knows_degraded = False  # whether the last event about the store was that it is degraded
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
         # the machine needs to know that it was accepted.
         self.fast_path = _NOTHING
         self.awaiting_first_success = False
-        survive_forks(self)
 
     def after_fork(self) -> None:
-        """Continue without the parent's threads, which may have held the lock or run a fetch."""
+        """Continue without the parent's threads, which may have held the lock or run a fetch.
+
+        :class:`Fetches` calls it.
+        """
         self._lock = threading.RLock()
         self._depth = 0
         self.carriers.after_fork()
@@ -176,13 +178,13 @@ class ManagerState:
         if machine.pending.overdue:
             self.overdue += machine.pending.overdue
             machine.pending.overdue = ()
-        ended, degraded = self._published
-        if machine.pending.ended != ended:
+        if machine.pending.ended != self._woken:
             self.waiters.wake()
-            self._published = machine.pending.ended, degraded  # not before: an interrupted call is repeated
-        if self.settings.store_client.degraded != degraded:
-            self._published = machine.pending.ended, not degraded
-            self.queue_event(StoreRestored if degraded else StoreDegraded)
+            self._woken = machine.pending.ended  # not before: an interrupted call is repeated
+        degraded = self.settings.store_client.degraded
+        if degraded != self._knows_degraded:
+            self._knows_degraded = degraded
+            self.queue_event(StoreDegraded if degraded else StoreRestored)
 
     def queue_event(self, kind: Callable[..., Event], *details: object) -> None:
         """Queue an event for the log and the listeners. The lock must be held."""

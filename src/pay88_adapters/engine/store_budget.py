@@ -19,6 +19,7 @@ _FLUSH_BATCH = 20  # histories that one operation sends to the store
 _OTHERS = "#"  # in the ids of entries that stand for the unreported units of others
 _TOLD_OF_CALLS = 200  # entries of a history that need not be complete
 _NEVER = float("-inf")
+_Limits = tuple[tuple[int, float], ...]  # units, and the seconds that each counts
 
 
 class StoreBudget(MemoryStorage):
@@ -41,7 +42,9 @@ class StoreBudget(MemoryStorage):
         self._unreported: Mapping[str, Mapping[str, float]] = {}  # acquisitions that the store has not seen
         self._unreported_cooldowns: Set[str] = frozenset()
         self._seen: dict[str, float] = {}  # until when the history of a key is complete
-        self._limits: dict[str, list[Window]] = {}  # by key
+        # By key, and all alike are one object: nearly all merchants have the same.
+        self._limits: dict[str, _Limits] = {}
+        self._known_limits: dict[_Limits, _Limits] = {}
         self._earlier: dict[str, dict[str, float]] = {}  # entries known when the store failed: see _kept_free
         super().__init__(clock.now)
         survive_forks(self)
@@ -54,7 +57,8 @@ class StoreBudget(MemoryStorage):
     def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
         for key in keys:
-            self._limits[key] = [window for window in claim.windows if window.key == key]
+            limits = tuple((window.limit, window.expiry) for window in claim.windows if window.key == key)
+            self._limits[key] = self._known_limits.setdefault(limits, limits)
         windows = list(claim.windows)
 
         def operation(store: Store) -> ClaimResult:
@@ -110,12 +114,12 @@ class StoreBudget(MemoryStorage):
 
     def _rate(self, key: str) -> float:
         """Return the sustained rate of the limits of *key*, in units per second."""
-        return min((each.limit / each.expiry for each in self._limits.get(key, ())), default=0.0)
+        return min((limit / expiry for limit, expiry in self._limits.get(key, ())), default=0.0)
 
     def _most(self, key: str, seconds: float) -> float:
         """Return the maximum number of units of *key* in this many seconds."""
         limits = self._limits.get(key, ())
-        return min((each.limit * (seconds // each.expiry + 1) for each in limits), default=math.inf)
+        return min((limit * (seconds // expiry + 1) for limit, expiry in limits), default=math.inf)
 
     def learn(self, key: str, history: History, keep: float, seen: float) -> None:
         """Merge the history of *key*, complete until the instant *seen*."""

@@ -16,27 +16,29 @@ class Waiters:
     __slots__ = ("_events", "_to_set")
 
     def __init__(self) -> None:
-        self._events: dict[object, WaitEvent] = {}
+        self._events: dict[object, WaitEvent] | None = None  # most managers have no waiters at most times
         self._to_set: list[dict[object, WaitEvent]] = []
 
     def join(self, key: object, make: Callable[[], E]) -> E:
         """Return the event of the waiters with this *key*; *make* makes it for the first of them."""
-        event = self._events.get(key)
+        events = self._events = self._events or {}
+        event = events.get(key)
         if event is None:
-            event = self._events[key] = make()
+            event = events[key] = make()
         return event  # type: ignore[return-value]  # one key, one kind of event
 
     def wake(self) -> None:
         """Wake all waiters. An interrupted call is finished by the next one."""
         # Nothing is called until they are listed: an exception cannot strike before.
-        events, self._events = self._events, {}
-        self._to_set += [events]
+        events, self._events = self._events, None
+        if events:
+            self._to_set.append(events)
         for each in self._to_set:
             for event in each.values():
                 event.set()
-        self._to_set = []
+        self._to_set.clear()
 
     def clear(self) -> None:
         """Forget all waiters in a forked child: they belong to the parent."""
-        self._events.clear()
+        self._events = None
         self._to_set.clear()

@@ -9,11 +9,21 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
-from pay88_adapters.core.history import LEAST_KEEP, Claim, ClaimResult, Cooldown, History, Past, Window, verdict
+from pay88_adapters.core.history import (
+    LEAST_KEEP,
+    Claim,
+    ClaimResult,
+    Cooldown,
+    History,
+    Past,
+    Window,
+    instants,
+    verdict,
+)
 
 from .base import BudgetStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, member_of, parts
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
 _AGAIN = 0.01  # seconds
@@ -31,10 +41,9 @@ class _Kept(NamedTuple):
     def with_(self, new: Iterable[tuple[float, str]], keep: float, now: float) -> _Kept:
         kept = _Kept(max(self.keep, keep), self.entries)
         live = kept.live(now)
-        added = {name: at for at, name in new if now - at <= kept.keep}
+        there = {name for _, name in live}
+        added = {name: at for at, name in new if name not in there and now - at <= kept.keep}
         if added:
-            for _, name in live:
-                added.pop(name, None)
             live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
         return _Kept(kept.keep, live)
 
@@ -77,10 +86,7 @@ class MemoryStorage(BudgetStorage):
             now = self._now()
             keys = dict.fromkeys(window.key for window in claim.windows)
             keep = max(window.expiry for window in claim.windows)
-            kept = {
-                key: self._kept(key).with_([(now - e.age, e.id) for e in claim.known.get(key, ())], keep, now)
-                for key in keys
-            }
+            kept = {key: self._kept(key).with_(instants(claim.known.get(key, ()), now), keep, now) for key in keys}
             bar = self._longest_bar(keys, now)
             wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, bar)
             if wait == 0:
@@ -92,7 +98,7 @@ class MemoryStorage(BudgetStorage):
     def merge(self, key: str, entries: History, keep: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._kept(key).with_([(now - e.age, e.id) for e in entries], keep, now)
+            self._histories[key] = self._kept(key).with_(instants(entries, now), keep, now)
             self._sweep(now)
 
     def holds_entries(self) -> bool:

@@ -21,8 +21,8 @@ from pay88_adapters.core.history import (
     Claim,
     ClaimResult,
     Cooldown,
-    Entry,
     History,
+    Past,
     Window,
     counted,
     verdict,
@@ -196,8 +196,8 @@ class RedisStorage(BudgetStorage):
             args += [len(known), *self._told(known)]
 
         def operation(client: Any) -> ClaimResult:
-            granted, lists, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
-            histories = {key: self._history(each) for key, each in zip(keys, lists, strict=True)}
+            now, granted, texts, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
+            histories = {key: self._history(now, text) for key, text in zip(keys, texts, strict=True)}
             held = self._bar(bar) if bar else None
             return ClaimResult(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
 
@@ -255,14 +255,14 @@ class RedisStorage(BudgetStorage):
 
     def _look(self, key: str) -> tuple[float, History]:
         def operation(client: Any) -> tuple[float, History]:
-            now, history = HISTORY(client, [self._key(key)])
-            return _seconds(self._clock, now), self._history(history)
+            now, text = HISTORY(client, [self._key(key)])
+            return _seconds(self._clock, now), self._history(now, text)
 
         return self._server.run(operation)
 
-    def _history(self, reply: Any) -> History:
-        ages, ids = reply
-        return [Entry(name.decode(), _seconds(self._clock, age)) for age, name in zip(ages, ids, strict=True)]
+    def _history(self, now: int, text: bytes) -> History:
+        entries = (each.split(":") for each in text.decode().split())
+        return Past(sorted((_seconds(self._clock, int(at) - now), name) for at, name in entries), 0.0)
 
     def _bar(self, reply: Any) -> Cooldown:
         match reply:

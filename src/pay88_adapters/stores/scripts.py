@@ -37,49 +37,43 @@ local function whole(text) return text and string.find(text, '^%d+$') and tonumb
 local function digits(number) return string.format('%.0f', number) end
 """
 
-# A history is a string: for how long it is kept, then instant:id of each entry, in any order.
+# A history is a string: for how long it is kept, then instant:id of each entry, in any order. It is returned as it is
+# and parsed by the caller: a history of API requests is long, and all clients of the server wait for a script.
 _HISTORY = """
 local function load(key)
-  local text = redis.call('GET', key)
-  local history = {keep = 0, known = {}, list = {}}
-  if not text then return history end
-  local first, rest = string.match(text, '^(%d+)(.*)$')
-  if not first then return nil end
-  history.keep = tonumber(first)
-  for token in string.gmatch(rest, '[^ ]+') do
-    local at, id = string.match(token, '^(%d+):([%w_#%-%.]+)$')
-    if not at then return nil end
-    -- The clock was set back. An entry from the future counts from now on, not for as long as that.
-    at = tonumber(at)
-    if at > now then at, history.changed = now, true end
-    if now - at <= history.keep and not history.known[id] then
-      history.known[id] = true
-      table.insert(history.list, {at, id})
+  local keep, old = string.match(redis.call('GET', key) or '0', '^(%d+)(.*)$')
+  if not keep then return nil end
+  keep = tonumber(keep)
+  local instants, length = {}, 0
+  local text = string.gsub(old, ' (%d+):([%w_#%-%.]+)', function(at, id)
+    local instant, replaced = tonumber(at), nil
+    if now - instant > keep then return '' end
+    if instant > now then
+      -- The clock was set back. An entry from the future counts from now on, not for as long as that.
+      instant, at = now, digits(now)
+      replaced = ' ' .. at .. ':' .. id
     end
-  end
-  return history
+    instants[#instants + 1] = instant
+    length = length + #at + #id + 2
+    return replaced
+  end)
+  if #text ~= length then return nil end
+  return {keep = keep, text = text, instants = instants, changed = text ~= old}
 end
+local function holds(history, id) return string.find(history.text .. ' ', ':' .. id .. ' ', 1, true) end
 local function add(history, at, id)
-  if not history.known[id] and now - at <= history.keep then
-    history.known[id], history.changed = true, true
-    table.insert(history.list, {math.min(at, now), id})
+  if now - at <= history.keep and not holds(history, id) then
+    at, history.changed = math.min(at, now), true
+    history.text = history.text .. ' ' .. digits(at) .. ':' .. id
+    table.insert(history.instants, at)
   end
 end
 local function save(key, history)
   if not history.changed then return end
-  local texts = {digits(history.keep)}
-  for _, each in ipairs(history.list) do table.insert(texts, digits(each[1]) .. ':' .. each[2]) end
-  redis.call('SET', key, table.concat(texts, ' '), 'PX', digits(math.ceil(history.keep / 1000) + 1))
+  redis.call('SET', key, digits(history.keep) .. history.text, 'PX', digits(math.ceil(history.keep / 1000) + 1))
 end
 local function keep(history, micros)
-  if micros > history.keep then history.keep, history.changed = micros, #history.list > 0 end
-end
-local function older(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end
-local function told(history)
-  local ages, ids = {}, {}
-  table.sort(history.list, older)
-  for i, each in ipairs(history.list) do ages[i], ids[i] = now - each[1], each[2] end
-  return {ages, ids}
+  if micros > history.keep then history.keep, history.changed = micros, #history.instants > 0 end
 end
 local function bar(key)
   local at, seconds, reason = unpack(redis.call('HMGET', key, 'at', 'seconds', 'reason'))
@@ -113,21 +107,21 @@ for i = 1, n do
     add(history, now - number(), id)
   end
   histories[i] = history
-  local holds = bar(KEYS[n + i])
-  if holds and (not longest or holds[1] - holds[2] > longest[1] - longest[2]) then longest = holds end
+  local cooldown = bar(KEYS[n + i])
+  if cooldown and (not longest or cooldown[1] - cooldown[2] > longest[1] - longest[2]) then longest = cooldown end
 end
 if longest and math.min(longest[1], most) > longest[2] then
   granted = 0
 else
   local again = #ids > 0
   for _, history in ipairs(histories) do
-    for _, id in ipairs(ids) do again = again and history.known[id] end
+    for _, id in ipairs(ids) do again = again and holds(history, id) end
   end
   if not again then
     for _, window in ipairs(windows) do
       local counted = 0
-      for _, each in ipairs(histories[window[1]].list) do
-        if now - each[1] <= window[3] then counted = counted + 1 end
+      for _, instant in ipairs(histories[window[1]].instants) do
+        if now - instant <= window[3] then counted = counted + 1 end
       end
       if counted + #ids > window[2] then granted = 0 end
     end
@@ -139,9 +133,9 @@ for i, history in ipairs(histories) do
     for _, id in ipairs(ids) do add(history, now, id) end
   end
   save(KEYS[i], history)
-  reply[i] = told(history)
+  reply[i] = history.text
 end
-return {granted, reply, longest or {}}
+return {now, granted, reply, longest or {}}
 """,
 )
 
@@ -166,7 +160,7 @@ HISTORY = Script(
 local history = load(KEYS[1])
 if not history then return false end
 save(KEYS[1], history)
-return {now, told(history)}
+return {now, history.text}
 """,
 )
 

@@ -1,4 +1,4 @@
-"""The store of the processes on one host: a SQLite file.
+"""The store of the processes on one host: a SQLite file, and a second one for API requests, which need not be durable.
 
 Each operation opens the file, takes one transaction and closes it again. No connection stays open: none crosses a fork,
 and none has to be closed. The next operation finds the current file, also after the file was deleted, replaced or
@@ -10,11 +10,13 @@ of the log with the new file of that name. In the end it would delete the log of
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
+from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.errors import ConfigurationError, shorten
 from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, verdict
 from pay88_adapters.core.secret import redact
@@ -39,11 +41,20 @@ _ACCESS = ("access=owner", "access=group")
 
 
 class SqliteStorage(BudgetStorage):
-    """Entries in the file, one a row."""
+    """Entries in two files, one a row.
 
-    def __init__(self, file: DatabaseFile) -> None:
+    Args:
+        tokens: Contains the token requests.
+        calls: Contains the API requests. There are many, each waits for its transaction, and what a power failure loses
+            of them costs a 429 at most: so it need not be durable.
+    """
+
+    def __init__(self, tokens: DatabaseFile, calls: DatabaseFile) -> None:
         super().__init__()
-        self._file = file
+        self._tokens, self._calls = tokens, calls
+
+    def _file(self, key: str) -> DatabaseFile:
+        return self._calls if key.partition("/")[0] in RATE_LIMITED_GROUPS else self._tokens
 
     def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
@@ -63,13 +74,13 @@ class SqliteStorage(BudgetStorage):
                 histories = {key: with_entries(past, claim.ids) for key, past in histories.items()}
             return ClaimResult(wait, histories, bar)
 
-        return self._file.do(operation)
+        return self._file(next(iter(keys))).do(operation)
 
     def merge(self, key: str, entries: History, keep: float) -> None:
-        self._file.do(lambda db, now: merge_entries(db, key, entries, keep, now))
+        self._file(key).do(lambda db, now: merge_entries(db, key, entries, keep, now))
 
     def history(self, key: str) -> History:
-        return self._file.do(lambda db, now: read_history(db, key, now))
+        return self._file(key).do(lambda db, now: read_history(db, key, now))
 
     def bar(self, key: str, bar: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
@@ -77,17 +88,17 @@ class SqliteStorage(BudgetStorage):
             if there is None or there.left() < bar.left():
                 db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", (key, now - bar.age, bar.seconds, bar.reason))
 
-        self._file.do(operation)
+        self._file(key).do(operation)
 
     def cooldown(self, key: str) -> Cooldown | None:
-        return self._file.do(lambda db, now: read_cooldown(db, key, now))
+        return self._file(key).do(lambda db, now: read_cooldown(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         def operation(db: sqlite3.Connection, now: float) -> tuple[float, int]:
             ages = counted(Window(key, limit, expiry), read_history(db, key, now))
             return (now - ages[0] if ages else now, len(ages))
 
-        return self._file.do(operation)
+        return self._file(key).do(operation)
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
@@ -97,7 +108,7 @@ class SqliteStorage(BudgetStorage):
             for table in ("entries", "bars"):
                 db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
 
-        self._file.do(operation)
+        self._file(key).do(operation)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
@@ -109,12 +120,12 @@ class SqliteStorage(BudgetStorage):
             db.execute("DELETE FROM bars")
             return int(keys)
 
-        return self._file.do(operation)
+        return sum(file.do(operation) for file in (self._tokens, self._calls))
 
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            return self._file.do(lambda db, now: True)
+            return all(file.do(lambda db, now: True) for file in (self._tokens, self._calls))
         except StoreError:
             return False
 
@@ -136,7 +147,8 @@ class SqliteStore:
 
     def __init__(self, path: str, clock: StoreClock, *, for_group: bool = False) -> None:
         self._file = DatabaseFile(path, clock, for_group=for_group)
-        self.budget = SqliteStorage(self._file)
+        calls = DatabaseFile(f"{os.path.realpath(path)}-calls", clock, for_group=for_group, durable=False)
+        self.budget = SqliteStorage(self._file, calls)
 
     @property
     def host(self) -> str:
@@ -163,7 +175,7 @@ class SqliteStore:
             published = place.publish(now, fencing_token=fencing_token, content=content, keep=keep, after=after)
             if published:
                 save_slot(db, key, place)
-                db.execute("DELETE FROM records WHERE max(keep_until, leased_until) < ?", (now - DAY,))
+                db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))
             return published
 
         return self._file.do(operation)
@@ -201,6 +213,3 @@ def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
 
 def _absolute(path: str) -> str:
     return f"{_SCHEME}/{quote(str(Path.cwd() / path))}"
-
-
-# --- rows

@@ -22,7 +22,7 @@ from pay88_adapters.core.history import LEAST_KEEP
 from pay88_adapters.stores.realtime import monotonic
 
 from .base import StoreClock, StoreError
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 from .sqlite_rows import COLUMNS, INSERT, SAVE, decode, real, string, whole
 
 try:
@@ -46,7 +46,7 @@ CREATE TABLE entries (
 CREATE INDEX entries_by_end ON entries (until);
 CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
-CREATE TABLE records ( -- a Place, field by field
+CREATE TABLE records ( -- a RecordSlot, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
     content TEXT NOT NULL,
@@ -57,7 +57,8 @@ CREATE TABLE records ( -- a Place, field by field
     owner TEXT NOT NULL,
     leased_at REAL NOT NULL,
     leased_until REAL NOT NULL
-)"""
+);
+CREATE INDEX records_by_end ON records (keep_until)"""
 
 _SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the next
 
@@ -99,13 +100,26 @@ if hasattr(os, "register_at_fork"):
 
 
 class DatabaseFile:
-    """The file, one transaction at a time."""
+    """A file, one transaction at a time.
 
-    def __init__(self, path: str, clock: StoreClock, *, for_group: bool) -> None:
+    Args:
+        path: The file; it is created at first use.
+        clock: Its seconds must be the same in all processes of the host.
+        for_group: Whether the group of the directory is trusted with the file.
+        durable: Whether each transaction is flushed to the disk before it ends, which takes milliseconds. If not, all
+            processes still see it, and it survives their crashes. A power failure may lose the last seconds, or
+            damage the file, which is then replaced.
+
+    Raises:
+        ConfigurationError: Other users have access to the file, or the directory is no place for it.
+    """
+
+    def __init__(self, path: str, clock: StoreClock, *, for_group: bool, durable: bool = True) -> None:
         self._path = Path(os.path.realpath(path))
         self._clock = clock
         self._boot = _boot_id()
         self._for_group = for_group
+        self._durable = durable
         self._look()
 
     @property
@@ -122,13 +136,14 @@ class DatabaseFile:
             if monotonic() > until:
                 raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
             try:
-                with _queue(self._path, until), closing(self._begin(until)) as db:
-                    now = self._now(db)
-                    result = operation(db, now)
-                    if db.total_changes:
-                        db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", (self._boot, now, self._wall()))
-                    db.execute("COMMIT")
-                    return result
+                with _queue(self._path, until):
+                    try:
+                        return self._transaction(operation, until)
+                    except sqlite3.Error as error:
+                        if self._durable or type(error) is not sqlite3.DatabaseError:  # which says: it is damaged
+                            raise
+                    self._path.unlink(missing_ok=True)
+                    return self._transaction(operation, until)
             except sqlite3.OperationalError as error:
                 raise StoreError(f"{_name(self._path)} is unavailable: {error}") from error
             except sqlite3.Error as error:
@@ -137,6 +152,15 @@ class DatabaseFile:
                 raise StoreError(f"{_name(self._path)} is corrupt: remove it") from None
             except (ConfigurationError, OSError) as error:
                 raise StoreError(str(error)) from error
+
+    def _transaction(self, operation: Callable[[sqlite3.Connection, float], T], until: float) -> T:
+        with closing(self._begin(until)) as db:
+            now = self._now(db)
+            result = operation(db, now)
+            if db.total_changes:
+                db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", (self._boot, now, self._wall()))
+            db.execute("COMMIT")
+            return result
 
     def _begin(self, until: float) -> sqlite3.Connection:
         for _ in range(3):
@@ -149,7 +173,7 @@ class DatabaseFile:
             db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
             try:
                 db.text_factory = decode
-                _lock(db, until)
+                _lock(db, until, "NORMAL" if self._durable else "OFF")
                 if found == self._look():
                     return db
             except BaseException:
@@ -213,9 +237,8 @@ def _migrate(db: sqlite3.Connection) -> None:
         history = key.removeprefix("LIMITER/").rsplit("/", 3)[0]
         largest[history] = max(largest.get(history, []), rows, key=len)
     for history, rows in largest.items():
-        db.executemany(
-            INSERT, [(history, f"1.{n}", at, max(until, at + LEAST_KEEP)) for n, (at, until) in enumerate(rows)]
-        )
+        keep = max(LEAST_KEEP, *(until - at for at, until in rows))
+        db.executemany(INSERT, [(history, f"1.{n}", at, at + keep) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
     place = astuple(RecordSlot())
     for key, given in fences:
@@ -275,12 +298,12 @@ def _leave(place: int) -> None:
         os.close(place)
 
 
-def _lock(db: sqlite3.Connection, until: float) -> None:
+def _lock(db: sqlite3.Connection, until: float, synchronous: str) -> None:
     # SQLite's own wait sleeps longer and longer: of many processes, the first one would starve.
     while True:
         try:
             db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: waiting processes do not delay the COMMIT
             return
         except sqlite3.OperationalError as error:

@@ -11,7 +11,7 @@ from pay88_adapters.core.history import LEAST_KEEP, Cooldown, History, Past
 
 from .base import Member
 from .members import HORIZON, MOST_MEMBERS, parts
-from .slot import RecordSlot
+from .record_slot import RecordSlot
 
 DAY = 86_400.0
 _FRESH = 2.0  # seconds without a write for a member that only repeats a lease attempt
@@ -21,27 +21,32 @@ SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def read_history(db: sqlite3.Connection, key: str, now: float) -> Past:
-    rows = db.execute("SELECT id, at FROM entries WHERE key = ? AND until >= ? ORDER BY at, id", (key, now))
-    return Past([(real(at), string(name)) for name, at in rows], now)
+    query = "SELECT at, id FROM entries WHERE key = ? AND until >= ? ORDER BY at, id"
+    rows = db.execute(query, (key, now)).fetchall()
+    if rows:  # checked together: there may be a thousand
+        instants, names = zip(*rows, strict=True)
+        if {*map(type, instants)} != {float} or {*map(type, names)} != {str}:
+            raise sqlite3.DatabaseError("an entry that is none")
+        real(sum(instants))
+        string("".join(names))
+    return Past(rows, now)
 
 
 def with_entries(past: Past, ids: Sequence[str]) -> Past:
     """Return what :func:`read_history` would after *ids* were added now: reading many rows again takes long."""
-    there = {name for _, name in past.entries}
-    return Past(sorted([*past.entries, *((past.now, name) for name in ids if name not in there)]), past.now)
+    return Past([*past.entries, *((past.now, name) for name in sorted({*ids} - past.ids))], past.now)
 
 
 def merge_entries(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
     if not entries:
         return
-    query = "SELECT max(until - at) FROM entries WHERE key = ? AND until >= ?"
-    (kept,) = db.execute(query, (key, now)).fetchone()
+    # All entries of a key are kept equally long.
+    row = db.execute("SELECT until - at FROM entries WHERE key = ? AND until >= ? LIMIT 1", (key, now)).fetchone()
     longest = max(keep, LEAST_KEEP)
-    if kept is None or real(kept) < longest - 1e-3:
-        if kept is not None:
-            db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
-    else:
-        longest = kept
+    if row is not None and real(row[0]) < longest - 1e-3:
+        db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
+    elif row is not None:
+        longest = row[0]
     rows = [(key, entry.id, now - entry.age, now - entry.age + longest) for entry in entries if entry.age <= longest]
     db.executemany(INSERT, rows)
 
@@ -112,6 +117,3 @@ def string(value: object) -> str:
     if not isinstance(value, str) or "\ufffd" in value:
         raise sqlite3.DatabaseError("a column that should be text")
     return value
-
-
-# --- the file

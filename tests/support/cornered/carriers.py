@@ -23,7 +23,7 @@ import pay88_adapters.httpx
 from pay88_adapters import Credentials, Pay88Error, TokenEndpointUnavailable
 from pay88_adapters.events import TokenFetched
 from pay88_adapters.testing import ManualClock
-from support.stacks import Reply, SyncStack
+from support.stacks import PlainResponse, SyncStack
 
 from .shared import (
     ALONE,
@@ -65,7 +65,7 @@ def the_run_ends_under_the_fetch(stack: str) -> None:
         until(lambda: held.held == sends)
         held.release()
         assert crowd.served()
-        here.spent(sends)
+        here.used(sends)
         run(stack, clients[0].close)
 
 
@@ -108,27 +108,27 @@ def the_loop_is_stopped_under_the_fetch(stack: str) -> None:
         loop.run_until_complete(calls[0])
         loop.run_until_complete(clients[0].close())
         loop.close()
-        here.spent(2)
+        here.used(2)
         assert here.manager.stats().failed_fetches == 0
 
 
 @case(ALONE)
-def a_token_is_asked_for_in_the_middle_of_its_own_fetch(stack: str) -> None:
+def a_token_is_requested_in_the_middle_of_its_own_fetch(stack: str) -> None:
     """For example by a finalizer on the thread that fetches: it gets an error immediately."""
-    heard: list[object] = []
+    received: list[object] = []
 
     def ask() -> Credentials:
         try:
-            heard.append(here.manager.get_token())
+            received.append(here.manager.get_token())
         except Pay88Error as error:
-            heard.append(error)
+            received.append(error)
         return here.credentials
 
     with corner(ManualClock(), ask) as here:
         here.manager.get_token()
-        assert [type(each) for each in heard] == [TokenEndpointUnavailable]
+        assert [type(each) for each in received] == [TokenEndpointUnavailable]
         until(lambda: not here.manager.stats().fetching)
-        here.spent(1)
+        here.used(1)
         assert here.manager.stats().failed_fetches == 0
 
 
@@ -214,7 +214,7 @@ def the_client_is_closed_under_the_fetch(stack: str) -> None:
                 leader.run(leader.client.close if stack == "aiohttp" else leader.client.aclose)
             held.release()
             assert crowd.served()
-            assert isinstance(leading.result(DEADLINE), (Reply, Exception))
+            assert isinstance(leading.result(DEADLINE), (PlainResponse, Exception))
             assert here.journal.token_requests <= 2
             leader.close()
 
@@ -305,7 +305,7 @@ def a_listener_raises_anything(stack: str) -> None:
                 with caller(stack, here) as call:
                     assert call()
             until(lambda: not here.manager.stats().fetching)
-            here.spent(count)
+            here.used(count)
             here.manager.invalidate(here.manager.get_token())
         assert len(raised_) == len(kinds)
         stats = here.manager.stats()

@@ -28,7 +28,7 @@ def thousands_wait_for_a_fetch_that_fails(stack: str) -> None:
     with corner(ManualClock(), fetch_attempts=1) as here, ExitStack() as clients, ThreadPoolExecutor(1) as pool:
         if stack == ALONE:
             base: type[Exception] = TokenEndpointUnavailable
-            gather = partial(asyncio.run, _askers(here.manager, count), debug=False)
+            gather = partial(asyncio.run, _callers(here.manager, count), debug=False)
             attempt: Callable[[], object] = here.manager.get_token
         else:
             client: Any = clients.enter_context(KINDS[stack](here.manager, OPTIONS))
@@ -46,16 +46,16 @@ def thousands_wait_for_a_fetch_that_fails(stack: str) -> None:
             assert isinstance(each, TokenEndpointUnavailable)
             assert isinstance(each, base)
             assert each.__cause__ is not None
-        here.spent(1)
+        here.used(1)
         broken.remove()
         with raised(TokenEndpointUnavailable):
             attempt()
         here.advance(1.1)
         assert attempt()
-        here.spent(2)
+        here.used(2)
 
 
-async def _askers(manager: TokenManager, count: int) -> list[Token | BaseException]:
+async def _callers(manager: TokenManager, count: int) -> list[Token | BaseException]:
     return await asyncio.gather(*(manager.aget_token() for _ in range(count)), return_exceptions=True)
 
 
@@ -91,10 +91,10 @@ def the_credentials_block(stack: str) -> None:
         caller(stack, here) as call,
         ThreadPoolExecutor(9) as pool,
     ):
-        opened, asked = threading.Event(), threading.Semaphore(0)
+        opened, requested = threading.Event(), threading.Semaphore(0)
 
         def block() -> Any:
-            asked.release()
+            requested.release()
             assert opened.wait(DEADLINE)
             return provider.good()
 
@@ -102,19 +102,19 @@ def the_credentials_block(stack: str) -> None:
         provider.behave = block
         here.advance(46)
         assert call()  # starts the refresh
-        assert asked.acquire(timeout=DEADLINE)
+        assert requested.acquire(timeout=DEADLINE)
         assert all(pool.map(lambda _: call(), range(20)))
         here.advance(14)  # there is no usable token any more
         before = here.waiting
         callers = [pool.submit(call) for _ in range(8)]
         until(lambda: here.waiting == before + 8)
         here.advance(7.5)  # the refresh has been pending for too long: another request fetches
-        asked_again: list[bool] = []
+        requested_again: list[bool] = []
 
         def moved() -> bool:
             here.advance(0.1)
-            asked_again.extend([True] * asked.acquire(timeout=0.05))
-            return bool(asked_again)
+            requested_again.extend([True] * requested.acquire(timeout=0.05))
+            return bool(requested_again)
 
         until(moved)
         here.advance(12.6)

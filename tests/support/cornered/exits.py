@@ -28,7 +28,7 @@ def ready() -> None:
 
 
 @last(*THREADS, *TASKS, ALONE)
-def exit_beside_a_refresh(stack: str, manager: TokenManager, clock: ManualClock, url: str) -> None:
+def exit_during_a_refresh(stack: str, manager: TokenManager, clock: ManualClock, url: str) -> None:
     """The background refresh gets no response."""
     if stack in TASKS:
         run(stack, partial(_refresh, stack, manager, clock, url))

@@ -113,7 +113,7 @@ def the_leader_is_cancelled(stack: str) -> None:
             with here.emulator.hold("token") as held:
                 run(stack, partial(_leader_leaves, stack, leave, here, crowd, held))
             assert crowd.served()
-            here.spent(count)
+            here.used(count)
             assert here.journal.calls == count * (len(crowd) + (0 if stack == ALONE else 3))
             here.manager.invalidate(here.manager.get_token())
 
@@ -153,14 +153,14 @@ def the_leader_is_interrupted(stack: str) -> None:
         interrupter.join()
         held.release()
         assert crowd.served()
-        here.spent(1)
+        here.used(1)
         assert call()
-        here.spent(1)
+        here.used(1)
 
 
 @case("urllib3", "httpx", "httpx-asyncio")
 def the_leaders_own_timeout_is_short(stack: str) -> None:
-    """A timeout of one request bounds neither the fetch nor anybody else; the urllib3 caller gives up in time."""
+    """A timeout of one request bounds neither the fetch nor other callers; the urllib3 caller raises in time."""
     with corner() as here, Crowd(here) as crowd, here.emulator.hold("token") as held, caller(stack, here) as call:
         with ThreadPoolExecutor(1) as pool:
             leader = pool.submit(call, timeout=SHORT)
@@ -176,11 +176,11 @@ def the_leaders_own_timeout_is_short(stack: str) -> None:
             if stack != "urllib3":
                 assert leader.result(DEADLINE)
         assert crowd.served()
-        here.spent(1)
+        here.used(1)
 
 
 @case("all")
-def every_kind_of_caller_at_once(stack: str) -> None:
+def every_kind_of_caller_concurrently(stack: str) -> None:
     """Two event loops of each kind and threads share one fetch: cold, past the reuse window, and after 401s."""
     kinds: tuple[type[Stack], ...] = (*STACKS, HttpxAsyncio, HttpxTrio, Aiohttp)
     with corner(ManualClock()) as here, Crowd(here, *kinds, each=5) as crowd:
@@ -188,7 +188,7 @@ def every_kind_of_caller_at_once(stack: str) -> None:
             crowd.start()
             until(lambda: held.held == 1 and here.waiting == len(crowd))
         assert crowd.served()
-        here.spent(1)
+        here.used(1)
 
         here.advance(46)  # background refresh
         with here.emulator.hold("token") as held:
@@ -196,7 +196,7 @@ def every_kind_of_caller_at_once(stack: str) -> None:
             held.wait_for(1, timeout=DEADLINE / 2)
             assert crowd.served()
         until(lambda: not here.manager.stats().fetching)
-        here.spent(2)
+        here.used(2)
 
         here.advance(51)  # past the reuse window: all wait
         with here.emulator.hold("token") as held:
@@ -224,7 +224,7 @@ def a_sync_call_blocks_the_loop_that_fetches(stack: str) -> None:
             with here.emulator.hold("token") as held, caller(other, here) as sync:
                 run(stack, partial(_sync_on_the_loop, stack, sync, here, crowd, held, sends))
             assert crowd.served()
-            here.spent(sends)
+            here.used(sends)
 
 
 async def _sync_on_the_loop(

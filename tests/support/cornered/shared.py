@@ -22,13 +22,13 @@ import pay88_adapters.httpx
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing import Emulator, ManualClock
-from support.stacks import STACKS, Aiohttp, HttpxTrio, Options, Outcome, Reply, Stack, Urllib3
+from support.stacks import STACKS, Aiohttp, HttpxTrio, Options, Outcome, PlainResponse, Stack, Urllib3
 
 DEADLINE = 60.0
 """Real seconds that a case may take; then it prints the stack traces of all threads and exits."""
 
 CASES: dict[str, tuple[str, ...]] = {}
-"""The stacks of each case."""
+"""The client libraries of each case."""
 
 FUNCTIONS: dict[str, Callable[..., None]] = {}
 """The functions of all cases and exits."""
@@ -44,7 +44,7 @@ Ask = Callable[..., Awaitable[object]]
 
 
 def case(*stacks: str) -> Callable[[Case], Case]:
-    """Say which stacks a case is for."""
+    """Say which client libraries a case is for."""
 
     def add(function: Case) -> Case:
         CASES[function.__name__] = stacks
@@ -81,7 +81,7 @@ class Corner:
         assert isinstance(self.clock, ManualClock)
         self.clock.advance(seconds)
 
-    def spent(self, tokens: int) -> None:
+    def used(self, tokens: int) -> None:
         """Check what the server has seen, and what the budget says."""
         assert self.journal.token_requests == tokens, self.journal
         assert self.manager.stats().budget_left["10 per 1 minute"] == 10 - tokens
@@ -111,13 +111,13 @@ async def auntil(condition: Callable[[], bool]) -> None:
 
 def served(outcomes: list[Outcome]) -> bool:
     """Whether all requests got a 200."""
-    bad = [each for each in outcomes if not isinstance(each, Reply) or each.status != 200]
+    bad = [each for each in outcomes if not isinstance(each, PlainResponse) or each.status != 200]
     assert not bad, bad
     return True
 
 
 class Crowd:
-    """Clients of several stacks, in threads and on event loops of their own, with concurrent requests."""
+    """Clients of several libraries, in threads and on event loops of their own, with concurrent requests."""
 
     def __init__(self, corner: Corner, *kinds: type[Stack], each: int = 3) -> None:
         self._corner, self._kinds, self._each = corner, kinds or (Urllib3, Aiohttp, HttpxTrio), each
@@ -207,7 +207,7 @@ async def tasks(stack: str, corner: Corner) -> AsyncIterator[Tasks]:
 
 
 def run(stack: str, main: Callable[[], Any]) -> Any:
-    """Run *main* on the stack's kind of event loop."""
+    """Run *main* on the kind of event loop that the client needs."""
     return trio.run(main) if stack == "httpx-trio" else asyncio.run(main())
 
 
@@ -219,13 +219,13 @@ async def settled(here: Corner) -> None:
 
 
 EXITS: dict[str, tuple[str, ...]] = {}
-"""The stacks of the cases that end with the process; the emulator is in another one. Their functions take its URL."""
+"""The libraries of the cases that end with the process. The emulator runs in another one: functions take its URL."""
 
 Exit = Callable[[str, TokenManager, ManualClock, str], None]
 
 
 def last(*stacks: str) -> Callable[[Exit], Exit]:
-    """Say which stacks an exit is for."""
+    """Say which client libraries an exit is for."""
 
     def add(function: Exit) -> Exit:
         EXITS[function.__name__] = stacks

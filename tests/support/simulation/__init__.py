@@ -1,4 +1,4 @@
-"""A fleet in simulated time."""
+"""Workers in simulated time."""
 
 from support.simulation.scenario import Fault, Outcome, Scenario, Violation
 from support.simulation.world import simulate

@@ -1,4 +1,4 @@
-"""Processes of a simulated fleet, each with its managers: they carry out what the real flows yield."""
+"""Simulated processes, each with its managers: they carry out what the real flows yield."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Manager:
             self.plan()
 
     def plan(self) -> None:
-        """Plan the next call that can change anything: those that find a token without asking do not."""
+        """Plan the next call that can change anything: those that find a token on the fast path do not."""
         self._planned += 1
         planned = self._planned
         token, until = self.state.fast_path
@@ -155,13 +155,13 @@ class Manager:
             gate = lambda: state.waiters.join("all", lambda: _Gate(self.process))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
-        self._go_on(call, run_request(state, call, acquired, state.now()))
+        self._resume(call, run_request(state, call, acquired, state.now()))
 
-    def _go_on(self, call: ApiCall, sequence: Generator[Any, Any, int], answer: object = None) -> None:
+    def _resume(self, call: ApiCall, sequence: Generator[Any, Any, int], result: object = None) -> None:
         if call.is_closed:
             return
         try:
-            effect = sequence.send(answer)
+            effect = sequence.send(result)
         except StopIteration as stop:
             self._ended(call, stop.value)
             return
@@ -177,16 +177,16 @@ class Manager:
                 if self.world.scenario.young and self._rng.random() < 0.05:  # its client is closed, too early
                     process.soon(self._rng.uniform(0.0, 0.6), lambda: self._close(call, sequence, run))
                 process.soon(0.0, lambda: self._step(run, fetch_token(self.fetches, run, lambda: True), None))
-                self._go_on(call, sequence, run)
+                self._resume(call, sequence, run)
             case Token():
-                status = self.world.answer_call(effect)
-                process.soon(self._rng.uniform(0.02, 0.1), lambda: self._go_on(call, sequence, status))
+                status = self.world.respond_to_call(effect)
+                process.soon(self._rng.uniform(0.02, 0.1), lambda: self._resume(call, sequence, status))
             case WaitForFetch(gate, seconds):
                 self._hold(call, sequence, gate, seconds)
             case Sleep(seconds):
-                process.soon(seconds, lambda: self._go_on(call, sequence))
+                process.soon(seconds, lambda: self._resume(call, sequence))
             case DrainResponse():
-                self._go_on(call, sequence)
+                self._resume(call, sequence)
             case _:
                 raise AssertionError(effect)
 
@@ -201,7 +201,7 @@ class Manager:
             nonlocal woken
             if not woken:
                 woken = True
-                self._go_on(call, sequence)
+                self._resume(call, sequence)
 
         self.world.outcome.waited += 1
         gate.waiting.append(wake)
@@ -230,33 +230,33 @@ class Manager:
             run.is_dead = lambda: True
             self.process.instantly(lambda: self.fetches.abandon(run, ClientClosed("the client was closed")))
 
-    def _step(self, run: FetchRun, sequence: Generator[Any, Any, None], answer: object) -> None:
+    def _step(self, run: FetchRun, sequence: Generator[Any, Any, None], result: object) -> None:
         if run.is_dead():
             return
         process = self.process
 
-        def go_on(result: object = None) -> None:
+        def resume(result: object = None) -> None:
             self._step(run, sequence, result)
 
         try:
-            effect = sequence.send(answer)
+            effect = sequence.send(result)
         except StopIteration:
             process.instantly(lambda: self.fetches.end(run))
             return
         match effect:
             case LoadCredentials():
                 key = self.world.key  # a moment later it may be another one
-                process.soon(self._rng.uniform(0.0, 0.05), lambda: go_on(Credentials(key, MERCHANT)))
+                process.soon(self._rng.uniform(0.0, 0.05), lambda: resume(Credentials(key, MERCHANT)))
             case StoreOperation(operation):
-                process.consult(operation, go_on)
+                process.consult(operation, resume)
             case SendTokenRequest(request):
-                self.world.post(process, request, go_on, run)
+                self.world.post(process, request, resume, run)
             case _:
-                process.soon(effect.seconds, go_on)  # of a Sleep
+                process.soon(effect.seconds, resume)  # of a Sleep
 
 
 class Process:
-    """One process of the fleet, from its start to its end."""
+    """One process, from its start until it ends."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world, self.number = world, number
@@ -270,7 +270,7 @@ class Process:
         self.policy = TokenPolicy(limits=world.limits, fallback_share=world.scenario.share)
         self.grant = ("", 0.0, False)
         self.set_aside_at = float("-inf")  # when it was last denied what may have been used by who is idle
-        self.barred_until: list[tuple[float, float]] = []
+        self.cooldown_until: list[tuple[float, float]] = []
         self.managers: list[Manager] = []
         host = number % world.scenario.hosts
         remote = Remote(self, world.store, lambda: world.reachable(number))
@@ -289,12 +289,12 @@ class Process:
 
     def _noted(self, claim: Callable[[Claim], ClaimResult]) -> Callable[[Claim], ClaimResult]:
         def noted(wanted: Claim) -> ClaimResult:
-            answer = claim(wanted)
-            if not answer.wait:
+            result = claim(wanted)
+            if not result.wait:
                 self.grant = (wanted.ids[0], self.world.now, not self.fleet.degraded)
-            elif "not all processes have reported" in answer.reason:
+            elif "not all processes have reported" in result.reason:
                 self.set_aside_at = self.world.now
-            return answer
+            return result
 
         return noted
 
@@ -322,7 +322,7 @@ class Process:
         return lasts
 
     def consult(self, operation: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Carry out an operation on a store: it asks now, the store acts later, and the answer comes later still."""
+        """Carry out an operation on a store: it is sent now, executed later, and the result arrives later still."""
         asked_at = self.world.now
         before = self.delay("before")
 
@@ -351,5 +351,5 @@ class Process:
             self.world.at(self.world.now + self.rng.uniform(0.0, 0.5), self.world.crash_of(self))
 
     def known(self) -> set[str]:
-        """Return the ids of the units it knows of."""
+        """Return the ids of the units that it knows."""
         return {entry.id for entry in self.fleet.budget.known(self.world.budget_key)}

@@ -40,7 +40,7 @@ class Remote:
         """Nothing here forks."""
 
     def ask(self, question: Callable[[MemoryStore], T]) -> T:
-        """Let the question travel, and the answer; or one of them get lost."""
+        """Deliver the operation and its result, or lose one of them."""
         clock = self.process.clock
         clock.shift = max(clock.shift, 0.0)
         match self._reachable():
@@ -49,16 +49,16 @@ class Remote:
                 raise StoreError("connection refused")
             case "hangs":
                 clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
+                raise StoreError("no response")
             case "deaf":
                 question(self._store)
                 clock.shift += OPERATION_TIMEOUT
-                raise StoreError("no answer")
+                raise StoreError("no response")
             case _:
                 pass
-        answer = question(self._store)
+        response = question(self._store)
         clock.shift += self.process.delay("after")
-        return answer
+        return response
 
     def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
         led = self.ask(lambda store: store.try_acquire_lease(key, owner=owner, known=known, lease=lease))
@@ -106,8 +106,8 @@ class SimulatedStore(MemoryStore):
 
     def restore(self, copy: tuple[Any, ...]) -> None:
         """Contain what it contained then."""
-        histories, bars, places, members = map(dict, copy)
-        self.budget._histories, self.budget._bars = histories, bars
+        histories, cooldowns, places, members = map(dict, copy)
+        self.budget._histories, self.budget._bars = histories, cooldowns
         self._places, self._members = places, members
 
     def fail_over(self, copy: tuple[Any, ...]) -> None:
@@ -115,5 +115,5 @@ class SimulatedStore(MemoryStore):
         self.restore((*self.copy()[:2], *copy[2:]))
 
     def units(self, key: str) -> set[str]:
-        """Return the ids of the units it knows of."""
+        """Return the ids of the units that it has."""
         return {entry.id for entry in self.budget.history(key)}

@@ -1,4 +1,4 @@
-"""Scenarios of a simulated fleet: faults, what may be concluded from them, and the outcome."""
+"""Scenarios of simulated workers: faults, what may be concluded from them, and the outcome."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DOCUMENTED = ((10, 60.0), (100, HOUR))
 START = 10_000.0
 GUARD = TokenPolicy().fetch_timeout
 ALONE = ("store down", "partition", "emptied", "failover", "old copy", "deploy")
-"""Faults after which more of the budget may be spent than one process would have spent."""
+"""Faults after which more of the budget may be used than one process would have used."""
 RECOVERY = 70.0
 """Seconds after the last fault from which on no call fails: the life of a token, and until a store is tried again."""
 UNDER_WAY = 10.0  # seconds for which what began during a fault may be under way
-TELLING = 1.0  # seconds in which a process tells the store that the service asked to wait
-CLOSE = 2.0  # seconds by which an error may be wrong about when it is worth while to come back
+REPORTING = 1.0  # seconds in which a process reports a 429 to the store
+CLOSE = 2.0  # seconds by which an error may be wrong about when a retry can succeed
 WORKERS = 3  # calls that a manager has under way at most
-PROBING = 16  # members at most, that take errors at their word: in larger fleets there are enough calls
+PROBING = 16  # members at most, that take errors at their word: with more of them there are enough calls
 EASES_OFF = 15.0  # seconds after an error in which calls are further apart
 APART = 10.0  # seconds, then
 EPSILON = 1e-6
@@ -35,7 +35,7 @@ TICK = 1e-4  # seconds: no timer is more exact
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """An injected fault.
 
     Attributes:
         at: Seconds after the beginning.
@@ -56,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A fleet, and what goes wrong.
+    """Workers, and the faults.
 
     Attributes:
         seed: Of all chance.
@@ -66,11 +66,11 @@ class Scenario:
         limits: Of the token budget.
         hosts: On how many hosts, which have a fallback store each if *fallback* is true.
         managers: How many a process has.
-        churn: Mean seconds that a process lives; 0 for ever. Another one takes its place.
+        churn: Mean seconds that a process lives; 0 for no end. Another one replaces it.
         young: Whether each call has an HTTP client and an event loop of its own, which end with it.
         idle: How many members make no call, but for the first.
         share: Each one's of the budget while the store fails, if it is set by hand.
-        faults: What goes wrong.
+        faults: The injected faults.
     """
 
     seed: int = 0
@@ -121,10 +121,10 @@ class Outcome:
     waited: int = 0
     failed: list[tuple[float, Pay88Error]] = field(default_factory=list)
     rejected: int = 0
-    spent: int = 0
-    """Calls that failed because the budget was spent before, in good faith."""
+    used: int = 0
+    """Calls that failed because the budget was exhausted before, within the rules."""
     forgotten: int = 0
-    """Units of the budget that nobody is left to know of."""
+    """Units of the budget that no process knows any longer."""
 
     def sent(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
         """Return when token requests arrived, in seconds after the beginning."""

@@ -1,8 +1,8 @@
-"""A fleet, its store, the network and 88Pay in simulated time: the real core, on a clock that jumps between events.
+"""Workers, their store, the network and 88Pay in simulated time: the real core, on a clock that jumps between events.
 
-Nothing here is a thread or sleeps. A process of the fleet is driven through the real sequences; what they yield is
-carried out by :class:`Process`. Between a question to the store and its answer time passes, and everything else may
-happen: so the clock of a process shows, in the middle of an operation, what it would show at that point.
+Nothing here is a thread or sleeps. A process is driven through the real flows; what they yield is carried out by
+:class:`Process`. Time passes between an operation of the store and its result, and everything else may happen. So the
+clock of a process shows, in the middle of an operation, what it would show at that point.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from support.simulation.scenario import (
     LIFETIME,
     MERCHANT,
     RECOVERY,
+    REPORTING,
     START,
-    TELLING,
     UNDER_WAY,
     Fault,
     Outcome,
@@ -75,8 +75,8 @@ class World:
         self._limited: deque[tuple[float, str]] = deque()
         self._copies: dict[Fault, tuple[Any, ...]] = {}
         self._lost: dict[str, float] = {}  # units that the store has lost, and when
-        self._forgotten: set[str] = set()  # and that nobody is left to tell it of
-        self._bars: list[list[float]] = []  # that the store knows: since when, until when, until when it knows
+        self._forgotten: set[str] = set()  # and that no process can report any longer
+        self._cooldowns: list[list[float]] = []  # that the store knows: since when, until when, until when it knows
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._recent: deque[Request] = deque()
@@ -208,17 +208,17 @@ class World:
         self._replan()
 
     def _lose(self, how: Callable[[], object]) -> None:
-        before, bars = self.store.units(self.budget_key), self.store.budget.cooldown(self.budget_key)
+        before, cooldowns = self.store.units(self.budget_key), self.store.budget.cooldown(self.budget_key)
         how()
         lost = before - self.store.units(self.budget_key)
         self._lost |= dict.fromkeys(lost, self.now)
         self._forget(lost)
-        if bars is not None and self.store.budget.cooldown(self.budget_key) is None:
-            for bar in self._bars:
+        if cooldowns is not None and self.store.budget.cooldown(self.budget_key) is None:
+            for bar in self._cooldowns:
                 bar[2] = min(bar[2], self.now)
 
     def _forget(self, units: set[str]) -> None:
-        """Note which of these units no process is left to know of that can tell the store."""
+        """Note which of these units no process can report to the store."""
         known = self.store.units(self.budget_key)
         for each in self.processes:
             if each.alive and not self.reachable(each.number) and self.now >= each.paused_until:
@@ -230,7 +230,7 @@ class World:
         return bool(self.reachable(number)) and not down
 
     def reachable(self, number: int) -> str:
-        """Return "" if the store answers a process, or else what happens instead."""
+        """Return "" if the store responds to a process, or else what happens instead."""
         for fault in self._faults:
             if fault.kind == "store down" or (fault.kind == "partition" and fault.who % len(self.processes) == number):
                 return fault.how
@@ -242,11 +242,11 @@ class World:
         return "refused" if down else ""
 
     def trouble(self, lasts: float) -> None:
-        """Note that something goes wrong from now on for so many seconds."""
+        """Note that there is a fault from now on for so many seconds."""
         self._troubles.append((self.now, self.now + lasts))
 
     def calm(self, since: float, until: float) -> bool:
-        """Whether nothing goes wrong all that time."""
+        """Whether there is no fault all that time."""
         return all(end <= since or begin > until for begin, end in self._troubles)
 
     # --- the service
@@ -258,7 +258,7 @@ class World:
         then: Callable[[TokenResponse | Exception], None],
         run: FetchRun,
     ) -> None:
-        """Let a token request travel, and its answer."""
+        """Deliver a token request, and its response."""
         unit, granted_at, through_store = process.grant
         self._attempts.append(self.now)
         deadline, rng = self.now + request.timeout, process.rng
@@ -280,7 +280,7 @@ class World:
             if "hangs" in ways:
                 fail("hangs", deadline)
                 return
-            reply = self._answer_token(request, ways)
+            reply = self._respond_token(request, ways)
             took = rng.uniform(0.02, 0.3) if rng.random() < 0.95 else rng.uniform(0.3, 2.0)
             if self.now + took >= deadline:
                 fail("hangs", deadline)
@@ -289,7 +289,7 @@ class World:
 
         self.at(self.now + rng.uniform(0.002, 0.1), arrive)
 
-    def _answer_token(self, request: TokenRequest, ways: list[str]) -> TokenResponse:
+    def _respond_token(self, request: TokenRequest, ways: list[str]) -> TokenResponse:
         fields = {name.lower(): str(value) for name, value in request.headers.items()}
         received = Received("POST", TOKEN_PATH, fields)
         if self._limited:
@@ -313,24 +313,24 @@ class World:
     ) -> None:
         if reply.status == 429 and not run.is_dead():
             until = self._troubles[-1][1]
-            process.barred_until.append((self.now, until))
-            process.soon(TELLING, lambda: self._hear_of_bar(process, until))
+            process.cooldown_until.append((self.now, until))
+            process.soon(REPORTING, lambda: self._learn_cooldown(process, until))
         then(reply)
 
-    def _hear_of_bar(self, process: Process, until: float) -> None:
+    def _learn_cooldown(self, process: Process, until: float) -> None:
         """The store has to know by now, if it could be reached."""
         if not self.reachable(process.number):
-            self._bars.append([self.now, until, float("inf")])
+            self._cooldowns.append([self.now, until, float("inf")])
 
     def rejects(self, token: Token) -> bool:
-        """Whether a call with *token* may be answered 401."""
+        """Whether a call with *token* may get a 401."""
         serial, _ = self.service.trace(
             Received("GET", "/", {"authorization": f"Bearer {token.access_token}"}), self.now
         )
         return bool(self.storms) or serial is None or serial <= self._revoked
 
-    def answer_call(self, token: Token) -> int:
-        """Answer a call of the API."""
+    def respond_to_call(self, token: Token) -> int:
+        """Respond to an API request."""
         self.judge_token(token, self.now)
         headers = {"authorization": f"Bearer {token.access_token}", "x-session-id": token.session_id}
         if any(self.rng.random() < storm for storm in self.storms):
@@ -357,7 +357,7 @@ class World:
         while self._recent[0].at <= self.now - HOUR - GUARD:
             self._recent.popleft()
         own = tuple((item.amount, float(item.get_expiry())) for item in request.process.policy.rate_limits())
-        unknown = self._forgotten | self._untold()
+        unknown = self._forgotten | self._unreported()
         counted = [each for each in self._recent if each.known and not each.cut_off and each.unit not in unknown]
         for amount, seconds in own if request.known and not request.cut_off else ():
             found = sum(each.at > self.now - seconds for each in counted)
@@ -367,13 +367,13 @@ class World:
             self._judge_cut_off(request, {seconds: amount for amount, seconds in own})
         if not (request.known or self.scenario.fallback):
             self._judge_newborn(request)
-        self._judge_bar(request)
+        self._judge_cooldown(request)
 
-    def _untold(self) -> set[str]:
-        """Return the units that the store has lost and that those who know of them have not told it yet.
+    def _unreported(self) -> set[str]:
+        """Return the units that the store has lost and that the processes with them have not reported yet.
 
-        They tell it when they ask it next. Whoever asks before them cannot know: what a failover costs at most is what
-        was used in the time that it lost.
+        They report them with their next operation. Another process before that does not know them: a failover costs at
+        most the units of the time that it lost.
         """
         lost = {unit for unit, at in self._lost.items() if self.now < at + RECOVERY}
         return lost - self.store.units(self.budget_key) if lost else lost
@@ -381,9 +381,9 @@ class World:
     def _judge_newborn(self, request: Request) -> None:
         """Rule 24: what never reached the store takes a quarter of each limit, and one at least.
 
-        It knows neither how many more there are like it nor what was used before it was born: so four of them stay
-        within the budget together, and more than that only with a ``fallback_share`` or a fallback store. Their token
-        requests are left out where the budget of all is judged.
+        It knows neither the number of such processes nor what was used before its start. So four stay within the
+        budget together, and more than that only with a ``fallback_share`` or a fallback store. Their token requests are
+        left out where the budget of all is judged.
         """
         process, part = request.process, self.scenario.share or 1 / AT_FIRST
         own = [each.at for each in self._recent if each.process is process and not each.known]
@@ -407,16 +407,16 @@ class World:
             if found * parts > amount:
                 self.violate("share", f"{found} token requests in {seconds:g} s, with one part in {parts} of {amount}")
 
-    def _judge_bar(self, request: Request) -> None:
-        """Rule 10: nobody sends a token request before ``Retry-After``, who can know of it."""
-        heard = [until for at, until in request.process.barred_until if at <= request.granted_at]
+    def _judge_cooldown(self, request: Request) -> None:
+        """Rule 10: no process that can know ``Retry-After`` sends a token request before."""
+        ends = [until for at, until in request.process.cooldown_until if at <= request.granted_at]
         if request.through_store:
-            heard += [until for at, until, kept in self._bars if at < request.granted_at <= kept]
-        if heard and self.now < max(heard):
-            self.violate("429", f"a token request {max(heard) - self.now:.3f} s before the end of Retry-After")
+            ends += [until for at, until, kept in self._cooldowns if at < request.granted_at <= kept]
+        if ends and self.now < max(ends):
+            self.violate("429", f"a token request {max(ends) - self.now:.3f} s before the end of Retry-After")
 
     def judge_call(self, manager: Manager, call: ApiCall, ended: int | Pay88Error) -> None:
-        """Every call ends, in time, with a response or an error that tells the truth."""
+        """Every call ends, in time, with a response or an error that is right."""
         process, policy = manager.process, manager.process.policy
         took = self.now - call.began_at
         if took > policy.max_wait + 1.0 and process.paused_until <= call.began_at:
@@ -425,7 +425,7 @@ class World:
             if ended == 401:
                 self.outcome.rejected += 1
                 if self.calm(call.began_at - RECOVERY, self.now) and not self.storms:
-                    self.violate("401", "a call was answered 401, and nothing was wrong")
+                    self.violate("401", "a call got a 401, and nothing was wrong")
             return
         self.outcome.failed.append((self.now - START, ended))
         name = f"{type(ended).__name__}: {ended}"
@@ -434,8 +434,8 @@ class World:
         if after is None or not 0 <= after <= max(longest, policy.max_retry_after):
             self.violate("retry_after", f"it is {after}: {name}")
             return
-        if self._is_spent(process, call, ended):
-            self.outcome.spent += 1
+        if self._is_exhausted(process, call, ended):
+            self.outcome.used += 1
         elif self.calm(call.began_at - self._lingers(ended), self.now):
             self.violate("recovery", f"a call failed, and nothing was wrong: {name} (retry_after={after:.1f})")
         elif call.probes is not None and after > CLOSE and self.calm(call.probes - self._settles(ended), self.now):
@@ -448,19 +448,19 @@ class World:
     def _lingers(self, error: Pay88Error) -> float:
         """Return for how long after the end of a fault an error may still be due to it.
 
-        A process that has a token notices that the store is back when it needs another one, and others as late.
+        A process that has a token notices that the store has recovered when it needs another one, and others as late.
         """
         return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else RECOVERY
 
     def _settles(self, error: Pay88Error) -> float:
-        """Return how long after a fault an error has to be right about when it is worth while to come back.
+        """Return how long after a fault an error has to be right about when a retry can succeed.
 
-        What others try while a fault lasts bars all of them once more: so it counts from when the error was raised.
+        A failed attempt during a fault starts another cooldown: so it counts from when the error was raised.
         """
         return 2 * RECOVERY if isinstance(error, TokenBudgetExhausted) else UNDER_WAY
 
-    def _is_spent(self, process: Process, call: ApiCall, error: Pay88Error) -> bool:
-        """Whether the budget is spent indeed, since processes went on alone, or with more than they have now.
+    def _is_exhausted(self, process: Process, call: ApiCall, error: Pay88Error) -> bool:
+        """Whether the budget is exhausted indeed, by processes in degraded mode, or with larger limits than now.
 
         Or may be, for all that is known, by a process that has ended since the store knew it. A process that ends in
         the middle of a fetch also takes a token with it that was paid for. So does an HTTP client that is closed then:
@@ -486,7 +486,7 @@ class World:
         )
 
     def _judge_unity(self, end: float) -> None:
-        """Rule 4: once nothing is wrong, all of them ask for what one would."""
+        """Rule 4: once nothing is wrong, all of them fetch what one would."""
         if self.scenario.churn or self.scenario.young:
             return
         since = max([START, *(until for _, until in self._troubles)]) + 3 * RECOVERY

@@ -53,7 +53,7 @@ def command(
     header says otherwise. Only idempotent requests are retried; redirects are printed, not followed.
     """
     require("urllib3", extra="cli")
-    from pay88_adapters.cli.calling import Call, show
+    from pay88_adapters.cli.sending import Call, show
 
     call = Call.parse(options.environment(base_url, store), method, target, data, headers, fields)
     response = call.send(timeout)

@@ -40,7 +40,7 @@ class RecordSlot:
             return False
         self.version, self.content = fencing_token, content
         self.written_at, self.stored_at, self.keep_until = min(self.leased_at + after, now), now, now + keep
-        self.leased_until = 0.0
+        self.owner, self.leased_until = "", 0.0
         return True
 
     def peek(self, now: float) -> StoreView:
