@@ -381,7 +381,7 @@ def charge(pay88_manager: TokenManager, pay88_clock: ManualClock) -> Iterator[Ch
     [fragment] = re.findall(r"^<!-- not run: [^\n]+\n```python\n(.*?)^```$", page("celery"), re.DOTALL | re.MULTILINE)
     with Pay88PoolManager(pay88_manager) as http:
         url = f"{pay88_manager.base_url}/api/transactions/charges"
-        names = {"app": app, "http": http, "charges_url": url, "orders": Orders()}
+        names: dict[str, Any] = {"app": app, "http": http, "charges_url": url, "orders": Orders()}
         exec(fragment, names)
         yield lambda: names["charge"].delay("1001", {"amount": 1}), names["orders"]
 
