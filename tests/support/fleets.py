@@ -49,13 +49,13 @@ class Counted:
     def after_fork(self) -> None:
         self._store.after_fork()
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         self.operations += 1
-        return self._store.try_acquire_lease(key, owner=owner, known=known, lease=lease)
+        return self._store.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         self.operations += 1
-        return self._store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
+        return self._store.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
 
     def peek(self, key: str) -> StoreView:
         return self._store.peek(key)

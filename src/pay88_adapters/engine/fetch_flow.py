@@ -111,29 +111,30 @@ class _Fetch:
         pause = _MIN_POLL
         while True:
             requested_at = state.now()
-            led: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
-            wait = min(led.lease_remaining, pause * (0.5 + state.settings.random())) if led.lease_remaining else 0.0
-            needed = state.transition(partial(self._led, led, requested_at, wait), self._events)
+            result: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
+            remaining = result.lease_remaining
+            wait = min(remaining, pause * (0.5 + state.settings.random())) if remaining else 0.0
+            needed = state.transition(partial(self._on_lease_result, result, requested_at, wait), self._events)
             if needed is not None:
                 return needed
-            if led.record is None:
+            if result.record is None:
                 yield Sleep(wait)
                 sweep()
                 pause = min(2 * pause, _MAX_POLL)
 
-    def _led(
-        self, led: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
+    def _on_lease_result(
+        self, result: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
     ) -> bool | None:
         """Return whether a token request is needed; ``None`` if the store has to be polled again."""
         state, ticket, credentials = self._state, self._run.ticket, self._credentials
-        if led.fencing_token is not None:
+        if result.fencing_token is not None:
             return machine.heartbeat(ticket, now)
-        if led.record is None:
+        if result.record is None:
             return None if machine.heartbeat(ticket, now, pause=wait) else False
-        found = load(led.record.content, led.record.age, requested_at, now, stored=led.record.stored)
+        found = load(result.record.content, result.record.age, requested_at, now, stored=result.record.stored)
         if found is None:
             return None
-        seen = requested_at - led.record.age
+        seen = requested_at - result.record.age
         reserve_used, pace = import_budget(state.settings, credentials, found.budget_entries, now, seen)
         if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=reserve_used, pace=pace):
             return None

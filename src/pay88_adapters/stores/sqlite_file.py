@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import TypeVar
 
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.history import LEAST_KEEP
+from pay88_adapters.core.history import MIN_TTL
 from pay88_adapters.stores.realtime import monotonic
 
 from .base import StoreClock, StoreError
@@ -237,8 +237,8 @@ def _migrate(db: sqlite3.Connection) -> None:
         history = key.removeprefix("LIMITER/").rsplit("/", 3)[0]
         largest[history] = max(largest.get(history, []), rows, key=len)
     for history, rows in largest.items():
-        keep = max(LEAST_KEEP, *(until - at for at, until in rows))
-        db.executemany(INSERT, [(history, f"1.{n}", at, at + keep) for n, (at, _) in enumerate(rows)])
+        ttl = max(MIN_TTL, *(until - at for at, until in rows))
+        db.executemany(INSERT, [(history, f"1.{n}", at, at + ttl) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
     place = astuple(RecordSlot())
     for key, given in fences:

@@ -214,8 +214,8 @@ class World:
         self._lost |= dict.fromkeys(lost, self.now)
         self._forget(lost)
         if cooldowns is not None and self.store.budget.cooldown(self.budget_key) is None:
-            for bar in self._cooldowns:
-                bar[2] = min(bar[2], self.now)
+            for cooldown in self._cooldowns:
+                cooldown[2] = min(cooldown[2], self.now)
 
     def _forget(self, units: set[str]) -> None:
         """Note which of these units no process can report to the store."""
@@ -263,7 +263,7 @@ class World:
         self._attempts.append(self.now)
         deadline, rng = self.now + request.timeout, process.rng
         cut_off = not through_store and self._is_cut_off(process.number)
-        sent = Request(0.0, process, unit, granted_at, process.fleet.share.was_told, through_store, cut_off)
+        sent = Request(0.0, process, unit, granted_at, process.fleet.share.is_assigned, through_store, cut_off)
 
         def fail(how: str, at: float) -> None:
             error = TimeoutError("timed out") if how == "hangs" else ConnectionError(how)

@@ -184,7 +184,7 @@ def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
 def _try(store: Store) -> float:
     """Acquire a lease and write a record that expires immediately; return the duration in seconds."""
     began_at = time.monotonic()
-    lead = store.try_acquire_lease("check", owner=uuid4().hex, known=-1, lease=_LEASE)
-    if lead.fencing_token is not None:  # if not, another check holds it
-        store.publish("check", fencing_token=lead.fencing_token, content="", keep=0.0)
+    result = store.try_acquire_lease("check", owner=uuid4().hex, known_version=-1, lease=_LEASE)
+    if result.fencing_token is not None:  # if not, another check holds it
+        store.publish("check", fencing_token=result.fencing_token, content="", ttl=0.0)
     return time.monotonic() - began_at
