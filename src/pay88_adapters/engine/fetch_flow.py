@@ -152,7 +152,7 @@ class _Fetch:
         while True:
             if not self._client_is_open():
                 raise ClientClosed("the HTTP client was closed before the token request was sent")
-            if not self._fetches.lasts(run, policy.fetch_timeout):
+            if not self._fetches.lease_lasts(run, policy.fetch_timeout):
                 return True
             extra = state.transition(self._next_is_extra, self._events)
             if extra is None:

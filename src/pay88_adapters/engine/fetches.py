@@ -161,18 +161,18 @@ class Fetches:
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
                 run.worker.interrupt(Overdue)
 
-    def stuck(self, patience: float) -> Failure | None:
+    def stuck(self, timeout: float) -> Failure | None:
         """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
 
         Args:
-            patience: Real seconds that the interrupted thread gets to end.
+            timeout: Real seconds that the interrupted thread gets to end.
         """
         for run in list(self._runs):
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
             worker.interrupt(Overdue)
-            worker.join(patience)
+            worker.join(timeout)
             if worker.is_alive() and run.doing:
                 worker.finishes = False
                 return Failure(
@@ -239,7 +239,7 @@ class Fetches:
                 self.publish(run)
         return result
 
-    def lasts(self, run: FetchRun, seconds: float) -> bool:
+    def lease_lasts(self, run: FetchRun, seconds: float) -> bool:
         """Whether the lease of *run*, if any, lasts for *seconds* more."""
         lease = run.lease
         return lease is None or self.state.now() + seconds <= lease.until

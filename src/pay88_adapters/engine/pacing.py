@@ -127,13 +127,13 @@ class Pacing:
         """Record that it is unknown whether a unit was consumed. Needs no lock."""
         self._permits.discard(permit)
 
-    def _full_for(self, group: str, under_way: int, now: float) -> float:
+    def _full_for(self, group: str, in_progress: int, now: float) -> float:
         """Return the seconds until one more attempt fits, if all attempts in progress were sent only now."""
         ended, full_for = self._ended.setdefault(group, []), 0.0
         for item in CALL_LIMITS:
             seconds = self._strategy.expiry(item)
             first = bisect_right(ended, now - seconds)  # of the counted attempts
-            too_many = under_way + len(ended) - first - item.amount
+            too_many = in_progress + len(ended) - first - item.amount
             if too_many >= 0:
                 last = first + too_many  # the last attempt that has to leave the window
                 full_for = max(full_for, ended[last] + seconds - now if last < len(ended) else seconds)

@@ -43,7 +43,7 @@ from .token_flow import TokenAcquisition, WaitBudget
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
-_STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
+_STUCK_TIMEOUT = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
 
 
 class SyncRunner(Runner):
@@ -178,7 +178,7 @@ class SyncRunner(Runner):
         """
         fetches = self.fetches
         run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
-        stuck = fetches.stuck(_STUCK_PATIENCE if caller is None else 0.0)
+        stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
             return run

@@ -15,7 +15,7 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.cli.options import finishing
+from pay88_adapters.cli.options import wait_for_pending_fetch
 from pay88_adapters.cli.store_view import StoreReader, StoreStatus
 from pay88_adapters.core.errors import Failure, in_seconds
 from pay88_adapters.engine.budget import TokenBudget
@@ -135,7 +135,7 @@ class SharedStore:
         assert credentials is not None
         policy = TokenPolicy(fetch_attempts=1)
         with TokenManager(credentials, base_url=endpoint.base_url, store=url, policy=policy) as manager:
-            with finishing(manager):
+            with wait_for_pending_fetch(manager):
                 began_at = time.monotonic()
                 token = manager.get_token()
             return ok("token", f"valid for {token.expires_in:g} s, fetched in {time.monotonic() - began_at:.2f} s")
