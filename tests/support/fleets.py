@@ -27,7 +27,7 @@ from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreView
 from pay88_adapters.testing import ManualClock
-from pay88_adapters.testing.messages import TOKEN_PATH, Received
+from pay88_adapters.testing.messages import TOKEN_PATH, Request
 from pay88_adapters.testing.service import Service
 
 CREDENTIALS = Credentials("sk_test_fleet", "MCH-COL-FLEET")
@@ -99,7 +99,7 @@ class Simulation:
         now = self.clock.now()
         self.sent.append(now)
         fields = {"x-api-key": str(CREDENTIALS.api_key), "x-merchant-id": CREDENTIALS.merchant_id}
-        respond = self.service.handle(Received("POST", TOKEN_PATH, fields), now, now)
+        respond = self.service.handle(Request("POST", TOKEN_PATH, fields), now, now)
         return TokenResponse(respond.status, dict(respond.headers), respond.body)
 
 
