@@ -154,14 +154,14 @@ class _Fetch:
                 raise ClientClosed("the HTTP client was closed before the token request was sent")
             if not self._fetches.lease_lasts(run, policy.fetch_timeout):
                 return True
-            extra = state.transition(self._next_is_extra, self._events)
-            if extra is None:
+            from_reserve = state.transition(self._uses_reserve, self._events)
+            if from_reserve is None:
                 return False
             requested_at = state.now()
             grant: AcquireResult = yield StoreOperation(
-                partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=extra)
+                partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=from_reserve)
             )
-            if not state.transition(partial(self._granted, grant, extra), self._events):
+            if not state.transition(partial(self._granted, grant, from_reserve), self._events):
                 return False
             sent_at = state.now()  # the last reading of the clock before the request is sent
             age = sent_at - requested_at
@@ -181,15 +181,15 @@ class _Fetch:
                 return False
             yield Sleep(pause)
 
-    def _next_is_extra(self, machine: TokenMachine, now: float) -> bool | None:
+    def _uses_reserve(self, machine: TokenMachine, now: float) -> bool | None:
         ticket = self._run.ticket
         return None if machine.stopped(ticket, now) else machine.uses_reserve(ticket, now)
 
-    def _granted(self, grant: AcquireResult, extra: bool, machine: TokenMachine, now: float) -> bool:
+    def _granted(self, grant: AcquireResult, from_reserve: bool, machine: TokenMachine, now: float) -> bool:
         state = self._state
         if not grant.granted:
             state.queue_event(BudgetExhausted, grant.retry_in)
-        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=extra)
+        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=from_reserve)
         if sent:
             state.counters.token_requests += 1
         elif not grant.granted:

@@ -147,8 +147,8 @@ class Pacing:
         """
         if group not in RATE_LIMITED_GROUPS:
             return
-        asked = parse_retry_after(headers, wall) if status == _TOO_MANY else None
-        reported = (0, asked) if asked is not None and asked > 0 else parse_rate_limit(headers, wall)
+        retry_after = parse_retry_after(headers, wall) if status == _TOO_MANY else None
+        reported = (0, retry_after) if retry_after is not None and retry_after > 0 else parse_rate_limit(headers, wall)
         if reported is None or reported[1] <= 0:
             return
         remaining, until = reported[0], now + min(reported[1], _LONGEST)

@@ -217,8 +217,8 @@ class SyncRunner(Runner):
             while True:
                 match flow.send(answer):
                     case LoadCredentials():
-                        asked = self._hangs(run, "credentials provider", partial(self._load_credentials, caller))
-                        answer = no_credentials(asked) if isinstance(asked, Overdue) else asked
+                        loaded = self._hangs(run, "credentials provider", partial(self._load_credentials, caller))
+                        answer = no_credentials(loaded) if isinstance(loaded, Overdue) else loaded
                     case SendTokenRequest(request):
                         answer = self._hangs(run, "token request", partial(_post, sender, request))
                     case effect:
