@@ -16,12 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
+from pay88_adapters import TokenManager
 from pay88_adapters.clock import Clock
 from pay88_adapters.stores import open_store
-from pay88_adapters.testing import Emulator, Entry, Latency
+from pay88_adapters.testing import Emulator, Entry, Latency, ManualClock, ResetAfterRead, Status, TooMany
+from pay88_adapters.urllib3 import Pay88PoolManager
 from support.servers import Valkey, free_port
 
 DOCS = Path(__file__).parents[2] / "docs" / "deployment"
@@ -199,8 +202,19 @@ def wait_for_port(process: subprocess.Popen[str], port: int) -> None:
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
     """The service, a little slow, so that the workers share the calls."""
+    yield from slow_emulator(0.1)
+
+
+@pytest.fixture
+def slower() -> Iterator[Emulator]:
+    """The service, so slow that the few calls of a script last longer than a token."""
+    yield from slow_emulator(0.6)
+
+
+def slow_emulator(latency: float) -> Iterator[Emulator]:
+    """Yield an emulator whose responses to calls take this many seconds."""
     with Emulator(call_limits=()) as emulator:
-        emulator.faults.add(Latency(0.1), on="call", times=None)
+        emulator.faults.add(Latency(latency), on="call", times=None)
         yield emulator
 
 
@@ -307,29 +321,98 @@ def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None
 @pytest.mark.deep
 @posix
 @pytest.mark.parametrize("command", commands("multiprocessing"))
-def test_rule_04_multiprocessing(command: str, tmp_path: Path, emulator: Emulator, store: str) -> None:
+def test_rule_04_multiprocessing(command: str, tmp_path: Path, slower: Emulator, store: str) -> None:
     """A pool of four processes, forked or spawned."""
-    host = Host(tmp_path, emulator, "multiprocessing", PAY88_STORE=store)
+    host = Host(tmp_path, slower, "multiprocessing", PAY88_STORE=store)
     with host.running(command) as process:
-        share_one_token(emulator, lines_of(process))
+        share_one_token(slower, lines_of(process))
     assert host.log == ""
 
 
 @pytest.mark.deep
 @posix
-def test_rule_04_celery(tmp_path: Path, emulator: Emulator) -> None:
+def test_rule_04_celery(tmp_path: Path, slower: Emulator) -> None:
     """A prefork pool of four, with Redis for both the queue and the store."""
     worker, ask = commands("celery")
     with ExitStack() as stack:
         server = stack.enter_context(Valkey(tmp_path))
         broker, store = f"{server.url}/0", f"{server.url}/1"
         host = Host(
-            tmp_path, emulator, "celery", PAY88_STORE=store, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=broker
+            tmp_path, slower, "celery", PAY88_STORE=store, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=broker
         )
         stack.enter_context(host.running(worker))
         process = stack.enter_context(host.running(ask))
-        share_one_token(emulator, lines_of(process))
-    logged_no_problem(host, emulator)
+        share_one_token(slower, lines_of(process))
+    logged_no_problem(host, slower)
+
+
+class Orders(dict[str, int | None]):
+    """The table that the page leaves to its reader: the status of each order, None before the response."""
+
+    def insert(self, order: str) -> bool:
+        """Add a record; return whether there was none."""
+        return order not in self and self.setdefault(order) is None
+
+    def delete(self, order: str) -> None:
+        """Delete a record."""
+        del self[order]
+
+    def update(self, order: str, status: int, data: bytes) -> None:  # type: ignore[override]
+        """Record the response."""
+        self[order] = status
+
+
+Charge = tuple[Callable[[], Any], Orders]
+
+
+@pytest.fixture
+def charge(pay88_manager: TokenManager, pay88_clock: ManualClock) -> Iterator[Charge]:
+    """The task of the page, which runs where it is sent and always pays the same order, and its table."""
+    celery = pytest.importorskip("celery")
+
+    class Task(celery.Task):  # type: ignore[misc, name-defined]
+        def retry(self, *, countdown: float, **options: Any) -> Exception:
+            pay88_clock.advance(countdown)
+            error: Exception = super().retry(countdown=countdown, **options)
+            return error
+
+    app = celery.Celery("tasks", set_as_current=False, task_cls=Task)
+    app.conf.update(task_always_eager=True)
+    [fragment] = re.findall(r"^<!-- not run: [^\n]+\n```python\n(.*?)^```$", page("celery"), re.DOTALL | re.MULTILINE)
+    with Pay88PoolManager(pay88_manager) as http:
+        url = f"{pay88_manager.base_url}/api/transactions/charges"
+        names: dict[str, Any] = {"app": app, "http": http, "charges_url": url, "orders": Orders()}
+        exec(fragment, names)
+        yield lambda: names["charge"].delay("1001", {"amount": 1}), names["orders"]
+
+
+def test_a_task_that_was_not_executed_is_retried(charge: Charge, pay88_emulator: Emulator) -> None:
+    """Its record does not prevent that; one that was delivered twice is skipped, and pays once."""
+    pay, orders = charge
+    pay88_emulator.faults.add(TooMany(600), on="token", times=5)
+    assert pay().successful()
+    assert pay().successful()
+    assert orders == {"1001": 200}
+    assert (pay88_emulator.journal.token_requests, pay88_emulator.journal.charged) == (6, 1)
+
+
+def test_a_task_that_may_have_been_executed_is_not_retried(charge: Charge, pay88_emulator: Emulator) -> None:
+    """Its record stays, without a status, and prevents a second payment."""
+    pay, orders = charge
+    pay88_emulator.faults.add(ResetAfterRead(), on="call")
+    assert pay().failed()
+    assert pay().successful()
+    assert orders == {"1001": None}
+    assert pay88_emulator.journal.charged == 1
+
+
+def test_a_task_that_cannot_succeed_leaves_no_record(charge: Charge, pay88_emulator: Emulator) -> None:
+    """It fails without a retry, and a later task may send the payment."""
+    pay, orders = charge
+    pay88_emulator.faults.add(Status(401), on="token")
+    assert pay().failed()
+    assert orders == {}
+    assert (pay88_emulator.journal.token_requests, pay88_emulator.journal.charged) == (1, 0)
 
 
 def stores_named() -> list[str]:
