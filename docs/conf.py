@@ -125,7 +125,7 @@ PARTS = {
     "Service": {"masked", "trace", "count"},
     "Token": {"raw"},  # for adapters
     "TokenPolicy": {"windows", "trusted_after", "lease_duration", "rate_limits"},
-    "Emulator": {"let_go"},
+    "Emulator": {"release_sockets"},
 }
 """Members of public classes that parts of the package use among themselves."""
 

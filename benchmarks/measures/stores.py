@@ -48,7 +48,7 @@ def _operation(url: str, operation: str) -> Callable[[], Callable[[], Any]]:
     numbers, own = count(), f"{os.getpid()}"
 
     def lead(key: str) -> LeaseResult:
-        return store.try_acquire_lease(key, owner=own, known=0, lease=LEASE)
+        return store.try_acquire_lease(key, owner=own, known_version=0, lease=LEASE)
 
     def prepare() -> Callable[[], Any]:
         number = next(numbers)
@@ -56,7 +56,7 @@ def _operation(url: str, operation: str) -> Callable[[], Callable[[], Any]]:
         if operation == "lead":
             return partial(lead, key)
         if operation == "publish":
-            return partial(store.publish, key, fencing_token=lead(key).fencing_token or 0, content=_CONTENT, keep=60.0)
+            return partial(store.publish, key, fencing_token=lead(key).fencing_token or 0, content=_CONTENT, ttl=60.0)
         if operation == "acquire":
             return partial(budget.acquire, merchant, from_reserve=False)
         return partial(pacing.acquire, "transactions", merchant)

@@ -11,7 +11,7 @@ from benchmarks.report import Cell, Options, Table
 from pay88_adapters.testing import Latency
 
 _LATENCY = 0.2  # seconds that the token endpoint takes
-_PATIENCE = 600.0
+_TIMEOUT = 600.0
 
 
 def run(options: Options) -> list[Table]:
@@ -50,7 +50,7 @@ def _counts(stack: str, row: str, callers: int, refused: bool) -> list[Cell]:
         def referee() -> None:
             """Let all calls but the first arrive with the cached token; then reject it."""
             with suppress(TimeoutError), emulator.hold(on=lambda _: emulator.journal.calls > 1) as hold:
-                hold.wait_for(callers, timeout=_PATIENCE)
+                hold.wait_for(callers, timeout=_TIMEOUT)
                 before[0] = emulator.journal.token_requests
                 emulator.service.revoke_current_tokens()
 
@@ -58,7 +58,7 @@ def _counts(stack: str, row: str, callers: int, refused: bool) -> list[Cell]:
         if refused:
             watching.start()
         try:
-            ended: dict[str, int] = harness.fresh({**spec, "service": service}, timeout=_PATIENCE)[0]
+            ended: dict[str, int] = harness.fresh({**spec, "service": service}, timeout=_TIMEOUT)[0]
         except (RuntimeError, harness.TooLong) as error:
             return ["took too long" if isinstance(error, harness.TooLong) else "failed", None]
         finally:

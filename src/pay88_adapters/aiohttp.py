@@ -79,7 +79,7 @@ _PAYLOADS = frozenset(
     )
 )
 
-_MOST_KEPT = 64  # requests that ended with a connection error and that aiohttp has not retried yet
+_MAX_REMEMBERED = 64  # requests that ended with a connection error and that aiohttp has not retried yet
 
 
 class Pay88Middleware:
@@ -100,7 +100,7 @@ class Pay88Middleware:
         check_manager(manager)
         self._manager = manager
         # By the timer, which all attempts of a request share: the last attempt, and its error.
-        self._given_up: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
+        self._failed_requests: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url, headers = request.url, request.headers
@@ -115,15 +115,15 @@ class Pay88Middleware:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
             return await handler(request)
-        if self._given_up:
-            self._raise_again(request)
+        if self._failed_requests:
+            self._reraise_failure(request)
         try:
             response: aiohttp.ClientResponse = await manager.async_runner.call(_Call(request, handler))
             return response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            self._give_up(request, error)
+            self._remember_failure(request, error)
             raise
         finally:
             # They have been sent by now, and the response's request_info shows these very headers.
@@ -135,20 +135,20 @@ class Pay88Middleware:
             if before:
                 headers.extend(before)
 
-    def _give_up(self, request: aiohttp.ClientRequest, error: Exception) -> None:
+    def _remember_failure(self, request: aiohttp.ClientRequest, error: Exception) -> None:
         if request.method not in IDEMPOTENT_METHODS:  # aiohttp retries no other methods
             return
-        while len(self._given_up) >= _MOST_KEPT:
-            del self._given_up[next(iter(self._given_up))]
-        self._given_up[id(_timer(request))] = (request, error)
+        while len(self._failed_requests) >= _MAX_REMEMBERED:
+            del self._failed_requests[next(iter(self._failed_requests))]
+        self._failed_requests[id(_timer(request))] = (request, error)
 
-    def _raise_again(self, request: aiohttp.ClientRequest) -> None:
+    def _reraise_failure(self, request: aiohttp.ClientRequest) -> None:
         """Raise the error of the last attempt again if aiohttp, and not the caller, sends the request.
 
         After some connection errors aiohttp retries GET, PUT and others by itself, with a new request object on the
         timer of the first one. The retry policy has decided about a retry by then.
         """
-        before, error = self._given_up.pop(id(_timer(request)), (None, None))
+        before, error = self._failed_requests.pop(id(_timer(request)), (None, None))
         # The old request holds its timer, so that no other one has its identity.
         if before is not None and error is not None and before is not request and _timer(before) is _timer(request):
             raise error

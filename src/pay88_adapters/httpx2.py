@@ -15,7 +15,7 @@ from .core.errors import AdapterErrors
 from .engine.calls import AsyncSender, Sender
 from .engine.stand_ins import AnyManager
 from .engine.standalone import ClosableSender
-from .httpx_library import Library
+from .httpx_library import ClientLibrary
 
 __all__ = ["AsyncPay88Transport", "Pay88Transport", "attach"]
 
@@ -47,7 +47,7 @@ class CircuitOpen(errors.CircuitOpen, httpx2.TransportError): ...
 
 
 _errors = AdapterErrors(httpx2.TransportError, globals())
-_library = Library(httpx2, _errors)
+_library = ClientLibrary(httpx2, _errors)
 
 
 class Pay88Transport(

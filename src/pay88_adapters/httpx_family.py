@@ -23,7 +23,7 @@ from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
-from .httpx_library import Library, aread, bounded, closing_async, read
+from .httpx_library import ClientLibrary, aread, closing_async, limit_timeouts, read
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -32,8 +32,8 @@ TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
 
-_CLOSE_PATIENCE = 1.0  # real seconds that closing a client waits for its token request
-_LOOK_AGAIN = 0.005  # real seconds
+_CLOSE_TIMEOUT = 1.0  # real seconds that closing a client waits for its token request
+_CHECK_INTERVAL = 0.005  # real seconds
 
 
 class _Call:
@@ -157,7 +157,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         class.
     """
 
-    library: ClassVar[Library]
+    library: ClassVar[ClientLibrary]
     _call: ClassVar[type[_Call]]
     default: ClassVar[str]
     """Name of the library's own transport."""
@@ -203,15 +203,15 @@ class _Transport(Generic[TransportT, TimeoutT]):
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
             raise ClientClosed("the HTTP client was closed")
-        passed_on: dict[str, Any] = {"timeout": bounded(self.library, self.timeout, request.timeout)}
+        passed_on: dict[str, Any] = {"timeout": limit_timeouts(self.library, self.timeout, request.timeout)}
         if "sni_hostname" in extensions:
             passed_on["sni_hostname"] = extensions["sni_hostname"]
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and monotonic() < since + _CLOSE_PATIENCE
+        return self._token_requests > 0 and monotonic() < since + _CLOSE_TIMEOUT
 
-    def _begin(self, request: Any) -> Any:
+    def _prepare(self, request: Any) -> Any:
         """Return *request* as a managed one; ``None`` to pass it through unchanged."""
         library = self.library
         replaces = library.has_managed_field(request.headers)
@@ -238,7 +238,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
 
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
-            call = self._begin(request)
+            call = self._prepare(request)
             if call is not None:
                 response: ResponseT = call.manager.sync_runner.call(call)
                 return response
@@ -266,7 +266,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
     def _before_close(self) -> None:
         since = monotonic()
         while self._is_held_open(since):
-            time.sleep(_LOOK_AGAIN)
+            time.sleep(_CHECK_INTERVAL)
         self.opened = _Opened()
 
 
@@ -287,7 +287,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
 
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:
-            call = self._begin(request)
+            call = self._prepare(request)
             if call is not None:
                 response: ResponseT = await call.manager.async_runner.call(call)
                 return response
@@ -317,7 +317,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         try:
             with anyio.CancelScope(shield=True):
                 while self._is_held_open(since):  # noqa: ASYNC110 - an event would belong to one event loop
-                    await anyio.sleep(_LOOK_AGAIN)
+                    await anyio.sleep(_CHECK_INTERVAL)
         finally:
             self.opened = _Opened()
 

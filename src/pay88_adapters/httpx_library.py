@@ -28,12 +28,12 @@ TimeoutT = TypeVar("TimeoutT")
 _AUTHORIZATION, _SESSION_ID = AUTHORIZATION.lower().encode(), SESSION_ID.lower().encode()
 
 
-class Library:
+class ClientLibrary:
     """One of the two libraries.
 
     Args:
         module: The library.
-        flavours: Its exception classes.
+        adapter_errors: Its exception classes.
     """
 
     def __init__(self, module: Any, adapter_errors: AdapterErrors) -> None:
@@ -189,7 +189,7 @@ async def aread(response: Any, bound: int) -> bytes:
     return bytes(body[: bound + 1])
 
 
-def bounded(library: Library, configured: Any, seconds: float) -> dict[str, float | None]:
+def limit_timeouts(library: ClientLibrary, configured: Any, seconds: float) -> dict[str, float | None]:
     """Return the client's own timeouts where they are shorter than *seconds*."""
     phases = (configured or library.module.Timeout(seconds)).as_dict()
     return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}

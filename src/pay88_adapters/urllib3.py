@@ -189,37 +189,37 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         headers = kw.get("headers")
         if headers is None:
             headers = self.headers
-        fields, authorization, again = split_headers(headers) if headers else ([], None, False)
+        fields, authorization, is_urllib3_retry = split_headers(headers) if headers else ([], None, False)
         try:
             if url[:1] == "/":  # the form of pool managers
-                managing = self.pay88_manager.for_request
-                manager = managing(self.scheme or "http", self.host, self.port, url, authorization)
+                for_request = self.pay88_manager.for_request
+                manager = for_request(self.scheme or "http", self.host, self.port, url, authorization)
             else:
-                manager = self._managing(url, authorization)
+                manager = self._manager_for(url, authorization)
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
             # A default of the pool's, or a redirect that has led here
-            if isinstance(told := self.retries_for(kw.get("retries")), Pay88Retry):
-                kw["retries"] = told.plain()
-            if again:
+            if isinstance(retries := self.retries_for(kw.get("retries")), Pay88Retry):
+                kw["retries"] = retries.plain()
+            if is_urllib3_retry:
                 kw["headers"] = build_headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
         call = _Call(manager, self, args, by_position, kw, fields)
         try:
-            return call.send_again() if again else call.finish(manager.sync_runner.call(call))
+            return call.resend() if is_urllib3_retry else call.finish(manager.sync_runner.call(call))
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
 
-    def _managing(self, url: str, authorization: str | None) -> TokenManager | None:
-        managing = self.pay88_manager.for_request
+    def _manager_for(self, url: str, authorization: str | None) -> TokenManager | None:
+        for_request = self.pay88_manager.for_request
         target = parse_url(url)
         path = target.path or "/"
-        manager = managing(target.scheme or "http", target.host or "", target.port, path, authorization)
+        manager = for_request(target.scheme or "http", target.host or "", target.port, path, authorization)
         # Whatever the URL contains, the bytes go to the pool's origin, unless that is a proxy.
         if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
             return manager
-        return managing(self.scheme or "http", self.host, self.port, "/", authorization)
+        return for_request(self.scheme or "http", self.host, self.port, "/", authorization)
 
     def retries_for(self, given: Any) -> Any:
         return self.retries if given is None else given
@@ -337,7 +337,7 @@ class _Call:
         # The pool's own method; looked up here, because other code wraps it, too.
         return super(_ManagedPool, self._pool).urlopen(*args, **kw)
 
-    def send_again(self) -> BaseHTTPResponse:
+    def resend(self) -> BaseHTTPResponse:
         """Send urllib3's own retry with a valid token; the outer level judges the response."""
         if not self._body_position.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body is not rewindable: pass bytes or a seekable file")

@@ -59,7 +59,7 @@ def post(
             retries=False,
             redirect=False,
             assert_same_host=False,
-            timeout=bounded(configured, request.timeout),
+            timeout=limit_timeouts(configured, request.timeout),
             pool_timeout=request.timeout,
             preload_content=False,
         )
@@ -115,7 +115,7 @@ def release(response: BaseHTTPResponse, *, finished: bool) -> None:
     response.release_conn()  # close() alone would lose the slot of a blocking pool
 
 
-def bounded(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
+def limit_timeouts(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
     """Return the pool's own timeouts where they are shorter than *seconds*."""
     phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
     shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
@@ -128,10 +128,10 @@ def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str 
     Headers of ours mean that urllib3 retries a request of an outer level.
     """
     fields: list[tuple[str, str]] = []
-    authorization, again = None, False
+    authorization, is_urllib3_retry = None, False
     for name, value in given.items():  # a repeated header is there twice
         if type(value) is InjectedHeader:
-            again = True
+            is_urllib3_retry = True
             continue
         if type(name) is not str:
             name = _text(name)  # noqa: PLW2901
@@ -140,7 +140,7 @@ def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str 
             fields.append((name, value))
         elif authorization is None and lowered == "authorization":
             authorization = _text(value)
-    return fields, authorization, again
+    return fields, authorization, is_urllib3_retry
 
 
 def _text(value: str | bytes) -> str:

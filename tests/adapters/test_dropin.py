@@ -32,7 +32,7 @@ import pay88_adapters.aiohttp
 import pay88_adapters.requests
 from pay88_adapters import Credentials, RetryPolicy, TokenManager
 from pay88_adapters.requests import Pay88Adapter
-from pay88_adapters.testing import ManualClock, Received, Service
+from pay88_adapters.testing import ManualClock, Request, Service
 from pay88_adapters.testing.messages import TOKEN_PATH
 from support import dropin_libraries, dropin_scenarios
 from support.authority import new_authority
@@ -147,9 +147,7 @@ def test_rule_21_websockets_work_with_the_adapter() -> None:
     opened: list[list[tuple[str, str]]] = []
 
     async def token(request: web.Request) -> web.Response:
-        response = service.handle(
-            Received("POST", TOKEN_PATH, {k.lower(): v for k, v in request.headers.items()}), 0, 0
-        )
+        response = service.handle(Request("POST", TOKEN_PATH, {k.lower(): v for k, v in request.headers.items()}), 0, 0)
         return web.Response(status=response.status, body=response.body)
 
     async def serve(request: web.Request) -> web.WebSocketResponse:

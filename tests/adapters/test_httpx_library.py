@@ -11,6 +11,7 @@ import pytest
 from pay88_adapters import Token, httpx_library
 from pay88_adapters import httpx as on_httpx
 from pay88_adapters import httpx2 as on_httpx2
+from pay88_adapters.httpx_library import ClientLibrary
 
 _URLS = (
     "https://api.88pay.io",
@@ -22,22 +23,24 @@ _TOKEN = Token("token", "session", 60.0, 0.0)
 
 
 @pytest.fixture(params=[(httpx, on_httpx), (httpx2, on_httpx2)], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> httpx_library.Library:
+def library(request: pytest.FixtureRequest) -> ClientLibrary:
     """Return the adapter's view of each library."""
     module, adapter = request.param
-    found: httpx_library.Library = adapter._library
+    found: ClientLibrary = adapter._library
     assert found.module is module
     return found
 
 
-def test_every_supported_version_is_inside_what_the_short_ways_take_it_to_be(library: httpx_library.Library) -> None:
+def test_every_supported_version_is_inside_what_the_short_ways_take_it_to_be(
+    library: ClientLibrary,
+) -> None:
     """Or else every request takes the longer ones."""
     assert library._appends
     assert library.location is httpx_library._parts
 
 
 @pytest.mark.parametrize("url", _URLS)
-def test_rule_13_both_ways_find_the_same_origin_and_path(library: httpx_library.Library, url: str) -> None:
+def test_rule_13_both_ways_find_the_same_origin_and_path(library: ClientLibrary, url: str) -> None:
     """Whatever the URL's spelling."""
     parsed = library.module.URL(url)
     assert library.location(parsed) == httpx_library._public_parts(parsed)
@@ -58,7 +61,7 @@ def test_the_public_way_takes_over_where_a_version_differs() -> None:
 
 @pytest.mark.parametrize("appends", [True, False])
 def test_rule_21_the_copy_has_all_that_the_request_has(
-    library: httpx_library.Library, appends: bool, monkeypatch: pytest.MonkeyPatch
+    library: ClientLibrary, appends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its headers in their order, and attributes that are not part of the library."""
     monkeypatch.setattr(library, "_appends", appends)

@@ -286,9 +286,9 @@ def test_a_background_refresh_of_the_command_completes(emulator: Emulator, envir
     assert record is not None
     aged = json.loads(record.content)
     aged["token"]["age"] = aged["ordinary_age"] = 47.0
-    fencing_token = store.try_acquire_lease(key, owner="test", known=record.version, lease=5).fencing_token
+    fencing_token = store.try_acquire_lease(key, owner="test", known_version=record.version, lease=5).fencing_token
     assert fencing_token is not None
-    assert store.publish(key, fencing_token=fencing_token, content=json.dumps(aged), keep=10)
+    assert store.publish(key, fencing_token=fencing_token, content=json.dumps(aged), ttl=10)
     emulator.faults.add(Latency(0.3), on="token")
 
     assert run("token", environ=environ).code == 0
@@ -461,7 +461,7 @@ def test_the_lease_holder_and_an_exhausted_budget_are_shown(emulator: Emulator, 
     """The holder as an opaque id, the expiry of its lease, and the seconds until the next unit."""
     store = open_store(shared["PAY88_STORE"], Clock())
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
-    store.try_acquire_lease(key, owner="0123456789abcdef", known=0, lease=20)
+    store.try_acquire_lease(key, owner="0123456789abcdef", known_version=0, lease=20)
     budget = TokenBudget(TokenPolicy(), store.budget, emulator.url)
     while budget.acquire(emulator.merchant_id, from_reserve=False).granted:
         pass

@@ -300,7 +300,8 @@ def test_the_lease_of_another_holder(emulator: Emulator, environ: dict[str, str]
     record = store.peek(key).record
     assert record is not None
     assert (
-        store.try_acquire_lease(key, owner="0123456789abcdef", known=record.version, lease=20).fencing_token is not None
+        store.try_acquire_lease(key, owner="0123456789abcdef", known_version=record.version, lease=20).fencing_token
+        is not None
     )
     checked = Checked(environ)
     assert checked.states("failed") == []

@@ -21,7 +21,7 @@ from pay88_adapters.cli.demo.guarantees import GUARANTEES, judge
 from pay88_adapters.cli.demo.record import Evidence, Moment, Outcome, Phase, Scene
 from pay88_adapters.cli.demo.report import Snapshot
 from pay88_adapters.cli.demo.views import JsonView, LiveView, PlainView, view
-from pay88_adapters.testing import Charge, Journal, Received
+from pay88_adapters.testing import Charge, Journal, Request
 from support.commands import PAY88, run
 
 COMMAND = (*PAY88, "demo")
@@ -264,12 +264,12 @@ def _at(arrival: float | Call) -> float:
 
 def _arrive(journal: Journal, arrival: float | Call) -> None:
     if isinstance(arrival, float):
-        request = Received("POST", "/api/auth/token", {"x-api-key": "sk_test_x"})
+        request = Request("POST", "/api/auth/token", {"x-api-key": "sk_test_x"})
         ticket = journal.arrived(request, arrival, None, None)
         journal.finished(ticket, body=b"", status=200, executed=True, event="issued", serial=1, fault=None)
         return
     headers = {"x-api-key": "sk_test_x"} if arrival.key else {}
-    request = Received("POST", f"/api/transactions/charges?call={arrival.name}", headers)
+    request = Request("POST", f"/api/transactions/charges?call={arrival.name}", headers)
     ticket = journal.arrived(request, arrival.at, 1, arrival.age)
     journal.finished(
         ticket,

@@ -252,7 +252,7 @@ def test_rule_05_a_denied_attempt_is_not_sent_and_starts_a_cooldown_until_it_can
 
 
 def test_rule_05_a_call_waits_for_a_unit_that_comes_with_its_last_moment() -> None:
-    """The bar lifts exactly at its deadline: that is soon enough, and a moment later is not."""
+    """The cooldown ends exactly at its deadline: that is soon enough, and a moment later is not."""
     driven = Driven()
     driven.send(driven.lead(0.0), 0.0, no(12.0))
     assert driven.ask(0.0, wait=12.0) == Wait(until=12.0)

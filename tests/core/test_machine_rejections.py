@@ -66,16 +66,16 @@ def test_rule_04_what_others_found_out_is_taken_over() -> None:
     driven.extra = driven.machine.uses_reserve(again, 134.9)
     assert driven.extra, "rule 8: 44.9 seconds after somebody else's ordinary request"
 
-    for bar, failed in ((BROKEN, 1), (limited(9.0), 0)):
+    for reason, failed in ((BROKEN, 1), (limited(9.0), 0)):
         driven = Driven()
         ticket = driven.lead(0.0)
         assert not driven.machine.merge_snapshot(
-            ticket, Snapshot(cooldown_reason=bar, cooldown_until=8.0, failures=4), 0.0, digest=ONE
+            ticket, Snapshot(cooldown_reason=reason, cooldown_until=8.0, failures=4), 0.0, digest=ONE
         )
         assert driven.machine.failed_fetches == failed
         response = driven.ask(1.0, wait=1.0)
         assert isinstance(response, Fail)
-        assert (response.failure, response.retry_after) == (bar, 7.0)
+        assert (response.failure, response.retry_after) == (reason, 7.0)
         driven.lose(8.0)
         cooldown = driven.ask(8.0, wait=0.0)
         assert isinstance(cooldown, Fail)
@@ -181,17 +181,17 @@ def test_rule_05_a_snapshot_does_not_contain_an_exhausted_budget() -> None:
 def test_rule_10_a_429_in_a_snapshot_causes_no_longer_cooldown_than_our_own() -> None:
     """At most ``max_retry_after``; nothing has failed here."""
     driven = Driven()
-    bar = limited(9_000.0)
+    reason = limited(9_000.0)
     assert not driven.machine.merge_snapshot(
-        driven.lead(0.0), Snapshot(cooldown_reason=bar, cooldown_until=9_000.0), 0.0, digest=ONE
+        driven.lead(0.0), Snapshot(cooldown_reason=reason, cooldown_until=9_000.0), 0.0, digest=ONE
     )
     assert driven.machine.failed_fetches == 0
-    assert driven.ask(0.0) == Fail(bar, 3_600.0)
+    assert driven.ask(0.0) == Fail(reason, 3_600.0)
     driven = Driven()
     assert not driven.machine.merge_snapshot(
-        driven.lead(0.0), Snapshot(cooldown_reason=bar, cooldown_until=30.0), 0.0, digest=ONE
+        driven.lead(0.0), Snapshot(cooldown_reason=reason, cooldown_until=30.0), 0.0, digest=ONE
     )
-    assert driven.ask(0.0) == Fail(bar, 30.0)
+    assert driven.ask(0.0) == Fail(reason, 30.0)
 
 
 def test_rule_02_the_pace_of_the_budget_is_kept_by_those_who_follow() -> None:
@@ -470,7 +470,7 @@ def test_rule_08_tokens_that_live_longer_make_ordinary_requests_rarer() -> None:
 
 
 def test_rule_08_while_none_can_be_fetched_a_401_is_handed_over() -> None:
-    """With a bar in force a replay would only meet the same token."""
+    """With a cooldown a replay would only meet the same token."""
     driven = holding()
     start_cooldown("429", driven, 45.0)
     assert not driven.machine.on_unauthorized(token(), 46.0)

@@ -19,7 +19,7 @@ REJECTED = Failure(CredentialsRejected, "no", status=401, server_message="no", r
 
 
 def test_rule_04_a_snapshot_travels_as_ages() -> None:
-    """Whatever the reader's clock shows: the token is as old, the bar as far from its end."""
+    """Whatever the reader's clock shows: the token is as old, the cooldown as far from its end."""
     reported = Snapshot(TOKEN, REJECTED, 1_020.0, 3, 998.0, {"window": {"a": 900.0, "b": 1_000.0}})
     found = load(reported.dump(1_010.0), 5.0, 76.0, 77.0)
     assert found == Snapshot(TOKEN, REJECTED, 82.0, 3, 60.0, {"window": {"a": -38.0, "b": 62.0}})
@@ -69,7 +69,7 @@ def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:
 
 
 def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
-    """However old the store thinks that its content is: a token is as old as that, a bar as young as it may be."""
+    """However old the store thinks that its content is: a token is as old as that, a cooldown as young as it may be."""
     reported = Snapshot(TOKEN, REJECTED, 1_020.0, budget_entries={"window": {"a": 1_000.0}}).dump(1_010.0)
     found = load(reported, 5.0, 76.0, 77.0, stored=2.0)
     assert found is not None
@@ -82,11 +82,11 @@ def test_rule_10_a_bar_counts_from_when_the_record_was_stored() -> None:
 
 
 def test_rule_04_a_cooldown_that_ends_now_is_not_published() -> None:
-    """And a snapshot lasts as long as the longer of token and bar."""
-    barred = Snapshot(cooldown_reason=REJECTED, cooldown_until=1_100.0)
-    assert json.loads(barred.dump(1_099.0))["bar"]["remaining"] == 1.0
-    assert not json.loads(barred.dump(1_100.0))["bar"]
-    assert barred.ttl(1_000.0) == 100.0
+    """And a snapshot lasts as long as the longer of token and cooldown."""
+    cooling = Snapshot(cooldown_reason=REJECTED, cooldown_until=1_100.0)
+    assert json.loads(cooling.dump(1_099.0))["bar"]["remaining"] == 1.0
+    assert not json.loads(cooling.dump(1_100.0))["bar"]
+    assert cooling.ttl(1_000.0) == 100.0
     assert Snapshot(TOKEN).ttl(1_010.0) == 50.0
     assert Snapshot(TOKEN, REJECTED, 1_100.0).ttl(1_010.0) == 90.0
     assert Snapshot(TOKEN, REJECTED, 1_100.0).ttl(2_000.0) == 0.0

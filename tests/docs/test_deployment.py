@@ -103,11 +103,11 @@ class Host:
         return self._log.read_text(encoding="utf-8")
 
 
-Answer = tuple[int, int]
+Outcome = tuple[int, int]
 """The process, and 88Pay's status code."""
 
 
-def parse(line: str) -> Answer:
+def parse(line: str) -> Outcome:
     """Read what every recipe says of one call."""
     worker, status = line.split()
     return int(worker), int(status)
@@ -120,10 +120,10 @@ class Load:
         responses: Yields what became of them. Each of the *threads* runs it.
     """
 
-    def __init__(self, responses: Callable[[Load], Iterator[Answer]], threads: int = 1) -> None:
+    def __init__(self, responses: Callable[[Load], Iterator[Outcome]], threads: int = 1) -> None:
         self.ends = threading.Event()
         self._responds, self._threads = responses, threads
-        self._said: queue.Queue[Answer] = queue.Queue()
+        self._said: queue.Queue[Outcome] = queue.Queue()
 
     @contextmanager
     def applied(self) -> Iterator[Load]:
@@ -162,7 +162,7 @@ class Load:
 def requests_to(port: int) -> Load:
     """Return what browsers do: each call over a connection of its own, so that any worker may take it."""
 
-    def responses(load: Load) -> Iterator[Answer]:
+    def responses(load: Load) -> Iterator[Outcome]:
         while not load.ends.is_set():
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             try:
@@ -177,7 +177,7 @@ def requests_to(port: int) -> Load:
 def lines_of(process: subprocess.Popen[str]) -> Load:
     """Return what a script does: it says so, line by line."""
 
-    def responses(load: Load) -> Iterator[Answer]:
+    def responses(load: Load) -> Iterator[Outcome]:
         assert process.stdout is not None
         yield from map(parse, process.stdout)
 

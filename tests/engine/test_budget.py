@@ -551,7 +551,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
                 inside.append(store.budget.acquire_all([Window("key", 1, 60.0)]).wait)
                 assert store.budget.ages(Window("key", 1, 60.0)) == []
             else:
-                inside.append(store.try_acquire_lease("key", owner="b", known=0, lease=5.0).lease_remaining)
+                inside.append(store.try_acquire_lease("key", owner="b", known_version=0, lease=5.0).lease_remaining)
         return 0.0
 
     store = MemoryStore(now)
@@ -559,7 +559,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
     if again == "claim":
         assert store.budget.acquire_all([Window("key", 1, 60.0)]).wait == 0
     else:
-        assert store.try_acquire_lease("key", owner="a", known=0, lease=5.0).fencing_token is not None
+        assert store.try_acquire_lease("key", owner="a", known_version=0, lease=5.0).fencing_token is not None
     assert inside[1] > 0
 
 

@@ -73,7 +73,7 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(params=["threads", "asyncio", "trio"])
 def waiters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Waiters]:
     """Create managers on a clock whose waiters only wake up when they are notified."""
-    monkeypatch.setattr("pay88_adapters.testing.clock._LOOK_AGAIN", 60.0)
+    monkeypatch.setattr("pay88_adapters.testing.clock._CHECK_INTERVAL", 60.0)
     return partial(Waiters, request.param)
 
 

@@ -234,7 +234,7 @@ def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outag
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     budget = one.state.settings.store_client.budget
-    budget.learn(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
+    budget.import_history(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
     first = one.call()
     assert isinstance(first, TokenBudgetExhausted)
     assert first.retry_after == pytest.approx(2_605.0, abs=0.1)
@@ -270,7 +270,7 @@ def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOu
     assert isinstance(other.call(), Token)
     for budget in (outage.store.budget, other.state.settings.store_client.budget):
         budget.clear(key)
-    one.state.settings.store_client.budget.learn(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
+    one.state.settings.store_client.budget.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
     assert isinstance(one.call(), Token)
     outage.clock.advance(46)
     assert isinstance(one.call(), Token)
@@ -284,16 +284,16 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> Non
     """One that was forked before has none until the store knows it."""
     fleet = outage.process().state.settings.store_client
     for _ in range(4):
-        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
         outage.clock.advance(30)
     assert fleet.share.parts(outage.clock.now()) == 1
     fleet.after_fork()
     assert fleet.share.parts(outage.clock.now()) == 0
-    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.clock.advance(30)
-    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.store.broken = True
-    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     parts = fleet.share.parts(outage.clock.now())
     fleet.after_fork()
     assert fleet.share.parts(outage.clock.now()) == 2 * parts > 0
@@ -304,10 +304,10 @@ def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(outage: StoreOutage
     """And the child the other half."""
     fleet = outage.process().state.settings.store_client
     for _ in range(4):
-        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
         outage.clock.advance(30)
     outage.store.broken = True
-    fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+    fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     child = os.fork()
     if not child:
         os._exit(fleet.share.parts(outage.clock.now()))
@@ -322,7 +322,7 @@ def test_unobserved_time_counts_as_used() -> None:
     fleet = StoreClient(store, clock)
     budget = fleet.token_budget(TokenPolicy(), URL)
     for _ in range(4):
-        fleet.try_acquire_lease("key", owner="o", known=0, lease=1)
+        fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
         clock.advance(30)
     assert budget.acquire("M", from_reserve=False).granted
     clock.advance(900)

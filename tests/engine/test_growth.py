@@ -257,14 +257,14 @@ def test_rule_04_a_memory_store_forgets_records_that_have_expired() -> None:
     store: Any = MemoryStore(clock.now)
     fences = []
     for number in range(100):
-        fencing_token = store.try_acquire_lease(f"key{number}", owner="me", known=0, lease=20).fencing_token
+        fencing_token = store.try_acquire_lease(f"key{number}", owner="me", known_version=0, lease=20).fencing_token
         fences.append(fencing_token)
-        assert store.publish(f"key{number}", fencing_token=fencing_token, content="a token", keep=60)
-    kept = store.try_acquire_lease("long", owner="me", known=0, lease=5_000).fencing_token
+        assert store.publish(f"key{number}", fencing_token=fencing_token, content="a token", ttl=60)
+    kept = store.try_acquire_lease("long", owner="me", known_version=0, lease=5_000).fencing_token
     clock.advance(601)
-    again = store.try_acquire_lease("key0", owner="you", known=0, lease=20).fencing_token
+    again = store.try_acquire_lease("key0", owner="you", known_version=0, lease=20).fencing_token
     assert again > fences[0]
     assert set(store._places) == {"long", "key0"}
-    assert store.publish("long", fencing_token=kept, content="a token", keep=60)
-    assert not store.publish("key0", fencing_token=fences[0], content="an old one", keep=60)
-    assert store.publish("key0", fencing_token=again, content="a new one", keep=60)
+    assert store.publish("long", fencing_token=kept, content="a token", ttl=60)
+    assert not store.publish("key0", fencing_token=fences[0], content="an old one", ttl=60)
+    assert store.publish("key0", fencing_token=again, content="a new one", ttl=60)

@@ -40,13 +40,13 @@ class Scene:
 
     def ask(self, group: str = "balance", merchant: str = MERCHANT) -> float:
         """Acquire a unit as a request does: return 0 if it may be sent, or the seconds until then."""
-        turn = self.pacing.reserve(group, self.clock.now())
-        if not isinstance(turn, RateLimitPermit):
-            return turn
+        permit = self.pacing.reserve(group, self.clock.now())
+        if not isinstance(permit, RateLimitPermit):
+            return permit
         wait = self.pacing.acquire(group, merchant)
-        self.pacing.record_result(turn, wait, self.clock.now())
+        self.pacing.record_result(permit, wait, self.clock.now())
         if not wait:
-            self.pacing.end_attempt(turn, self.clock.now())
+            self.pacing.end_attempt(permit, self.clock.now())
         return wait
 
     def received(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
@@ -115,24 +115,24 @@ def test_rule_22_no_window_ever_holds_more(seed: int) -> None:
 
 def depart(scene: Scene, group: str = "balance") -> RateLimitPermit | None:
     """Take a unit for an attempt that is in progress from now on."""
-    turn = scene.pacing.reserve(group, scene.clock.now())
-    if not isinstance(turn, RateLimitPermit):
+    permit = scene.pacing.reserve(group, scene.clock.now())
+    if not isinstance(permit, RateLimitPermit):
         return None
     wait = scene.pacing.acquire(group, MERCHANT)
-    scene.pacing.record_result(turn, wait, scene.clock.now())
-    return None if wait else turn
+    scene.pacing.record_result(permit, wait, scene.clock.now())
+    return None if wait else permit
 
 
 def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
     """However long ago their units were taken: they count until a minute after their end, and no longer."""
     scene = Scene()
-    under_way = [depart(scene) for _ in range(60)]
-    assert None not in under_way
+    in_progress = [depart(scene) for _ in range(60)]
+    assert None not in in_progress
     scene.clock.advance(300)
     assert scene.ask() == pytest.approx(61)
-    for turn in under_way[:10]:
-        assert turn is not None
-        scene.pacing.end_attempt(turn, scene.clock.now())
+    for permit in in_progress[:10]:
+        assert permit is not None
+        scene.pacing.end_attempt(permit, scene.clock.now())
     scene.clock.advance(60.9)
     assert scene.ask() == pytest.approx(0.1)
     scene.clock.advance(0.2)
@@ -161,21 +161,21 @@ def test_rule_22_an_attempt_whose_end_is_never_recorded_stops_counting() -> None
 def test_rule_22_whenever_attempts_are_sent_the_limits_hold(seed: int) -> None:
     """Each some time after its unit was taken, up to ten minutes: counted as they arrive, no window holds more."""
     rng, scene = random.Random(seed), Scene()
-    under_way, arrived = list[RateLimitPermit](), list[float]()
+    in_progress, arrived = list[RateLimitPermit](), list[float]()
     for _ in range(4_000):
         if rng.random() < 0.02:
-            rng.shuffle(under_way)
-            for _ in range(rng.randrange(len(under_way) + 1)):
+            rng.shuffle(in_progress)
+            for _ in range(rng.randrange(len(in_progress) + 1)):
                 arrived.append(scene.clock.now())
-                scene.pacing.end_attempt(under_way.pop(), scene.clock.now())
+                scene.pacing.end_attempt(in_progress.pop(), scene.clock.now())
         departed = depart(scene)
         if departed is not None and rng.random() < 0.5:
             arrived.append(scene.clock.now())
             scene.pacing.end_attempt(departed, scene.clock.now())
         elif departed is not None:
-            under_way.append(departed)
-        scene.clock.advance(rng.choice([0.0, 0.5, 2.0, 10.0]) if len(under_way) < 50 else rng.choice([0.5, 2.0]))
-        under_way = [turn for turn in under_way if scene.clock.now() < turn.lost_at]
+            in_progress.append(departed)
+        scene.clock.advance(rng.choice([0.0, 0.5, 2.0, 10.0]) if len(in_progress) < 50 else rng.choice([0.5, 2.0]))
+        in_progress = [permit for permit in in_progress if scene.clock.now() < permit.lost_at]
     assert 50 < largest_window(arrived, 60) <= 60
     assert largest_window(arrived, 3600) <= 1000
 
@@ -201,10 +201,10 @@ def test_rule_22_a_cancelled_permit_blocks_no_other_request() -> None:
     """A caller that ends during its store operation releases its permit."""
     clock = ManualClock()
     pacing = Pacing(MemoryStorage(clock.now), "https://api-sandbox.88pay.io", max_concurrent=1)
-    turn = pacing.reserve("balance", clock.now())
-    assert isinstance(turn, RateLimitPermit)
+    permit = pacing.reserve("balance", clock.now())
+    assert isinstance(permit, RateLimitPermit)
     assert not isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
-    pacing.cancel(turn)
+    pacing.cancel(permit)
     assert isinstance(pacing.reserve("balance", clock.now()), RateLimitPermit)
 
 
@@ -232,13 +232,13 @@ def test_rule_22_store_operations_are_limited_in_number() -> None:
     """Waiters queue in the process, not at the store; a caller that never returns does not block the rest."""
     scene = Scene()
     pacing = Pacing(scene.storage, "https://api-sandbox.88pay.io", max_concurrent=3)
-    turns = [pacing.reserve("balance", 0.0) for _ in range(3)]
-    assert all(isinstance(turn, RateLimitPermit) for turn in turns)
+    permits = [pacing.reserve("balance", 0.0) for _ in range(3)]
+    assert all(isinstance(permit, RateLimitPermit) for permit in permits)
     later = pacing.reserve("balance", 0.0)
     assert isinstance(later, float)
     assert 0 < later < 1
-    assert isinstance(turns[0], RateLimitPermit)
-    pacing.record_result(turns[0], 0.0, 0.0)
+    assert isinstance(permits[0], RateLimitPermit)
+    pacing.record_result(permits[0], 0.0, 0.0)
     assert isinstance(pacing.reserve("balance", 0.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 0.0), float)
     assert isinstance(pacing.reserve("transactions", 0.0), RateLimitPermit)

@@ -37,10 +37,10 @@ def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) ->
     assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
     away.rename(directory)
     clock.advance(20)
-    assert leader.try_acquire_lease("key", owner="leader", known=0, lease=30).fencing_token
-    assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
+    assert leader.try_acquire_lease("key", owner="leader", known_version=0, lease=30).fencing_token
+    assert follower.try_acquire_lease("key", owner="follower", known_version=0, lease=30).lease_remaining
     for _ in range(2):  # and reports it once
-        assert follower.try_acquire_lease("key", owner="follower", known=0, lease=30).lease_remaining
+        assert follower.try_acquire_lease("key", owner="follower", known_version=0, lease=30).lease_remaining
         assert [store.budget.ages(window) for window in (MINUTE, HOUR)] == [[40, 20]] * 2
 
 
@@ -54,7 +54,7 @@ def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
         assert fleet.budget.acquire_all([MINUTE]).wait == 0
         clock.advance(50)
     away.rename(directory)
-    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
+    fleet.try_acquire_lease("key", owner="me", known_version=0, lease=30)
     oldest, count = store.budget.get_moving_window(MINUTE.key, MINUTE.limit, 10_000)
     assert clock.now() - 3_700 < oldest <= clock.now() - 3_600
     assert count == 73
@@ -79,10 +79,10 @@ class _LedgerStorage(MemoryStorage):
         self._ledger.before("acquire")
         return super().claim(claim)
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
+    def merge(self, key: str, entries: History, ttl: float) -> None:
         self._ledger.before("add")
         self._ledger.reported.append((key, [entry.age for entry in entries]))
-        super().merge(key, entries, keep)
+        super().merge(key, entries, ttl)
 
 
 def down(_: str) -> None:
@@ -96,7 +96,7 @@ def works(_: str) -> None:
 
 def lead(fleet: StoreClient) -> None:
     """Try to acquire the lease of any record."""
-    fleet.try_acquire_lease("key", owner="me", known=0, lease=30)
+    fleet.try_acquire_lease("key", owner="me", known_version=0, lease=30)
 
 
 def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[Window]:

@@ -267,10 +267,10 @@ def test_rule_24_a_record_that_makes_no_sense_is_replaced(world: World, host: Ho
         fencing_token = store.try_acquire_lease(
             key,
             owner="a vandal",
-            known=store.try_acquire_lease(key, owner="", known=-1, lease=1).record.version,
+            known_version=store.try_acquire_lease(key, owner="", known_version=-1, lease=1).record.version,
             lease=1,
         )
-        assert store.publish(key, fencing_token=fencing_token.fencing_token, content=content, keep=1000)
+        assert store.publish(key, fencing_token=fencing_token.fencing_token, content=content, ttl=1000)
         requests = world.emulator.journal.token_requests
         assert ok(world, other)
         assert ok(world, one)

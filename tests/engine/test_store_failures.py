@@ -398,9 +398,9 @@ class StuckStore(MemoryStore):
         super().__init__(clock.now)
         self._release = release
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         self._release.wait()
-        return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
+        return super().try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
 
 @pytest.mark.deep

@@ -54,16 +54,17 @@ def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
             fleet.clock.advance(1)
             fleet.store.broken = True
             assert (
-                process.state.settings.store_client.publish("k", fencing_token=1, content="", keep=1, after=0) is False
+                process.state.settings.store_client.publish("k", fencing_token=1, content="", ttl=1, write_delay=0)
+                is False
             )
             fleet.store.broken = False
 
     fleet.store.before = fail_meanwhile
-    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    view.try_acquire_lease("k", owner="o", known_version=0, lease=5)
     assert view.degraded
     assert warnings_of(caplog) == 1
     fleet.clock.advance(6)
-    view.try_acquire_lease("k", owner="o", known=0, lease=5)
+    view.try_acquire_lease("k", owner="o", known_version=0, lease=5)
     assert not view.degraded
     assert warnings_of(caplog) == 2
 
@@ -76,7 +77,7 @@ def test_rule_24_a_store_that_fails_every_other_time_is_not_loud(
     view = fleet.process().state.settings.store_client
     for turn in range(600):
         fleet.store.broken = turn % 2 == 0
-        view.try_acquire_lease("k", owner="o", known=0, lease=5)
+        view.try_acquire_lease("k", owner="o", known_version=0, lease=5)
         fleet.clock.advance(6)
     assert 1 <= warnings_of(caplog) <= 130
 

@@ -12,8 +12,8 @@ from pay88_adapters.testing import (
     Fault,
     Garbage,
     Latency,
-    Received,
     RefuseToken,
+    Request,
     ResetAfterRead,
     ResetBeforeRead,
     Status,
@@ -49,7 +49,7 @@ def test_rule_08_an_hour_with_one_bad_node_of_two(world: World) -> None:
     """Every other call meets a node that rejects all tokens: the good node's calls succeed, and the budget holds."""
     count = 0
 
-    def rejected(received: Received, now: float) -> bool:
+    def rejected(received: Request, now: float) -> bool:
         nonlocal count
         count += 1
         return count % 2 == 0

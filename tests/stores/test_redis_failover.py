@@ -62,9 +62,9 @@ def emulator() -> Iterator[Emulator]:
         yield emulator
 
 
-def lead(store: RedisStore, *, owner: str = "a", known: int = 0) -> int:
+def lead(store: RedisStore, *, owner: str = "a", known_version: int = 0) -> int:
     """Take the lease; return the fence."""
-    fence = store.try_acquire_lease("key", owner=owner, known=known, lease=30.0).fencing_token
+    fence = store.try_acquire_lease("key", owner=owner, known_version=known_version, lease=30.0).fencing_token
     assert fence is not None
     return fence
 
@@ -186,7 +186,7 @@ def test_rule_05_a_unit_is_granted_once_the_replica_has_it(start: Any, monkeypat
         assert taken(copy) == 1
         store.budget.merge("key", [Entry("b", 1.0)], 60.0)
         assert taken(copy) == 2
-        store.budget.bar("key", Cooldown(60.0, 0.0, "429"))
+        store.budget.start_cooldown("key", Cooldown(60.0, 0.0, "429"))
         assert copy.budget.cooldown("key")
 
 
@@ -243,14 +243,14 @@ def test_rule_04_no_fence_from_before_a_failover_is_given_out_again(start: Any) 
         replica.follow(primary)
         replica.fall_behind(primary)
         lost = [lead(store) for _ in range(3)]
-        assert store.publish("key", fencing_token=lost[-1], content=TOKEN, keep=50.0)
+        assert store.publish("key", fencing_token=lost[-1], content=TOKEN, ttl=50.0)
         relay.target = replica.port
         replica.command("REPLICAOF", "NO", "ONE")
         primary.kill()
-        new = lead(store, known=lost[-1])
+        new = lead(store, known_version=lost[-1])
         assert new > max(lost)
-        assert not store.publish("key", fencing_token=lost[-1], content="late", keep=50.0)
-        assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
+        assert not store.publish("key", fencing_token=lost[-1], content="late", ttl=50.0)
+        assert store.publish("key", fencing_token=new, content=TOKEN, ttl=50.0)
 
 
 def test_rule_24_a_primary_that_was_demoted_is_left(start: Any) -> None:
@@ -360,7 +360,7 @@ def test_rule_24_a_cluster_promotes_a_replica(start: Any, end: str) -> None:
     cluster = Cluster(start)
     store = redis_store(cluster.url, Clock())
     take(store, 3)
-    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, ttl=50.0)
     cluster.replica.catch_up(cluster.primary)
     if end == "order":
         cluster.replica.command("CLUSTER", "FAILOVER")

@@ -61,7 +61,7 @@ def test_a_cluster(tmp_path: Path, login: str) -> None:
         serve_all_slots(one)
         do_all(operations(store))
         assert store.budget.reset() == 2
-        assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+        assert store.publish("key", fencing_token=lead(store), content=TOKEN, ttl=50.0)
         with one.paused():
             for ask in operations(store)[::3]:
                 fails(ask, within=5)

@@ -37,15 +37,15 @@ def use(store: RedisStore) -> None:
     budget = store.budget
     assert budget.claim(Claim([WINDOW], ["a"], known={"key": []}, durable=True)).wait == 0
     budget.merge("key", budget.history("key"), 60.0)
-    budget.bar("key", Cooldown(60.0, 0.0, "429"))
+    budget.start_cooldown("key", Cooldown(60.0, 0.0, "429"))
     assert budget.cooldown("key")
     assert budget.claim(Claim([WINDOW], ["b"])).wait > 0
     known = 0
     for _ in range(2):  # the second time, there is a record to replace
-        fence = store.try_acquire_lease("record", owner="host/me", known=known, lease=10.0).fencing_token
+        fence = store.try_acquire_lease("record", owner="host/me", known_version=known, lease=10.0).fencing_token
         assert fence is not None
-        assert store.try_acquire_lease("record", owner="other/me", known=known, lease=10.0).lease_remaining > 0
-        assert store.publish("record", fencing_token=fence, content=Secret("a token"), keep=10.0)
+        assert store.try_acquire_lease("record", owner="other/me", known_version=known, lease=10.0).lease_remaining > 0
+        assert store.publish("record", fencing_token=fence, content=Secret("a token"), ttl=10.0)
         known = fence
     assert store.peek("record").record
 

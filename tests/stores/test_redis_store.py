@@ -53,11 +53,11 @@ def test_rule_04_no_fence_from_before_a_restart_publishes(own: Any, end: str) ->
     fails(lambda: store.budget.ages(MINUTE))
     server.start()
     assert list(store.budget.ages(MINUTE)) == []
-    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
+    assert not store.publish("key", fencing_token=old, content=TOKEN, ttl=50.0)
     new = lead(store, owner="b")
     assert new > old
-    assert not store.publish("key", fencing_token=old, content=TOKEN, keep=50.0)
-    assert store.publish("key", fencing_token=new, content=TOKEN, keep=50.0)
+    assert not store.publish("key", fencing_token=old, content=TOKEN, ttl=50.0)
+    assert store.publish("key", fencing_token=new, content=TOKEN, ttl=50.0)
 
 
 def test_rule_24_a_connection_lost_meanwhile_is_no_error(own: Any) -> None:
@@ -108,7 +108,7 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
         for ask in (acquire, add, lambda: lead(store, "another")):
             assert "out of memory" in fails(ask)
         assert "out of memory" in fails(
-            lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+            lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)
         )
         assert list(store.budget.ages(MINUTE)) == []
         assert publish() is False
@@ -116,7 +116,7 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
     assert [len(ages) for ages in store.budget.acquire_all([MINUTE, HOUR]).ages] == [1, 1]
-    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)
 
 
 def test_rule_24_a_replica_that_takes_no_writes_is_an_error(server: Valkey) -> None:
@@ -215,24 +215,24 @@ def test_rule_24_a_record_that_makes_no_sense_is_an_error(server: Valkey, value:
     """Field by field; and one that is no text."""
     store = open_store(server)
     fencing_token = lead(store)
-    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
-    lead(store, known=fencing_token)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)
+    lead(store, known_version=fencing_token)
     for name, fields in (("content", ("version", "at", "until")), ("fences", ("fences", "version", "at", "until"))):
         for field in fields:
             key = f"pay88:{{record}}{name}:key"
             before = server.command("HGET", key, field)
             server.command("HSET", key, field, value)
-            ask: Callable[[], object] = lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0)  # noqa: E731
+            ask: Callable[[], object] = lambda: store.try_acquire_lease("key", owner="b", known_version=0, lease=30.0)  # noqa: E731
             if name == "fences":
-                ask = lambda: store.try_acquire_lease("key", owner="b", known=fencing_token, lease=30.0)  # noqa: E731
+                ask = lambda: store.try_acquire_lease("key", owner="b", known_version=fencing_token, lease=30.0)  # noqa: E731
             if field in ("fences", "version") and name == "fences":
-                ask = lambda: store.publish("key", fencing_token=fencing_token + 1, content=TOKEN, keep=50.0)  # noqa: E731
+                ask = lambda: store.publish("key", fencing_token=fencing_token + 1, content=TOKEN, ttl=50.0)  # noqa: E731
             fails(ask)
             if name == "content" or field in ("at", "until"):
                 fails(lambda: store.peek("key"))
             server.command("HSET", key, field, before)
     server.command("HSET", "pay88:{record}content:key", "content", b"\xff" + TOKEN.encode())
-    fails(lambda: store.try_acquire_lease("key", owner="b", known=0, lease=30.0))
+    fails(lambda: store.try_acquire_lease("key", owner="b", known_version=0, lease=30.0))
     fails(lambda: store.peek("key"))
 
 
@@ -251,7 +251,7 @@ def test_what_is_kept_ends_by_itself(server: Valkey) -> None:
     store = open_store(server)
     store.budget.acquire_all([MINUTE, HOUR])
     store.budget.add(Window("added", 9, 7300.0), [1.0])
-    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, ttl=50.0)
     lead(store, "leased", lease=20.0)
     kept = {key: server.command("PTTL", key) / 1000 for key in server.command("KEYS", "*")}
     assert kept == {
@@ -263,25 +263,27 @@ def test_what_is_kept_ends_by_itself(server: Valkey) -> None:
         b"pay88:{record}fences:leased": pytest.approx(86_420, abs=2),
     }
     assert all(left <= 50 for key, left in kept.items() if b"content" in key)
-    lead(store, known=store.try_acquire_lease("key", owner="a", known=0, lease=1.0).record.version, lease=1.0)  # type: ignore[union-attr]
+    record = store.try_acquire_lease("key", owner="a", known_version=0, lease=1.0).record
+    assert record is not None
+    lead(store, known_version=record.version, lease=1.0)
     assert server.command("PTTL", "pay88:{record}fences:key") > 86_440_000, "a lease shortens nothing"
 
 
 def test_a_fast_clock_makes_the_servers_seconds_short(server: Valkey) -> None:
-    """A hundred of ours in one of its own: windows, keep and lease end accordingly, and ages are ours."""
+    """A hundred of ours in one of its own: windows, ttl and lease end accordingly, and ages are ours."""
     store, window = open_store(server, speed=100), Window("fast", 1, 200.0)
     began = time.monotonic()
     assert store.budget.acquire_all([window]).wait == 0
     taken = time.monotonic()
     fencing_token = lead(store, lease=200.0)
-    assert store.publish("late", fencing_token=lead(store, "late"), content=TOKEN, keep=200.0)
+    assert store.publish("late", fencing_token=lead(store, "late"), content=TOKEN, ttl=200.0)
 
     def left() -> float:
         """Return what is left at least of that."""
         return 200 - (time.monotonic() - began) * 100 - 1  # 1: the two clocks need not be equally fast
 
     assert 200.001 >= store.budget.acquire_all([window]).wait >= left()
-    assert 200 >= store.try_acquire_lease("key", owner="b", known=0, lease=1.0).lease_remaining >= left()
+    assert 200 >= store.try_acquire_lease("key", owner="b", known_version=0, lease=1.0).lease_remaining >= left()
     passed = (time.monotonic() - taken) * 100
     assert passed - 1 <= store.budget.ages(window)[0] <= 200 - left()
 
@@ -290,9 +292,9 @@ def test_a_fast_clock_makes_the_servers_seconds_short(server: Valkey) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert left() <= 0
-    while store.try_acquire_lease("key", owner="b", known=fencing_token, lease=200.0).fencing_token is None:
+    while store.try_acquire_lease("key", owner="b", known_version=fencing_token, lease=200.0).fencing_token is None:
         assert time.monotonic() < deadline
-    while store.try_acquire_lease("late", owner="b", known=0, lease=0.0).record is not None:
+    while store.try_acquire_lease("late", owner="b", known_version=0, lease=0.0).record is not None:
         assert time.monotonic() < deadline
     assert left() <= 0
 
@@ -301,7 +303,7 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
     """Another process, whose clocks are years off, agrees about ages, waits and leases."""
     store = open_store(server)
     store.budget.acquire_all([MINUTE], 10)
-    assert store.publish("key", fencing_token=lead(store), content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=lead(store), content=TOKEN, ttl=50.0)
     lead(store, "leased")
     script = """
         import sys, time
@@ -315,8 +317,8 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
         store = redis_store(sys.argv[1], Clock())
         wait, [ages] = store.budget.acquire_all([Window("minute", 10, 65.0)])
         assert len(ages) == 10 and 0 <= min(ages) and max(ages) < 30 and 35 < wait < 65.1, (wait, ages)
-        assert 0 <= store.try_acquire_lease("key", owner="b", known=0, lease=30.0).record.age < 30
-        assert 0 < store.try_acquire_lease("leased", owner="b", known=0, lease=30.0).lease_remaining <= 30
+        assert 0 <= store.try_acquire_lease("key", owner="b", known_version=0, lease=30.0).record.age < 30
+        assert 0 < store.try_acquire_lease("leased", owner="b", known_version=0, lease=30.0).lease_remaining <= 30
         assert store.budget.acquire_all([Window("other", 10, 65.0)]).wait == 0
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), server.url], check=True, timeout=60)
@@ -334,7 +336,7 @@ def test_rule_05_a_server_whose_clock_was_set_back_counts_from_then_on(server: V
     assert 60 < store.budget.acquire_all([MINUTE]).wait <= 65.001
     time.sleep(0.05)
     assert store.budget.ages(MINUTE)[0] >= 0.05
-    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, keep=50.0)
+    assert store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)
     server.command("HSET", "pay88:{record}content:key", "at", future, "until", future + "0")
     assert lead(store, owner="b") > fencing_token
     server.command("HSET", "pay88:{record}fences:key", "at", future, "until", future + "0")
@@ -348,15 +350,15 @@ def test_threads_that_share_a_store_get_their_own_results(server: Valkey) -> Non
     def use(number: int) -> None:
         barrier.wait()
         for turn in range(1, 21):
-            version = lead(store, f"key {number}", owner=str(number), known=0)
-            assert store.publish(f"key {number}", fencing_token=version, content=f"{number} {turn}", keep=50.0)
-            record = store.try_acquire_lease(f"key {number}", owner="other", known=0, lease=1.0).record
+            version = lead(store, f"key {number}", owner=str(number), known_version=0)
+            assert store.publish(f"key {number}", fencing_token=version, content=f"{number} {turn}", ttl=50.0)
+            record = store.try_acquire_lease(f"key {number}", owner="other", known_version=0, lease=1.0).record
             assert record is not None
             assert record.content == f"{number} {turn}"
             server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
             assert len(server_side.ages[0]) == turn
-            again = lead(store, f"key {number}", owner=str(number), known=version, lease=0.0)
-            assert store.publish(f"key {number}", fencing_token=again, content="", keep=0.0)
+            again = lead(store, f"key {number}", owner=str(number), known_version=version, lease=0.0)
+            assert store.publish(f"key {number}", fencing_token=again, content="", ttl=0.0)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(use, range(16)))

@@ -34,7 +34,7 @@ def test_rule_22_api_requests_have_a_file_of_their_own(store: SqliteStore, path:
     window = REQUESTS._replace(key=f"{group}/merchant")
     assert store.budget.acquire_all([window]).wait == 0
     store.budget.merge(window.key, [Entry("other", 1.0)], 60.0)
-    store.budget.bar(window.key, Cooldown(5.0, 0.0, "429"))
+    store.budget.start_cooldown(window.key, Cooldown(5.0, 0.0, "429"))
     assert (len(store.budget.history(window.key)), count(store)) == (2, 1)
     assert store.budget.cooldown(window.key) is not None
     assert store.budget.get_moving_window(window.key, 10, 60)[1] == 2

@@ -43,7 +43,7 @@ def test_rule_24_what_a_killed_process_wrote_by_half_is_undone(store: SqliteStor
         assert process.wait(30) == -signal.SIGKILL
     assert path.stat().st_size > 2 * size
     assert count(store) == 1
-    record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
+    record = store.try_acquire_lease("key", owner="a", known_version=-1, lease=1.0).record
     assert record is not None
     assert (record.version, record.content) == (version, SECRET)
 
@@ -69,8 +69,8 @@ store = SqliteStore(sys.argv[1], Clock())
 known = turns = 0
 while True:
     granted = store.budget.acquire_all([Window("one", 10**6, 1e5), Window("two", 10**6, 1e5)]).wait == 0
-    fence = store.try_acquire_lease("key", owner="a", known=known, lease=9.0).fencing_token
-    assert store.publish("key", fencing_token=fence, content=str(fence) * 2_000, keep=1e5)
+    fence = store.try_acquire_lease("key", owner="a", known_version=known, lease=9.0).fencing_token
+    assert store.publish("key", fencing_token=fence, content=str(fence) * 2_000, ttl=1e5)
     known = fence
     turns += 1
     print(turns, flush=True)
@@ -93,7 +93,7 @@ def test_rule_24_a_process_may_be_killed_at_any_moment(path: Path) -> None:
         one, two = (len(store.budget.ages(Window(key, 1, 1e5))) for key in ("one", "two"))
         assert one == two
         assert last <= one <= last + 1
-        record = store.try_acquire_lease("key", owner="b", known=-1, lease=1.0).record
+        record = store.try_acquire_lease("key", owner="b", known_version=-1, lease=1.0).record
         assert record is not None
         assert record.content == str(record.version) * 2_000
         with closing(sqlite3.connect(path)) as db:
@@ -165,15 +165,17 @@ def reboot(path: Path, *, ago: float) -> None:
 def test_rule_05_entries_keep_their_age_across_a_reboot(store: SqliteStore, path: Path, clock: ManualClock) -> None:
     """By the wall clock; the count of fences continues, records and leases are gone."""
     version = publish(store)
-    fencing_token = store.try_acquire_lease("other", owner="a", known=0, lease=1e6).fencing_token
+    fencing_token = store.try_acquire_lease("other", owner="a", known_version=0, lease=1e6).fencing_token
     take(store)
     clock.advance(10.0)
     take(store)
     reboot(path, ago=20.0)
     later = SqliteStore(str(path), ManualClock(start=7.0))
     assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
-    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
-    assert (later.try_acquire_lease("other", owner="b", known=0, lease=1.0).fencing_token or 0) > (fencing_token or 0)
+    assert (later.try_acquire_lease("key", owner="b", known_version=0, lease=1.0).fencing_token or 0) > version
+    assert (later.try_acquire_lease("other", owner="b", known_version=0, lease=1.0).fencing_token or 0) > (
+        fencing_token or 0
+    )
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT DISTINCT content FROM records").fetchall() == [("",)]
     assert list(later.budget.ages(WINDOW)) == pytest.approx([30.0, 20.0], abs=2)
@@ -195,7 +197,7 @@ def test_rule_05_a_clock_that_went_back_is_another_boots(store: SqliteStore, pat
     take(store)
     later = SqliteStore(str(path), ManualClock(start=clock.now() - 500))
     assert list(later.budget.ages(WINDOW)) == pytest.approx([0.0], abs=2)
-    assert (later.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token or 0) > version
+    assert (later.try_acquire_lease("key", owner="b", known_version=0, lease=1.0).fencing_token or 0) > version
 
 
 def test_rule_05_scaled_clocks_agree(path: Path) -> None:
@@ -234,8 +236,8 @@ def test_rule_05_a_file_of_the_first_format_is_converted(store: SqliteStore, pat
     path.chmod(0o600)
     assert list(store.budget.ages(Window("token/digest", 9, 3_600.0))) == [40, 30, 20, 10, 0]
     assert list(store.budget.ages(Window("token/digest/extra", 9, 3_600.0))) == [10, 0]
-    assert not store.publish("key", fencing_token=9, content="old", keep=10.0)
-    assert store.try_acquire_lease("key", owner="b", known=0, lease=1.0).fencing_token == 10
+    assert not store.publish("key", fencing_token=9, content="old", ttl=10.0)
+    assert store.try_acquire_lease("key", owner="b", known_version=0, lease=1.0).fencing_token == 10
 
 
 def test_rule_24_a_file_of_the_first_format_that_makes_no_sense(store: SqliteStore, path: Path) -> None:
@@ -248,11 +250,11 @@ def test_rule_24_a_file_of_the_first_format_that_makes_no_sense(store: SqliteSto
 
 
 def test_merchants_that_are_gone_leave_the_file(store: SqliteStore, path: Path, clock: ManualClock) -> None:
-    """Entries, bars, members and records, a day later."""
+    """Entries, cooldowns, members and records, a day later."""
     for number in range(20):
         take(store)
         store.budget.acquire_all([Window(f"merchant {number}", 10, 3_600.0)])
-        store.budget.bar(f"merchant {number}", Cooldown(300.0, 0.0, "wait"))
+        store.budget.start_cooldown(f"merchant {number}", Cooldown(300.0, 0.0, "wait"))
         publish(store, f"key {number}")
     clock.advance(2 * 86_400)
     store.budget.acquire_all([Window("another", 10, 3_600.0)])

@@ -189,7 +189,7 @@ def test_rule_24_a_deleted_file_is_created_again(store: SqliteStore, path: Path,
     assert (take(store), take(other)) == (0, 0)
     path.unlink()
     assert (count(store), count(other)) == (0, 0)
-    assert not other.publish("key", fencing_token=fencing_token, content=SECRET, keep=9.0)
+    assert not other.publish("key", fencing_token=fencing_token, content=SECRET, ttl=9.0)
     assert (take(store), take(other)) == (0, 0)
     assert (count(store), count(other)) == (2, 2)
     if os.name == "posix":
@@ -203,10 +203,10 @@ def test_rule_04_a_deleted_files_fences_are_not_given_out_again(
     first = publish(store)
     clock.advance(1)
     path.unlink()
-    assert not store.publish("key", fencing_token=first, content="late", keep=100.0)
+    assert not store.publish("key", fencing_token=first, content="late", ttl=100.0)
     second = publish(store, content="new")
     assert second != first
-    record = store.try_acquire_lease("key", owner="other", known=first, lease=10.0).record
+    record = store.try_acquire_lease("key", owner="other", known_version=first, lease=10.0).record
     assert record is not None
     assert (record.version, record.content) == (second, "new")
 
@@ -283,7 +283,7 @@ def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: M
     for offset in range(0, len(sound), 61):
         path.write_bytes(sound[:offset] + b"\xa5" * 16 + sound[offset + 16 :])
         try:
-            record = store.try_acquire_lease("key", owner="a", known=-1, lease=1.0).record
+            record = store.try_acquire_lease("key", owner="a", known_version=-1, lease=1.0).record
             assert record is None or "\ufffd" not in record.content
             assert take(store) >= 0
         except StoreError as error:
@@ -329,7 +329,7 @@ def test_rule_24_a_row_that_makes_no_sense_is_never_used(store: SqliteStore, pat
     change(path, statement)
 
     def operate() -> None:
-        store.try_acquire_lease("key", owner="a", known=-1, lease=1.0)
+        store.try_acquire_lease("key", owner="a", known_version=-1, lease=1.0)
         take(store)
 
     fails(operate)

@@ -177,12 +177,12 @@ def test_the_rest_of_the_interface_of_limits(scene: Scene) -> None:
 def test_forgetting_the_budget_leaves_the_records(scene: Scene) -> None:
     """And their leases."""
     version = publish(scene)
-    scene.store.try_acquire_lease("key", owner="a", known=version, lease=10 * scene.unit)
+    scene.store.try_acquire_lease("key", owner="a", known_version=version, lease=10 * scene.unit)
     scene.store.budget.acquire_all([Window("key", 9, scene.unit)])
     scene.store.budget.clear("key")
     scene.store.budget.reset()
-    assert scene.store.try_acquire_lease("key", owner="b", known=0, lease=scene.unit).record is not None
-    assert scene.store.try_acquire_lease("key", owner="b", known=version, lease=scene.unit).lease_remaining > 0
+    assert scene.store.try_acquire_lease("key", owner="b", known_version=0, lease=scene.unit).record is not None
+    assert scene.store.try_acquire_lease("key", owner="b", known_version=version, lease=scene.unit).lease_remaining > 0
 
 
 def test_old_entries_do_not_pile_up(exact: Scene) -> None:
@@ -232,12 +232,12 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
     budget, unit = scene.store.budget, scene.unit
     claim = Claim([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
     assert budget.cooldown("key") is None
-    budget.bar("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
-    budget.bar("key", Cooldown(10 * unit, 0.0, "shorter"))
+    budget.start_cooldown("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
+    budget.start_cooldown("key", Cooldown(10 * unit, 0.0, "shorter"))
     response = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
     assert response.wait == about(scene, 20 * unit)
-    assert response.bar is not None
-    assert (response.bar.seconds, response.bar.reason) == (20 * unit, 'wait\n"ñ"')
+    assert response.cooldown is not None
+    assert (response.cooldown.seconds, response.cooldown.reason) == (20 * unit, 'wait\n"ñ"')
     assert [len(history) for history in response.histories.values()] == [1, 0]
     assert budget.claim(claim._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
     assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
@@ -246,7 +246,7 @@ def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: 
     there = budget.cooldown("key")
     assert there is not None
     assert there.age == about(scene, 1.1 * unit)
-    budget.bar("key", Cooldown(30 * unit, 29.5 * unit, "nearly over"))
+    budget.start_cooldown("key", Cooldown(30 * unit, 29.5 * unit, "nearly over"))
     assert budget.claim(claim._replace(ids=["c"])).wait == about(scene, 18.9 * unit)
     budget.clear("key")
     assert budget.claim(claim._replace(ids=["c"])).wait == 0
@@ -257,37 +257,37 @@ def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scen
     reported: dict[str, int] = {}
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
-            lead = scene.store.try_acquire_lease("key", owner=f"{member}/1", known=0, lease=100 * scene.unit)
-            reported[member] = lead.parts
+            result = scene.store.try_acquire_lease("key", owner=f"{member}/1", known_version=0, lease=100 * scene.unit)
+            reported[member] = result.parts
             assert sum(1 / parts for parts in reported.values() if parts) <= 1.0001
-            assert len(lead.others) <= len(reported) - 1
+            assert len(result.others) <= len(reported) - 1
     assert set(reported.values()) == {8}
-    assert scene.store.try_acquire_lease("key", owner="no member", known=0, lease=1.0).parts == 0
+    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).parts == 0
 
 
 def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
     """By and by, and all of it after an hour; the only one has the whole, step by step."""
-    lead = partial(exact.store.try_acquire_lease, "key", known=0, lease=1.0)
-    assert [lead(owner="a/1").parts, lead(owner="a/2").parts] == [4, 4]
+    acquire = partial(exact.store.try_acquire_lease, "key", known_version=0, lease=1.0)
+    assert [acquire(owner="a/1").parts, acquire(owner="a/2").parts] == [4, 4]
     for parts in (2, 1, 1):
         exact.advance(30.0)
-        assert lead(owner="a/1").parts == parts
+        assert acquire(owner="a/1").parts == parts
     exact.advance(300.0)
-    assert lead(owner="b/1").parts == 0, "it may be about to ask again"
+    assert acquire(owner="b/1").parts == 0, "it may be about to ask again"
     exact.advance(1_650.0)
-    assert [lead(owner="b/1").parts, lead(owner="b/1").parts] == [4, 4], "half of it is free"
+    assert [acquire(owner="b/1").parts, acquire(owner="b/1").parts] == [4, 4], "half of it is free"
     exact.advance(1_651.0)
-    assert lead(owner="b/1").parts == 2
+    assert acquire(owner="b/1").parts == 2
     exact.advance(30.0)
-    assert lead(owner="b/1").parts == 1
+    assert acquire(owner="b/1").parts == 1
     exact.advance(3_601.0)
-    assert [lead(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]
+    assert [acquire(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]
 
 
 def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
-        reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known=0, lease=1.0)
+        reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known_version=0, lease=1.0)
     assert reported.parts == 0
 
 
@@ -336,12 +336,12 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
         case "clear", key:
             budget.clear(prefix + key)
             return None
-        case "lead", key, owner, known, lease:
-            return store.try_acquire_lease(prefix + key, owner=owner, known=known, lease=lease)
+        case "lead", key, owner, known_version, lease:
+            return store.try_acquire_lease(prefix + key, owner=owner, known_version=known_version, lease=lease)
         case "look", key:
             return store.peek(prefix + key)
-        case "publish", key, fencing_token, content, keep:
-            return store.publish(prefix + key, fencing_token=fencing_token, content=content, keep=keep)
+        case "publish", key, fencing_token, content, ttl:
+            return store.publish(prefix + key, fencing_token=fencing_token, content=content, ttl=ttl)
         case _:
             raise AssertionError(step)
 
@@ -377,7 +377,7 @@ LIMITS = [Window("short", 10, 600.0), Window("long", 25, 3_600.0)]
 def race(store: Store, number: int) -> tuple[int, list[int]]:
     """Acquire all units, and the lease if it is free; return the units and the fences."""
     units = sum(store.budget.acquire_all(LIMITS).wait == 0 for _ in range(4))
-    fencing_token = store.try_acquire_lease("key", owner=str(number), known=0, lease=3_600.0).fencing_token
+    fencing_token = store.try_acquire_lease("key", owner=str(number), known_version=0, lease=3_600.0).fencing_token
     return units, [] if fencing_token is None else [fencing_token]
 
 
@@ -394,8 +394,8 @@ def judge(store: Store, results: Sequence[tuple[int, list[int]]]) -> None:
     assert [len(store.budget.ages(window)) for window in LIMITS] == [10, 10]
     fences = [fencing_token for _, fences in results for fencing_token in fences]
     assert len(fences) == 1
-    assert store.publish("key", fencing_token=fences[0], content="a token", keep=3_600.0)
-    record = store.try_acquire_lease("key", owner="judge", known=0, lease=1.0).record
+    assert store.publish("key", fencing_token=fences[0], content="a token", ttl=3_600.0)
+    record = store.try_acquire_lease("key", owner="judge", known_version=0, lease=1.0).record
     assert record is not None
     assert record.version == fences[0]
 

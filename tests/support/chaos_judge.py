@@ -7,7 +7,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-from pay88_adapters.testing import Entry, Received
+from pay88_adapters.testing import Entry, Request
 from support.chaos import ATTEMPTS, FETCH_TIMEOUT, LIFETIME, PIECE, SCHEDULING, TIMEOUT, ChaosRun
 
 
@@ -197,4 +197,4 @@ def _shows(text: str, pieces: frozenset[str]) -> bool:
 
 
 def _query(entry: Entry, name: str) -> str:
-    return Received(entry.method, entry.path).query.get(name, [""])[0]
+    return Request(entry.method, entry.path).query.get(name, [""])[0]

@@ -114,7 +114,7 @@ def holding(expires_in: float = 60.0, **policy: Any) -> Driven:
 
 
 def start_cooldown(why: str, driven: Driven, now: float) -> None:
-    """Let a fetch fail in one of the ways that bar the next."""
+    """Let a fetch fail in one of the ways that start a cooldown."""
     ticket = driven.lead(now)
     if why == "budget":
         assert not driven.send(ticket, now, no(100.0))

@@ -27,7 +27,7 @@ from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
 from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreView
 from pay88_adapters.testing import ManualClock
-from pay88_adapters.testing.messages import TOKEN_PATH, Received
+from pay88_adapters.testing.messages import TOKEN_PATH, Request
 from pay88_adapters.testing.service import Service
 
 CREDENTIALS = Credentials("sk_test_fleet", "MCH-COL-FLEET")
@@ -49,13 +49,13 @@ class Counted:
     def after_fork(self) -> None:
         self._store.after_fork()
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         self.operations += 1
-        return self._store.try_acquire_lease(key, owner=owner, known=known, lease=lease)
+        return self._store.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         self.operations += 1
-        return self._store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
+        return self._store.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
 
     def peek(self, key: str) -> StoreView:
         return self._store.peek(key)
@@ -99,7 +99,7 @@ class Simulation:
         now = self.clock.now()
         self.sent.append(now)
         fields = {"x-api-key": str(CREDENTIALS.api_key), "x-merchant-id": CREDENTIALS.merchant_id}
-        respond = self.service.handle(Received("POST", TOKEN_PATH, fields), now, now)
+        respond = self.service.handle(Request("POST", TOKEN_PATH, fields), now, now)
         return TokenResponse(respond.status, dict(respond.headers), respond.body)
 
 

@@ -14,7 +14,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.testing import Received, Service
+from pay88_adapters.testing import Request, Service
 from pay88_adapters.testing.messages import TOKEN_PATH
 
 End = Callable[[H2Connection, asyncio.StreamWriter], None]
@@ -55,7 +55,7 @@ class Http2Server:
     def __init__(
         self, service: Service, clock: Clock, tls: ssl.SSLContext, crowd: int = 0, end: End | None = None
     ) -> None:
-        self.received: list[Received] = []
+        self.received: list[Request] = []
         self._service, self._clock, self._tls, self._crowd, self._end = service, clock, tls, crowd, end
         self.unfinished = 0
         self.connected = 0
@@ -127,7 +127,7 @@ class Http2Server:
                         pass  # settings, pings and the like
 
     def _respond(self, connection: H2Connection, stream_id: int, headers: dict[str, str], body: bytes) -> None:
-        received = Received(headers[":method"], headers[":path"], headers, body)
+        received = Request(headers[":method"], headers[":path"], headers, body)
         self.received.append(received)
         response = self._service.handle(received, self._clock.now(), time.time())
         fields = [(name.lower(), value) for name, value in response.headers]

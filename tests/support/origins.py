@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from pay88_adapters.testing import ManualClock, Received, Service
+from pay88_adapters.testing import ManualClock, Request, Service
 from pay88_adapters.testing.messages import TOKEN_PATH
 
 OURS = ("authorization", "x-session-id")
@@ -129,7 +129,7 @@ class Origin:
         if parts.path == TOKEN_PATH:
             self.token_requests += 1
             headers = {name.lower(): value for name, value in fields}
-            response = self.service.handle(Received(method, target, headers), self.clock.now(), time.time())
+            response = self.service.handle(Request(method, target, headers), self.clock.now(), time.time())
             sock.sendall(_message(response.status, [*response.headers], response.body))
             return True
         with self._lock:

@@ -118,9 +118,9 @@ class _FragileStorage(MemoryStorage):
         self._before("acquire")
         return super().claim(claim)
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
+    def merge(self, key: str, entries: History, ttl: float) -> None:
         self._before("add")
-        super().merge(key, entries, keep)
+        super().merge(key, entries, ttl)
 
 
 class FragileStore(MemoryStore):
@@ -137,13 +137,13 @@ class FragileStore(MemoryStore):
             raise StoreError("it is down")
         self.before(operation)
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         self._happens("lead")
-        return super().try_acquire_lease(key, owner=owner, known=known, lease=lease)
+        return super().try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         self._happens("publish")
-        return super().publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
+        return super().publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
 
 
 class WorkerGroup:

@@ -32,9 +32,9 @@ def open_store(server: Valkey, query: str = "", speed: float = 1) -> RedisStore:
     return redis_store(server.url + query, Clock(speed))
 
 
-def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known: int = 0, lease: float = 30.0) -> int:
+def lead(store: RedisStore, key: str = "key", *, owner: str = "a", known_version: int = 0, lease: float = 30.0) -> int:
     """Take the lease; return the fence."""
-    fencing_token = store.try_acquire_lease(key, owner=owner, known=known, lease=lease).fencing_token
+    fencing_token = store.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease).fencing_token
     assert fencing_token is not None
     return fencing_token
 
@@ -47,8 +47,8 @@ def operations(store: RedisStore) -> list[Callable[[], object]]:
         lambda: store.budget.ages(MINUTE),
         lambda: store.budget.get("minute"),
         lambda: store.budget.get_moving_window("minute", 10, 60),
-        lambda: store.try_acquire_lease("key", owner="a", known=0, lease=30.0),
-        lambda: store.publish("key", fencing_token=1, content=TOKEN, keep=50.0),
+        lambda: store.try_acquire_lease("key", owner="a", known_version=0, lease=30.0),
+        lambda: store.publish("key", fencing_token=1, content=TOKEN, ttl=50.0),
         lambda: store.peek("key"),
     ]
 

@@ -14,7 +14,7 @@ from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.clock import Clock
 from pay88_adapters.testing.messages import TOKEN_PATH
 
-Answer = Callable[[Callable[[bytes], None], threading.Event], bool]
+Responder = Callable[[Callable[[bytes], None], threading.Event], bool]
 """Sends a response; returns whether the connection can continue. The event is set when the server stops."""
 
 
@@ -35,10 +35,12 @@ class Rejections:
     Args:
         when: How much of a body is read before the rejection is sent: ``before``, ``during`` or ``after``.
         answer: Sends the rejection.
-        token_answer: Sends the response to token requests, if not a token.
+        token_response: Sends the response to token requests, if not a token.
     """
 
-    def __init__(self, when: str = "after", response: Answer = rejected, token_response: Answer | None = None) -> None:
+    def __init__(
+        self, when: str = "after", response: Responder = rejected, token_response: Responder | None = None
+    ) -> None:
         self.bodies: list[bytes] = []
         """Of each API request, as far as it came."""
         self.tokens: list[str] = []
@@ -52,7 +54,7 @@ class Rejections:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def _responding(self, response: Answer) -> Answer:
+    def _responding(self, response: Responder) -> Responder:
         def responded(send: Callable[[bytes], None], over: threading.Event) -> bool:
             def sent(data: bytes) -> None:
                 send(data)

@@ -29,9 +29,9 @@ WINDOW = Window("key", 10, 60.0)
 
 def publish(store: SqliteStore, key: str = "key", content: str = SECRET) -> int:
     """Replace the record."""
-    fencing_token = store.try_acquire_lease(key, owner="publisher", known=-1, lease=10.0).fencing_token
+    fencing_token = store.try_acquire_lease(key, owner="publisher", known_version=-1, lease=10.0).fencing_token
     assert fencing_token is not None
-    assert store.publish(key, fencing_token=fencing_token, content=content, keep=100.0)
+    assert store.publish(key, fencing_token=fencing_token, content=content, ttl=100.0)
     return fencing_token
 
 

@@ -17,13 +17,15 @@ def about(scene: Scene, seconds: float) -> Any:
     return pytest.approx(seconds, abs=0.002 if scene.exact else scene.unit / 2)
 
 
-def publish(scene: Scene, key: str = "key", *, known: int = 0, content: str = "a token", keep: float = 100) -> int:
-    """Replace the record as a manager does; return its version. *keep* is in units."""
+def publish(
+    scene: Scene, key: str = "key", *, known_version: int = 0, content: str = "a token", ttl: float = 100
+) -> int:
+    """Replace the record as a manager does; return its version. *ttl* is in units."""
     fencing_token = scene.store.try_acquire_lease(
-        key, owner="publisher", known=known, lease=10 * scene.unit
+        key, owner="publisher", known_version=known_version, lease=10 * scene.unit
     ).fencing_token
     assert fencing_token is not None
-    assert scene.store.publish(key, fencing_token=fencing_token, content=content, keep=keep * scene.unit)
+    assert scene.store.publish(key, fencing_token=fencing_token, content=content, ttl=ttl * scene.unit)
     return fencing_token
 
 

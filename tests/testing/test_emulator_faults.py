@@ -21,9 +21,9 @@ from pay88_adapters.testing import (
     HugeBody,
     Latency,
     ManualClock,
-    Received,
     Redirect,
     RefuseToken,
+    Request,
     ResetAfterRead,
     ResetBeforeRead,
     Status,
@@ -34,7 +34,7 @@ from support.emulators import CHARGES, ECHO, TOKEN, Client, _connected, _request
 from support.servers import until
 
 
-def _has_body(received: Received) -> bool:
+def _has_body(received: Request) -> bool:
     return received.body != b""
 
 

@@ -61,7 +61,7 @@ class Client:
         state: dict[str, Any] = self.page("GET", "state").json()
         return state
 
-    def plan(self, **fault: Any) -> int:
+    def add_fault(self, **fault: Any) -> int:
         """Add a fault; return its id."""
         response = self.page("POST", "faults", fault)
         assert response.status == 201, response.data
@@ -279,7 +279,7 @@ def test_a_reader_that_does_not_read_costs_nothing(
     emulator: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other readers are served in the meantime, little is stored for it, and in the end it is disconnected."""
-    monkeypatch.setattr(stream, "_PATIENCE", 0.3)
+    monkeypatch.setattr(stream, "_WRITE_TIMEOUT", 0.3)
     monkeypatch.setattr(stream, "_LOOKS_EVERY", 0.002)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -290,12 +290,12 @@ def test_a_reader_that_does_not_read_costs_nothing(
         for number in range(500):
             emulator.faults.add(Status(500), on=f"/{number}{'x' * 150}")
 
-        def let_go() -> bool:
+        def released() -> bool:
             emulator.faults.add(Status(500), on="/new")  # which makes all of them news again
             assert client.call() == 200
             return not emulator._page.streams
 
-        until(let_go)
+        until(released)
 
 
 def test_a_reader_that_is_gone_is_noticed(emulator: Emulator) -> None:
@@ -373,7 +373,7 @@ def test_every_fault_there_is_can_be_switched_on(emulator: Emulator, client: Cli
     for name, sample in SAMPLES.items():
         assert set(kinds[name]["parameters"]) == set(sample)
         assert kinds[name]["about"]
-        number = client.plan(fault=name, on="any", times=None, **sample)
+        number = client.add_fault(fault=name, on="any", times=None, **sample)
         rule = next(rule for rule in emulator.faults if rule.number == number)
         for each, said in sample.items():
             value = getattr(rule.upcoming, each)
@@ -385,8 +385,8 @@ def test_every_fault_there_is_can_be_switched_on(emulator: Emulator, client: Cli
 
 def test_a_fault_is_injected_as_often_as_set(emulator: Emulator, client: Client) -> None:
     """Once by default, after the requests that it lets through, on its target; then it is no longer listed."""
-    client.plan(fault="Status", status=503, after=1, times=2)
-    client.plan(fault="Status", status=500, on="/api/balance")
+    client.add_fault(fault="Status", status=503, after=1, times=2)
+    client.add_fault(fault="Status", status=500, on="/api/balance")
     assert [(each["times"], each["after"]) for each in client.state()["faults"]] == [(2, 1), (1, 0)]
     assert [client.call() for _ in range(4)] == [200, 503, 503, 200]
     assert [each["on"] for each in client.state()["faults"]] == ["/api/balance"]
@@ -397,8 +397,8 @@ def test_a_fault_is_injected_as_often_as_set(emulator: Emulator, client: Client)
 
 def test_a_fault_stays_until_it_is_removed(emulator: Emulator, client: Client) -> None:
     """One of several, or all."""
-    first = client.plan(fault="Status", times=None)
-    client.plan(fault="TooMany", times=None, probability=0.5)
+    first = client.add_fault(fault="Status", times=None)
+    client.add_fault(fault="TooMany", times=None, probability=0.5)
     assert {client.call() for _ in range(3)} == {500}
     assert client.page("DELETE", f"faults/{first}").status == 204
     assert client.page("DELETE", f"faults/{first}").status == 404
@@ -409,7 +409,7 @@ def test_a_fault_stays_until_it_is_removed(emulator: Emulator, client: Client) -
 
 def test_held_calls_are_released(emulator: Emulator, client: Client) -> None:
     """One at a time, and all when the hold is removed."""
-    number = client.plan(fault="Hold", times=None)
+    number = client.add_fault(fault="Hold", times=None)
     hold = next(iter(emulator.faults)).upcoming
     assert isinstance(hold, Hold)
     threads = [threading.Thread(target=Client.call, args=(client,)) for _ in range(3)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pay88_adapters.testing import Answer, ManualClock, Received, RefuseToken, RejectToken, Service
+from pay88_adapters.testing import Answer, ManualClock, Received, RefuseToken, RejectToken, Request, Response, Service
 from pay88_adapters.testing.windows import MovingWindows, largest_window
 
 KEY, MERCHANT = "sk_test_emulator", "MCH-COL-TEST-EMULATOR"
@@ -19,13 +19,13 @@ WALL = 1_700_000_000.0
 JSON = {"content-type": "application/json"}
 
 
-def ask(service: Service, now: float = 0.0, key: str = KEY, merchant: str = MERCHANT) -> Answer:
+def ask(service: Service, now: float = 0.0, key: str = KEY, merchant: str = MERCHANT) -> Response:
     """Request a token."""
     headers = {"x-api-key": key, "x-merchant-id": merchant}
-    return service.handle(Received("POST", "/api/auth/token", headers), now, WALL + now)
+    return service.handle(Request("POST", "/api/auth/token", headers), now, WALL + now)
 
 
-def data(response: Answer) -> dict[str, Any]:
+def data(response: Response) -> dict[str, Any]:
     """Return the response's ``data``."""
     found: dict[str, Any] = json.loads(response.body)["data"]
     return found
@@ -44,9 +44,9 @@ def call(
     path: str = "/api/balance",
     method: str = "POST",
     body: bytes = b"",
-) -> Answer:
+) -> Response:
     """Make a call with these headers."""
-    return service.handle(Received(method, path, headers, body), now, WALL + now)
+    return service.handle(Request(method, path, headers, body), now, WALL + now)
 
 
 def statuses(service: Service, count: int, now: float) -> list[int]:
@@ -252,7 +252,7 @@ def test_a_token_expires_at_its_lifetime_exactly() -> None:
     assert call(service, headers, 159.999).status == 200
     expired = call(service, headers, 160.0)
     assert (expired.status, expired.serial, expired.executed) == (401, 1, False)
-    assert service.trace(Received("POST", "/api/balance", headers), 160.0) == (1, 60.0)
+    assert service.trace(Request("POST", "/api/balance", headers), 160.0) == (1, 60.0)
 
 
 def test_rejected_tokens_stay_rejected_and_later_ones_are_valid() -> None:
@@ -270,7 +270,7 @@ def test_one_node_of_two_can_reject_every_token() -> None:
     headers = token(service)
     service.refuse_where = lambda received, now: received.peer[1] % 2 == 1
     even, odd = (
-        service.handle(Received("POST", "/api/balance", headers, peer=("::1", port)), 1.0, WALL) for port in (2, 3)
+        service.handle(Request("POST", "/api/balance", headers, peer=("::1", port)), 1.0, WALL) for port in (2, 3)
     )
     assert (even.status, odd.status) == (200, 401)
 
@@ -387,7 +387,7 @@ def test_no_secret_is_printed() -> None:
     body = json.dumps(headers).encode()
     response = ask(service)
     call(service, headers, path="/api/transactions/charges", body=body)
-    printed = repr([service, response, Received("POST", "/", headers, body), service.charges])
+    printed = repr([service, response, Request("POST", "/", headers, body), service.charges])
     secrets = service.secrets()
     assert {KEY, "sk_test_new", headers["x-session-id"]} <= secrets
     assert len(secrets) == 6
@@ -406,4 +406,5 @@ def test_deprecated_names_work() -> None:
     service.forget_usage()
     assert {each.used for each in service.usage(0.0)} == {0}
     assert RefuseToken is RejectToken
+    assert (Received, Answer) == (Request, Response)
     assert ManualClock(skips_pauses=True).skips_pauses is ManualClock(auto_advance=True).skips_pauses is True

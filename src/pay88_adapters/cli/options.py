@@ -44,7 +44,7 @@ def environment(base_url: str | None, store: str | None) -> Mapping[str, str]:
 
 
 @contextmanager
-def finishing(manager: TokenManager) -> Generator[None, None, None]:
+def wait_for_pending_fetch(manager: TokenManager) -> Generator[None, None, None]:
     """Wait for the pending fetch of *manager* at the end of the block.
 
     A fetch that ended with this process would leave its lease held: all workers would wait for its expiry.

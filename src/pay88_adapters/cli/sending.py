@@ -18,7 +18,7 @@ from pay88_adapters.core.endpoint import Endpoint, url_from_env
 from pay88_adapters.core.secret import mask, redact
 from pay88_adapters.urllib3 import Pay88PoolManager
 
-from .options import finishing
+from .options import wait_for_pending_fetch
 from .terminal import is_plain, printable
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -82,7 +82,7 @@ class Call:
         Raises:
             Pay88Error: No token, or no response.
         """
-        with TokenManager.from_env(self.environ) as manager, finishing(manager):
+        with TokenManager.from_env(self.environ) as manager, wait_for_pending_fetch(manager):
             token = manager.get_token()
             secrets = [Credentials.from_env(self.environ).api_key, token.access_token, token.session_id]
             try:

@@ -41,11 +41,11 @@ class Copies:
             self._copies[id(each)] = each
             kept += [member for member in members(each) if id(member) not in self._copies]
         for link in links:
-            self.of(link)
+            self.copy_of(link)
         for link in links:
             self._fill(link)
 
-    def of(self, link: BaseException) -> BaseException:
+    def copy_of(self, link: BaseException) -> BaseException:
         """Return the copy of one of the links."""
         if id(link) not in self._copies:
             try:
@@ -60,7 +60,7 @@ class Copies:
         if _is_group(link):
             for each in members(link):
                 if id(each) in self._links:
-                    self.of(each)
+                    self.copy_of(each)
             args = link.message, self._swapped(link.exceptions)  # type: ignore[attr-defined]
         for base in kind.__mro__:
             new = vars(base).get("__new__")

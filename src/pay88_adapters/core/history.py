@@ -31,7 +31,7 @@ Ages = Sequence[float]
 History = Sequence[Entry]
 """Entries of one key, oldest first."""
 
-LEAST_KEEP = 3660.0
+MIN_TTL = 3660.0
 """Minimum seconds for which entries are kept: a manager with other limits finds an hour of history."""
 
 FOREVER = float("inf")
@@ -75,7 +75,7 @@ class ClaimResult(NamedTuple):
     """0 if the claim was granted; else the seconds until it can be granted."""
     histories: Mapping[str, History]
     """All entries, by the keys of the windows, including the new ones."""
-    bar: Cooldown | None = None
+    cooldown: Cooldown | None = None
     """The current cooldown, if any. Nothing is granted before it ends."""
     reason: str = ""
     """Why it was not granted, if the other fields do not contain the reason."""
@@ -174,9 +174,9 @@ def wait_for(window: Window, ages: Ages, amount: int) -> float:
     return max(window.expiry - ages[amount - free - 1], 0.0) + 1e-3
 
 
-def verdict(claim: Claim, histories: Mapping[str, History], bar: Cooldown | None) -> float:
+def verdict(claim: Claim, histories: Mapping[str, History], cooldown: Cooldown | None) -> float:
     """Return the seconds until *claim* can be granted, with the entries and cooldown of the store; 0 for now."""
-    left = bar.left(claim.longest_cooldown) if bar is not None else 0.0
+    left = cooldown.left(claim.longest_cooldown) if cooldown is not None else 0.0
     if left > 0:
         return left
     if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):

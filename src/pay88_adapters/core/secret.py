@@ -95,7 +95,7 @@ def clear_traceback_locals(exc: BaseException, but: BaseException | None = None)
     copies, others = Copies(exc, links), {id(link) for link in (exception_chain(but) if but else ())}
     for link in links[1:]:
         clean = without_locals(link.__traceback__, keep)
-        BaseException.with_traceback(copies.of(link), clean)
+        BaseException.with_traceback(copies.copy_of(link), clean)
         if id(link) not in others:
             BaseException.with_traceback(link, clean)
 

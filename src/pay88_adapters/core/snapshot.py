@@ -134,11 +134,11 @@ def _load(document: Any, earliest: float, latest: float) -> Snapshot:
     )
 
 
-def _token(said: Any, written_at: float) -> Token:
-    access_token, session_id = said["access_token"], said["session_id"]
+def _token(document: Any, written_at: float) -> Token:
+    access_token, session_id = document["access_token"], document["session_id"]
     if not (is_header_value(access_token) and is_header_value(session_id)):
         raise ValueError
-    return Token(access_token, session_id, _seconds(said["expires_in"]), written_at - _seconds(said["age"]))
+    return Token(access_token, session_id, _seconds(document["expires_in"]), written_at - _seconds(document["age"]))
 
 
 def failure_to(failure: Failure) -> dict[str, Any]:
@@ -152,21 +152,21 @@ def failure_to(failure: Failure) -> dict[str, Any]:
     }
 
 
-def failure_from(said: Any) -> Failure:
+def failure_from(document: Any) -> Failure:
     """Deserialize a failure.
 
     Raises:
         ValueError: It is invalid; or :class:`TypeError`, or :class:`LookupError`.
     """
-    status, server_message = said["status"], said["server_message"]
-    if not isinstance(said["message"], str) or not isinstance(server_message, (str, type(None))):
+    status, server_message = document["status"], document["server_message"]
+    if not isinstance(document["message"], str) or not isinstance(server_message, (str, type(None))):
         raise TypeError
     return Failure(
-        _KINDS[said["kind"]],
-        redact(said["message"]),
+        _KINDS[document["kind"]],
+        redact(document["message"]),
         status=None if status is None else int(_seconds(status)),
         server_message=server_message and redact(server_message),
-        retryable=said["retryable"] is True,
+        retryable=document["retryable"] is True,
     )
 
 

@@ -95,16 +95,16 @@ def parse_token_response(
     if reply.status == 200:
         return _read_token(reply.body, requested_at)
     document = _object(_decode(reply.body))
-    said = document.get("message")
-    message = redact(said, credentials.api_key) if isinstance(said, str) and said else None
+    server_text = document.get("message")
+    message = redact(server_text, credentials.api_key) if isinstance(server_text, str) and server_text else None
     kind, what, retryable = _classify_status(reply.status)
-    asked = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
+    retry_in = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
         _describe(reply.status, base_url, credentials.merchant_id, message or "", what),
         status=reply.status,
         server_message=message,
-        retry_after=asked,
+        retry_after=retry_in,
         retryable=retryable,
     )
 

@@ -79,19 +79,19 @@ class TokenBudget:
         reserve = min([policy.forced_reserve, *(each.amount for each in shares if each.get_expiry() == _HOUR)])
         self._reserve = (RateLimitItemPerHour(reserve), *(each for each in shares if each.get_expiry() != _HOUR))
         self._shares = tuple(self._reserve[0] if each.get_expiry() == _HOUR else each for each in shares)
-        self._longest_bar = policy.max_retry_after
+        self._longest_cooldown = policy.max_retry_after
 
     def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
         """Acquire one unit of every limit that applies, or none."""
         windows = self.windows(merchant_id, from_reserve=from_reserve)
-        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_bar, durable=True)
+        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_cooldown, durable=True)
         answer = self._storage.claim(claim)
         reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
         if answer.wait == 0:
             return AcquireResult(True, 0.0, reserve_used, pace=pace)
-        bar = answer.bar
-        if bar is not None and bar.left(self._longest_bar) > 0:
-            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(bar))
+        cooldown = answer.cooldown
+        if cooldown is not None and cooldown.left(self._longest_cooldown) > 0:
+            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(cooldown))
         regular = windows[: len(self._limits)]
         refresh_allowed_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in regular)
         return AcquireResult(False, answer.wait, reserve_used, refresh_allowed_in, pace, self._refusal(answer, regular))
@@ -121,7 +121,7 @@ class TokenBudget:
             StoreError: The storage is unavailable.
         """
         seconds = min(failure.retry_after or 0.0, _DAY)
-        self._storage.bar(self.key(merchant_id), Cooldown(seconds, 0.0, json.dumps(failure_to(failure))))
+        self._storage.start_cooldown(self.key(merchant_id), Cooldown(seconds, 0.0, json.dumps(failure_to(failure))))
 
     def cooldown(self, merchant_id: str) -> tuple[Failure, float] | None:
         """Return the cooldown after a 429, if any: its reason and its remaining seconds.
@@ -129,9 +129,9 @@ class TokenBudget:
         Raises:
             StoreError: The storage is unavailable.
         """
-        bar = self._storage.cooldown(self.key(merchant_id))
-        left = bar.left(self._longest_bar) if bar is not None else 0.0
-        return (_reported(bar), left) if bar is not None and left > 0 else None
+        cooldown = self._storage.cooldown(self.key(merchant_id))
+        left = cooldown.left(self._longest_cooldown) if cooldown is not None else 0.0
+        return (_reported(cooldown), left) if cooldown is not None and left > 0 else None
 
     def windows(self, merchant_id: str, *, from_reserve: bool = True) -> list[Window]:
         """Return the windows in which the merchant's requests count, *from_reserve* or not."""
@@ -169,7 +169,7 @@ class TokenBudget:
         pace = 0.0
         for item, share in zip(self._limits, self._shares, strict=True):
             window = self._strategy.window(item, *names)
-            limit, expiry = self._storage.room(window), window.expiry
+            limit, expiry = self._storage.usable_limit(window), window.expiry
             ages = self._strategy.ages(window)
             pace = max(pace, spread(limit, expiry + _SLACK, ages))
             if item.get_expiry() >= _HOUR:  # a unit that is used early returns only after a long time
@@ -224,9 +224,9 @@ def spread(limit: int, seconds: float, ages: Ages) -> float:
     return max(((seconds - age) / (left + n) for n, age in enumerate(counting, 1) if left + n > 0), default=0.0)
 
 
-def _reported(bar: Cooldown) -> Failure:
+def _reported(cooldown: Cooldown) -> Failure:
     try:
-        reported = failure_from(json.loads(bar.reason))
+        reported = failure_from(json.loads(cooldown.reason))
     except (ValueError, TypeError, LookupError, RecursionError):
         reported = None
     if reported is None or reported.kind is not TokenRateLimited:

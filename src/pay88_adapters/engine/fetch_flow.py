@@ -111,29 +111,30 @@ class _Fetch:
         pause = _MIN_POLL
         while True:
             requested_at = state.now()
-            led: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
-            wait = min(led.lease_remaining, pause * (0.5 + state.settings.random())) if led.lease_remaining else 0.0
-            needed = state.transition(partial(self._led, led, requested_at, wait), self._events)
+            result: LeaseResult = yield StoreOperation(partial(self._fetches.try_acquire_lease, run, self._credentials))
+            remaining = result.lease_remaining
+            wait = min(remaining, pause * (0.5 + state.settings.random())) if remaining else 0.0
+            needed = state.transition(partial(self._on_lease_result, result, requested_at, wait), self._events)
             if needed is not None:
                 return needed
-            if led.record is None:
+            if result.record is None:
                 yield Sleep(wait)
                 sweep()
                 pause = min(2 * pause, _MAX_POLL)
 
-    def _led(
-        self, led: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
+    def _on_lease_result(
+        self, result: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
     ) -> bool | None:
         """Return whether a token request is needed; ``None`` if the store has to be polled again."""
         state, ticket, credentials = self._state, self._run.ticket, self._credentials
-        if led.fencing_token is not None:
+        if result.fencing_token is not None:
             return machine.heartbeat(ticket, now)
-        if led.record is None:
+        if result.record is None:
             return None if machine.heartbeat(ticket, now, pause=wait) else False
-        found = load(led.record.content, led.record.age, requested_at, now, stored=led.record.stored)
+        found = load(result.record.content, result.record.age, requested_at, now, stored=result.record.stored)
         if found is None:
             return None
-        seen = requested_at - led.record.age
+        seen = requested_at - result.record.age
         reserve_used, pace = import_budget(state.settings, credentials, found.budget_entries, now, seen)
         if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=reserve_used, pace=pace):
             return None
@@ -151,16 +152,16 @@ class _Fetch:
         while True:
             if not self._client_is_open():
                 raise ClientClosed("the HTTP client was closed before the token request was sent")
-            if not self._fetches.lasts(run, policy.fetch_timeout):
+            if not self._fetches.lease_lasts(run, policy.fetch_timeout):
                 return True
-            extra = state.transition(self._next_is_extra, self._events)
-            if extra is None:
+            from_reserve = state.transition(self._uses_reserve, self._events)
+            if from_reserve is None:
                 return False
             requested_at = state.now()
             grant: AcquireResult = yield StoreOperation(
-                partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=extra)
+                partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=from_reserve)
             )
-            if not state.transition(partial(self._granted, grant, extra), self._events):
+            if not state.transition(partial(self._granted, grant, from_reserve), self._events):
                 return False
             sent_at = state.now()  # the last reading of the clock before the request is sent
             age = sent_at - requested_at
@@ -180,15 +181,15 @@ class _Fetch:
                 return False
             yield Sleep(pause)
 
-    def _next_is_extra(self, machine: TokenMachine, now: float) -> bool | None:
+    def _uses_reserve(self, machine: TokenMachine, now: float) -> bool | None:
         ticket = self._run.ticket
         return None if machine.stopped(ticket, now) else machine.uses_reserve(ticket, now)
 
-    def _granted(self, grant: AcquireResult, extra: bool, machine: TokenMachine, now: float) -> bool:
+    def _granted(self, grant: AcquireResult, from_reserve: bool, machine: TokenMachine, now: float) -> bool:
         state = self._state
         if not grant.granted:
             state.queue_event(BudgetExhausted, grant.retry_in)
-        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=extra)
+        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=from_reserve)
         if sent:
             state.counters.token_requests += 1
         elif not grant.granted:

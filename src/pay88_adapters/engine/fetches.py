@@ -34,7 +34,7 @@ class Lease(NamedTuple):
     key: str
     """Key of the record."""
     fencing_token: int
-    led_at: float
+    acquired_at: float
     """When the store granted it, in seconds on the manager's clock."""
     until: float
     """When it expires at the earliest, in seconds on the manager's clock."""
@@ -161,18 +161,18 @@ class Fetches:
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
                 run.worker.interrupt(Overdue)
 
-    def stuck(self, patience: float) -> Failure | None:
+    def stuck(self, timeout: float) -> Failure | None:
         """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
 
         Args:
-            patience: Real seconds that the interrupted thread gets to end.
+            timeout: Real seconds that the interrupted thread gets to end.
         """
         for run in list(self._runs):
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
             worker.interrupt(Overdue)
-            worker.join(patience)
+            worker.join(timeout)
             if worker.is_alive() and run.doing:
                 worker.finishes = False
                 return Failure(
@@ -225,19 +225,21 @@ class Fetches:
         seen, version = self._seen
         asked_at = state.now()
         owner = f"{fork_id()}-{self._number}"
-        known = version if seen == key else 0
-        led = state.settings.store_client.try_acquire_lease(key, owner=owner, known=known, lease=lease)
-        if led.record is not None:
-            self._seen = key, led.record.version
-        if led.fencing_token:
-            run.lease = Lease(credentials, key, led.fencing_token, state.now(), asked_at + lease)
+        known_version = version if seen == key else 0
+        result = state.settings.store_client.try_acquire_lease(
+            key, owner=owner, known_version=known_version, lease=lease
+        )
+        if result.record is not None:
+            self._seen = key, result.record.version
+        if result.fencing_token:
+            run.lease = Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)
             if run not in self._leased:
                 self._leased.append(run)
             if run not in self._runs:  # the fetch has ended in the meantime
                 self.publish(run)
-        return led
+        return result
 
-    def lasts(self, run: FetchRun, seconds: float) -> bool:
+    def lease_lasts(self, run: FetchRun, seconds: float) -> bool:
         """Whether the lease of *run*, if any, lasts for *seconds* more."""
         lease = run.lease
         return lease is None or self.state.now() + seconds <= lease.until
@@ -252,9 +254,9 @@ class Fetches:
         assert lease is not None
         state, key = self.state, lease.key
         snapshot, now = state.snapshot(lease.credentials)
-        content, keep = snapshot.dump(now), snapshot.ttl(now)
+        content, ttl = snapshot.dump(now), snapshot.ttl(now)
         if state.settings.store_client.publish(
-            key, fencing_token=lease.fencing_token, content=content, keep=keep, after=now - lease.led_at
+            key, fencing_token=lease.fencing_token, content=content, ttl=ttl, write_delay=now - lease.acquired_at
         ):
             self._seen = key, lease.fencing_token
 

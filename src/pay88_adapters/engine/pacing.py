@@ -127,13 +127,13 @@ class Pacing:
         """Record that it is unknown whether a unit was consumed. Needs no lock."""
         self._permits.discard(permit)
 
-    def _full_for(self, group: str, under_way: int, now: float) -> float:
+    def _full_for(self, group: str, in_progress: int, now: float) -> float:
         """Return the seconds until one more attempt fits, if all attempts in progress were sent only now."""
         ended, full_for = self._ended.setdefault(group, []), 0.0
         for item in CALL_LIMITS:
             seconds = self._strategy.expiry(item)
             first = bisect_right(ended, now - seconds)  # of the counted attempts
-            too_many = under_way + len(ended) - first - item.amount
+            too_many = in_progress + len(ended) - first - item.amount
             if too_many >= 0:
                 last = first + too_many  # the last attempt that has to leave the window
                 full_for = max(full_for, ended[last] + seconds - now if last < len(ended) else seconds)
@@ -147,8 +147,8 @@ class Pacing:
         """
         if group not in RATE_LIMITED_GROUPS:
             return
-        asked = parse_retry_after(headers, wall) if status == _TOO_MANY else None
-        reported = (0, asked) if asked is not None and asked > 0 else parse_rate_limit(headers, wall)
+        retry_after = parse_retry_after(headers, wall) if status == _TOO_MANY else None
+        reported = (0, retry_after) if retry_after is not None and retry_after > 0 else parse_rate_limit(headers, wall)
         if reported is None or reported[1] <= 0:
             return
         remaining, until = reported[0], now + min(reported[1], _LONGEST)

@@ -36,7 +36,7 @@ def check_token_request(request: TokenRequest) -> None:
         (_ATTACHED, {}),
     ]
     if _would_record(request.method, request.url, exchanges, (headers["x-api-key"], _ACCESS_TOKEN, _SESSION_ID)):
-        raise _refused("token request")
+        raise _recording_error("token request")
 
 
 def check_call(method: str, url: str) -> None:
@@ -46,10 +46,10 @@ def check_call(method: str, url: str) -> None:
         ConfigurationError: It would record a secret.
     """
     if _would_record(method, url, [(_ATTACHED, {})], (_ACCESS_TOKEN, _SESSION_ID)):
-        raise _refused("request")
+        raise _recording_error("request")
 
 
-def _refused(what: str) -> ConfigurationError:
+def _recording_error(what: str) -> ConfigurationError:
     return ConfigurationError(
         f"{what} not sent: the open vcrpy cassette would record secrets; open it with"
         " **pay88_adapters.testing.vcr_config()"

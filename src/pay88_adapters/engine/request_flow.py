@@ -154,10 +154,10 @@ def _pause(
     if not call.replayable() or (limits is not None and limits.is_open(group_of(route))):
         return None
 
-    asked = parse_retry_after(headers, settings.clock.wall())
+    retry_after = parse_retry_after(headers, settings.clock.wall())
 
     def next_pause(_: object, now: float) -> float | None:
-        pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=asked)
+        pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=retry_after)
         if pause is not None:
             state.counters.retried += 1
             status = None if isinstance(outcome, ConnectionFailure) else outcome

@@ -62,7 +62,7 @@ class RequestLimits:
         if breaker is None:
             return None
         if status is None or status >= _SERVER_ERROR:
-            again = breaker.is_open
+            reopened = breaker.is_open
             opened = breaker.failed(permit, now)
-            return (BreakerOpened, (group, breaker.policy.open_for, again)) if opened else None
+            return (BreakerOpened, (group, breaker.policy.open_for, reopened)) if opened else None
         return (BreakerClosed, (group,)) if breaker.succeeded(permit) else None

@@ -30,8 +30,8 @@ def import_budget(
 ) -> tuple[float, float]:
     """Add the entries that another manager had at the instant *seen*; return the used reserve and the pace."""
     known, budget = settings.store_client.budget, settings.budget
-    for key, keep in budget.keys(credentials.merchant_id).items():
+    for key, ttl in budget.keys(credentials.merchant_id).items():
         if key in entries:
-            known.learn(key, [Entry(name, max(now - at, 0.0)) for name, at in entries[key].items()], keep, seen)
-            known.miss(key, entries[key])
+            known.import_history(key, [Entry(name, max(now - at, 0.0)) for name, at in entries[key].items()], ttl, seen)
+            known.mark_missing(key, entries[key])
     return budget.reserve_used(credentials.merchant_id), budget.pace(credentials.merchant_id)

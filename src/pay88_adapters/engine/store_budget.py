@@ -17,7 +17,7 @@ from .store_share import Share
 
 _FLUSH_BATCH = 20  # histories that one operation sends to the store
 _OTHERS = "#"  # in the ids of entries that stand for the unreported units of others
-_TOLD_OF_CALLS = 200  # entries of a history that need not be complete
+_MAX_CALL_ENTRIES = 200  # entries of a history that need not be complete
 _NEVER = float("-inf")
 _Limits = tuple[tuple[int, float], ...]  # units, and the seconds that each counts
 
@@ -38,10 +38,11 @@ class StoreBudget(MemoryStorage):
 
     def __init__(self, link: Link, fallback: Link | None, share: Share, clock: Clock) -> None:
         self._link, self._fallback, self._share = link, fallback, share
-        self._alone = MemoryStorage(clock.now)  # units acquired in degraded mode, and those that they stand for
+        # Units acquired in degraded mode, and those that they stand for.
+        self._degraded_entries = MemoryStorage(clock.now)
         self._unreported: Mapping[str, Mapping[str, float]] = {}  # acquisitions that the store has not seen
         self._unreported_cooldowns: Set[str] = frozenset()
-        self._seen: dict[str, float] = {}  # until when the history of a key is complete
+        self._complete_until: dict[str, float] = {}  # until when the history of a key is complete
         # By key, and all alike are one object: nearly all merchants have the same.
         self._limits: dict[str, _Limits] = {}
         self._known_limits: dict[_Limits, _Limits] = {}
@@ -51,7 +52,7 @@ class StoreBudget(MemoryStorage):
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._alone.after_fork()
+        self._degraded_entries.after_fork()
         self._unreported = {}  # the parent reports them
 
     def claim(self, claim: Claim) -> ClaimResult:
@@ -64,9 +65,9 @@ class StoreBudget(MemoryStorage):
         def operation(store: Store) -> ClaimResult:
             self.flush(store)
             for key in keys:
-                bar = self.cooldown(key)
-                if bar is not None:  # the store may have lost it
-                    store.budget.bar(key, bar)
+                cooldown = self.cooldown(key)
+                if cooldown is not None:  # the store may have lost it
+                    store.budget.start_cooldown(key, cooldown)
             known = {key: self.known(key) for key in keys} if claim.durable else claim.known
             windows[:] = (self._kept_free(window) for window in claim.windows)
             return store.budget.claim(claim._replace(windows=windows, known=known))
@@ -74,16 +75,16 @@ class StoreBudget(MemoryStorage):
         asked_at = self._now()
         answer = self._link.attempt(operation)
         if answer is None:
-            return self._claim_alone(claim, keys)
+            return self._claim_degraded(claim, keys)
         for key, history in answer.histories.items():
-            self.learn(key, history, _keep(claim, key), asked_at)
-        if answer.bar is not None:
-            super().bar(next(iter(keys)), answer.bar)
+            self.import_history(key, history, _ttl(claim, key), asked_at)
+        if answer.cooldown is not None:
+            super().start_cooldown(next(iter(keys)), answer.cooldown)
         elif answer.wait and windows != list(claim.windows):
-            alone = self._claim_alone(claim, keys)  # its own share is free in any case
-            if not alone.wait:
+            degraded = self._claim_degraded(claim, keys)  # its own share is free in any case
+            if not degraded.wait:
                 self._link.attempt(self.flush)
-                return alone
+                return degraded
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL), reason=why)
         return answer
@@ -105,11 +106,11 @@ class StoreBudget(MemoryStorage):
         since = link.restored_at - window.expiry
         instants = [at for at in earlier.values() if at >= since]
         taken = 0.0
-        for at, part in self._share.silent(link):
-            alone = link.outages_after(at)
-            unseen = max(alone[0][0] - max(at, since), 0.0) * self._rate(key)  # which that process counts as used
+        for at, part in self._share.unreported_members(link):
+            outages = link.outages_after(at)
+            unseen = max(outages[0][0] - max(at, since), 0.0) * self._rate(key)  # which that process counts as used
             left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
-            taken += part * min(left, sum(self._most(key, until - since) for since, until in alone))
+            taken += part * min(left, sum(self._most(key, until - since) for since, until in outages))
         return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
 
     def _rate(self, key: str) -> float:
@@ -121,17 +122,17 @@ class StoreBudget(MemoryStorage):
         limits = self._limits.get(key, ())
         return min((limit * (seconds // expiry + 1) for limit, expiry in limits), default=math.inf)
 
-    def learn(self, key: str, history: History, keep: float, seen: float) -> None:
-        """Merge the history of *key*, complete until the instant *seen*."""
-        super().merge(key, history, keep)
-        self._seen[key] = max(seen, self._seen.get(key, _NEVER))
+    def import_history(self, key: str, history: History, ttl: float, complete_until: float) -> None:
+        """Merge the history of *key*, complete until the instant *complete_until*."""
+        super().merge(key, history, ttl)
+        self._complete_until[key] = max(complete_until, self._complete_until.get(key, _NEVER))
 
-    def bar(self, key: str, bar: Cooldown) -> None:
-        super().bar(key, bar)
-        if not self._link.attempt(lambda store: store.budget.bar(key, bar) is None):
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
+        super().start_cooldown(key, cooldown)
+        if not self._link.attempt(lambda store: store.budget.start_cooldown(key, cooldown) is None):
             self._unreported_cooldowns = {*self._unreported_cooldowns, key}
             if self._fallback is not None:
-                self._fallback.attempt(lambda store: store.budget.bar(key, bar))
+                self._fallback.attempt(lambda store: store.budget.start_cooldown(key, cooldown))
 
     def known(self, key: str) -> History:
         """Return the known history of *key*."""
@@ -143,10 +144,10 @@ class StoreBudget(MemoryStorage):
         if not self._link.failing:
             return known
         ids = {entry.id for entry in known}
-        others = [entry for entry in self._alone.history(key) if entry.id not in ids]
+        others = [entry for entry in self._degraded_entries.history(key) if entry.id not in ids]
         return sorted([*known, *others], key=lambda entry: -entry.age)
 
-    def room(self, window: Window) -> int:
+    def usable_limit(self, window: Window) -> int:
         return window.limit if self._link.failing else self._kept_free(window).limit
 
     def ages(self, window: Window) -> Ages:
@@ -155,22 +156,24 @@ class StoreBudget(MemoryStorage):
 
     # --- degraded mode
 
-    def _claim_alone(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
-        bar = max((bar for key in keys if (bar := self.cooldown(key))), key=Cooldown.left, default=None)
-        if bar is not None and bar.left(claim.longest_cooldown) > 0:
-            return ClaimResult(bar.left(claim.longest_cooldown), {key: self.history(key) for key in keys}, bar)
+    def _claim_degraded(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
+        cooldowns = (each for key in keys if (each := self.cooldown(key)))
+        cooldown = max(cooldowns, key=Cooldown.left, default=None)
+        left = cooldown.left(claim.longest_cooldown) if cooldown is not None else 0.0
+        if left > 0:
+            return ClaimResult(left, {key: self.history(key) for key in keys}, cooldown)
         answer = self._in_fallback(claim, keys)
         if answer is None:
             # A process that cannot use the file that it should share can only guess how many others cannot.
             spread = 1 if self._fallback is None else AT_FIRST
             parts = spread * self._share.parts(self._link.failing_since)
-            answer = self._take(self._alone, claim, keys, parts)
+            answer = self._claim_share(self._degraded_entries, claim, keys, parts)
         if answer.wait:
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may recover earlier
         now = self._now()
         with self._lock:
             for key in keys:
-                super().merge(key, [Entry(name, 0.0) for name in claim.ids], _keep(claim, key))
+                super().merge(key, [Entry(name, 0.0) for name in claim.ids], _ttl(claim, key))
                 self._unreported = {
                     **self._unreported,
                     key: {**self._unreported.get(key, {}), **dict.fromkeys(claim.ids, now)},
@@ -182,17 +185,17 @@ class StoreBudget(MemoryStorage):
         if link is None:
             return None
         parts = self._share.parts(self._link.failing_since)
-        answer = link.attempt(lambda store: self._take(store.budget, claim, keys, parts))
+        answer = link.attempt(lambda store: self._claim_share(store.budget, claim, keys, parts))
         for key, history in answer.histories.items() if answer is not None else ():
-            self._alone.merge(key, history, _keep(claim, key))
-            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _keep(claim, key))
+            self._degraded_entries.merge(key, history, _ttl(claim, key))
+            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(claim, key))
         return answer
 
-    def _take(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
+    def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
         if not self._share.is_firm:
             parts = min(parts, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, parts) for window in claim.windows]
-        known = {key: self.known(key)[-_TOLD_OF_CALLS * (not claim.durable) :] for key in keys}
+        known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not claim.durable) :] for key in keys}
         ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(parts, 1))]
         if parts and all(len(ids) <= window.limit for window in windows):
             answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
@@ -208,10 +211,10 @@ class StoreBudget(MemoryStorage):
 
     def _unseen(self, window: Window) -> int:
         """Return how many unseen units of others, from before the store failed, count in *window* now."""
-        if not self._share.was_told:
+        if not self._share.is_assigned:
             return 0
         until = self._link.failing_since
-        since = max(self._seen.get(window.key, _NEVER), self._now() - window.expiry)
+        since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
     def _refusal(self, claim: Claim, parts: int) -> str:
@@ -233,24 +236,24 @@ class StoreBudget(MemoryStorage):
             StoreError: The store is unavailable. Units that it may have missed are sent with the next operation.
         """
         for key in list(self._unreported_cooldowns)[:_FLUSH_BATCH]:
-            bar = self.cooldown(key)
-            if bar is not None:
-                store.budget.bar(key, bar)
+            cooldown = self.cooldown(key)
+            if cooldown is not None:
+                store.budget.start_cooldown(key, cooldown)
             self._unreported_cooldowns = self._unreported_cooldowns - {key}
         for key, entries in list(self._unreported.items())[:_FLUSH_BATCH]:
-            now, keep = self._now(), self._kept(key).keep
-            live = [Entry(name, now - at) for name, at in entries.items() if now - at <= keep]
+            now, ttl = self._now(), self._kept(key).ttl
+            live = [Entry(name, now - at) for name, at in entries.items() if now - at <= ttl]
             if live:
-                store.budget.merge(key, live, keep)
+                store.budget.merge(key, live, ttl)
             with self._lock:
                 left = {name: at for name, at in self._unreported.get(key, {}).items() if name not in entries}
                 others = {each: unreported for each, unreported in self._unreported.items() if each != key}
                 self._unreported = {**others, key: left} if left else others
 
     def holds_entries(self) -> bool:
-        return bool(self._unreported) or self._alone.holds_entries() or super().holds_entries()
+        return bool(self._unreported) or self._degraded_entries.holds_entries() or super().holds_entries()
 
-    def miss(self, key: str, ids: Iterable[str]) -> None:
+    def mark_missing(self, key: str, ids: Iterable[str]) -> None:
         """Record that another process has only seen the entries *ids* of the history of *key*."""
         there, now = set(ids), self._now()
         lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
@@ -259,5 +262,5 @@ class StoreBudget(MemoryStorage):
                 self._unreported = {**self._unreported, key: {**lost, **self._unreported.get(key, {})}}
 
 
-def _keep(claim: Claim, key: str) -> float:
+def _ttl(claim: Claim, key: str) -> float:
     return max(window.expiry for window in claim.windows if window.key == key)

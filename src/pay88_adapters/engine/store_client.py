@@ -78,7 +78,7 @@ class StoreClient:
         """Whether no manager uses this, and no entry of its budget counts any longer."""
         return not self._budgets and not self.budget.holds_entries()
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """Do the same as :meth:`Store.try_acquire_lease`. In degraded mode, use the fallback store, or grant no lease.
 
         Fencing tokens and versions of the fallback store are negative here.
@@ -87,19 +87,23 @@ class StoreClient:
         def operation(store: Store) -> LeaseResult:
             self.budget.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
-            led = store.try_acquire_lease(key, owner=f"{self.member}/{owner}", known=max(known, 0), lease=lease)
-            self.share.told(led, asked_at, self.link)
-            return led
-
-        led = self.link.attempt(operation)
-        if led is None and self.fallback is not None:
-            led = self.fallback.attempt(
-                lambda store: store.try_acquire_lease(key, owner=owner, known=max(-known, 0), lease=lease)
+            result = store.try_acquire_lease(
+                key, owner=f"{self.member}/{owner}", known_version=max(known_version, 0), lease=lease
             )
-            led = led and _mirrored(led)
-        return led or LeaseResult(fencing_token=NO_LEASE)
+            self.share.record_lease_result(result, asked_at, self.link)
+            return result
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
+        result = self.link.attempt(operation)
+        if result is None and self.fallback is not None:
+            result = self.fallback.attempt(
+                lambda store: store.try_acquire_lease(
+                    key, owner=owner, known_version=max(-known_version, 0), lease=lease
+                )
+            )
+            result = result and _mirrored(result)
+        return result or LeaseResult(fencing_token=NO_LEASE)
+
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float) -> bool:
         """Do the same as :meth:`Store.publish`; nothing without a lease, or in degraded mode."""
         link = self.link if fencing_token > NO_LEASE else self.fallback
         if fencing_token == NO_LEASE or link is None:
@@ -107,16 +111,16 @@ class StoreClient:
         return bool(
             link.attempt(
                 lambda store: store.publish(
-                    key, fencing_token=abs(fencing_token), content=content, keep=keep, after=after
+                    key, fencing_token=abs(fencing_token), content=content, ttl=ttl, write_delay=write_delay
                 )
             )
         )
 
 
-def _mirrored(led: LeaseResult) -> LeaseResult:
-    record = led.record
-    return led._replace(
-        fencing_token=None if led.fencing_token is None else -led.fencing_token,
+def _mirrored(result: LeaseResult) -> LeaseResult:
+    record = result.record
+    return result._replace(
+        fencing_token=None if result.fencing_token is None else -result.fencing_token,
         record=None if record is None else type(record)(-record.version, record.content, record.age, record.stored),
     )
 

@@ -86,13 +86,13 @@ class Link:
     def _enter_degraded(self, problem: str) -> None:
         with self._lock:  # one warning for all managers of a process
             self._failed_at = now = self._clock.now()
-            news = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
+            warn = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
             if not self.failing:
                 self.failing_since = now
             self.failing = True
-            if news:
+            if warn:
                 self._warned_at, self._warned = now, True
-        if news:
+        if warn:
             _log.warning(
                 "store unavailable (%s): degraded mode, with a share of the token budget for this process", problem
             )

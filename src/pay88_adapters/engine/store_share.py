@@ -25,14 +25,14 @@ class Share:
     def __init__(self, clock: Clock, part: float | None) -> None:
         self._clock = clock
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
-        self._told: tuple[int, float] | None = None  # one part in how many, and when the store assigned it
-        self._before: tuple[int, float] | None = None  # the same before the last failure of the store
+        self._assigned: tuple[int, float] | None = None  # one part in how many, and when the store assigned it
+        self._assigned_before: tuple[int, float] | None = None  # the same before the last failure of the store
         self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its parts
 
     @property
     def is_firm(self) -> bool:
         """Whether the store assigned it: if not, it is a guess."""
-        return self._by_hand is None and self._told is not None
+        return self._by_hand is None and self._assigned is not None
 
     @property
     def is_set(self) -> bool:
@@ -40,32 +40,32 @@ class Share:
         return self._by_hand is not None
 
     @property
-    def was_told(self) -> bool:
+    def is_assigned(self) -> bool:
         """Whether the store has ever been reached."""
-        return self._told is not None
+        return self._assigned is not None
 
-    def told(self, led: LeaseResult, asked_at: float, link: Link) -> None:
+    def record_lease_result(self, result: LeaseResult, asked_at: float, link: Link) -> None:
         """Record the share that the store assigned."""
         if link.failing:
-            self._before = self._told
-        asked = {each.name: (asked_at - each.age, each.parts) for each in led.others if each.parts}
+            self._assigned_before = self._assigned
+        reported = {each.name: (asked_at - each.age, each.parts) for each in result.others if each.parts}
         # A member that disappeared when the store failed may have used its share since, even if the store has lost it.
         since = asked_at - (HORIZON if link.is_steady else _DAY)
-        self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **asked}
-        parts = max(led.parts, len(self._others) + 1) if led.parts and not link.is_steady else led.parts
-        self._told = parts, asked_at
+        self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **reported}
+        parts = max(result.parts, len(self._others) + 1) if result.parts and not link.is_steady else result.parts
+        self._assigned = parts, asked_at
 
-    def silent(self, link: Link) -> list[tuple[float, float]]:
+    def unreported_members(self, link: Link) -> list[tuple[float, float]]:
         """Return the parts of members without a lease attempt since the store recovered, and since when."""
         others = [each for each in self._others.values() if each[0] < link.restored_at]
-        silent = [(at, self._left(parts, link.outages_after(at)[0][0] - at)) for at, parts in others]
-        if self._before is not None and self._clock.now() < link.restored_at + LIFETIME:
+        unreported = [(at, self._left(parts, link.outages_after(at)[0][0] - at)) for at, parts in others]
+        if self._assigned_before is not None and self._clock.now() < link.restored_at + LIFETIME:
             # The rest of the whole may have been assigned to others since; a member that sends requests attempts a
             # lease by then.
-            parts, asked_at = self._before
-            told = sum(1 / parts for _, parts in self._others.values())
-            silent.append((asked_at, max(1 - (1 / parts if parts else 0) - told, 0.0)))
-        return silent
+            parts, asked_at = self._assigned_before
+            assigned = sum(1 / parts for _, parts in self._others.values())
+            unreported.append((asked_at, max(1 - (1 / parts if parts else 0) - assigned, 0.0)))
+        return unreported
 
     def _left(self, parts: int, age: float) -> float:
         return 1 / parts if self.is_set else part_left(parts, age)
@@ -74,18 +74,18 @@ class Share:
         """Return one part in how many the share is, if the store has failed since then; 0 for none."""
         if self._by_hand is not None:
             return self._by_hand
-        if self._told is None:
+        if self._assigned is None:
             return AT_FIRST
-        told, asked_at = self._told
-        return shrunk(told, failing_since - asked_at)
+        parts, asked_at = self._assigned
+        return shrunk(parts, failing_since - asked_at)
 
     def split(self) -> None:
         """Keep half of the share: another process continues with the other half."""
-        if self._told is not None:
-            told, asked_at = self._told
-            self._told = 2 * told, asked_at
+        if self._assigned is not None:
+            parts, asked_at = self._assigned
+            self._assigned = 2 * parts, asked_at
 
     def lose(self) -> None:
         """Continue without a share, until the store assigns one."""
-        if self._told is not None:
-            self._told = 0, self._told[1]
+        if self._assigned is not None:
+            self._assigned = 0, self._assigned[1]

@@ -43,7 +43,7 @@ from .token_flow import TokenAcquisition, WaitBudget
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = "threads"
-_STUCK_PATIENCE = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
+_STUCK_TIMEOUT = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
 
 
 class SyncRunner(Runner):
@@ -178,7 +178,7 @@ class SyncRunner(Runner):
         """
         fetches = self.fetches
         run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
-        stuck = fetches.stuck(_STUCK_PATIENCE if caller is None else 0.0)
+        stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
             return run
@@ -217,8 +217,8 @@ class SyncRunner(Runner):
             while True:
                 match flow.send(answer):
                     case LoadCredentials():
-                        asked = self._hangs(run, "credentials provider", partial(self._load_credentials, caller))
-                        answer = no_credentials(asked) if isinstance(asked, Overdue) else asked
+                        loaded = self._hangs(run, "credentials provider", partial(self._load_credentials, caller))
+                        answer = no_credentials(loaded) if isinstance(loaded, Overdue) else loaded
                     case SendTokenRequest(request):
                         answer = self._hangs(run, "token request", partial(_post, sender, request))
                     case effect:

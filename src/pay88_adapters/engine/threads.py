@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pay88_adapters.stores.realtime import monotonic
 
-_EXIT_PATIENCE = 2.0  # real seconds that the exiting process waits for threads with a result for others
+_EXIT_TIMEOUT = 2.0  # real seconds that the exiting process waits for threads with a result for others
 
 _workers: dict[Worker, None] = {}  # the running ones
 
@@ -100,7 +100,7 @@ def forget_finisher(key: int) -> None:
 @atexit.register
 def _at_exit() -> None:
     _exiting.set()
-    until = monotonic() + _EXIT_PATIENCE
+    until = monotonic() + _EXIT_TIMEOUT
     for worker in list(_workers):
         if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
             worker.join(max(until - monotonic(), 0.0))

@@ -73,13 +73,13 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """
 
     @abstractmethod
-    def merge(self, key: str, entries: History, keep: float) -> None:
+    def merge(self, key: str, entries: History, ttl: float) -> None:
         """Add missing entries of other managers, within the limits or not.
 
         Args:
             key: Key of the history.
             entries: Entries to add.
-            keep: Seconds for which they are needed.
+            ttl: Seconds for which they are needed.
 
         Raises:
             StoreError: The store is unavailable.
@@ -94,7 +94,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         """
 
     @abstractmethod
-    def bar(self, key: str, bar: Cooldown) -> None:
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         """Start a cooldown for *key*, unless the current one lasts longer. Nothing is granted before it ends.
 
         Raises:
@@ -118,7 +118,7 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
         answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
         return WindowsResult(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
 
-    def room(self, window: Window) -> int:
+    def usable_limit(self, window: Window) -> int:
         """Return how many entries *window* may hold at present: its limit, unless some are set aside."""
         return window.limit
 
@@ -245,14 +245,14 @@ class Store(Protocol):
         """Continue in a forked child, without the threads, locks and connections of the parent."""
         ...
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """Try to acquire the refresh lease of *key*.
 
         Args:
             key: Key of the record.
             owner: The caller. Its own lease is granted again, with a new fencing token. The part before a slash is the
                 member that the owner belongs to: see :mod:`.members`.
-            known: The version that the owner knows, 0 for none. If the store has another one, that is the result.
+            known_version: The version that the owner knows, 0 for none. If the store has another one, it is the result.
             lease: Duration of the lease in seconds.
 
         Raises:
@@ -260,7 +260,7 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         """Replace the record and release the lease, unless there is a newer fencing token.
 
         Args:
@@ -268,9 +268,9 @@ class Store(Protocol):
             fencing_token: From :meth:`try_acquire_lease`; becomes the record's version. A token that the store has not
                 issued, because it was emptied since, publishes nothing.
             content: The record.
-            keep: Seconds after which the record may be deleted. The fencing token is kept for at least a day longer.
-            after: Seconds from the return of :meth:`try_acquire_lease` to the writing of the content. The age of the
-                record counts from then, however long the operation takes.
+            ttl: Seconds after which the record may be deleted. The fencing token is kept for at least a day longer.
+            write_delay: Seconds from the return of :meth:`try_acquire_lease` to the writing of the content. The age of
+                the record counts from then, however long the operation takes.
 
         Returns:
             Whether it was published.

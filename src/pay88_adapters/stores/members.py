@@ -58,12 +58,12 @@ def parts(others: Sequence[Member], before: Member | None) -> int:
     return max(least, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
 
 
-def part_left(told: int, age: float) -> float:
-    """Return the rest of one part in *told*, *age* seconds after the lease attempt of the member."""
-    return max(1 - max(age - GRACE, 0.0) / (HORIZON - GRACE), 0.0) / told if told else 0.0
+def part_left(assigned: int, age: float) -> float:
+    """Return the rest of one part in *assigned*, *age* seconds after the lease attempt of the member."""
+    return max(1 - max(age - GRACE, 0.0) / (HORIZON - GRACE), 0.0) / assigned if assigned else 0.0
 
 
-def shrunk(told: int, age: float) -> int:
+def shrunk(assigned: int, age: float) -> int:
     """Return that rest as one part in how many, *age* seconds after the lease attempt; 0 for none."""
-    left = part_left(told, age)
+    left = part_left(assigned, age)
     return math.ceil(1 / left - _NEAR) if left > 0 else 0

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.core.history import (
-    LEAST_KEEP,
+    MIN_TTL,
     Claim,
     ClaimResult,
     Cooldown,
@@ -26,26 +26,26 @@ from .members import HORIZON, MOST_MEMBERS, member_of, parts
 from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
-_AGAIN = 0.01  # seconds
+_REENTRY_WAIT = 0.01  # seconds
 
 
 class _Kept(NamedTuple):
     """One history. It is never changed, only replaced, so that reading needs no lock."""
 
-    keep: float = LEAST_KEEP
+    ttl: float = MIN_TTL
     entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
 
     def live(self, now: float) -> tuple[tuple[float, str], ...]:
-        return self.entries[bisect_left(self.entries, (now - self.keep, "")) :]
+        return self.entries[bisect_left(self.entries, (now - self.ttl, "")) :]
 
-    def with_(self, new: Iterable[tuple[float, str]], keep: float, now: float) -> _Kept:
-        kept = _Kept(max(self.keep, keep), self.entries)
+    def with_(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _Kept:
+        kept = _Kept(max(self.ttl, ttl), self.entries)
         live = kept.live(now)
         there = {name for _, name in live}
-        added = {name: at for at, name in new if name not in there and now - at <= kept.keep}
+        added = {name: at for at, name in new if name not in there and now - at <= kept.ttl}
         if added:
             live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
-        return _Kept(kept.keep, live)
+        return _Kept(kept.ttl, live)
 
     def history(self, now: float) -> History:
         return Past(self.live(now), now)
@@ -72,7 +72,7 @@ class MemoryStorage(BudgetStorage):
         self._now = now
         self._lock = threading.RLock()
         self._histories: dict[str, _Kept] = {}
-        self._bars: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
+        self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = float("-inf")
 
     def after_fork(self) -> None:
@@ -81,24 +81,24 @@ class MemoryStorage(BudgetStorage):
 
     def claim(self, claim: Claim) -> ClaimResult:
         if cast("Any", self._lock)._is_owned():  # a signal handler or a finalizer, in the middle of another claim
-            return ClaimResult(_AGAIN, {window.key: self.history(window.key) for window in claim.windows})
+            return ClaimResult(_REENTRY_WAIT, {window.key: self.history(window.key) for window in claim.windows})
         with self._lock:
             now = self._now()
             keys = dict.fromkeys(window.key for window in claim.windows)
-            keep = max(window.expiry for window in claim.windows)
-            kept = {key: self._kept(key).with_(instants(claim.known.get(key, ()), now), keep, now) for key in keys}
-            bar = self._longest_bar(keys, now)
-            wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, bar)
+            ttl = max(window.expiry for window in claim.windows)
+            kept = {key: self._kept(key).with_(instants(claim.known.get(key, ()), now), ttl, now) for key in keys}
+            cooldown = self._longest_cooldown(keys, now)
+            wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, cooldown)
             if wait == 0:
-                kept = {key: each.with_([(now, name) for name in claim.ids], keep, now) for key, each in kept.items()}
+                kept = {key: each.with_([(now, name) for name in claim.ids], ttl, now) for key, each in kept.items()}
             self._histories.update(kept)  # one step, whatever interrupts it
             self._sweep(now)
-            return ClaimResult(wait, {key: each.history(now) for key, each in kept.items()}, bar)
+            return ClaimResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
+    def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._kept(key).with_(instants(entries, now), keep, now)
+            self._histories[key] = self._kept(key).with_(instants(entries, now), ttl, now)
             self._sweep(now)
 
     def holds_entries(self) -> bool:
@@ -109,22 +109,24 @@ class MemoryStorage(BudgetStorage):
     def history(self, key: str) -> History:
         return self._kept(key).history(self._now())
 
-    def bar(self, key: str, bar: Cooldown) -> None:
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         with self._lock:
             there, now = self.cooldown(key), self._now()
-            if there is None or there.left() < bar.left():
-                self._bars[key] = (now - bar.age, bar.seconds, bar.reason)
+            if there is None or there.left() < cooldown.left():
+                self._cooldowns[key] = (now - cooldown.age, cooldown.seconds, cooldown.reason)
 
     def cooldown(self, key: str) -> Cooldown | None:
-        return self._longest_bar([key], self._now())
+        return self._longest_cooldown([key], self._now())
 
-    def _longest_bar(self, keys: Iterable[str], now: float) -> Cooldown | None:
-        bars = [Cooldown(seconds, now - since, why) for key in keys for since, seconds, why in self._bars_of(key)]
-        return max((bar for bar in bars if bar.left() > 0), key=Cooldown.left, default=None)
+    def _longest_cooldown(self, keys: Iterable[str], now: float) -> Cooldown | None:
+        cooldowns = [
+            Cooldown(seconds, now - since, why) for key in keys for since, seconds, why in self._cooldowns_of(key)
+        ]
+        return max((each for each in cooldowns if each.left() > 0), key=Cooldown.left, default=None)
 
-    def _bars_of(self, key: str) -> list[tuple[float, float, str]]:
-        bar = self._bars.get(key)
-        return [] if bar is None else [bar]
+    def _cooldowns_of(self, key: str) -> list[tuple[float, float, str]]:
+        cooldown = self._cooldowns.get(key)
+        return [] if cooldown is None else [cooldown]
 
     def _kept(self, key: str) -> _Kept:
         return self._histories.get(key, _NONE)
@@ -136,9 +138,9 @@ class MemoryStorage(BudgetStorage):
         for key, kept in list(self._histories.items()):
             if not kept.live(now):
                 self._histories.pop(key, None)
-        for key, (since, seconds, _) in list(self._bars.items()):
+        for key, (since, seconds, _) in list(self._cooldowns.items()):
             if now > since + seconds:
-                self._bars.pop(key, None)
+                self._cooldowns.pop(key, None)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         now = self._now()
@@ -149,12 +151,12 @@ class MemoryStorage(BudgetStorage):
         """Forget the entries of *key*."""
         with self._lock:
             self._histories.pop(key, None)
-            self._bars.pop(key, None)
+            self._cooldowns.pop(key, None)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
         with self._lock:
-            keys, self._histories, self._bars = len(self._histories), {}, {}
+            keys, self._histories, self._cooldowns = len(self._histories), {}, {}
             return keys
 
     def check(self) -> bool:
@@ -181,24 +183,26 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         if cast("Any", self._lock)._is_owned():  # as in MemoryStorage.claim
-            return LeaseResult(lease_remaining=_AGAIN)
+            return LeaseResult(lease_remaining=_REENTRY_WAIT)
         with self._lock:
             now = self._now()
             self._sweep(now)
             place = self._place(key)
-            lead = place.try_acquire_lease(now, owner=owner, known=known, lease=lease)
+            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
             self._places[key] = place
-            told, others = self._join(member_of(owner), now)
-            return lead._replace(parts=told, others=others)
+            own_parts, others = self._join(member_of(owner), now)
+            return result._replace(parts=own_parts, others=others)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         if cast("Any", self._lock)._is_owned():
             return False
         with self._lock:
             place = self._place(key)
-            published = place.publish(self._now(), fencing_token=fencing_token, content=content, keep=keep, after=after)
+            published = place.publish(
+                self._now(), fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
+            )
             self._places[key] = place
             return published
 
@@ -212,13 +216,13 @@ class MemoryStore:
     def _join(self, member: str, now: float) -> tuple[int, Sequence[Member]]:
         if not member:
             return 0, ()
-        asked = (Member(name, now - at, told) for name, (at, told) in self._members.items() if name != member)
-        living = (each for each in asked if each.age < HORIZON)
+        known = (Member(name, now - at, assigned) for name, (at, assigned) in self._members.items() if name != member)
+        living = (each for each in known if each.age < HORIZON)
         others = tuple(islice(living, MOST_MEMBERS))
         at, before = self._members.get(member, _NEVER)
-        told = parts(others, Member(member, now - at, before) if now - at < HORIZON else None)
-        self._members[member] = now, told
-        return told, others if len(others) < MOST_MEMBERS else ()
+        own_parts = parts(others, Member(member, now - at, before) if now - at < HORIZON else None)
+        self._members[member] = now, own_parts
+        return own_parts, others if len(others) < MOST_MEMBERS else ()
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:

@@ -21,9 +21,9 @@ class RecordSlot:
     leased_at: float = 0.0
     leased_until: float = 0.0
 
-    def try_acquire_lease(self, now: float, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, now: float, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """See :meth:`Store.try_acquire_lease`."""
-        if self.version != known and now < self.keep_until:
+        if self.version != known_version and now < self.keep_until:
             return LeaseResult(self._record(now))
         if now < self.leased_until and self.owner != owner:
             return LeaseResult(lease_remaining=self.leased_until - now)
@@ -34,12 +34,12 @@ class RecordSlot:
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
         return LeaseResult(fencing_token=self.fences)
 
-    def publish(self, now: float, *, fencing_token: int, content: str, keep: float, after: float) -> bool:
+    def publish(self, now: float, *, fencing_token: int, content: str, ttl: float, write_delay: float) -> bool:
         """See :meth:`Store.publish`."""
         if not self.version < fencing_token == self.fences:
             return False
         self.version, self.content = fencing_token, content
-        self.written_at, self.stored_at, self.keep_until = min(self.leased_at + after, now), now, now + keep
+        self.written_at, self.stored_at, self.keep_until = min(self.leased_at + write_delay, now), now, now + ttl
         self.owner, self.leased_until = "", 0.0
         return True
 

@@ -1,7 +1,7 @@
 """The store for several hosts: Redis or Valkey, one script per operation, on the server's clock.
 
 The server contains, for each key of the budget, the instants of its entries in a string; for each
-record, one hash with the last fencing token and the lease, and one with the record, gone after its ``keep``.
+record, one hash with the last fencing token and the lease, and one with the record, gone after its ``ttl``.
 Instants are whole microseconds of the server's ``TIME``. All keys of one kind share a hash tag, so that a
 cluster keeps them in one slot: they are used when tokens are fetched, not when they are attached.
 """
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.history import (
     FOREVER,
-    LEAST_KEEP,
+    MIN_TTL,
     Claim,
     ClaimResult,
     Cooldown,
@@ -43,7 +43,7 @@ from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
 from .replicas import Replication
-from .scripts import BAR, CLAIM, HISTORY, LEAD, LOOK, MERGE, PUBLISH
+from .scripts import ACQUIRE_LEASE, CLAIM, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH
 
 T = TypeVar("T")
 
@@ -188,56 +188,58 @@ class RedisStorage(BudgetStorage):
         windows = [
             arg for each in claim.windows for arg in (keys.index(each.key) + 1, each.limit, self._micros(each.expiry))
         ]
-        keep = max(LEAST_KEEP, *(window.expiry for window in claim.windows))
+        ttl = max(MIN_TTL, *(window.expiry for window in claim.windows))
         longest = _FOREVER if claim.longest_cooldown == FOREVER else self._micros(claim.longest_cooldown)
-        args: list[object] = [self._micros(keep), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
+        args: list[object] = [self._micros(ttl), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
         for key in keys:
             known = claim.known.get(key, ())
-            args += [len(known), *self._told(known)]
+            args += [len(known), *self._encoded(known)]
+        script_keys = [*map(self._key, keys), *map(self._cooldown_key, keys)]
 
         def operation(client: Any) -> ClaimResult:
-            now, granted, texts, bar = CLAIM(client, [*map(self._key, keys), *map(self._bar_key, keys)], *args)
+            now, granted, texts, reply = CLAIM(client, script_keys, *args)
             histories = {key: self._history(now, text) for key, text in zip(keys, texts, strict=True)}
-            held = self._bar(bar) if bar else None
-            return ClaimResult(0.0 if granted else max(verdict(claim, histories, held), 1e-3), histories, held)
+            cooldown = self._cooldown(reply) if reply else None
+            wait = 0.0 if granted else max(verdict(claim, histories, cooldown), 1e-3)
+            return ClaimResult(wait, histories, cooldown)
 
         return self._run_replicated(operation) if claim.durable else self._server.run(operation)
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
-        args = (self._micros(max(keep, LEAST_KEEP)), *self._told(entries))
+    def merge(self, key: str, entries: History, ttl: float) -> None:
+        args = (self._micros(max(ttl, MIN_TTL)), *self._encoded(entries))
         self._run_replicated(lambda client: int(MERGE(client, [self._key(key)], *args)))
 
     def history(self, key: str) -> History:
-        return self._look(key)[1]
+        return self._read_history(key)[1]
 
-    def bar(self, key: str, bar: Cooldown) -> None:
-        args = (self._micros(bar.seconds), self._micros(bar.age), bar.reason)
-        self._run_replicated(lambda client: int(BAR(client, [self._bar_key(key)], *args)))
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
+        args = (self._micros(cooldown.seconds), self._micros(cooldown.age), cooldown.reason)
+        self._run_replicated(lambda client: int(COOLDOWN(client, [self._cooldown_key(key)], *args)))
 
     def cooldown(self, key: str) -> Cooldown | None:
         def operation(client: Any) -> Cooldown | None:
-            reply = BAR(client, [self._bar_key(key)])
-            return self._bar(reply) if reply else None
+            reply = COOLDOWN(client, [self._cooldown_key(key)])
+            return self._cooldown(reply) if reply else None
 
         return self._server.run(operation)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        now, history = self._look(key)
+        now, history = self._read_history(key)
         ages = counted(Window(key, limit, expiry), history)
         return (now - ages[0] if ages else now, len(ages))
 
     def clear(self, key: str) -> None:
         """Delete the entries of *key*."""
-        self._server.run(lambda client: client.delete(self._key(key), self._bar_key(key)))
+        self._server.run(lambda client: client.delete(self._key(key), self._cooldown_key(key)))
 
     def reset(self) -> int:
         """Delete all entries of this store; return the number of keys."""
 
         def operation(client: Any) -> int:
-            bars = list(client.scan_iter(match=self._bar_key("*"), count=1000))
-            keys = set(client.scan_iter(match=self._prefix + "*", count=1000)) - set(bars)
-            for bar in bars:
-                client.delete(bar)
+            cooldown_keys = list(client.scan_iter(match=self._cooldown_key("*"), count=1000))
+            keys = set(client.scan_iter(match=self._prefix + "*", count=1000)) - set(cooldown_keys)
+            for key in cooldown_keys:
+                client.delete(key)
             return sum(client.delete(key) for key in keys)
 
         return self._server.run(operation)
@@ -253,7 +255,7 @@ class RedisStorage(BudgetStorage):
     def _run_replicated(self, operation: Callable[[Any], T]) -> T:
         return self._server.run(lambda client: self._replication.run(client, self._prefix, operation))
 
-    def _look(self, key: str) -> tuple[float, History]:
+    def _read_history(self, key: str) -> tuple[float, History]:
         def operation(client: Any) -> tuple[float, History]:
             now, text = HISTORY(client, [self._key(key)])
             return _seconds(self._clock, now), self._history(now, text)
@@ -264,14 +266,14 @@ class RedisStorage(BudgetStorage):
         entries = (each.split(":") for each in text.decode().split())
         return Past(sorted((_seconds(self._clock, int(at) - now), name) for at, name in entries), 0.0)
 
-    def _bar(self, reply: Any) -> Cooldown:
+    def _cooldown(self, reply: Any) -> Cooldown:
         match reply:
             case [int(seconds), int(age), bytes(reason)]:
                 return Cooldown(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
             case _:
                 raise ValueError("invalid response")
 
-    def _told(self, entries: History) -> list[object]:
+    def _encoded(self, entries: History) -> list[object]:
         return [arg for entry in entries for arg in (entry.id, self._micros(entry.age))]
 
     def _micros(self, seconds: float) -> int:
@@ -280,7 +282,7 @@ class RedisStorage(BudgetStorage):
     def _key(self, key: str) -> str:
         return self._prefix + key
 
-    def _bar_key(self, key: str) -> str:
+    def _cooldown_key(self, key: str) -> str:
         return f"{self._prefix}bar:{key}"
 
 
@@ -297,23 +299,23 @@ class RedisStore:
         """Do not touch the parent's connections."""
         self._server.after_fork()
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
         member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
-        args = (owner, known, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
+        args = (owner, known_version, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
-        return self._server.run(lambda client: self._lead(LEAD(client, keys, *args)))
+        return self._server.run(lambda client: self._lease_result(ACQUIRE_LEASE(client, keys, *args)))
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         content = Secret(content)  # tracebacks with locals show it redacted
-        micros = (_micros(self._clock, keep), _micros(self._clock, after))
-        args = (fencing_token, *micros, self._millis(keep), self._millis(keep + _DAY), content)
+        micros = (_micros(self._clock, ttl), _micros(self._clock, write_delay))
+        args = (fencing_token, *micros, self._millis(ttl), self._millis(ttl + _DAY), content)
         return self._server.run(lambda client: int(PUBLISH(client, self._keys(key), *args)) == 1)
 
     def peek(self, key: str) -> StoreView:
-        return self._server.run(lambda client: self._look(LOOK(client, self._keys(key))))
+        return self._server.run(lambda client: self._view(PEEK(client, self._keys(key))))
 
-    def _lead(self, reply: Any) -> LeaseResult:
+    def _lease_result(self, reply: Any) -> LeaseResult:
         match reply:
             case [joined, 0, *record]:
                 return LeaseResult(self._record(record), **self._joined(joined))
@@ -325,11 +327,11 @@ class RedisStore:
                 raise ValueError("invalid response")
 
     def _joined(self, reply: Any) -> dict[str, Any]:
-        told, others = reply
+        own_parts, others = reply
         members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
-        return {"parts": told, "others": tuple(members)}
+        return {"parts": own_parts, "others": tuple(members)}
 
-    def _look(self, reply: Any) -> StoreView:
+    def _view(self, reply: Any) -> StoreView:
         record, lease = reply
         found = self._record(record) if record else None
         match lease:

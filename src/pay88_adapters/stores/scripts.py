@@ -75,7 +75,7 @@ end
 local function keep(history, micros)
   if micros > history.keep then history.keep, history.changed = micros, #history.instants > 0 end
 end
-local function bar(key)
+local function load_cooldown(key)
   local at, seconds, reason = unpack(redis.call('HMGET', key, 'at', 'seconds', 'reason'))
   at, seconds = whole(at), whole(seconds)
   if not (at and seconds and reason) then return nil end
@@ -107,7 +107,7 @@ for i = 1, n do
     add(history, now - number(), id)
   end
   histories[i] = history
-  local cooldown = bar(KEYS[n + i])
+  local cooldown = load_cooldown(KEYS[n + i])
   if cooldown and (not longest or cooldown[1] - cooldown[2] > longest[1] - longest[2]) then longest = cooldown end
 end
 if longest and math.min(longest[1], most) > longest[2] then
@@ -164,12 +164,12 @@ return {now, history.text}
 """,
 )
 
-# ARGV: seconds, age, reason; without any, it looks
-BAR = Script(
+# ARGV: seconds, age, reason; without any, it only returns the current one
+COOLDOWN = Script(
     _BASICS,
     _HISTORY,
     """
-local there = bar(KEYS[1])
+local there = load_cooldown(KEYS[1])
 if not ARGV[1] then return there or {} end
 local seconds, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 if seconds > age and (not there or there[1] - there[2] < seconds - age) then
@@ -188,19 +188,19 @@ end
 
 # members.parts(), in one step with the parts of all members.
 _MEMBERS = """
-local function join(seen, told, member, horizon, grace, step, first, most)
+local function join(seen, assigned, member, horizon, grace, step, first, most)
   if member == '' then return {0, {}} end
-  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', told, member))
+  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', assigned, member))
   if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
   redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
   redis.call('ZADD', seen, digits(now), member)
   local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
   if count <= most then
-    local all = redis.call('HGETALL', told)
+    local all = redis.call('HGETALL', assigned)
     for i = 1, #all, 2 do
       local at, parts = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
       if not at then
-        redis.call('HDEL', told, all[i])
+        redis.call('HDEL', assigned, all[i])
       elseif all[i] ~= member and parts and parts > 0 then
         local age = math.max(now - tonumber(at), 0)
         free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / parts
@@ -216,8 +216,8 @@ local function join(seen, told, member, horizon, grace, step, first, most)
     end
     if free * most >= 1 then result = math.max(least, math.ceil(1 / free - 1e-9)) end
   end
-  if result > 0 then redis.call('HSET', told, member, digits(result)) else redis.call('HDEL', told, member) end
-  for _, key in ipairs({seen, told}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
+  if result > 0 then redis.call('HSET', assigned, member, digits(result)) else redis.call('HDEL', assigned, member) end
+  for _, key in ipairs({seen, assigned}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
   return {result, others}
 end
 """
@@ -225,7 +225,7 @@ end
 # KEYS: fencing tokens, content, last lease attempts, parts. ARGV: owner, known version, lease, for how many
 # milliseconds to keep the fencing token, member, for how long it is one, for how long its part is whole, after how
 # long it grows, one in how many it is at first, how many there can be
-LEAD = Script(
+ACQUIRE_LEASE = Script(
     _BASICS,
     _FENCES,
     _MEMBERS,
@@ -289,7 +289,7 @@ return 1
 """,
 )
 
-LOOK = Script(
+PEEK = Script(
     _BASICS,
     """
 local record, lease = {}, {}

@@ -58,35 +58,37 @@ class SqliteStorage(BudgetStorage):
 
     def claim(self, claim: Claim) -> ClaimResult:
         keys = dict.fromkeys(window.key for window in claim.windows)
-        keep = max(window.expiry for window in claim.windows)
+        ttl = max(window.expiry for window in claim.windows)
 
         def operation(db: sqlite3.Connection, now: float) -> ClaimResult:
             forget_entries(db, now)
             for key in keys:
-                merge_entries(db, key, claim.known.get(key, ()), keep, now)
+                merge_entries(db, key, claim.known.get(key, ()), ttl, now)
             histories = {key: read_history(db, key, now) for key in keys}
-            bar = max((bar for key in keys if (bar := read_cooldown(db, key, now))), key=Cooldown.left, default=None)
-            wait = verdict(claim, histories, bar)
+            cooldowns = (each for key in keys if (each := read_cooldown(db, key, now)))
+            cooldown = max(cooldowns, key=Cooldown.left, default=None)
+            wait = verdict(claim, histories, cooldown)
             if wait == 0:
                 new = [Entry(name, 0.0) for name in claim.ids]
                 for key in keys:
-                    merge_entries(db, key, new, keep, now)
+                    merge_entries(db, key, new, ttl, now)
                 histories = {key: with_entries(past, claim.ids) for key, past in histories.items()}
-            return ClaimResult(wait, histories, bar)
+            return ClaimResult(wait, histories, cooldown)
 
         return self._file(next(iter(keys))).do(operation)
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
-        self._file(key).do(lambda db, now: merge_entries(db, key, entries, keep, now))
+    def merge(self, key: str, entries: History, ttl: float) -> None:
+        self._file(key).do(lambda db, now: merge_entries(db, key, entries, ttl, now))
 
     def history(self, key: str) -> History:
         return self._file(key).do(lambda db, now: read_history(db, key, now))
 
-    def bar(self, key: str, bar: Cooldown) -> None:
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
             there = read_cooldown(db, key, now)
-            if there is None or there.left() < bar.left():
-                db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", (key, now - bar.age, bar.seconds, bar.reason))
+            if there is None or there.left() < cooldown.left():
+                row = (key, now - cooldown.age, cooldown.seconds, cooldown.reason)
+                db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", row)
 
         self._file(key).do(operation)
 
@@ -158,21 +160,23 @@ class SqliteStore:
     def after_fork(self) -> None:
         pass  # no connection crosses a fork
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         def operation(db: sqlite3.Connection, now: float) -> LeaseResult:
             place = load_slot(db, key)
-            lead = place.try_acquire_lease(now, owner=owner, known=known, lease=lease)
-            if lead.fencing_token is not None:
+            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
+            if result.fencing_token is not None:
                 save_slot(db, key, place)
-            told, others = join_members(db, member_of(owner), now)
-            return lead._replace(parts=told, others=others)
+            own_parts, others = join_members(db, member_of(owner), now)
+            return result._replace(parts=own_parts, others=others)
 
         return self._file.do(operation)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
             place = load_slot(db, key)
-            published = place.publish(now, fencing_token=fencing_token, content=content, keep=keep, after=after)
+            published = place.publish(
+                now, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
+            )
             if published:
                 save_slot(db, key, place)
                 db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))

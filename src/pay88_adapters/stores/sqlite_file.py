@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import TypeVar
 
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.history import LEAST_KEEP
+from pay88_adapters.core.history import MIN_TTL
 from pay88_adapters.stores.realtime import monotonic
 
 from .base import StoreClock, StoreError
@@ -30,8 +30,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_PATIENCE = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start concurrently
-_FORK_PATIENCE = 5.0  # real seconds for which a fork waits: longer than any transaction takes
+_LOCK_TIMEOUT = 3.5  # real seconds to wait for other threads and processes: hundreds of them may start concurrently
+_FORK_TIMEOUT = 5.0  # real seconds for which a fork waits: longer than any transaction takes
 _FORMAT = 2
 _TABLES = """
 CREATE TABLE clock (boot TEXT NOT NULL, at REAL NOT NULL, wall REAL NOT NULL);
@@ -77,7 +77,7 @@ class _Turnstile:
 
     def before_fork(self) -> None:
         # Not without a limit: a signal handler may fork inside of a transaction.
-        self._held = self.lock.acquire(timeout=_FORK_PATIENCE)
+        self._held = self.lock.acquire(timeout=_FORK_TIMEOUT)
 
     def after_fork_in_parent(self) -> None:
         if self._held:
@@ -131,7 +131,7 @@ class DatabaseFile:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return the result of *operation* with the connection at this time, under an exclusive lock."""
-        until = monotonic() + _PATIENCE
+        until = monotonic() + _LOCK_TIMEOUT
         with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
             if monotonic() > until:
                 raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
@@ -237,8 +237,8 @@ def _migrate(db: sqlite3.Connection) -> None:
         history = key.removeprefix("LIMITER/").rsplit("/", 3)[0]
         largest[history] = max(largest.get(history, []), rows, key=len)
     for history, rows in largest.items():
-        keep = max(LEAST_KEEP, *(until - at for at, until in rows))
-        db.executemany(INSERT, [(history, f"1.{n}", at, at + keep) for n, (at, _) in enumerate(rows)])
+        ttl = max(MIN_TTL, *(until - at for at, until in rows))
+        db.executemany(INSERT, [(history, f"1.{n}", at, at + ttl) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
     place = astuple(RecordSlot())
     for key, given in fences:
@@ -275,7 +275,7 @@ def _queue(path: Path, until: float) -> Generator[None]:
                 raise StoreError(f"{_name(path)} is locked by another process")
             time.sleep(pause * random.uniform(0.5, 1.5))
             # A process that has waited for long polls more often than a new one.
-            pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _PATIENCE)
+            pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _LOCK_TIMEOUT)
         yield
     finally:
         _leave(place)

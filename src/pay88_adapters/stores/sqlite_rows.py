@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from math import isfinite
 
-from pay88_adapters.core.history import LEAST_KEEP, Cooldown, History, Past
+from pay88_adapters.core.history import MIN_TTL, Cooldown, History, Past
 
 from .base import Member
 from .members import HORIZON, MOST_MEMBERS, parts
@@ -37,12 +37,12 @@ def with_entries(past: Past, ids: Sequence[str]) -> Past:
     return Past([*past.entries, *((past.now, name) for name in sorted({*ids} - past.ids))], past.now)
 
 
-def merge_entries(db: sqlite3.Connection, key: str, entries: History, keep: float, now: float) -> None:
+def merge_entries(db: sqlite3.Connection, key: str, entries: History, ttl: float, now: float) -> None:
     if not entries:
         return
     # All entries of a key are kept equally long.
     row = db.execute("SELECT until - at FROM entries WHERE key = ? AND until >= ? LIMIT 1", (key, now)).fetchone()
-    longest = max(keep, LEAST_KEEP)
+    longest = max(ttl, MIN_TTL)
     if row is not None and real(row[0]) < longest - 1e-3:
         db.execute("UPDATE entries SET until = at + ? WHERE key = ?", (longest, key))
     elif row is not None:
@@ -69,17 +69,17 @@ def join_members(db: sqlite3.Connection, member: str, now: float) -> tuple[int, 
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
     others = tuple(_member(row, now) for row in rows)
     known = None if before is None else _member(before, now)
-    told = parts(others, known)
+    own_parts = parts(others, known)
     if known is None and len(others) >= MOST_MEMBERS:
         pass  # one too many, like all that come later
-    elif known is None or told != known.parts or known.age >= _FRESH:
-        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, told))
-    return told, others if len(others) < MOST_MEMBERS else ()
+    elif known is None or own_parts != known.parts or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, own_parts))
+    return own_parts, others if len(others) < MOST_MEMBERS else ()
 
 
 def _member(row: tuple[object, object, object], now: float) -> Member:
-    name, at, told = row
-    return Member(string(name), now - real(at), whole(told))
+    name, at, assigned = row
+    return Member(string(name), now - real(at), whole(assigned))
 
 
 def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:

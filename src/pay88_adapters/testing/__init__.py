@@ -32,7 +32,7 @@ from .faults import (
 from .holds import Hold
 from .isolation import isolated
 from .journal import Entry, Journal
-from .messages import Answer, Charge, Received
+from .messages import Answer, Charge, Received, Request, Response
 from .recording import vcr_config
 from .service import Service
 
@@ -59,8 +59,10 @@ __all__ = [
     "Redirect",
     "RefuseToken",
     "RejectToken",
+    "Request",
     "ResetAfterRead",
     "ResetBeforeRead",
+    "Response",
     "Rule",
     "Service",
     "Status",

@@ -20,7 +20,7 @@ from . import faults as fault_types
 from .faults import FaultPlan, Fields, Outcome
 from .holds import Hold
 from .journal import Journal
-from .messages import Answer, Received
+from .messages import Request, Response
 from .service import Service
 
 _PIECE = 64 * 1024
@@ -71,15 +71,15 @@ class Responder:
         """Wait until the emulator's clock shows *instant*."""
         await self._clock.sleep(instant - self._clock.now(), current_runtime())
 
-    def handle(self, received: Received) -> Answer:
+    def handle(self, received: Request) -> Response:
         """Let the service act on a request, now."""
         return self._service().handle(received, self.now(), self._wall())
 
-    def error(self, status: int, received: Received, **more: object) -> Answer:
+    def error(self, status: int, received: Request, **more: object) -> Response:
         """Return a documented error that the service had no reason for."""
         return self._service().error(status, received, self.now(), self._wall(), **more)  # type: ignore[arg-type]
 
-    def count(self, received: Received) -> None:
+    def count(self, received: Request) -> None:
         """Count a request that gets the response of a fault."""
         self._service().count(received, self.now())
 
@@ -91,7 +91,7 @@ class _Exchange:
         self,
         owner: Responder,
         request: web.BaseRequest,
-        received: Received,
+        received: Request,
         at: float,
         finished: Callable[..., None],
     ) -> None:
@@ -121,9 +121,9 @@ class _Exchange:
             case fault_types.HugeBody(size, chunked):
                 return await self._huge(size, chunked)
             case _:
-                answer = self._plain(fault)
-                self._record(answer, answer.status)
-                return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+                response = self._plain(fault)
+                self._record(response, response.status)
+                return web.Response(status=response.status, body=response.body, headers=response.headers)
 
     def reset(self, fault: fault_types.ResetBeforeRead) -> web.StreamResponse:
         """Reset the connection with the body still unread."""
@@ -136,31 +136,31 @@ class _Exchange:
 
     # Responses that differ in their content
 
-    def _plain(self, fault: Outcome | None) -> Answer:
+    def _plain(self, fault: Outcome | None) -> Response:
         received = self.received
         match fault:
             case fault_types.Status(status, headers, body):
                 if status != 429:
                     self._owner.count(received)
-                answer = self._owner.error(status, received)
+                response = self._owner.error(status, received)
                 if body is not None:
-                    answer = replace(answer, body=body)
+                    response = replace(response, body=body)
             case fault_types.TooMany():
-                answer, headers = self._too_many(fault)
+                response, headers = self._too_many(fault)
             case fault_types.RejectToken():
                 message = "Invalid API key or merchant ID" if received.kind == "token" else None
-                answer, headers = self._owner.error(401, received, message=message), ()
+                response, headers = self._owner.error(401, received, message=message), ()
             case fault_types.Redirect(to, status):
-                answer, headers = self._owner.error(status, received), (("Location", to),)
+                response, headers = self._owner.error(status, received), (("Location", to),)
             case fault_types.Body(body, status, headers):
-                answer = replace(self._owner.handle(received), status=status, body=body)
+                response = replace(self._owner.handle(received), status=status, body=body)
             case fault_types.Headers(headers):
-                answer = self._owner.handle(received)
+                response = self._owner.handle(received)
             case _:
-                answer, headers = self._owner.handle(received), ()
-        return replace(answer, headers=_merged(answer.headers, headers))
+                response, headers = self._owner.handle(received), ()
+        return replace(response, headers=_merged(response.headers, headers))
 
-    def _too_many(self, fault: fault_types.TooMany) -> tuple[Answer, Fields]:
+    def _too_many(self, fault: fault_types.TooMany) -> tuple[Response, Fields]:
         header, in_body = fault.retry_after, fault.body_retry_after
         if in_body == "same":
             in_body = None if isinstance(header, str) else header
@@ -171,13 +171,13 @@ class _Exchange:
     # Responses that differ in their transmission
 
     def _truncated(self, missing: int) -> web.StreamResponse:
-        answer = self._owner.handle(self.received)
-        lines = [f"HTTP/1.1 {answer.status} {'OK' if answer.status == 200 else 'Error'}"]
-        headers = _merged(answer.headers, (("Content-Length", str(len(answer.body))),))
+        response = self._owner.handle(self.received)
+        lines = [f"HTTP/1.1 {response.status} {'OK' if response.status == 200 else 'Error'}"]
+        headers = _merged(response.headers, (("Content-Length", str(len(response.body))),))
         lines += [f"{name}: {value}" for name, value in headers]
         head = "\r\n".join([*lines, "", ""]).encode()
-        sent = answer.body[: max(0, len(answer.body) - missing)]
-        return self._hang_up(answer, head + sent, status=answer.status)
+        sent = response.body[: max(0, len(response.body) - missing)]
+        return self._hang_up(response, head + sent, status=response.status)
 
     async def _drip(self, seconds: float) -> web.StreamResponse:
         response, body = self._streamed()
@@ -202,16 +202,16 @@ class _Exchange:
         return response
 
     def _streamed(self) -> tuple[web.StreamResponse, bytes]:
-        answer = self._owner.handle(self.received)
-        self._record(answer, answer.status)
-        headers = _merged(answer.headers, ())
-        return web.StreamResponse(status=answer.status, headers=headers), answer.body
+        response = self._owner.handle(self.received)
+        self._record(response, response.status)
+        headers = _merged(response.headers, ())
+        return web.StreamResponse(status=response.status, headers=headers), response.body
 
     def _hang_up(
-        self, answer: Answer | None, data: bytes = b"", *, status: int | None = None, reset: bool = False
+        self, response: Response | None, data: bytes = b"", *, status: int | None = None, reset: bool = False
     ) -> web.StreamResponse:
         """Record the request's end, send *data* as it is, and end the connection."""
-        self._record(answer, status)
+        self._record(response, status)
         transport = self._request.transport
         if transport is not None and reset:
             _reset(transport)
@@ -220,26 +220,26 @@ class _Exchange:
             transport.close()
         return web.Response()  # which aiohttp cannot send any more, and drops without an error
 
-    def _record(self, answer: Answer | None, status: int | None) -> None:
+    def _record(self, response: Response | None, status: int | None) -> None:
         self._finished(
             body=self.received.body,
             status=status,
-            executed=answer is not None and answer.executed,
-            event=None if answer is None else answer.event,
-            serial=None if answer is None else answer.serial,
+            executed=response is not None and response.executed,
+            event=None if response is None else response.event,
+            serial=None if response is None else response.serial,
             fault="+".join(self.met) or None,
             took=self._owner.now() - self._at,
         )
 
 
-def _received(request: web.BaseRequest) -> Received:
+def _received(request: web.BaseRequest) -> Request:
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         key = name.lower()
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
     peername = None if request.transport is None else request.transport.get_extra_info("peername")
     peer = (str(peername[0]), int(peername[1])) if peername else ("", 0)
-    return Received(request.method, request.raw_path, headers, peer=peer)
+    return Request(request.method, request.raw_path, headers, peer=peer)
 
 
 async def _read(request: web.BaseRequest) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent, WaitEvent
 
-_LOOK_AGAIN = 0.25  # real seconds; advance() notifies the waiters, but a subclass may show the time of another clock
+_CHECK_INTERVAL = 0.25  # real seconds; advance() notifies waiters, but a subclass may show the time of another clock
 
 
 class ManualClock(Clock):
@@ -64,11 +64,11 @@ class ManualClock(Clock):
     def wait(self, event: ThreadEvent, seconds: float) -> None:
         until = self.now() + seconds
         with self._alarm(until, event):
-            event.wait(_LOOK_AGAIN, unless=lambda: until <= self.now())
+            event.wait(_CHECK_INTERVAL, unless=lambda: until <= self.now())
 
     async def wait_in_task(self, event: AsyncWaitEvent, seconds: float) -> None:
         with self._alarm(self.now() + seconds, event):
-            await event.wait(_LOOK_AGAIN)
+            await event.wait(_CHECK_INTERVAL)
 
     def pause(self, seconds: float) -> None:
         if self.skips_pauses:

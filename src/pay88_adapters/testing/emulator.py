@@ -30,7 +30,7 @@ from .service import Service
 from .windows import Limits
 
 _BACKLOG = 4096  # a thousand concurrent connects wait in the kernel, and none is rejected
-_PATIENCE = 10.0  # real seconds to start, to stop, and to act on the event loop
+_TIMEOUT = 10.0  # real seconds to start, to stop, and to act on the event loop
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def _forked() -> None:
     emulator waiting for the end of connections that the parent has closed.
     """
     for emulator in list(_running):
-        emulator.let_go()
+        emulator.release_sockets()
 
 
 if hasattr(os, "register_at_fork"):
@@ -228,11 +228,11 @@ class Emulator:
             self._act(self._shut_down())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_PATIENCE)
+            self._thread.join(_TIMEOUT)
             self._thread = self._loop = self._socket = None
             _running.discard(self)
 
-    def let_go(self) -> None:
+    def release_sockets(self) -> None:
         """Close this process's copies of the sockets, in a child that was forked off."""
         transports = [connection.transport for connection in self._all()]
         sockets: list[Any] = [each.get_extra_info("socket") for each in transports if each is not None]
@@ -259,7 +259,7 @@ class Emulator:
         if self._pid != os.getpid():
             coro.close()
             self._must_be_ours()
-        return asyncio.run_coroutine_threadsafe(coro, self._loop).result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(coro, self._loop).result(_TIMEOUT)
 
     # On the server's thread
 

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from .holds import Hold
-from .messages import Received
+from .messages import Request
 
 Fields: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
-On: TypeAlias = str | Callable[[Received], bool]
+On: TypeAlias = str | Callable[[Request], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +203,13 @@ class Rule:
         """Remove it from the plan. Removing it twice is allowed."""
         self._plan.remove(self)
 
-    def peek(self, received: Received) -> Fault | None:
+    def peek(self, received: Request) -> Fault | None:
         """Return what :meth:`take` would return, without a change."""
         if self.left == 0 or self.spared or not self._matches(received):
             return None
         return self.upcoming
 
-    def take(self, received: Received) -> Fault | None:
+    def take(self, received: Request) -> Fault | None:
         """Offer the rule a request; return the fault that it meets, if any."""
         if self.left == 0 or not self._matches(received):
             return None
@@ -303,7 +303,7 @@ class FaultPlan:
 
     # The queries of the server for each request, in this order
 
-    def unread(self, received: Received) -> ResetBeforeRead | None:
+    def unread(self, received: Request) -> ResetBeforeRead | None:
         """Return the reset that strikes before the body is read, if that is what comes first."""
         with self._lock:
             rules = self._deciding(frozenset())
@@ -313,14 +313,14 @@ class FaultPlan:
             _first_taken(rules, received)
             return first
 
-    def delays(self, received: Received) -> tuple[list[Delay], frozenset[Rule]]:
+    def delays(self, received: Request) -> tuple[list[Delay], frozenset[Rule]]:
         """Return every latency and hold, and the rules that have now seen the request."""
         with self._lock:
             rules = [rule for rule in self._rules if isinstance(rule.upcoming, (Latency, Hold))]
             taken = [rule.take(received) for rule in rules]
         return [fault for fault in taken if isinstance(fault, (Latency, Hold))], frozenset(rules)
 
-    def outcome(self, received: Received, seen: frozenset[Rule]) -> Outcome | None:
+    def outcome(self, received: Request, seen: frozenset[Rule]) -> Outcome | None:
         """Return the fault that replaces the response of the service."""
         with self._lock:
             return _first_taken(self._deciding(seen), received)
@@ -329,7 +329,7 @@ class FaultPlan:
         return [rule for rule in self._rules if rule not in seen and not isinstance(rule.upcoming, (Latency, Hold))]
 
 
-def _first_taken(rules: Sequence[Rule], received: Received) -> Outcome | None:
+def _first_taken(rules: Sequence[Rule], received: Request) -> Outcome | None:
     for rule in rules:
         fault = rule.take(received)
         if fault is not None and not isinstance(fault, (Latency, Hold)):
@@ -337,7 +337,7 @@ def _first_taken(rules: Sequence[Rule], received: Received) -> Outcome | None:
     return None
 
 
-def _matcher(on: On) -> Callable[[Received], bool]:
+def _matcher(on: On) -> Callable[[Request], bool]:
     if not isinstance(on, str):
         return on
     if on == "any":

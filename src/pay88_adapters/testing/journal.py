@@ -9,7 +9,7 @@ from typing import overload
 
 from pay88_adapters.stores.realtime import monotonic
 
-from .messages import Event, Kind, Received
+from .messages import Event, Kind, Request
 from .windows import largest_window
 
 
@@ -160,7 +160,7 @@ class Journal:
 
     # Methods for the emulator
 
-    def arrived(self, received: Received, at: float, serial: int | None, age: float | None) -> int:
+    def arrived(self, received: Request, at: float, serial: int | None, age: float | None) -> int:
         """Add a request; return the ticket that :meth:`finished` takes."""
         entry = Entry(
             at, received.method, received.path, received.headers, received.body,

@@ -43,7 +43,7 @@ MESSAGES: Mapping[int, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class Request:
     """One request as it came over the wire."""
 
     method: str
@@ -74,7 +74,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """Response of the service, and what it did."""
 
     status: int
@@ -85,6 +85,13 @@ class Answer:
     """The number of the token that was issued or used, counted from 1."""
     executed: bool = False
     """Whether the service acted on the request, as by issuing a token or booking a charge."""
+
+
+Received = Request
+"""Deprecated name of :class:`Request`."""
+
+Answer = Response
+"""Deprecated name of :class:`Response`."""
 
 
 @dataclass(frozen=True, slots=True)

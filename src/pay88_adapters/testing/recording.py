@@ -11,7 +11,8 @@ from pay88_adapters.core.secret import REDACTED, mask
 _SECRET_FIELDS = ("authorization", "x-session-id", "x-api-key")
 _INSTEAD = {"access_token": "recorded-access-token", "session_id": "recorded-session-id"}
 
-Response = dict[str, Any]
+VcrResponse = dict[str, Any]
+_Hook = Callable[[VcrResponse], VcrResponse | None]
 
 
 def vcr_config(**options: Any) -> dict[str, Any]:
@@ -38,9 +39,9 @@ def _listed(given: Any) -> list[Any]:
     return [given] if callable(given) or isinstance(given, str) or not isinstance(given, Iterable) else list(several)
 
 
-def _chained(functions: list[Callable[[Response], Response | None]]) -> Callable[[Response], Response | None]:
-    def before_record_response(response: Response) -> Response | None:
-        changed: Response | None = response
+def _chained(functions: list[_Hook]) -> _Hook:
+    def before_record_response(response: VcrResponse) -> VcrResponse | None:
+        changed: VcrResponse | None = response
         for function in functions:
             if changed is None:  # it is not to be recorded
                 break
@@ -50,7 +51,7 @@ def _chained(functions: list[Callable[[Response], Response | None]]) -> Callable
     return before_record_response
 
 
-def _without_secrets(response: Response) -> Response:
+def _without_secrets(response: VcrResponse) -> VcrResponse:
     """Return a response of vcrpy's without secrets in its body and headers, and with a length that fits."""
     body: dict[str, Any] = response.get("body") or {}
     text = _text(body.get("string"))

@@ -25,11 +25,11 @@ from .messages import (
     MESSAGES,
     TOKEN_LIMITS,
     TOKEN_PATH,
-    Answer,
     Charge,
     Current,
     Event,
-    Received,
+    Request,
+    Response,
     Usage,
 )
 from .windows import Limits, MovingWindows
@@ -56,7 +56,7 @@ class Service:
         rng: Source of the secrets. Use a seeded one for the same tokens in every run.
     """
 
-    reject_if: Callable[[Received, float], bool] | None = None
+    reject_if: Callable[[Request, float], bool] | None = None
     """Rejects the valid token of a request if this returns true for the request and the current time, as one of two
     servers of 88Pay may do. Called with the service's lock held."""
 
@@ -93,12 +93,12 @@ class Service:
     # For tests
 
     @property
-    def refuse_where(self) -> Callable[[Received, float], bool] | None:
+    def refuse_where(self) -> Callable[[Request, float], bool] | None:
         """Deprecated name of :attr:`reject_if`."""
         return self.reject_if
 
     @refuse_where.setter
-    def refuse_where(self, condition: Callable[[Received, float], bool] | None) -> None:
+    def refuse_where(self, condition: Callable[[Request, float], bool] | None) -> None:
         self.reject_if = condition
 
     @property
@@ -200,7 +200,7 @@ class Service:
 
     # For the server
 
-    def handle(self, received: Received, now: float, wall: float) -> Answer:
+    def handle(self, received: Request, now: float, wall: float) -> Response:
         """Execute a request and return the response."""
         with self._lock:
             kind = received.kind
@@ -210,13 +210,13 @@ class Service:
                 return self._call(received, now, wall)
             return self.error(404, received, now, wall, event="unknown")
 
-    def trace(self, received: Received, now: float) -> tuple[int | None, float | None]:
+    def trace(self, received: Request, now: float) -> tuple[int | None, float | None]:
         """Return the serial and the age of the token that a request carries; ``None`` if unknown."""
         with self._lock:
             token = self._tokens.find(_bearer(received))
             return (None, None) if token is None else (token.serial, now - token.at)
 
-    def count(self, received: Received, now: float) -> None:
+    def count(self, received: Request, now: float) -> None:
         """Count a request that gets the response of a fault, if a unit is left."""
         with self._lock:
             window = self._window(received)
@@ -226,7 +226,7 @@ class Service:
     def error(
         self,
         status: int,
-        received: Received,
+        received: Request,
         now: float,
         wall: float,
         *,
@@ -234,17 +234,17 @@ class Service:
         event: Event = "failed",
         serial: int | None = None,
         **more: Any,
-    ) -> Answer:
+    ) -> Response:
         """Return an error in the documented form; *more* is added to the body."""
         if message is None:
             message = MESSAGES.get(status, "Error")
         body = {"status": "Error", "code": status, "message": message, **more}
-        answer = Answer(status, json.dumps(body).encode(), event=event, serial=serial)
-        return self._announced(answer, received, now, wall)
+        response = Response(status, json.dumps(body).encode(), event=event, serial=serial)
+        return self._announced(response, received, now, wall)
 
     # Tokens
 
-    def _token_request(self, received: Received, now: float, wall: float) -> Answer:
+    def _token_request(self, received: Request, now: float, wall: float) -> Response:
         window = self._window(received)
         if wait := window.wait(now):
             return self._limited(wait, received, now, wall)
@@ -262,8 +262,8 @@ class Service:
         return self._granted(token, self.lifetime, "issued", received, now, wall)
 
     def _granted(
-        self, token: IssuedToken, left: float, event: Event, received: Received, now: float, wall: float
-    ) -> Answer:
+        self, token: IssuedToken, left: float, event: Event, received: Request, now: float, wall: float
+    ) -> Response:
         expires_in = self.expires_in
         if expires_in is None:
             expires_in = int(left) if left == int(left) else left
@@ -272,12 +272,12 @@ class Service:
             "expires_in": expires_in,
             "session_id": token.session_id,
         }
-        answer = _success("Token generated successfully", data, event, token.serial)
-        return self._announced(answer, received, now, wall)
+        response = _success("Token generated successfully", data, event, token.serial)
+        return self._announced(response, received, now, wall)
 
     # API requests
 
-    def _call(self, received: Received, now: float, wall: float) -> Answer:
+    def _call(self, received: Request, now: float, wall: float) -> Response:
         token = self._tokens.find(_bearer(received))
         serial = None if token is None else token.serial
         if token is None or not self._accepts(token, received, now):
@@ -288,20 +288,20 @@ class Service:
         if wait := window.wait(now):
             return self._limited(wait, received, now, wall, serial)
         window.hit(now)
-        answer = self._act(received, token, now)
-        if isinstance(answer, int):
-            event: Event = "unknown" if answer == 404 else "forbidden" if answer == 403 else "invalid"
-            return self.error(answer, received, now, wall, event=event, serial=serial)
-        return self._announced(answer, received, now, wall)
+        response = self._act(received, token, now)
+        if isinstance(response, int):
+            event: Event = "unknown" if response == 404 else "forbidden" if response == 403 else "invalid"
+            return self.error(response, received, now, wall, event=event, serial=serial)
+        return self._announced(response, received, now, wall)
 
-    def _accepts(self, token: IssuedToken, received: Received, now: float) -> bool:
+    def _accepts(self, token: IssuedToken, received: Request, now: float) -> bool:
         if received.headers.get("x-session-id") != token.session_id:
             return False  # missing, or of another token: the two are a pair
         if self._tokens.is_rejected(token) or now - token.at >= self.lifetime:
             return False
         return self.reject_if is None or not self.reject_if(received, now)
 
-    def _act(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
+    def _act(self, received: Request, token: IssuedToken, now: float) -> Response | int:
         """Execute an authenticated API request; return the status code of the error if it fails."""
         match received.method, received.route:
             case _, "/api/echo":
@@ -313,19 +313,19 @@ class Service:
             case _:
                 return 404
 
-    def _echo(self, received: Received, token: IssuedToken) -> Answer:
+    def _echo(self, received: Request, token: IssuedToken) -> Response:
         digest = hashlib.sha256(received.body).hexdigest()
         data = {"method": received.method, "length": len(received.body), "sha256": digest}
         return _success("Echo", data, "echo", token.serial)
 
-    def _balance(self, received: Received, token: IssuedToken) -> Answer | int:
+    def _balance(self, received: Request, token: IssuedToken) -> Response | int:
         asked = received.query.get("id", [token.merchant_id])
         if asked != [token.merchant_id]:
             return 403
         data = {"id": token.merchant_id, "balance": 100_000, "currency": "COP"}
         return _success("Balance retrieved successfully", data, "balance", token.serial)
 
-    def _charge(self, received: Received, token: IssuedToken, now: float) -> Answer | int:
+    def _charge(self, received: Request, token: IssuedToken, now: float) -> Response | int:
         media_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             return 400
@@ -342,7 +342,7 @@ class Service:
 
     # Limits
 
-    def _window(self, received: Received) -> MovingWindows:
+    def _window(self, received: Request) -> MovingWindows:
         return self._window_of(*self._group(received))
 
     def _window_of(self, group: str, owner: str) -> MovingWindows:
@@ -350,7 +350,7 @@ class Service:
             self._windows[group, owner] = MovingWindows(self._limits.get(group, ()))
         return self._windows[group, owner]
 
-    def _group(self, received: Received) -> tuple[str, str]:
+    def _group(self, received: Request) -> tuple[str, str]:
         """Return the limits that apply to a request, and the merchant."""
         route = received.route
         if route == TOKEN_PATH:
@@ -361,21 +361,21 @@ class Service:
             return "transactions", owner
         return "balance" if route == BALANCE_PATH else "other", owner
 
-    def _limited(self, wait: float, received: Received, now: float, wall: float, serial: int | None = None) -> Answer:
+    def _limited(self, wait: float, received: Request, now: float, wall: float, serial: int | None = None) -> Response:
         seconds = max(1, math.ceil(wait))
-        answer = self.error(429, received, now, wall, event="limited", serial=serial, retry_after=seconds)
-        return replace(answer, headers=(*answer.headers, ("Retry-After", str(seconds))))
+        response = self.error(429, received, now, wall, event="limited", serial=serial, retry_after=seconds)
+        return replace(response, headers=(*response.headers, ("Retry-After", str(seconds))))
 
-    def _announced(self, answer: Answer, received: Received, now: float, wall: float) -> Answer:
+    def _announced(self, response: Response, received: Request, now: float, wall: float) -> Response:
         """Add the date and the ``X-RateLimit-*`` headers of every response."""
         with self._lock:
             state = self._window(received).state(now)
         # A response without a limit has the headers too, with at least one remaining request.
         limit, remaining, back_in = state or (1000, 1000, 0.0)
         return replace(
-            answer,
+            response,
             headers=(
-                *answer.headers,
+                *response.headers,
                 ("Date", formatdate(wall, usegmt=True)),
                 ("X-RateLimit-Limit", str(limit)),
                 ("X-RateLimit-Remaining", str(remaining)),
@@ -384,11 +384,11 @@ class Service:
         )
 
 
-def _bearer(received: Received) -> str:
+def _bearer(received: Request) -> str:
     scheme, _, value = received.headers.get("authorization", "").partition(" ")
     return value if scheme == "Bearer" else ""
 
 
-def _success(message: str, data: dict[str, Any], event: Event, serial: int) -> Answer:
+def _success(message: str, data: dict[str, Any], event: Event, serial: int) -> Response:
     body = {"status": "Success", "code": 200, "message": message, "data": data}
-    return Answer(200, json.dumps(body).encode(), event=event, serial=serial, executed=True)
+    return Response(200, json.dumps(body).encode(), event=event, serial=serial, executed=True)

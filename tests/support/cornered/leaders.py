@@ -232,7 +232,7 @@ async def _sync_on_the_loop(
 ) -> None:
     before = here.waiting
 
-    def let_go() -> None:
+    def release() -> None:
         until(lambda: held.held == sends and here.waiting == before + 2 + len(crowd))
         held.release()
 
@@ -241,7 +241,7 @@ async def _sync_on_the_loop(
         await auntil(lambda: held.held == 1)
         crowd.start()
         await auntil(lambda: here.waiting == before + 1 + len(crowd))
-        releaser = threading.Thread(target=let_go)
+        releaser = threading.Thread(target=release)
         releaser.start()
         assert sync()
         releaser.join()

@@ -60,15 +60,19 @@ class Remote:
         clock.shift += self.process.delay("after")
         return response
 
-    def try_acquire_lease(self, key: str, *, owner: str, known: int, lease: float) -> LeaseResult:
-        led = self.ask(lambda store: store.try_acquire_lease(key, owner=owner, known=known, lease=lease))
-        if led.fencing_token:
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
+        result = self.ask(
+            lambda store: store.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
+        )
+        if result.fencing_token:
             self.process.leads()
-        return led
+        return result
 
-    def publish(self, key: str, *, fencing_token: int, content: str, keep: float, after: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         return self.ask(
-            lambda store: store.publish(key, fencing_token=fencing_token, content=content, keep=keep, after=after)
+            lambda store: store.publish(
+                key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
+            )
         )
 
     def peek(self, key: str) -> StoreView:
@@ -83,14 +87,14 @@ class _RemoteBudget(MemoryStorage):
     def claim(self, claim: Claim) -> ClaimResult:
         return self._remote.ask(lambda store: store.budget.claim(claim))
 
-    def merge(self, key: str, entries: History, keep: float) -> None:
-        self._remote.ask(lambda store: store.budget.merge(key, entries, keep))
+    def merge(self, key: str, entries: History, ttl: float) -> None:
+        self._remote.ask(lambda store: store.budget.merge(key, entries, ttl))
 
     def history(self, key: str) -> History:
         return self._remote.ask(lambda store: store.budget.history(key))
 
-    def bar(self, key: str, bar: Cooldown) -> None:
-        self._remote.ask(lambda store: store.budget.bar(key, bar))
+    def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
+        self._remote.ask(lambda store: store.budget.start_cooldown(key, cooldown))
 
     def cooldown(self, key: str) -> Cooldown | None:
         return self._remote.ask(lambda store: store.budget.cooldown(key))
@@ -102,12 +106,12 @@ class SimulatedStore(MemoryStore):
     def copy(self) -> tuple[Any, ...]:
         """Return all that it holds."""
         budget = self.budget
-        return dict(budget._histories), dict(budget._bars), dict(self._places), dict(self._members)
+        return dict(budget._histories), dict(budget._cooldowns), dict(self._places), dict(self._members)
 
     def restore(self, copy: tuple[Any, ...]) -> None:
         """Contain what it contained then."""
         histories, cooldowns, places, members = map(dict, copy)
-        self.budget._histories, self.budget._bars = histories, cooldowns
+        self.budget._histories, self.budget._cooldowns = histories, cooldowns
         self._places, self._members = places, members
 
     def fail_over(self, copy: tuple[Any, ...]) -> None:

@@ -25,7 +25,8 @@ from pay88_adapters.engine.fetches import FetchRun
 from pay88_adapters.stores.base import Store
 from pay88_adapters.stores.members import AT_FIRST
 from pay88_adapters.stores.memory import MemoryStore
-from pay88_adapters.testing.messages import TOKEN_PATH, Received
+from pay88_adapters.testing.messages import TOKEN_PATH
+from pay88_adapters.testing.messages import Request as ReceivedRequest
 from pay88_adapters.testing.service import Service
 from support.simulation.process import ApiCall, Manager, Process
 from support.simulation.remote import SimulatedStore
@@ -214,8 +215,8 @@ class World:
         self._lost |= dict.fromkeys(lost, self.now)
         self._forget(lost)
         if cooldowns is not None and self.store.budget.cooldown(self.budget_key) is None:
-            for bar in self._cooldowns:
-                bar[2] = min(bar[2], self.now)
+            for cooldown in self._cooldowns:
+                cooldown[2] = min(cooldown[2], self.now)
 
     def _forget(self, units: set[str]) -> None:
         """Note which of these units no process can report to the store."""
@@ -263,7 +264,7 @@ class World:
         self._attempts.append(self.now)
         deadline, rng = self.now + request.timeout, process.rng
         cut_off = not through_store and self._is_cut_off(process.number)
-        sent = Request(0.0, process, unit, granted_at, process.fleet.share.was_told, through_store, cut_off)
+        sent = Request(0.0, process, unit, granted_at, process.fleet.share.is_assigned, through_store, cut_off)
 
         def fail(how: str, at: float) -> None:
             error = TimeoutError("timed out") if how == "hangs" else ConnectionError(how)
@@ -291,7 +292,7 @@ class World:
 
     def _respond_token(self, request: TokenRequest, ways: list[str]) -> TokenResponse:
         fields = {name.lower(): str(value) for name, value in request.headers.items()}
-        received = Received("POST", TOKEN_PATH, fields)
+        received = ReceivedRequest("POST", TOKEN_PATH, fields)
         if self._limited:
             seconds, how = self._limited.popleft()
             self.trouble(seconds)
@@ -325,7 +326,7 @@ class World:
     def rejects(self, token: Token) -> bool:
         """Whether a call with *token* may get a 401."""
         serial, _ = self.service.trace(
-            Received("GET", "/", {"authorization": f"Bearer {token.access_token}"}), self.now
+            ReceivedRequest("GET", "/", {"authorization": f"Bearer {token.access_token}"}), self.now
         )
         return bool(self.storms) or serial is None or serial <= self._revoked
 
@@ -335,7 +336,7 @@ class World:
         headers = {"authorization": f"Bearer {token.access_token}", "x-session-id": token.session_id}
         if any(self.rng.random() < storm for storm in self.storms):
             return 401
-        return self.service.handle(Received("GET", "/api/echo", headers), self.now, self.wall).status
+        return self.service.handle(ReceivedRequest("GET", "/api/echo", headers), self.now, self.wall).status
 
     # --- what is judged
 
@@ -346,7 +347,7 @@ class World:
     def judge_token(self, token: Token, at: float) -> None:
         """Rule 1: no call is sent with a token past its life."""
         headers = {"authorization": f"Bearer {token.access_token}"}
-        _, age = self.service.trace(Received("GET", "/api/echo", headers), at)
+        _, age = self.service.trace(ReceivedRequest("GET", "/api/echo", headers), at)
         if age is None or age >= LIFETIME:
             self.violate("token", f"a call is sent with a token {age} s old")
 

@@ -15,7 +15,7 @@ from pay88_adapters import (
     TokenPolicy,
     TokenRateLimited,
 )
-from pay88_adapters.cli.options import finishing
+from pay88_adapters.cli.options import wait_for_pending_fetch
 from pay88_adapters.cli.store_view import StoreReader, StoreStatus
 from pay88_adapters.core.errors import Failure, in_seconds
 from pay88_adapters.engine.budget import TokenBudget
@@ -135,7 +135,7 @@ class SharedStore:
         assert credentials is not None
         policy = TokenPolicy(fetch_attempts=1)
         with TokenManager(credentials, base_url=endpoint.base_url, store=url, policy=policy) as manager:
-            with finishing(manager):
+            with wait_for_pending_fetch(manager):
                 began_at = time.monotonic()
                 token = manager.get_token()
             return ok("token", f"valid for {token.expires_in:g} s, fetched in {time.monotonic() - began_at:.2f} s")
@@ -184,7 +184,7 @@ def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
 def _try(store: Store) -> float:
     """Acquire a lease and write a record that expires immediately; return the duration in seconds."""
     began_at = time.monotonic()
-    lead = store.try_acquire_lease("check", owner=uuid4().hex, known=-1, lease=_LEASE)
-    if lead.fencing_token is not None:  # if not, another check holds it
-        store.publish("check", fencing_token=lead.fencing_token, content="", keep=0.0)
+    result = store.try_acquire_lease("check", owner=uuid4().hex, known_version=-1, lease=_LEASE)
+    if result.fencing_token is not None:  # if not, another check holds it
+        store.publish("check", fencing_token=result.fencing_token, content="", ttl=0.0)
     return time.monotonic() - began_at

@@ -94,7 +94,10 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
     With PAY88_STORE, it is the shared token, which is fetched only if the store has no valid one. Without PAY88_STORE
     (memory://), each run sends a token request.
     """
-    with TokenManager.from_env(options.environment(base_url, store)) as manager, options.finishing(manager):
+    with (
+        TokenManager.from_env(options.environment(base_url, store)) as manager,
+        options.wait_for_pending_fetch(manager),
+    ):
         token = manager.get_token(min_validity=min_validity)
         remaining = _remaining(token)
         if remaining < min_validity:

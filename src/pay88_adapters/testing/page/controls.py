@@ -32,7 +32,7 @@ class Controls:
             "advance": self._advance,
         }
 
-    def plan(self, form: Form) -> Rule:
+    def add_fault(self, form: Form) -> Rule:
         """Add a fault to the plan: without end, a number of times, or with a probability."""
         fault, on = forms.fault(form), form.take("on", forms.target, "call")
         times = form.take("times", forms.times) if "times" in form else 1
@@ -49,7 +49,7 @@ class Controls:
             return self._emulator.faults.random(self._chance, probability, [fault], on, times, after)
         return self._emulator.faults.add(fault, on, times, after)
 
-    def unplan(self, number: int) -> None:
+    def remove_fault(self, number: int) -> None:
         """Remove a fault, and release the requests that it holds."""
         rule = self._rule(number)
         rule.remove()

@@ -96,7 +96,7 @@ class Page:
         return _json({"faults": self._view.faults(), "kinds": catalogue()})
 
     async def _add_fault(self, request: web.BaseRequest) -> web.StreamResponse:
-        return _json(self._view.rule(self._controls.plan(await _form(request))), 201)
+        return _json(self._view.rule(self._controls.add_fault(await _form(request))), 201)
 
     async def _clear_faults(self, request: web.BaseRequest) -> web.StreamResponse:
         self._emulator.faults.clear()
@@ -105,7 +105,7 @@ class Page:
     def _remove_fault(self, number: str) -> web.StreamResponse:
         if not (number.isascii() and number.isdigit()):
             raise Refused(404, "the id of a fault must be a number")
-        self._controls.unplan(int(number[:9]))
+        self._controls.remove_fault(int(number[:9]))
         return web.Response(status=204, headers=HEADERS)
 
     async def _act(self, request: web.BaseRequest) -> web.StreamResponse:

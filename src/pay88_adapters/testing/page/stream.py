@@ -17,7 +17,7 @@ from .view import TIMELINE, View
 
 _LOOKS_EVERY = 0.2  # real seconds, like the next two
 _SPEAKS_EVERY = 10.0  # also without a change, so that clocks agree and a disconnected reader is noticed
-_PATIENCE = 30.0  # for a reader that does not read
+_WRITE_TIMEOUT = 30.0  # for a reader that does not read
 
 
 class Stream:
@@ -29,7 +29,7 @@ class Stream:
     def __init__(self, view: View, journal: Journal) -> None:
         self._view = view
         self._journal = journal
-        self._told: dict[str, Any] = {}
+        self._sent_state: dict[str, Any] = {}
         self._now = math.inf
         self._next = 0  # the first entry of the journal that was not sent
         self._open = set[int]()  # entries that were sent before they had ended
@@ -54,20 +54,20 @@ class Stream:
 
     async def _write(self, response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
         message = f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
-        await asyncio.wait_for(response.write(message), _PATIENCE)
+        await asyncio.wait_for(response.write(message), _WRITE_TIMEOUT)
 
     def whole(self) -> dict[str, Any]:
         """Return the whole state, with the latest requests."""
-        self._told, self._now = self._view.state(), self._view.now()
-        return {"now": self._now, **self._told, "timeline": self._timeline()}
+        self._sent_state, self._now = self._view.state(), self._view.now()
+        return {"now": self._now, **self._sent_state, "timeline": self._timeline()}
 
     def change(self) -> dict[str, Any] | None:
         """Return the changed parts and the changed lines of the timeline; ``None`` if nothing changed."""
         state, now = self._view.state(), self._view.now()
-        parts = {name: part for name, part in state.items() if part != self._told.get(name)}
+        parts = {name: part for name, part in state.items() if part != self._sent_state.get(name)}
         timeline = self._timeline()
         moved = state["emulator"]["movable"] and now != self._now
-        self._told, self._now = state, now
+        self._sent_state, self._now = state, now
         if not (parts or timeline or moved):
             return None
         return {"now": now, **parts, "timeline": timeline}
