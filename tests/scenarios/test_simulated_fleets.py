@@ -264,7 +264,7 @@ def test_rule_05_failovers_to_a_replica_that_lags(report: Report) -> None:
     most = {outcome.scenario.seed: largest_window(outcome.sent(), 60) for outcome in outcomes}
     over = [outcome for outcome in outcomes if most[outcome.scenario.seed] > 10]
     assert max(most.values()) <= 10 + TokenPolicy().fetch_attempts
-    assert len(over) <= 2
+    assert len(over) <= 3
     assert all(outcome.scenario.members > 1 for outcome in over), "a process knows what it used itself"
     report(
         f"{len(outcomes)} failovers; more than 10 token requests in a minute: {len(over)}, at most {max(most.values())}"
