@@ -132,8 +132,8 @@ PARTS = {
 
 def members(name: str, value: object) -> set[str]:
     """Return the public methods and properties that a class of the package defines."""
-    if not (isinstance(value, type) and value.__module__.startswith("pay88_adapters")):
-        return set()
+    if not (isinstance(value, type) and value.__module__.startswith("pay88_adapters")) or value.__name__ != name:
+        return set()  # of another package, or an alias
     kinds = (property, classmethod, staticmethod)
     found = {each for each, what in vars(value).items() if callable(what) or isinstance(what, kinds)}
     return {each for each in found if not each.startswith("_")} - PARTS.get(name, set())

@@ -225,7 +225,7 @@ def test_rule_05_a_primary_that_ends_before_the_replica_has_the_unit(
         replica.catch_up(primary)
         with link.partition():
             granted = pool.submit(acquire, store, "a")
-            until(lambda: taken(redis_store(primary.url, Clock())) == 2)
+            until(lambda: primary.info("clients")["blocked_clients"] == 1)  # it waits for the replica
             link.cut()
             replica.command("REPLICAOF", "NO", "ONE")
             relay.target = replica.port

@@ -170,8 +170,7 @@ def _code(error: Exception) -> str:
 
 def _is_outdated(error: Exception) -> bool:
     """Whether another connection may help: this one is broken, or its server is not the primary any longer."""
-    lost = type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError)
-    return lost or _code(error) in ("READONLY", "UNBLOCKED")
+    return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
 
 class RedisStorage(BudgetStorage):

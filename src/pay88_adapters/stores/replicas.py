@@ -21,6 +21,8 @@ WAITS = 3
 """How often ``WAIT`` is sent at most: no unit waits for a replica that lags for more than a second."""
 
 _TIMEOUT = 400  # milliseconds of one WAIT, less than the timeout of the connection
+_REPLICA = (b"slave", "slave")  # the role of a replica
+_DEMOTED = ("UNBLOCKED", "replica instances")  # in the errors of WAIT while the server becomes a replica, and after it
 
 
 class Replication:
@@ -49,15 +51,18 @@ class Replication:
 
     def _wait(self, connection: Any) -> None:
         try:
-            replicas = len(connection.role()[2])
+            role = connection.role()
+            demoted = role[0] in _REPLICA
+            replicas = 0 if demoted else len(role[2])
             for _ in range(WAITS):
-                if connection.wait(replicas, _TIMEOUT) >= replicas:
-                    return
+                if demoted or connection.wait(replicas, _TIMEOUT) >= replicas:
+                    break
         except (redis.ResponseError, TypeError, LookupError) as error:
-            if str(error).startswith("UNBLOCKED"):  # the server is no primary any longer
-                raise
             clear_traceback_locals(error)
-            self._denied = True  # no permission, or a proxy without these commands
+            demoted = any(text in str(error) for text in _DEMOTED)
+            self._denied = not demoted  # no permission, or a proxy without these commands
+        if demoted:
+            raise redis.ConnectionError("the server is no primary any longer")
 
 
 def _node(client: Any, key: str) -> Any:
