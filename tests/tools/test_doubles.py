@@ -132,7 +132,7 @@ def test_without_a_token_endpoint_below_the_adapter(library: str, double: Double
     """The error names the double's own; it is no outage, and causes no cooldown."""
     with double(False):
         for _ in range(2):
-            with pytest.raises(TokenEndpointUnavailable, match=r"(respx|pook|mocket)\..*no network error") as failed:
+            with pytest.raises(TokenEndpointUnavailable, match=r"(respx|pook|mocket)\.") as failed:
                 balance(library)
             assert not failed.value.retryable
     with double(True):
