@@ -103,19 +103,19 @@ class Simulation:
         return TokenResponse(respond.status, dict(respond.headers), respond.body)
 
 
-class _Gate:
-    """Wakes who waits, in simulated time."""
+class SimulatedEvent:
+    """Wakes its waiters in simulated time: *after* calls a function so many seconds later."""
 
-    def __init__(self, simulation: Simulation) -> None:
-        self._simulation = simulation
+    def __init__(self, after: Callable[[float, Callable[[], None]], object]) -> None:
+        self._after = after
         self.waiting: list[Callable[[], None]] = []
 
     def set(self) -> None:
         for wake in self.waiting:
-            self._simulation.after(0.0, wake)
+            self._after(0.0, wake)
 
     def notify(self) -> None:
-        """No waiter waits at it on the clock."""
+        """Do nothing: the simulated clock has no real waiters."""
 
 
 class Worker:
@@ -139,7 +139,7 @@ class Worker:
             return
         sequence = TokenAcquisition(
             self.fetches,
-            lambda: self.state.waiters.join("all", lambda: _Gate(self._simulation)),
+            lambda: self.state.waiters.join("all", lambda: SimulatedEvent(self._simulation.after)),
             wait_budget=WaitBudget(self.state.settings.policy.max_wait),
         ).run()
         self._resume(sequence, self._simulation.clock.now())

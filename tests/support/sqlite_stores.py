@@ -51,6 +51,15 @@ def change(path: Path, statement: str) -> None:
         db.execute(statement)
 
 
+def check_foreign(path: Path, operate: Callable[[], object]) -> None:
+    """Check that the database of another program at *path* stays as it is, and that the error names it."""
+    change(path, "CREATE TABLE theirs (x)")
+    path.chmod(0o600)
+    before = path.read_bytes()
+    assert "another program" in fails(operate)
+    assert path.read_bytes() == before
+
+
 def fails(operate: Callable[[], object]) -> str:
     """Check that the store says so, without a secret; return what it says."""
     started = time.monotonic()

@@ -1,7 +1,7 @@
 """The rules: what a token, a response or an error means, and what to do next. Pure functions of their arguments.
 
 Of requests: ``machine`` (with the table in ``decisions``), ``retry``, ``breaker``. Of fetches: ``fetch_machine``,
-``forced``, ``cooldown``, ``pending``. Of responses of the token endpoint: ``wire``. The numbers: ``policy``.
+``forced_refreshes``, ``cooldown``, ``pending``. Of responses of the token endpoint: ``wire``. The numbers: ``policy``.
 
 May import: only itself; no clock, lock, random numbers, thread, socket, environment or HTTP library.
 Imported by: every other layer.

@@ -32,13 +32,13 @@ class TokenCooldown:
 
     def exhausted(self, reason: Failure, until: float, now: float) -> None:
         """Start a cooldown because the token budget granted no unit; this result replaces an earlier one."""
-        self.granted()
+        self.end_exhausted()
         self.start(reason, until)
         if self.is_for(TokenBudgetExhausted):
             self.next_check_at = min(until, now + LIFETIME)
 
-    def granted(self) -> None:
-        """Record that the token budget granted a unit."""
+    def end_exhausted(self) -> None:
+        """End the cooldown if an exhausted budget is its reason: there is a newer result of the budget."""
         if self.is_for(TokenBudgetExhausted):
             self.end()
 

@@ -185,12 +185,12 @@ class FetchMachine:
         """Record the result of an acquisition; return whether the attempt may be sent (rule 5)."""
         fetch = self.pending.by_ticket.get(ticket)
         self.forced.reserve_used, self._pace = result.reserve_used, result.pace
-        if not from_reserve and result.granted:
-            if fetch is not None and fetch.refreshed_before is None:
-                fetch.refreshed_before = self._refreshed_at
-            self._refreshed_at = now
         if result.granted:
-            self.cooldown.granted()
+            self.cooldown.end_exhausted()
+            if not from_reserve:
+                if fetch is not None and fetch.refreshed_before is None:
+                    fetch.refreshed_before = self._refreshed_at
+                self._refreshed_at = now
         if fetch is None:
             return False
         if result.granted:

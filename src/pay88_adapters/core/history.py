@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast, overload
 
@@ -50,6 +50,11 @@ class Cooldown(NamedTuple):
     def left(self, most: float = FOREVER) -> float:
         """Return the remaining seconds, if the whole wait is capped at *most* seconds."""
         return max(min(self.seconds, most) - self.age, 0.0)
+
+
+def longest(cooldowns: Iterable[Cooldown | None]) -> Cooldown | None:
+    """Return the cooldown that ends last, if there is any."""
+    return max((each for each in cooldowns if each is not None), key=Cooldown.left, default=None)
 
 
 class Claim(NamedTuple):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 
-from .clock import Clock
+from .clock import Clock, shared_on
 
 _EVER = float("inf")
-_NAME = "_pay88_carriers"  # of the attribute of a clock
 _MANY = 256  # number of carriers from which on those that no longer exist are removed
 
 
@@ -51,5 +50,4 @@ class Carriers:
 
 def carriers_on(clock: Clock) -> Carriers:
     """Return what the managers on *clock* share."""
-    known: dict[str, Carriers] = vars(clock)
-    return known.get(_NAME) or known.setdefault(_NAME, Carriers())
+    return shared_on(clock, "_pay88_carriers", Carriers)

@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from pay88_adapters.stores.realtime import monotonic
 
 from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
+
+T = TypeVar("T")
 
 
 def _steady() -> Callable[[], float]:
@@ -76,3 +79,9 @@ class Clock:
         event, until = runtime.event(), self.now() + seconds
         while (left := until - self.now()) > 0:
             await self.wait_in_task(event, left)
+
+
+def shared_on(clock: Clock, name: str, make: Callable[[], T]) -> T:
+    """Return what all managers on *clock* share under this name. It is an attribute of the clock, and ends with it."""
+    known: dict[str, T] = vars(clock)
+    return known.get(name) or known.setdefault(name, make())

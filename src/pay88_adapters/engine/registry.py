@@ -10,7 +10,7 @@ from weakref import WeakSet, WeakValueDictionary
 from pay88_adapters.stores import open_fallback, open_store
 from pay88_adapters.stores.base import Store
 
-from .clock import Clock
+from .clock import Clock, shared_on
 from .forks import survive_forks
 from .store_client import StoreClient
 
@@ -134,7 +134,5 @@ class Process(Generic[M]):
 
 
 def _open_stores(clock: Clock) -> OpenStores:
-    # Stored on the clock itself, to which the stores refer: so both are collected together.
-    stores: OpenStores = vars(clock).setdefault("_pay88_stores", None) or OpenStores()
-    vars(clock)["_pay88_stores"] = stores
-    return stores
+    # The stores refer to the clock: so both are collected together.
+    return shared_on(clock, "_pay88_stores", OpenStores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Set
 
-from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted
+from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
 from pay88_adapters.stores.base import BudgetStorage, Store
 from pay88_adapters.stores.members import AT_FIRST, HORIZON
 from pay88_adapters.stores.memory import MemoryStorage
@@ -157,8 +157,7 @@ class StoreBudget(MemoryStorage):
     # --- degraded mode
 
     def _claim_degraded(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
-        cooldowns = (each for key in keys if (each := self.cooldown(key)))
-        cooldown = max(cooldowns, key=Cooldown.left, default=None)
+        cooldown = longest(map(self.cooldown, keys))
         left = cooldown.left(claim.longest_cooldown) if cooldown is not None else 0.0
         if left > 0:
             return ClaimResult(left, {key: self.history(key) for key in keys}, cooldown)

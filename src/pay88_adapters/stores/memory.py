@@ -18,6 +18,7 @@ from pay88_adapters.core.history import (
     Past,
     Window,
     instants,
+    longest,
     verdict,
 )
 
@@ -119,10 +120,10 @@ class MemoryStorage(BudgetStorage):
         return self._longest_cooldown([key], self._now())
 
     def _longest_cooldown(self, keys: Iterable[str], now: float) -> Cooldown | None:
-        cooldowns = [
+        cooldowns = (
             Cooldown(seconds, now - since, why) for key in keys for since, seconds, why in self._cooldowns_of(key)
-        ]
-        return max((each for each in cooldowns if each.left() > 0), key=Cooldown.left, default=None)
+        )
+        return longest(each for each in cooldowns if each.left() > 0)
 
     def _cooldowns_of(self, key: str) -> list[tuple[float, float, str]]:
         cooldown = self._cooldowns.get(key)

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, verdict
+from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest, verdict
 from pay88_adapters.core.secret import redact
 
 from .base import BudgetStorage, LeaseResult, StoreClock, StoreError, StoreView
@@ -65,8 +65,7 @@ class SqliteStorage(BudgetStorage):
             for key in keys:
                 merge_entries(db, key, claim.known.get(key, ()), ttl, now)
             histories = {key: read_history(db, key, now) for key in keys}
-            cooldowns = (each for key in keys if (each := read_cooldown(db, key, now)))
-            cooldown = max(cooldowns, key=Cooldown.left, default=None)
+            cooldown = longest(read_cooldown(db, key, now) for key in keys)
             wait = verdict(claim, histories, cooldown)
             if wait == 0:
                 new = [Entry(name, 0.0) for name in claim.ids]

@@ -28,6 +28,7 @@ from pay88_adapters.engine.settings import Settings
 from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
+from support.fleets import SimulatedEvent
 from support.simulation.remote import Remote, SimulatedClock
 from support.simulation.scenario import APART, EASES_OFF, EPSILON, MERCHANT, PROBING, TICK, URL, WORKERS
 
@@ -35,21 +36,6 @@ if TYPE_CHECKING:
     from support.simulation.world import World
 
 T = TypeVar("T")
-
-
-class _Gate:
-    """Wakes who waits, in simulated time."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self.waiting: list[Callable[[], None]] = []
-
-    def set(self) -> None:
-        for wake in self.waiting:
-            self._process.soon(0.0, wake)
-
-    def notify(self) -> None:
-        """Wait for nothing: the simulated clock has no real waiters."""
 
 
 class ApiCall:
@@ -152,7 +138,7 @@ class Manager:
         patience = WaitBudget(self.process.policy.max_wait)
 
         def acquired() -> AcquireTokenFlow:
-            gate = lambda: state.waiters.join("all", lambda: _Gate(self.process))  # noqa: E731 - the sequence's own callback
+            gate = lambda: state.waiters.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
         self._resume(call, run_request(state, call, acquired, state.now()))
