@@ -254,9 +254,8 @@ class Fetches:
         assert lease is not None
         state, key = self.state, lease.key
         snapshot, now = state.snapshot(lease.credentials)
-        content, ttl = snapshot.dump(now), snapshot.ttl(now)
         if state.settings.store_client.publish(
-            key, fencing_token=lease.fencing_token, content=content, ttl=ttl, write_delay=now - lease.acquired_at
+            key, fencing_token=lease.fencing_token, snapshot=snapshot, now=now, write_delay=now - lease.acquired_at
         ):
             self._seen = key, lease.fencing_token
 

@@ -18,7 +18,7 @@ from .clock import Clock
 from .credentials import Credentials, CredentialsSource
 from .pacing import Pacing
 from .request_limits import RequestLimits
-from .store_client import StoreClient
+from .store_client import StoreAccess
 
 _MAX_CONCURRENT = 32  # concurrent store operations for permits, per group
 
@@ -37,7 +37,7 @@ class Settings:
     endpoint: Endpoint
     policy: TokenPolicy
     clock: Clock
-    store_client: StoreClient
+    store_client: StoreAccess
     rotating: bool
     retry: RetryPolicy = DEFAULT
     request_limits: RequestLimits | None = None
@@ -47,7 +47,7 @@ class Settings:
     def __post_init__(self) -> None:
         self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
 
-    def on(self, clock: Clock, store_client: StoreClient) -> Settings:
+    def on(self, clock: Clock, store_client: StoreAccess) -> Settings:
         """Return the same settings on another clock and its store, with empty counters."""
         limits = self.request_limits
         if limits is not None:
@@ -73,7 +73,7 @@ def checked_endpoint(store: object, base_url: str, credentials: CredentialsSourc
 
 
 def request_limits_for(
-    store_client: StoreClient, endpoint: Endpoint, pacing: object, breaker: BreakerPolicy | None
+    store_client: StoreAccess, endpoint: Endpoint, pacing: object, breaker: BreakerPolicy | None
 ) -> RequestLimits | None:
     """Return the circuit breakers and rate limits, if any; raise :class:`ConfigurationError` for wrong types."""
     check_type("breaker", breaker, BreakerPolicy)

@@ -338,4 +338,4 @@ class Process:
 
     def known(self) -> set[str]:
         """Return the ids of the units that it knows."""
-        return {entry.id for entry in self.fleet.budget.known(self.world.budget_key)}
+        return {entry.id for entry in self.fleet.budget_copy.known(self.world.budget_key)}
