@@ -74,7 +74,7 @@ def fetch_token(
     while (yield from request.acquire_lease()) and (yield from request.send()):
         pass  # the lease or the unit of the budget became too old before the request
     yield StoreOperation(partial(fetches.publish, run))
-    state.events.dispatch_safely(events)  # not earlier: a listener may be slow
+    state.listeners.dispatch_safely(events)  # not earlier: a listener may be slow
 
 
 def _use_credentials(

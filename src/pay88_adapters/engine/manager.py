@@ -134,7 +134,7 @@ class TokenManager:
         if not self._state.closed:
             settings = self._state.settings
             store_client = PROCESS.store_client_like(settings.store_client, settings.clock, clock)
-            self._start(settings.on(clock, store_client), self._state.events.listeners)
+            self._start(settings.on(clock, store_client), self._state.listeners.given)
         return before
 
     def _resume(self, state: ManagerState, sync_runner: SyncRunner, async_runner: AsyncRunner) -> None:

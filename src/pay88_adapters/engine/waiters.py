@@ -13,11 +13,10 @@ E = TypeVar("E", bound=WaitEvent)
 class Waiters:
     """One event for the threads, and one for each event loop. Guarded by the manager's lock."""
 
-    __slots__ = ("_events", "_to_set")
+    __slots__ = ("_events",)
 
     def __init__(self) -> None:
         self._events: dict[object, WaitEvent] | None = None  # most managers have no waiters at most times
-        self._to_set: list[dict[object, WaitEvent]] = []
 
     def join(self, key: object, make: Callable[[], E]) -> E:
         """Return the event of the waiters with this *key*; *make* makes it for the first of them."""
@@ -29,16 +28,13 @@ class Waiters:
 
     def wake(self) -> None:
         """Wake all waiters. An interrupted call is finished by the next one."""
-        # Nothing is called until they are listed: an exception cannot strike before.
-        events, self._events = self._events, None
-        if events:
-            self._to_set.append(events)
-        for each in self._to_set:
-            for event in each.values():
-                event.set()
-        self._to_set.clear()
+        if self._events is None:
+            return
+        for event in self._events.values():
+            event.set()
+        # Not before: an exception may strike at any call. One that joins meanwhile wakes early, and joins again.
+        self._events = None
 
     def clear(self) -> None:
         """Forget all waiters in a forked child: they belong to the parent."""
         self._events = None
-        self._to_set.clear()
