@@ -16,6 +16,7 @@ import pay88_adapters.engine.manager
 from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenPolicy
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.default_clock import default_clock
+from pay88_adapters.engine.forks import living
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -82,7 +83,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_managers_that_are_gone_are_forgotten(maker: str) -> None:
     """Of three hundred of each kind no more is left than of a few."""
-    elsewhere = len(pay88_adapters.engine.manager.PROCESS.made)  # of other tests; they start empty in the block, too
+    elsewhere = len(living(TokenManager))  # of other tests; they start empty in the block, too
     with default_clock(ManualClock()):
         make_and_drop(MAKERS[maker], range(300))
         gc.collect()

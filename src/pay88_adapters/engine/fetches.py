@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
-from .forks import fork_id, survive_forks
+from .forks import fork_id
 from .sharing import shared_key
 from .state import ManagerState
 from .store_client import NO_LEASE
@@ -66,6 +67,8 @@ class FetchRun:
 
 # The fetches on event loops of this process, of all managers.
 _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_on_loops.clear)
 
 
 class Fetches:
@@ -78,15 +81,13 @@ class Fetches:
         self._number = next(_numbers)
         self._runs: list[FetchRun] = []  # not a dict: an empty list gives its memory back
         self._seen = ("", 0)  # key and version of the last record read or published
-        survive_forks(self)
 
     def after_fork(self) -> None:
-        """Continue without the parent's threads and event loops."""
+        """Continue without the parent's threads and event loops. The manager calls it."""
         self.state.after_fork()
         for run in self._runs:
             run.leases.clear()  # the parent's
         self._runs.clear()
-        _on_loops.clear()
 
     @property
     def is_fetching(self) -> bool:

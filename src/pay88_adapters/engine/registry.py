@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from typing import Generic, Protocol, TypeVar
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from pay88_adapters.stores import open_fallback, open_store
 from pay88_adapters.stores.base import Store
@@ -117,7 +117,6 @@ class Process(Generic[M]):
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
         self.referenced: WeakValueDictionary[str, M] = WeakValueDictionary()
-        self.made: WeakSet[M] = WeakSet()  # all managers on the default clock of the process
         self.after_fork()
         survive_forks(self)
 
