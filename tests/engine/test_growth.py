@@ -114,13 +114,15 @@ def test_thousands_of_managers_leave_the_memory_where_it_was(maker: str) -> None
     assert after - before < 200_000
 
 
+def respond(request: httpx.Request) -> httpx.Response:
+    """Return a token of the merchant, as long as those of the service."""
+    merchant = request.headers["x-merchant-id"]
+    data = {"access_token": merchant.ljust(200, "x"), "session_id": merchant.ljust(36, "x"), "expires_in": 60}
+    return httpx.Response(200, json={"data": data})
+
+
 def test_a_manager_with_its_token_takes_little_memory_and_no_thread() -> None:
     """A process may have one for each of thousands of merchants."""
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        merchant = request.headers["x-merchant-id"]
-        data = {"access_token": merchant.ljust(200, "x"), "session_id": merchant.ljust(36, "x"), "expires_in": 60}
-        return httpx.Response(200, json={"data": data})
 
     def make(number: int) -> TokenManager:
         manager = TokenManager(credentials(number), base_url=URL, client=client)
@@ -139,7 +141,20 @@ def test_a_manager_with_its_token_takes_little_memory_and_no_thread() -> None:
             used, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert used / 200 < 6_000
+    assert used / 200 < 4_100
+
+
+def test_rule_05_a_store_in_memory_keeps_the_units_and_the_token_once() -> None:
+    """A merchant may have a hundred units: no copies of them, as of a store that processes share."""
+    with httpx.Client(transport=httpx.MockTransport(respond)) as client, default_clock(ManualClock()):
+        manager: Any = TokenManager(credentials(0), base_url=URL, client=client)
+        token = manager.get_token()
+        store_client = manager._state.settings.store_client
+        until(lambda: not manager.stats().fetching)
+        (place,) = store_client.store._places.values()
+    assert store_client.budget is store_client.store.budget
+    assert place.content.token is token
+    assert not place.content.budget_entries
 
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)

@@ -20,7 +20,6 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
 from .forks import fork_id
-from .sharing import shared_key
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
@@ -221,7 +220,7 @@ class Fetches:
         if run.cannot_wait:
             return LeaseResult(fencing_token=NO_LEASE)
         state = self.state
-        key = shared_key(state.settings, credentials)
+        key = state.record_key(credentials)
         lease = state.settings.policy.lease_duration
         seen, version = self._seen
         asked_at = state.now()

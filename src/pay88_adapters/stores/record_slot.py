@@ -40,7 +40,7 @@ class RecordSlot:
             return False
         self.version, self.content = fencing_token, content
         self.written_at, self.stored_at, self.keep_until = min(self.leased_at + write_delay, now), now, now + ttl
-        self.owner, self.leased_until = "", 0.0
+        self.owner, self.leased_at, self.leased_until = "", 0.0, 0.0
         return True
 
     def peek(self, now: float) -> StoreView:

@@ -138,7 +138,7 @@ class Manager:
         patience = WaitBudget(self.process.policy.max_wait)
 
         def acquired() -> AcquireTokenFlow:
-            gate = lambda: state.waiters.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
+            gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
         self._resume(call, run_request(state, call, acquired, state.now()))
