@@ -263,7 +263,7 @@ def test_the_readme_has_the_supported_versions() -> None:
     """Those that the classifiers list."""
     versions = re.findall(r"Python :: 3\.(\d+)\"", PROJECT)
     assert f"CPython 3.{versions[0]} to 3.{versions[-1]}" in PAGES["README.md"]
-    assert ("Free Threading" in PROJECT) == ("Free-threaded Python" in PAGES["README.md"])
+    assert ("Free Threading" in PROJECT) == ("free-threaded Python" in PAGES["README.md"])
 
 
 def test_pages_have_the_same_name_everywhere() -> None:

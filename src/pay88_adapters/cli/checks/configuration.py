@@ -12,7 +12,6 @@ from pay88_adapters.stores import MEMORY
 
 from .finding import Finding, failed, invalid, ok, skipped
 
-
 _VENDORS = {"PAY88_API_KEY": "EIGHTY_EIGHT_PAY_API_KEY", "PAY88_MERCHANT_ID": "EIGHTY_EIGHT_PAY_MERCHANT_ID"}
 _OPTIONS = {"PAY88_BASE_URL": "--base-url", "PAY88_STORE": "--store"}
 
