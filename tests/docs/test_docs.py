@@ -252,6 +252,14 @@ def of_the_project(url: str) -> Path | None:
     return None
 
 
+def test_a_payment_has_the_same_fields_everywhere() -> None:
+    """Readers copy it, so that they may take a field that only one page has for a required one."""
+    payments = {page: re.findall(r"\{[^{}]*\"amount\"[^{}]*\}", text) for page, text in PAGES.items()}
+    fields = {tuple(re.findall(r'"(\w+)": ', payment)) for found in payments.values() for payment in found}
+    assert sum(map(len, payments.values())) > 10
+    assert fields == {("flow", "amount", "currency", "description")}
+
+
 def test_the_readme_links_to_public_addresses() -> None:
     """All links and images are absolute, so that it reads well on a package index."""
     assert [
