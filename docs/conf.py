@@ -55,9 +55,8 @@ SEARCH_WORDS = {
         "leader election", "systemd", *(f"set {name}" for name in VARIABLES),
     ),
     "errors": (
-        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused", "connection reset",
-        "double charge", "duplicate payment",
-        "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
+        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
+        "connection reset", "double charge", "duplicate payment", "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
         "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
