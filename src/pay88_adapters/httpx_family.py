@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, suppress
-from operator import attrgetter
 from sys import modules
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -42,7 +41,6 @@ class _Call:
     token_timeout = None
     total_timeout = None
     retry = None
-    status = staticmethod(attrgetter("status_code"))
 
     __slots__ = ("_body_position", "_replaces", "_request", "_timeout", "_transport", "client", "manager")
 
@@ -69,6 +67,10 @@ class _Call:
     def path(self) -> str:
         path: str = self._request.url.path
         return path
+
+    def status(self, response: Any) -> int:
+        status: int = response.status_code
+        return status
 
     def _url(self) -> str:
         return str(self._request.url)
