@@ -56,8 +56,8 @@ SEARCH_WORDS = {
     ),
     "errors": (
         "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
-        "connection reset", "double charge", "duplicate payment", "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
-        "webhook",
+        "connection reset", "double charge", "duplicate payment", "error handling",
+        "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests", "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
     "operations": (
