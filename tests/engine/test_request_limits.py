@@ -180,6 +180,20 @@ def test_rule_22_and_24_without_its_store_a_manager_sends_a_share(limited: World
     assert kinds(outcomes) == {RequestBudgetExhausted}
 
 
+def test_rule_22_and_24_a_store_that_fails_delays_no_payment(limited: World, tmp_path: Path) -> None:
+    """Also of a process that has sent none before; the error after its share is about the store."""
+    directory = tmp_path / "store"
+    directory.mkdir()
+    store = f"sqlite:///{directory}/store.db"
+    client = limited.client(limited.new_manager(pacing=True, max_wait=1, store=store, fallback_share=0.25))
+    assert statuses([client.attempt("POST", limited.echo)]) == [200]
+    directory.rename(tmp_path / "away")
+    assert statuses([client.attempt("POST", limited.url) for _ in range(15)]) == [200] * 15
+    error = limited.as_time_passes(lambda: client.attempt("POST", limited.url))
+    assert isinstance(error, RequestBudgetExhausted)
+    assert "the shared store is unavailable" in str(error)
+
+
 def test_rule_22_calls_that_cannot_be_sent_consume_no_unit(world: World) -> None:
     """While no token can be fetched, requests fail and consume no units."""
     client = world.client(world.new_manager(pacing=True, max_wait=1))

@@ -18,6 +18,7 @@ from pay88_adapters.core.events import (
     CallWaited,
 )
 from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.stores.base import WindowsResult
 
 from .effects import (
     AcquireTokenFlow,
@@ -113,15 +114,16 @@ def acquire_rate_permit(
     while True:
         rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
         if isinstance(rate_permit, RateLimitPermit):
-            wait: float
+            result: WindowsResult
             try:
-                wait = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                result = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                state.transition(partial(_record_result, pacing, rate_permit, result))
             except BaseException:
                 pacing.cancel(rate_permit)
                 raise
-            state.transition(partial(_record_result, pacing, rate_permit, wait))
+            wait, reason = result.wait, result.reason
         else:
-            wait = rate_permit
+            wait, reason = rate_permit
         now = state.settings.clock.now()
         left = deadline - now
         if since is not None and (not wait or wait > left):
@@ -130,18 +132,16 @@ def acquire_rate_permit(
             return rate_permit
         since = now if since is None else since
         if wait > left:
+            reason = reason or f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached"
             raise RequestBudgetExhausted(
-                f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached; request not sent;"
-                f" retry in {in_seconds(wait)}",
-                retry_after=wait,
-                retryable=True,
+                f"{reason}; request not sent; retry in {in_seconds(wait)}", retry_after=wait, retryable=True
             )
         # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
         yield Sleep(min(wait + JITTER * state.settings.random(), left))
 
 
-def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, wait: float, _: object, now: float) -> None:
-    pacing.record_result(rate_permit, wait, now)
+def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: WindowsResult, _: object, now: float) -> None:
+    pacing.record_result(rate_permit, result, now)
 
 
 def _count_paced(state: ManagerState, group: str, seconds: float) -> None:
