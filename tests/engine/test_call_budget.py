@@ -52,7 +52,7 @@ def started(fleet: WorkerGroup, count: int) -> list[Process]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_rule_24_a_payment_is_not_delayed_by_time_that_no_process_has_observed(fleet: WorkerGroup, count: int) -> None:
-    """Without its store each process has a part of the limit in as many as there are, and can use all of it immediately."""
+    """Without its store each process has an equal part of the limit, and can use all of it immediately."""
     processes = started(fleet, count)
     fleet.store.broken = True
     assert [Pacer(process.store_client).free() for process in processes] == [A_MINUTE // count] * count

@@ -107,6 +107,10 @@ class TokenMachine(FetchMachine):
         """Return the seconds until a token may be requested."""
         return max(self.cooldown.until - now, 0.0)
 
+    def is_usable_at(self, at: float) -> bool:
+        """Whether the current token can be used at that instant."""
+        return self._cached is not None and at < self._cached.usable_until
+
     def expires_in(self, now: float) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Needs no lock."""
         cached = self._cached

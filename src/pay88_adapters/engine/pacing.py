@@ -10,6 +10,7 @@ from typing import NamedTuple
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
+from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
 from pay88_adapters.stores.base import BudgetStorage, WindowsResult
 
@@ -116,6 +117,13 @@ class Pacing:
         elif server_limit is not None and server_limit.remaining <= 0:
             denied = max(denied, Denied(server_limit.until - now))
         return denied, sum(not permit.taken for permit in permits)
+
+    def expected_wait(self, group: str, merchant_id: str, now: float) -> float:
+        """Return the seconds until a unit is available, as far as this process knows. May block if the storage does."""
+        names = self._names(group, merchant_id)
+        windows = [self._strategy.window(item, *names) for item in CALL_LIMITS]
+        waits = [wait_for(window, self._strategy.ages(window), 1) for window in windows]
+        return max(self._denied(group, now)[0].wait, *waits)
 
     def acquire(self, group: str, merchant_id: str) -> WindowsResult:
         """Acquire a unit of every limit of *group*, or none. May block."""

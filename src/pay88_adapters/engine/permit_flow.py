@@ -28,9 +28,10 @@ from .effects import (
     Sleep,
     StoreOperation,
 )
-from .pacing import JITTER, Pacing, RateLimitPermit
+from .pacing import JITTER, Denied, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
+from .token_flow import WaitBudget
 
 
 class AttemptPermit(NamedTuple):
@@ -48,14 +49,18 @@ class AttemptPermit(NamedTuple):
 
 
 def acquire_permit(
-    state: ManagerState, limits: RequestLimits, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+    state: ManagerState,
+    limits: RequestLimits,
+    call: RequestInfo[Any],
+    acquired: Callable[[], AcquireTokenFlow],
+    wait_budget: WaitBudget,
 ) -> RequestFlow[AttemptPermit]:
     """Acquire a permit of the circuit breaker, then wait for the rate limits (rules 22 and 23)."""
     group = group_of(state.settings.endpoint.route(call.path))
     permit = _check_breaker(state, limits, group)
     try:
         permit = permit._replace(
-            rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, call, acquired))
+            rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, acquired, wait_budget))
         )
         # The circuit may have opened during the wait.
         if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(group):
@@ -101,43 +106,51 @@ def acquire_rate_permit(
     state: ManagerState,
     pacing: Pacing | None,
     group: str,
-    call: RequestInfo[Any],
     acquired: Callable[[], AcquireTokenFlow],
+    wait_budget: WaitBudget,
 ) -> RequestFlow[RateLimitPermit | None]:
-    """Acquire a rate limit permit for *group*, waiting at most ``max_wait`` seconds (rule 22)."""
+    """Acquire a rate limit permit for *group*, waiting at most as long as the request still may (rule 22)."""
     if pacing is None or group not in RATE_LIMITED_GROUPS:
         return None
-    deadline = state.settings.clock.now() + state.settings.longest_wait(call.token_timeout)
     if state.cached() is None:
         yield from acquired()
+    deadline = wait_budget.deadline(state.now())
     since: float | None = None  # start of the wait
-    while True:
-        rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
-        if isinstance(rate_permit, RateLimitPermit):
-            result: WindowsResult
-            try:
-                result = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
-                state.transition(partial(_record_result, pacing, rate_permit, result))
-            except BaseException:
-                pacing.cancel(rate_permit)
-                raise
-            wait, reason = result.wait, result.reason
-        else:
-            wait, reason = rate_permit
-        now = state.settings.clock.now()
-        left = deadline - now
-        if since is not None and (not wait or wait > left):
-            _count_paced(state, group, now - since)
-        if isinstance(rate_permit, RateLimitPermit) and not wait:
-            return rate_permit
-        since = now if since is None else since
-        if wait > left:
-            reason = reason or f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached"
-            raise RequestBudgetExhausted(
-                f"{reason}; request not sent; retry in {in_seconds(wait)}", retry_after=wait, retryable=True
-            )
-        # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
-        yield Sleep(min(wait + JITTER * state.settings.random(), left))
+    permit: RateLimitPermit | Denied | None = None
+    try:
+        while True:
+            permit = state.transition(lambda _, now: pacing.reserve(group, now))
+            if isinstance(permit, RateLimitPermit):
+                result: WindowsResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                state.transition(partial(_record_result, pacing, permit, result))
+                wait, reason = result.wait, result.reason
+            else:
+                wait, reason = permit
+            now = state.now()
+            left = deadline - now
+            if since is not None and (not wait or wait > left):
+                _count_paced(state, group, now - since)
+            if isinstance(permit, RateLimitPermit) and not wait:
+                return permit
+            since = now if since is None else since
+            if wait > left:
+                raise _exhausted(state, group, wait, reason)
+            # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
+            yield Sleep(min(wait + JITTER * state.settings.random(), left))
+    except BaseException:
+        if isinstance(permit, RateLimitPermit):
+            pacing.cancel(permit)
+        raise
+    finally:
+        if since is not None:
+            wait_budget.left -= state.now() - since
+
+
+def _exhausted(state: ManagerState, group: str, wait: float, reason: str) -> RequestBudgetExhausted:
+    reason = reason or f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached"
+    return RequestBudgetExhausted(
+        f"{reason}; request not sent; retry in {in_seconds(wait)}", retry_after=wait, retryable=True
+    )
 
 
 def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: WindowsResult, _: object, now: float) -> None:

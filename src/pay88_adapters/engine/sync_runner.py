@@ -145,7 +145,7 @@ class SyncRunner(Runner):
     def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
         """Get a token for another attempt that the client library makes by itself, in the block."""
         wait_budget = self._wait_budget(call.token_timeout)
-        flow = acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, wait_budget))
+        flow = acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, wait_budget), wait_budget)
         token, end = self._run(flow, partial(self.start, call))
         try:
             yield token

@@ -24,12 +24,21 @@ _LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop 
 
 
 class WaitBudget:
-    """Seconds of the clock that one call may still wait for tokens, over all its attempts (rule 6)."""
+    """Seconds of the clock that one call may still wait for permits and tokens, over all its attempts (rules 6 and 22).
 
-    __slots__ = ("left",)
+    Attributes:
+        left: The remaining seconds.
+        until: Instant after which the call does not wait in any case.
+    """
+
+    __slots__ = ("left", "until")
 
     def __init__(self, left: float) -> None:
-        self.left = left
+        self.left, self.until = left, float("inf")
+
+    def deadline(self, now: float) -> float:
+        """Return the end of a wait that starts now."""
+        return min(now + self.left, self.until)
 
 
 class TokenAcquisition:
@@ -77,7 +86,7 @@ class TokenAcquisition:
         self._carriers = carriers
         self._min_validity = min_validity
         self._must_fetch = must_fetch
-        self._deadline = state.now() + wait_budget.left
+        self._deadline = wait_budget.deadline(state.now())
         self._known_failures = state.failed_fetches
         self._waiting_since: float | None = None
         self._fetched = False

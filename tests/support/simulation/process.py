@@ -141,7 +141,7 @@ class Manager:
             gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
-        self._resume(call, run_request(state, call, acquired, state.now()))
+        self._resume(call, run_request(state, call, acquired, state.now(), patience))
 
     def _resume(self, call: ApiCall, sequence: Generator[Any, Any, int], result: object = None) -> None:
         if call.is_closed:
