@@ -312,6 +312,16 @@ def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
     assert driven.machine.uses_reserve(driven.lead(45.0), 45.0) is False
 
 
+def test_rule_08_a_forced_refresh_that_is_due_anyway_does_not_delay_the_next() -> None:
+    """The next one is the first to use the reserve."""
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 45.0)
+    newer = driven.get(45.0, grant=used(2))
+    assert driven.machine.on_unauthorized(newer, 45.5)
+    newest = driven.get(45.5, grant=used(3))
+    assert not driven.machine.on_unauthorized(newest, 46.0)
+
+
 def storm(driven: Driven, start: float, count: int) -> float:
     """Let each new token be rejected as soon as the spacing allows; return the time of the last."""
     now = start
