@@ -1,64 +1,83 @@
-"""The cooldown: which of two counts, and what other managers learn of it."""
+"""The cooldown: which of two counts, until when it lasts, and what other managers learn of it."""
 
 from __future__ import annotations
 
 import pytest
 
-from pay88_adapters.core.cooldown import TokenCooldown
+from pay88_adapters.core.decisions import Fetch
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.failures import BUDGET_EXHAUSTED
-from support.driven import BROKEN, NONSENSE, ODD, ONE, REJECTED, TWO, limited
+from support.driven import BROKEN, NONSENSE, ODD, ONE, REJECTED, TWO, Driven, limited, no
 
 NEVER = float("-inf")
-LIMITED = limited(60.0)
+
+
+def reported(driven: Driven, digest: str = ONE) -> tuple[Failure | None, float]:
+    """Return what the managers with the credentials *digest* learn of the cooldown."""
+    snapshot = driven.machine.snapshot(digest, {})
+    return snapshot.cooldown_reason, snapshot.cooldown_until
 
 
 @pytest.mark.parametrize(
-    ("until", "reason"), [(59.0, BROKEN), (60.0, ODD), (61.0, ODD)], ids=["shorter", "as long", "longer"]
+    ("now", "reason"), [(29.9, limited(60.0)), (30.0, REJECTED), (30.1, REJECTED)], ids=["shorter", "as long", "longer"]
 )
-def test_rule_11_of_two_cooldowns_the_longer_one_counts(until: float, reason: Failure) -> None:
-    """With its own reason; of two that end together, the later one."""
-    cooldown = TokenCooldown()
-    cooldown.start(BROKEN, 60.0)
-    cooldown.start(ODD, until)
-    assert (cooldown.reason, cooldown.until) == (reason, max(60.0, until))
+def test_rule_10_of_two_cooldowns_the_longer_one_counts(now: float, reason: Failure) -> None:
+    """With its own reason; of two that end together, the later one. Here a key is rejected after a 429."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    assert driven.send(first, 0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(second.ticket, 0.0)
+    driven.fail(first, 0.0, limited(60.0))
+    driven.fail(second.ticket, now, REJECTED)
+    cooldown = driven.machine.cooldown
+    assert (cooldown.reason, cooldown.until) == (reason, max(60.0, now + 30.0))
     assert cooldown.next_check_at == cooldown.until
 
 
 def test_rule_05_an_exhausted_budget_replaces_only_its_own_earlier_result() -> None:
-    """A newer result of the budget may be a shorter wait. The cooldown of a 429 stays, unless it ends earlier."""
-    cooldown = TokenCooldown()
-    cooldown.exhausted(BUDGET_EXHAUSTED, 500.0, 0.0)
-    assert (cooldown.until, cooldown.next_check_at) == (500.0, 60.0)
-    cooldown.exhausted(BUDGET_EXHAUSTED, 50.0, 10.0)
-    assert (cooldown.until, cooldown.next_check_at) == (50.0, 50.0)
-    cooldown.start(LIMITED, 100.0)
-    cooldown.exhausted(BUDGET_EXHAUSTED, 90.0, 20.0)
-    assert (cooldown.reason, cooldown.until, cooldown.next_check_at) == (LIMITED, 100.0, 100.0)
-    cooldown.end_exhausted()
-    assert cooldown.reason is LIMITED
+    """It is checked once a minute. A newer result may be a shorter wait, and a grant ends it."""
+    driven = Driven()
+    for now, retry_in, check_in in ((0.0, 500.0, 60.0), (60.0, 50.0, 50.0)):
+        ticket = driven.lead(now)
+        assert not driven.send(ticket, now, no(retry_in))
+        cooldown = driven.machine.cooldown
+        assert (cooldown.reason, cooldown.until) == (BUDGET_EXHAUSTED, now + retry_in)
+        assert cooldown.next_check_at == now + check_in
+    assert driven.send(driven.lead(110.0), 110.0)
+    assert (driven.machine.cooldown.reason, driven.machine.cooldown.until) == (None, NEVER)
 
 
-@pytest.mark.parametrize("requested_until", [NEVER, 40.0, 90.0])
-@pytest.mark.parametrize("reason", [LIMITED, BROKEN, NONSENSE])
-def test_rule_10_other_managers_learn_the_wait_that_a_429_demanded(reason: Failure, requested_until: float) -> None:
-    """Not capped by this manager's ``max_retry_after``, and no shorter than its cooldown. It lengthens no outage."""
-    cooldown = TokenCooldown()
-    cooldown.requested_until = requested_until
-    cooldown.start(reason, 60.0)
-    assert cooldown.to_report(ONE) == (reason, max(60.0, requested_until) if reason is LIMITED else 60.0)
+@pytest.mark.parametrize("requested", [40.0, 90.0])
+def test_rule_10_other_managers_learn_the_wait_that_a_429_demanded(requested: float) -> None:
+    """Not capped by this manager's ``max_retry_after``. It lengthens no outage that comes later."""
+    driven = Driven(max_retry_after=60)
+    driven.lose(0.0, limited(requested))
+    assert driven.machine.cooldown.until == min(requested, 60.0)
+    assert reported(driven) == (limited(requested), requested)
+    driven.lose(60.0, ODD)
+    assert reported(driven) == (ODD, 61.0)
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NONSENSE, ODD])
+def test_rule_11_other_managers_learn_of_an_outage(failure: Failure) -> None:
+    """Whatever their key is; nothing before it, and nothing after a token."""
+    driven = Driven(fetch_attempts=1)
+    assert reported(driven) == (None, NEVER)
+    driven.lose(0.0, failure)
+    assert reported(driven) == reported(driven, TWO) == (failure, 1.0)
+    driven.get(1.0)
+    assert reported(driven) == (None, NEVER)
 
 
 def test_rule_09_a_rejection_is_reported_to_managers_with_the_same_key() -> None:
     """Another key has not been rejected, and an exhausted budget reports itself."""
-    cooldown = TokenCooldown()
-    assert cooldown.to_report(ONE) == (None, NEVER)
-    assert cooldown.rejected_key is None
-    cooldown.rejected_key = ONE
-    cooldown.start(REJECTED, 30.0)
-    assert cooldown.to_report(ONE) == (REJECTED, 30.0)
-    assert cooldown.to_report(TWO) == (None, NEVER)
-    cooldown.end()
-    assert (cooldown.to_report(ONE), cooldown.rejected_key) == ((None, NEVER), None)
-    cooldown.exhausted(BUDGET_EXHAUSTED, 60.0, 0.0)
-    assert cooldown.to_report(ONE) == (None, NEVER)
+    driven = Driven()
+    assert driven.machine.cooldown.rejected_key is None
+    driven.lose(0.0, REJECTED)
+    assert (reported(driven), reported(driven, TWO)) == ((REJECTED, 30.0), (None, NEVER))
+    driven.get(30.0)
+    assert (reported(driven), driven.machine.cooldown.rejected_key) == ((None, NEVER), None)
+    assert not driven.send(driven.lead(80.0), 80.0, no(100.0))
+    assert reported(driven) == (None, NEVER)
