@@ -7,7 +7,8 @@ import pytest
 from pay88_adapters.core.decisions import Fetch
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.failures import BUDGET_EXHAUSTED
-from support.driven import BROKEN, NONSENSE, ODD, ONE, REJECTED, TWO, Driven, limited, no
+from pay88_adapters.core.snapshot import Snapshot
+from support.driven import BROKEN, NONSENSE, ODD, ONE, REJECTED, TWO, Driven, limited, no, token
 
 NEVER = float("-inf")
 
@@ -47,6 +48,27 @@ def test_rule_05_an_exhausted_budget_replaces_only_its_own_earlier_result() -> N
         assert cooldown.next_check_at == now + check_in
     assert driven.send(driven.lead(110.0), 110.0)
     assert (driven.machine.cooldown.reason, driven.machine.cooldown.until) == (None, NEVER)
+
+
+def test_rule_05_a_token_does_not_end_the_cooldown_of_an_exhausted_budget() -> None:
+    """Of two fetches one acquired the last unit."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(first, 0.0)
+    assert not driven.send(second.ticket, 0.0, no(30.0))
+    driven.machine.on_token(first, token(0.0), 1.0)
+    assert (driven.machine.cooldown.reason, driven.machine.cooldown.until) == (BUDGET_EXHAUSTED, 30.0)
+
+
+def test_rule_10_a_wait_that_came_from_another_manager_is_passed_on_in_full() -> None:
+    """Here it is capped by ``max_retry_after``."""
+    driven = Driven(max_retry_after=60)
+    found = Snapshot(cooldown_reason=limited(90.0), cooldown_until=90.0)
+    assert not driven.machine.merge_snapshot(driven.lead(0.0), found, 0.0, digest=ONE)
+    assert driven.machine.cooldown.until == 60.0
+    assert reported(driven) == (limited(90.0), 90.0)
 
 
 @pytest.mark.parametrize("requested", [40.0, 90.0])

@@ -458,6 +458,29 @@ def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
     assert driven.extra is False
 
 
+def test_rule_05_a_grant_that_has_become_too_old_leaves_the_others_as_they_are() -> None:
+    """A first attempt is a regular one again, however soon; a forced one is not, nor is a retry."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.attempt(ticket, 10.0)
+    assert driven.extra is False
+    assert driven.fail(ticket, 10.0, BROKEN) == 0.0
+    assert driven.attempt(ticket, 10.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.machine.on_fetch_abandoned(ticket, 11.0) == BROKEN
+    assert driven.machine.uses_reserve(driven.lead(12.0), 12.0) is True
+
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 10.0)
+    ticket = driven.lead(10.0)
+    assert driven.send(ticket, 10.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.attempt(ticket, 11.0)
+    assert driven.extra is True
+
+
 def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:
     """Also when the regular refresh would be due; and so does a fetch that was given up as lost."""
     driven = holding()

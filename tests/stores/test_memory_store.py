@@ -80,6 +80,22 @@ def test_rule_24_a_member_that_was_away_for_an_hour_is_a_new_one(scene: Scene) -
     assert scene.lead("a/1").parts == 2
 
 
+def test_rule_04_a_record_says_when_it_was_written_and_when_it_was_stored(scene: Scene) -> None:
+    """Its publication may have taken a while. A lease that has just ended has no holder."""
+    fencing_token = scene.store.try_acquire_lease("key", owner="a/1", known_version=0, lease=10.0).fencing_token
+    assert fencing_token is not None
+    scene.now.seconds += 3.0
+    assert scene.store.peek("key").owner == "a/1"
+    assert scene.store.publish("key", fencing_token=fencing_token, content="a token", ttl=60.0, write_delay=1.0)
+    scene.now.seconds += 5.0
+    record = scene.store.peek("key").record
+    assert record is not None
+    assert (record.age, record.stored) == (7.0, 5.0)
+    scene.store.try_acquire_lease("key", owner="b/1", known_version=fencing_token, lease=10.0)
+    scene.now.seconds += 10.0
+    assert scene.store.peek("key").owner == ""
+
+
 def test_rule_17_what_interrupts_a_claim_sees_the_entries_and_takes_none(scene: Scene) -> None:
     """It may try again in a moment."""
     budget = scene.store.budget
