@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +39,12 @@ smartquotes_action = "D"  # dashes; quotes stay as they are typed
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "html_image"]  # pictures with a width are copied, too
 
+VARIABLES = (
+    "PAY88_STORE", "PAY88_FALLBACK_STORE", "PAY88_ENVIRONMENT", "PAY88_BASE_URL", "PAY88_API_KEY", "PAY88_MERCHANT_ID",
+)  # fmt: skip
+
 # What readers type into the search that is no word of the page, or a number: Sphinx finds numbers in the index alone.
+# The words of a section are under PAGE#HEADING.
 SEARCH_WORDS = {
     "benchmarks": ("alternatives", "comparison", "memory usage", "overhead", "performance", "slow"),
     "changelog": ("breaking changes", "migration guide", "upgrade", "what is new"),
@@ -46,21 +52,22 @@ SEARCH_WORDS = {
     "composition": ("decorator", "order of middleware"),
     "deployment/index": (
         "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
-        "leader election", "systemd",
+        "leader election", "systemd", *(f"set {name}" for name in VARIABLES),
     ),
     "errors": (
-        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "double charge", "duplicate payment",
-        "error handling", "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests",
-        "webhook",
+        "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
+        "connection reset", "double charge", "duplicate payment", "error handling",
+        "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests", "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
     "operations": (
         "graceful shutdown", "keep-alive", "liveness", "monitoring", "readiness", "timeout", "timeouts", "verbose",
     ),
     "quickstart": ("api key", "bearer token", "example", "first steps", "getting started", "how to", "tutorial"),
-    "reference/index": ("mypy", "type hints", "typing"),
+    "reference/stores": VARIABLES,
+    "rules#20. Retries": ("disable retries", "disable retry", "no retries", "retries", "retry", "turn off retries"),
     "rules": (
-        "jitter", "request coalescing", "retries", "retry", "session id", "stampede", "throttling", "thundering herd",
+        "jitter", "request coalescing", "session id", "stampede", "throttling", "thundering herd",
         "x-session-id",
     ),
     "runbook": ("alert", "alerts", "incident", "on call"),
@@ -69,7 +76,10 @@ SEARCH_WORDS = {
     "stacks/httpx": ("http/2", "http2"),
     "stacks/index": ("certificate", "mTLS", "SSL", "TLS certificate"),
     "stacks/requests": ("HTTPAdapter",),
-    "support": ("bug report", "nogil", "PyPy", "roadmap", "windows"),
+    "support": (
+        "bug report", "mypy", "nogil", "py.typed", "PyPy", "pyright", "roadmap", "type hints", "type hints mypy",
+        "typed", "typing", "windows",
+    ),
     "testing": ("fake clock", "fixture", "freeze time", "monkeypatch"),
     "tools/doubles": ("fake server", "mock server", "stub", "test double"),
     "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
@@ -160,11 +170,14 @@ def own_docstrings(app: Sphinx, what: str, name: str, value: object, options: ob
 
 
 def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the search words of a page into the index, below its title."""
-    if words := SEARCH_WORDS.get(docname):
-        title, _, rest = source[0].partition("\n") if source[0].startswith("#") else (source[0], "", "")
-        entries = ", ".join(f"! {word}" for word in words)
-        source[0] = f"{title}\n\n```{{index}} {entries}\n```\n{rest}"
+    """Put the search words of a page into the index, below its title or the heading that they belong to."""
+    for place, words in SEARCH_WORDS.items():
+        page, _, heading = place.partition("#")
+        if page == docname:
+            found = re.search(rf"^#+ {re.escape(heading) or '.*'}$", source[0], re.MULTILINE)
+            end = found.end() if found else len(source[0])
+            entries = ", ".join(f"! {word}" for word in words)
+            source[0] = f"{source[0][:end]}\n\n```{{index}} {entries}\n```\n{source[0][end:]}"
 
 
 def mark_long_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:

@@ -1,7 +1,7 @@
 """Search the built site as a reader does: ``python docs/searchable.py docs/_build``.
 
-Node runs the site's own search. Exit code 0: each query finds its page among the first three, and a search for the name
-of each tool leads to a page about tools, deployment or tests.
+Node runs the site's own search. Exit code 0: each query finds its page among the first three, and each variable its two
+pages. A search for the name of each tool leads to a page about tools, deployment or tests.
 """
 
 from __future__ import annotations
@@ -97,12 +97,31 @@ QUERIES = {
     "monitoring": "operations",
     "performance": "benchmarks",
     "upgrade": "changelog",
-    "mypy": "reference/index",
+    "mypy": "support",
+    "type hints mypy": "support",
+    "py.typed": "support",
+    "disable retries": "rules",
+    "disable retry": "rules",
+    "turn off retries": "rules",
+    "memcached": "deployment/index",
+    "postgres": "deployment/index",
+    "uwsgi": "deployment/gunicorn",
+    "ConnectTimeout": "errors",
     "stub": "tools/doubles",
     "cron": "tools/queues",
     "multi tenant": "merchants",
 }
 """What readers type, and the page that has it."""
+
+VARIABLES = (
+    "PAY88_STORE",
+    "PAY88_FALLBACK_STORE",
+    "PAY88_ENVIRONMENT",
+    "PAY88_BASE_URL",
+    "PAY88_API_KEY",
+    "PAY88_MERCHANT_ID",
+)
+"""The reference has a table of all of them: it comes first, and how to set them comes second."""
 
 PAGES = ("tools/", "deployment/", "testing")
 TABLE = re.compile(r"<!-- table -->\n.*?\n.*?\n(.*?)<!-- end of table -->", re.DOTALL)
@@ -147,11 +166,16 @@ def search(site: Path, queries: list[str]) -> dict[str, list[str]]:
 
 def problems(site: Path) -> list[str]:
     """Return what a search does not find."""
-    found = search(site, [*QUERIES, *names()])
+    found = search(site, [*QUERIES, *VARIABLES, *names()])
     lost = [
         f"a search for {query!r} finds {', '.join(found[query][:3]) or 'nothing'}, not {page}"
         for query, page in QUERIES.items()
         if page not in found[query][:3]
+    ]
+    lost += [
+        f"a search for {name!r} finds {', '.join(found[name][:2])}"
+        for name in VARIABLES
+        if found[name][:2] != ["reference/stores", "deployment/index"]
     ]
     lost += [
         f"a search for {name!r} finds no page about it"

@@ -29,7 +29,7 @@ def run(options: Options) -> list[Table]:
             results = dict(zip(who, pool.map(lambda row: _load(stack, row, seconds), who), strict=True))  # noqa: B023
         table = Table(
             f"boundary.{stack}",
-            f"{_RATE:.0f} calls a second across {refreshes} refreshes, the token endpoint takes 200 ms: {stack}",
+            f"{_RATE:.0f} requests per second across {refreshes} refreshes, the token endpoint takes 200 ms: {stack}",
             ("", "waited", "p50 ms", "p99 ms", "p99.9 ms", "failed", "token requests"),
             ("", ",.0f", ".2f", ".1f", ".1f", ",.0f", ",.0f"),
             chart=("waited",),

@@ -41,7 +41,7 @@ def _jobs(stacks: Iterable[str], service: dict[str, Any], suffix: str = "") -> l
 def _table(stack: str, counted: dict[str, float], timed: dict[str, harness.Figures]) -> Table:
     table = Table(
         f"cached.{stack}",
-        f"One call with a token that is there, no network: {stack}",
+        f"One request with a cached token, no network: {stack}",
         ("", "instructions", "over bare", "ratio", "ratio with new ids", "wall µs", "over bare", "CPU µs"),
         ("", ",.0f", "+,.0f", ".3f", ".3f", ".1f", "+.1f", ".1f"),
         notes="New ids: the URL of each call differs." if counted else _NO_VALGRIND,

@@ -14,7 +14,7 @@ def run(options: Options) -> list[Table]:
     hours = 0.1 if options.quick else 1.0
     table = Table(
         "fleet",
-        "Token requests an hour by worker processes; the service allows 100",
+        "Token requests per hour by worker processes; 88Pay allows 100",
         ("", *(str(number) for number in _WORKERS)),
         ("", *(",.0f" for _ in _WORKERS)),
         chart=(str(_WORKERS[-1]),),

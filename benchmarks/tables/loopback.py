@@ -20,7 +20,7 @@ def run(options: Options) -> list[Table]:
         timed = {row: harness.medians(each) for row, each in results.items()}
         table = Table(
             f"loopback.{stack}",
-            f"One call with a token that is there, over loopback: {stack}",
+            f"One request with a cached token, over loopback: {stack}",
             ("", "wall µs", "over static headers", "CPU µs", "sends"),
             ("", ".0f", ".3f", ".0f", ""),
             chart=("over static headers",),

@@ -1,4 +1,4 @@
-"""Reading a token that is there, without a call."""
+"""Reading a cached token, without a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _table(
     timed = {row: harness.medians(each) for row, each in results.items()}
     table = Table(
         f"reads.{name.replace(' ', '-')}",
-        f"Reading a token that is there: {name}",
+        f"Reading a cached token: {name}",
         ("", "wall ns", "over the floor", "CPU ns", "instructions", "over the floor"),
         ("", ",.0f", ".2f", ",.0f", ",.0f", ".2f"),
         chart=("wall ns",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
-from operator import attrgetter
 from typing import Any, TypeVar
 
 try:
@@ -188,7 +187,6 @@ class _Call:
     token_timeout = None  # the caller's own timeout cancels the call
     total_timeout = None
     retry = None
-    status = staticmethod(attrgetter("status"))
 
     def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> None:
         self._request, self._handler = request, handler
@@ -211,6 +209,9 @@ class _Call:
     @property
     def path(self) -> str:
         return self._request.url.path
+
+    def status(self, response: aiohttp.ClientResponse) -> int:
+        return response.status
 
     def send(self, token: Token) -> Awaitable[aiohttp.ClientResponse]:
         headers = self._request.headers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, suppress
-from operator import attrgetter
 from sys import modules
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -42,9 +41,8 @@ class _Call:
     token_timeout = None
     total_timeout = None
     retry = None
-    status = staticmethod(attrgetter("status_code"))
 
-    __slots__ = ("_body_position", "_replaces", "_request", "_timeout", "_transport", "client", "manager")
+    __slots__ = ("_body_position", "_extensions", "_replaces", "_request", "_transport", "client", "manager")
 
     def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
         self.manager = manager
@@ -69,6 +67,10 @@ class _Call:
     def path(self) -> str:
         path: str = self._request.url.path
         return path
+
+    def status(self, response: Any) -> int:
+        status: int = response.status_code
+        return status
 
     def _url(self) -> str:
         return str(self._request.url)
@@ -105,22 +107,19 @@ class _SyncCall(_Call):
 
     def send(self, token: Token) -> Any:
         request = self._with(token)
-        extensions = request.extensions
-        timeout = extensions.get("timeout")
-        if timeout is not None:  # to be shortened while a response is drained, for this request alone
-            request.extensions = extensions = extensions.copy()
-            extensions["timeout"] = timeout = timeout.copy()
-        self._timeout = timeout
+        # A copy: its timeout is shortened while a response is drained.
+        request.extensions = self._extensions = {**request.extensions}
         return self._transport.wrapped.handle_request(request)
 
     def discard(self, response: Any) -> None:
         with closing(response):
+            timeout = self._extensions.get("timeout")
             # A timeout would end the whole connection of HTTP/2, with the requests of other threads.
-            if self._timeout is None or response.extensions.get("http_version") == b"HTTP/2":
+            if timeout is None or response.extensions.get("http_version") == b"HTTP/2":
                 return
             # Half of the time for each read, as that is looked up once: the last one may begin late.
             half = MAX_DRAIN_SECONDS / 2
-            self._timeout["read"] = min(half, self._timeout.get("read") or half)
+            self._extensions["timeout"] = {**timeout, "read": min(half, timeout.get("read") or half)}
             with suppress(*self._transport.library.drain_errors):
                 read(response, MAX_DRAINED, monotonic() + half)
 

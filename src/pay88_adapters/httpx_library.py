@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from math import inf
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import anyio  # both libraries depend on it
 
 from .core.arguments import class_of
 from .core.errors import AdapterErrors, ConfigurationError
-from .core.token import AUTHORIZATION, SESSION_ID, Token
+from .core.token import MANAGED_FIELDS, Token
 from .core.wire import MAX_DRAIN_SECONDS
 from .engine.bodies import WHOLE, BodyPosition
 from .engine.logs import hide_secrets_in_logs
@@ -25,7 +26,8 @@ ResponseT = TypeVar("ResponseT")
 TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 
-_AUTHORIZATION, _SESSION_ID = AUTHORIZATION.lower().encode(), SESSION_ID.lower().encode()
+_MANAGED = frozenset(name.encode() for name in MANAGED_FIELDS)
+_NAME = itemgetter(1)
 
 
 class ClientLibrary:
@@ -86,10 +88,7 @@ class ClientLibrary:
         """Whether the caller's headers include one that a token sets; also true if finding out would be expensive."""
         if not self._appends:
             return True
-        for _, name, _ in headers._list:  # noqa: SIM110 - no generator in what every call does
-            if name == _AUTHORIZATION or name == _SESSION_ID:  # noqa: SIM109 - a tuple takes longer
-                return True
-        return False
+        return not _MANAGED.isdisjoint(map(_NAME, headers._list))
 
     def with_token(self, request: Any, token: Token, replaces: bool) -> Any:
         """Return a copy of *request* with *token*: the repr of the caller's own object would contain the session id."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
-from operator import attrgetter
 from sys import modules
 from typing import Any, TypeVar
 
@@ -263,7 +262,6 @@ class _Call:
     )
 
     network_errors = (HTTPError, OSError)
-    status = staticmethod(attrgetter("status"))
 
     def __init__(
         self,
@@ -322,6 +320,9 @@ class _Call:
     def _whole_url(self) -> str:
         pool = self._pool
         return f"{pool.scheme}://{pool.host}:{pool.port}{self._url}" if self._url.startswith("/") else self._url
+
+    def status(self, response: BaseHTTPResponse) -> int:
+        return response.status
 
     def send(self, token: Token) -> BaseHTTPResponse:
         if RECORDER in modules:

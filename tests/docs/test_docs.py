@@ -252,6 +252,14 @@ def of_the_project(url: str) -> Path | None:
     return None
 
 
+def test_a_payment_has_the_same_fields_everywhere() -> None:
+    """Readers copy it, so that they may take a field that only one page has for a required one."""
+    payments = {page: re.findall(r"\{[^{}]*\"amount\"[^{}]*\}", text) for page, text in PAGES.items()}
+    fields = {tuple(re.findall(r'"(\w+)": ', payment)) for found in payments.values() for payment in found}
+    assert sum(map(len, payments.values())) > 10
+    assert fields == {("flow", "amount", "currency", "description")}
+
+
 def test_the_readme_links_to_public_addresses() -> None:
     """All links and images are absolute, so that it reads well on a package index."""
     assert [
@@ -263,7 +271,7 @@ def test_the_readme_has_the_supported_versions() -> None:
     """Those that the classifiers list."""
     versions = re.findall(r"Python :: 3\.(\d+)\"", PROJECT)
     assert f"CPython 3.{versions[0]} to 3.{versions[-1]}" in PAGES["README.md"]
-    assert ("Free Threading" in PROJECT) == ("Free-threaded Python" in PAGES["README.md"])
+    assert ("Free Threading" in PROJECT) == ("free-threaded Python" in PAGES["README.md"])
 
 
 def test_pages_have_the_same_name_everywhere() -> None:

@@ -47,7 +47,7 @@ def open_fallback(url: str, clock: StoreClock) -> tuple[Store, str]:
     """
     if not url.startswith("sqlite:"):
         raise ConfigurationError(
-            "fallback_store (PAY88_FALLBACK_STORE) must be a file of this host: sqlite:////absolute/path"
+            "fallback_store (PAY88_FALLBACK_STORE) must be sqlite:////absolute/path, a file of this host"
         )
     from .sqlite import sqlite_store
 

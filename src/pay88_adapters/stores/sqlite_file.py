@@ -340,8 +340,10 @@ def _look_for_group(path: Path) -> tuple[int, int] | None:
 
 def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
     directory, file = _stat(path.parent), _stat(path)
-    if directory is None or not stat.S_ISDIR(directory.st_mode):
-        raise ConfigurationError(f"{_name(path.parent)} is not a directory: create it for the store")
+    if directory is None:
+        raise ConfigurationError(f"{_name(path.parent)} does not exist: create it, or use another path")
+    if not stat.S_ISDIR(directory.st_mode):
+        raise ConfigurationError(f"{_name(path.parent)} is not a directory: use another path")
     if file and not stat.S_ISREG(file.st_mode):
         raise ConfigurationError(f"{_name(path)} is not a regular file: use another path")
     if os.name == "posix" and directory.st_mode & stat.S_IWOTH:

@@ -10,13 +10,7 @@ from pay88_adapters.core.endpoint import Endpoint, url_from_env
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.stores import MEMORY
 
-from .finding import Finding, failed, ok, skipped
-
-
-def _remedy(environ: Mapping[str, str]) -> str:
-    unset = "unset PAY88_BASE_URL and " if environ.get("PAY88_BASE_URL") else ""
-    return f"{unset}set PAY88_ENVIRONMENT to the key's environment, or PAY88_API_KEY to a key for this base URL"
-
+from .finding import Finding, failed, invalid, ok, skipped
 
 _VENDORS = {"PAY88_API_KEY": "EIGHTY_EIGHT_PAY_API_KEY", "PAY88_MERCHANT_ID": "EIGHTY_EIGHT_PAY_MERCHANT_ID"}
 _OPTIONS = {"PAY88_BASE_URL": "--base-url", "PAY88_STORE": "--store"}
@@ -38,6 +32,11 @@ class Configuration:
         self.fits = False
         """Whether the key belongs to the environment of the base URL."""
 
+    @property
+    def missing(self) -> str:
+        """What is not valid: the base URL, or the key and the merchant id."""
+        return "no valid base URL" if self.endpoint is None else "no valid key and merchant id"
+
     def check(self) -> Iterator[Finding]:
         """Check the variables, the base URL, and that the key belongs to it."""
         yield self._check_environment()
@@ -48,11 +47,7 @@ class Configuration:
         try:
             self.credentials = Credentials.from_env(self._environ)
         except ConfigurationError as error:
-            return failed(
-                "environment",
-                str(error),
-                "copy the values from the 88Pay dashboard",
-            )
+            return invalid("environment", error, "copy the values from the 88Pay dashboard")
         return ok("environment", f"read {', '.join(self._read())}")
 
     def _read(self) -> Iterator[str]:
@@ -70,19 +65,18 @@ class Configuration:
         try:
             self.endpoint = Endpoint.parse(url_from_env(self._environ))
         except ConfigurationError as error:
-            return failed(
-                "base URL",
-                str(error),
-                "correct PAY88_BASE_URL, or unset it and set PAY88_ENVIRONMENT to sandbox or production",
-            )
+            remedy = "correct PAY88_BASE_URL, or unset it and set PAY88_ENVIRONMENT to sandbox or production"
+            return invalid("base URL", error, remedy)
         return ok("base URL", self.endpoint.base_url)
 
     def _check_key(self) -> Finding:
         if self.endpoint is None or self.credentials is None:
-            return skipped("key", "the key or the base URL is missing")
+            return skipped("key", self.missing)
         try:
             self.endpoint.check_key(self.credentials)
         except ConfigurationError as error:
-            return failed("key", str(error), _remedy(self._environ))
+            what, _, remedy = str(error).partition(": ")
+            unset = "unset PAY88_BASE_URL and " if self._environ.get("PAY88_BASE_URL") else ""
+            return failed("key", what, unset + remedy)
         self.fits = True
         return ok("key", "matches the environment")

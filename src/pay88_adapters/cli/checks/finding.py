@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pay88_adapters import ConfigurationError
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -30,6 +32,12 @@ def ok(name: str, detail: str) -> Finding:
 def failed(name: str, detail: str, remedy: str) -> Finding:
     """Return a failed check and its remedy."""
     return Finding(name, "failed", detail, remedy)
+
+
+def invalid(name: str, error: ConfigurationError, remedy: str) -> Finding:
+    """Return a failed check with the remedy that the message contains, or else *remedy*."""
+    what, _, own = str(error).rpartition(": ")
+    return failed(name, what, own) if what else failed(name, own, remedy)
 
 
 def skipped(name: str, why: str) -> Finding:

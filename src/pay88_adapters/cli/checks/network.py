@@ -118,7 +118,9 @@ def _resolve(endpoint: Endpoint) -> Finding:
         why = error.strerror if isinstance(error, OSError) else str(error)
         remedy = "check the base URL, and the DNS resolver and network of this host"
         return failed("DNS", f"{endpoint.host} cannot be resolved ({why})", remedy)
-    return ok("DNS", f"{endpoint.host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
+    addresses = ", ".join(sorted({str(each[4][0]) for each in found}))
+    is_address = addresses == endpoint.host
+    return ok("DNS", f"{endpoint.host} is an IP address" if is_address else f"{endpoint.host} resolves to {addresses}")
 
 
 def _unconnected(endpoint: Endpoint, error: OSError) -> Finding:

@@ -25,7 +25,7 @@ from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import REMEDY, Store, StoreError
 
 from .configuration import Configuration
-from .finding import Finding, failed, ok, skipped
+from .finding import Finding, failed, invalid, ok, skipped
 
 _LEASE = 5.0  # seconds, of the lease that the check acquires
 _AFTER_429 = "token endpoint returned 429; another client uses this merchant's token budget"
@@ -71,7 +71,7 @@ class SharedStore:
             if url.partition(":")[0] not in _OWN_CLOCK:
                 self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
-            yield failed("store", str(error), "correct PAY88_STORE, or install its driver")
+            yield invalid("store", error, "correct PAY88_STORE")
         except StoreError as error:
             degraded = "until then, each process uses its share of the token budget"
             if spare is not None and spare_url is not None:
@@ -86,7 +86,8 @@ class SharedStore:
         """Check the token budget and the lease. Read-only."""
         endpoint, credentials, store = self._configuration.endpoint, self._configuration.credentials, self._store
         if endpoint is None or credentials is None or store is None:
-            why = "no shared store" if store is None else "the key or the base URL is missing"
+            unusable = "no shared store" if self._configuration.store == MEMORY else "the store is unavailable"
+            why = unusable if store is None else self._configuration.missing
             yield from (skipped(name, why) for name in ("budget", "lease"))
             return
         try:
@@ -176,7 +177,9 @@ def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
     try:
         spare, _ = open_fallback(url, Clock())
         took = run_with_timeout(lambda: _try(spare))
-    except (ConfigurationError, StoreError) as error:
+    except ConfigurationError as error:
+        return invalid(name, error, remedy), None
+    except StoreError as error:
         return failed(name, str(error), remedy), None
     return ok(name, f"lease and record written in {took * 1000:.0f} ms"), spare
 

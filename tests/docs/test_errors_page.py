@@ -1,0 +1,100 @@
+"""The table of docs/errors.md: which connection errors of a client show that a payment was not executed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
+from support.stacks import STACKS, Options, Stack
+
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+CHARGES = "/api/transactions/charges"
+MODULES = {"urllib3": "urllib3.exceptions", "requests": "requests.exceptions"}
+every_library = pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack.name)
+
+
+def classes(stack: type[Stack]) -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Return the classes in the row of a client library: of payments not executed, and of unknown ones."""
+    library = stack.name.partition("-")[0]
+    module = import_module(MODULES.get(library, library))
+    table = PAGE.partition("## A payment with a connection error")[2]
+    [cells] = [
+        (left, right)
+        for names, left, right in re.findall(r"^\| ([\w, ]+) \| (`.*) \| (`.*) \|$", table, re.MULTILINE)
+        if library in names.split(", ")
+    ]
+
+    def named(cell: str) -> tuple[type[Exception], ...]:
+        names = re.findall(r"`([\w.]+)`", cell)
+        return tuple(asyncio.TimeoutError if "." in name else getattr(module, name) for name in names)
+
+    return named(cells[0]), named(cells[1])
+
+
+@contextmanager
+def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0) -> Iterator[Stack]:
+    """Attach a client to a manager that has a token."""
+    credentials = Credentials(emulator.api_key, emulator.merchant_id)
+    with TokenManager(credentials, base_url=emulator.url, clock=ManualClock(auto_advance=True)) as manager:
+        manager.get_token()
+        with stack(manager, Options(timeout=timeout)) as client:
+            yield client
+
+
+@every_library
+def test_no_connection(stack: type[Stack]) -> None:
+    """The payment was not executed. requests alone does not show that by the class."""
+    not_executed, unknown = classes(stack)
+    with Emulator() as emulator, attached(stack, emulator) as client:
+        emulator.stop()
+        error = client.attempt("POST", emulator.url + CHARGES, json={})
+    assert isinstance(error, unknown if stack.name == "requests" else not_executed)
+    assert isinstance(error, not_executed) is (stack.name != "requests")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems accept connections beyond the backlog")
+@every_library
+def test_no_connection_in_time(stack: type[Stack]) -> None:
+    """The same; with a timeout for the whole request, aiohttp does not know what took long."""
+    not_executed, unknown = classes(stack)
+    with Emulator() as emulator, attached(stack, emulator, timeout=0.1) as client, socket.socket() as full:
+        emulator.stop()
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        full.bind(("127.0.0.1", emulator.port))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                each.connect(full.getsockname())
+        error = client.attempt("POST", emulator.url + CHARGES, json={})
+        for each in waiting:
+            each.close()
+    assert isinstance(error, unknown if stack.name == "aiohttp" else not_executed)
+
+
+@every_library
+@pytest.mark.parametrize("timeout", [30.0, 0.2], ids=["lost", "late"])
+def test_no_response(stack: type[Stack], timeout: float) -> None:
+    """It was executed or it may be: no class says that it was not, and it is sent once."""
+    not_executed, unknown = classes(stack)
+    with Emulator() as emulator, attached(stack, emulator, timeout) as client:
+        if timeout == 30.0:
+            emulator.faults.add(ResetAfterRead(), on=CHARGES, times=None)
+            error = client.attempt("POST", emulator.url + CHARGES, json={})
+        else:
+            with emulator.hold(CHARGES):
+                error = client.attempt("POST", emulator.url + CHARGES, json={})
+        assert emulator.journal.count(path=CHARGES) == 1
+    assert isinstance(error, unknown)
+    assert not isinstance(error, not_executed)
