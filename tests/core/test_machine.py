@@ -105,22 +105,25 @@ def test_the_fast_path_returns_what_a_decision_would(age: str, source: str) -> N
 
 @pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
-def test_rule_17_what_interrupts_the_manager_gets_the_token_there_is(age: str, source: str) -> None:
+def test_rule_17_what_interrupts_the_manager_gets_the_current_token(age: str, source: str) -> None:
     """Whatever the state of the token endpoint: it neither starts a fetch nor waits for one."""
     driven, now = in_cell(age, source)
     pending = driven.machine.pending_fetches
 
     decision = driven.ask(now + 0.1, cannot_wait=True)
 
-    assert decision == Fail(INTERRUPTING, 0.0) if age == "ABSENT" else isinstance(decision, Use)
-    assert getattr(decision, "refresh", None) is None
+    if age == "ABSENT":
+        assert decision == Fail(INTERRUPTING, 0.0)
+    else:
+        assert isinstance(decision, Use)
+        assert decision.refresh is None
     assert driven.machine.pending_fetches == pending
 
 
 @pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
 @pytest.mark.parametrize("age", list(AGES))
 def test_rule_16_a_request_of_a_closed_client_starts_no_fetch(age: str, source: str) -> None:
-    """It uses the token there is, and waits for the fetch of another; without a token it fails for its own reason."""
+    """It uses the cached token, or waits for a pending fetch. Without a token it fails for its own reason."""
     driven, now = in_cell(age, source)
     starts_one = ACTIONS[TokenState[age]][EndpointState[source]] in (Action.REFRESH, Action.FETCH)
 

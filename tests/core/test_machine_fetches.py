@@ -388,7 +388,7 @@ def test_rule_17_a_token_ends_the_row_of_lost_fetches() -> None:
 
 
 def test_rule_17_the_first_step_of_a_fetch_extends_its_deadline() -> None:
-    """Where it is observed, it comes at once; else another request fetches."""
+    """It is expected immediately where it is observed. Then the fetch has its timeout."""
     machine = TokenMachine(TokenPolicy(), reaction=0.5)
     assert machine.decide(0.0, known_failures=0, deadline=20.0) == Fetch(1)
     assert machine.decide(0.0, known_failures=0, deadline=20.0) == Wait(until=0.5)
@@ -509,7 +509,7 @@ def test_rule_16_the_token_of_a_lost_fetch_replaces_none_that_is_as_new() -> Non
     assert driven.ask(61.0) == Use(token(60.0))
 
 
-def test_rule_05_a_unit_that_a_lost_fetch_acquired_is_spent() -> None:
+def test_rule_05_a_unit_that_a_lost_fetch_acquired_counts() -> None:
     """The next request before the regular refresh uses the reserve."""
     driven = Driven()
     lost = driven.lead(0.0)

@@ -291,7 +291,7 @@ def test_rule_11_no_response_is_a_failure_with_its_cause() -> None:
 
 
 def test_rule_18_the_message_names_the_host_and_the_merchant() -> None:
-    """Of a response and of none; and nothing in their place where they are not known."""
+    """With and without a response. A message without a base URL names no host."""
     url = "https://api.example"
     for base_url, host in ((url, "(api.example) returned 500 for MCH-COL-1; "), ("", "endpoint returned 500 for MCH")):
         answered = parse_token_response(TokenResponse(500, {}, b""), 7.0, CREDENTIALS, 0.0, base_url=base_url)
