@@ -33,7 +33,7 @@ def lost(pending: PendingFetches, now: float) -> list[int]:
 def test_rule_17_a_fetch_is_waited_for_by_what_it_has_done(
     rotating: bool, reaction: float | None, first_step_by: float, result_by: float
 ) -> None:
-    """Its first step is expected immediately where it is observed. Then it has its timeout, or that of the credentials."""
+    """Its first step is expected immediately where it is observed. Then it has its timeout, or the credentials have."""
     pending = fetches(rotating=rotating, reaction=reaction)
     assert pending.next_due_at == float("inf")
     ticket = pending.start(100.0, forced=False)
