@@ -82,6 +82,18 @@ def test_rule_10_other_managers_learn_the_wait_that_a_429_demanded(requested: fl
     assert reported(driven) == (ODD, 61.0)
 
 
+def test_rule_10_a_later_and_shorter_429_does_not_shorten_the_wait_for_others() -> None:
+    """Nor does the token that this manager got in the meantime, because of its ``max_retry_after``."""
+    driven = Driven(max_retry_after=60)
+    driven.lose(0.0, limited(90.0))
+    driven.lose(60.0, ODD)
+    newer = driven.get(61.0)
+    assert driven.machine.on_unauthorized(newer, 70.0)
+    driven.lose(70.0, limited(5.0))
+    assert driven.machine.cooldown.until == 75.0
+    assert reported(driven) == (limited(5.0), 90.0)
+
+
 @pytest.mark.parametrize("failure", [BROKEN, NONSENSE, ODD])
 def test_rule_11_other_managers_learn_of_an_outage(failure: Failure) -> None:
     """Whatever their key is; nothing before it, and nothing after a token."""

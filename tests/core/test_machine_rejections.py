@@ -322,6 +322,24 @@ def test_rule_08_a_forced_refresh_that_is_due_anyway_does_not_delay_the_next() -
     assert not driven.machine.on_unauthorized(newest, 46.0)
 
 
+def test_rule_08_a_forced_refresh_that_is_due_anyway_counts_as_one() -> None:
+    """It neither ends the spacing of those that used the reserve, nor is it more than one of three."""
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 44.5)
+    newer = driven.get(44.5, grant=used(1))
+    assert driven.machine.on_unauthorized(newer, 45.0)
+    newest = driven.get(45.0, grant=used(1))
+    assert not driven.machine.on_unauthorized(newest, 45.4)
+    assert driven.machine.on_unauthorized(newest, 45.5)
+
+    driven = holding(rejection_cooldown=100)
+    current = token()
+    for now in (45.0, 90.0, 135.0):
+        assert driven.machine.on_unauthorized(current, now)
+        current = driven.get(now)
+    assert not driven.machine.on_unauthorized(current, 180.0)
+
+
 def storm(driven: Driven, start: float, count: int) -> float:
     """Let each new token be rejected as soon as the spacing allows; return the time of the last."""
     now = start
