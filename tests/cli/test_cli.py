@@ -284,7 +284,7 @@ def test_a_background_refresh_of_the_command_completes(emulator: Emulator, envir
     key = record_key(emulator.url, Credentials(emulator.api_key, emulator.merchant_id))
     record = store.peek(key).record
     assert record is not None
-    aged = json.loads(record.content)
+    aged = json.loads(str(record.content))
     aged["token"]["age"] = aged["ordinary_age"] = 47.0
     fencing_token = store.try_acquire_lease(key, owner="test", known_version=record.version, lease=5).fencing_token
     assert fencing_token is not None
@@ -295,7 +295,7 @@ def test_a_background_refresh_of_the_command_completes(emulator: Emulator, envir
     look = store.peek(key)
     assert (emulator.journal.issued, look.owner) == (2, "")
     assert look.record is not None
-    assert json.loads(look.record.content)["token"]["age"] < 40
+    assert json.loads(str(look.record.content))["token"]["age"] < 40
 
 
 # --- pay88 token and pay88 request

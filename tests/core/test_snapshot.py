@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pay88_adapters import CredentialsRejected, Token, TokenEndpointUnavailable
+from pay88_adapters import ConfigurationError, CredentialsRejected, Token, TokenEndpointUnavailable
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.snapshot import Snapshot, load
 
@@ -158,6 +158,25 @@ def test_rule_12_times_may_be_nothing_or_a_day(seconds: int) -> None:
     found = load(json.dumps(document), 0.0, 1_000.0, 1_000.0)
     assert found is not None
     assert found.token == Token("eyJ.a.b", "sess_1", seconds, 1_000.0 - seconds)
+
+
+def test_rule_04_a_store_of_this_process_keeps_the_snapshot_itself() -> None:
+    """With the only copy of the token, whatever age the record has meanwhile; and nothing else is a snapshot."""
+    reported = Snapshot(TOKEN, refreshed_at=998.0)
+    kept = reported.for_this_process(1_010.0)
+    assert kept is reported
+    assert load(kept, 5.0, 1_015.0, 1_015.0, stored=4.0) is kept
+    assert load(None, 5.0, 1_015.0, 1_015.0) is None
+    assert load(b"{}", 5.0, 1_015.0, 1_015.0) is None
+
+
+def test_rule_04_managers_of_one_process_share_no_failure_that_they_would_not_share_elsewhere() -> None:
+    """Its cause has the tracebacks of one manager's requests, and a provider's failure is of that manager alone."""
+    broken = Failure(TokenEndpointUnavailable, "broken", status=503, retryable=True, cause=ValueError("x"))
+    kept = Snapshot(TOKEN, broken, 1_020.0, 2, 998.0).for_this_process(1_010.0)
+    assert kept == Snapshot(TOKEN, replace(broken, cause=None), 1_020.0, 2, 998.0)
+    provider = Failure(ConfigurationError, "no credentials")
+    assert Snapshot(TOKEN, provider, 1_020.0).for_this_process(1_010.0) is None
 
 
 def test_rule_15_a_snapshot_shows_nothing() -> None:

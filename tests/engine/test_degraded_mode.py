@@ -55,8 +55,8 @@ class Spared(Process):
 
     def __init__(self, fleet: WorkerGroup, spare: FragileStore, host: str, **policy: Any) -> None:
         super().__init__(fleet.store, fleet.endpoint, fleet.clock, **policy)
-        self.state.settings.store_client = StoreClient(fleet.store, fleet.clock, None, spare, host)
-        self.state.settings.budget = self.state.settings.store_client.token_budget(self.state.settings.policy, URL)
+        self.store_client = self.state.settings.store_client = StoreClient(fleet.store, fleet.clock, None, spare, host)
+        self.state.settings.budget = self.store_client.token_budget(self.state.settings.policy, URL)
         self.spare = spare
 
 
@@ -233,7 +233,7 @@ def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outag
     """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
-    budget = one.state.settings.store_client.budget
+    budget = one.store_client.budget_copy
     budget.import_history(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
     first = one.call()
     assert isinstance(first, TokenBudgetExhausted)
@@ -268,9 +268,9 @@ def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOu
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)
-    for budget in (outage.store.budget, other.state.settings.store_client.budget):
+    for budget in (outage.store.budget, other.store_client.budget):
         budget.clear(key)
-    one.state.settings.store_client.budget.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
+    one.store_client.budget_copy.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
     assert isinstance(one.call(), Token)
     outage.clock.advance(46)
     assert isinstance(one.call(), Token)
@@ -282,7 +282,7 @@ def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOu
 
 def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> None:
     """One that was forked before has none until the store knows it."""
-    fleet = outage.process().state.settings.store_client
+    fleet = outage.process().store_client
     for _ in range(4):
         fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
         outage.clock.advance(30)
@@ -302,7 +302,7 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> Non
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(outage: StoreOutage) -> None:
     """And the child the other half."""
-    fleet = outage.process().state.settings.store_client
+    fleet = outage.process().store_client
     for _ in range(4):
         fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
         outage.clock.advance(30)

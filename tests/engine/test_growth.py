@@ -16,6 +16,7 @@ import pay88_adapters.engine.manager
 from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenPolicy
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.default_clock import default_clock
+from pay88_adapters.engine.forks import living
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -82,7 +83,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_managers_that_are_gone_are_forgotten(maker: str) -> None:
     """Of three hundred of each kind no more is left than of a few."""
-    elsewhere = len(pay88_adapters.engine.manager.PROCESS.made)  # of other tests; they start empty in the block, too
+    elsewhere = len(living(TokenManager))  # of other tests; they start empty in the block, too
     with default_clock(ManualClock()):
         make_and_drop(MAKERS[maker], range(300))
         gc.collect()
@@ -113,13 +114,15 @@ def test_thousands_of_managers_leave_the_memory_where_it_was(maker: str) -> None
     assert after - before < 200_000
 
 
+def respond(request: httpx.Request) -> httpx.Response:
+    """Return a token of the merchant, as long as those of the service."""
+    merchant = request.headers["x-merchant-id"]
+    data = {"access_token": merchant.ljust(200, "x"), "session_id": merchant.ljust(36, "x"), "expires_in": 60}
+    return httpx.Response(200, json={"data": data})
+
+
 def test_a_manager_with_its_token_takes_little_memory_and_no_thread() -> None:
     """A process may have one for each of thousands of merchants."""
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        merchant = request.headers["x-merchant-id"]
-        data = {"access_token": merchant.ljust(200, "x"), "session_id": merchant.ljust(36, "x"), "expires_in": 60}
-        return httpx.Response(200, json={"data": data})
 
     def make(number: int) -> TokenManager:
         manager = TokenManager(credentials(number), base_url=URL, client=client)
@@ -138,7 +141,20 @@ def test_a_manager_with_its_token_takes_little_memory_and_no_thread() -> None:
             used, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert used / 200 < 6_000
+    assert used / 200 < 4_100
+
+
+def test_rule_05_a_store_in_memory_keeps_the_units_and_the_token_once() -> None:
+    """A merchant may have a hundred units: no copies of them, as of a store that processes share."""
+    with httpx.Client(transport=httpx.MockTransport(respond)) as client, default_clock(ManualClock()):
+        manager: Any = TokenManager(credentials(0), base_url=URL, client=client)
+        token = manager.get_token()
+        store_client = manager._state.settings.store_client
+        until(lambda: not manager.stats().fetching)
+        (place,) = store_client.store._places.values()
+    assert store_client.budget is store_client.store.budget
+    assert place.content.token is token
+    assert not place.content.budget_entries
 
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)

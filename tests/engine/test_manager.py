@@ -192,6 +192,35 @@ def test_a_closed_manager_says_so(emulator: Emulator) -> None:
         asyncio.run(closed.aget_token())
 
 
+class Meddler(Token):
+    """A token whose comparison invalidates another one, as a finalizer or a signal handler may at any moment."""
+
+    __slots__ = ("act",)
+    act: Callable[[], object]
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__("eyJ.x", "sess_x", 60.0, 0.0)
+        object.__setattr__(self, "act", act)
+
+    def __eq__(self, other: object) -> bool:
+        self.act()
+        return super().__eq__(other)
+
+    __hash__ = Token.__hash__
+
+
+def test_rule_17_a_token_that_is_invalidated_while_another_one_is_discarded_is_not_forgotten(
+    emulator: Emulator,
+) -> None:
+    """The next request fetches a new one."""
+    manager = manager_for(emulator)
+    tokens = [manager.get_token()]
+    manager.invalidate(Meddler(lambda: manager.invalidate(tokens.pop()) if tokens else None))
+    assert not tokens
+    manager.get_token()
+    assert emulator.journal.token_requests == 2
+
+
 def test_close_wakes_a_waiter(emulator: Emulator) -> None:
     """Closing the manager wakes the waiters for a token."""
     manager = manager_for(emulator)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from pay88_adapters import Token
+from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.engine.store_link import Link
 from pay88_adapters.stores.base import StoreView
 from pay88_adapters.stores.memory import MemoryStore
@@ -53,10 +54,7 @@ def test_rule_24_what_began_before_a_store_failed_does_not_bring_it_back(
         if next(nested) == 0:
             fleet.clock.advance(1)
             fleet.store.broken = True
-            assert (
-                process.state.settings.store_client.publish("k", fencing_token=1, content="", ttl=1, write_delay=0)
-                is False
-            )
+            assert not view.publish("k", fencing_token=1, snapshot=Snapshot(), now=0.0, write_delay=0.0)
             fleet.store.broken = False
 
     fleet.store.before = fail_meanwhile

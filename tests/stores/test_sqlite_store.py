@@ -284,7 +284,7 @@ def test_rule_24_any_page_may_be_broken(store: SqliteStore, path: Path, clock: M
         path.write_bytes(sound[:offset] + b"\xa5" * 16 + sound[offset + 16 :])
         try:
             record = store.try_acquire_lease("key", owner="a", known_version=-1, lease=1.0).record
-            assert record is None or "\ufffd" not in record.content
+            assert record is None or "\ufffd" not in str(record.content)
             assert take(store) >= 0
         except StoreError as error:
             shown.append(f"{error} {error.__cause__}")

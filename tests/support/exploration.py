@@ -19,6 +19,7 @@ from pay88_adapters.core.errors import (
     TokenResponseInvalid,
 )
 from pay88_adapters.core.fetch_machine import FetchMachine
+from pay88_adapters.core.forced_refreshes import spacing
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.engine.budget import TokenBudget
@@ -279,7 +280,7 @@ class Model:
             yield machine._cached.usable_until
         yield machine.cooldown.until
         yield machine._refreshed_at + machine._interval()
-        yield machine.forced.reserve_used_at + machine.forced.spacing()
+        yield machine.forced.reserve_used_at + spacing(policy, machine._reserve_used)
         yield machine.forced.last_at + policy.rejection_cooldown
         yield from (flight.due_at for flight in machine.pending.by_ticket.values())
         yield from (caller.until for caller in self.callers if caller.doing == "waiting")

@@ -116,7 +116,8 @@ class Site:
 
     def reach_store(self) -> bool:
         """Return whether the store works, and this process uses it."""
-        return bool(self.manager._state.settings.store_client.link.attempt(lambda store: store.budget.check()))
+        client: Any = self.manager._state.settings.store_client
+        return bool(client.link.attempt(lambda store: store.budget.check()))
 
     def start(self, pause: float) -> None:
         """Call again and again with every client library, with *pause* real seconds in between."""

@@ -139,7 +139,7 @@ class Worker:
             return
         sequence = TokenAcquisition(
             self.fetches,
-            lambda: self.state.waiters.join("all", lambda: SimulatedEvent(self._simulation.after)),
+            lambda: self.state.join("all", lambda: SimulatedEvent(self._simulation.after)),
             wait_budget=WaitBudget(self.state.settings.policy.max_wait),
         ).run()
         self._resume(sequence, self._simulation.clock.now())

@@ -97,8 +97,9 @@ class Process:
     ) -> None:
         self.credentials, self.endpoint = credentials, endpoint
         durations = TokenPolicy(**policy)
-        fleet = StoreClient(store, clock, durations.fallback_share)
-        self.state = ManagerState(Settings(Endpoint.parse(URL), durations, clock, fleet, rotating=True), listeners)
+        self.store_client = StoreClient(store, clock, durations.fallback_share)
+        settings = Settings(Endpoint.parse(URL), durations, clock, self.store_client, rotating=True)
+        self.state = ManagerState(settings, listeners)
         self._driver = _Inline(Fetches(self.state), lambda: self.credentials)
 
     def call(self) -> Token | Pay88Error:
@@ -141,7 +142,7 @@ class FragileStore(MemoryStore):
         self._happens("lead")
         return super().try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: object, ttl: float, write_delay: float = 0.0) -> bool:
         self._happens("publish")
         return super().publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +141,26 @@ def test_what_is_not_isolated(service: Callable[[], Service], tmp_path: Path) ->
         assert filed.get_token() == token
         with pytest.raises(ConfigurationError, match="closed"):
             closed.get_token()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_rule_17_a_fork_in_the_block_replaces_the_locks_from_before_it(service: Callable[[], Service]) -> None:
+    """Another thread may hold them: the manager is afterwards as it was, in the child, too."""
+    manager: Any = service().manager
+    state = manager._state
+
+    def is_free() -> bool:
+        with ThreadPoolExecutor(1) as other:
+            return bool(other.submit(state._lock.acquire, timeout=0.5).result())
+
+    with isolated(), state._lock:
+        assert manager._state is not state
+        child = os.fork()
+        if not child:
+            os._exit(int(is_free()))
+        assert not is_free()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
 
 
 def test_shared_managers(service: Callable[[], Service]) -> None:

@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .policy import LIFETIME
 
 _NEVER = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
 class TokenCooldown:
-    """The cooldown of one manager. All instants are in seconds of its clock."""
+    """The cooldown of one manager, in seconds of its clock. Nearly all managers share ``NO_COOLDOWN``."""
 
-    __slots__ = ("next_check_at", "reason", "rejected_key", "requested_until", "until")
+    reason: Failure | None = None
+    until: float = _NEVER
+    next_check_at: float = _NEVER
+    """From when on a fetch may start. It checks an exhausted budget once in the life of a token: another process may
+    have a token by then, or the store may have lost what this process knows."""
+    requested_until: float = _NEVER
+    """End of the wait that the service demanded, not capped by ``max_retry_after``."""
+    rejected_key: str | None = None
+    """Digest of the credentials that were rejected."""
 
-    def __init__(self) -> None:
-        self.reason: Failure | None = None
-        self.until = _NEVER
-        self.next_check_at = _NEVER
-        """From when on a fetch may start. It checks an exhausted budget once in the life of a token: another process
-        may have a token by then, or the store may have lost what this process knows."""
-        self.requested_until = _NEVER
-        """End of the wait that the service demanded, not capped by ``max_retry_after``."""
-        self.rejected_key: str | None = None
-        """Digest of the credentials that were rejected."""
-
-    def start(self, reason: Failure, until: float) -> None:
-        """Start a cooldown, unless the current one lasts longer."""
+    def started(self, reason: Failure, until: float) -> TokenCooldown:
+        """Return a new cooldown, unless the current one lasts longer."""
         if until >= self.until:
-            self.reason, self.until = reason, until
-        self.next_check_at = self.until
+            return replace(self, reason=reason, until=until, next_check_at=until)
+        return replace(self, next_check_at=self.until)
 
-    def exhausted(self, reason: Failure, until: float, now: float) -> None:
-        """Start a cooldown because the token budget granted no unit; this result replaces an earlier one."""
-        self.end_exhausted()
-        self.start(reason, until)
-        if self.is_for(TokenBudgetExhausted):
-            self.next_check_at = min(until, now + LIFETIME)
+    def exhausted(self, reason: Failure, until: float, now: float) -> TokenCooldown:
+        """Return the cooldown after the token budget granted no unit; this result replaces an earlier one."""
+        cooldown = self.unless_exhausted().started(reason, until)
+        if cooldown.is_for(TokenBudgetExhausted):
+            return replace(cooldown, next_check_at=min(until, now + LIFETIME))
+        return cooldown
 
-    def end_exhausted(self) -> None:
-        """End the cooldown if an exhausted budget is its reason: there is a newer result of the budget."""
-        if self.is_for(TokenBudgetExhausted):
-            self.end()
+    def unless_exhausted(self) -> TokenCooldown:
+        """Return it ended if an exhausted budget is its reason: there is a newer result of the budget."""
+        return self.ended() if self.is_for(TokenBudgetExhausted) else self
 
-    def end(self) -> None:
-        """End the cooldown early."""
-        self.reason, self.until, self.next_check_at, self.rejected_key = None, _NEVER, _NEVER, None
+    def ended(self) -> TokenCooldown:
+        """Return it ended early."""
+        return NO_COOLDOWN if self.requested_until == _NEVER else TokenCooldown(requested_until=self.requested_until)
+
+    def requested(self, until: float) -> TokenCooldown:
+        """Return it with a wait that the service demanded."""
+        return replace(self, requested_until=max(self.requested_until, until))
 
     def is_for(self, *kinds: type[Exception]) -> bool:
         """Whether the reason is one of *kinds*."""
@@ -65,3 +68,6 @@ class TokenCooldown:
         # The wait that the service demanded, not capped: another manager may have another max_retry_after.
         until = max(self.requested_until, self.until) if self.is_for(TokenRateLimited) else self.until
         return self.reason, until
+
+
+NO_COOLDOWN = TokenCooldown()

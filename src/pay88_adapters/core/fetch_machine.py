@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from .budget import AcquireResult
-from .cooldown import TokenCooldown
+from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import BUDGET_EXHAUSTED, LOST, expired_on_arrival
-from .forced_refreshes import ForcedRefreshes
+from .forced_refreshes import NO_FORCED_REFRESHES
 from .pending import GRACE, PendingFetch, PendingFetches
 from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot
@@ -25,9 +27,34 @@ class CachedToken(NamedTuple):
     """The cached token with its deadlines."""
 
     token: Token
-    refresh_at: float
-    reuse_until: float
-    usable_until: float
+    window: tuple[float, float, float]
+    """The deadlines, in seconds since the token was requested."""
+
+    @property
+    def refresh_at(self) -> float:
+        """When it is refreshed."""
+        return self.token.requested_at + self.window[0]
+
+    @property
+    def reuse_until(self) -> float:
+        """Until when it is reused."""
+        return self.token.requested_at + self.window[1]
+
+    @property
+    def usable_until(self) -> float:
+        """Until when it is usable at all."""
+        return self.token.requested_at + self.window[2]
+
+
+@lru_cache(maxsize=32)  # one object for nearly all tokens of a process
+def _window(policy: TokenPolicy, expires_in: float, pace: float) -> tuple[float, float, float]:
+    """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
+
+    If the limits sustain no more, it is refreshed later: up to the end of its lifetime.
+    """
+    refresh_at, reuse_for, usable_for = policy.windows(expires_in)
+    later = min(max(refresh_at, pace), usable_for)
+    return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
 
 
 class FetchMachine:
@@ -51,6 +78,7 @@ class FetchMachine:
         "_policy",
         "_refreshed_at",
         "_rejected",
+        "_reserve_used",
         "_rotating",
         "cooldown",
         "failed_fetches",
@@ -69,8 +97,9 @@ class FetchMachine:
         self._policy = policy
         self._rotating = rotating
         self.pending = PendingFetches(policy, rotating=rotating, grace=grace, reaction=reaction)
-        self.cooldown = TokenCooldown()
-        self.forced = ForcedRefreshes(policy)
+        self.cooldown = NO_COOLDOWN
+        self.forced = NO_FORCED_REFRESHES
+        self._reserve_used = 0.0  # fraction, from 0 to 1
         self._cached: CachedToken | None = None
         self._cached_digest = ""  # of the credentials that it was fetched with
         self._discarded: Token | None = None
@@ -92,7 +121,7 @@ class FetchMachine:
             token_state = self._token_state(now)
             if token_state is TokenState.FRESH or self._endpoint_state(now) is not EndpointState.FREE:
                 return False
-            self.pending.by_ticket[ticket] = PendingFetch(now, token_state is TokenState.REJECTED, _NEVER)
+            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, _NEVER))
         self.pending.take_first_step(ticket, now)
         return True
 
@@ -107,7 +136,7 @@ class FetchMachine:
                 self.pending.end(ticket)
                 self._note_failure(cooldown.reason)
                 return False
-            cooldown.end()  # these have not been rejected
+            self.cooldown = cooldown.ended()  # these have not been rejected
         self.pending.keep(fetch, now)
         fetch.awaiting_credentials, fetch.digest = False, digest
         return True
@@ -135,7 +164,7 @@ class FetchMachine:
         """
         if not self.heartbeat(ticket, now):
             return False
-        self.forced.reserve_used, self._pace = reserve_used, pace
+        self._reserve_used, self._pace = reserve_used, pace
         self._refreshed_at = max(self._refreshed_at, found.refreshed_at)
         if found.token is not None and self._take_over(found.token, digest, now):
             self.pending.end(ticket)
@@ -145,14 +174,14 @@ class FetchMachine:
         self.pending.end(ticket)
         self._failures = found.failures
         if found.cooldown_reason.kind is CredentialsRejected:
-            self.cooldown.rejected_key = digest
+            self.cooldown = replace(self.cooldown, rejected_key=digest)
         until = found.cooldown_until
         if found.cooldown_reason.kind is TokenRateLimited:
-            self.cooldown.requested_until = max(self.cooldown.requested_until, until)
+            self.cooldown = self.cooldown.requested(until)
             until = min(until, now + self._policy.max_retry_after)
         else:
             self._note_failure(found.cooldown_reason)
-        self.cooldown.start(found.cooldown_reason, until)
+        self.cooldown = self.cooldown.started(found.cooldown_reason, until)
         return False
 
     def snapshot(self, digest: str, budget_entries: Mapping[str, Mapping[str, float]]) -> Snapshot:
@@ -184,9 +213,9 @@ class FetchMachine:
     def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> bool:
         """Record the result of an acquisition; return whether the attempt may be sent (rule 5)."""
         fetch = self.pending.by_ticket.get(ticket)
-        self.forced.reserve_used, self._pace = result.reserve_used, result.pace
+        self._reserve_used, self._pace = result.reserve_used, result.pace
         if result.granted:
-            self.cooldown.end_exhausted()
+            self.cooldown = self.cooldown.unless_exhausted()
             if not from_reserve:
                 if fetch is not None and fetch.refreshed_before is None:
                     fetch.refreshed_before = self._refreshed_at
@@ -204,7 +233,7 @@ class FetchMachine:
         until = now + result.retry_in
         if from_reserve:
             until = min(until, max(self._refreshed_at + self._interval(), now + result.refresh_allowed_in))
-        self.cooldown.exhausted(result.failure or BUDGET_EXHAUSTED, until, now)
+        self.cooldown = self.cooldown.exhausted(result.failure or BUDGET_EXHAUSTED, until, now)
         return False
 
     def on_grant_expired(self, ticket: int) -> None:
@@ -233,7 +262,7 @@ class FetchMachine:
             return
         self._cache(cached, fetch.digest)
         if not fetch.forced:
-            self.forced.consecutive = 0
+            self.forced = self.forced.succeeded()
 
     def on_attempt_failed(
         self, ticket: int, failure: Failure, now: float, *, jitter: float, digest: str
@@ -262,7 +291,7 @@ class FetchMachine:
         if failure.is_bug:
             self._note_failure(failure)
         elif failure.kind is CredentialsRejected:
-            self.cooldown.rejected_key = digest
+            self.cooldown = replace(self.cooldown, rejected_key=digest)
             if self._rejected:  # the API and the token endpoint reject the credentials
                 self._cached, self._rejected = None, False
             self._fail(failure, now, self._policy.rejection_cooldown)
@@ -316,15 +345,6 @@ class FetchMachine:
                 if self.pending.lost > _LOST_BEFORE_OUTAGE:
                     self._back_off(LOST, now)
 
-    def _window(self, expires_in: float) -> tuple[float, float, float]:
-        """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
-
-        If the limits sustain no more, it is refreshed later: up to the end of its lifetime.
-        """
-        refresh_at, reuse_for, usable_for = self._policy.windows(expires_in)
-        later = min(max(refresh_at, self._pace), usable_for)
-        return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
-
     def _interval(self) -> float:
         """Return the seconds from one regular refresh to the next.
 
@@ -332,19 +352,19 @@ class FetchMachine:
         exhausted long before the hour.
         """
         expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
-        return self._window(expires_in)[0]
+        return _window(self._policy, expires_in, self._pace)[0]
 
     def _refresh_is_due(self, now: float) -> bool:
         return now >= self._refreshed_at + self._interval()
 
     def _with_deadlines(self, token: Token) -> CachedToken:
-        return CachedToken(token, *(token.requested_at + seconds for seconds in self._window(token.expires_in)))
+        return CachedToken(token, _window(self._policy, token.expires_in, self._pace))
 
     def _cache(self, cached: CachedToken, digest: str) -> None:
         self._cached, self._cached_digest, self._rejected = cached, digest, False
         self._failed, self._failures, self.pending.lost = None, 0, 0
         if not self.cooldown.is_for(TokenBudgetExhausted, TokenRateLimited):
-            self.cooldown.end()
+            self.cooldown = self.cooldown.ended()
 
     def _take_over(self, token: Token, digest: str, now: float) -> bool:
         """Cache a token of another manager, if it is newer; return whether it needs no refresh yet."""
@@ -370,17 +390,18 @@ class FetchMachine:
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
         # A request before the regular refresh uses the reserve: leave half of it.
-        sparing = min((2.0 * self.forced.reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
+        sparing = min((2.0 * self._reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
         self._fail(failure, now, max(pause, sparing))
 
     def _fail(self, failure: Failure, now: float, pause: float) -> None:
         self._note_failure(failure)
-        self.cooldown.start(failure, now + pause)
+        self.cooldown = self.cooldown.started(failure, now + pause)
 
     def _note_failure(self, failure: Failure) -> None:
         self._failed = failure
         self.failed_fetches += 1
 
     def _rate_limited(self, failure: Failure, now: float) -> None:
-        self.cooldown.requested_until = max(self.cooldown.requested_until, now + (failure.retry_after or 0.0))
-        self.cooldown.start(failure, now + min(failure.retry_after or 0.0, self._policy.max_retry_after))
+        wait = failure.retry_after or 0.0
+        until = now + min(wait, self._policy.max_retry_after)
+        self.cooldown = self.cooldown.requested(now + wait).started(failure, until)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from .policy import TokenPolicy
 
 _HOUR = 3600.0
@@ -10,48 +12,51 @@ _EVER = float("inf")
 _FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles with each that counts
 
 
+@dataclass(frozen=True, slots=True)
 class ForcedRefreshes:
-    """The forced refreshes of one manager.
+    """The forced refreshes of one manager. Nearly all managers share ``NO_FORCED_REFRESHES``."""
 
-    Args:
-        policy: The limits of rule 8.
-    """
+    consecutive: int = 0
+    """Number of forced refreshes since the last successful request."""
+    last_at: float = _NEVER
+    reserve_used_at: float = _NEVER
+    """When a forced refresh last used the reserve."""
 
-    __slots__ = ("_policy", "consecutive", "last_at", "reserve_used", "reserve_used_at")
+    def next(self, policy: TokenPolicy, now: float, *, is_due: bool, reserve_used: float) -> ForcedRefreshes | None:
+        """Return them with another one that starts now, or ``None`` if none may start.
 
-    def __init__(self, policy: TokenPolicy) -> None:
-        self._policy = policy
-        self.consecutive = 0
-        """Number of forced refreshes since the last successful request."""
-        self.last_at = _NEVER
-        self.reserve_used = 0.0
-        """Used fraction of the reserve, from 0 to 1."""
-        self.reserve_used_at = _NEVER
-        """When a forced refresh last used the reserve."""
-
-    def may_start(self, now: float, *, is_due: bool) -> bool:
-        """Whether another forced refresh may start; *is_due*: whether a regular refresh may start as well."""
-        policy = self._policy
-        if self.consecutive >= policy.max_forced_refreshes:
+        Args:
+            policy: The limits of rule 8.
+            now: The time.
+            is_due: Whether a regular refresh may start as well. Then this one does not use the reserve.
+            reserve_used: Used fraction of the reserve, from 0 to 1.
+        """
+        consecutive = self.consecutive
+        if consecutive >= policy.max_forced_refreshes:
             if now < self.last_at + policy.rejection_cooldown or not policy.max_forced_refreshes:
-                return False
-            self.consecutive = 0
+                return None
+            consecutive = 0
         if not policy.forced_reserve:
-            return False
-        return is_due or now >= self.reserve_used_at + self.spacing()
+            return None
+        if is_due:
+            return ForcedRefreshes(consecutive + 1, now, self.reserve_used_at)
+        if now < self.reserve_used_at + spacing(policy, reserve_used):
+            return None
+        return ForcedRefreshes(consecutive + 1, now, now)
 
-    def count(self, now: float, *, is_due: bool) -> None:
-        """Record the start of a forced refresh."""
-        self.last_at = now
-        self.consecutive += 1
-        if not is_due:
-            self.reserve_used_at = now
+    def succeeded(self) -> ForcedRefreshes:
+        """Return them after a successful request."""
+        return replace(self, consecutive=0) if self.consecutive else self
 
-    def spacing(self) -> float:
-        """Return the seconds between forced refreshes, by the remaining reserve."""
-        reserve = self._policy.forced_reserve
-        # The last part of it, at most half, is for the retries within a fetch.
-        if self.reserve_used >= max(1.0 - (self._policy.fetch_attempts - 1) / reserve, 0.5):
-            return _EVER
-        doubled: float = 2.0 ** min(max(self.reserve_used * reserve - 1.0, 0.0), 32)
-        return min(_FIRST_SPACING * doubled, _HOUR / reserve)
+
+NO_FORCED_REFRESHES = ForcedRefreshes()
+
+
+def spacing(policy: TokenPolicy, reserve_used: float) -> float:
+    """Return the seconds between forced refreshes, by the remaining reserve."""
+    reserve = policy.forced_reserve
+    # The last part of it, at most half, is for the retries within a fetch.
+    if reserve_used >= max(1.0 - (policy.fetch_attempts - 1) / reserve, 0.5):
+        return _EVER
+    doubled: float = 2.0 ** min(max(reserve_used * reserve - 1.0, 0.0), 32)
+    return min(_FIRST_SPACING * doubled, _HOUR / reserve)

@@ -133,16 +133,17 @@ class TokenMachine(FetchMachine):
             return False
         if not self._rejected and endpoint_state is EndpointState.FREE and now < self._cached.reuse_until:
             is_due = self._refresh_is_due(now)
-            if not self.forced.may_start(now, is_due=is_due):
+            forced = self.forced.next(self._policy, now, is_due=is_due, reserve_used=self._reserve_used)
+            if forced is None:
                 return False
-            self.forced.count(now, is_due=is_due)
+            self.forced = forced
         self._rejected = True
         return True
 
     def on_accepted(self, token: Token) -> None:
         """Record that a request with *token* got no 401 (rule 8)."""
         if self._cached is not None and self._cached.token == token:
-            self.forced.consecutive = 0
+            self.forced = self.forced.succeeded()
 
     def discard_token(self, token: Token) -> None:
         """Discard *token* if it is the cached one."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from .errors import Failure
 from .policy import TokenPolicy
@@ -33,6 +34,9 @@ class PendingFetch:
         return self.wait_until > _NEVER
 
 
+_NONE: Mapping[int, PendingFetch] = MappingProxyType({})
+
+
 class PendingFetches:
     """The fetches in progress, by ticket.
 
@@ -51,7 +55,8 @@ class PendingFetches:
         self._rotating = rotating
         self._grace = grace
         self.reaction = reaction
-        self.by_ticket: dict[int, PendingFetch] = {}
+        self.by_ticket = _NONE
+        """Never changed, only replaced: most managers have none at most times, and reading needs no lock."""
         self.last_ticket = 0
         self.ended = 0
         """Number of fetches that have ended so far, for any reason."""
@@ -64,8 +69,12 @@ class PendingFetches:
         """Add a fetch and return its ticket."""
         self.last_ticket += 1
         due_at = self.first_due(now) if self.reaction is None else now + self.reaction
-        self.by_ticket[self.last_ticket] = PendingFetch(due_at, forced, wait_until, awaiting_credentials=self._rotating)
+        self.add(self.last_ticket, PendingFetch(due_at, forced, wait_until, awaiting_credentials=self._rotating))
         return self.last_ticket
+
+    def add(self, ticket: int, fetch: PendingFetch) -> None:
+        """Add a fetch that has a ticket."""
+        self.by_ticket = {**self.by_ticket, ticket: fetch}
 
     def take_first_step(self, ticket: int, now: float) -> None:
         """Record that a fetch has started."""
@@ -78,17 +87,19 @@ class PendingFetches:
 
     def end(self, ticket: int) -> PendingFetch | None:
         """Remove a fetch and return it, unless it has ended before."""
-        fetch = self.by_ticket.pop(ticket, None)
-        if fetch is not None:
-            self.ended += 1
-            if not self.by_ticket:
-                self.by_ticket.clear()  # gives its memory back: a process may have one for each of many merchants
+        # Without a call, at which a signal handler could run and end another one.
+        left = {**self.by_ticket}
+        if ticket not in left:
+            return None
+        fetch = left[ticket]
+        del left[ticket]
+        self.by_ticket = left or _NONE
+        self.ended += 1
         return fetch
 
     def clear(self) -> None:
         """Remove all fetches: they belong to the parent process (rule 17)."""
-        self.by_ticket.clear()
-        self.overdue = ()
+        self.by_ticket, self.overdue = _NONE, ()
 
     def expired(self, now: float) -> Iterator[tuple[int, PendingFetch]]:
         """Yield the lost fetches. A fetch that is overdue for the first time is interrupted instead."""

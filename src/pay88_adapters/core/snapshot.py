@@ -1,7 +1,7 @@
 """The record that managers share through a store: the token, the cooldown and the budget entries.
 
 A snapshot contains instants of one manager's clock. The store contains ages and remaining seconds instead. What is read
-from a store is validated like a response of the service.
+from a store is validated like a response of the service. A store in the process' own memory keeps the snapshot itself.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from .credentials import ApiKey
@@ -25,6 +26,9 @@ from .errors import (
 from .secret import Secret, redact
 from .token import Token
 from .wire import is_header_value
+
+NO_ENTRIES: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+"""No budget entries: one object for all snapshots."""
 
 _NEVER = float("-inf")
 _LONGEST = 86_400.0  # seconds; nothing in a snapshot lasts longer
@@ -60,7 +64,7 @@ class Snapshot:
     cooldown_until: float = _NEVER
     failures: int = 0
     refreshed_at: float = _NEVER
-    budget_entries: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    budget_entries: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: NO_ENTRIES)
 
     def dump(self, now: float) -> Secret:
         """Serialize it for the store."""
@@ -92,6 +96,13 @@ class Snapshot:
         )
         return Secret(text)
 
+    def for_this_process(self, now: float) -> Snapshot | None:
+        """Return what another manager of this process may know: the same as of a store elsewhere, with the same token.
+
+        A failure loses its cause, and one that other managers do not have loses everything.
+        """
+        return self if self.cooldown_reason is None else load(self.dump(now), 0.0, now, now)
+
     def ttl(self, now: float) -> float:
         """Return the seconds for which it is useful to other managers."""
         ends = [self.cooldown_until]
@@ -105,12 +116,16 @@ def record_key(base_url: str, credentials: ApiKey) -> str:
     return hashlib.sha256(f"{base_url}\n{credentials.digest}".encode()).hexdigest()[:32]
 
 
-def load(content: str, age: float, asked_at: float, now: float, *, stored: float | None = None) -> Snapshot | None:
+def load(content: object, age: float, asked_at: float, now: float, *, stored: float | None = None) -> Snapshot | None:
     """Deserialize a snapshot that was written *age* and stored *stored* seconds ago; ``None`` if it is invalid.
 
     The store operation took from *asked_at* to *now*. Its duration is counted on the safe side: the token is older by
-    as much, and the cooldown and the units of the budget are younger.
+    as much, and the cooldown and the units of the budget are younger. A snapshot of this process is returned as it is.
     """
+    if isinstance(content, Snapshot):
+        return content
+    if not isinstance(content, str):
+        return None
     try:
         return _load(json.loads(content), asked_at - age, now - (age if stored is None else min(age, stored)))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):

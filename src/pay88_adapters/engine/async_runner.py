@@ -155,10 +155,10 @@ class AsyncRunner(Runner):
     def _join(
         self, carried_by: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
     ) -> AcquireTokenFlow:
-        runtime, waiters = current_runtime(), self._state.waiters
+        runtime, state = current_runtime(), self._state
         return TokenAcquisition(
             self.fetches,
-            lambda: waiters.join(runtime.key, runtime.event),
+            lambda: state.join(runtime.key, runtime.event),
             wait_budget=wait_budget,
             carriers=carried_by,
             min_validity=min_validity,

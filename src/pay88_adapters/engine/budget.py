@@ -157,7 +157,7 @@ class TokenBudget:
     def reserve_used(self, merchant_id: str) -> float:
         """Return the used fraction of the reserve, from 0 to 1."""
         lasting = [item for item in self._reserve if item.get_expiry() >= _HOUR]
-        return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting)
+        return max(self._used(item, merchant_id) / item.amount if item.amount else 1.0 for item in lasting) or 0.0
 
     def pace(self, merchant_id: str) -> float:
         """Return the minimum seconds between regular requests, from now on, so that none is ever denied.

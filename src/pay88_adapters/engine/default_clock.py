@@ -6,7 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from .clock import Clock
-from .manager import PROCESS
+from .forks import living
+from .manager import PROCESS, TokenManager
 from .registry import SharedManagers
 
 
@@ -20,7 +21,7 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
     with PROCESS.lock:
         kept = PROCESS.clock, PROCESS.managers
         PROCESS.clock, PROCESS.managers = clock, SharedManagers()
-        before = [(each, each._start_anew(clock)) for each in PROCESS.made]  # pyright: ignore[reportPrivateUsage]
+        before = [(each, each._start_anew(clock)) for each in _on_default_clock()]  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
@@ -28,3 +29,8 @@ def default_clock(clock: Clock) -> Generator[None, None, None]:
             PROCESS.clock, PROCESS.managers = kept
             for manager, parts in before:
                 manager._resume(*parts)  # pyright: ignore[reportPrivateUsage]
+
+
+def _on_default_clock() -> list[TokenManager]:
+    managers = living(TokenManager)
+    return [manager for manager in managers if not manager._has_own_clock]  # pyright: ignore[reportPrivateUsage]

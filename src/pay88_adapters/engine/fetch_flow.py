@@ -74,7 +74,7 @@ def fetch_token(
     while (yield from request.acquire_lease()) and (yield from request.send()):
         pass  # the lease or the unit of the budget became too old before the request
     yield StoreOperation(partial(fetches.publish, run))
-    state.events.dispatch_safely(events)  # not earlier: a listener may be slow
+    state.listeners.dispatch_safely(events)  # not earlier: a listener may be slow
 
 
 def _use_credentials(
@@ -86,7 +86,7 @@ def _use_credentials(
             state.record_failure(credentials, now)
         return False
     state.merchant_id = credentials.merchant_id
-    return machine.on_credentials(run.ticket, credentials.digest, now)
+    return machine.on_credentials(run.ticket, state.record_key(credentials), now)
 
 
 class _Fetch:
@@ -102,6 +102,7 @@ class _Fetch:
     ) -> None:
         self._fetches, self._state, self._run = fetches, fetches.state, run
         self._credentials, self._events = credentials, events
+        self._digest = self._state.record_key(credentials)
         self._client_is_open = client_is_open
         self._failure = BUDGET_EXHAUSTED
 
@@ -126,7 +127,7 @@ class _Fetch:
         self, result: LeaseResult, requested_at: float, wait: float, machine: TokenMachine, now: float
     ) -> bool | None:
         """Return whether a token request is needed; ``None`` if the store has to be polled again."""
-        state, ticket, credentials = self._state, self._run.ticket, self._credentials
+        state, ticket = self._state, self._run.ticket
         if result.fencing_token is not None:
             return machine.heartbeat(ticket, now)
         if result.record is None:
@@ -135,8 +136,8 @@ class _Fetch:
         if found is None:
             return None
         seen = requested_at - result.record.age
-        reserve_used, pace = import_budget(state.settings, credentials, found.budget_entries, now, seen)
-        if machine.merge_snapshot(ticket, found, now, digest=credentials.digest, reserve_used=reserve_used, pace=pace):
+        reserve_used, pace = import_budget(state.settings, self._credentials, found.budget_entries, now, seen)
+        if machine.merge_snapshot(ticket, found, now, digest=self._digest, reserve_used=reserve_used, pace=pace):
             return None
         if found.token is not None and found.token == machine.fast_path_token(now)[0]:
             state.record_token(SharedTokenUsed)
@@ -212,7 +213,7 @@ class _Fetch:
 
     def _answered(self, outcome: Token | Failure, sent_at: float, machine: TokenMachine, now: float) -> float | None:
         """Return the backoff delay before the next attempt, or ``None`` after the last one."""
-        state, ticket, digest = self._state, self._run.ticket, self._credentials.digest
+        state, ticket, digest = self._state, self._run.ticket, self._digest
         if isinstance(outcome, Token):
             state.counters.tokens += 1
             state.record_token(TokenFetched, outcome.expires_in, now - sent_at, more=(time.time(),))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable, in_seconds
@@ -18,8 +19,7 @@ from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
-from .forks import fork_id, survive_forks
-from .sharing import shared_key
+from .forks import fork_id
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
@@ -57,36 +57,36 @@ class FetchRun:
     """The current step that may hang, if any, for error messages."""
     since: float = 0.0
     """When that step began, in real seconds."""
-    lease: Lease | None = None
-    """Its lease, from the store's grant until the outcome is in the store."""
+    leases: list[Lease] = field(default_factory=list["Lease"])
+    """Its lease, from the store's grant until the outcome is on the way into the store: the one that takes it from here
+    publishes the outcome."""
     death: Failure | None = None
     """The error for a fetch whose thread, event loop or client ended before it."""
 
 
 # The fetches on event loops of this process, of all managers.
 _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_on_loops.clear)
 
 
 class Fetches:
     """The unfinished fetches of one manager, and their leases."""
 
-    __slots__ = ("__weakref__", "_leased", "_number", "_runs", "_seen", "state")
+    __slots__ = ("__weakref__", "_number", "_runs", "_seen", "state")
 
     def __init__(self, state: ManagerState) -> None:
         self.state = state
         self._number = next(_numbers)
-        # Lists: an empty one gives its memory back, and almost always both are.
-        self._runs: list[FetchRun] = []
-        self._leased: list[FetchRun] = []
+        self._runs: list[FetchRun] = []  # not a dict: an empty list gives its memory back
         self._seen = ("", 0)  # key and version of the last record read or published
-        survive_forks(self)
 
     def after_fork(self) -> None:
-        """Continue without the parent's threads and event loops."""
+        """Continue without the parent's threads and event loops. The manager calls it."""
         self.state.after_fork()
+        for run in self._runs:
+            run.leases.clear()  # the parent's
         self._runs.clear()
-        self._leased.clear()
-        _on_loops.clear()
 
     @property
     def is_fetching(self) -> bool:
@@ -105,7 +105,7 @@ class Fetches:
 
     def end(self, run: FetchRun) -> None:
         """Record the end of *run*, and release its lease, if any. Further calls do nothing."""
-        if run not in self._leased:
+        if not run.leases:
             self._forget(run)
         elif not self.state.settings.store_client.blocking or run.worker is threading.current_thread():
             self.publish(run)
@@ -127,7 +127,7 @@ class Fetches:
         with suppress(ValueError):
             self._runs.remove(run)
         _on_loops.pop((id(self), run.ticket), None)
-        if not self._runs and not self._leased:
+        if not self._runs:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
@@ -145,11 +145,11 @@ class Fetches:
 
         state.transition(act, events)
         self.end(run)
-        state.events.dispatch_safely(events)
+        state.listeners.dispatch_safely(events)
 
     def at_exit(self) -> None:
         """Release the remaining leases: the process ends."""
-        for run in list(self._leased):
+        for run in list(self._runs):
             self.publish(run)
 
     # --- fetches that end without an event
@@ -220,7 +220,7 @@ class Fetches:
         if run.cannot_wait:
             return LeaseResult(fencing_token=NO_LEASE)
         state = self.state
-        key = shared_key(state.settings, credentials)
+        key = state.record_key(credentials)
         lease = state.settings.policy.lease_duration
         seen, version = self._seen
         asked_at = state.now()
@@ -232,31 +232,26 @@ class Fetches:
         if result.record is not None:
             self._seen = key, result.record.version
         if result.fencing_token:
-            run.lease = Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)
-            if run not in self._leased:
-                self._leased.append(run)
+            run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
                 self.publish(run)
         return result
 
     def lease_lasts(self, run: FetchRun, seconds: float) -> bool:
         """Whether the lease of *run*, if any, lasts for *seconds* more."""
-        lease = run.lease
-        return lease is None or self.state.now() + seconds <= lease.until
+        until = self.state.now() + seconds
+        return all(until <= lease.until for lease in list(run.leases))
 
     def publish(self, run: FetchRun) -> None:
         """Publish the current snapshot and release the lease. Only the first call has an effect. May block."""
         try:
-            self._leased.remove(run)
-        except ValueError:  # without a lease, or published before
+            lease = run.leases.pop()
+        except IndexError:  # without a lease, or published before
             return
-        lease, run.lease = run.lease, None
-        assert lease is not None
         state, key = self.state, lease.key
         snapshot, now = state.snapshot(lease.credentials)
-        content, ttl = snapshot.dump(now), snapshot.ttl(now)
         if state.settings.store_client.publish(
-            key, fencing_token=lease.fencing_token, content=content, ttl=ttl, write_delay=now - lease.acquired_at
+            key, fencing_token=lease.fencing_token, snapshot=snapshot, now=now, write_delay=now - lease.acquired_at
         ):
             self._seen = key, lease.fencing_token
 

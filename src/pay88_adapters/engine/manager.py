@@ -26,10 +26,10 @@ from .clock import Clock
 from .credentials import Credentials, CredentialsSource
 from .current_runtime import current_run, current_runtime
 from .fetches import Fetches
-from .forks import fork_id
+from .forks import at_fork, fork_id, survive_forks
 from .overrides import OVERRIDES, Activation
 from .registry import Process
-from .settings import Settings, checked_endpoint, request_limits_for
+from .settings import Settings, checked_endpoint, request_limits_for, shared_settings
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState
 from .stats import Stats
@@ -74,6 +74,7 @@ class TokenManager:
         "_client",
         "_credentials",
         "_endpoint",
+        "_has_own_clock",
         "_now",
         "_sender",
         "_state",
@@ -111,11 +112,10 @@ class TokenManager:
         store_client = PROCESS.store_client(store, fallback_store, running, policy.fallback_share)
         request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
         rotating = not isinstance(credentials, Credentials)
-        settings = Settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
+        settings = shared_settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
         self._start(settings, checked_listeners(listeners))
-        if clock is None:
-            with PROCESS.lock:
-                PROCESS.made.add(self)
+        self._has_own_clock = clock is not None
+        at_fork(self, _start_over)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
         self.reference = ""  # its name in pickles; empty without any
@@ -130,11 +130,12 @@ class TokenManager:
 
     def _start_anew(self, clock: Clock) -> tuple[ManagerState, SyncRunner, AsyncRunner]:
         """Reset the state, and run on *clock*; return the argument of :meth:`_resume`."""
+        survive_forks(self.sync_runner.fetches)  # which may not be those of this manager then
         before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
             settings = self._state.settings
             store_client = PROCESS.store_client_like(settings.store_client, settings.clock, clock)
-            self._start(settings.on(clock, store_client), self._state.events.listeners)
+            self._start(settings.on(clock, store_client), self._state.listeners.given)
         return before
 
     def _resume(self, state: ManagerState, sync_runner: SyncRunner, async_runner: AsyncRunner) -> None:
@@ -379,6 +380,11 @@ class TokenManager:
         longest = LIFETIME - self._state.settings.policy.expiry_skew
         if not 0 <= min_validity <= longest:
             raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
+
+
+def _start_over(manager: TokenManager) -> None:
+    """Continue in a forked child."""
+    manager.sync_runner.fetches.after_fork()
 
 
 def manager_id(manager: TokenManager) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import weakref
 from typing import Generic, Protocol, TypeVar
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from pay88_adapters.stores import open_fallback, open_store
 from pay88_adapters.stores.base import Store
+from pay88_adapters.stores.memory import MemoryStore
 
 from .clock import Clock, shared_on
 from .forks import survive_forks
-from .store_client import StoreClient
+from .store_client import MemoryStoreClient, StoreAccess, StoreClient
 
 
 class Shareable(Protocol):
@@ -32,13 +33,13 @@ class OpenStores:
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, str | None, float | None], StoreClient] = {}
+        self._fleets: dict[tuple[str, str | None, float | None], StoreAccess] = {}
         self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
         return len(self._fleets)
 
-    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store."""
         store_client = self._fleets.get((url, fallback, share))
         if store_client is None:
@@ -53,12 +54,15 @@ class OpenStores:
             spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
             if spare is not None:
                 survive_forks(spare)
-            store_client = self._fleets.setdefault(
-                (url, fallback, share), StoreClient(store, clock, share, spare, host)
+            made = (
+                MemoryStoreClient(store)
+                if isinstance(store, MemoryStore)
+                else StoreClient(store, clock, share, spare, host)
             )
+            store_client = self._fleets.setdefault((url, fallback, share), made)
         return store_client
 
-    def key(self, store_client: StoreClient) -> tuple[str, str | None, float | None]:
+    def key(self, store_client: StoreAccess) -> tuple[str, str | None, float | None]:
         """Return the arguments that *store_client* was made with. It must be in use."""
         return next(key for key, each in self._fleets.items() if each is store_client)
 
@@ -113,7 +117,6 @@ class Process(Generic[M]):
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
         self.referenced: WeakValueDictionary[str, M] = WeakValueDictionary()
-        self.made: WeakSet[M] = WeakSet()  # all managers on the default clock of the process
         self.after_fork()
         survive_forks(self)
 
@@ -121,12 +124,12 @@ class Process(Generic[M]):
         """Replace the lock: another thread may have held it."""
         self.lock = threading.RLock()
 
-    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreClient:
+    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store on this clock."""
         with self.lock:
             return _open_stores(clock).store_client(url, fallback, clock, share)
 
-    def store_client_like(self, store_client: StoreClient, before: Clock, clock: Clock) -> StoreClient:
+    def store_client_like(self, store_client: StoreAccess, before: Clock, clock: Clock) -> StoreAccess:
         """Return the store client on *clock* for the same store as *store_client*, which is on the clock *before*."""
         with self.lock:
             url, fallback, share = _open_stores(before).key(store_client)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from pay88_adapters.core.arguments import check_type
 from pay88_adapters.core.breaker import BreakerPolicy
@@ -14,18 +15,18 @@ from pay88_adapters.core.policy import TokenPolicy
 from pay88_adapters.core.retry import DEFAULT, RetryPolicy
 
 from .budget import TokenBudget
-from .clock import Clock
+from .clock import Clock, shared_on
 from .credentials import Credentials, CredentialsSource
 from .pacing import Pacing
 from .request_limits import RequestLimits
-from .store_client import StoreClient
+from .store_client import StoreAccess
 
 _MAX_CONCURRENT = 32  # concurrent store operations for permits, per group
 
 
-@dataclass(slots=True)
+@dataclass
 class Settings:
-    """The parts of one manager.
+    """The parts of one manager, or of many: see :func:`shared_settings`.
 
     Attributes:
         rotating: Whether there is a credentials provider instead of fixed credentials.
@@ -37,7 +38,7 @@ class Settings:
     endpoint: Endpoint
     policy: TokenPolicy
     clock: Clock
-    store_client: StoreClient
+    store_client: StoreAccess
     rotating: bool
     retry: RetryPolicy = DEFAULT
     request_limits: RequestLimits | None = None
@@ -47,17 +48,35 @@ class Settings:
     def __post_init__(self) -> None:
         self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
 
-    def on(self, clock: Clock, store_client: StoreClient) -> Settings:
+    def on(self, clock: Clock, store_client: StoreAccess) -> Settings:
         """Return the same settings on another clock and its store, with empty counters."""
         limits = self.request_limits
         if limits is not None:
             limits = request_limits_for(store_client, self.endpoint, limits.pacing is not None, limits.policy)
-        return replace(self, clock=clock, store_client=store_client, request_limits=limits)
+        return shared_settings(self.endpoint, self.policy, clock, store_client, self.rotating, self.retry, limits)
 
     def longest_wait(self, token_timeout: float | None) -> float:
         """Return for how many seconds of the clock a request may wait. *token_timeout* is in real seconds."""
         longest = self.policy.max_wait
         return longest if token_timeout is None else min(token_timeout * self.clock.speed, longest)
+
+
+def shared_settings(
+    endpoint: Endpoint,
+    policy: TokenPolicy,
+    clock: Clock,
+    store_client: StoreAccess,
+    rotating: bool,
+    retry: RetryPolicy,
+    request_limits: RequestLimits | None,
+) -> Settings:
+    """Return the settings: the same object for all managers that differ in none of them."""
+    known = shared_on(clock, "_pay88_settings", WeakValueDictionary[tuple[object, ...], Settings])
+    key = (endpoint, policy, store_client, rotating, retry, request_limits)
+    settings = known.get(key)
+    if settings is None:
+        settings = known[key] = Settings(endpoint, policy, clock, store_client, rotating, retry, request_limits)
+    return settings
 
 
 def checked_endpoint(store: object, base_url: str, credentials: CredentialsSource) -> Endpoint:
@@ -73,7 +92,7 @@ def checked_endpoint(store: object, base_url: str, credentials: CredentialsSourc
 
 
 def request_limits_for(
-    store_client: StoreClient, endpoint: Endpoint, pacing: object, breaker: BreakerPolicy | None
+    store_client: StoreAccess, endpoint: Endpoint, pacing: object, breaker: BreakerPolicy | None
 ) -> RequestLimits | None:
     """Return the circuit breakers and rate limits, if any; raise :class:`ConfigurationError` for wrong types."""
     check_type("breaker", breaker, BreakerPolicy)

@@ -16,13 +16,14 @@ from pay88_adapters.core.token import Token
 from .carriers import carriers_on
 from .credentials import Credentials
 from .event_log import log_bypass
-from .event_queue import EventQueue
+from .listeners import LOG_ALONE, Listeners
+from .runtimes import WaitEvent
 from .settings import Settings
-from .sharing import export_budget
+from .sharing import export_budget, shared_key
 from .stats import Counters
 from .store_link import OPERATION_TIMEOUT
-from .waiters import Waiters
 
+E = TypeVar("E", bound=WaitEvent)
 T = TypeVar("T")
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
@@ -45,24 +46,24 @@ class ManagerState:
     """
 
     __slots__ = (
-        "__weakref__",
         "_depth",
         "_dropped",
         "_knows_degraded",
         "_lock",
         "_machine",
+        "_queued",
+        "_record_key",
+        "_waiting",
         "_woken",
         "awaiting_first_success",
         "carriers",
         "closed",
         "counters",
-        "events",
         "fast_path",
+        "listeners",
         "merchant_id",
         "now",
-        "overdue",
         "settings",
-        "waiters",
     )
 
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
@@ -71,18 +72,19 @@ class ManagerState:
         self.now = clock.now
         self.counters = Counters()
         self.closed = False
-        self.merchant_id = ""  # of the last credentials seen
+        self.merchant_id = self._record_key = ""  # of the last credentials seen
         self.carriers = carriers_on(clock)
-        self.waiters = Waiters()
-        self.events = EventQueue(listeners)
+        self.listeners = Listeners(listeners) if listeners else LOG_ALONE
         # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
         reaction = _REACTION * clock.speed if clock.speed > 1 else _REACTION
         self._machine = TokenMachine(settings.policy, rotating=settings.rotating, grace=grace, reaction=reaction)
         self._lock = threading.RLock()
         self._depth = 0
-        self._dropped: list[Token] = []  # by what interrupts a transition
-        self.overdue: tuple[int, ...] = ()
+        # Tuples, which are replaced without a call in between, at which a signal handler could add to them.
+        self._queued: tuple[Event, ...] = ()  # for the log and the listeners
+        self._dropped: tuple[Token, ...] = ()  # by what interrupts a transition
+        self._waiting: dict[object, WaitEvent] | None = None  # most managers have no waiters at most times
         self._woken = 0  # ended fetches whose waiters have been woken
         self._knows_degraded = False  # whether the last event about the store was that it is degraded
         # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
@@ -98,10 +100,9 @@ class ManagerState:
         self._lock = threading.RLock()
         self._depth = 0
         self.carriers.after_fork()
-        self.waiters.clear()
-        self.events.queued = []
+        self._waiting = None  # they belong to the parent
+        self._queued = ()
         self._machine.pending.clear()
-        self.overdue = ()
         self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
@@ -133,7 +134,7 @@ class ManagerState:
         An exception may strike after any call, out of a signal handler: so the lock is released by C code alone, and
         what was left undone is done by the next transition.
         """
-        queued: list[Event] = []
+        queued: tuple[Event, ...] = ()
         try:
             with self._lock:
                 depth = self._depth
@@ -146,25 +147,31 @@ class ManagerState:
                     finally:
                         if not depth:
                             # In place: what interrupts a call would find the depth wrong, or keep it from being set.
-                            queued, self.events.queued = self.events.queued, []
+                            queued, self._queued = self._queued, ()
                         self._depth = depth
         finally:
             if events is not None:
                 events += queued
             elif queued:
-                self.events.dispatch(queued)
+                self.listeners.dispatch(queued)
+
+    @property
+    def has_overdue(self) -> bool:
+        """Whether fetches have become overdue and have to be interrupted. Takes no lock."""
+        return bool(self._machine.pending.overdue)
 
     def take_overdue(self) -> tuple[int, ...]:
-        """Return the tickets of fetches that have become overdue and have to be interrupted: each one once."""
+        """Return the tickets of these fetches: each one once."""
         with self._lock:
-            overdue, self.overdue = self.overdue, ()
+            pending = self._machine.pending
+            overdue, pending.overdue = pending.overdue, ()
         return overdue
 
     def _publish(self) -> None:
         machine = self._machine
         while self._dropped and not self.interrupts_itself:
-            machine.discard_token(self._dropped[-1])
-            self._dropped.pop()
+            machine.discard_token(self._dropped[0])
+            self._dropped = self._dropped[1:]
         self.awaiting_first_success = machine.awaiting_first_success
         if self.closed:
             self.fast_path = _NOTHING
@@ -175,33 +182,60 @@ class ManagerState:
             # Well before, requests take the slow path for a moment, which records the clients and loops in use.
             looks = look_at <= now < look_at + _LOOK
             self.fast_path = token, look_at if now < look_at else now if looks else until
-        if machine.pending.overdue:
-            self.overdue += machine.pending.overdue
-            machine.pending.overdue = ()
         if machine.pending.ended != self._woken:
-            self.waiters.wake()
+            self._wake()
             self._woken = machine.pending.ended  # not before: an interrupted call is repeated
         degraded = self.settings.store_client.degraded
         if degraded != self._knows_degraded:
             self._knows_degraded = degraded
             self.queue_event(StoreDegraded if degraded else StoreRestored)
 
+    def join(self, key: object, make: Callable[[], E]) -> E:
+        """Return the event that the requests with this *key* wait at for the end of a fetch. The lock must be held.
+
+        Args:
+            key: One for all threads, and one for each event loop.
+            make: Makes the event for the first of them.
+        """
+        waiting = self._waiting = self._waiting or {}
+        event = waiting.get(key)
+        if event is None:
+            event = waiting[key] = make()
+        return event  # type: ignore[return-value]  # one key, one kind of event
+
+    def _wake(self) -> None:
+        if self._waiting is None:
+            return
+        for event in self._waiting.values():
+            event.set()
+        # Not before: an exception may strike at any call. One that joins meanwhile wakes early, and joins again.
+        self._waiting = None
+
     def queue_event(self, kind: Callable[..., Event], *details: object) -> None:
         """Queue an event for the log and the listeners. The lock must be held."""
-        if self.events.wants(kind):
-            self.events.add(kind(self.settings.endpoint.base_url, self.merchant_id, *details))
+        if self.listeners.wants(kind):
+            event = kind(self.settings.endpoint.base_url, self.merchant_id, *details)
+            self._queued = (*self._queued, event)
+
+    def record_key(self, credentials: Credentials) -> str:
+        """Return the key of the record that managers with these credentials share: one object while it is the same."""
+        key, known = shared_key(self.settings, credentials), self._record_key
+        if key == known:
+            return known
+        self._record_key = key
+        return key
 
     def snapshot(self, credentials: Credentials) -> tuple[Snapshot, float]:
         """Return what managers with the same credentials should know, and the time. Calls no listener."""
         entries = export_budget(self.settings, credentials)
         with self._lock:
             now = self.now()
-            return self._machine.snapshot(credentials.digest, entries), now
+            return self._machine.snapshot(self.record_key(credentials), entries), now
 
     def listen(self, listener: Listener) -> None:
         """Call *listener*, too, with each event from now on."""
         with self._lock:
-            self.events.listen(listener)
+            self.listeners = self.listeners.and_one(listener)
 
     def check_open(self) -> None:
         """Raise :class:`ConfigurationError` if the manager was closed."""
@@ -228,7 +262,7 @@ class ManagerState:
         """Forget *token* if it is the current one; as soon as nothing that this code interrupts may be using it."""
 
         def drop(machine: TokenMachine, now: float) -> None:
-            self._dropped.append(token)
+            self._dropped = (*self._dropped, token)
 
         self.transition(drop)
 
@@ -244,4 +278,4 @@ class ManagerState:
         self.closed = True
         with self._lock:
             self.fast_path = _NOTHING
-            self.waiters.wake()
+            self._wake()

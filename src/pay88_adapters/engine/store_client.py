@@ -1,13 +1,16 @@
-"""The shared store, as one process uses it (rules 4, 5 and 24)."""
+"""A store, as the managers of one process use it (rules 4, 5 and 24)."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from abc import ABC, abstractmethod
 from weakref import WeakValueDictionary
 
 from pay88_adapters.core.policy import TokenPolicy
+from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.stores.base import LeaseResult, Store
+from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 from .budget import TokenBudget
 from .clock import Clock
@@ -21,8 +24,70 @@ NO_LEASE = 0
 """The fencing token of a fetch without a lease, while the store is unavailable or must not be waited for."""
 
 
-class StoreClient:
-    """The store client of one process. It switches to degraded mode instead of raising store errors.
+class StoreAccess(ABC):
+    """What the managers of one process need of a store.
+
+    Args:
+        store: The store.
+        budget: Keeps the entries of the token budget.
+        blocking: Whether an operation may take long.
+    """
+
+    def __init__(self, store: Store, budget: MemoryStorage, *, blocking: bool) -> None:
+        self.store, self.budget, self.blocking = store, budget, blocking
+        self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
+
+    @property
+    def budget_copy(self) -> StoreBudget | None:
+        """This process's copy of the budget, if other processes share it."""
+        return None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the store is unavailable."""
+        return False
+
+    def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
+        """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
+        budget = self._budgets.get((policy, base_url))
+        if budget is None:
+            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
+        return budget
+
+    def is_unused(self) -> bool:
+        """Whether no manager uses this, and no entry of its budget counts any longer."""
+        return not self._budgets and not self.budget.holds_entries()
+
+    @abstractmethod
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
+        """Do the same as :meth:`Store.try_acquire_lease`."""
+
+    @abstractmethod
+    def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
+        """Do the same as :meth:`Store.publish` with *snapshot*, which was taken at the instant *now*."""
+
+
+class MemoryStoreClient(StoreAccess):
+    """Access to the store of this process, which cannot fail: nothing is serialized and nothing is kept twice.
+
+    Args:
+        store: The store, on the clock of the managers.
+    """
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store, store.budget, blocking=False)
+        self._memory = store
+
+    def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
+        return self._memory.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
+
+    def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
+        content, ttl = snapshot.for_this_process(now), snapshot.ttl(now)
+        return self._memory.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
+
+
+class StoreClient(StoreAccess):
+    """Access to a store that processes share. It switches to degraded mode instead of raising store errors.
 
     Args:
         store: The shared store.
@@ -36,12 +101,12 @@ class StoreClient:
     def __init__(
         self, store: Store, clock: Clock, share: float | None = None, fallback: Store | None = None, host: str = ""
     ) -> None:
-        self.blocking = store.blocking or (fallback is not None and fallback.blocking)
         self.fallback = None if fallback is None else Link(fallback, clock)
         self.link = Link(store, clock)
         self.share = Share(clock, share)
-        self.budget = StoreBudget(self.link, self.fallback, self.share, clock)
-        self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
+        self._budget_copy = StoreBudget(self.link, self.fallback, self.share, clock)
+        blocking = store.blocking or (fallback is not None and fallback.blocking)
+        super().__init__(store, self._budget_copy, blocking=blocking)
         self._host = host
         self._number = next(_numbers)
         self._clock = clock
@@ -53,30 +118,17 @@ class StoreClient:
             self.share.split() if self.degraded else self.share.lose()
 
     @property
-    def store(self) -> Store:
-        """The shared store."""
-        return self.link.store
+    def budget_copy(self) -> StoreBudget:
+        return self._budget_copy
 
     @property
     def degraded(self) -> bool:
-        """Whether the store is unavailable."""
         return self.link.failing
 
     @property
     def member(self) -> str:
         """Id of this process in the store, or of all processes that share the fallback store with it."""
         return self._host if self.fallback is not None else f"{fork_id()}.{self._number}"
-
-    def token_budget(self, policy: TokenPolicy, base_url: str) -> TokenBudget:
-        """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
-        budget = self._budgets.get((policy, base_url))
-        if budget is None:
-            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
-        return budget
-
-    def is_unused(self) -> bool:
-        """Whether no manager uses this, and no entry of its budget counts any longer."""
-        return not self._budgets and not self.budget.holds_entries()
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """Do the same as :meth:`Store.try_acquire_lease`. In degraded mode, use the fallback store, or grant no lease.
@@ -85,7 +137,7 @@ class StoreClient:
         """
 
         def operation(store: Store) -> LeaseResult:
-            self.budget.flush(store)  # here, because a process that never fetches never uses the shared budget
+            self._budget_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
             result = store.try_acquire_lease(
                 key, owner=f"{self.member}/{owner}", known_version=max(known_version, 0), lease=lease
@@ -103,11 +155,12 @@ class StoreClient:
             result = result and _mirrored(result)
         return result or LeaseResult(fencing_token=NO_LEASE)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float) -> bool:
+    def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
         """Do the same as :meth:`Store.publish`; nothing without a lease, or in degraded mode."""
         link = self.link if fencing_token > NO_LEASE else self.fallback
         if fencing_token == NO_LEASE or link is None:
             return False
+        content, ttl = snapshot.dump(now), snapshot.ttl(now)
         return bool(
             link.attempt(
                 lambda store: store.publish(

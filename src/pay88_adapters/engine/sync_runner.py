@@ -158,10 +158,10 @@ class SyncRunner(Runner):
         return self._run(flow, partial(self.start, sender))
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget, min_validity: float = 0.0) -> AcquireTokenFlow:
-        waiters = self._state.waiters
+        state = self._state
         return TokenAcquisition(
             self.fetches,
-            lambda: waiters.join(_THREADS, ThreadEvent),
+            lambda: state.join(_THREADS, ThreadEvent),
             wait_budget=wait_budget,
             carriers=carriers(call),
             min_validity=min_validity,

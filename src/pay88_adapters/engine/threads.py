@@ -109,5 +109,6 @@ def _at_exit() -> None:
             each.at_exit()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.clear)  # the threads exist only in the parent
+if hasattr(os, "register_at_fork"):  # the threads exist only in the parent, which finishes its work itself
+    os.register_at_fork(after_in_child=_workers.clear)
+    os.register_at_fork(after_in_child=_finishers.clear)

@@ -96,7 +96,7 @@ class TokenAcquisition:
                 state.check_open()
                 must_fetch = self._must_fetch
                 decision = state.transition(self._decide)
-                if state.overdue:
+                if state.has_overdue:
                     self._fetches.interrupt_overdue()
                 match decision:
                     case Use(token, refresh):

@@ -169,8 +169,8 @@ class Record:
 
     version: int
     """Fencing token of the publisher."""
-    content: str = field(repr=False)
-    """Holds a token: a secret."""
+    content: object = field(repr=False)
+    """As it was published. It holds a token, which is a secret, and is to be validated by the reader."""
     age: float
     """Seconds since it was written, or a little more."""
     stored: float = field(default=0.0, compare=False)

@@ -166,7 +166,7 @@ class MemoryStorage(BudgetStorage):
 
 
 class MemoryStore:
-    """The default: what the managers of one process share."""
+    """The default: what the managers of one process share. A record may be any object: it never leaves the process."""
 
     blocking: ClassVar[bool] = False
 
@@ -196,7 +196,7 @@ class MemoryStore:
             own_parts, others = self._join(member_of(owner), now)
             return result._replace(parts=own_parts, others=others)
 
-    def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
+    def publish(self, key: str, *, fencing_token: int, content: object, ttl: float, write_delay: float = 0.0) -> bool:
         if cast("Any", self._lock)._is_owned():
             return False
         with self._lock:

@@ -12,7 +12,7 @@ class RecordSlot:
     """A record, its refresh lease, and the last fencing token. All instants are on one clock."""
 
     version: int = 0
-    content: str = field(default="", repr=False)
+    content: object = field(default="", repr=False)
     written_at: float = 0.0
     stored_at: float = 0.0
     keep_until: float = 0.0
@@ -34,13 +34,13 @@ class RecordSlot:
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
         return LeaseResult(fencing_token=self.fences)
 
-    def publish(self, now: float, *, fencing_token: int, content: str, ttl: float, write_delay: float) -> bool:
+    def publish(self, now: float, *, fencing_token: int, content: object, ttl: float, write_delay: float) -> bool:
         """See :meth:`Store.publish`."""
         if not self.version < fencing_token == self.fences:
             return False
         self.version, self.content = fencing_token, content
         self.written_at, self.stored_at, self.keep_until = min(self.leased_at + write_delay, now), now, now + ttl
-        self.owner, self.leased_until = "", 0.0
+        self.owner, self.leased_at, self.leased_until = "", 0.0, 0.0
         return True
 
     def peek(self, now: float) -> StoreView:

@@ -77,21 +77,13 @@ def a_process_is_forked_while_every_lock_is_held(stack: str) -> None:
         state = state._state
         shared = partial(TokenManager.shared, here.credentials, base_url=here.emulator.url)
         process: Any = pay88_adapters.engine.manager.PROCESS
-        link, known = state.settings.store_client.link, state.settings.store_client.budget
-        store = link.store
+        store = state.settings.store_client.store
 
         def child() -> object:
             kept = here.manager.get_token(min_validity=1) == token
             return kept and here.new_manager().get_token() == token and shared().get_token() != token
 
-        with (
-            state._lock,
-            store._lock,
-            store.budget._lock,
-            known._lock,
-            link._lock,
-            process.lock,
-        ):
+        with state._lock, store._lock, store.budget._lock, process.lock:
             held = fork(child)
         assert ended(held)
         assert here.journal.token_requests == 2

@@ -138,7 +138,7 @@ class Manager:
         patience = WaitBudget(self.process.policy.max_wait)
 
         def acquired() -> AcquireTokenFlow:
-            gate = lambda: state.waiters.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
+            gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
         self._resume(call, run_request(state, call, acquired, state.now()))
@@ -338,4 +338,4 @@ class Process:
 
     def known(self) -> set[str]:
         """Return the ids of the units that it knows."""
-        return {entry.id for entry in self.fleet.budget.known(self.world.budget_key)}
+        return {entry.id for entry in self.fleet.budget_copy.known(self.world.budget_key)}

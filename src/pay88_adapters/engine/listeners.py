@@ -1,4 +1,4 @@
-"""Queue of events for the log and the listeners."""
+"""Those who receive events: the log, and the listeners of a manager."""
 
 from __future__ import annotations
 
@@ -10,31 +10,28 @@ from pay88_adapters.core.events import Event, Listener
 from .event_log import SafeListener, log, logs
 
 
-class EventQueue:
-    """Collects events under the manager's lock, and dispatches them once it has been released."""
+class Listeners:
+    """The log and some listeners. Never changed, so that most managers share ``LOG_ALONE``."""
 
-    __slots__ = ("_listeners", "queued")
+    __slots__ = ("_listeners",)
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
+    def __init__(self, listeners: Sequence[Listener] = ()) -> None:
         self._listeners = tuple(map(SafeListener, listeners))
-        self.queued: list[Event] = []
+
+    def and_one(self, listener: Listener) -> Listeners:
+        """Return them with one more."""
+        more = Listeners()
+        more._listeners = (*self._listeners, SafeListener(listener))
+        return more
 
     @property
-    def listeners(self) -> tuple[Listener, ...]:
+    def given(self) -> tuple[Listener, ...]:
         """The listeners, as they were given."""
         return tuple(each.listener for each in self._listeners)
-
-    def listen(self, listener: Listener) -> None:
-        """Add a listener. The lock must be held."""
-        self._listeners = (*self._listeners, SafeListener(listener))
 
     def wants(self, kind: Callable[..., Event]) -> bool:
         """Whether the log or a listener receives events of *kind*. Other events need not be created."""
         return bool(self._listeners) or logs(kind)
-
-    def add(self, event: Event) -> None:
-        """Queue *event*. The lock must be held."""
-        self.queued.append(event)
 
     def dispatch(self, events: Sequence[Event]) -> None:
         """Log *events*, and call the listeners with them. The caller must hold no lock and no lease.
@@ -55,3 +52,6 @@ class EventQueue:
         """Do the same as :meth:`dispatch`, but log what a listener raises: there is no caller to raise it to."""
         with suppress(BaseException):
             self.dispatch(events)
+
+
+LOG_ALONE = Listeners()
