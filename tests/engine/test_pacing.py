@@ -234,8 +234,8 @@ def test_rule_22_a_rejection_by_the_store_holds_for_all_who_wait() -> None:
     pacing = Pacing(MemoryStorage(lambda: 0.0), "https://api-sandbox.88pay.io", max_concurrent=1)
     permit = pacing.reserve("balance", 100.0)
     assert isinstance(permit, RateLimitPermit)
-    pacing.record_result(permit, 30.0, 100.0)
-    assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [30.0, 0.5]
+    pacing.record_result(permit, WindowsResult(30.0, [], "why"), 100.0)
+    assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [Denied(30.0, "why"), Denied(0.5, "why")]
     assert isinstance(pacing.reserve("transactions", 100.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 130.0), RateLimitPermit)
 
