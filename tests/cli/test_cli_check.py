@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import threading
@@ -91,6 +92,15 @@ def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> 
     assert said.startswith("read EIGHTY_EIGHT_PAY_API_KEY, EIGHTY_EIGHT_PAY_MERCHANT_ID, --base-url:")
 
 
+def test_an_environment_that_is_ignored(emulator: Emulator, environ: dict[str, str]) -> None:
+    """Even if it is invalid: the variable or option that overrides it is named."""
+    environ["PAY88_ENVIRONMENT"] = "staging"
+    assert "PAY88_ENVIRONMENT is ignored, because PAY88_BASE_URL is set" in Checked(environ).said("base URL")
+    del environ["PAY88_BASE_URL"]
+    said = Checked(environ, "--base-url", emulator.url).said("base URL")
+    assert "PAY88_ENVIRONMENT is ignored, because --base-url is set" in said
+
+
 def test_no_key(environ: dict[str, str]) -> None:
     """The checks that do not need it are made all the same."""
     del environ["PAY88_API_KEY"]
@@ -106,7 +116,11 @@ def test_a_wrong_key(emulator: Emulator, environ: dict[str, str]) -> None:
     """One token request, with the endpoint's own message; the next check sends none."""
     checked = Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"})
     assert checked.states("failed") == ["token"]
-    assert "check the API key" in checked.said("token")
+    token = checked.findings["token"]
+    assert re.fullmatch(
+        r"token endpoint returned 401 for \S+: .*[^.] \(no further token request for 30 s\)", token["detail"]
+    )
+    assert "PAY88_API_KEY" in token["remedy"]
     assert "check the API key" in Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"}).said("token")
     assert emulator.journal.token_requests == 1
 

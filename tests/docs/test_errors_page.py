@@ -62,6 +62,27 @@ def test_no_connection(stack: type[Stack]) -> None:
     assert isinstance(error, not_executed) is (stack.name != "requests")
 
 
+@pytest.mark.parametrize("retries", [None, 1], ids=["policy", "own"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_only_own_retries_of_urllib3_raise_a_max_retry_error(method: str, retries: int | None) -> None:
+    """Without the package, urllib3 always does."""
+    urllib3 = pytest.importorskip("urllib3")
+    from pay88_adapters.urllib3 import Pay88PoolManager
+
+    credentials = Credentials("sk_test_1", "MCH-COL-1")
+    with Emulator(api_key=credentials.api_key, merchant_id=credentials.merchant_id) as emulator:
+        clock = ManualClock(auto_advance=True)
+        with TokenManager(credentials, base_url=emulator.url, clock=clock) as manager:
+            manager.get_token()
+            emulator.stop()
+            with pytest.raises(urllib3.exceptions.HTTPError) as attached, Pay88PoolManager(manager) as http:
+                http.request(method, f"{emulator.url}/api/echo", retries=retries)
+            with pytest.raises(urllib3.exceptions.MaxRetryError) as plain, urllib3.PoolManager() as bare:
+                bare.request(method, f"{emulator.url}/api/echo", retries=retries)
+    cause = attached.value.reason if retries else attached.value
+    assert type(plain.value.reason) is type(cause) is urllib3.exceptions.NewConnectionError
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems accept connections beyond the backlog")
 @every_library
 def test_no_connection_in_time(stack: type[Stack]) -> None:
