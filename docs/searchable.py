@@ -123,6 +123,15 @@ QUERIES = {
     "disable background refresh": "deployment/serverless",
     "unclosed session": "troubleshooting",
     "allowlist": "troubleshooting",
+    "PoolTimeout": "errors",
+    "callback": "observability",
+    "on refresh callback": "observability",
+    "staging": "reference/stores",
+    "custom base url": "reference/stores",
+    "lease": "glossary",
+    "500": "errors",
+    "502": "errors",
+    "503": "errors",
 }
 """What readers type, and the page that has it."""
 

@@ -7,15 +7,17 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
-from support.stacks import STACKS, Options, Stack
+from support.stacks import STACKS, Httpx, Httpx2, Options, Stack, Urllib3
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 CHARGES = "/api/transactions/charges"
@@ -42,13 +44,43 @@ def classes(stack: type[Stack]) -> tuple[tuple[type[Exception], ...], tuple[type
 
 
 @contextmanager
-def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0) -> Iterator[Stack]:
+def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0, connections: int = 100) -> Iterator[Stack]:
     """Attach a client to a manager that has a token."""
     credentials = Credentials(emulator.api_key, emulator.merchant_id)
     with TokenManager(credentials, base_url=emulator.url, clock=ManualClock(auto_advance=True)) as manager:
         manager.get_token()
-        with stack(manager, Options(timeout=timeout)) as client:
+        with stack(manager, Options(timeout=timeout, connections=connections)) as client:
             yield client
+
+
+@every_library
+def test_the_code_catches_the_classes_of_the_table(stack: type[Stack]) -> None:
+    """And those of the package, before the base class of the library."""
+    library = stack.name.partition("-")[0]
+    section = PAGE.partition("## A payment with a connection error")[2]
+    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    [caught] = re.findall(r"^NOT_EXECUTED = \((.*?)\)$", code, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[\w.]+", caught)
+    module = "urllib3.exceptions" if library == "urllib3" else library
+    assert names == ["Pay88Error", *(f"{module}.{each.__name__}" for each in classes(stack)[0])]
+    assert code.index("except NOT_EXECUTED:") < code.index("except (" if library == "aiohttp" else f"except {module}.")
+
+
+@pytest.mark.parametrize("stack", [Urllib3, Httpx, Httpx2], ids=lambda stack: stack.name)
+def test_no_free_connection(stack: type[Stack]) -> None:
+    """The payment was not sent: the only connection of the client is in use."""
+    options: dict[str, Any] = {"pool_timeout": 0.05}
+    if stack is not Urllib3:
+        options = {"timeout": import_module(stack.name).Timeout(30.0, pool=0.05)}
+    with Emulator() as emulator, attached(stack, emulator, connections=1) as client, ThreadPoolExecutor(1) as pool:
+        with emulator.hold(CHARGES) as held:
+            first = pool.submit(client.attempt, "POST", emulator.url + CHARGES, json={})
+            held.wait_for(1)
+            error = client.attempt("POST", emulator.url + CHARGES, json={}, **options)
+        first.result()
+        assert emulator.journal.count(path=CHARGES) == 1
+    assert isinstance(error, classes(stack)[0])
+    assert type(error).__name__ in ("EmptyPoolError", "PoolTimeout")
 
 
 @every_library

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from pay88_adapters import ConfigurationError, Credentials
-from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.endpoint import Endpoint, environment_of, url_from_env
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.stores import MEMORY
 
@@ -86,4 +86,8 @@ class Configuration:
             unset = "unset PAY88_BASE_URL and " if self._environ.get("PAY88_BASE_URL") else ""
             return failed("key", what, unset + remedy)
         self.fits = True
+        if not self.endpoint.environment:
+            return skipped("key", "the base URL is neither the sandbox nor production")
+        if not environment_of(self.credentials):
+            return skipped("key", "it starts with neither sk_test_ nor sk_live_")
         return ok("key", "matches the environment")
