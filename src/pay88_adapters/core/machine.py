@@ -55,7 +55,12 @@ class TokenMachine(FetchMachine):
         token_state, endpoint_state = self._token_state(now, min_validity), self._endpoint_state(now)
         if min_validity and (endpoint_state is EndpointState.COOLDOWN or self.failed_fetches > known_failures):
             token_state = self._token_state(now)  # the best that any fetch can achieve
-        if token_state is TokenState.ABSENT and self._failed is not None and self.failed_fetches > known_failures:
+        if (
+            token_state is TokenState.ABSENT
+            and self._failed is not None
+            and self.failed_fetches > known_failures
+            and own not in self.pending.by_ticket  # else the other fetch was that of a call which blocks this one
+        ):
             return Fail(self._failed, self.blocked_for(now))
         if (
             token_state is TokenState.ABSENT

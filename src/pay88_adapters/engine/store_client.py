@@ -60,6 +60,10 @@ class StoreAccess(ABC):
         """Whether no manager uses this, and no entry of its budget counts any longer."""
         return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
 
+    def may_share(self, other: StoreAccess) -> bool:
+        """Whether *other* may be an access to the same leases. A store outside of this process has many URLs."""
+        return self.store is other.store
+
     @abstractmethod
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """Do the same as :meth:`Store.try_acquire_lease`."""
@@ -128,6 +132,9 @@ class StoreClient(StoreAccess):
     @property
     def degraded(self) -> bool:
         return self.link.failing or self._call_link.failing
+
+    def may_share(self, other: StoreAccess) -> bool:
+        return isinstance(other, StoreClient)
 
     @property
     def member(self) -> str:

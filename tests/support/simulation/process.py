@@ -158,7 +158,7 @@ class Manager:
         process = self.process
         match effect:
             case StartFetch():
-                run = FetchRun(effect.ticket, cannot_wait=effect.cannot_wait)
+                run = FetchRun(effect.ticket)
                 self.fetches.begin(run)
                 if self.world.scenario.young and self._rng.random() < 0.05:  # its client is closed, too early
                     process.soon(self._rng.uniform(0.0, 0.6), lambda: self._close(call, sequence, run))
