@@ -269,7 +269,7 @@ class _Call:
         if self.is_closed:
             raise ClientClosed("the ClientSession was closed")
         session = aiohttp.ClientSession(
-            connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
+            connector=mine.session.connector, connector_owner=False, **_options(request.timeout)
         )
         try:
             async with session:
@@ -295,7 +295,7 @@ class _StandaloneSender:
 
     def post(self, request: TokenRequest) -> TokenResponse:
         async def job() -> TokenResponse:
-            async with aiohttp.ClientSession(**_options(None, request.timeout)) as session:
+            async with aiohttp.ClientSession(**_options(request.timeout)) as session:
                 return await _post(session, request)
 
         return asyncio.run(job())
@@ -325,7 +325,7 @@ class _ClientSender:
             connector=own.connector,
             connector_owner=False,
             trust_env=own.trust_env,
-            **_options(own.timeout, request.timeout),
+            **_options(request.timeout),
         )
         proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
         async with session:
@@ -342,16 +342,11 @@ def standalone_sender() -> ClosableSender:
     return _StandaloneSender()
 
 
-def _options(configured: aiohttp.ClientTimeout | None, seconds: float) -> dict[str, Any]:
-    """Return a session's options; the caller's timeouts apply where they are shorter than *seconds*."""
-    phases = {
-        name: value
-        for name in ("total", "connect", "sock_connect", "sock_read")
-        if (value := getattr(configured, name, None)) and value < seconds
-    }
+def _options(seconds: float) -> dict[str, Any]:
+    """Return the options of a session for a token request; a session's own timeouts are its caller's (rule 16)."""
     return {
         "cookie_jar": aiohttp.DummyCookieJar(),
-        "timeout": aiohttp.ClientTimeout(**{"total": seconds, **phases}),
+        "timeout": aiohttp.ClientTimeout(total=seconds),
         "auto_decompress": False,
     }
 

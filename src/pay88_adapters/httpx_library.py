@@ -70,6 +70,17 @@ class ClientLibrary:
             f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
         )
 
+    def phases(self, configured: Any, seconds: float) -> dict[str, float]:
+        """Return the timeouts of a token request: *seconds*, and the *configured* ones where they are shorter.
+
+        Args:
+            configured: Those that the user sets for token requests, if any. A client's own are its caller's: others
+                wait for the same token (rule 16).
+            seconds: The timeout of the token request.
+        """
+        phases: dict[str, float | None] = (configured or self.module.Timeout(seconds)).as_dict()
+        return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}
+
     def _stream(self, **body: Any) -> type[Any]:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream
         return type(stream)
@@ -186,9 +197,3 @@ async def aread(response: Any, bound: int) -> bytes:
                 # Ends the whole chain of async generators. Trio complains where a loop is just left.
                 enough.cancel()
     return bytes(body[: bound + 1])
-
-
-def limit_timeouts(library: ClientLibrary, configured: Any, seconds: float) -> dict[str, float | None]:
-    """Return the client's own timeouts where they are shorter than *seconds*."""
-    phases = (configured or library.module.Timeout(seconds)).as_dict()
-    return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}
