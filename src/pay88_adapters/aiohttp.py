@@ -237,7 +237,25 @@ class _Call:
 
     def replayable(self) -> bool:
         # Files are read by threads, which a cancelled upload may leave at work.
-        return (self._is_sent or not self._body_position.has_file) and self._body_position.rewind()
+        if not self._is_sent and self._body_position.has_file:
+            return False
+        return self._body_position.rewind() and self._awaits_continue_again()
+
+    def _awaits_continue_again(self) -> bool:
+        """Make a request that waits for "100 Continue" wait for the next one; return whether it can be retried.
+
+        aiohttp waits for a future, which has its result by now, or is cancelled with the rest of the first attempt.
+        """
+        if self._request.headers.get(aiohttp.hdrs.EXPECT, "").lower() != "100-continue":
+            return True
+        inside: Any = self._request  # there is no documented name; both are the same in all versions
+        before = getattr(inside, "_continue", inside)
+        if before is None:  # an inner middleware has added the header
+            return True
+        renew = getattr(inside, "update_expect_continue", None)
+        if renew is not None:
+            renew()
+        return getattr(inside, "_continue", before) is not before
 
     @property
     def _is_sent(self) -> bool:
