@@ -18,7 +18,7 @@ from multidict import CIMultiDict, istr
 
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import AdapterErrors, ClientClosed, Pay88Error
+from .core.errors import AdapterErrors, ClientClosed, NoFreeConnection, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
@@ -286,20 +286,19 @@ class _Call:
         # A separate session over the caller's pool, without its cookies, default headers and auth.
         if self.is_closed:
             raise ClientClosed("the ClientSession was closed")
-        session = aiohttp.ClientSession(
-            connector=mine.session.connector, connector_owner=False, **_options(request.timeout)
-        )
         try:
-            async with session:
-                return await _post(
-                    session,
-                    request,
-                    proxy=mine.proxy,
-                    proxy_headers=mine.proxy_headers,
-                    proxy_auth=mine.proxy_auth,
-                    ssl=mine.ssl,
-                    server_hostname=mine.server_hostname,
-                )
+            return await _post(
+                request,
+                {
+                    "proxy": mine.proxy,
+                    "proxy_headers": mine.proxy_headers,
+                    "proxy_auth": mine.proxy_auth,
+                    "ssl": mine.ssl,
+                    "server_hostname": mine.server_hostname,
+                },
+                connector=mine.session.connector,
+                connector_owner=False,
+            )
         except (*self.network_errors, RuntimeError) as exc:  # a connector that was closed raises the latter
             if self.is_closed:
                 raise ClientClosed("the ClientSession was closed during the token request") from exc
@@ -312,11 +311,7 @@ class _StandaloneSender:
     network_errors = (aiohttp.ClientError, OSError, TimeoutError)
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        async def job() -> TokenResponse:
-            async with aiohttp.ClientSession(**_options(request.timeout)) as session:
-                return await _post(session, request)
-
-        return asyncio.run(job())
+        return asyncio.run(_post(request, {}))
 
     def close(self) -> None:
         """Close nothing: each session is closed where it is made."""
@@ -339,15 +334,14 @@ class _ClientSender:
         own: Any = self.client
         if own._loop is not asyncio.get_running_loop():
             raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
-        session = aiohttp.ClientSession(
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        return await _post(
+            request,
+            {"proxy": proxy, "proxy_auth": proxy_auth},
             connector=own.connector,
             connector_owner=False,
             trust_env=own.trust_env,
-            **_options(request.timeout),
         )
-        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
-        async with session:
-            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
 
 
 def client_sender(client: aiohttp.ClientSession) -> AsyncSender:
@@ -360,28 +354,58 @@ def standalone_sender() -> ClosableSender:
     return _StandaloneSender()
 
 
-def _options(seconds: float) -> dict[str, Any]:
-    """Return the options of a session for a token request; a session's own timeouts are its caller's (rule 16)."""
-    return {
-        "cookie_jar": aiohttp.DummyCookieJar(),
-        "timeout": aiohttp.ClientTimeout(total=seconds),
-        "auto_decompress": False,
-    }
+class _Queue:
+    """Whether a request waits for a free connection of its pool: a timeout does not show what it has ended."""
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.config = aiohttp.TraceConfig()
+        self.config.on_connection_queued_start.append(self._begin)
+        self.config.on_connection_queued_end.append(self._end)
+
+    async def _begin(self, *_: object) -> None:
+        self.waits = True
+
+    async def _end(self, *_: object) -> None:
+        self.waits = False
 
 
-async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connection: Any) -> TokenResponse:
-    async with session.request(
-        request.method,
-        request.url,
-        headers=request.headers,
-        skip_auto_headers=("Content-Type", "User-Agent"),
-        allow_redirects=False,
-        **connection,
-    ) as response:
-        body = await aread_limited(response.content.iter_any())
-        if len(body) > MAX_BODY:
-            response.close()
-        return TokenResponse(response.status, response.headers, body)
+async def _post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any) -> TokenResponse:
+    """Send a token request in a session of its own, with its own timeout: a session's are its caller's (rule 16).
+
+    Args:
+        request: The token request.
+        connection: Arguments of the request about the connection.
+        pool: Arguments of the session about the pool; one of its own unless given.
+    """
+    queue = _Queue()
+    session = aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=request.timeout, connect=request.pool_timeout),
+        auto_decompress=False,
+        trace_configs=[queue.config],
+        **pool,
+    )
+    try:
+        async with (
+            session,
+            session.request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                skip_auto_headers=("Content-Type", "User-Agent"),
+                allow_redirects=False,
+                **connection,
+            ) as response,
+        ):
+            body = await aread_limited(response.content.iter_any())
+            if len(body) > MAX_BODY:
+                response.close()
+            return TokenResponse(response.status, response.headers, body)
+    except asyncio.TimeoutError as exc:
+        if queue.waits:
+            raise NoFreeConnection from exc
+        raise
 
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:

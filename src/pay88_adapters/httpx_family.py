@@ -13,7 +13,7 @@ import anyio  # both libraries depend on it
 from pay88_adapters.stores.realtime import monotonic
 
 from .core.arguments import check_client, check_method, inside
-from .core.errors import ClientClosed, Pay88Error
+from .core.errors import ClientClosed, NoFreeConnection, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
@@ -188,13 +188,15 @@ class _Transport(Generic[TransportT, TimeoutT]):
 
     @contextmanager
     def _carried(self, opened: _Opened) -> Generator[None, None, None]:
-        """Keep a closing transport open briefly (rule 16), and distinguish its end from a network error."""
+        """Keep a closing transport open briefly (rule 16); distinguish its end and a full pool from network errors."""
         self._token_requests += 1
         try:
             yield
         except self.library.network_errors as exc:
             if self.opened is not opened:
                 raise ClientClosed("the HTTP client was closed during the token request") from exc
+            if isinstance(exc, self.library.module.PoolTimeout):
+                raise NoFreeConnection from exc
             raise
         finally:
             self._token_requests -= 1
@@ -202,7 +204,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
             raise ClientClosed("the HTTP client was closed")
-        passed_on: dict[str, Any] = {"timeout": self.library.phases(self.timeout, request.timeout)}
+        passed_on: dict[str, Any] = {"timeout": self.library.phases(self.timeout, request)}
         if "sni_hostname" in extensions:
             passed_on["sni_hostname"] = extensions["sni_hostname"]
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)

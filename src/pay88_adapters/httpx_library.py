@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from math import inf
 from operator import itemgetter
@@ -13,7 +13,7 @@ import anyio  # both libraries depend on it
 from .core.arguments import class_of
 from .core.errors import AdapterErrors, ConfigurationError
 from .core.token import MANAGED_FIELDS, Token
-from .core.wire import MAX_DRAIN_SECONDS
+from .core.wire import MAX_DRAIN_SECONDS, TokenRequest
 from .engine.bodies import WHOLE, BodyPosition
 from .engine.logs import hide_secrets_in_logs
 from .engine.responses import BodyTimeout, read_limited
@@ -70,16 +70,17 @@ class ClientLibrary:
             f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
         )
 
-    def phases(self, configured: Any, seconds: float) -> dict[str, float]:
-        """Return the timeouts of a token request: *seconds*, and the *configured* ones where they are shorter.
+    def phases(self, configured: Any, request: TokenRequest) -> dict[str, float]:
+        """Return the timeouts of a token request: its own, and the *configured* ones where they are shorter.
 
         Args:
             configured: Those that the user sets for token requests, if any. A client's own are its caller's: others
                 wait for the same token (rule 16).
-            seconds: The timeout of the token request.
+            request: The token request.
         """
-        phases: dict[str, float | None] = (configured or self.module.Timeout(seconds)).as_dict()
-        return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}
+        own: dict[str, float] = self.module.Timeout(request.timeout, pool=request.pool_timeout).as_dict()
+        given: Mapping[str, float | None] = own if configured is None else configured.as_dict()
+        return {name: min(own[name], own[name] if (each := given[name]) is None else each) for name in own}
 
     def _stream(self, **body: Any) -> type[Any]:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream

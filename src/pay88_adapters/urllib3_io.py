@@ -17,6 +17,7 @@ except ModuleNotFoundError as exc:
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
+    EmptyPoolError,
     NewConnectionError,
     ProtocolError,
     ProxyError,
@@ -27,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from pay88_adapters.stores.realtime import monotonic
 
-from .core.errors import ClientClosed
+from .core.errors import ClientClosed, NoFreeConnection
 from .core.wire import (
     MAX_BODY,
     TokenRequest,
@@ -57,11 +58,13 @@ def post(urlopen: Callable[..., BaseHTTPResponse], target: str, request: TokenRe
             redirect=False,
             assert_same_host=False,
             timeout=urllib3.Timeout(total=request.timeout),
-            pool_timeout=request.timeout,
+            pool_timeout=request.pool_timeout,
             preload_content=False,
         )
     except ClosedPoolError as exc:
         raise ClientClosed("the connection pool was closed") from exc
+    except EmptyPoolError as exc:
+        raise NoFreeConnection from exc
     body = b""
     try:
         body = read_limited(pieces(response, until), until=until)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -15,9 +16,11 @@ import urllib3
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
 from pay88_adapters import Credentials, TokenEndpointUnavailable, TokenManager
-from pay88_adapters.testing import ManualClock, Status
+from pay88_adapters.engine import NoFreeConnection
+from pay88_adapters.testing import Hold, ManualClock, Status
+from support.leaks import error_texts, leaked
 from support.security import ok
-from support.stacks import STACKS, Urllib3
+from support.stacks import STACKS, Stack, Urllib3
 from support.worlds import World
 
 SHORT = 0.2
@@ -62,6 +65,54 @@ def test_rule_06_a_total_timeout_is_the_deadline_of_a_request(world: World, wher
     calls = world.emulator.journal.calls
     assert getattr(world.as_time_passes(lambda: client.attempt("POST", world.url, **kw)), "status", None) == 503
     assert world.emulator.journal.calls == calls + 1
+
+
+@contextmanager
+def full_pool(world: World, manager: TokenManager) -> Iterator[tuple[Stack, Hold]]:
+    """Yield a client whose only connection is in use until it is released, after the token has been discarded."""
+    client = world.client(manager, connections=1)
+    assert ok(client.attempt("POST", world.url))
+    with ThreadPoolExecutor(1) as pool, world.emulator.hold("/api/echo") as held:
+        busy = pool.submit(client.attempt, "POST", world.echo)
+        held.wait_for(1)
+        manager.invalidate(manager.get_token())
+        yield client, held
+        held.release()
+        assert ok(busy.result(60))
+
+
+def test_rule_16_a_full_pool_of_one_client_fails_no_other(world: World) -> None:
+    """Another client sends the token request: of those that share the pool, one has tried, which is no failure."""
+    manager = world.new_manager(fetch_timeout=2, backoff_base=0, backoff_cap=0)
+    with full_pool(world, manager) as (client, busy), ThreadPoolExecutor(2) as pool:
+        crowd = pool.submit(client.gather, 5, "POST", world.url)
+        world.until(lambda: bool(manager.stats().fetching))
+        assert ok(pool.submit(world.client(manager).attempt, "POST", world.url).result(60))
+        stats = manager.stats()
+        assert (stats.failed_fetches, stats.token_requests, world.emulator.journal.token_requests) == (0, 3, 2)
+        busy.release()
+        assert all(ok(each) for each in crowd.result(60))
+
+
+def test_rule_06_with_a_full_pool_a_request_waits_until_its_deadline(world: World) -> None:
+    """For the token request of another client; then its error contains that of the pool."""
+    manager = world.new_manager(fetch_timeout=2, max_wait=1.5, backoff_base=0, backoff_cap=0)
+    with full_pool(world, manager) as (client, busy), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.attempt, "POST", world.url)
+        world.until(lambda: manager.stats().token_requests == 2 and not manager.stats().fetching)
+        assert not waiting.done()
+        world.clock.advance(1.5)
+        error = waiting.result(60)
+        assert isinstance(error, TokenEndpointUnavailable)
+        assert isinstance(error, client.base_error)
+        assert isinstance(error.__cause__, NoFreeConnection)
+        assert error.retry_after == pytest.approx(0.5)
+        stats = manager.stats()
+        assert (stats.failed_fetches, world.emulator.journal.token_requests) == (0, 1)
+        assert not leaked([world.emulator.api_key], error_texts(error))
+        busy.release()
+    world.clock.advance(0.5)
+    assert ok(client.attempt("POST", world.url))
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ class AsyncRunner(Runner):
         run = FetchRun(
             start.ticket,
             cannot_wait=start.cannot_wait,
+            carriers=carriers(sender),
             loop_thread=threading.get_ident(),
             is_dead=lambda: not runtime.is_running,
         )

@@ -177,7 +177,7 @@ class SyncRunner(Runner):
             caller: The event loop of the request that starts it, if any. It awaits async credentials.
         """
         fetches = self.fetches
-        run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
+        run = FetchRun(start.ticket, cannot_wait=start.cannot_wait, carriers=carriers(sender))
         stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
