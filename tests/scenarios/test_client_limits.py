@@ -149,4 +149,4 @@ def test_rule_21_timeouts_set_for_token_requests_stay_when_a_manager_is_attached
             for _ in range(2):
                 adapter.attach(client, manager()).get("http://127.0.0.1:9/api/balance")
     phases = ("connect", "read", "write", "pool")
-    assert timeouts == [{**dict.fromkeys(phases, 3), "read": 5}] * 3 + [dict.fromkeys(phases, 5)] * 2
+    assert timeouts == [{**dict.fromkeys(phases, 3), "read": 5}] * 3 + [{**dict.fromkeys(phases, 5), "pool": 4.5}] * 2
