@@ -18,7 +18,7 @@ from multidict import CIMultiDict, istr
 
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import AdapterErrors, ClientClosed, Pay88Error
+from .core.errors import AdapterErrors, ClientClosed, NoFreeConnection, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
@@ -237,7 +237,25 @@ class _Call:
 
     def replayable(self) -> bool:
         # Files are read by threads, which a cancelled upload may leave at work.
-        return (self._is_sent or not self._body_position.has_file) and self._body_position.rewind()
+        if not self._is_sent and self._body_position.has_file:
+            return False
+        return self._body_position.rewind() and self._awaits_continue_again()
+
+    def _awaits_continue_again(self) -> bool:
+        """Make a request that waits for "100 Continue" wait for the next one; return whether it can be retried.
+
+        aiohttp waits for a future, which has its result by now, or is cancelled with the rest of the first attempt.
+        """
+        if self._request.headers.get(aiohttp.hdrs.EXPECT, "").lower() != "100-continue":
+            return True
+        inside: Any = self._request  # there is no documented name; both are the same in all versions
+        before = getattr(inside, "_continue", inside)
+        if before is None:  # an inner middleware has added the header
+            return True
+        renew = getattr(inside, "update_expect_continue", None)
+        if renew is not None:
+            renew()
+        return getattr(inside, "_continue", before) is not before
 
     @property
     def _is_sent(self) -> bool:
@@ -268,20 +286,19 @@ class _Call:
         # A separate session over the caller's pool, without its cookies, default headers and auth.
         if self.is_closed:
             raise ClientClosed("the ClientSession was closed")
-        session = aiohttp.ClientSession(
-            connector=mine.session.connector, connector_owner=False, **_options(mine.session.timeout, request.timeout)
-        )
         try:
-            async with session:
-                return await _post(
-                    session,
-                    request,
-                    proxy=mine.proxy,
-                    proxy_headers=mine.proxy_headers,
-                    proxy_auth=mine.proxy_auth,
-                    ssl=mine.ssl,
-                    server_hostname=mine.server_hostname,
-                )
+            return await _post(
+                request,
+                {
+                    "proxy": mine.proxy,
+                    "proxy_headers": mine.proxy_headers,
+                    "proxy_auth": mine.proxy_auth,
+                    "ssl": mine.ssl,
+                    "server_hostname": mine.server_hostname,
+                },
+                connector=mine.session.connector,
+                connector_owner=False,
+            )
         except (*self.network_errors, RuntimeError) as exc:  # a connector that was closed raises the latter
             if self.is_closed:
                 raise ClientClosed("the ClientSession was closed during the token request") from exc
@@ -294,11 +311,7 @@ class _StandaloneSender:
     network_errors = (aiohttp.ClientError, OSError, TimeoutError)
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        async def job() -> TokenResponse:
-            async with aiohttp.ClientSession(**_options(None, request.timeout)) as session:
-                return await _post(session, request)
-
-        return asyncio.run(job())
+        return asyncio.run(_post(request, {}))
 
     def close(self) -> None:
         """Close nothing: each session is closed where it is made."""
@@ -321,15 +334,14 @@ class _ClientSender:
         own: Any = self.client
         if own._loop is not asyncio.get_running_loop():
             raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
-        session = aiohttp.ClientSession(
+        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
+        return await _post(
+            request,
+            {"proxy": proxy, "proxy_auth": proxy_auth},
             connector=own.connector,
             connector_owner=False,
             trust_env=own.trust_env,
-            **_options(own.timeout, request.timeout),
         )
-        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
-        async with session:
-            return await _post(session, request, proxy=proxy, proxy_auth=proxy_auth)
 
 
 def client_sender(client: aiohttp.ClientSession) -> AsyncSender:
@@ -342,33 +354,58 @@ def standalone_sender() -> ClosableSender:
     return _StandaloneSender()
 
 
-def _options(configured: aiohttp.ClientTimeout | None, seconds: float) -> dict[str, Any]:
-    """Return a session's options; the caller's timeouts apply where they are shorter than *seconds*."""
-    phases = {
-        name: value
-        for name in ("total", "connect", "sock_connect", "sock_read")
-        if (value := getattr(configured, name, None)) and value < seconds
-    }
-    return {
-        "cookie_jar": aiohttp.DummyCookieJar(),
-        "timeout": aiohttp.ClientTimeout(**{"total": seconds, **phases}),
-        "auto_decompress": False,
-    }
+class _Queue:
+    """Whether a request waits for a free connection of its pool: a timeout does not show what it has ended."""
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.config = aiohttp.TraceConfig()
+        self.config.on_connection_queued_start.append(self._begin)
+        self.config.on_connection_queued_end.append(self._end)
+
+    async def _begin(self, *_: object) -> None:
+        self.waits = True
+
+    async def _end(self, *_: object) -> None:
+        self.waits = False
 
 
-async def _post(session: aiohttp.ClientSession, request: TokenRequest, **connection: Any) -> TokenResponse:
-    async with session.request(
-        request.method,
-        request.url,
-        headers=request.headers,
-        skip_auto_headers=("Content-Type", "User-Agent"),
-        allow_redirects=False,
-        **connection,
-    ) as response:
-        body = await aread_limited(response.content.iter_any())
-        if len(body) > MAX_BODY:
-            response.close()
-        return TokenResponse(response.status, response.headers, body)
+async def _post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any) -> TokenResponse:
+    """Send a token request in a session of its own, with its own timeout: a session's are its caller's (rule 16).
+
+    Args:
+        request: The token request.
+        connection: Arguments of the request about the connection.
+        pool: Arguments of the session about the pool; one of its own unless given.
+    """
+    queue = _Queue()
+    session = aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=request.timeout, connect=request.pool_timeout),
+        auto_decompress=False,
+        trace_configs=[queue.config],
+        **pool,
+    )
+    try:
+        async with (
+            session,
+            session.request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                skip_auto_headers=("Content-Type", "User-Agent"),
+                allow_redirects=False,
+                **connection,
+            ) as response,
+        ):
+            body = await aread_limited(response.content.iter_any())
+            if len(body) > MAX_BODY:
+                response.close()
+            return TokenResponse(response.status, response.headers, body)
+    except asyncio.TimeoutError as exc:
+        if queue.waits:
+            raise NoFreeConnection from exc
+        raise
 
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:

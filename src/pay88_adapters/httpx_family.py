@@ -13,7 +13,7 @@ import anyio  # both libraries depend on it
 from pay88_adapters.stores.realtime import monotonic
 
 from .core.arguments import check_client, check_method, inside
-from .core.errors import ClientClosed, Pay88Error
+from .core.errors import ClientClosed, NoFreeConnection, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
@@ -22,7 +22,7 @@ from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
-from .httpx_library import ClientLibrary, aread, closing_async, limit_timeouts, read
+from .httpx_library import ClientLibrary, aread, closing_async, read
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -180,21 +180,23 @@ class _Transport(Generic[TransportT, TimeoutT]):
         self._token_requests = 0  # in flight
 
     @classmethod
-    def without_manager(cls, transport: TransportT, timeout: TimeoutT) -> Any:
+    def without_manager(cls, transport: TransportT) -> Any:
         """Return a wrapper of *transport* for token requests alone."""
         wrapper = cls.__new__(cls)
-        wrapper._wrap(transport, timeout)
+        wrapper._wrap(transport, None)
         return wrapper
 
     @contextmanager
     def _carried(self, opened: _Opened) -> Generator[None, None, None]:
-        """Keep a closing transport open briefly (rule 16), and distinguish its end from a network error."""
+        """Keep a closing transport open briefly (rule 16); distinguish its end and a full pool from network errors."""
         self._token_requests += 1
         try:
             yield
         except self.library.network_errors as exc:
             if self.opened is not opened:
                 raise ClientClosed("the HTTP client was closed during the token request") from exc
+            if isinstance(exc, self.library.module.PoolTimeout):
+                raise NoFreeConnection from exc
             raise
         finally:
             self._token_requests -= 1
@@ -202,7 +204,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
             raise ClientClosed("the HTTP client was closed")
-        passed_on: dict[str, Any] = {"timeout": limit_timeouts(self.library, self.timeout, request.timeout)}
+        passed_on: dict[str, Any] = {"timeout": self.library.phases(self.timeout, request)}
         if "sni_hostname" in extensions:
             passed_on["sni_hostname"] = extensions["sni_hostname"]
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
@@ -337,7 +339,10 @@ def attach(
     own: Any = client
 
     def wrap(transport: Any) -> Any:
-        return wrapper(manager, getattr(transport, "wrapped", transport), timeout=own.timeout)
+        before: Any = transport
+        if not isinstance(transport, _Transport):
+            return wrapper(manager, transport)
+        return wrapper(manager, before.wrapped, timeout=before.timeout)
 
     own._transport = wrap(transport)
     own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
@@ -362,7 +367,7 @@ class _ClientSender:
         transport: Any = self.client._transport_for_url(module.URL(request.url))
         managed: Any = transport
         if not isinstance(transport, self._transport):
-            managed = self._transport.without_manager(transport, self.client.timeout)
+            managed = self._transport.without_manager(transport)
         return managed.post(request, managed.opened, {})
 
 

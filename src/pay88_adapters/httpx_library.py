@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from math import inf
 from operator import itemgetter
@@ -13,7 +13,7 @@ import anyio  # both libraries depend on it
 from .core.arguments import class_of
 from .core.errors import AdapterErrors, ConfigurationError
 from .core.token import MANAGED_FIELDS, Token
-from .core.wire import MAX_DRAIN_SECONDS
+from .core.wire import MAX_DRAIN_SECONDS, TokenRequest
 from .engine.bodies import WHOLE, BodyPosition
 from .engine.logs import hide_secrets_in_logs
 from .engine.responses import BodyTimeout, read_limited
@@ -69,6 +69,18 @@ class ClientLibrary:
         raise ConfigurationError(
             f"timeout must be a {self.module.__name__}.Timeout, a positive number of seconds or None, not {shown}"
         )
+
+    def phases(self, configured: Any, request: TokenRequest) -> dict[str, float]:
+        """Return the timeouts of a token request: its own, and the *configured* ones where they are shorter.
+
+        Args:
+            configured: Those that the user sets for token requests, if any. A client's own are its caller's: others
+                wait for the same token (rule 16).
+            request: The token request.
+        """
+        own: dict[str, float] = self.module.Timeout(request.timeout, pool=request.pool_timeout).as_dict()
+        given: Mapping[str, float | None] = own if configured is None else configured.as_dict()
+        return {name: min(own[name], own[name] if (each := given[name]) is None else each) for name in own}
 
     def _stream(self, **body: Any) -> type[Any]:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream
@@ -186,9 +198,3 @@ async def aread(response: Any, bound: int) -> bytes:
                 # Ends the whole chain of async generators. Trio complains where a loop is just left.
                 enough.cancel()
     return bytes(body[: bound + 1])
-
-
-def limit_timeouts(library: ClientLibrary, configured: Any, seconds: float) -> dict[str, float | None]:
-    """Return the client's own timeouts where they are shorter than *seconds*."""
-    phases = (configured or library.module.Timeout(seconds)).as_dict()
-    return {name: seconds if value is None else min(value, seconds) for name, value in phases.items()}

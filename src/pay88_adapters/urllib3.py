@@ -148,7 +148,7 @@ class ClientSender:
         """Do the same as :meth:`Sender.post`."""
         pool, target = self._pool(request.url)
         urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-        return post(urlopen, pool.timeout, target, request)
+        return post(urlopen, target, request)
 
     def _pool(self, url: str) -> tuple[Any, str]:
         """Return the pool for *url*, and the target of a request line: the whole URL for a forwarding proxy."""
@@ -302,16 +302,21 @@ class _Call:
     def is_closed(self) -> bool:
         return self._pool.pool is None
 
+    def _timeout(self) -> Any:
+        given = self._kw.get("timeout", self._pool.timeout)
+        # urllib3's own value for "the pool's default", which its retries pass, is neither of these.
+        return given if given is None or isinstance(given, (int, float, urllib3.Timeout)) else self._pool.timeout
+
     @property
     def token_timeout(self) -> float | None:
-        timeout = self._kw.get("timeout")
+        timeout = self._timeout()
         total = timeout.total if isinstance(timeout, urllib3.Timeout) else timeout
         return total if isinstance(total, (int, float)) else None
 
     @property
     def total_timeout(self) -> float | None:
         # A plain number applies to each phase of each attempt.
-        return self.token_timeout if isinstance(self._kw.get("timeout"), urllib3.Timeout) else None
+        return self.token_timeout if isinstance(self._timeout(), urllib3.Timeout) else None
 
     @property
     def path(self) -> str:
@@ -394,4 +399,4 @@ class _Call:
 
     def post(self, request: TokenRequest) -> TokenResponse:
         pool = self._pool
-        return post(super(_ManagedPool, pool).urlopen, pool.timeout, self._url, request)
+        return post(super(_ManagedPool, pool).urlopen, self._url, request)

@@ -17,6 +17,7 @@ except ModuleNotFoundError as exc:
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
+    EmptyPoolError,
     NewConnectionError,
     ProtocolError,
     ProxyError,
@@ -27,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from pay88_adapters.stores.realtime import monotonic
 
-from .core.errors import ClientClosed
+from .core.errors import ClientClosed, NoFreeConnection
 from .core.wire import (
     MAX_BODY,
     TokenRequest,
@@ -39,14 +40,11 @@ NOT_SENT = (NewConnectionError, ConnectTimeoutError)
 BROKEN = (*NOT_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
 
 
-def post(
-    urlopen: Callable[..., BaseHTTPResponse], configured: urllib3.Timeout, target: str, request: TokenRequest
-) -> TokenResponse:
-    """Send a token request over a pool.
+def post(urlopen: Callable[..., BaseHTTPResponse], target: str, request: TokenRequest) -> TokenResponse:
+    """Send a token request over a pool, with the timeout of the request alone: the pool's own are a caller's (rule 16).
 
     Args:
         urlopen: The pool's own method, without a manager.
-        configured: The pool's timeouts.
         target: The target of the request line: the whole URL for a proxy.
         request: The token request.
     """
@@ -59,12 +57,14 @@ def post(
             retries=False,
             redirect=False,
             assert_same_host=False,
-            timeout=limit_timeouts(configured, request.timeout),
-            pool_timeout=request.timeout,
+            timeout=urllib3.Timeout(total=request.timeout),
+            pool_timeout=request.pool_timeout,
             preload_content=False,
         )
     except ClosedPoolError as exc:
         raise ClientClosed("the connection pool was closed") from exc
+    except EmptyPoolError as exc:
+        raise NoFreeConnection from exc
     body = b""
     try:
         body = read_limited(pieces(response, until), until=until)
@@ -113,13 +113,6 @@ def release(response: BaseHTTPResponse, *, finished: bool) -> None:
     if not finished:
         response.close()
     response.release_conn()  # close() alone would lose the slot of a blocking pool
-
-
-def limit_timeouts(configured: urllib3.Timeout, seconds: float) -> urllib3.Timeout:
-    """Return the pool's own timeouts where they are shorter than *seconds*."""
-    phases = {"connect": configured.connect_timeout, "read": configured.read_timeout}
-    shorter = {name: value for name, value in phases.items() if isinstance(value, (int, float)) and value < seconds}
-    return urllib3.Timeout(total=seconds, **shorter)
 
 
 def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:

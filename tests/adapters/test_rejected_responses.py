@@ -124,6 +124,45 @@ def test_rule_07_a_rejected_response_that_ends_keeps_its_connection(kind: type[S
         assert server.connections == 2  # one of them for the first token
 
 
+@pytest.mark.parametrize("body", ["none", "bytes"])
+@pytest.mark.parametrize(("status", "end", "attempts"), [(401, 200, 2), (429, 429, 3)])
+def test_rules_07_and_20_a_request_that_expects_100_continue_is_retried(
+    kind: type[Stack], body: str, status: int, end: int, attempts: int
+) -> None:
+    """It gets its rejection instead, before it has sent its body; the next request works, too."""
+
+    def respond(send: Send, over: threading.Event) -> bool:
+        send(message(status, b"{}"))
+        return False
+
+    headers = {"Expect": "100-continue"}
+    with Rejections("before", response=respond) as server, kind(server.manager(), Options(connections=1)) as client:
+        url, content = f"{server.url}/api/echo", client.bodies[body]
+        outcome = client.attempt("POST", url, headers=headers, **content())
+        assert isinstance(outcome, PlainResponse)
+        assert (outcome.status, len(server.bodies)) == (end, attempts)
+        if end == 200:
+            assert isinstance(again := client.attempt("POST", url, headers=headers, **content()), PlainResponse)
+            assert again.status == 200
+            assert server.bodies[-2] == server.bodies[-1]
+            assert bool(server.bodies[-1]) is (body != "none")
+
+
+def test_rule_07_where_aiohttp_cannot_wait_twice_the_caller_gets_the_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version may set up its wait for "100 Continue" elsewhere: there is no documented name."""
+    set_up: Any = aiohttp.ClientRequest.update_expect_continue
+
+    def once(self: Any, expect: bool = False) -> None:
+        if self._continue is None:
+            set_up(self, expect)
+
+    monkeypatch.setattr(aiohttp.ClientRequest, "update_expect_continue", once)
+    with Rejections("before") as server, Aiohttp(server.manager()) as client:
+        outcome = client.attempt("POST", f"{server.url}/api/echo", headers={"Expect": "100-continue"})
+        assert isinstance(outcome, PlainResponse)
+        assert (outcome.status, len(server.bodies)) == (401, 1)
+
+
 @pytest.mark.parametrize("kind", [HttpxAsyncio, HttpxTrio, Aiohttp], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("how", ["stops", "drips chunks"])
 def test_rule_16_a_call_cancelled_while_its_response_is_drained_loses_no_connection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -403,6 +404,28 @@ def test_rule_16_however_often_clients_are_closed_the_next_request_fetches() -> 
         assert driven.ask(0.0, known_failures=0) == Fetch(ticket)
         assert driven.machine.on_fetch_abandoned(ticket, 0.0) is None
     assert driven.machine.failed_fetches == 0
+
+
+def test_rule_16_a_client_whose_pool_was_full_waits_for_another_one() -> None:
+    """Until it can start a fetch again, or its deadline; a fetch of another client ends its wait."""
+    driven = Driven()
+    full: dict[str, Any] = {"known_failures": 0, "cannot_lead": BROKEN, "leads_from": 5.0}
+    assert driven.ask(0.0, **full) == Wait(5.0)
+    assert driven.ask(0.0, wait=3.0, **full) == Wait(3.0)
+    assert driven.ask(3.0, wait=0.0, **full) == Fail(BROKEN, 2.0)
+    assert driven.ask(3.0, wait=0.0, **{**full, "leads_from": None}) == Fail(BROKEN, 0.0)
+    assert driven.ask(0.0, known_failures=0) == Fetch(1)
+    driven.machine.on_token(1, token(0.0), 0.1)
+    assert isinstance(driven.ask(0.2, **full), Use)
+    assert isinstance(driven.ask(4.9, min_validity=59.0, **full), Use), "better than none"
+    assert driven.ask(70.0, **full) == Fetch(2)
+
+
+def test_rule_05_a_pool_that_stays_full_leaves_budget_for_others() -> None:
+    """The pauses grow, up to the interval of regular refreshes."""
+    policy = TokenPolicy()
+    assert [policy.full_pool_pause(times) for times in range(6)] == [5, 10, 20, 40, 50, 50]
+    assert policy.full_pool_pause(10_000) == 50
 
 
 def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure() -> None:

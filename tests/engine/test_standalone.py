@@ -33,7 +33,7 @@ from pay88_adapters import (
     TokenManager,
     TokenPolicy,
 )
-from pay88_adapters.testing import Emulator, Redirect
+from pay88_adapters.testing import Emulator, Latency, Redirect
 from support.proxies import Proxy
 
 MINE = {"X-Mine": "1", "Authorization": "Bearer mine", "Cookie": "mine=1"}
@@ -161,6 +161,41 @@ def test_an_async_client_sends_the_token_requests_on_trio(emulator: Emulator, na
 
     trio.run(main)
     check_token_requests(emulator, None, 2)
+
+
+HASTY = 0.1
+"""Seconds."""
+HASTY_CLIENTS: dict[str, Callable[[], Any]] = {
+    "urllib3": lambda: urllib3.PoolManager(timeout=HASTY),
+    "urllib3, total": lambda: urllib3.PoolManager(timeout=urllib3.Timeout(total=HASTY)),
+    "urllib3, attached": lambda: attached(pay88_adapters.urllib3, urllib3.PoolManager(timeout=HASTY)),
+    "httpx": lambda: httpx.Client(timeout=HASTY),
+    "httpx, attached": lambda: attached(pay88_adapters.httpx, httpx.Client(timeout=HASTY)),
+    "httpx2": lambda: httpx2.Client(timeout=HASTY),
+    "async httpx": lambda: httpx.AsyncClient(timeout=HASTY),
+    "async httpx2": lambda: httpx2.AsyncClient(timeout=HASTY),
+    "aiohttp": lambda: aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HASTY)),
+}
+
+
+@pytest.mark.parametrize("name", HASTY_CLIENTS)
+def test_rule_16_the_timeouts_of_a_client_limit_no_token_request(emulator: Emulator, name: str) -> None:
+    """Only the policy does: others may wait for the same token."""
+    emulator.faults.add(Latency(4 * HASTY), on="token")
+
+    async def main() -> None:
+        client = HASTY_CLIENTS[name]()
+        manager = manager_over(client, emulator)
+        await manager.aget_token()
+        if isinstance(client, (httpx.AsyncClient, httpx2.AsyncClient)):
+            await client.aclose()
+        elif isinstance(client, aiohttp.ClientSession):
+            await client.close()
+        else:
+            close(client)
+
+    asyncio.run(main())
+    check_token_requests(emulator, None, 1)
 
 
 @pytest.mark.parametrize("name", SYNC)

@@ -123,6 +123,8 @@ class Rejections:
         self.bodies.append(b"")
         rejects = headers["authorization"] == f"Bearer {self.tokens[0]}"
         continues = True
+        if not rejects and headers.get("expect") == "100-continue":
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if rejects and self._when == "before":
             continues = self._respond(sock.sendall, self._over)
         for number, piece in enumerate(_pieces(stream, headers)):

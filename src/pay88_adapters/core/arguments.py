@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -106,6 +105,7 @@ def checked_environ(environ: Mapping[str, str]) -> RedactedMapping:
 
 
 _MOST = 86_400  # seconds of a day; counts are far below
+_LARGEST = 1.7976931348623157e308  # float
 
 
 def check_number(name: str, value: object, *, whole: bool = False, positive: bool = False) -> None:
@@ -125,7 +125,7 @@ def check_finite(name: str, value: object) -> None:
     """Raise :class:`ConfigurationError` unless *value* is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name} must be a number, not {class_of(value)}")
-    if not abs(value) <= sys.float_info.max:  # false for NaN, too
+    if not abs(value) <= _LARGEST:  # false for NaN, too
         raise ConfigurationError(f"{name} is {shown(value)}: it must be a finite number")
 
 

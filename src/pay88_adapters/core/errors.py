@@ -87,6 +87,10 @@ class ClientClosed(Exception):
     """The HTTP client or event loop of a fetch was closed. Another one can start the next fetch."""
 
 
+class NoFreeConnection(Exception):
+    """The HTTP client's pool had no free connection: the token request was not sent. Another client can send one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error that has not been raised yet."""

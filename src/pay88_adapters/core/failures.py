@@ -17,6 +17,11 @@ LOST = Failure(
     "the token request did not end in time; request not sent",
     retryable=True,
 )
+NO_CONNECTION = Failure(
+    TokenEndpointUnavailable,
+    "the pool of the HTTP client had no free connection for a token request; request not sent: allow more connections",
+    retryable=True,
+)
 NO_CREDENTIALS_YET = Failure(
     TokenEndpointUnavailable,
     "the credentials provider did not return in time; request not sent",

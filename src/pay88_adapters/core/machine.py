@@ -33,6 +33,7 @@ class TokenMachine(FetchMachine):
         carrier_age: float = _EVER,
         own: int | None = None,
         cannot_lead: Failure | None = None,
+        leads_from: float | None = None,
         cannot_wait: bool = False,
     ) -> Decision:
         """Return the decision for a request.
@@ -48,6 +49,7 @@ class TokenMachine(FetchMachine):
                 a fetch does, the request starts no background refresh (rule 2).
             own: The ticket of the fetch that this request has started.
             cannot_lead: Why this request cannot start a fetch, for example because its client was closed.
+            leads_from: From when on it can, if that is only for some time.
             cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
         if not cannot_wait:
@@ -72,8 +74,16 @@ class TokenMachine(FetchMachine):
         action = ACTIONS[token_state][endpoint_state]
         if cannot_wait:
             cannot_lead = INTERRUPTING
+        elif leads_from is not None and now >= leads_from:
+            cannot_lead = None
         if cannot_lead is not None and (action in (Action.REFRESH, Action.FETCH) or cannot_wait):
-            return Fail(cannot_lead, 0.0) if token_state is TokenState.ABSENT else self._use()
+            if self._token_state(now) is not TokenState.ABSENT:
+                return self._use()
+            if cannot_wait or leads_from is None:
+                return Fail(cannot_lead, 0.0)
+            if now >= deadline:
+                return Fail(cannot_lead, leads_from - now)
+            return Wait(min(leads_from, deadline))  # for the fetch of another client
         match action:
             case Action.USE:
                 return self._use_unless_own(own, now, deadline)

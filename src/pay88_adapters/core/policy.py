@@ -111,6 +111,16 @@ class TokenPolicy:
         pauses = (min(self.backoff_cap, self.backoff_base * 2.0 ** min(n, 32)) for n in range(self.fetch_attempts - 1))
         return self.fetch_attempts * self.fetch_timeout + sum(pauses)
 
+    def full_pool_pause(self, consecutive: int) -> float:
+        """Return for how many seconds a client sends no token request after its pool had no free connection (rule 16).
+
+        It grows from a ``fetch_timeout`` to the reuse window, so that a pool that stays full leaves budget for others.
+
+        Args:
+            consecutive: How often that has happened before, without a free connection in between.
+        """
+        return min(self.fetch_timeout * 2.0 ** min(consecutive, 32), self.reuse_for)
+
     @property
     def lease_duration(self) -> float:
         """Duration of the refresh lease in seconds. It is the longest fetch plus 2 s for the store (rule 4)."""

@@ -58,6 +58,11 @@ class TokenRequest:
     """Real seconds for the whole exchange."""
     method: str = "POST"
 
+    @property
+    def pool_timeout(self) -> float:
+        """Real seconds to wait for a free connection: fewer, so that a full pool is not taken for a slow service."""
+        return self.timeout * 0.9
+
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:

@@ -7,7 +7,7 @@ May import: ``core`` and ``stores``. Imported by: the adapters, ``otel``, ``test
 What is exported here is the seam for adapters of other HTTP clients: stable, typed and documented.
 """
 
-from pay88_adapters.core.errors import AdapterErrors, ClientClosed
+from pay88_adapters.core.errors import AdapterErrors, ClientClosed, NoFreeConnection
 from pay88_adapters.core.retry import ConnectionFailure
 from pay88_adapters.core.token import MANAGED_FIELDS
 from pay88_adapters.core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
@@ -26,6 +26,7 @@ __all__ = [
     "Call",
     "ClientClosed",
     "ConnectionFailure",
+    "NoFreeConnection",
     "TokenRequest",
     "TokenResponse",
 ]

@@ -167,6 +167,7 @@ class AsyncRunner(Runner):
         fetches, runtime = self.fetches, current_runtime()
         run = FetchRun(
             start.ticket,
+            carriers=carriers(sender),
             loop=runtime,
             is_dead=lambda: not runtime.is_running,
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from typing import NamedTuple
+
+from pay88_adapters.core.policy import TokenPolicy
 
 from .clock import Clock, shared_on
 
@@ -10,23 +13,62 @@ _EVER = float("inf")
 _MANY = 256  # number of carriers from which on those that no longer exist are removed
 
 
+class _FullPool(NamedTuple):
+    client: weakref.ref[object]
+    until: float
+    """Until when it sends no token request."""
+    times: int
+    """How often it had no free connection, without one in between."""
+
+
 class Carriers:
     """Records when each client and each run of an event loop was first seen. All managers on one clock share it.
+
+    And which clients had no free connection for a token request.
 
     A client for each request, or an event loop for each, may end before a background refresh does. A carrier that has
     existed for longer than a fetch can take is expected to remain. It takes no lock: what two threads record at the
     same time may count as new once more.
     """
 
-    __slots__ = ("_seen", "_sweep_at")
+    __slots__ = ("_full", "_seen", "_sweep_at")
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[weakref.ref[object], float]] = {}
         self._sweep_at = _MANY
+        self._full: dict[int, _FullPool] = {}  # almost always empty
 
     def after_fork(self) -> None:
         """Continue without the parent's event loops and connections."""
         self._seen.clear()
+        self._full.clear()
+
+    def pool_was_full(self, carriers: tuple[object, ...], now: float, policy: TokenPolicy) -> None:
+        """Record that the client among *carriers* had no free connection for a token request (rule 16)."""
+        for carrier in carriers:
+            before = self._full_pool(carrier)
+            times = 0 if before is None else before.times
+            try:
+                entry = _FullPool(weakref.ref(carrier), now + policy.full_pool_pause(times), times + 1)
+            except TypeError:  # it supports no weak references: its requests wait for one another
+                continue
+            others = {key: each for key, each in list(self._full.items()) if each.client() is not None}
+            self._full = {**others, id(carrier): entry}
+
+    def pool_was_free(self, carriers: tuple[object, ...]) -> None:
+        """Record that it had one."""
+        for carrier in carriers:
+            self._full.pop(id(carrier), None)
+
+    def leads_from(self, carriers: tuple[object, ...]) -> float | None:
+        """Return from when on *carriers* can send a token request again, if the pool of one was full."""
+        if not self._full:
+            return None
+        return max((full.until for carrier in carriers if (full := self._full_pool(carrier))), default=None)
+
+    def _full_pool(self, carrier: object) -> _FullPool | None:
+        full = self._full.get(id(carrier))
+        return full if full is not None and full.client() is carrier else None
 
     def age(self, carriers: tuple[object, ...], now: float) -> float:
         """Return for how many seconds the youngest of *carriers* has been known; infinity without carriers."""

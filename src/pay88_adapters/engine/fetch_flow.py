@@ -62,6 +62,7 @@ def fetch_token(
 
     Raises:
         ClientClosed: The HTTP client was closed.
+        NoFreeConnection: Its pool had no free connection.
     """
     state = fetches.state
     if not state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now)):
@@ -171,6 +172,7 @@ class _Fetch:
                 continue
             timeout = state.settings.clock.real(policy.fetch_timeout - age)
             reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, timeout))
+            state.carriers.pool_was_free(run.carriers)
             outcome = self._outcome(reply, sent_at)
             if (
                 isinstance(outcome, Failure) and outcome.kind is TokenRateLimited

@@ -8,12 +8,14 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from pay88_adapters.core.errors import ClientClosed, Failure, TokenEndpointUnavailable, in_seconds
+from pay88_adapters.core.errors import ClientClosed, Failure, NoFreeConnection, TokenEndpointUnavailable, in_seconds
 from pay88_adapters.core.events import Event
+from pay88_adapters.core.failures import NO_CONNECTION
 from pay88_adapters.core.machine import TokenMachine
+from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.wire import network_failure
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
@@ -52,6 +54,8 @@ class FetchRun:
     """The thread that runs it; ``None`` for a task."""
     loop: AsyncRuntime | None = None
     """The event loop without which it does not continue, if any."""
+    carriers: tuple[object, ...] = ()
+    """Its client, unless that is the manager's own."""
     is_dead: Callable[[], bool] = bool
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
@@ -63,6 +67,8 @@ class FetchRun:
     publishes the outcome."""
     death: Failure | None = None
     """The error for a fetch whose thread, event loop or client ended before it."""
+    no_connection: Failure | None = None
+    """The error for a fetch whose client had no free connection."""
 
 
 # The fetches of this process that depend on an event loop, of all managers.
@@ -144,12 +150,20 @@ class Fetches:
             forget_finisher(id(self))
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
-        """Record that the thread, event loop or client of *run* ended first: no failure of the service (rule 16)."""
+        """Record that *run* could not be completed, which is no failure of the service (rule 16).
+
+        Its thread, event loop or client has ended, or the pool of its client was full. Another one starts the next.
+        """
         if run not in self._runs:
             return
-        run.death = _death(cause)
         events: list[Event] = []
         state = self.state
+        clear_traceback_locals(cause)
+        if isinstance(cause, NoFreeConnection):
+            run.no_connection = replace(NO_CONNECTION, cause=cause)
+            state.carriers.pool_was_full(run.carriers, state.now(), state.settings.policy)
+        else:
+            run.death = _death(cause)
 
         def act(machine: TokenMachine, now: float) -> None:
             failure = machine.on_fetch_abandoned(run.ticket, now)

@@ -29,6 +29,7 @@ from .fetches import Fetches
 from .forks import at_fork, fork_id, survive_forks
 from .overrides import OVERRIDES, Activation
 from .registry import Process
+from .runner import carriers
 from .settings import Settings, checked_endpoint, request_limits_for, shared_settings
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState
@@ -294,10 +295,10 @@ class TokenManager:
         if inspect.iscoroutinefunction(sender.post):
             return await self.async_runner.token_over(cast("AsyncSender", sender), min_validity=min_validity)
         # Only credentials need the caller's event loop; the rest is done in threads, over the manager's own client.
-        carriers = (current_run(),) if self._state.settings.rotating else ()
+        run = (current_run(),) if self._state.settings.rotating else ()
         return await self.async_runner.token(
             lambda start: self.sync_runner.start(cast("Sender", sender), start, runtime),
-            carriers,
+            (*carriers(sender), *run),
             min_validity=min_validity,
         )
 

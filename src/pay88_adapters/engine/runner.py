@@ -7,7 +7,7 @@ import sys
 from typing import Any, TypeVar
 
 from pay88_adapters.core.arguments import class_of
-from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure
+from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure, NoFreeConnection
 from pay88_adapters.core.secret import clear_traceback_locals
 from pay88_adapters.core.token import Token
 
@@ -106,7 +106,7 @@ def failed_post(exc: Exception, network_errors: tuple[type[Exception], ...]) -> 
     """Return the result of a failed token request; raise *exc* if it is not a network error (rule 18)."""
     if isinstance(exc, network_errors):
         return exc
-    if isinstance(exc, (ClientClosed, Overdue)):
+    if isinstance(exc, (ClientClosed, NoFreeConnection, Overdue)):
         raise exc
     return UnexpectedError(exc)
 

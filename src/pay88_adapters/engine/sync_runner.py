@@ -179,7 +179,8 @@ class SyncRunner(Runner):
         """
         fetches = self.fetches
         waits = caller is None and not start.background
-        run = FetchRun(start.ticket, blocked_thread=threading.get_ident() if waits else None)
+        blocked = threading.get_ident() if waits else None
+        run = FetchRun(start.ticket, blocked_thread=blocked, carriers=carriers(sender))
         stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
+from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.events import (
     CallWaited,
 )
-from pay88_adapters.core.failures import after_waiting
+from pay88_adapters.core.failures import NO_CONNECTION, after_waiting
 from pay88_adapters.core.machine import TokenMachine
 
 from .effects import (
@@ -134,6 +135,7 @@ class TokenAcquisition:
             if self._fetched or token is None or token.requested_at >= since:
                 self._min_validity = 0.0
             self._fetched = True
+        cannot_lead, leads_from = self._cannot_lead()
         decision = machine.decide(
             now,
             known_failures=self._known_failures,
@@ -142,7 +144,8 @@ class TokenAcquisition:
             must_fetch=self._blocks and self._own is None and self._fetches.needs_this_thread(),
             carrier_age=state.carriers.age(self._carriers, now),
             own=own,
-            cannot_lead=None if self._own is None else self._own.death,
+            cannot_lead=cannot_lead,
+            leads_from=leads_from,
             cannot_wait=state.interrupts_itself or self._fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
@@ -160,3 +163,13 @@ class TokenAcquisition:
         if isinstance(decision, Use) and decision.refresh is not None:
             state.counters.refreshes += 1
         return decision
+
+    def _cannot_lead(self) -> tuple[Failure | None, float | None]:
+        """Return why this call cannot start a fetch, if so, and from when on it can, if that is only for some time."""
+        own = self._own
+        if own is not None and own.death is not None:
+            return own.death, None
+        leads_from = self._state.carriers.leads_from(self._carriers)
+        if leads_from is None:
+            return None, None
+        return (NO_CONNECTION if own is None else own.no_connection or NO_CONNECTION), leads_from
