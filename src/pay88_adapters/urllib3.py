@@ -53,7 +53,16 @@ from .urllib3_io import (
     was_not_sent,
     without_injected,
 )
-from .urllib3_retry import Pay88Retry, Redirected, exhausted, exhausted_status, is_redirect, without_resending
+from .urllib3_retry import (
+    Pay88Retry,
+    Redirected,
+    exhausted,
+    exhausted_status,
+    is_redirect,
+    removes_injected,
+    without_removing,
+    without_resending,
+)
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
@@ -312,6 +321,8 @@ class _Call:
             retries = pool.retries
             if retries is urllib3.Retry.DEFAULT:
                 kw["retries"] = retries = _DEFAULT
+        if retries is not _DEFAULT and removes_injected(retries):
+            kw["retries"] = retries = without_removing(retries)
         self._retries: Any = retries
         if retries is _DEFAULT or isinstance(retries, Pay88Retry):
             self.retry = retries.policy

@@ -12,6 +12,7 @@ from urllib3.util.retry import RequestHistory
 
 from .core.errors import ConfigurationError
 from .core.retry import RetryPolicy
+from .core.token import SESSION_ID
 
 
 class Pay88Retry(urllib3.Retry):
@@ -83,6 +84,16 @@ def without_resending(retries: Any, *, redirect: bool) -> Any:
 def is_redirect(retries: urllib3.Retry) -> bool:
     """Whether the request that urllib3 sends next follows a redirect, *retries* being its value."""
     return bool(retries.history and retries.history[-1].redirect_location)
+
+
+def removes_injected(retries: Any) -> bool:
+    """Whether urllib3 removes both headers of a token when it follows a redirect to another host."""
+    return SESSION_ID in getattr(retries, "remove_headers_on_redirect", ())
+
+
+def without_removing(retries: urllib3.Retry) -> urllib3.Retry:
+    """Return *retries* so that urllib3 leaves our headers: they show whose redirect it is, and go no further."""
+    return retries.new(remove_headers_on_redirect=retries.remove_headers_on_redirect - {SESSION_ID})
 
 
 class Redirected(urllib3.HTTPResponse):
