@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import requests
 import urllib3
-from urllib3.exceptions import EmptyPoolError, MaxRetryError
+from urllib3.exceptions import MaxRetryError
 
 import pay88_adapters.requests
 from pay88_adapters import BreakerPolicy, CircuitOpen, RetryPolicy
 from pay88_adapters.events import BreakerOpened, Event
-from pay88_adapters.testing import Drip, Redirect, RejectToken, ResetAfterRead, Status, Truncated
+from pay88_adapters.testing import Redirect, RejectToken, ResetAfterRead, Status, Truncated
 from support.stacks import BYTES, PlainResponse, Requests, Urllib3
 from support.worlds import World
 
@@ -191,18 +190,3 @@ def test_rule_21_a_response_is_read_to_its_end(world: World, retries: Any) -> No
         response: Any = client.attempt("POST", world.echo, retries=retries, pool_timeout=5)
         assert (response.status, response.raw.closed) == (status, True)
         assert response.body == LONG_BODY
-
-
-@only_urllib3
-@pytest.mark.parametrize("retries", [None, 2], ids=repr)
-def test_rule_21_a_connection_is_free_once_its_response_was_read(world: World, retries: Any) -> None:
-    """Not before, even if the caller says so: another request would take the rest of it for its response."""
-    client = world.client(connections=1)
-    world.manager.get_token()
-    world.emulator.faults.add(Drip(1), on="call")
-    kw = {"retries": retries, "release_conn": True}
-    with ThreadPoolExecutor(1) as threads:
-        slow = threads.submit(client.request, "POST", world.echo, **kw)
-        world.until(lambda: bool(world.clock.waiting))
-        assert isinstance(client.attempt("POST", world.echo, pool_timeout=0.2, timeout=2, **kw), EmptyPoolError)
-        assert world.as_time_passes(slow.result, step=10).status == 200
