@@ -31,7 +31,9 @@ class TooLong(Exception):
     """A measurement did not end."""
 
 
-def fresh(spec: Mapping[str, Any], *, prefix: Iterable[str] = (), timeout: float = 300) -> tuple[Any, str]:
+def fresh(
+    spec: Mapping[str, Any], *, prefix: Iterable[str] = (), seed: int = 0, timeout: float = 300
+) -> tuple[Any, str]:
     """Measure in a process of its own; return the result, and what it wrote to its standard error.
 
     Raises:
@@ -41,7 +43,7 @@ def fresh(spec: Mapping[str, Any], *, prefix: Iterable[str] = (), timeout: float
     command = [*prefix, sys.executable, "-m", "benchmarks.probe", json.dumps(spec)]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+            command, cwd=ROOT, env=_environment(seed), capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise TooLong(f"{spec} took more than {timeout:.0f} s") from error
@@ -50,10 +52,10 @@ def fresh(spec: Mapping[str, Any], *, prefix: Iterable[str] = (), timeout: float
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def _environment() -> dict[str, str]:
+def _environment(seed: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     # What is hashed, and so how often tables collide, must not differ from process to process.
-    return {**kept, "PYTHONHASHSEED": "0"}
+    return {**kept, "PYTHONHASHSEED": str(seed)}
 
 
 def interleaved(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) -> dict[str, list[Any]]:
@@ -82,9 +84,9 @@ def valgrind() -> bool:
 _REFERENCES = re.compile(r"I\s+refs:\s+([\d,]+)")
 
 
-def _count(spec: Mapping[str, Any]) -> int:
+def _count(spec: Mapping[str, Any], seed: int) -> int:
     tool = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
-    _, log = fresh(spec, prefix=tool)
+    _, log = fresh(spec, prefix=tool, seed=seed)
     found = _REFERENCES.search(log)
     if found is None:
         raise RuntimeError(f"valgrind counted nothing: {log[-2000:]}")
@@ -92,25 +94,32 @@ def _count(spec: Mapping[str, Any]) -> int:
 
 
 def instructions(
-    jobs: Iterable[Job], name: str, fewer: int, more: int, tell: Callable[[str], None]
+    jobs: Iterable[Job], name: str, fewer: int, more: int, tell: Callable[[str], None], *, seeds: int = 1
 ) -> dict[str, float]:
-    """Return the instructions that one of what each job does *name* times takes.
+    """Return the instructions that one of what each job does *name* times takes: the median of some hash seeds.
 
-    Each job runs twice, *fewer* and *more* times: the difference is free of the start-up.
+    With each seed a job runs twice, *fewer* and *more* times: the difference is free of the start-up. How often hash
+    tables collide depends on the seed.
     """
     jobs = list(jobs)
-    turns = [(key, {**spec, name: times}) for key, spec in jobs for times in (fewer, more)]
+    turns = [
+        (key, {**spec, name: times}, seed) for key, spec in jobs for times in (fewer, more) for seed in range(seeds)
+    ]
     random.shuffle(turns)
-    counted: dict[tuple[str, int], int] = {}
+    counted: dict[tuple[str, int, int], int] = {}
 
-    def count(turn: Job) -> None:
-        key, spec = turn
-        counted[key, spec[name]] = _count(spec)
+    def count(turn: tuple[str, Mapping[str, Any], int]) -> None:
+        key, spec, seed = turn
+        counted[key, spec[name], seed] = _count(spec, seed)
         tell(f"instructions, {len(counted)} of {len(turns)}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # instructions do not mind company
         list(pool.map(count, turns))
-    return {key: (counted[key, more] - counted[key, fewer]) / (more - fewer) for key, _ in jobs}
+    return {
+        key: statistics.median(counted[key, more, seed] - counted[key, fewer, seed] for seed in range(seeds))
+        / (more - fewer)
+        for key, _ in jobs
+    }
 
 
 def allow_many_sockets() -> None:

@@ -54,12 +54,15 @@ SEARCH_WORDS = {
         "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
         "leader election", "systemd", *(f"set {name}" for name in VARIABLES),
     ),
+    "deployment/serverless": ("disable background refresh",),
     "errors": (
         "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
-        "connection reset", "double charge", "duplicate payment", "error handling",
-        "exception", "exceptions", "forbidden", "idempotency key", "SSLError", "too many requests", "webhook",
+        "connection reset", "double charge", "duplicate charge", "duplicate payment", "error handling",
+        "exception", "exceptions", "forbidden", "idempotency key", "MaxRetryError", "SSLError", "too many requests",
+        "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
+    "operations#Health check": ("prefetch token", "warm up", "warmup"),
     "operations": (
         "graceful shutdown", "keep-alive", "liveness", "monitoring", "readiness", "timeout", "timeouts", "verbose",
     ),
@@ -74,7 +77,9 @@ SEARCH_WORDS = {
     "security": ("gdpr", "mask secrets", "pii", "secrets in logs"),
     "stacks/aiohttp": ("websocket",),
     "stacks/httpx": ("http/2", "http2"),
-    "stacks/index": ("certificate", "mTLS", "SSL", "TLS certificate"),
+    "stacks/index": (
+        "CA bundle", "CA certificate", "certificate", "custom CA", "mTLS", "SSL", "SSL certificate", "TLS certificate",
+    ),
     "stacks/requests": ("HTTPAdapter",),
     "support": (
         "bug report", "mypy", "nogil", "py.typed", "PyPy", "pyright", "roadmap", "type hints", "type hints mypy",
@@ -84,9 +89,9 @@ SEARCH_WORDS = {
     "tools/doubles": ("fake server", "mock server", "stub", "test double"),
     "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
     "troubleshooting": (
-        "401", "401 after deploy", "401 error", "401 unauthorized", "429", "clock skew", "database is locked",
-        "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp", "rate limit 429", "token expired",
-        "token expires",
+        "401", "401 after deploy", "401 error", "401 unauthorized", "429", "allowlist", "clock skew",
+        "database is locked", "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp",
+        "rate limit 429", "token expired", "token expires", "unclosed session",
     ),
 }  # fmt: skip
 
@@ -174,7 +179,8 @@ def add_search_words(app: Sphinx, docname: str, source: list[str]) -> None:
     for place, words in SEARCH_WORDS.items():
         page, _, heading = place.partition("#")
         if page == docname:
-            found = re.search(rf"^#+ {re.escape(heading) or '.*'}$", source[0], re.MULTILINE)
+            # Below the comments, too: an entry in front of a comment has no anchor.
+            found = re.search(rf"^#+ {re.escape(heading) or '.*'}$(\s*<!--.*?-->)*", source[0], re.MULTILINE)
             end = found.end() if found else len(source[0])
             entries = ", ".join(f"! {word}" for word in words)
             source[0] = f"{source[0][:end]}\n\n```{{index}} {entries}\n```\n{source[0][end:]}"

@@ -47,7 +47,8 @@ def merge_texts(doctree: nodes.document) -> None:
 def link(doctree: nodes.document, term: str, uri: str) -> None:
     """Link the first use of *term*, also in the plural."""
     words = r"\s+".join(map(re.escape, term.split()))
-    pattern = re.compile(rf"(?<![\w-]){words}s?(?![\w-])(?!\s+(?:a|per|each)\s)", re.IGNORECASE)  # not "once a minute"
+    end = r"(?:e?s)?(?![\w-])(?!\s+(?:a|per|each)\s)"  # not "once a minute"
+    pattern = re.compile(rf"(?<![\w-]){words}{end}", re.IGNORECASE)
     for text in prose(doctree):
         if found := pattern.search(text):
             before, after = text[: found.start()], text[found.end() :]

@@ -1,7 +1,8 @@
-"""Search the built site as a reader does: ``python docs/searchable.py docs/_build``.
+"""Search the built site, and its index, as a reader does: ``python docs/searchable.py docs/_build``.
 
 Node runs the site's own search. Exit code 0: each query finds its page among the first three, and each variable its two
-pages. A search for the name of each tool leads to a page about tools, deployment or tests.
+pages. A search for the name of each tool leads to a page about tools, deployment or tests. Each entry of the index
+leads to a place on its page.
 """
 
 from __future__ import annotations
@@ -110,6 +111,27 @@ QUERIES = {
     "stub": "tools/doubles",
     "cron": "tools/queues",
     "multi tenant": "merchants",
+    "SSL certificate": "stacks/index",
+    "CA bundle": "stacks/index",
+    "CA certificate": "stacks/index",
+    "custom CA": "stacks/index",
+    "duplicate charge": "errors",
+    "MaxRetryError": "errors",
+    "warm up": "operations",
+    "warmup": "operations",
+    "prefetch token": "operations",
+    "disable background refresh": "deployment/serverless",
+    "unclosed session": "troubleshooting",
+    "allowlist": "troubleshooting",
+    "PoolTimeout": "errors",
+    "callback": "observability",
+    "on refresh callback": "observability",
+    "staging": "reference/stores",
+    "custom base url": "reference/stores",
+    "lease": "glossary",
+    "500": "errors",
+    "502": "errors",
+    "503": "errors",
 }
 """What readers type, and the page that has it."""
 
@@ -182,7 +204,15 @@ def problems(site: Path) -> list[str]:
         for name in names()
         if not any(page.startswith(PAGES) for page in found[name])
     ]
-    return lost
+    return lost + [f"the index leads to {place}, which does not exist" for place in missing_places(site)]
+
+
+def missing_places(site: Path) -> list[str]:
+    """Return the addresses in the general index that lead to no place on their page."""
+    addresses = re.findall(r'href="([^":]+#[^"]+)"', (site / "genindex.html").read_text(encoding="utf-8"))
+    places = {each: each.partition("#") for each in dict.fromkeys(addresses) if not each.startswith("#")}
+    pages = {page: (site / page).read_text(encoding="utf-8") for page, _, _ in places.values()}
+    return [each for each, (page, _, anchor) in places.items() if f'id="{anchor}"' not in pages[page]]
 
 
 if __name__ == "__main__":

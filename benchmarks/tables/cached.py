@@ -21,8 +21,8 @@ def run(options: Options) -> list[Table]:
         counted = {}
         if harness.valgrind():
             new_ids = _jobs(options.stacks, harness.service(emulator, in_memory=True, new_ids=True), _NEW_IDS)
-            more = 250 if options.quick else 1_050
-            counted = harness.instructions([*jobs, *new_ids], "calls", 50, more, options.tell)
+            seeds = 1 if options.quick else 5
+            counted = harness.instructions([*jobs, *new_ids], "calls", 50, 250, options.tell, seeds=seeds)
         results = harness.interleaved([(key, {**spec, "calls": calls}) for key, spec in jobs], rounds, options.tell)
     return [
         _table(stack, counted, {key: harness.medians(each) for key, each in results.items()})

@@ -316,14 +316,14 @@ class _Call:
             kw["preload_content"] = False
             if "release_conn" in kw:
                 kw["release_conn"] = None  # when the body has been read
-        retries = kw.get("retries")
+        retries: Any = kw.get("retries")
         if retries is None:
             retries = pool.retries
             if retries is urllib3.Retry.DEFAULT:
                 kw["retries"] = retries = _DEFAULT
         if retries is not _DEFAULT and removes_injected(retries):
             kw["retries"] = retries = without_removing(retries)
-        self._retries: Any = retries
+        self._retries = retries
         if retries is _DEFAULT or isinstance(retries, Pay88Retry):
             self.retry = retries.policy
             self._reads_attempts = False  # reading is no part of an attempt

@@ -109,14 +109,14 @@ class Redirected(urllib3.HTTPResponse):
     def __init__(self, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]) -> None:
         self.args, self.by_position, self.kw = args, by_position, kw
         retries: urllib3.Retry = kw["retries"]
-        last = retries.history[-1]
+        *_, last = retries.history
         headers = {"Location": last.redirect_location or ""}
         super().__init__(headers=headers, status=last.status or 0, preload_content=False, retries=retries)
 
 
 def exhausted(retries: urllib3.Retry, pool: Any, url: str) -> MaxRetryError:
     """Return the exception that urllib3 raises when it may not retry the last attempt of *retries*."""
-    last = retries.history[-1]
+    *_, last = retries.history
     reason = last.error or ResponseError(ResponseError.SPECIFIC_ERROR.format(status_code=last.status))
     error = MaxRetryError(pool, url, reason)
     error.__cause__ = reason

@@ -74,7 +74,7 @@ def test_httpx_retries_outside_of_our_own_multiplies(run: Run, emulator: Emulato
     before = len(calls(emulator))
     emulator.faults.add(Status(503), on="call", times=None)
     policy = names["RetryPolicy"](attempts=2, backoff_base=0, backoff_cap=0)
-    manager = TokenManager(names["credentials"], base_url=emulator.url, retry=policy)
+    manager = TokenManager.from_env(retry=policy)
     transport = retries.RetryTransport(names["Pay88Transport"](manager), retry=retries.Retry(total=2))
     with names["httpx"].Client(transport=transport) as client:
         assert client.get(f"{emulator.url}/api/echo").status_code == 503
@@ -88,10 +88,7 @@ def test_httpx_retries_inside_shares_a_token(run: Run, emulator: Emulator, attac
     names = run("httpx-retries")
     httpx, before = names["httpx"], len(calls(emulator))
     emulator.faults.add(Status(503), on="call", times=2)
-    manager = TokenManager(
-        names["credentials"], base_url=emulator.url, retry=names["RetryPolicy"].none(),
-        policy=TokenPolicy(fetch_attempts=1),
-    )  # fmt: skip
+    manager = TokenManager.from_env(retry=names["RetryPolicy"].none(), policy=TokenPolicy(fetch_attempts=1))
     inside = retries.RetryTransport(retry=retries.Retry(total=2))
     if attached:
         client = pay88_adapters.httpx.attach(httpx.Client(transport=inside), manager)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from support.worlds import World
 urllib3s = pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind: kind.name)
 only_urllib3 = pytest.mark.parametrize("kind", [Urllib3], ids=lambda kind: kind.name)
 
-ON_STATUS = {"status_forcelist": [503], "allowed_methods": None}
-OWN = {
+ON_STATUS: dict[str, Any] = {"status_forcelist": [503], "allowed_methods": None}
+OWN: dict[str, Callable[[], Any]] = {
     "1": lambda: 1,
     "Retry(1)": lambda: urllib3.Retry(1, allowed_methods=None),
     "Retry(1, [503])": lambda: urllib3.Retry(1, **ON_STATUS),
@@ -91,7 +92,7 @@ def test_rule_23_each_attempt_of_urllib3_counts(world: World, own: str, fault: A
 def test_rule_23_a_trial_request_that_urllib3_gives_up_opens_the_circuit_again(
     world: World, own: str, fault: Any
 ) -> None:
-    """Without a verdict, another trial request would follow at once; after a success, the circuit is closed."""
+    """Without a verdict, another trial request would follow immediately; after a success, the circuit is closed."""
     limited = Limited(world, OWN[own]())
     rule = world.emulator.faults.add(fault, on="call", times=None)
     limited.open()
@@ -182,7 +183,7 @@ LONG_BODY = b"x" * 1_000_000
 
 @only_urllib3
 @pytest.mark.parametrize("retries", [None, 2, urllib3.Retry(2, **ON_STATUS)], ids=repr)
-def test_rule_21_a_response_is_read_to_its_end(world: World, retries: Any) -> None:
+def test_rule_21_a_response_is_read_completely(world: World, retries: Any) -> None:
     """Also a 401 that goes to the caller; and the pool has its connection again."""
     client = world.client(world.new_manager(retry=RetryPolicy(replay_refused=False)), connections=1)
     for status in (401, 200):

@@ -121,7 +121,7 @@ def test_rule_20_nor_where_urllib3_removes_our_headers(proxy: Proxy, world: Worl
 
 @pools
 @pytest.mark.parametrize("retries", [None, 3, False], ids=repr)
-def test_rule_20_a_target_that_refuses_the_connection_sends_no_payment_again(world: World, retries: Any) -> None:
+def test_rule_20_a_target_without_a_connection_sends_no_payment_again(world: World, retries: Any) -> None:
     """The payment was sent, whatever the error of the next request says of that one."""
     refused: list[str] = []
 
@@ -157,7 +157,7 @@ def test_rule_21_too_many_redirects_are_an_error_of_urllib3(world: World) -> Non
 @pools
 @pytest.mark.parametrize("retries", [None, 3], ids=repr)
 @pytest.mark.parametrize("preload", [True, False])
-def test_rule_21_a_redirected_body_is_sent_again_or_not_at_all(world: World, retries: Any, preload: bool) -> None:
+def test_rule_21_a_redirected_body_is_sent_whole_or_not_at_all(world: World, retries: Any, preload: bool) -> None:
     """Over the only connection of the pool, which is free for the target, and afterwards."""
     client = world.client(connections=1)
     for body in (BYTES, io.BytesIO(BYTES), generator()):

@@ -126,7 +126,7 @@ def drip_for_long(send: Send, over: threading.Event) -> bool:
 
 @pytest.mark.parametrize("retries", [False, 3, urllib3.Retry(2)], ids=repr)
 def test_rule_07_with_the_callers_own_retries_too(retries: Any) -> None:
-    """urllib3 would read the response to its end."""
+    """urllib3 would read the whole response."""
     with Rejections(response=drip_for_long) as server, Urllib3(server.manager(), Options(connections=1)) as client:
         began = time.monotonic()
         outcome = client.attempt("POST", f"{server.url}/api/echo", retries=retries)

@@ -298,6 +298,31 @@ def test_a_background_refresh_of_the_command_completes(emulator: Emulator, envir
     assert json.loads(str(look.record.content))["token"]["age"] < 40
 
 
+# --- pay88 token and pay88 request
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("arguments", [("token",), ("request", "POST", "/api/balance")])
+def test_a_store_that_is_down_is_a_warning(emulator: Emulator, arguments: tuple[str, ...], as_json: bool) -> None:
+    """One line on standard error, without the password of the store, and the command succeeds."""
+    environ = configured(emulator, PAY88_STORE="redis://shop:hidden@127.0.0.1:1")
+    ended = run(*arguments, *["--json"] * as_json, environ=environ)
+    assert (ended.code, emulator.journal.token_requests) == (0, 1)
+    assert ended.err == "pay88: warning: the store is unavailable (run `pay88 check` for the cause)\n"
+    assert json.loads(ended.out) if as_json else ended.out
+
+
+@pytest.mark.parametrize("arguments", [("token",), ("request", "POST", "/api/balance")])
+def test_a_store_that_is_down_is_a_warning_before_an_error(emulator: Emulator, arguments: tuple[str, ...]) -> None:
+    """Also if there is no token."""
+    emulator.service.reject_credentials(emulator.api_key)
+    ended = run(*arguments, environ=configured(emulator, PAY88_STORE="redis://127.0.0.1:1"))
+    assert (ended.code, ended.out) == (1, "")
+    warning, error = ended.err.splitlines()
+    assert "the store is unavailable" in warning
+    assert "returned 401" in error
+
+
 # --- pay88 request
 
 

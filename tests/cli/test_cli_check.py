@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import threading
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Credentials, TokenPolicy
+from pay88_adapters import PRODUCTION_URL, SANDBOX_URL, Credentials, TokenPolicy
+from pay88_adapters.cli.checks.configuration import Configuration
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.snapshot import record_key
 from pay88_adapters.engine.budget import TokenBudget
@@ -74,7 +76,7 @@ def test_a_good_configuration_costs_one_token_request_and_then_none(
     assert {line.split()[0] for line in lines} == {"ok", "skipped"}
     assert "\x1b" not in ended.out
     again = Checked(environ)
-    assert again.states("skipped") == ["TLS"]
+    assert again.states("skipped") == ["key", "TLS"]
     assert "the store has one" in again.said("token")
     assert "9 of 10 per 1 minute" in again.said("budget")
     assert emulator.journal.token_requests == 1
@@ -89,6 +91,33 @@ def test_what_was_read_is_named(emulator: Emulator, environ: dict[str, str]) -> 
     theirs = {"EIGHTY_EIGHT_PAY_API_KEY": emulator.api_key, "EIGHTY_EIGHT_PAY_MERCHANT_ID": emulator.merchant_id}
     said = Checked({**theirs, "PAY88_ENVIRONMENT": "sandbox"}, "--base-url", emulator.url).said("environment")
     assert said.startswith("read EIGHTY_EIGHT_PAY_API_KEY, EIGHTY_EIGHT_PAY_MERCHANT_ID, --base-url:")
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "state"),
+    [
+        ("sk_test_1", SANDBOX_URL, "ok"),
+        ("sk_live_1", PRODUCTION_URL, "ok"),
+        ("sk_live_1", "http://127.0.0.1:8088", "skipped"),
+        ("sk_live_1", "https://pay.example", "skipped"),
+        ("another", SANDBOX_URL, "skipped"),
+    ],
+)
+def test_a_key_is_compared_with_an_environment_only(key: str, url: str, state: str) -> None:
+    """With neither the sandbox nor production, there is nothing to compare. The token is checked all the same."""
+    variables = {"PAY88_API_KEY": key, "PAY88_MERCHANT_ID": "MCH-COL-1", "PAY88_BASE_URL": url}
+    configuration = Configuration(variables)
+    assert {finding.name: finding.state for finding in configuration.check()}["key"] == state
+    assert configuration.fits
+
+
+def test_an_environment_that_is_ignored(emulator: Emulator, environ: dict[str, str]) -> None:
+    """Even if it is invalid: the variable or option that overrides it is named."""
+    environ["PAY88_ENVIRONMENT"] = "staging"
+    assert "PAY88_ENVIRONMENT is ignored, because PAY88_BASE_URL is set" in Checked(environ).said("base URL")
+    del environ["PAY88_BASE_URL"]
+    said = Checked(environ, "--base-url", emulator.url).said("base URL")
+    assert "PAY88_ENVIRONMENT is ignored, because --base-url is set" in said
 
 
 def test_no_key(environ: dict[str, str]) -> None:
@@ -106,7 +135,11 @@ def test_a_wrong_key(emulator: Emulator, environ: dict[str, str]) -> None:
     """One token request, with the endpoint's own message; the next check sends none."""
     checked = Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"})
     assert checked.states("failed") == ["token"]
-    assert "check the API key" in checked.said("token")
+    token = checked.findings["token"]
+    assert re.fullmatch(
+        r"token endpoint returned 401 for \S+: .*[^.] \(no further token request for 30 s\)", token["detail"]
+    )
+    assert "PAY88_API_KEY" in token["remedy"]
     assert "check the API key" in Checked({**environ, "PAY88_API_KEY": "sk_test_mistaken"}).said("token")
     assert emulator.journal.token_requests == 1
 
@@ -248,7 +281,7 @@ def test_a_store_that_is_down(emulator: Emulator, environ: dict[str, str], tmp_p
         checked = Checked({**environ, "PAY88_STORE": server.url})
     assert checked.states("failed") == ["store"]
     assert "cannot be reached" in checked.said("store")
-    assert checked.states("skipped") == ["TLS", "budget", "lease"]
+    assert checked.states("skipped") == ["key", "TLS", "budget", "lease"]
     assert emulator.journal.token_requests == 2
 
 

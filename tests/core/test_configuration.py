@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 import re
@@ -16,6 +17,7 @@ from pay88_adapters import (
     SANDBOX_URL,
     ConfigurationError,
     Credentials,
+    RetryPolicy,
     Token,
     TokenManager,
     TokenPolicy,
@@ -329,6 +331,20 @@ def test_a_manager_comes_from_the_environment() -> None:
     rejected(TokenManager.from_env, {**environ, "PAY88_ENVIRONMENT": "production"}, says="SANDBOX_URL")
     rejected(TokenManager.from_env, {**environ, "PAY88_STORE": f"nonsense://{KEY}"}, says="store")
     rejected(TokenManager.from_env, {}, says="PAY88_API_KEY")
+
+
+def test_from_env_takes_what_no_variable_sets() -> None:
+    """Each option that is not in the environment has the same name and default, and reaches the manager."""
+    taken = dict(inspect.signature(TokenManager.from_env).parameters)
+    del taken["environ"]
+    in_environment, for_tests = {"credentials", "base_url", "store", "fallback_store"}, {"clock"}
+    options = inspect.signature(TokenManager).parameters
+    assert taken == {name: each for name, each in options.items() if name not in in_environment | for_tests}
+    for name in taken:
+        wrong = [3] if name == "listeners" else 3
+        rejected(TokenManager.from_env, ENVIRON, **{name: wrong}, says=name.removesuffix("s"))
+    retry = RetryPolicy(attempts=2)
+    assert TokenManager.from_env(ENVIRON, retry=retry).retry is retry
 
 
 # The policy

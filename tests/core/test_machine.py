@@ -14,7 +14,7 @@ from pay88_adapters import (
 )
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.decisions import ACTIONS, Action, EndpointState, Fail, Fetch, TokenState, Use, Wait
-from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.failures import BUDGET_EXHAUSTED, INTERRUPTING, NO_TOKEN_YET
 from support.driven import (
     BROKEN,
     ODD,
@@ -101,6 +101,41 @@ def test_the_fast_path_returns_what_a_decision_would(age: str, source: str) -> N
     for at in (now, (now + until) / 2, until - 1e-6):
         if now <= at < until:
             assert driven.ask(at) == Use(cached)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
+@pytest.mark.parametrize("age", list(AGES))
+def test_rule_17_what_interrupts_the_manager_gets_the_current_token(age: str, source: str) -> None:
+    """Whatever the state of the token endpoint: it neither starts a fetch nor waits for one."""
+    driven, now = in_cell(age, source)
+    pending = driven.machine.pending_fetches
+
+    decision = driven.ask(now + 0.1, cannot_wait=True)
+
+    if age == "ABSENT":
+        assert decision == Fail(INTERRUPTING, 0.0)
+    else:
+        assert isinstance(decision, Use)
+        assert decision.refresh is None
+    assert driven.machine.pending_fetches == pending
+
+
+@pytest.mark.parametrize("source", ["FREE", "BUSY", "COOLDOWN"])
+@pytest.mark.parametrize("age", list(AGES))
+def test_rule_16_a_request_of_a_closed_client_starts_no_fetch(age: str, source: str) -> None:
+    """It uses the cached token, or waits for a pending fetch. Without a token it fails for its own reason."""
+    driven, now = in_cell(age, source)
+    starts_one = ACTIONS[TokenState[age]][EndpointState[source]] in (Action.REFRESH, Action.FETCH)
+
+    decision = driven.ask(now + 0.1, cannot_lead=BROKEN)
+
+    if not starts_one:
+        assert decision == driven.ask(now + 0.1)
+    elif age == "ABSENT":
+        assert decision == Fail(BROKEN, 0.0)
+    else:
+        assert decision == Use(token())
+    assert bool(driven.machine.pending_fetches) == (source == "BUSY")
 
 
 def test_while_a_fetch_is_pending_the_fast_path_ends_when_the_fetch_has_to_be_checked() -> None:
@@ -211,6 +246,53 @@ def test_rule_02_a_token_is_used_until_it_expires_where_the_limits_sustain_no_mo
     assert driven.machine.fast_path_token(1.0) == (token(), 59.0)
     ticket = driven.lead(59.0)
     assert driven.machine.uses_reserve(ticket, 59.0) is False
+
+
+@pytest.mark.parametrize(
+    ("carrier_age", "now", "starts"),
+    [
+        (15.75, 45.0, "background"),  # the longest fetch: three attempts of 5 s, and backoff delays of 0.25 s and 0.5 s
+        (15.74, 45.0, "none"),
+        (15.74, 45.99, "none"),
+        (0.0, 46.0, "foreground"),
+        (0.0, 49.99, "foreground"),
+    ],
+)
+def test_rule_02_a_client_that_may_be_gone_soon_refreshes_in_the_foreground(
+    carrier_age: float, now: float, starts: str
+) -> None:
+    """Not in the first fifth of the refresh window: a request with a lasting client may come."""
+    driven = holding()
+    decision = driven.ask(now, carrier_age=carrier_age)
+    if starts == "foreground":
+        assert decision == Fetch(2)
+    else:
+        assert decision == Use(token(), 2 if starts == "background" else None)
+    for fetch in driven.machine.pending.by_ticket.values():
+        assert (fetch.foreground, fetch.forced) == (starts == "foreground", False)
+
+
+def test_rule_02_only_the_request_that_refreshes_in_the_foreground_waits() -> None:
+    """For one timeout, and no longer than its own deadline. Then it uses the current token."""
+    driven = holding()
+    decision = driven.ask(46.0, carrier_age=0.0)
+    assert isinstance(decision, Fetch)
+    assert driven.send(decision.ticket, 46.0)
+    assert driven.ask(46.0, own=decision.ticket) == Wait(until=51.0)
+    assert driven.ask(46.0, own=decision.ticket, wait=3.0) == Wait(until=49.0)
+    assert driven.machine.decide(49.0, known_failures=0, deadline=49.0, own=decision.ticket) == Use(token())
+    for own in (None, 1, 99):
+        assert driven.ask(46.0, own=own) == Use(token())
+    driven.machine.on_token(decision.ticket, token(46.0), 47.0)
+    assert driven.ask(47.0, own=decision.ticket) == Use(token(46.0))
+
+
+def test_a_token_expires_when_the_service_said() -> None:
+    """Counted from its request, whether it is still reused or not."""
+    driven = Driven()
+    assert driven.machine.expires_in(0.0) is None
+    driven.get(10.0)
+    assert [driven.machine.expires_in(now) for now in (10.0, 69.5, 70.0, 80.0)] == [60.0, 0.5, None, None]
 
 
 def test_rule_08_what_comes_sooner_than_the_limits_sustain_is_extra() -> None:
@@ -369,6 +451,19 @@ def test_rule_06_a_call_fails_for_what_it_has_waited_for(sent: bool) -> None:
     assert isinstance(decision, Fail)
     assert decision.failure.kind is (TokenEndpointUnavailable if sent else TokenBudgetExhausted)
     assert decision.retry_after > 0
+
+
+def test_rule_06_a_call_does_not_fail_for_a_cooldown_that_has_ended() -> None:
+    """An outage is over when the next fetch has started; an exhausted budget is no reason ``max_wait`` later."""
+    driven = Driven()
+    driven.lose(0.0)
+    driven.lead(1.0)
+    assert driven.ask(1.1, wait=0.0) == Fail(NO_TOKEN_YET, 1.0)
+    for now, reason in ((24.99, BUDGET_EXHAUSTED), (25.0, NO_TOKEN_YET)):
+        driven = Driven()
+        assert not driven.send(driven.lead(0.0), 0.0, grant=no(5.0))
+        driven.lead(20.0)
+        assert driven.ask(now, wait=0.0) == Fail(reason, 1.0)
 
 
 @pytest.mark.parametrize("why", WHYS)

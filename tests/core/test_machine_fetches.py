@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pay88_adapters import (
     CredentialsRejected,
     Token,
     TokenEndpointUnavailable,
+    TokenPolicy,
     TokenRateLimited,
     TokenResponseInvalid,
 )
@@ -15,6 +18,7 @@ from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.decisions import Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import Snapshot
 from support.driven import (
     BROKEN,
@@ -111,6 +115,15 @@ def test_rule_10_the_cooldown_of_a_429_lasts_as_long_as_it_demands(requested: fl
         assert (decision.failure.kind, decision.retry_after) == (TokenRateLimited, silent)
     assert not isinstance(driven.ask(silent - 0.001), Fetch)
     assert isinstance(driven.ask(silent), Fetch)
+
+
+def test_rule_10_a_429_that_demands_nothing_starts_no_cooldown() -> None:
+    """A request that was waiting for it fetches next."""
+    driven = Driven()
+    driven.lose(5.0, replace(limited(1.0), retry_after=None))
+    assert driven.machine.blocked_for(5.0) == 0.0
+    assert driven.machine.snapshot(ONE, {}).cooldown_until == 5.0
+    assert isinstance(driven.ask(5.0), Fetch)
 
 
 def test_rule_10_the_longer_of_two_cooldowns_counts() -> None:
@@ -245,6 +258,33 @@ def test_rule_11_with_the_last_of_the_budget_the_cooldown_is_long_from_the_start
     assert driven.ask(0.0) == Fail(ODD, 45.0)
 
 
+@pytest.mark.parametrize(
+    ("now", "reserve_used", "cooldown"),
+    [(30.0, 0.5, 1.0), (30.0, 0.6, 9.0), (30.0, 1.0, 15.0), (44.5, 1.0, 1.0), (50.0, 0.6, 1.0)],
+)
+def test_rule_11_half_of_the_reserve_is_left_to_the_time_until_the_next_regular_refresh(
+    now: float, reserve_used: float, cooldown: float
+) -> None:
+    """From half of it on, the cooldown grows to a refresh interval of 45 s. It ends when the regular refresh is due."""
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), now)
+    ticket = driven.lead(now)
+    grant = AcquireResult(True, 0.0, reserve_used)
+    assert driven.machine.on_credentials(ticket, ONE, now)
+    assert driven.machine.on_budget_result(ticket, grant, now, from_reserve=True)
+    assert driven.fail(ticket, now, ODD) is None
+    assert driven.machine.blocked_for(now) == pytest.approx(cooldown)
+
+
+def test_rule_18_a_bug_of_the_client_is_what_waiting_calls_get() -> None:
+    """It is no outage: there is no cooldown, and the next request fetches."""
+    bug = Failure(TokenEndpointUnavailable, "the client raised KeyError", is_bug=True)
+    driven = Driven()
+    driven.lose(0.0, bug)
+    assert driven.ask(0.0, known_failures=0) == Fail(bug, 0.0)
+    assert isinstance(driven.ask(0.0), Fetch)
+
+
 def test_rule_11_only_a_waiting_call_gets_a_late_failure() -> None:
     """A failed fetch fails the requests that came before its end, even after its cooldown."""
     driven = Driven()
@@ -328,6 +368,69 @@ def test_rule_11_a_carrier_that_dies_after_a_failed_attempt_leaves_its_failure()
     assert driven.ask(0.2, known_failures=0) == Fail(BROKEN, 1.0)
 
 
+def test_rule_11_a_fetch_that_is_lost_after_a_failed_attempt_leaves_its_failure() -> None:
+    """It was about to retry."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    assert driven.fail(ticket, 1.0, BROKEN) == 0.0
+    assert driven.ask(6.9) == Wait(until=7.0)
+    assert driven.ask(7.0, known_failures=0) == Fail(BROKEN, 1.0)
+
+
+def test_rule_17_a_token_ends_the_row_of_lost_fetches() -> None:
+    """Two more may be lost before they count as an outage."""
+    driven = Driven()
+    assert [driven.lead(now) for now in (0.0, 6.0)] == [1, 2]
+    driven.get(12.0)
+    assert [driven.lead(now) for now in (80.0, 86.0, 92.0)] == [4, 5, 6]
+    assert isinstance(driven.ask(98.0, known_failures=0), Fail)
+
+
+def test_rule_17_the_first_step_of_a_fetch_extends_its_deadline() -> None:
+    """It is expected immediately where it is observed. Then the fetch has its timeout."""
+    machine = TokenMachine(TokenPolicy(), reaction=0.5)
+    assert machine.decide(0.0, known_failures=0, deadline=20.0) == Fetch(1)
+    assert machine.decide(0.0, known_failures=0, deadline=20.0) == Wait(until=0.5)
+    assert machine.on_fetch_started(1, 0.25)
+    assert machine.decide(0.25, known_failures=0, deadline=20.0) == Wait(until=6.25)
+
+
+@pytest.mark.parametrize(
+    ("now", "state", "forced"), [(0.0, "absent", False), (30.0, "rejected", True), (46.0, "aging", False)]
+)
+def test_rule_16_a_fetch_that_was_given_up_may_start_late(now: float, state: str, forced: bool) -> None:
+    """If a token is wanted and no other fetch has taken its place. It is what a new one would be."""
+    driven = Driven() if state == "absent" else holding()
+    if state == "rejected":
+        assert driven.machine.on_unauthorized(token(), now)
+    ticket = driven.lead(now)
+    driven.machine.on_fetch_abandoned(ticket, now)
+    assert driven.machine.on_fetch_started(ticket, now + 1.0)
+    assert driven.machine.pending_fetches == {ticket}
+    fetch = driven.machine.pending.by_ticket[ticket]
+    assert (fetch.forced, fetch.foreground, fetch.started) == (forced, False, True)
+    assert driven.machine.pending.next_due_at == now + 7.0
+    assert driven.send(ticket, now + 1.0)
+
+
+@pytest.mark.parametrize("why", ["another fetch", "a fresh token", "a cooldown"])
+def test_rule_16_a_fetch_that_was_given_up_does_not_start_late_for_nothing(why: str) -> None:
+    """Another fetch has taken its place, a token has arrived, or none may be requested."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    driven.machine.on_fetch_abandoned(ticket, 0.0)
+    if why == "another fetch":
+        driven.lead(0.0)
+    elif why == "a fresh token":
+        driven.get(0.0)
+    else:
+        driven.lose(0.0)
+    pending = driven.machine.pending_fetches
+    assert not driven.machine.on_fetch_started(ticket, 0.5)
+    assert driven.machine.pending_fetches == pending
+
+
 def test_rule_17_a_fetch_without_a_heartbeat_is_replaced() -> None:
     """A second after its timeout it counts as lost. Waiters wait until that very moment."""
     driven = Driven()
@@ -390,6 +493,30 @@ def test_rule_16_the_token_of_a_lost_fetch_is_used_where_there_is_no_newer_one()
     driven.machine.on_token(lost, token(0.0), 7.0, digest=ONE)
     assert driven.ask(7.0) == Use(token())
     assert driven.machine.pending_fetches == {ticket}
+    assert driven.machine.snapshot(ONE, {}).token == token()
+    assert driven.machine.snapshot(TWO, {}).token is None
+
+
+def test_rule_16_the_token_of_a_lost_fetch_replaces_none_that_is_as_new() -> None:
+    """Nor is one used that has expired in the meantime."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    driven.machine.on_fetch_abandoned(lost, 0.0)
+    driven.machine.on_token(lost, token(0.0), 59.0)
+    assert driven.machine.fast_path_token(59.0)[0] is None
+    driven.get(60.0)
+    driven.machine.on_token(lost, token(60.0, name="late"), 61.0)
+    assert driven.ask(61.0) == Use(token(60.0))
+
+
+def test_rule_05_a_unit_that_a_lost_fetch_acquired_counts() -> None:
+    """The next request before the regular refresh uses the reserve."""
+    driven = Driven()
+    lost = driven.lead(0.0)
+    driven.machine.on_fetch_abandoned(lost, 0.0)
+    assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is False
+    assert driven.send(driven.lead(2.0), 2.0)
+    assert driven.extra is True
 
 
 def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:

@@ -312,6 +312,34 @@ def test_rule_08_what_the_ordinary_request_pays_for_is_not_spaced_out() -> None:
     assert driven.machine.uses_reserve(driven.lead(45.0), 45.0) is False
 
 
+def test_rule_08_a_forced_refresh_that_is_due_anyway_does_not_delay_the_next() -> None:
+    """The next one is the first to use the reserve."""
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 45.0)
+    newer = driven.get(45.0, grant=used(2))
+    assert driven.machine.on_unauthorized(newer, 45.5)
+    newest = driven.get(45.5, grant=used(3))
+    assert not driven.machine.on_unauthorized(newest, 46.0)
+
+
+def test_rule_08_a_forced_refresh_that_is_due_anyway_counts_as_one() -> None:
+    """It neither ends the spacing of those that used the reserve, nor is it more than one of three."""
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 44.5)
+    newer = driven.get(44.5, grant=used(1))
+    assert driven.machine.on_unauthorized(newer, 45.0)
+    newest = driven.get(45.0, grant=used(1))
+    assert not driven.machine.on_unauthorized(newest, 45.4)
+    assert driven.machine.on_unauthorized(newest, 45.5)
+
+    driven = holding(rejection_cooldown=100)
+    current = token()
+    for now in (45.0, 90.0, 135.0):
+        assert driven.machine.on_unauthorized(current, now)
+        current = driven.get(now)
+    assert not driven.machine.on_unauthorized(current, 180.0)
+
+
 def storm(driven: Driven, start: float, count: int) -> float:
     """Let each new token be rejected as soon as the spacing allows; return the time of the last."""
     now = start
@@ -446,6 +474,29 @@ def test_rule_05_a_grant_that_has_become_too_old_gives_its_place_back() -> None:
     driven.machine.on_grant_expired(ticket)
     assert driven.attempt(ticket, 100.0)
     assert driven.extra is False
+
+
+def test_rule_05_a_grant_that_has_become_too_old_leaves_the_others_as_they_are() -> None:
+    """A first attempt is a regular one again, however soon; a forced one is not, nor is a retry."""
+    driven = Driven()
+    ticket = driven.lead(0.0)
+    assert driven.send(ticket, 0.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.attempt(ticket, 10.0)
+    assert driven.extra is False
+    assert driven.fail(ticket, 10.0, BROKEN) == 0.0
+    assert driven.attempt(ticket, 10.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.machine.on_fetch_abandoned(ticket, 11.0) == BROKEN
+    assert driven.machine.uses_reserve(driven.lead(12.0), 12.0) is True
+
+    driven = holding()
+    assert driven.machine.on_unauthorized(token(), 10.0)
+    ticket = driven.lead(10.0)
+    assert driven.send(ticket, 10.0)
+    driven.machine.on_grant_expired(ticket)
+    assert driven.attempt(ticket, 11.0)
+    assert driven.extra is True
 
 
 def test_rule_08_a_retry_draws_on_the_reserve_however_late_it_comes() -> None:

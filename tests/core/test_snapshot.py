@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pay88_adapters import ConfigurationError, CredentialsRejected, Token, TokenEndpointUnavailable
+from pay88_adapters import ConfigurationError, Credentials, CredentialsRejected, Token, TokenEndpointUnavailable
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.snapshot import Snapshot, load
+from pay88_adapters.core.snapshot import Snapshot, load, record_key
 
 TOKEN = Token("eyJ.a.b", "sess_1", 60.0, 1_000.0)
 REJECTED = Failure(CredentialsRejected, "no", status=401, server_message="no", retryable=False)
@@ -31,6 +32,14 @@ def test_rule_04_a_snapshot_travels_as_ages() -> None:
     assert load(Snapshot(cooldown_reason=REJECTED, cooldown_until=5.0).dump(5.0), 0.0, 9.0, 9.0) == Snapshot(), (
         "it has ended"
     )
+
+
+def test_rule_04_the_key_of_a_record_is_the_same_in_every_version() -> None:
+    """A digest of the base URL, the API key and the merchant: processes with different versions share the record."""
+    credentials = Credentials("sk_test_1", "MCH-COL-1")
+    digest = hashlib.sha256(b"sk_test_1\nMCH-COL-1").hexdigest()[:16]
+    key = hashlib.sha256(f"https://api.example\n{digest}".encode()).hexdigest()[:32]
+    assert record_key("https://api.example", credentials) == key
 
 
 def test_rule_04_a_snapshot_is_written_as_every_version_reads_it() -> None:

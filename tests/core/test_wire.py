@@ -7,12 +7,13 @@ import json
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pay88_adapters import (
+    ConfigurationError,
     Credentials,
     CredentialsRejected,
     Token,
@@ -26,9 +27,11 @@ from pay88_adapters.core.wire import (
     MAX_BODY,
     TokenResponse,
     network_failure,
+    parse_rate_limit,
     parse_token_response,
     retry_after,
     token_request,
+    unexpected_failure,
 )
 from pay88_adapters.engine.responses import aread_limited, read_limited
 
@@ -287,6 +290,40 @@ def test_rule_11_no_response_is_a_failure_with_its_cause() -> None:
     assert outcome.error(1.0).__cause__ is cause
 
 
+def test_rule_18_the_message_names_the_host_and_the_merchant() -> None:
+    """With and without a response. A message without a base URL names no host."""
+    url = "https://api.example"
+    for base_url, host in ((url, "(api.example) returned 500 for MCH-COL-1; "), ("", "endpoint returned 500 for MCH")):
+        answered = parse_token_response(TokenResponse(500, {}, b""), 7.0, CREDENTIALS, 0.0, base_url=base_url)
+        assert isinstance(answered, Failure)
+        assert host in answered.message
+    assert f"request to {url} failed" in network_failure(OSError(), base_url=url).message
+    assert "request failed" in network_failure(OSError()).message
+
+
+def test_rule_18_what_is_no_network_error_is_a_bug_and_no_outage() -> None:
+    """Named by its class and its text. An error of this package's own stays what it is."""
+    cause = KeyError("no such pool")
+    outcome = unexpected_failure(cause)
+    assert outcome == Failure(TokenEndpointUnavailable, outcome.message, cause=cause, is_bug=True)
+    assert "builtins.KeyError" in outcome.message
+    assert "no such pool" in outcome.message
+    assert outcome.error(None).__cause__ is cause
+    wrong = ConfigurationError("timeout must be a number")
+    assert unexpected_failure(wrong) == Failure(ConfigurationError, "timeout must be a number", is_bug=True)
+
+
+@pytest.mark.parametrize("secret", [KEY, "sess_53a2cfc4", "eyJhbGciOi.x.y", "of-no-known-shape"])
+def test_rule_15_a_bug_that_quotes_a_secret_is_not_chained(secret: str) -> None:
+    """Its text is in the message, without the secret."""
+    outcome = unexpected_failure(ValueError(f"illegal header {secret} of the caller"), "of-no-known-shape")
+    chained = outcome.error(None).__cause__
+    assert isinstance(chained, RuntimeError)
+    assert "ValueError" in str(chained)
+    assert "illegal header [secret] of the caller" in outcome.message
+    assert secret not in repr(chained) + outcome.message + repr(outcome)
+
+
 @pytest.mark.parametrize("secret", [KEY, "sess_53a2cfc4", "eyJhbGciOi.x.y", "of-no-known-shape"])
 def test_rule_15_a_cause_that_quotes_a_secret_is_not_chained(secret: str) -> None:
     """Also if only its cause quotes one. The message still names its class."""
@@ -304,7 +341,8 @@ def test_rule_15_a_cause_that_quotes_a_secret_is_not_chained(secret: str) -> Non
     assert chained.__cause__ is chained.__context__ is None
 
 
-def test_rule_15_the_cause_keeps_its_lines_and_loses_its_locals() -> None:
+@pytest.mark.parametrize("failure_of", [network_failure, unexpected_failure])
+def test_rule_15_the_cause_keeps_its_lines_and_loses_its_locals(failure_of: Callable[[Exception], Failure]) -> None:
     """They may hold half a response, in its own frames and in those of what led to it."""
 
     def read() -> None:
@@ -317,7 +355,7 @@ def test_rule_15_the_cause_keeps_its_lines_and_loses_its_locals() -> None:
     with pytest.raises(OSError, match="broken") as caught:
         read()
     cause = caught.value
-    network_failure(cause)
+    failure_of(cause)
     shown = "".join(traceback.TracebackException.from_exception(cause, capture_locals=True).format())
     assert "in read" in shown
     assert TOKEN not in shown.replace('f"half of {TOKEN}"', "")
@@ -345,6 +383,8 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
         ("Wed, 21 Oct 2015 07:28:45", None, 45.0),
         ("Wed, 21 Oct 2015 09:28:45 +0200", None, 45.0),
         ("Wed, 21 Oct 2015 07:27:00 GMT", 30, 1.0),
+        ("Wed, 21 Oct 2015 07:28:45 GMT".ljust(64), None, 45.0),
+        ("Wed, 21 Oct 2015 07:28:45 GMT".ljust(65), None, 60.0),
         *((garbage, said, seconds) for said, seconds in ((None, 60.0), (17, 17.0)) for garbage in
           ("", "soon", "-5", "NaN", "inf", "1e9", "0x10", "30s", "1,000", "9" * 100, "\u0663", "Wed, 99 Oct 2015",
            "Wed, 21 Oct 99999 07:28:45 GMT", "Wed, 21 Oct 2015 07:28:45 +99999999", "x" * 100_000)),
@@ -354,6 +394,10 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
         (None, 25.5, 25.5),
         (None, 0, 1.0),
         (None, -3, 1.0),
+        (None, 86_399_999_999, 86_399_999_999.0),
+        (None, -86_399_999_999, 1.0),
+        (None, 86_400_000_000, 60.0),
+        (None, -86_400_000_000, 60.0),
         (None, "-3", 60.0),
         *((None, garbage, 60.0) for garbage in (True, [30], {"s": 30}, "soon", float("nan"), float("inf"), 10**400)),
     ],
@@ -369,6 +413,32 @@ def test_rule_10_without_a_date_header_the_wall_clock_is_used() -> None:
     """The only use of it."""
     instant = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 97 < retry_after({"Retry-After": instant}, {}, time.time()) <= 100
+    epoch = TokenResponse(429, {"Retry-After": "Thu, 01 Jan 1970 00:01:40 GMT"}, b"")
+    outcome = parse_token_response(epoch, 7.0, CREDENTIALS, 30.0)
+    assert isinstance(outcome, Failure)
+    assert outcome.retry_after == 70.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "limit"),
+    [
+        ({"X-RateLimit-Remaining": "7", "X-RateLimit-Reset": "130"}, (7, 30.0)),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "99.5"}, (0, -0.5)),
+        (
+            {"X-RateLimit-Remaining": "7", "X-RateLimit-Reset": "130", "Date": "Thu, 01 Jan 1970 00:02:00 GMT"},
+            (7, 10.0),
+        ),
+        ({"X-RateLimit-Remaining": "7"}, None),
+        ({"X-RateLimit-Reset": "130"}, None),
+        ({"X-RateLimit-Remaining": "many", "X-RateLimit-Reset": "130"}, None),
+        ({"X-RateLimit-Remaining": "7", "X-RateLimit-Reset": "soon"}, None),
+    ],
+)
+def test_rule_22_the_rate_limit_of_the_service_is_read(
+    headers: dict[str, str], limit: tuple[int, float] | None
+) -> None:
+    """The reset is a Unix time, by the response's own ``Date`` where it has one."""
+    assert parse_rate_limit(headers, wall=100.0) == limit
 
 
 def test_rule_10_the_zone_of_this_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pay88_adapters import SANDBOX_URL
 from pay88_adapters.testing import Emulator
 from support.commands import configured, run, started
 from support.servers import free_port
@@ -63,8 +64,9 @@ def test_the_page_shows_what_is_printed(name: str, emulator: Emulator, tmp_path:
     for command, said in steps(BLOCKS["run", name]):
         if "curl " in command and not shutil.which("curl"):
             continue
+        here = command.replace(SANDBOX_URL, emulator.url)
         ended = subprocess.run(
-            ["bash", "-c", command], env={**environ, "PATH": path}, capture_output=True, text=True, check=False
+            ["bash", "-c", here], env={**environ, "PATH": path}, capture_output=True, text=True, check=False
         )
         printed = ended.stdout if ended.stdout.endswith("\n") else ended.stdout + "\n"  # a prompt comes on a new line
         assert ended.stderr == "", command

@@ -429,7 +429,7 @@ def test_every_store_that_a_page_names_is_one(url: str, tmp_path: Path) -> None:
 
 def test_the_code_of_the_page_about_stores_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it goes without a service."""
-    monkeypatch.setenv("PAY88_API_KEY", "sk_live_key")
+    monkeypatch.setenv("PAY88_API_KEY", "sk_test_key")
     monkeypatch.setenv("PAY88_MERCHANT_ID", "MCH-COL-1")
     monkeypatch.setenv("PAY88_STORE", f"sqlite:///{tmp_path}/pay88.db")
     blocks = re.findall(r"^```python\n(.*?)^```$", page("index"), re.DOTALL | re.MULTILINE)

@@ -7,15 +7,17 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
-from support.stacks import STACKS, Options, Stack
+from support.stacks import STACKS, Httpx, Httpx2, Options, Stack, Urllib3
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 CHARGES = "/api/transactions/charges"
@@ -42,13 +44,43 @@ def classes(stack: type[Stack]) -> tuple[tuple[type[Exception], ...], tuple[type
 
 
 @contextmanager
-def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0) -> Iterator[Stack]:
+def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0, connections: int = 100) -> Iterator[Stack]:
     """Attach a client to a manager that has a token."""
     credentials = Credentials(emulator.api_key, emulator.merchant_id)
     with TokenManager(credentials, base_url=emulator.url, clock=ManualClock(auto_advance=True)) as manager:
         manager.get_token()
-        with stack(manager, Options(timeout=timeout)) as client:
+        with stack(manager, Options(timeout=timeout, connections=connections)) as client:
             yield client
+
+
+@every_library
+def test_the_code_catches_the_classes_of_the_table(stack: type[Stack]) -> None:
+    """And those of the package, before the base class of the library."""
+    library = stack.name.partition("-")[0]
+    section = PAGE.partition("## A payment with a connection error")[2]
+    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    [caught] = re.findall(r"^NOT_EXECUTED = \((.*?)\)$", code, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[\w.]+", caught)
+    module = "urllib3.exceptions" if library == "urllib3" else library
+    assert names == ["Pay88Error", *(f"{module}.{each.__name__}" for each in classes(stack)[0])]
+    assert code.index("except NOT_EXECUTED:") < code.index("except (" if library == "aiohttp" else f"except {module}.")
+
+
+@pytest.mark.parametrize("stack", [Urllib3, Httpx, Httpx2], ids=lambda stack: stack.name)
+def test_no_free_connection(stack: type[Stack]) -> None:
+    """The payment was not sent: the only connection of the client is in use."""
+    options: dict[str, Any] = {"pool_timeout": 0.05}
+    if stack is not Urllib3:
+        options = {"timeout": import_module(stack.name).Timeout(30.0, pool=0.05)}
+    with Emulator() as emulator, attached(stack, emulator, connections=1) as client, ThreadPoolExecutor(1) as pool:
+        with emulator.hold(CHARGES) as held:
+            first = pool.submit(client.attempt, "POST", emulator.url + CHARGES, json={})
+            held.wait_for(1)
+            error = client.attempt("POST", emulator.url + CHARGES, json={}, **options)
+        first.result()
+        assert emulator.journal.count(path=CHARGES) == 1
+    assert isinstance(error, classes(stack)[0])
+    assert type(error).__name__ in ("EmptyPoolError", "PoolTimeout")
 
 
 @every_library
@@ -60,6 +92,27 @@ def test_no_connection(stack: type[Stack]) -> None:
         error = client.attempt("POST", emulator.url + CHARGES, json={})
     assert isinstance(error, unknown if stack.name == "requests" else not_executed)
     assert isinstance(error, not_executed) is (stack.name != "requests")
+
+
+@pytest.mark.parametrize("retries", [None, 1], ids=["policy", "own"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_only_own_retries_of_urllib3_raise_a_max_retry_error(method: str, retries: int | None) -> None:
+    """Without the package, urllib3 always does."""
+    urllib3 = pytest.importorskip("urllib3")
+    from pay88_adapters.urllib3 import Pay88PoolManager
+
+    credentials = Credentials("sk_test_1", "MCH-COL-1")
+    with Emulator(api_key=credentials.api_key, merchant_id=credentials.merchant_id) as emulator:
+        clock = ManualClock(auto_advance=True)
+        with TokenManager(credentials, base_url=emulator.url, clock=clock) as manager:
+            manager.get_token()
+            emulator.stop()
+            with pytest.raises(urllib3.exceptions.HTTPError) as attached, Pay88PoolManager(manager) as http:
+                http.request(method, f"{emulator.url}/api/echo", retries=retries)
+            with pytest.raises(urllib3.exceptions.MaxRetryError) as plain, urllib3.PoolManager() as bare:
+                bare.request(method, f"{emulator.url}/api/echo", retries=retries)
+    cause = attached.value.reason if retries else attached.value
+    assert type(plain.value.reason) is type(cause) is urllib3.exceptions.NewConnectionError
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems accept connections beyond the backlog")

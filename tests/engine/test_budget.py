@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import time
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters import TokenPolicy, TokenRateLimited
+from pay88_adapters import CredentialsRejected, TokenBudgetExhausted, TokenPolicy, TokenRateLimited
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.history import Claim, Entry, Window
-from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget
+from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, Window
+from pay88_adapters.core.snapshot import failure_to
+from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget, spread
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing.windows import largest_window
@@ -205,6 +207,31 @@ def test_rule_04_the_windows_are_those_that_a_request_counts_in() -> None:
     assert not any(scene.storage.ages(window) for window in scene.budget.windows("another"))
 
 
+def test_rule_04_the_keys_of_a_merchant_name_its_longest_windows() -> None:
+    """One history for all requests, and one for those from the reserve, whatever the order of the limits."""
+    digest = hashlib.sha256(b"https://api.example\nM").hexdigest()[:32]
+    for limits in (("10/minute", "100/hour"), ("100/hour", "10/minute")):
+        assert Scene(limits=limits).budget.keys("M") == {f"token/{digest}": 3_605.0, f"token/{digest}/extra": 3_605.0}
+    assert Scene(limits=("1000/day",)).budget.keys("M")[f"token/{digest}"] == 86_405.0
+
+
+def test_rule_05_a_unit_is_claimed_to_outlive_a_failover_of_the_store() -> None:
+    """Each in a claim of its own: no two have the same id."""
+    claims: list[Claim] = []
+
+    class Noting(MemoryStorage):
+        def claim(self, claim: Claim) -> ClaimResult:
+            claims.append(claim)
+            return super().claim(claim)
+
+    budget = TokenBudget(TokenPolicy(max_retry_after=60), Noting(lambda: 0.0), "https://api.example")
+    assert budget.acquire("M", from_reserve=False).granted
+    assert budget.acquire("M", from_reserve=True).granted
+    assert [(claim.durable, claim.longest_cooldown) for claim in claims] == [(True, 60.0)] * 2
+    assert [len(claim.windows) for claim in claims] == [2, 4]
+    assert len({each for claim in claims for each in claim.ids}) == 2
+
+
 # The reserve
 
 
@@ -253,6 +280,39 @@ def test_rule_08_the_room_is_for_a_request_at_the_end_of_each_token(
     scene = Scene(limits=limits)
     assert sum(scene.take(20, from_reserve=True)) == extras
     assert sum(scene.take(20)) == ordinary
+
+
+@pytest.mark.parametrize(
+    ("limits", "reserve"),
+    [
+        (("1000/minute",), 20),
+        (("1000/90minutes",), 20),
+        (("1000/2hours",), 40),
+        (("10000/day",), 480),
+    ],
+)
+def test_rule_08_the_reserve_of_a_limit_is_that_of_the_hours_in_its_window(
+    limits: tuple[str, ...], reserve: int
+) -> None:
+    """At least that of one hour; of a part of an hour there is none."""
+    assert Scene(limits=limits).budget.windows("M")[-1].limit == reserve
+
+
+def test_rule_08_what_is_left_for_forced_refreshes_is_the_least_of_all_limits() -> None:
+    """Eight of ten in a minute at first, which regular requests may take too; twenty in an hour."""
+    scene = Scene()
+    assert scene.budget.left_for_forced("M") == 8
+    scene.take(3, from_reserve=True)
+    assert (scene.budget.left_for_forced("M"), scene.budget.left_for_forced("another")) == (5, 8)
+    scene.take(6)
+    assert scene.budget.left_for_forced("M") == 1
+    scene.now += 66.0
+    scene.take(8, from_reserve=True)
+    scene.now += 66.0
+    assert scene.budget.left_for_forced("M") == 8
+    scene.take(8, from_reserve=True)
+    scene.now += 66.0
+    assert scene.budget.left_for_forced("M") == 1, "of twenty in the hour"
 
 
 def test_rule_08_the_room_is_kept_for_the_whole_of_a_window() -> None:
@@ -322,6 +382,7 @@ def test_rule_08_pressure_is_that_of_the_smallest_reserve() -> None:
         (("80/hour",), 3_600 / 71),
         (("10/minute", "50/hour"), 3_600 / 40),
         (("5/5minutes", "62/hour"), 305 / 5),
+        (("61/hour", "62/hour"), 3_605 / 61),  # the smallest reserve is that of both: none
         (("1500/day",), 86_400 / 1_482),
     ],
 )
@@ -364,6 +425,31 @@ def test_rule_02_at_its_pace_no_ordinary_request_is_ever_denied(
         grant = scene.budget.acquire("M", from_reserve=False)
         assert grant.granted
         pace = grant.pace
+
+
+def test_rule_02_the_reserve_keeps_only_what_it_has_not_used() -> None:
+    """Of 80 in an hour it has nine: used, they are among those that are gone, and not kept as well."""
+    scene = Scene(limits=("80/hour",))
+    assert scene.take(9, from_reserve=True) == [True] * 9
+    assert scene.budget.pace("M") == pytest.approx(3_605 / 72, abs=EPSILON)
+
+
+@pytest.mark.parametrize(
+    ("limit", "ages", "distance"),
+    [
+        (10, [], 0.0),
+        (10, [0.0], 6.0),  # nine are left, and the tenth may come when the first one leaves
+        (2, [60.0, 30.0], 15.0),
+        (2, [61.0, 30.0], 15.0),  # one that has left does not count
+        (2, [50.0, 0.0], 30.0),
+        (2, [10.0, 5.0], 50.0),
+        (1, [50.0, 0.0], 60.0),  # more than the limit: the newest of them must leave first
+        (0, [], 0.0),
+    ],
+)
+def test_rule_02_entries_are_spread_so_that_each_fits(limit: int, ages: list[float], distance: float) -> None:
+    """Evenly, and never sooner than the oldest that it needs to replace has left a window of a minute."""
+    assert spread(limit, 60.0, ages) == distance
 
 
 # The clock
@@ -597,7 +683,92 @@ def test_rule_10_each_one_has_a_limit_of_its_own_to_what_it_waits() -> None:
         assert scene.budget.acquire("M", from_reserve=False).retry_in == 240.0
 
 
+def test_rule_10_the_cooldown_is_the_merchants_and_has_a_reason_and_an_end() -> None:
+    """None without a 429 or when it has ended; one that demanded nothing starts none; the longest lasts a day."""
+    scene = Scene(max_retry_after=86_400)
+    scene.budget.rate_limited("M", replace(LIMITED, retry_after=None))
+    assert scene.budget.cooldown("M") is None
+    scene.budget.rate_limited("M", LIMITED)
+    scene.now += 299.5
+    assert scene.budget.cooldown("M") == (replace(LIMITED, retry_after=None), 0.5)
+    assert scene.budget.cooldown("another") is None
+    short = TokenBudget(TokenPolicy(max_retry_after=60), scene.storage, "https://api.example")
+    assert short.cooldown("M") is None, "for a manager that waits at most a minute"
+    grant = scene.budget.acquire("M", from_reserve=False)
+    assert grant.failure is not None
+    assert (grant.failure.kind, grant.retry_in) == (TokenRateLimited, 0.5)
+    scene.now += 0.5
+    assert scene.budget.cooldown("M") is None
+    scene.budget.rate_limited("M", replace(LIMITED, retry_after=1e9))
+    cooldown = scene.storage.cooldown(scene.budget.key("M"))
+    assert cooldown is not None
+    assert cooldown.seconds == 86_400.0
+
+
+def test_rule_10_a_cooldown_that_has_ended_is_not_the_reason() -> None:
+    """A manager that waits a minute at most names the budget after that, although the 429 demanded five."""
+    scene = Scene(max_retry_after=60)
+    scene.take(10)
+    scene.budget.rate_limited("M", LIMITED)
+    for passed, kind in ((0.0, TokenRateLimited), (60.0, TokenBudgetExhausted)):
+        scene.now += passed
+        failure = scene.budget.acquire("M", from_reserve=False).failure
+        assert failure is not None
+        assert failure.kind is kind
+
+
+@pytest.mark.parametrize("denied_by", ["429", "limit"])
+def test_rule_08_a_rejection_says_as_much_of_the_budget_as_a_grant(denied_by: str) -> None:
+    """The used part of the reserve, and the pace that the limits sustain."""
+    scene = Scene(limits=("80/hour",))
+    scene.take(3, from_reserve=True)
+    if denied_by == "429":
+        scene.budget.rate_limited("M", LIMITED)
+    else:
+        scene.take(77)
+    grant = scene.budget.acquire("M", from_reserve=False)
+    assert (grant.granted, grant.pace) == (False, scene.budget.pace("M"))
+    assert grant.reserve_used == pytest.approx(3 / 9)
+    assert grant.pace > 45.0
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "",
+        "no json",
+        "[]",
+        "{}",
+        "null",
+        "[" * 100_000,
+        json.dumps(failure_to(Failure(CredentialsRejected, "401", 401))),
+    ],
+    ids=["nothing", "no JSON", "array", "object", "null", "deep", "another failure"],
+)
+def test_rule_10_a_cooldown_whose_reason_cannot_be_read_is_that_of_a_429(reason: str) -> None:
+    """A process with another version of the package may have written it, or the store is damaged."""
+    scene = Scene()
+    scene.storage.start_cooldown(scene.budget.key("M"), Cooldown(300.0, 0.0, reason))
+    failure = scene.budget.acquire("M", from_reserve=False).failure
+    assert failure is not None
+    assert failure == Failure(TokenRateLimited, failure.message, 429, retryable=True)
+    assert scene.budget.cooldown("M") == (failure, 300.0)
+
+
 # What a rejection says
+
+
+def test_rule_24_a_rejection_names_the_reason_that_the_storage_gives() -> None:
+    """Whether or not units are left."""
+
+    class Unavailable(MemoryStorage):
+        def claim(self, claim: Claim) -> ClaimResult:
+            return super().claim(claim)._replace(wait=5.0, reason="no replica confirmed the unit")
+
+    grant = TokenBudget(TokenPolicy(), Unavailable(lambda: 0.0), "https://api.example").acquire("M", from_reserve=True)
+    assert (grant.granted, grant.retry_in) == (False, 5.0)
+    assert grant.failure is not None
+    assert grant.failure.message.startswith("no replica confirmed the unit")
 
 
 def test_rule_08_a_rejection_says_what_is_reserved() -> None:
@@ -608,7 +779,11 @@ def test_rule_08_a_rejection_says_what_is_reserved() -> None:
     assert failure is not None
     assert "2 of 10 per 1 minute" in failure.message
     assert "reserved" in failure.message
-    scene.take(2)
+    scene.take(1)
+    failure = scene.budget.acquire("M", from_reserve=True).failure
+    assert failure is not None
+    assert "1 of 10 per 1 minute" in failure.message
+    scene.take(1)
     failure = scene.budget.acquire("M", from_reserve=True).failure
     assert failure is not None
     assert "exhausted (10 per 1 minute)" in failure.message

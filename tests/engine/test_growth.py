@@ -18,6 +18,7 @@ from pay88_adapters.core.history import Window
 from pay88_adapters.engine.default_clock import default_clock
 from pay88_adapters.engine.forks import living
 from pay88_adapters.engine.registry import KEPT
+from pay88_adapters.engine.stand_ins import pickle_key
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
@@ -77,7 +78,7 @@ def make_and_drop(make: Callable[[int], TokenManager], numbers: range) -> None:
     for number in numbers:
         manager = make(number)
         manager.stats()
-        pay88_adapters.engine.manager.manager_id(manager)
+        pickle_key(manager)
 
 
 @pytest.mark.parametrize("maker", MAKERS)

@@ -228,6 +228,27 @@ def test_rule_22_a_limit_that_is_known_to_be_full_causes_no_store_operation() ->
     assert scene.free() == 60
 
 
+def test_rule_22_a_rejection_by_the_store_holds_for_all_who_wait() -> None:
+    """Until its end none of them queries the store; the rejected one is no longer in progress."""
+    pacing = Pacing(MemoryStorage(lambda: 0.0), "https://api-sandbox.88pay.io", max_concurrent=1)
+    permit = pacing.reserve("balance", 100.0)
+    assert isinstance(permit, RateLimitPermit)
+    pacing.record_result(permit, 30.0, 100.0)
+    assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [30.0, 0.5]
+    assert isinstance(pacing.reserve("transactions", 100.0), RateLimitPermit)
+    assert isinstance(pacing.reserve("balance", 130.0), RateLimitPermit)
+
+
+@pytest.mark.parametrize("retry_after", [0.5, 1, 30])
+def test_rule_22_the_shortest_wait_of_a_429_counts(retry_after: float) -> None:
+    """To the fraction of a second."""
+    scene = Scene()
+    scene.received({"Retry-After": str(retry_after), "Date": DATE}, 429)
+    assert scene.ask() == pytest.approx(retry_after)
+    scene.clock.advance(retry_after)
+    assert scene.ask() == 0.0
+
+
 def test_rule_22_store_operations_are_limited_in_number() -> None:
     """Waiters queue in the process, not at the store; a caller that never returns does not block the rest."""
     scene = Scene()

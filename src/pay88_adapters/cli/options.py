@@ -44,6 +44,17 @@ def environment(base_url: str | None, store: str | None) -> Mapping[str, str]:
 
 
 @contextmanager
+def open_manager(environ: Mapping[str, str]) -> Generator[TokenManager, None, None]:
+    """Yield a manager, and wait for its pending fetch at the end. Print a warning if the store is unavailable."""
+    with TokenManager.from_env(environ) as manager, wait_for_pending_fetch(manager):
+        try:
+            yield manager
+        finally:
+            if manager.stats().store_degraded:
+                click.echo("pay88: warning: the store is unavailable (run `pay88 check` for the cause)", err=True)
+
+
+@contextmanager
 def wait_for_pending_fetch(manager: TokenManager) -> Generator[None, None, None]:
     """Wait for the pending fetch of *manager* at the end of the block.
 

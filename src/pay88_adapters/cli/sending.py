@@ -13,12 +13,12 @@ from urllib.parse import urlencode, urlsplit
 import click
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-from pay88_adapters import Credentials, Pay88Error, TokenManager
+from pay88_adapters import Credentials, Pay88Error
 from pay88_adapters.core.endpoint import Endpoint, url_from_env
 from pay88_adapters.core.secret import mask, redact
 from pay88_adapters.urllib3 import Pay88PoolManager
 
-from .options import wait_for_pending_fetch
+from .options import open_manager
 from .terminal import is_plain, printable
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -82,7 +82,7 @@ class Call:
         Raises:
             Pay88Error: No token, or no response.
         """
-        with TokenManager.from_env(self.environ) as manager, wait_for_pending_fetch(manager):
+        with open_manager(self.environ) as manager:
             token = manager.get_token()
             secrets = [Credentials.from_env(self.environ).api_key, token.access_token, token.session_id]
             try:

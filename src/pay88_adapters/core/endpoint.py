@@ -21,6 +21,7 @@ TOKEN_PATH = "/api/auth/token"
 
 _NAMED = "base_url (PAY88_BASE_URL)"
 _ENVIRONMENTS = {"sandbox": SANDBOX_URL, "production": PRODUCTION_URL}
+_PREFIXES = {"sandbox": "sk_test_", "production": "sk_live_"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_.-]+")
 _ZONE = re.compile(r"[\w.~-]+", re.ASCII)
@@ -124,21 +125,29 @@ class Endpoint:
         path = path.partition("?")[0]
         return path[len(prefix) :] if path.startswith(prefix) else ""
 
+    @property
+    def environment(self) -> str:
+        """``sandbox`` or ``production``; empty for any other host."""
+        host = self.host.rstrip(".")
+        return next((name for name, url in _ENVIRONMENTS.items() if urlsplit(url).hostname == host), "")
+
     def check_key(self, credentials: ApiKey) -> None:
         """Check that the key belongs to the environment of this URL.
 
         Raises:
             ConfigurationError: A sandbox key with the production URL, or the reverse.
         """
-        for prefix, url, other in (
-            ("sk_live_", SANDBOX_URL, "production"),
-            ("sk_test_", PRODUCTION_URL, "sandbox"),
-        ):
-            if credentials.api_key.startswith(prefix) and self.host.rstrip(".") == urlsplit(url).hostname:
-                raise ConfigurationError(
-                    f"a key that starts with {prefix} does not work with {shorten(self.base_url, 50)}: set"
-                    f" PAY88_ENVIRONMENT={other} (base_url={other.upper()}_URL) or use the other key"
-                )
+        right = environment_of(credentials)
+        if self.environment and right and right != self.environment:
+            raise ConfigurationError(
+                f"a key that starts with {_PREFIXES[right]} does not work with {shorten(self.base_url, 50)}: set"
+                f" PAY88_ENVIRONMENT={right} (base_url={right.upper()}_URL) or use the other key"
+            )
+
+
+def environment_of(credentials: ApiKey) -> str:
+    """Return ``sandbox`` or ``production``, by the prefix of the API key; empty for any other prefix."""
+    return next((name for name, prefix in _PREFIXES.items() if credentials.api_key.startswith(prefix)), "")
 
 
 RATE_LIMITED_GROUPS = ("transactions", "balance")

@@ -143,12 +143,26 @@ class TokenManager:
         self.sync_runner, self.async_runner = sync_runner, async_runner
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, *, client: object = None) -> TokenManager:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        policy: TokenPolicy | None = None,
+        retry: RetryPolicy | None = None,
+        listeners: Iterable[Listener] = (),
+        pacing: bool = False,
+        breaker: BreakerPolicy | None = None,
+        client: object = None,
+    ) -> TokenManager:
         """Configure from ``PAY88_API_KEY``, ``PAY88_MERCHANT_ID``, ``PAY88_ENVIRONMENT``,
         ``PAY88_BASE_URL``, ``PAY88_STORE`` and ``PAY88_FALLBACK_STORE``.
 
+        Args:
+            environ: The variables; ``os.environ`` unless given.
+            policy, retry, listeners, pacing, breaker, client: As for :class:`TokenManager`.
+
         Raises:
-            ConfigurationError: A variable is missing or invalid.
+            ConfigurationError: A variable is missing or invalid, or an argument is invalid.
         """
         environ = RedactedMapping(os.environ if environ is None else environ)
         return cls(
@@ -156,6 +170,11 @@ class TokenManager:
             base_url=url_from_env(environ),
             store=environ.get("PAY88_STORE") or MEMORY,
             fallback_store=environ.get("PAY88_FALLBACK_STORE") or None,
+            policy=policy,
+            retry=retry,
+            listeners=listeners,
+            pacing=pacing,
+            breaker=breaker,
             client=client,
         )
 
@@ -385,16 +404,3 @@ class TokenManager:
 def _start_over(manager: TokenManager) -> None:
     """Continue in a forked child."""
     manager.sync_runner.fetches.after_fork()
-
-
-def manager_id(manager: TokenManager) -> str:
-    """Return the name by which :func:`find_manager` finds *manager*, in this process and in those forked from it."""
-    with PROCESS.lock:
-        manager.reference = manager.reference or os.urandom(16).hex()
-        PROCESS.referenced[manager.reference] = manager
-        return manager.reference
-
-
-def find_manager(name: str) -> TokenManager | None:
-    """Return the manager with this name, if it is in this process."""
-    return PROCESS.referenced.get(name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from pay88_adapters.core.arguments import class_of
 from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint
 from pay88_adapters.core.errors import ConfigurationError
 
-from .manager import TokenManager, find_manager, manager_id
+from .manager import PROCESS, TokenManager
 from .overrides import current_manager
 
 
@@ -117,11 +119,14 @@ def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedM
     if isinstance(manager, ActivatedManager):
         return manager
     assert isinstance(manager, TokenManager)
-    return manager_id(manager), manager.base_url
+    with PROCESS.lock:
+        manager.reference = manager.reference or os.urandom(16).hex()
+        PROCESS.referenced[manager.reference] = manager
+        return manager.reference, manager.base_url
 
 
 def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
     """Return the manager with this *pickle_key*, or its stand-in in another process."""
     if isinstance(pickle_key, ActivatedManager):
         return pickle_key
-    return find_manager(pickle_key[0]) or UnavailableManager(pickle_key)
+    return PROCESS.referenced.get(pickle_key[0]) or UnavailableManager(pickle_key)

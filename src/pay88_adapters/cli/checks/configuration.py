@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from pay88_adapters import ConfigurationError, Credentials
-from pay88_adapters.core.endpoint import Endpoint, url_from_env
+from pay88_adapters.core.endpoint import Endpoint, environment_of, url_from_env
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.stores import MEMORY
 
@@ -55,11 +55,15 @@ class Configuration:
             yield name if self._environ.get(name) else vendors
         if not self._environ.get("PAY88_BASE_URL") and self._environ.get("PAY88_ENVIRONMENT"):
             yield "PAY88_ENVIRONMENT"
-        for name, option in _OPTIONS.items():
-            if self._environ.get(name):
-                yield name if self._environ[name] == os.environ.get(name) else option
+        yield from filter(None, map(self._source, _OPTIONS))
         if self.fallback_store is not None:
             yield "PAY88_FALLBACK_STORE"
+
+    def _source(self, name: str) -> str:
+        """Return the variable *name*, or the option that overrides it; "" if neither is set."""
+        if not self._environ.get(name):
+            return ""
+        return name if self._environ[name] == os.environ.get(name) else _OPTIONS[name]
 
     def _check_url(self) -> Finding:
         try:
@@ -67,7 +71,10 @@ class Configuration:
         except ConfigurationError as error:
             remedy = "correct PAY88_BASE_URL, or unset it and set PAY88_ENVIRONMENT to sandbox or production"
             return invalid("base URL", error, remedy)
-        return ok("base URL", self.endpoint.base_url)
+        given = self._source("PAY88_BASE_URL")
+        ignored = given and self._environ.get("PAY88_ENVIRONMENT")
+        why = f" (PAY88_ENVIRONMENT is ignored, because {given} is set)" if ignored else ""
+        return ok("base URL", self.endpoint.base_url + why)
 
     def _check_key(self) -> Finding:
         if self.endpoint is None or self.credentials is None:
@@ -79,4 +86,8 @@ class Configuration:
             unset = "unset PAY88_BASE_URL and " if self._environ.get("PAY88_BASE_URL") else ""
             return failed("key", what, unset + remedy)
         self.fits = True
+        if not self.endpoint.environment:
+            return skipped("key", "the base URL is neither the sandbox nor production")
+        if not environment_of(self.credentials):
+            return skipped("key", "it starts with neither sk_test_ nor sk_live_")
         return ok("key", "matches the environment")

@@ -14,10 +14,11 @@ from pay88_adapters import (
     TokenManager,
     TokenPolicy,
     TokenRateLimited,
+    TokenResponseInvalid,
 )
 from pay88_adapters.cli.options import wait_for_pending_fetch
 from pay88_adapters.cli.store_view import StoreReader, StoreStatus
-from pay88_adapters.core.errors import Failure, in_seconds
+from pay88_adapters.core.errors import Failure, in_seconds, shorten
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.store_link import run_with_timeout
@@ -31,7 +32,9 @@ _LEASE = 5.0  # seconds, of the lease that the check acquires
 _AFTER_429 = "token endpoint returned 429; another client uses this merchant's token budget"
 _OWN_CLOCK = ("sqlite", "memory")  # stores without a clock of their own
 _REMEDIES: dict[type[Pay88Error], str] = {
-    CredentialsRejected: "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard",
+    CredentialsRejected: (
+        "set PAY88_API_KEY and PAY88_MERCHANT_ID to the values from the 88Pay dashboard, and check the base URL"
+    ),
     TokenBudgetExhausted: "wait, and set one PAY88_STORE for all clients of this merchant",
     TokenRateLimited: "wait, and set one PAY88_STORE for all clients of this merchant",
     ConfigurationError: "correct the configuration",
@@ -128,7 +131,7 @@ class SharedStore:
                 return self._fetch_another(self._store)
             return self._fetch(self._store_url)
         except (Pay88Error, StoreError) as error:
-            return failed("token", str(error), _remedy(error))
+            return failed("token", self._detail(error), _remedy(error))
 
     def _fetch(self, url: str) -> Finding:
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
@@ -140,6 +143,16 @@ class SharedStore:
                 began_at = time.monotonic()
                 token = manager.get_token()
             return ok("token", f"valid for {token.expires_in:g} s, fetched in {time.monotonic() - began_at:.2f} s")
+
+    def _detail(self, error: Pay88Error | StoreError) -> str:
+        """Return what failed, without the advice in the error's message: the remedy says what to do."""
+        credentials = self._configuration.credentials
+        if credentials is None or isinstance(error, (StoreError, TokenResponseInvalid)) or error.status is None:
+            return str(error)
+        what = f"token endpoint returned {error.status} for {shorten(credentials.merchant_id, 40)}"
+        if error.server_message:
+            what += f": {error.server_message.rstrip('. ')}"
+        return f"{what} (no further token request for {in_seconds(error.retry_after)})" if error.retry_after else what
 
     def _fetch_another(self, store: Store) -> Finding:
         """Fetch a token that *store* does not get: its workers keep theirs, whatever the result is (rules 5 and 10)."""

@@ -17,7 +17,7 @@ Exit codes:
 """
 
 
-@click.command(cls=Command, short_help="Show the remaining token budget and the shared token's age.", epilog=_EPILOG)
+@click.command(cls=Command, short_help="Show the remaining token budget in the shared store.", epilog=_EPILOG)
 @click.option(
     "--once", is_flag=True, help="Print once and exit. Default with --json, or if standard output is not a terminal."
 )

@@ -9,7 +9,7 @@ from pay88_adapters.cli.app import Command, require
 
 _EPILOG = """\b
 Examples:
-  pay88 request POST /api/balance
+  pay88 request POST /api/balance --query id="$PAY88_MERCHANT_ID"
   pay88 request POST /api/transactions/charges --data @charge.json
 
 \b
@@ -49,8 +49,9 @@ def command(
 ) -> int:
     """Send one request to 88Pay, with a token, and print the response with secrets redacted.
 
-    PATH is relative to the base URL; a full URL must have the same origin. The body is application/json unless a
-    header says otherwise. Only idempotent requests are retried; redirects are printed, not followed.
+    PATH starts with a slash and is appended to the base URL; a full URL must have the same origin. The body is
+    application/json unless a header says otherwise. Idempotent requests are retried. Others, such as a payment, are
+    retried only after a 429, or if no connection was made. Redirects are printed, not followed.
     """
     require("urllib3", extra="cli")
     from pay88_adapters.cli.sending import Call, show

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from pay88_adapters import Pay88Error, Token, TokenManager, TokenPolicy
+from pay88_adapters import Pay88Error, Token, TokenPolicy
 from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command
 from pay88_adapters.clock import Clock
@@ -17,7 +17,7 @@ from pay88_adapters.core.policy import LIFETIME
 
 _EPILOG = """\b
 Examples:
-  curl -H @<(pay88 token) -X POST "$PAY88_BASE_URL/api/balance"
+  curl -H @<(pay88 token) -X POST "https://api-sandbox.88pay.io/api/balance?id=$PAY88_MERCHANT_ID"
   eval "$(pay88 token --format env)"
 
 \b
@@ -94,10 +94,7 @@ def command(form: str, min_validity: float, base_url: str | None, store: str | N
     With PAY88_STORE, it is the shared token, which is fetched only if the store has no valid one. Without PAY88_STORE
     (memory://), each run sends a token request.
     """
-    with (
-        TokenManager.from_env(options.environment(base_url, store)) as manager,
-        options.wait_for_pending_fetch(manager),
-    ):
+    with options.open_manager(options.environment(base_url, store)) as manager:
         token = manager.get_token(min_validity=min_validity)
         remaining = _remaining(token)
         if remaining < min_validity:
