@@ -108,15 +108,20 @@ class Redirected(urllib3.HTTPResponse):
 
     def __init__(self, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]) -> None:
         self.args, self.by_position, self.kw = args, by_position, kw
-        retries: urllib3.Retry = kw["retries"]
-        *_, last = retries.history
+        retries = kw["retries"]
+        last = _last_attempt(retries)
         headers = {"Location": last.redirect_location or ""}
         super().__init__(headers=headers, status=last.status or 0, preload_content=False, retries=retries)
 
 
+def _last_attempt(retries: Any) -> RequestHistory:
+    last: RequestHistory = retries.history[-1]
+    return last
+
+
 def exhausted(retries: urllib3.Retry, pool: Any, url: str) -> MaxRetryError:
     """Return the exception that urllib3 raises when it may not retry the last attempt of *retries*."""
-    *_, last = retries.history
+    last = _last_attempt(retries)
     reason = last.error or ResponseError(ResponseError.SPECIFIC_ERROR.format(status_code=last.status))
     error = MaxRetryError(pool, url, reason)
     error.__cause__ = reason
