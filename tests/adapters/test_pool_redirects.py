@@ -72,7 +72,7 @@ def test_rule_20_the_outcome_of_a_redirects_target_sends_no_payment_again(
     world.emulator.faults.add(fault, on=STATUS)
     outcome = charge(world)
     retried = method == "GET" or isinstance(fault, (RejectToken, TooMany))
-    if type(world.client()) is Urllib3 and OLD:  # its pool manager goes on with retries of its own
+    if type(world.client()) is Urllib3 and OLD:  # its pool manager continues with retries of its own
         retried = len(sent(world)) > 2
     assert sent(world) == [("POST", CHARGES), *[(method, STATUS)] * (2 if retried else 1)]
     if retried:
