@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from support.worlds import World
 # httpx leaves the iterator of a body that it cannot send to the end, and trio says so.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Async generator 'httpx:ResourceWarning")
 
-OLD = tuple(map(int, urllib3.__version__.split(".")[:2])) < (2, 5)
+OLD = tuple(map(int, version("urllib3").split(".")[:2])) < (2, 5)
 CHARGES, STATUS = "/api/transactions/charges", "/api/echo"
 
 

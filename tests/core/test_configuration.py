@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import math
@@ -497,3 +498,60 @@ def test_rule_15_pickling_stays_rejected(value: Any, says: str) -> None:
     for each in (value, Settings(value, value), [value]):
         with pytest.raises(TypeError, match=re.escape(says)):
             pickle.dumps(each)
+
+
+# Values of the wrong type
+
+
+NO_LISTENERS: list[object] = [None, 5, True, math.nan, object(), print, "print", [1]]
+NO_CLOCKS: list[object] = ["5", 5, True, math.nan, object(), [1]]
+NO_MAPPINGS: list[object] = ["5", 5, True, math.nan, object(), ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("listeners", value) for value in NO_LISTENERS), *(("clock", value) for value in NO_CLOCKS)],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_manager_names_the_argument_of_a_wrong_type(name: str, value: object) -> None:
+    """In every way to make one that takes the argument."""
+    rejected(TokenManager, CREDENTIALS, **{name: value}, says=name)
+    if name == "listeners":
+        rejected(TokenManager.shared, CREDENTIALS, listeners=value, says=name)
+        rejected(TokenManager.from_env, ENVIRON, listeners=value, says=name)
+
+
+@pytest.mark.parametrize("value", NO_MAPPINGS, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize("make", [TokenManager.from_env, Credentials.from_env])
+def test_an_environment_is_a_mapping(make: Any, value: object) -> None:
+    """As ``os.environ`` is."""
+    rejected(make, value, says="environ must be a Mapping")
+
+
+@pytest.mark.parametrize("value", [None, "", "5", b"5", True, [], [5], object(), -1, math.nan, math.inf, 60, 10**400])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_validity_is_checked_whether_a_token_is_cached_or_not(value: Any, is_cached: bool) -> None:
+    """By both methods, before anything is sent."""
+    with TokenManager(CREDENTIALS) as manager:
+        if is_cached:
+            manager._state.fast_path = Token("access", "session", 60.0, 0.0), math.inf
+        rejected(manager.get_token, min_validity=value, says="min_validity")
+        rejected(asyncio.run, manager.aget_token(min_validity=value), says="min_validity")
+        assert manager.stats().token_requests == 0
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, False])
+def test_a_validity_of_zero_is_none(value: float) -> None:
+    """Any cached token will do."""
+    with TokenManager(CREDENTIALS) as manager:
+        token = Token("access", "session", 60.0, 0.0)
+        manager._state.fast_path = token, math.inf
+        assert manager.get_token(min_validity=value) is token
+        assert asyncio.run(manager.aget_token(min_validity=value)) is token
+
+
+@pytest.mark.parametrize("value", [None, "access", 5, object()])
+def test_only_a_token_can_be_discarded(value: Any) -> None:
+    """The access token alone is none."""
+    with TokenManager(CREDENTIALS) as manager:
+        rejected(manager.invalidate, value, says="token must be a Token")

@@ -140,6 +140,53 @@ def test_rule_10_the_longer_of_two_cooldowns_counts() -> None:
     assert isinstance(driven.ask(61.0), Fetch)
 
 
+@pytest.mark.parametrize(("digest", "ends"), [(ONE, True), (TWO, False)])
+def test_rule_03_a_fetch_ends_where_another_has_requested_a_token_since(digest: str, ends: bool) -> None:
+    """With the same credentials. A token that was requested before that fetch began may be the one to replace."""
+    driven = Driven()
+    driven.get(0.0)
+    first = driven.lead(51.0)
+    assert driven.machine.on_credentials(first, ONE, 51.0)
+    assert not driven.machine.stopped(first, 51.0), "the token is older"
+    second = driven.ask(52.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(second.ticket, 52.0, digest=digest)
+    driven.machine.on_token(second.ticket, token(52.0), 52.1)
+    assert driven.machine.stopped(first, 52.2) is ends
+    assert bool(driven.machine.pending_fetches) is not ends
+
+
+@pytest.mark.parametrize("change", ["401", "discarded", "aging"])
+def test_rule_03_a_fetch_continues_where_the_token_since_is_of_no_use(change: str) -> None:
+    """It was rejected or discarded, or is due to be refreshed."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    assert driven.machine.on_credentials(first, ONE, 0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    assert driven.send(second.ticket, 0.0)
+    driven.machine.on_token(second.ticket, token(0.0), 0.1)
+    if change == "401":
+        assert driven.machine.on_unauthorized(token(0.0), 0.2)
+    elif change == "discarded":
+        driven.machine.discard_token(token(0.0))
+    assert not driven.machine.stopped(first, 46.0 if change == "aging" else 0.2)
+
+
+def test_rule_16_a_request_with_a_fetch_in_progress_does_not_fail_with_another() -> None:
+    """The other is that of a call which blocks the first one, and fails where the first one works."""
+    driven = Driven()
+    first = driven.lead(0.0)
+    second = driven.ask(0.0, must_fetch=True)
+    assert isinstance(second, Fetch)
+    driven.machine.on_fetch_failed(second.ticket, ODD, 0.1)
+    assert isinstance(driven.ask(0.2, known_failures=0, own=second.ticket), Fail)
+    assert isinstance(driven.ask(0.2, known_failures=0, own=first), Wait)
+    assert driven.send(first, 0.3)
+    driven.fail(first, 0.4, ODD)
+    assert isinstance(driven.ask(0.5, known_failures=0, own=first), Fail)
+
+
 @pytest.mark.parametrize(("failure", "in_cooldown"), [(limited(60.0), True), (ODD, False)])
 def test_rule_10_a_token_does_not_end_the_cooldown_of_a_429(failure: Failure, in_cooldown: bool) -> None:
     """Of two fetches one fails, the other brings a token: an outage is over then, a 429 is not."""

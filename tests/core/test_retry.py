@@ -17,7 +17,7 @@ import pay88_adapters.urllib3
 from pay88_adapters import ConfigurationError, Pay88Error, RetryPolicy
 from pay88_adapters.core.retry import Attempts, ConnectionFailure
 from pay88_adapters.events import CallRetried, Event
-from pay88_adapters.testing import Garbage, RefuseToken, ResetAfterRead, ResetBeforeRead, Status, TooMany
+from pay88_adapters.testing import Garbage, Latency, RefuseToken, ResetAfterRead, ResetBeforeRead, Status, TooMany
 from support.stacks import BYTES, PlainResponse, Requests, Stack, Urllib3
 from support.worlds import World
 
@@ -321,6 +321,56 @@ def test_rule_20_a_long_retry_after_is_the_callers(world: World, said: str, stat
     assert isinstance(outcome, PlainResponse)
     assert (outcome.status, outcome.headers["Retry-After"]) == (status, said)
     assert world.emulator.journal.calls == 1
+
+
+def late(world: World, retry_after: int) -> None:
+    """Let the next request find a server that is unavailable for so many seconds."""
+    world.emulator.faults.add(Status(503, headers={"Retry-After": str(retry_after)}), on="call", times=1)
+
+
+def test_rule_20_a_retry_without_time_for_its_token_is_not_made(world: World) -> None:
+    """The token expires before the retry, and none is granted in time: the caller gets the response it has."""
+    client = world.client(world.new_manager(retry=RetryPolicy(total_timeout=22)))
+    assert ok(client.attempt("POST", world.url))
+    world.clock.advance(44)
+    late(world, 20)
+    world.emulator.faults.add(Status(500), on="token", times=None)
+    response = world.as_time_passes(lambda: client.attempt("POST", world.url))
+    assert isinstance(response, PlainResponse)
+    assert response.status == 503
+
+
+def test_rule_20_a_retry_with_time_for_its_token_is_made(world: World) -> None:
+    """A token request may take ``fetch_timeout``."""
+    client = world.client(world.new_manager(retry=RetryPolicy(total_timeout=30)))
+    assert ok(client.attempt("POST", world.url))
+    world.clock.advance(44)
+    late(world, 20)
+    assert ok(world.as_time_passes(lambda: client.attempt("POST", world.url)))
+
+
+def test_rule_20_a_retry_waits_for_its_token_no_longer_than_the_total_timeout(world: World) -> None:
+    """A token request that takes longer than usual does not prolong the request."""
+    client = world.client(world.new_manager(retry=RetryPolicy(total_timeout=26)))
+    assert ok(client.attempt("POST", world.url))
+    world.clock.advance(44)
+    late(world, 20)
+    world.emulator.faults.add(Latency(60), on="token", times=None)
+    before = world.clock.now()
+    assert isinstance(world.as_time_passes(lambda: client.attempt("POST", world.url)), Pay88Error)
+    assert world.clock.now() - before == pytest.approx(26, abs=0.5)
+
+
+def test_rule_20_a_retry_that_a_cooldown_leaves_without_a_token_is_not_made(world: World) -> None:
+    """The token endpoint said how long it grants none, and the current token will have expired."""
+    client = world.client(world.new_manager())
+    assert ok(client.attempt("POST", world.url))
+    world.clock.advance(52)
+    late(world, 10)
+    world.emulator.faults.add(TooMany(retry_after=300), on="token", times=None)
+    response = world.as_time_passes(lambda: client.attempt("POST", world.url))
+    assert isinstance(response, PlainResponse)
+    assert response.status == 503
 
 
 def test_rule_20_nothing_waits_beyond_the_total_timeout(world: World) -> None:

@@ -339,6 +339,10 @@ class NeverResponds:
     def _stop(self) -> Generator[None, None, None]:
         yield
 
+    def is_on(self, thread: int) -> bool:
+        """It belongs to no thread."""
+        return False
+
     async def post(self, request: TokenRequest) -> TokenResponse:
         """Wait without end."""
         await self._stop()
@@ -354,7 +358,8 @@ def test_rule_17_a_fetch_that_is_collected_with_its_loop_takes_no_lock(emulator:
     manager: Any = manager_for(emulator)
     state = manager._state
     decision = state.transition(lambda machine, now: machine.decide(now, known_failures=0, deadline=now + 1))
-    carrier, run = NeverResponds(), FetchRun(decision.ticket, loop_thread=0)
+    carrier: Any = NeverResponds()
+    run = FetchRun(decision.ticket, loop=carrier)
     manager.async_runner.fetches.begin(run)
     fetch = manager.async_runner._fetch(carrier, run, carrier)
     fetch.send(None)

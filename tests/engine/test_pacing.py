@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pay88_adapters.engine.pacing import Pacing, RateLimitPermit
+from pay88_adapters.engine.pacing import Denied, Pacing, RateLimitPermit
+from pay88_adapters.stores.base import WindowsResult
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -42,12 +43,12 @@ class Scene:
         """Acquire a unit as a request does: return 0 if it may be sent, or the seconds until then."""
         permit = self.pacing.reserve(group, self.clock.now())
         if not isinstance(permit, RateLimitPermit):
-            return permit
-        wait = self.pacing.acquire(group, merchant)
-        self.pacing.record_result(permit, wait, self.clock.now())
-        if not wait:
+            return permit.wait
+        result = self.pacing.acquire(group, merchant)
+        self.pacing.record_result(permit, result, self.clock.now())
+        if not result.wait:
             self.pacing.end_attempt(permit, self.clock.now())
-        return wait
+        return result.wait
 
     def received(self, fields: Mapping[str, str], status: int = 200, group: str = "balance") -> None:
         """Let a response arrive."""
@@ -118,9 +119,9 @@ def depart(scene: Scene, group: str = "balance") -> RateLimitPermit | None:
     permit = scene.pacing.reserve(group, scene.clock.now())
     if not isinstance(permit, RateLimitPermit):
         return None
-    wait = scene.pacing.acquire(group, MERCHANT)
-    scene.pacing.record_result(permit, wait, scene.clock.now())
-    return None if wait else permit
+    result = scene.pacing.acquire(group, MERCHANT)
+    scene.pacing.record_result(permit, result, scene.clock.now())
+    return None if result.wait else permit
 
 
 def test_rule_22_attempts_under_way_may_be_sent_at_any_moment() -> None:
@@ -194,7 +195,7 @@ def test_rule_22_base_urls_are_counted_apart() -> None:
     scene = Scene()
     production = Pacing(scene.storage, "https://api.88pay.io")
     assert scene.free() == 60
-    assert production.acquire("balance", MERCHANT) == 0
+    assert production.acquire("balance", MERCHANT).wait == 0
 
 
 def test_rule_22_a_cancelled_permit_blocks_no_other_request() -> None:
@@ -233,8 +234,8 @@ def test_rule_22_a_rejection_by_the_store_holds_for_all_who_wait() -> None:
     pacing = Pacing(MemoryStorage(lambda: 0.0), "https://api-sandbox.88pay.io", max_concurrent=1)
     permit = pacing.reserve("balance", 100.0)
     assert isinstance(permit, RateLimitPermit)
-    pacing.record_result(permit, 30.0, 100.0)
-    assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [30.0, 0.5]
+    pacing.record_result(permit, WindowsResult(30.0, [], "why"), 100.0)
+    assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [Denied(30.0, "why"), Denied(0.5, "why")]
     assert isinstance(pacing.reserve("transactions", 100.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 130.0), RateLimitPermit)
 
@@ -256,12 +257,13 @@ def test_rule_22_store_operations_are_limited_in_number() -> None:
     permits = [pacing.reserve("balance", 0.0) for _ in range(3)]
     assert all(isinstance(permit, RateLimitPermit) for permit in permits)
     later = pacing.reserve("balance", 0.0)
-    assert isinstance(later, float)
-    assert 0 < later < 1
+    assert isinstance(later, Denied)
+    assert 0 < later.wait < 1
+    assert "3" in later.reason
     assert isinstance(permits[0], RateLimitPermit)
-    pacing.record_result(permits[0], 0.0, 0.0)
+    pacing.record_result(permits[0], WindowsResult(0.0, []), 0.0)
     assert isinstance(pacing.reserve("balance", 0.0), RateLimitPermit)
-    assert isinstance(pacing.reserve("balance", 0.0), float)
+    assert isinstance(pacing.reserve("balance", 0.0), Denied)
     assert isinstance(pacing.reserve("transactions", 0.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 60.0), RateLimitPermit)
 

@@ -20,7 +20,7 @@ from pay88_adapters import (
     TokenManager,
 )
 from pay88_adapters.events import BreakerClosed, BreakerOpened, Event
-from pay88_adapters.testing import RefuseToken, ResetAfterRead, Status, TooMany
+from pay88_adapters.testing import Headers, RefuseToken, ResetAfterRead, Status, TooMany
 from support.servers import Valkey
 from support.stacks import AsyncStack, Outcome, PlainResponse, Stack
 from support.worlds import World
@@ -110,6 +110,34 @@ def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]
     assert 429 not in {entry.status for entry in limited.emulator.journal}
 
 
+def full(world: World, seconds: int, **more: str) -> dict[str, str]:
+    """Return the headers that report no remaining request for so many seconds from now."""
+    reset = str(int(world.clock.wall()) + seconds)
+    return {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset, **more}
+
+
+def test_rule_22_a_request_waits_at_most_max_wait_over_all_its_attempts(world: World) -> None:
+    """Fifteen seconds for the first attempt; the retry would have to wait as long, so the caller gets the response."""
+    client = world.client(world.new_manager(pacing=True, max_wait=20))
+    world.emulator.faults.add(Headers(full(world, 15)), on="call", times=1)
+    assert statuses([client.attempt("POST", world.url)]) == [200]
+    world.emulator.faults.add(Status(503, headers=full(world, 30)), on="call", times=1)
+    before = world.clock.now()
+    assert statuses([world.as_time_passes(lambda: client.attempt("POST", world.url))]) == [503]
+    assert world.clock.now() - before <= 20
+    assert world.emulator.journal.calls == 2
+
+
+def test_rule_20_a_retry_that_the_rate_limit_delays_beyond_the_total_timeout_is_not_made(world: World) -> None:
+    """The caller gets the response immediately; with enough time there is a retry."""
+    for total_timeout, expected in ((3, 503), (30, 200)):
+        client = world.client(world.new_manager(pacing=True, retry=RetryPolicy(total_timeout=total_timeout)))
+        world.emulator.faults.add(Status(503, headers=full(world, 10)), on="call", times=1)
+        before = world.clock.now()
+        assert statuses([world.as_time_passes(lambda client=client: client.attempt("POST", world.url))]) == [expected]  # type: ignore[misc]
+        assert (world.clock.now() == before) is (expected == 503)
+
+
 def test_rule_22_each_group_has_limits_of_its_own_and_other_calls_have_none(limited: World) -> None:
     """Balance requests do not consume the units of charges, and other requests have no limit."""
     client = limited.client(limited.new_manager(pacing=True, max_wait=1))
@@ -178,6 +206,20 @@ def test_rule_22_and_24_without_its_store_a_manager_sends_a_share(limited: World
     outcomes = limited.as_time_passes(lambda: client.gather(20, "POST", limited.url))
     assert statuses(outcomes) == [200] * 15
     assert kinds(outcomes) == {RequestBudgetExhausted}
+
+
+def test_rule_22_and_24_a_store_that_fails_delays_no_payment(limited: World, tmp_path: Path) -> None:
+    """Also of a process that has sent none before; the error after its share is about the store."""
+    directory = tmp_path / "store"
+    directory.mkdir()
+    store = f"sqlite:///{directory}/store.db"
+    client = limited.client(limited.new_manager(pacing=True, max_wait=1, store=store, fallback_share=0.25))
+    assert statuses([client.attempt("POST", limited.echo)]) == [200]
+    directory.rename(tmp_path / "away")
+    assert statuses([client.attempt("POST", limited.url) for _ in range(15)]) == [200] * 15
+    error = limited.as_time_passes(lambda: client.attempt("POST", limited.url))
+    assert isinstance(error, RequestBudgetExhausted)
+    assert "the shared store is unavailable" in str(error)
 
 
 def test_rule_22_calls_that_cannot_be_sent_consume_no_unit(world: World) -> None:

@@ -7,8 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,6 @@ import pytest
 from pay88_adapters import (
     CredentialsRejected,
     Pay88Error,
-    RetryPolicy,
     Token,
     TokenBudgetExhausted,
     TokenEndpointUnavailable,
@@ -27,8 +25,7 @@ from pay88_adapters import (
 )
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.retry import ConnectionFailure
-from pay88_adapters.core.wire import TokenRequest, TokenResponse
+from pay88_adapters.core.wire import TokenResponse
 from pay88_adapters.engine.async_runner import AsyncRunner
 from pay88_adapters.engine.fetches import Fetches
 from pay88_adapters.engine.settings import Settings
@@ -40,6 +37,7 @@ from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
+from support.plain_calls import AsyncCall, Call, at_once, await_threads
 from support.processes import ELSEWHERE, NEW, OLD, URL, Endpoint88, PlainResponse, Process, WorkerGroup, respond
 
 
@@ -47,96 +45,6 @@ from support.processes import ELSEWHERE, NEW, OLD, URL, Endpoint88, PlainRespons
 def fleet() -> WorkerGroup:
     """A store that works, in simulated time."""
     return WorkerGroup()
-
-
-class Call:
-    """An API request of a client without a network; its token requests go to *endpoint*."""
-
-    method, path = "POST", "/api/balance"
-    retry: RetryPolicy | None = None
-    total_timeout: float | None = None
-    token_timeout: float | None = None
-    network_errors: ClassVar[tuple[type[Exception], ...]] = (ConnectionError,)
-
-    def __init__(self, endpoint: Endpoint88 | None = None) -> None:
-        self._endpoint = endpoint or Endpoint88()
-
-    def status(self, response: Any) -> int:
-        del response
-        return 200
-
-    def token_used(self, response: Any, token: Token) -> Token:
-        del response
-        return token
-
-    def headers(self, response: Any) -> dict[str, str]:
-        del response
-        return {}
-
-    def classify_error(self, exc: Exception) -> ConnectionFailure | None:
-        del exc
-        return None
-
-    def replayable(self) -> bool:
-        return True
-
-    def send(self, token: Token) -> Token:
-        """Return a response with the token."""
-        return token
-
-    def discard(self, response: Any) -> None:
-        """Do nothing."""
-
-    def post(self, request: TokenRequest) -> TokenResponse:
-        """Send the request to the endpoint."""
-        return self._endpoint.post(request)
-
-
-class AsyncCall(Call):
-    """The same for an event loop; a token request gets its response when *responded* is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requested, self.responded = asyncio.Event(), asyncio.Event()
-
-    async def send(self, token: Token) -> Token:  # type: ignore[override]
-        return token
-
-    async def discard(self, response: Any) -> None:  # type: ignore[override]
-        """Do nothing."""
-
-    async def post(self, request: TokenRequest) -> TokenResponse:  # type: ignore[override]
-        self.requested.set()
-        await self.responded.wait()
-        return super().post(request)
-
-
-@contextmanager
-def at_once(clock: ManualClock) -> Iterator[None]:
-    """Check that what is done takes none of *clock*'s time; it gets some if it blocks, so that it ends."""
-    since, over = clock.now(), threading.Event()
-
-    def rescue() -> None:
-        if not over.wait(3):
-            while not over.wait(0.002):
-                clock.advance(1)
-
-    thread = threading.Thread(target=rescue)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert clock.now() == since, "it waited"
-
-
-def await_threads(known: set[threading.Thread]) -> None:
-    """Wait for the end of all other threads, and of those that they start."""
-    deadline = time.monotonic() + 10
-    while set(threading.enumerate()) - known:
-        assert time.monotonic() < deadline, "a thread does not end"
-        time.sleep(0.001)
 
 
 def fetch(manager: TokenManager, call: Call) -> Token:
@@ -307,24 +215,6 @@ def test_rule_24_no_listener_is_called_while_others_wait_for_the_lease(fleet: Wo
     assert isinstance(process.call(), Token)
     assert happened[:2] == ["StoreDegraded", "TokenFetched"]
     assert happened.index("StoreRestored") > happened.index("publish") > happened.index("lead")
-
-
-@STORES
-def test_rule_17_a_sync_call_does_not_wait_for_a_fetch_that_its_thread_carries(kind: str, tmp_path: Path) -> None:
-    """Another manager's fetch on this event loop has the lease until the call is over: it fetches without one."""
-    clock, store = ManualClock(), memory_or_file(kind, tmp_path)
-    one, other = (TokenManager(OLD, store=store, clock=clock) for _ in range(2))
-
-    async def main() -> None:
-        call = AsyncCall()
-        task = asyncio.ensure_future(one.async_runner.call(call))
-        await call.requested.wait()
-        with at_once(clock):
-            assert isinstance(other.sync_runner.call(Call()), Token)
-        call.responded.set()
-        assert isinstance(await task, Token)
-
-    asyncio.run(main())
 
 
 # The store fails

@@ -315,7 +315,7 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
         from pay88_adapters.core.history import Window
         from pay88_adapters.stores.redis import redis_store
         store = redis_store(sys.argv[1], Clock())
-        wait, [ages] = store.budget.acquire_all([Window("minute", 10, 65.0)])
+        wait, [ages], _ = store.budget.acquire_all([Window("minute", 10, 65.0)])
         assert len(ages) == 10 and 0 <= min(ages) and max(ages) < 30 and 35 < wait < 65.1, (wait, ages)
         assert 0 <= store.try_acquire_lease("key", owner="b", known_version=0, lease=30.0).record.age < 30
         assert 0 < store.try_acquire_lease("leased", owner="b", known_version=0, lease=30.0).lease_remaining <= 30

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,19 @@ def test_rule_24_a_second_file_with_damaged_rows_is_replaced(store: SqliteStore,
 def test_rule_24_another_programs_database_is_not_replaced(store: SqliteStore, calls: Path) -> None:
     """It is intact, so no power failure damaged it."""
     check_foreign(calls, lambda: acquire(store))
+
+
+def test_rule_24_a_locked_second_file_delays_no_token(store: SqliteStore, calls: Path) -> None:
+    """An operation that waits for it holds neither the other threads nor the queue of the processes."""
+    acquire(store)
+    with closing(sqlite3.connect(calls, isolation_level=None)) as db, ThreadPoolExecutor(1) as pool:
+        db.execute("BEGIN EXCLUSIVE")
+        waiting = pool.submit(acquire, store)
+        for _ in range(50):
+            store.peek("key")
+        assert not waiting.done()
+        db.execute("COMMIT")
+        assert waiting.result(30) == 0
 
 
 KILLED = """

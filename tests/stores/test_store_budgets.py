@@ -323,7 +323,7 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
     budget = store.budget
     match step:
         case "acquire_all", windows, amount:
-            wait, ages = budget.acquire_all(named(prefix, windows), amount)
+            wait, ages, _ = budget.acquire_all(named(prefix, windows), amount)
             return wait, [list(each) for each in ages]
         case "add", windows, ages:
             for window in named(prefix, windows):

@@ -37,6 +37,7 @@ class Counted:
     """A store that counts the lease attempts."""
 
     blocking: ClassVar[bool] = False
+    separate_calls: ClassVar[bool] = False
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigurationError, shorten
 from .events import Listener
+from .secret import RedactedMapping
 
 CLIENTS = {
     "urllib3": ("PoolManager",),
@@ -79,20 +81,28 @@ def check_method(name: str, value: object, method: str, wanted: str) -> None:
         raise ConfigurationError(f"{name} must be {wanted}, not {class_of(value)}")
 
 
-def check_type(name: str, value: object, kind: type) -> None:
-    """Raise :class:`ConfigurationError` unless *value* is ``None`` or an instance of *kind*."""
-    if value is not None and not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+def check_type(name: str, value: object, kind: type, *, required: bool = False) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is an instance of *kind* or, if not *required*, ``None``."""
+    if not isinstance(value, kind) and (required or value is not None):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {class_of(value)}")
 
 
 def checked_listeners(listeners: Iterable[Listener]) -> tuple[Listener, ...]:
     """Return *listeners* as a tuple; raise :class:`ConfigurationError` unless each is callable."""
     if callable(listeners):
         raise ConfigurationError("listeners must be a list of callables, not a callable: pass [listener]")
+    if not isinstance(listeners, Iterable):
+        raise ConfigurationError(f"listeners must be a list of callables, not {class_of(listeners)}: pass [listener]")
     checked = tuple(listeners)
     if not all(callable(each) for each in checked):
         raise ConfigurationError("listeners must contain only callables that take one event: remove the rest")
     return checked
+
+
+def checked_environ(environ: Mapping[str, str]) -> RedactedMapping:
+    """Return a copy of *environ*; raise :class:`ConfigurationError` unless it is a mapping, such as ``os.environ``."""
+    check_type("environ", environ, Mapping, required=True)
+    return RedactedMapping(environ)
 
 
 _MOST = 86_400  # seconds of a day; counts are far below
@@ -109,6 +119,29 @@ def check_number(name: str, value: object, *, whole: bool = False, positive: boo
     if not 0 <= value <= _MOST or (positive and value == 0):  # false for NaN, too
         least = "more than 0" if positive else "0 or more"
         raise ConfigurationError(f"{name} is {shown(value)}: it must be {least}, and at most {_MOST}")
+
+
+def check_finite(name: str, value: object) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be a number, not {class_of(value)}")
+    if not abs(value) <= sys.float_info.max:  # false for NaN, too
+        raise ConfigurationError(f"{name} is {shown(value)}: it must be a finite number")
+
+
+def check_count(name: str, value: object, *, most: int | None = None) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is a whole number from 0, to *most* if given."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name} must be a whole number, not {class_of(value)}")
+    if value < 0 or (most is not None and value > most):
+        limits = "0 or more" if most is None else f"from 0 to {most}"
+        raise ConfigurationError(f"{name} is {shown(value)}: it must be {limits}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise :class:`ConfigurationError` unless *value* is callable."""
+    if not callable(value):
+        raise ConfigurationError(f"{name} must be callable, not {class_of(value)}")
 
 
 def shown(value: float) -> str:

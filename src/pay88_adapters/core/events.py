@@ -208,7 +208,8 @@ class BreakerClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreDegraded(Event):
-    """The shared store is unavailable. Degraded mode: the process uses a share of the token budget.
+    """The shared store is unavailable. Degraded mode: the process uses a share of the token budget,
+    and of the rate limits with ``pacing=True``. If only the second file of a SQLite store fails, only of these.
 
     With a ``fallback_store``, all processes of the host use one share.
     """

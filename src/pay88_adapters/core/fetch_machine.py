@@ -121,7 +121,7 @@ class FetchMachine:
             token_state = self._token_state(now)
             if token_state is TokenState.FRESH or self._endpoint_state(now) is not EndpointState.FREE:
                 return False
-            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, _NEVER))
+            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, _NEVER, now))
         self.pending.take_first_step(ticket, now)
         return True
 
@@ -192,13 +192,27 @@ class FetchMachine:
         return Snapshot(token, reason, until, self._failures, self._refreshed_at, budget_entries)
 
     def stopped(self, ticket: int, now: float) -> bool:
-        """Return whether a fetch ends here: it was given up, or a 429 has arrived in the meantime (rule 10)."""
-        if ticket not in self.pending.by_ticket:
+        """Return whether a fetch ends here.
+
+        It was given up, or meanwhile a 429 has arrived (rule 10), or a token that another fetch requested (rule 3).
+        """
+        fetch = self.pending.by_ticket.get(ticket)
+        if fetch is None:
             return True
-        if not self.cooldown.is_for(TokenRateLimited) or now >= self.cooldown.until:
+        limited = self.cooldown.is_for(TokenRateLimited) and now < self.cooldown.until
+        if not limited and not self._has_token_since(fetch, now):
             return False
         self.pending.end(ticket)
         return True
+
+    def _has_token_since(self, fetch: PendingFetch, now: float) -> bool:
+        cached = self._cached
+        return (
+            cached is not None
+            and cached.token.requested_at >= fetch.began_at
+            and self._cached_digest == fetch.digest
+            and self._token_state(now) is TokenState.FRESH
+        )
 
     def uses_reserve(self, ticket: int, now: float) -> bool:
         """Whether the next attempt uses the reserve (rule 8).

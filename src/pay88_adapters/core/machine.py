@@ -55,7 +55,12 @@ class TokenMachine(FetchMachine):
         token_state, endpoint_state = self._token_state(now, min_validity), self._endpoint_state(now)
         if min_validity and (endpoint_state is EndpointState.COOLDOWN or self.failed_fetches > known_failures):
             token_state = self._token_state(now)  # the best that any fetch can achieve
-        if token_state is TokenState.ABSENT and self._failed is not None and self.failed_fetches > known_failures:
+        if (
+            token_state is TokenState.ABSENT
+            and self._failed is not None
+            and self.failed_fetches > known_failures
+            and own not in self.pending.by_ticket  # else the other fetch was that of a call which blocks this one
+        ):
             return Fail(self._failed, self.blocked_for(now))
         if (
             token_state is TokenState.ABSENT
@@ -106,6 +111,10 @@ class TokenMachine(FetchMachine):
     def blocked_for(self, now: float) -> float:
         """Return the seconds until a token may be requested."""
         return max(self.cooldown.until - now, 0.0)
+
+    def is_usable_at(self, at: float) -> bool:
+        """Whether the current token can be used at that instant."""
+        return self._cached is not None and at < self._cached.usable_until
 
     def expires_in(self, now: float) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Needs no lock."""

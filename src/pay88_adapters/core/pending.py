@@ -20,6 +20,7 @@ class PendingFetch:
     due_at: float  # it counts as lost if it reports nothing by then
     forced: bool
     wait_until: float  # until when the request that started it waits for it, although it has a token
+    began_at: float
     started: bool = False  # whether it has taken its first step
     interrupted: bool = False  # whether it was interrupted as overdue
     awaiting_credentials: bool = False  # whether the credentials provider has not returned
@@ -69,7 +70,7 @@ class PendingFetches:
         """Add a fetch and return its ticket."""
         self.last_ticket += 1
         due_at = self.first_due(now) if self.reaction is None else now + self.reaction
-        self.add(self.last_ticket, PendingFetch(due_at, forced, wait_until, awaiting_credentials=self._rotating))
+        self.add(self.last_ticket, PendingFetch(due_at, forced, wait_until, now, awaiting_credentials=self._rotating))
         return self.last_ticket
 
     def add(self, ticket: int, fetch: PendingFetch) -> None:

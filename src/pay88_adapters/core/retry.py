@@ -29,7 +29,8 @@ class RetryPolicy:
         backoff_cap: Largest upper bound of a backoff delay.
         max_retry_after: Longest ``Retry-After`` to wait for; with a longer one the response is returned immediately.
         total_timeout: No retry starts later than this, from the start of the request; ``None`` for no limit. The
-            total timeout of the client library, if it has one, applies as well.
+            total timeout of the client library, if it has one, applies as well. A retry that needs a new token is
+            only made if there is time for a token request (``fetch_timeout``).
         safe_posts: Paths of POST requests without side effects, after the base URL. 88Pay documents them.
         replay_refused: Whether a request that got a 401 is retried once with a new token.
 
@@ -118,10 +119,10 @@ class Attempts:
         deadline: When the last backoff delay must end.
     """
 
-    __slots__ = ("_deadline", "made", "may_replay", "policy")
+    __slots__ = ("deadline", "made", "may_replay", "policy")
 
     def __init__(self, policy: RetryPolicy, deadline: float) -> None:
-        self.policy, self._deadline = policy, deadline
+        self.policy, self.deadline = policy, deadline
         self.made = 1
         self.may_replay = policy.replay_refused
         """Whether a 401 may still be replayed: the first one of a request, never a second (rule 7)."""
@@ -151,7 +152,7 @@ class Attempts:
             return None
         bound = policy.backoff_base * 2.0 ** min(self.made - 1, 32)
         pause = max(min(policy.backoff_cap, bound) * random(), retry_after or 0.0)
-        if now + pause >= self._deadline:
+        if now + pause >= self.deadline:
             return None
         self.made += 1
         return pause

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
@@ -168,8 +167,7 @@ class AsyncRunner(Runner):
         fetches, runtime = self.fetches, current_runtime()
         run = FetchRun(
             start.ticket,
-            cannot_wait=start.cannot_wait,
-            loop_thread=threading.get_ident(),
+            loop=runtime,
             is_dead=lambda: not runtime.is_running,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from pay88_adapters.core.arguments import check_number
 from pay88_adapters.stores.realtime import monotonic
 
 from .runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent
@@ -42,8 +43,7 @@ class Clock:
     """Whether sleeping advances this clock instead."""
 
     def __init__(self, speed: float = 1.0) -> None:
-        if not 0 < speed < float("inf"):
-            raise ValueError(f"speed must be a positive number, not {speed!r}")
+        check_number("speed", speed, positive=True)
         self.speed = speed
         steady = _steady()
         self.now: Callable[[], float] = steady if speed == 1 else lambda: steady() * speed

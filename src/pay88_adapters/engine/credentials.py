@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from pay88_adapters.core.arguments import checked_environ
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.secret import RedactedMapping, Secret, as_secret
+from pay88_adapters.core.secret import Secret, as_secret
 
 # Checked once, here: with a bad header value, some libraries send it, and some raise an exception that contains
 # the whole key.
@@ -54,7 +55,7 @@ class Credentials:
         Raises:
             ConfigurationError: A value is not set or invalid. If both are missing, the error names both.
         """
-        environ = RedactedMapping(os.environ if environ is None else environ)
+        environ = checked_environ(os.environ if environ is None else environ)
         names = {suffix: _first_set(environ, suffix) for suffix in ("API_KEY", "MERCHANT_ID")}
         missing = [suffix for suffix, name in names.items() if name is None]
         if missing:

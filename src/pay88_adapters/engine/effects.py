@@ -26,8 +26,6 @@ class StartFetch(NamedTuple):
     ticket: int
     background: bool
     """Whether this is a background refresh: the request does not wait for it."""
-    cannot_wait: bool = False
-    """Whether the fetch must not wait for another lease holder."""
 
 
 class WaitForFetch(NamedTuple):

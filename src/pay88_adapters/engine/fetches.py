@@ -6,8 +6,8 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
 from .forks import fork_id
+from .runtimes import AsyncRuntime
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import Overdue, Worker, finish_at_exit, forget_finisher
@@ -45,12 +46,12 @@ class FetchRun:
     """One fetch, from its start until its outcome is in the store."""
 
     ticket: int
-    cannot_wait: bool = False
-    """Whether it must not wait for another lease holder: its caller blocks the event loop that may hold the lease."""
+    blocked_thread: int | None = None
+    """The thread that its caller blocks while it waits, if any, with any event loop on it."""
     worker: Worker | None = None
     """The thread that runs it; ``None`` for a task."""
-    loop_thread: int | None = None
-    """The thread of the event loop that runs it, if any."""
+    loop: AsyncRuntime | None = None
+    """The event loop without which it does not continue, if any."""
     is_dead: Callable[[], bool] = bool
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
@@ -64,7 +65,7 @@ class FetchRun:
     """The error for a fetch whose thread, event loop or client ended before it."""
 
 
-# The fetches on event loops of this process, of all managers.
+# The fetches of this process that depend on an event loop, of all managers.
 _on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_on_loops.clear)
@@ -100,8 +101,20 @@ class Fetches:
         """Record that *run* is about to start."""
         finish_at_exit(id(self), weakref.ref(self))
         self._runs.append(run)
-        if run.loop_thread is not None:
+        if run.loop is not None:
             _on_loops[id(self), run.ticket] = weakref.ref(self), run
+
+    @contextmanager
+    def dependent_on(self, run: FetchRun, loop: AsyncRuntime) -> Generator[None, None, None]:
+        """Record that *run*, in a thread, waits for *loop* in the block. Calls that block that loop stop waiting."""
+        run.loop = loop
+        _on_loops[id(self), run.ticket] = weakref.ref(self), run
+        self.state.wake_threads()
+        try:
+            yield
+        finally:
+            run.loop = None
+            _on_loops.pop((id(self), run.ticket), None)
 
     def end(self, run: FetchRun) -> None:
         """Record the end of *run*, and release its lease, if any. Further calls do nothing."""
@@ -192,20 +205,35 @@ class Fetches:
     def on_another_loop(self) -> bool:
         """Whether the event loop of another thread runs a fetch: it may stop without an event."""
         here = threading.get_ident()
-        return any(run.loop_thread not in (None, here) for run in list(self._runs))
+        loops = [run.loop for run in list(self._runs)]
+        return any(loop is not None and not loop.is_on(here) for loop in loops)
 
-    def blocks_this_thread(self) -> bool:
-        """Whether a task of this thread's event loop runs a fetch, so that blocking here would block it.
+    def needs_this_thread(self) -> bool:
+        """Whether a fetch needs an event loop of this thread, so that a call that blocks here would block it.
 
-        The fetch of any manager with this store counts: it may hold the lease that this fetch would wait for.
+        A fetch of another manager counts, too, if it may hold the lease that a fetch of this manager waits for.
         """
-        here = threading.get_ident()
         return any(
-            run.loop_thread == here
-            and (fetches := reference()) is not None
-            and not run.is_dead()
-            and fetches.state.settings.store_client.store is self.state.settings.store_client.store
-            for reference, run in list(_on_loops.values())
+            fetches is self or (run.worker is None and fetches._may_share_lease(self))
+            for fetches, run in _needing(threading.get_ident())
+        )
+
+    def _may_share_lease(self, other: Fetches) -> bool:
+        mine, its = self.state.settings, other.state.settings
+        return (
+            mine.endpoint.base_url == its.endpoint.base_url
+            and mine.store_client.may_share(its.store_client)
+            # The next credentials of a provider are not known.
+            and (mine.rotating or its.rotating or self.state.merchant_id == other.state.merchant_id)
+        )
+
+    def _holder_is_blocked(self, run: FetchRun, key: str) -> bool:
+        """Whether the caller of *run* blocks a task that holds the lease of *key*."""
+        thread, access, now = run.blocked_thread, self.state.settings.store_client, self.state.now()
+        return thread is not None and any(
+            lease.key == key and now < lease.until and fetches.state.settings.store_client.may_share(access)
+            for fetches, each in _needing(thread)
+            for lease in list(each.leases)
         )
 
     def on_this_thread(self) -> bool:
@@ -216,9 +244,10 @@ class Fetches:
     # --- leases
 
     def try_acquire_lease(self, run: FetchRun, credentials: Credentials) -> LeaseResult:
-        """Try to acquire the lease (rule 4). May block."""
-        if run.cannot_wait:
-            return LeaseResult(fencing_token=NO_LEASE)
+        """Try to acquire the lease (rule 4). May block.
+
+        A fetch does not wait for a holder that its caller blocks: it continues without the lease.
+        """
         state = self.state
         key = state.record_key(credentials)
         lease = state.settings.policy.lease_duration
@@ -235,6 +264,8 @@ class Fetches:
             run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
                 self.publish(run)
+        elif result.record is None and result.fencing_token is None and self._holder_is_blocked(run, key):
+            return LeaseResult(fencing_token=NO_LEASE)
         return result
 
     def lease_lasts(self, run: FetchRun, seconds: float) -> bool:
@@ -265,6 +296,18 @@ def _death(cause: BaseException) -> Failure:
         retryable=True,
         cause=cause,
     )
+
+
+def _needing(thread: int) -> list[tuple[Fetches, FetchRun]]:
+    """Return the living fetches that need an event loop of *thread*."""
+    return [
+        (fetches, run)
+        for reference, run in list(_on_loops.values())
+        if (loop := run.loop) is not None
+        and loop.is_on(thread)
+        and not run.is_dead()
+        and (fetches := reference()) is not None
+    ]
 
 
 def sweep() -> None:

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn, cast
 
-from pay88_adapters.core.arguments import check_type, checked_listeners, class_of
+from pay88_adapters.core.arguments import check_type, checked_environ, checked_listeners, class_of, shown
 from pay88_adapters.core.breaker import BreakerPolicy
 from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint, url_from_env
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.events import Listener
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.retry import DEFAULT, RetryPolicy
-from pay88_adapters.core.secret import RedactedMapping, as_secret
+from pay88_adapters.core.secret import as_secret
 from pay88_adapters.core.token import Token
 from pay88_adapters.stores import MEMORY, checked_fallback
 
@@ -101,7 +101,11 @@ class TokenManager:
     ) -> None:
         store = MEMORY if store == MEMORY else as_secret(store)  # its URL may hold a password
         endpoint = checked_endpoint(store, base_url, credentials)
-        for name, value, kind in (("policy", policy, TokenPolicy), ("retry", retry, RetryPolicy)):
+        for name, value, kind in (
+            ("policy", policy, TokenPolicy),
+            ("retry", retry, RetryPolicy),
+            ("clock", clock, Clock),
+        ):
             check_type(name, value, kind)
         if client is not None:
             check_client(client)
@@ -164,7 +168,7 @@ class TokenManager:
         Raises:
             ConfigurationError: A variable is missing or invalid, or an argument is invalid.
         """
-        environ = RedactedMapping(os.environ if environ is None else environ)
+        environ = checked_environ(os.environ if environ is None else environ)
         return cls(
             Credentials.from_env(environ),
             base_url=url_from_env(environ),
@@ -264,9 +268,10 @@ class TokenManager:
             TokenBudgetExhausted: No valid token, and the token budget is exhausted for ``retry_after`` seconds.
             TokenRateLimited: No valid token, and 88Pay returned 429: no token request for ``retry_after`` seconds.
             TokenEndpointUnavailable: No valid token, and none could be fetched; see ``__cause__``.
-            ConfigurationError: *min_validity* exceeds any lifetime, the manager is closed or its client is async.
+            ConfigurationError: *min_validity* is not a number or exceeds any lifetime, the manager is closed, or its
+                client is async.
         """
-        if not min_validity:
+        if min_validity == 0.0:  # not by its truth: None and "" are none
             token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
@@ -280,7 +285,7 @@ class TokenManager:
 
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the event loop."""
-        if not min_validity:
+        if min_validity == 0.0:
             token, until = self._state.fast_path
             if token is not None and self._now() < until:
                 return token
@@ -323,7 +328,12 @@ class TokenManager:
         return manager
 
     def invalidate(self, token: Token) -> None:
-        """Discard *token* if it is the cached one, so that the next request fetches a new one."""
+        """Discard *token* if it is the cached one, so that the next request fetches a new one.
+
+        Raises:
+            ConfigurationError: *token* is not a :class:`Token`.
+        """
+        check_type("token", token, Token, required=True)
         self._state.drop(token)
 
     def stats(self) -> Stats:
@@ -396,9 +406,15 @@ class TokenManager:
         return self._sender[1]
 
     def _check_validity(self, min_validity: float) -> None:
+        if min_validity == 0.0:
+            return
         longest = LIFETIME - self._state.settings.policy.expiry_skew
-        if not 0 <= min_validity <= longest:
-            raise ConfigurationError(f"min_validity is {min_validity}: it must be between 0 and {longest:g} seconds")
+        if isinstance(min_validity, bool) or not isinstance(cast("object", min_validity), (int, float)):
+            raise ConfigurationError(f"min_validity must be a number of seconds, not {class_of(min_validity)}")
+        if not 0 <= min_validity <= longest:  # false for NaN, too
+            raise ConfigurationError(
+                f"min_validity is {shown(min_validity)}: it must be between 0 and {longest:g} seconds"
+            )
 
 
 def _start_over(manager: TokenManager) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
+from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
-from pay88_adapters.stores.base import BudgetStorage
+from pay88_adapters.stores.base import BudgetStorage, WindowsResult
 
 from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
@@ -45,6 +47,18 @@ class RateLimitPermit:
     taken: bool = False
 
 
+class Denied(NamedTuple):
+    """There is no permit."""
+
+    wait: float
+    """Seconds until an acquisition can succeed."""
+    reason: str = ""
+    """Why, unless the rate limit is reached."""
+
+
+_FREE = Denied(0.0)
+
+
 class Pacing:
     """The API rate limits of one merchant.
 
@@ -66,55 +80,68 @@ class Pacing:
         self._permits: set[RateLimitPermit] = set()
         self._ended: dict[str, list[float]] = {}  # ends of attempts, by group
         self._server_limits: dict[str, ServerLimit] = {}
-        self._full_until: dict[str, float] = {}
+        self._full: dict[str, tuple[float, str]] = {}  # until when the storage grants nothing, and why
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Continue without the attempts of the parent's threads."""
         self._permits.clear()
 
-    def reserve(self, group: str, now: float) -> RateLimitPermit | float:
-        """Return the permit to :meth:`acquire` a unit, or the seconds until an acquisition can succeed.
+    def reserve(self, group: str, now: float) -> RateLimitPermit | Denied:
+        """Return the permit to :meth:`acquire` a unit, or how long there is none.
 
         A permit consumes one of the remaining requests that the service reported.
         """
-        for lost in [permit for permit in tuple(self._permits) if now >= permit.lost_at]:
-            self._permits.discard(lost)
-        permits = [permit for permit in tuple(self._permits) if permit.group == group]
-        full_for = max(self._full_until.get(group, now) - now, self._full_for(group, len(permits), now))
+        denied, concurrent = self._denied(group, now)
+        if denied.wait > 0:
+            return denied
+        if self._max_concurrent is not None and concurrent >= self._max_concurrent:
+            return Denied(JITTER / 10, f"the store is slow: {concurrent} requests wait for it")
         server_limit = self._server_limits.get(group)
-        if server_limit is not None and now >= server_limit.until:
-            del self._server_limits[group]
-            server_limit = None
-        if server_limit is not None and server_limit.remaining <= 0:
-            return max(full_for, server_limit.until - now)
-        if full_for > 0:
-            return full_for
-        if self._max_concurrent is not None and sum(not permit.taken for permit in permits) >= self._max_concurrent:
-            return JITTER / 10
         if server_limit is not None:
             server_limit.remaining -= 1
         permit = RateLimitPermit(group, server_limit, now + _LOST_AFTER)
         self._permits.add(permit)
         return permit
 
-    def acquire(self, group: str, merchant_id: str) -> float:
-        """Acquire a unit of every limit of *group*: return 0, or the seconds until the next attempt. May block."""
+    def _denied(self, group: str, now: float) -> tuple[Denied, int]:
+        """Return how long there is no permit, as far as is known, and the number of concurrent store operations."""
+        for lost in [permit for permit in tuple(self._permits) if now >= permit.lost_at]:
+            self._permits.discard(lost)
+        permits = [permit for permit in tuple(self._permits) if permit.group == group]
+        full_until, reason = self._full.get(group, (now, ""))
+        denied = max(_FREE, Denied(full_until - now, reason), Denied(self._full_for(group, len(permits), now)))
+        server_limit = self._server_limits.get(group)
+        if server_limit is not None and now >= server_limit.until:
+            del self._server_limits[group]
+        elif server_limit is not None and server_limit.remaining <= 0:
+            denied = max(denied, Denied(server_limit.until - now))
+        return denied, sum(not permit.taken for permit in permits)
+
+    def expected_wait(self, group: str, merchant_id: str, now: float) -> float:
+        """Return the seconds until a unit is available, as far as this process knows. May block if the storage does."""
         names = self._names(group, merchant_id)
-        return self._strategy.hit_all([(item, names) for item in CALL_LIMITS]).wait
+        windows = [self._strategy.window(item, *names) for item in CALL_LIMITS]
+        waits = [wait_for(window, self._strategy.ages(window), 1) for window in windows]
+        return max(self._denied(group, now)[0].wait, *waits)
+
+    def acquire(self, group: str, merchant_id: str) -> WindowsResult:
+        """Acquire a unit of every limit of *group*, or none. May block."""
+        names = self._names(group, merchant_id)
+        return self._strategy.hit_all([(item, names) for item in CALL_LIMITS])
 
     def left(self, group: str, merchant_id: str) -> dict[str, int]:
         """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``. May block."""
         names = self._names(group, merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
-    def record_result(self, permit: RateLimitPermit, wait: float, now: float) -> None:
+    def record_result(self, permit: RateLimitPermit, result: WindowsResult, now: float) -> None:
         """Record the result of :meth:`acquire`. With a unit, the attempt is in progress until :meth:`end_attempt`."""
-        if not wait:
+        if not result.wait:
             permit.taken, permit.lost_at = True, now + _LONGEST_ATTEMPT
             return
         self._permits.discard(permit)
-        self._full_until[permit.group] = now + wait
+        self._full[permit.group] = now + result.wait, result.reason
         if permit.server_limit is not None:
             permit.server_limit.remaining += 1
 

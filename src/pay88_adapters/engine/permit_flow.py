@@ -19,6 +19,7 @@ from pay88_adapters.core.events import (
     CallWaited,
 )
 from pay88_adapters.core.retry import ConnectionFailure
+from pay88_adapters.stores.base import WindowsResult
 
 from .effects import (
     AcquireTokenFlow,
@@ -28,9 +29,10 @@ from .effects import (
     Sleep,
     StoreOperation,
 )
-from .pacing import JITTER, Pacing, RateLimitPermit
+from .pacing import JITTER, Denied, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
+from .token_flow import WaitBudget
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -50,14 +52,18 @@ class AttemptPermit(NamedTuple):
 
 
 def acquire_permit(
-    state: ManagerState, limits: RequestLimits, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+    state: ManagerState,
+    limits: RequestLimits,
+    call: RequestInfo[Any],
+    acquired: Callable[[], AcquireTokenFlow],
+    wait_budget: WaitBudget,
 ) -> RequestFlow[AttemptPermit]:
     """Acquire a permit of the circuit breaker, then wait for the rate limits (rules 22 and 23)."""
     group = group_of(state.settings.endpoint.route(call.path))
     permit = _check_breaker(state, limits, group)
     try:
         permit = permit._replace(
-            rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, call, acquired))
+            rate_permit=(yield from acquire_rate_permit(state, limits.pacing, group, acquired, wait_budget))
         )
         # The circuit may have opened during the wait.
         if isinstance(permit.breaker_permit, ClosedPermit) and limits.is_open(group):
@@ -132,48 +138,55 @@ def acquire_rate_permit(
     state: ManagerState,
     pacing: Pacing | None,
     group: str,
-    call: RequestInfo[Any],
     acquired: Callable[[], AcquireTokenFlow],
+    wait_budget: WaitBudget,
 ) -> RequestFlow[RateLimitPermit | None]:
-    """Acquire a rate limit permit for *group*, waiting at most ``max_wait`` seconds (rule 22)."""
+    """Acquire a rate limit permit for *group*, waiting at most as long as the request still may (rule 22)."""
     if pacing is None or group not in RATE_LIMITED_GROUPS:
         return None
-    deadline = state.settings.clock.now() + state.settings.longest_wait(call.token_timeout)
     if state.cached() is None:
         yield from acquired()
+    deadline = wait_budget.deadline(state.now())
     since: float | None = None  # start of the wait
-    while True:
-        rate_permit = state.transition(lambda _, now: pacing.reserve(group, now))
-        if isinstance(rate_permit, RateLimitPermit):
-            wait: float
-            try:
-                wait = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
-            except BaseException:
-                pacing.cancel(rate_permit)
-                raise
-            state.transition(partial(_record_result, pacing, rate_permit, wait))
-        else:
-            wait = rate_permit
-        now = state.settings.clock.now()
-        left = deadline - now
-        if since is not None and (not wait or wait > left):
-            _count_paced(state, group, now - since)
-        if isinstance(rate_permit, RateLimitPermit) and not wait:
-            return rate_permit
-        since = now if since is None else since
-        if wait > left:
-            raise RequestBudgetExhausted(
-                f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached; request not sent;"
-                f" retry in {in_seconds(wait)}",
-                retry_after=wait,
-                retryable=True,
-            )
-        # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
-        yield Sleep(min(wait + JITTER * state.settings.random(), left))
+    permit: RateLimitPermit | Denied | None = None
+    try:
+        while True:
+            permit = state.transition(lambda _, now: pacing.reserve(group, now))
+            if isinstance(permit, RateLimitPermit):
+                result: WindowsResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                state.transition(partial(_record_result, pacing, permit, result))
+                wait, reason = result.wait, result.reason
+            else:
+                wait, reason = permit
+            now = state.now()
+            left = deadline - now
+            if since is not None and (not wait or wait > left):
+                _count_paced(state, group, now - since)
+            if isinstance(permit, RateLimitPermit) and not wait:
+                return permit
+            since = now if since is None else since
+            if wait > left:
+                raise _exhausted(state, group, wait, reason)
+            # With jitter against a thundering herd: of many requests at one instant, nearly all would wait again.
+            yield Sleep(min(wait + JITTER * state.settings.random(), left))
+    except BaseException:
+        if isinstance(permit, RateLimitPermit):
+            pacing.cancel(permit)
+        raise
+    finally:
+        if since is not None:
+            wait_budget.left -= state.now() - since
 
 
-def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, wait: float, _: object, now: float) -> None:
-    pacing.record_result(rate_permit, wait, now)
+def _exhausted(state: ManagerState, group: str, wait: float, reason: str) -> RequestBudgetExhausted:
+    reason = reason or f"rate limit for {group} requests of {shorten(state.merchant_id, 60)} reached"
+    return RequestBudgetExhausted(
+        f"{reason}; request not sent; retry in {in_seconds(wait)}", retry_after=wait, retryable=True
+    )
+
+
+def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: WindowsResult, _: object, now: float) -> None:
+    pacing.record_result(rate_permit, result, now)
 
 
 def _count_paced(state: ManagerState, group: str, seconds: float) -> None:

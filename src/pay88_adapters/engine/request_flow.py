@@ -35,6 +35,7 @@ from .effects import (
 from .pacing import RateLimitPermit
 from .permit_flow import acquire_permit, acquire_rate_permit, record_outcome
 from .state import ManagerState
+from .token_flow import WaitBudget
 
 UNAUTHORIZED = 401
 """The status code of a rejected token, and the least one after which there is anything to decide."""
@@ -47,6 +48,7 @@ def run_request(
     call: RequestInfo[R],
     acquired: Callable[[], AcquireTokenFlow],
     began_at: float,
+    wait_budget: WaitBudget,
     first: Token | None = None,
 ) -> RequestFlow[R]:
     """Run one managed request: attach a token, replay after a 401, retry (rules 7, 8 and 20).
@@ -55,7 +57,7 @@ def run_request(
     With a *first* token, the first attempt has been sent already.
     """
     try:
-        return (yield from _attempts(state, call, acquired, began_at, first))
+        return (yield from _attempts(state, call, acquired, began_at, wait_budget, first))
     except Pay88Error as error:
         _count_not_sent(state, call, error)
         raise
@@ -66,6 +68,7 @@ def _attempts(
     call: RequestInfo[R],
     acquired: Callable[[], AcquireTokenFlow],
     began_at: float,
+    wait_budget: WaitBudget,
     first: Token | None,
 ) -> RequestFlow[R]:
     # In one function, because the order of its steps is what the rules are about: permit, token, response, retry.
@@ -73,7 +76,7 @@ def _attempts(
     attempts = Attempts(policy, _deadline(state, call, policy, began_at))
     replaying = False
     while True:
-        permit = None if limits is None else (yield from acquire_permit(state, limits, call, acquired))
+        permit = None if limits is None else (yield from acquire_permit(state, limits, call, acquired, wait_budget))
         try:
             token, first = first or state.cached() or (yield from acquired()), None
             if replaying:
@@ -89,7 +92,7 @@ def _attempts(
         if isinstance(outcome, ConnectionFailure):
             if outcome.status == UNAUTHORIZED:
                 _on_unauthorized(state, token)
-            pause = _pause(state, call, attempts, outcome)
+            pause = _pause(state, call, attempts, wait_budget, outcome)
             yield RetryDecision(retry=pause is not None)
             assert pause is not None  # if not, the runner raises the error of the attempt
             yield Sleep(pause)
@@ -105,7 +108,7 @@ def _attempts(
         _on_accepted(state, call, outcome, token)
         if status < _TOO_MANY:
             return outcome
-        pause = _pause(state, call, attempts, status, call.headers(outcome))
+        pause = _pause(state, call, attempts, wait_budget, status, call.headers(outcome))
         if pause is None:
             return outcome
         yield DRAIN
@@ -113,7 +116,7 @@ def _attempts(
 
 
 def acquire_permit_and_token(
-    state: ManagerState, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow]
+    state: ManagerState, call: RequestInfo[Any], acquired: Callable[[], AcquireTokenFlow], wait_budget: WaitBudget
 ) -> RequestFlow[tuple[Token, Callable[[], None]]]:
     """Get a token for a retry of the client library itself, and the function that records its end (rules 20 and 22)."""
     limits = state.settings.request_limits
@@ -126,7 +129,7 @@ def acquire_permit_and_token(
     try:
         if limits is not None:
             group = group_of(state.settings.endpoint.route(call.path))
-            rate_permit = yield from acquire_rate_permit(state, limits.pacing, group, call, acquired)
+            rate_permit = yield from acquire_rate_permit(state, limits.pacing, group, acquired, wait_budget)
         return state.cached() or (yield from acquired()), end
     except BaseException as error:
         end()
@@ -146,6 +149,7 @@ def _pause(
     state: ManagerState,
     call: RequestInfo[Any],
     attempts: Attempts,
+    wait_budget: WaitBudget,
     outcome: int | ConnectionFailure,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> float | None:
@@ -158,13 +162,26 @@ def _pause(
 
     retry_after = parse_retry_after(headers, settings.clock.wall())
 
-    def next_pause(_: object, now: float) -> float | None:
+    def next_pause(machine: TokenMachine, now: float) -> float | None:
         pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=retry_after)
+        if pause is not None and not in_time(machine, now, pause):
+            return None
         if pause is not None:
+            wait_budget.until = attempts.deadline
             state.counters.retried += 1
             status = None if isinstance(outcome, ConnectionFailure) else outcome
             state.queue_event(CallRetried, group_of(route), attempts.made, pause, status)
         return pause
+
+    def in_time(machine: TokenMachine, now: float, pause: float) -> bool:
+        # The response has to be drained before any wait: a pool of one connection needs that for the token request.
+        waits = 0.0 if limits is None else max(limits.expected_wait(group_of(route), state.merchant_id, now) - pause, 0)
+        ready = now + pause + waits
+        if not machine.is_usable_at(ready):
+            if now + machine.blocked_for(now) > ready or wait_budget.left <= waits:
+                return False
+            ready += settings.policy.fetch_timeout
+        return waits <= wait_budget.left and ready < attempts.deadline
 
     return state.transition(next_pause)
 

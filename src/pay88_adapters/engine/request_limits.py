@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pay88_adapters.core.breaker import CLOSED_PERMIT, Breaker, BreakerPolicy, Permit, Rejected
+from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.events import BreakerClosed, BreakerOpened, Event
 
 from .pacing import Pacing, RateLimitPermit
@@ -46,6 +47,12 @@ class RequestLimits:
         """Release the permit of a request without a result about the service. Needs no lock."""
         if group in self._breakers:
             self._breakers[group].release(permit)
+
+    def expected_wait(self, group: str, merchant_id: str, now: float) -> float:
+        """Return the seconds until the rate limit of *group* allows a request, as far as this process knows."""
+        if self.pacing is None or group not in RATE_LIMITED_GROUPS:
+            return 0.0
+        return self.pacing.expected_wait(group, merchant_id, now)
 
     def end_attempt(self, rate_permit: RateLimitPermit | None, now: float) -> None:
         """Record the end of the attempt with *rate_permit*. Needs no lock."""

@@ -45,7 +45,7 @@ class Runner:
     def _request_flow(self, call: RequestInfo[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
         """Return the flow of *call*. With *sent*, it starts where it waits for the outcome of a first attempt."""
         wait_budget = self._wait_budget(call.token_timeout)
-        flow = run_request(self._state, call, lambda: self._acquisition(call, wait_budget), began_at, sent)
+        flow = run_request(self._state, call, lambda: self._acquisition(call, wait_budget), began_at, wait_budget, sent)
         if sent is not None:
             next(flow)
         return flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ class TrioRuntime:
 
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()
+        self._thread = threading.get_ident()
 
     def event(self) -> TrioEvent:
         return TrioEvent(self.key)
@@ -68,6 +70,9 @@ class TrioRuntime:
     @property
     def is_running(self) -> bool:
         return True  # as long as its tasks have not been cancelled: a run is never suspended
+
+    def is_on(self, thread: int) -> bool:
+        return thread == self._thread
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         async def run() -> None:

@@ -95,6 +95,10 @@ class AsyncRuntime(Protocol):
         """Whether the loop runs, as far as another thread can detect."""
         ...
 
+    def is_on(self, thread: int) -> bool:
+        """Whether blocking the thread with this id blocks the loop."""
+        ...
+
     def event(self) -> AsyncWaitEvent:
         """Return a new event for this loop."""
         ...
@@ -199,6 +203,7 @@ class AsyncioRuntime:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.key = loop
+        self._thread = threading.get_ident()
 
     def event(self) -> AsyncioEvent:
         return AsyncioEvent(self.key)
@@ -206,6 +211,9 @@ class AsyncioRuntime:
     @property
     def is_running(self) -> bool:
         return self.key.is_running()
+
+    def is_on(self, thread: int) -> bool:
+        return thread == self._thread
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         # An empty context: the fetch serves all callers and must not see the variables of the request that started it.

@@ -25,6 +25,8 @@ from .store_link import OPERATION_TIMEOUT
 
 E = TypeVar("E", bound=WaitEvent)
 T = TypeVar("T")
+THREADS = "threads"
+"""The key that all threads wait with: see :meth:`ManagerState.join`."""
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
 _LOOK = 2.0  # seconds
@@ -202,6 +204,13 @@ class ManagerState:
         if event is None:
             event = waiting[key] = make()
         return event  # type: ignore[return-value]  # one key, one kind of event
+
+    def wake_threads(self) -> None:
+        """Let the threads that wait for a fetch decide again, although none has ended."""
+        with self._lock:
+            event = (self._waiting or {}).pop(THREADS, None)
+            if event is not None:
+                event.set()
 
     def _wake(self) -> None:
         if self._waiting is None:

@@ -165,7 +165,7 @@ class StoreBudget(MemoryStorage):
         if answer is None:
             # A process that cannot use the file that it should share can only guess how many others cannot.
             spread = 1 if self._fallback is None else AT_FIRST
-            parts = spread * self._share.parts(self._link.failing_since)
+            parts = spread * self._parts()
             answer = self._claim_share(self._degraded_entries, claim, keys, parts)
         if answer.wait:
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may recover earlier
@@ -183,15 +183,24 @@ class StoreBudget(MemoryStorage):
         link = self._fallback
         if link is None:
             return None
-        parts = self._share.parts(self._link.failing_since)
+        parts = self._parts()
         answer = link.attempt(lambda store: self._claim_share(store.budget, claim, keys, parts))
         for key, history in answer.histories.items() if answer is not None else ():
             self._degraded_entries.merge(key, history, _ttl(claim, key))
             super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(claim, key))
         return answer
 
+    def _parts(self) -> int:
+        """Return one part in how many the share of this process, or of its host, is now; 0 for none."""
+        return self._share.parts(self._link.failing_since)
+
+    @property
+    def _is_firm(self) -> bool:
+        """Whether a share of less than one unit is none."""
+        return self._share.is_firm
+
     def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
-        if not self._share.is_firm:
+        if not self._is_firm:
             parts = min(parts, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, parts) for window in claim.windows]
         known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not claim.durable) :] for key in keys}
@@ -204,7 +213,7 @@ class StoreBudget(MemoryStorage):
 
     def _reduced(self, window: Window, parts: int) -> Window:
         limit = window.limit
-        if limit and not self._share.is_firm:
+        if limit and not self._is_firm:
             limit = max(limit, parts)  # an empty window always has space for one
         return window._replace(limit=limit - self._unseen(window))
 
@@ -217,16 +226,22 @@ class StoreBudget(MemoryStorage):
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
     def _refusal(self, claim: Claim, parts: int) -> str:
-        who = "process" if self._fallback is None else "host"
-        remedy = "set fallback_store" if self._fallback is None else "restore it"
         small = min(claim.windows, key=lambda window: window.limit).limit
         if not parts:
-            why = f"this {who} has no share of the token budget"
-        elif self._share.is_firm and parts > small:
+            why = f"this {self._who} has no share of the token budget"
+        elif self._is_firm and parts > small:
             why = f"a share of 1/{parts} of {small} token requests is less than one"
         else:
-            why = f"the token budget of this {who} (1/{parts}) is exhausted"
-        return f"the shared store is unavailable and {why}: {remedy}"
+            why = f"the token budget of this {self._who} (1/{parts}) is exhausted"
+        return f"the shared store is unavailable and {why}: {self._remedy}"
+
+    @property
+    def _who(self) -> str:
+        return "process" if self._fallback is None else "host"
+
+    @property
+    def _remedy(self) -> str:
+        return "set fallback_store" if self._fallback is None else "restore it"
 
     def flush(self, store: Store) -> None:
         """Add to the store the units that it missed or lost.

@@ -13,6 +13,7 @@ from pay88_adapters.stores.base import LeaseResult, Store
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 from .budget import TokenBudget
+from .call_budget import CallBudget
 from .clock import Clock
 from .forks import fork_id, living, survive_forks
 from .store_budget import StoreBudget
@@ -30,11 +31,12 @@ class StoreAccess(ABC):
     Args:
         store: The store.
         budget: Keeps the entries of the token budget.
+        call_budget: Keeps the entries of the rate limits of API requests.
         blocking: Whether an operation may take long.
     """
 
-    def __init__(self, store: Store, budget: MemoryStorage, *, blocking: bool) -> None:
-        self.store, self.budget, self.blocking = store, budget, blocking
+    def __init__(self, store: Store, budget: MemoryStorage, call_budget: MemoryStorage, *, blocking: bool) -> None:
+        self.store, self.budget, self.call_budget, self.blocking = store, budget, call_budget, blocking
         self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
 
     @property
@@ -56,7 +58,11 @@ class StoreAccess(ABC):
 
     def is_unused(self) -> bool:
         """Whether no manager uses this, and no entry of its budget counts any longer."""
-        return not self._budgets and not self.budget.holds_entries()
+        return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
+
+    def may_share(self, other: StoreAccess) -> bool:
+        """Whether *other* may be an access to the same leases. A store outside of this process has many URLs."""
+        return self.store is other.store
 
     @abstractmethod
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
@@ -75,7 +81,7 @@ class MemoryStoreClient(StoreAccess):
     """
 
     def __init__(self, store: MemoryStore) -> None:
-        super().__init__(store, store.budget, blocking=False)
+        super().__init__(store, store.budget, store.budget, blocking=False)
         self._memory = store
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
@@ -101,12 +107,14 @@ class StoreClient(StoreAccess):
     def __init__(
         self, store: Store, clock: Clock, share: float | None = None, fallback: Store | None = None, host: str = ""
     ) -> None:
-        self.fallback = None if fallback is None else Link(fallback, clock)
-        self.link = Link(store, clock)
+        self.link, self._call_link = _links(store, clock)
+        spare: tuple[Link | None, Link | None] = (None, None) if fallback is None else _links(fallback, clock)
+        self.fallback, call_fallback = spare
         self.share = Share(clock, share)
         self._budget_copy = StoreBudget(self.link, self.fallback, self.share, clock)
+        call_budget = CallBudget(self._call_link, call_fallback, self.share, clock)
         blocking = store.blocking or (fallback is not None and fallback.blocking)
-        super().__init__(store, self._budget_copy, blocking=blocking)
+        super().__init__(store, self._budget_copy, call_budget, blocking=blocking)
         self._host = host
         self._number = next(_numbers)
         self._clock = clock
@@ -115,7 +123,7 @@ class StoreClient(StoreAccess):
     def after_fork(self) -> None:
         """Continue in a forked child, which the store has not seen yet."""
         if self.fallback is None:
-            self.share.split() if self.degraded else self.share.lose()
+            self.share.split() if self.link.failing else self.share.lose()
 
     @property
     def budget_copy(self) -> StoreBudget:
@@ -123,7 +131,10 @@ class StoreClient(StoreAccess):
 
     @property
     def degraded(self) -> bool:
-        return self.link.failing
+        return self.link.failing or self._call_link.failing
+
+    def may_share(self, other: StoreAccess) -> bool:
+        return isinstance(other, StoreClient)
 
     @property
     def member(self) -> str:
@@ -170,6 +181,13 @@ class StoreClient(StoreAccess):
         )
 
 
+def _links(store: Store, clock: Clock) -> tuple[Link, Link]:
+    """Return the link for the token and its budget, and the one for API requests."""
+    link = Link(store, clock)
+    calls = Link(store, clock, beside=link, shares="the rate limits") if store.separate_calls else link
+    return link, calls
+
+
 def _mirrored(result: LeaseResult) -> LeaseResult:
     record = result.record
     return result._replace(
@@ -180,7 +198,7 @@ def _mirrored(result: LeaseResult) -> LeaseResult:
 
 def _after_fork_in_parent() -> None:
     for store_client in living(StoreClient):
-        if store_client.degraded and store_client.fallback is None:
+        if store_client.link.failing and store_client.fallback is None:
             store_client.share.split()
 
 

@@ -30,24 +30,59 @@ _WARNING_INTERVAL = 60.0  # seconds between two warnings about an unstable store
 _NEVER = float("-inf")
 
 
-class Link:
-    """Access to one store, which may fail."""
+class _Outage:
+    """Warns once when the first link to a store fails, and once when all of them work again."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self) -> None:
+        self._failing: frozenset[Link] = frozenset()
+        self._warned_at = _NEVER
+        self._warned = False
+        self.lock = threading.RLock()
+
+    def begin(self, link: Link, now: float) -> bool:
+        """Record that *link* fails; return whether to warn."""
+        warn = not self._failing and now >= self._warned_at + _WARNING_INTERVAL
+        self._failing |= {link}
+        if warn:
+            self._warned_at, self._warned = now, True
+        return warn
+
+    def end(self, link: Link) -> bool:
+        """Record that *link* works again; return whether to say so."""
+        self._failing -= {link}
+        if self._failing:
+            return False
+        warned, self._warned = self._warned, False
+        return warned
+
+
+class Link:
+    """Access to one store, which may fail.
+
+    Args:
+        store: The store.
+        clock: The clock of the managers.
+        beside: The link to the other part of the store, if this one is for a part that may fail alone.
+        shares: What a process has a share of while the store is unavailable.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, *, beside: Link | None = None, shares: str = "the token budget"
+    ) -> None:
         self.store = store
+        self._shares = shares
+        self._outage: _Outage = _Outage() if beside is None else beside._outage
         self.failing = False
         self.failing_since = self.restored_at = _NEVER
         self._outages: list[tuple[float, float]] = []  # the outages of the last hour
         self._clock = clock
-        self._failed_at = self._warned_at = _NEVER
-        self._warned = False
-        self._lock = threading.RLock()
+        self._failed_at = _NEVER
         self._running: set[_Operation[Any]] = set()
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Continue without the parent's threads."""
-        self._lock = threading.RLock()
+        self._outage.lock = threading.RLock()
         self._running = set()
 
     @property
@@ -84,24 +119,22 @@ class Link:
         return running.result_in_time()
 
     def _enter_degraded(self, problem: str) -> None:
-        with self._lock:  # one warning for all managers of a process
+        with self._outage.lock:  # one warning for all managers of a process
             self._failed_at = now = self._clock.now()
-            warn = not self.failing and now >= self._warned_at + _WARNING_INTERVAL
+            warn = not self.failing and self._outage.begin(self, now)
             if not self.failing:
                 self.failing_since = now
             self.failing = True
-            if warn:
-                self._warned_at, self._warned = now, True
         if warn:
             _log.warning(
-                "store unavailable (%s): degraded mode, with a share of the token budget for this process", problem
+                "store unavailable (%s): degraded mode, with a share of %s for this process", problem, self._shares
             )
 
     def _leave_degraded(self, began_at: float) -> None:
-        with self._lock:
+        with self._outage.lock:
             if began_at < self._failed_at or not self.failing:  # it began before the store failed
                 return
-            self.failing, warned, self._warned = False, self._warned, False
+            self.failing, warned = False, self._outage.end(self)
             self.restored_at = now = self._clock.now()
             recent = [each for each in self._outages if now - each[1] < HORIZON]
             self._outages = [*recent, (self.failing_since, now)]

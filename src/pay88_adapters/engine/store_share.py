@@ -6,7 +6,7 @@ import math
 
 from pay88_adapters.core.policy import LIFETIME
 from pay88_adapters.stores.base import LeaseResult
-from pay88_adapters.stores.members import AT_FIRST, HORIZON, part_left, shrunk
+from pay88_adapters.stores.members import AT_FIRST, HORIZON, MOST_MEMBERS, part_left, shrunk
 
 from .clock import Clock
 from .store_link import Link
@@ -28,11 +28,17 @@ class Share:
         self._assigned: tuple[int, float] | None = None  # one part in how many, and when the store assigned it
         self._assigned_before: tuple[int, float] | None = None  # the same before the last failure of the store
         self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its parts
+        self._members = AT_FIRST
 
     @property
     def is_firm(self) -> bool:
         """Whether the store assigned it: if not, it is a guess."""
         return self._by_hand is None and self._assigned is not None
+
+    @property
+    def members(self) -> int:
+        """How many processes and hosts use the store, as far as is known; or what the configured share implies."""
+        return self._members if self._by_hand is None else self._by_hand
 
     @property
     def is_set(self) -> bool:
@@ -54,6 +60,8 @@ class Share:
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **reported}
         parts = max(result.parts, len(self._others) + 1) if result.parts and not link.is_steady else result.parts
         self._assigned = parts, asked_at
+        known = max(len(result.others), len(self._others)) + 1
+        self._members = known if result.parts or result.others else MOST_MEMBERS
 
     def unreported_members(self, link: Link) -> list[tuple[float, float]]:
         """Return the parts of members without a lease attempt since the store recovered, and since when."""
@@ -81,11 +89,13 @@ class Share:
 
     def split(self) -> None:
         """Keep half of the share: another process continues with the other half."""
+        self._members *= 2
         if self._assigned is not None:
             parts, asked_at = self._assigned
             self._assigned = 2 * parts, asked_at
 
     def lose(self) -> None:
         """Continue without a share, until the store assigns one."""
+        self._members = max(self._members + 1, AT_FIRST)
         if self._assigned is not None:
             self._assigned = 0, self._assigned[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -38,12 +39,12 @@ from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED, acquire_permit_and_token
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
+from .state import THREADS
 from .threads import Overdue, Worker
 from .token_flow import TokenAcquisition, WaitBudget
 
 T = TypeVar("T")
 R = TypeVar("R")
-_THREADS = "threads"
 _STUCK_TIMEOUT = 0.2  # real seconds for an interrupted thread to end before another fetch is rejected
 
 
@@ -155,7 +156,7 @@ class SyncRunner(Runner):
     def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
         """Get a token for another attempt that the client library makes by itself, in the block."""
         wait_budget = self._wait_budget(call.token_timeout)
-        flow = acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, wait_budget))
+        flow = acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, wait_budget), wait_budget)
         token, end = self._run(flow, partial(self.start, call))
         try:
             yield token
@@ -171,11 +172,11 @@ class SyncRunner(Runner):
         state = self._state
         return TokenAcquisition(
             self.fetches,
-            lambda: state.join(_THREADS, ThreadEvent),
+            lambda: state.join(THREADS, ThreadEvent),
             wait_budget=wait_budget,
             carriers=carriers(call),
             min_validity=min_validity,
-            must_fetch=self.fetches.blocks_this_thread(),
+            blocks=True,
         ).run()
 
     def start(self, sender: Sender, start: StartFetch, caller: AsyncRuntime | None = None) -> FetchRun:
@@ -187,7 +188,8 @@ class SyncRunner(Runner):
             caller: The event loop of the request that starts it, if any. It awaits async credentials.
         """
         fetches = self.fetches
-        run = FetchRun(start.ticket, cannot_wait=start.cannot_wait)
+        waits = caller is None and not start.background
+        run = FetchRun(start.ticket, blocked_thread=threading.get_ident() if waits else None)
         stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
@@ -227,7 +229,7 @@ class SyncRunner(Runner):
             while True:
                 match flow.send(answer):
                     case LoadCredentials():
-                        loaded = self._hangs(run, "credentials provider", partial(self._load_credentials, caller))
+                        loaded = self._hangs(run, "credentials provider", partial(self._load_credentials, run, caller))
                         answer = no_credentials(loaded) if isinstance(loaded, Overdue) else loaded
                     case SendTokenRequest(request):
                         answer = self._hangs(run, "token request", partial(_post, sender, request))
@@ -250,13 +252,14 @@ class SyncRunner(Runner):
         finally:
             run.doing = ""
 
-    def _load_credentials(self, caller: AsyncRuntime | None) -> Credentials | Failure:
+    def _load_credentials(self, run: FetchRun, caller: AsyncRuntime | None) -> Credentials | Failure:
         settings = self._state.settings
         seconds = settings.clock.real(settings.policy.max_wait)
         try:
             answer = self._ask_source()
             if inspect.isawaitable(answer) and caller is not None:
-                answer = caller.run_from_thread(answer, seconds)
+                with self.fetches.dependent_on(run, caller):
+                    answer = caller.run_from_thread(answer, seconds)
             elif inspect.isawaitable(answer):
                 answer = asyncio.run(_awaited(answer, seconds))
             return self._checked(answer)

@@ -24,12 +24,21 @@ _LOOP_POLL = 0.5  # seconds until a fetch on another event loop, which may stop 
 
 
 class WaitBudget:
-    """Seconds of the clock that one call may still wait for tokens, over all its attempts (rule 6)."""
+    """Seconds of the clock that one call may still wait for permits and tokens, over all its attempts (rules 6 and 22).
 
-    __slots__ = ("left",)
+    Attributes:
+        left: The remaining seconds.
+        until: Instant after which the call does not wait in any case.
+    """
+
+    __slots__ = ("left", "until")
 
     def __init__(self, left: float) -> None:
-        self.left = left
+        self.left, self.until = left, float("inf")
+
+    def deadline(self, now: float) -> float:
+        """Return the end of a wait that starts now."""
+        return min(now + self.left, self.until)
 
 
 class TokenAcquisition:
@@ -41,10 +50,12 @@ class TokenAcquisition:
         wait_budget: How long the call may still wait.
         carriers: What would carry a fetch of this call and may end before it does: its client, the run of its loop.
         min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
-        must_fetch: Whether the caller cannot wait without blocking the fetch it would wait for.
+        blocks: Whether the caller blocks its thread while it waits. It sends its own token request where a fetch
+            needs an event loop of that thread.
     """
 
     __slots__ = (
+        "_blocks",
         "_carriers",
         "_deadline",
         "_fetched",
@@ -52,7 +63,6 @@ class TokenAcquisition:
         "_join",
         "_known_failures",
         "_min_validity",
-        "_must_fetch",
         "_own",
         "_state",
         "_wait",
@@ -68,7 +78,7 @@ class TokenAcquisition:
         wait_budget: WaitBudget,
         carriers: tuple[object, ...] = (),
         min_validity: float = 0.0,
-        must_fetch: bool = False,
+        blocks: bool = False,
     ) -> None:
         self._fetches = fetches
         self._state = state = fetches.state
@@ -76,8 +86,8 @@ class TokenAcquisition:
         self._wait_budget = wait_budget
         self._carriers = carriers
         self._min_validity = min_validity
-        self._must_fetch = must_fetch
-        self._deadline = state.now() + wait_budget.left
+        self._blocks = blocks
+        self._deadline = wait_budget.deadline(state.now())
         self._known_failures = state.failed_fetches
         self._waiting_since: float | None = None
         self._fetched = False
@@ -94,7 +104,6 @@ class TokenAcquisition:
         try:
             while True:
                 state.check_open()
-                must_fetch = self._must_fetch
                 decision = state.transition(self._decide)
                 if state.has_overdue:
                     self._fetches.interrupt_overdue()
@@ -104,7 +113,7 @@ class TokenAcquisition:
                             yield StartFetch(refresh, background=True)
                         return token
                     case Fetch(ticket):
-                        self._own = yield StartFetch(ticket, background=False, cannot_wait=must_fetch)
+                        self._own = yield StartFetch(ticket, background=False)
                     case Wait():
                         assert self._wait is not None
                         sweep()  # which sets the event, if it ends what this call is about to wait for
@@ -118,7 +127,8 @@ class TokenAcquisition:
 
     def _decide(self, machine: TokenMachine, now: float) -> Decision:
         state, since = self._state, self._waiting_since
-        if since is not None and not machine.pending_fetches:
+        own = None if self._own is None else self._own.ticket
+        if since is not None and (not machine.pending_fetches or own not in (None, *machine.pending_fetches)):
             token, _ = machine.fast_path_token(now)
             # One token request per call; a token of another fetch may be older than the call.
             if self._fetched or token is None or token.requested_at >= since:
@@ -129,14 +139,13 @@ class TokenAcquisition:
             known_failures=self._known_failures,
             deadline=self._deadline,
             min_validity=self._min_validity,
-            must_fetch=self._must_fetch,
+            must_fetch=self._blocks and self._own is None and self._fetches.needs_this_thread(),
             carrier_age=state.carriers.age(self._carriers, now),
-            own=None if self._own is None else self._own.ticket,
+            own=own,
             cannot_lead=None if self._own is None else self._own.death,
             cannot_wait=state.interrupts_itself or self._fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
-            self._must_fetch = False  # it sends its own
             if since is None:
                 self._waiting_since = now
                 state.counters.waited += 1

@@ -49,6 +49,8 @@ class WindowsResult(NamedTuple):
     """0 if every window got an entry; else the seconds until all of them can."""
     ages: Sequence[Ages]
     """Ages of the entries that count in each window now, including the new ones."""
+    reason: str = ""
+    """Why it was not granted, if the windows of all processes together do not contain the reason."""
 
 
 def new_id() -> str:
@@ -116,7 +118,8 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
             StoreError: The store is unavailable.
         """
         answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
-        return WindowsResult(answer.wait, [counted(window, answer.histories[window.key]) for window in windows])
+        ages = [counted(window, answer.histories[window.key]) for window in windows]
+        return WindowsResult(answer.wait, ages, answer.reason)
 
     def usable_limit(self, window: Window) -> int:
         """Return how many entries *window* may hold at present: its limit, unless some are set aside."""
@@ -235,6 +238,8 @@ class Store(Protocol):
 
     blocking: ClassVar[bool]
     """Whether an operation may take long, so that an event loop has to let a thread do it."""
+    separate_calls: ClassVar[bool]
+    """Whether API requests are counted in a place of their own, which may fail while the rest of the store works."""
 
     @property
     def budget(self) -> BudgetStorage:

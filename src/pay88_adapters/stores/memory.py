@@ -169,6 +169,7 @@ class MemoryStore:
     """The default: what the managers of one process share. A record may be any object: it never leaves the process."""
 
     blocking: ClassVar[bool] = False
+    separate_calls: ClassVar[bool] = False
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.budget = MemoryStorage(now)

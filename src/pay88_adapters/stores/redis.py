@@ -289,6 +289,7 @@ class RedisStore:
     """The store of the managers on several hosts. See :func:`redis_store`."""
 
     blocking: ClassVar[bool] = True
+    separate_calls: ClassVar[bool] = False
 
     def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:
         self.budget = RedisStorage(server, prefix, clock)

@@ -145,6 +145,7 @@ class SqliteStore:
     """
 
     blocking: ClassVar[bool] = True
+    separate_calls: ClassVar[bool] = True
 
     def __init__(self, path: str, clock: StoreClock, *, for_group: bool = False) -> None:
         self._file = DatabaseFile(path, clock, for_group=for_group)

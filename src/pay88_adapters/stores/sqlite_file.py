@@ -132,29 +132,34 @@ class DatabaseFile:
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return the result of *operation* with the connection at this time, under an exclusive lock."""
         until = monotonic() + _LOCK_TIMEOUT
-        with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
-            if monotonic() > until:
-                raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
-            try:
-                with _queue(self._path, until):
-                    try:
-                        return self._transaction(operation, until)
-                    except sqlite3.Error as error:
-                        if self._durable or type(error) is not sqlite3.DatabaseError:  # which says: it is damaged
-                            raise
-                    self._path.unlink(missing_ok=True)
-                    return self._transaction(operation, until)
-            except sqlite3.OperationalError as error:
-                raise StoreError(f"{_name(self._path)} is unavailable: {error}") from error
-            except sqlite3.Error as error:
-                raise StoreError(f"{_name(self._path)} is corrupt ({error}): remove it") from error
-            except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
-                raise StoreError(f"{_name(self._path)} is corrupt: remove it") from None
-            except (ConfigurationError, OSError) as error:
-                raise StoreError(str(error)) from error
+        while True:
+            with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
+                if monotonic() > until:
+                    raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
+                try:
+                    with _queue(self._path, until):
+                        try:
+                            return self._transaction(operation)
+                        except sqlite3.Error as error:
+                            if self._durable or type(error) is not sqlite3.DatabaseError:  # which says: it is damaged
+                                raise
+                        self._path.unlink(missing_ok=True)
+                        return self._transaction(operation)
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) or monotonic() > until:
+                        raise StoreError(f"{_name(self._path)} is unavailable: {error}") from error
+                except sqlite3.Error as error:
+                    raise StoreError(f"{_name(self._path)} is corrupt ({error}): remove it") from error
+                except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
+                    raise StoreError(f"{_name(self._path)} is corrupt: remove it") from None
+                except (ConfigurationError, OSError) as error:
+                    raise StoreError(str(error)) from error
+            # Out of the queue, in which the store's other file has its operations, too. SQLite's own wait sleeps longer
+            # and longer: of many processes, the first one would starve.
+            time.sleep(random.uniform(0.002, 0.020))
 
-    def _transaction(self, operation: Callable[[sqlite3.Connection, float], T], until: float) -> T:
-        with closing(self._begin(until)) as db:
+    def _transaction(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
+        with closing(self._begin()) as db:
             now = self._now(db)
             result = operation(db, now)
             if db.total_changes:
@@ -162,7 +167,7 @@ class DatabaseFile:
             db.execute("COMMIT")
             return result
 
-    def _begin(self, until: float) -> sqlite3.Connection:
+    def _begin(self) -> sqlite3.Connection:
         for _ in range(3):
             found = self._look()
             if found is None:
@@ -173,7 +178,7 @@ class DatabaseFile:
             db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
             try:
                 db.text_factory = decode
-                _lock(db, until, "NORMAL" if self._durable else "OFF")
+                _lock(db, "NORMAL" if self._durable else "OFF")
                 if found == self._look():
                     return db
             except BaseException:
@@ -298,18 +303,10 @@ def _leave(place: int) -> None:
         os.close(place)
 
 
-def _lock(db: sqlite3.Connection, until: float, synchronous: str) -> None:
-    # SQLite's own wait sleeps longer and longer: of many processes, the first one would starve.
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute(f"PRAGMA synchronous = {synchronous}")
-            db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: waiting processes do not delay the COMMIT
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or monotonic() > until:
-                raise
-        time.sleep(random.uniform(0.002, 0.020))
+def _lock(db: sqlite3.Connection, synchronous: str) -> None:
+    db.execute("PRAGMA journal_mode = TRUNCATE")
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: waiting processes do not delay the COMMIT
 
 
 def _look(path: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from pay88_adapters.core.arguments import check_finite
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.runtimes import AsyncRuntime, AsyncWaitEvent, ThreadEvent, WaitEvent
 
@@ -25,6 +26,7 @@ class ManualClock(Clock):
     """
 
     def __init__(self, start: float = 1_000.0, *, auto_advance: bool = False, skips_pauses: bool = False) -> None:
+        check_finite("start", start)
         super().__init__()
         self.skips_pauses = auto_advance or skips_pauses
         self._now = start
@@ -42,6 +44,7 @@ class ManualClock(Clock):
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward by *seconds*, and wake the waiters whose time has come. Thread-safe."""
+        check_finite("seconds", seconds)
         if seconds < 0:
             raise ValueError("a ManualClock cannot be moved back: pass 0 or more seconds to advance()")
         with self._moving:

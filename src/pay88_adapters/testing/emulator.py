@@ -18,6 +18,7 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[testing]'") from exc
 
+from pay88_adapters.core.arguments import check_callable, check_count, check_type
 from pay88_adapters.engine.clock import Clock
 
 from ._responder import Responder
@@ -72,6 +73,9 @@ class Emulator:
         port: The port, or 0 for a free one.
         service: A :class:`.Service` with other settings; the first five arguments are then ignored.
         wall: Unix time, for ``Date``, ``X-RateLimit-Reset`` and the dates in tokens.
+
+    Raises:
+        ConfigurationError: An argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -89,6 +93,15 @@ class Emulator:
         service: Service | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        for name, value, kind in (
+            ("clock", clock, Clock),
+            ("ssl_context", ssl_context, ssl.SSLContext),
+            ("service", service, Service),
+        ):
+            check_type(name, value, kind)
+        check_type("host", host, str, required=True)
+        check_count("port", port, most=65_535)
+        check_callable("wall", wall)
         self.service = service or Service(
             api_key=api_key,
             merchant_id=merchant_id,

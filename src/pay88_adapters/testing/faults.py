@@ -9,10 +9,13 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
+
+from pay88_adapters.core.arguments import check_count, check_finite, check_number, class_of, shown
+from pay88_adapters.core.errors import ConfigurationError, shorten
 
 from .holds import Hold
 from .messages import Request
@@ -26,6 +29,9 @@ class Latency:
     """The request is decided *seconds* later; combines with every other fault."""
 
     seconds: float
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class Truncated:
 
     missing: int = 20
 
+    def __post_init__(self) -> None:
+        check_count("missing", self.missing)
+
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
@@ -132,12 +141,18 @@ class HugeBody:
     size: int = 10_000_000
     chunked: bool = False
 
+    def __post_init__(self) -> None:
+        check_count("size", self.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Drip:
     """Executed; the body of the response is sent slowly: one byte every *seconds*."""
 
     seconds: float
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds)
 
 
 Delay: TypeAlias = Latency | Hold
@@ -174,6 +189,12 @@ class Rule:
         after: int,
         probability: float = 1.0,
     ) -> None:
+        for fault in faults:
+            if not isinstance(fault, get_args(Fault)):
+                raise ConfigurationError(f"fault must be one of pay88_adapters.testing, not {class_of(fault)}")
+        if times is not None:
+            check_count("times", times)
+        check_count("after", after)
         self._plan = plan
         self._draw = draw
         self._matches = _matcher(on)
@@ -254,6 +275,9 @@ class FaultPlan:
                 predicate (which sees no body yet when it decides on a :class:`ResetBeforeRead`).
             times: How often; ``None`` until it is removed.
             after: Number of matching requests without the fault before the first one with it.
+
+        Raises:
+            ConfigurationError: An argument has the wrong type or is out of range.
         """
         return self._append(Rule(self, [fault], lambda: fault, on, times, after))
 
@@ -273,7 +297,17 @@ class FaultPlan:
             probability: Probability that a request gets a fault, from 0 to 1.
             faults: The faults, all with the same probability.
             on: See :meth:`add`, as for other faults.
+
+        Raises:
+            ConfigurationError: An argument has the wrong type or is out of range.
         """
+        check_finite("probability", probability)
+        if not 0 <= probability <= 1:
+            raise ConfigurationError(f"probability is {shown(probability)}: it must be from 0 to 1")
+        if not isinstance(rng, (int, random.Random)):
+            raise ConfigurationError(f"rng must be a seed or a random.Random, not {class_of(rng)}")
+        if not isinstance(faults, Iterable) or not faults:
+            raise ConfigurationError(f"faults must be a list of at least one fault, not {class_of(faults)}")
         source = random.Random(rng) if isinstance(rng, int) else rng
         choices = list(faults)
 
@@ -338,12 +372,13 @@ def _first_taken(rules: Sequence[Rule], received: Request) -> Outcome | None:
 
 
 def _matcher(on: On) -> Callable[[Request], bool]:
-    if not isinstance(on, str):
+    if callable(on):
         return on
     if on == "any":
         return lambda received: True
-    if on.startswith("/"):
+    if isinstance(on, str) and on.startswith("/"):
         return lambda received: received.path.startswith(on)
     if on in ("token", "call", "other"):
         return lambda received: received.kind == on
-    raise ValueError(f"on must be 'token', 'call', 'other', 'any', a path or a predicate, not {on!r}")
+    given = repr(shorten(on, 60)) if isinstance(on, str) else class_of(on)
+    raise ConfigurationError(f"on must be 'token', 'call', 'other', 'any', a path or a predicate, not {given}")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+from pay88_adapters.core.arguments import check_callable, class_of
+from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.secret import REDACTED, mask
 
 _SECRET_FIELDS = ("authorization", "x-session-id", "x-api-key")
@@ -23,12 +25,22 @@ def vcr_config(**options: Any) -> dict[str, Any]:
 
     Args:
         options: More of vcrpy's options. ``filter_headers`` and ``before_record_response`` add to what is done here.
+
+    Raises:
+        ConfigurationError: An item of ``filter_headers`` is not a name or a pair, or one of ``before_record_response``
+            is not callable.
     """
+    headers, hooks = _listed(options.get("filter_headers")), _listed(options.get("before_record_response"))
+    for each in headers:
+        if not isinstance(each, (str, tuple, list)):
+            raise ConfigurationError(f"filter_headers must be names, or pairs of name and value, not {class_of(each)}")
+    for each in hooks:
+        check_callable("before_record_response", each)
     return {
         "decode_compressed_response": True,
         **options,
-        "filter_headers": [*((name, REDACTED) for name in _SECRET_FIELDS), *_listed(options.get("filter_headers"))],
-        "before_record_response": _chained([_without_secrets, *_listed(options.get("before_record_response"))]),
+        "filter_headers": [*((name, REDACTED) for name in _SECRET_FIELDS), *headers],
+        "before_record_response": _chained([_without_secrets, *hooks]),
     }
 
 

@@ -18,6 +18,8 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
+from pay88_adapters.core.arguments import check_number, check_type
+
 from .issued import IssuedToken, IssuedTokens, random_uuid
 from .messages import (
     BALANCE_PATH,
@@ -32,7 +34,7 @@ from .messages import (
     Response,
     Usage,
 )
-from .windows import Limits, MovingWindows
+from .windows import Limits, MovingWindows, check_limits
 
 _SECRET_SHAPES = r"eyJ[\w-]{8,}(?:\.[\w-]*)*|sess_[\w-]{8,}|sk_(?:test|live)_[\w-]+"
 _BAD_CREDENTIALS = "Invalid API key or merchant ID"
@@ -54,6 +56,9 @@ class Service:
         reissue: Respond to token requests with the current token until it expires, even if it has been rejected since,
             and announce its remaining lifetime.
         rng: Source of the secrets. Use a seeded one for the same tokens in every run.
+
+    Raises:
+        ConfigurationError: An argument has the wrong type or is out of range.
     """
 
     reject_if: Callable[[Request, float], bool] | None = None
@@ -72,6 +77,11 @@ class Service:
         reissue: bool = False,
         rng: random.Random | None = None,
     ) -> None:
+        check_type("api_key", api_key, str, required=True)
+        check_type("merchant_id", merchant_id, str, required=True)
+        check_number("lifetime", lifetime)
+        for name, limits in (("token_limits", token_limits), ("call_limits", call_limits)):
+            check_limits(name, limits)
         self.api_key = api_key
         self.merchant_id = merchant_id
         self.lifetime = lifetime

@@ -8,8 +8,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from pay88_adapters.core.arguments import check_count, check_number
+from pay88_adapters.core.errors import ConfigurationError
+
 Limits = Sequence[tuple[int, float]]
 """Limits as pairs of a count and seconds, such as ``((10, 60), (100, 3600))``."""
+
+
+def check_limits(name: str, limits: Limits) -> None:
+    """Raise :class:`ConfigurationError` unless *limits* are pairs of a count and seconds."""
+    try:
+        for count, seconds in limits:
+            check_count(name, count)
+            check_number(name, seconds, positive=True)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"{name} must be pairs of a count and seconds, such as ((10, 60),)") from None
 
 
 class MovingWindows:

@@ -141,7 +141,7 @@ class Manager:
             gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
             return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
 
-        self._resume(call, run_request(state, call, acquired, state.now()))
+        self._resume(call, run_request(state, call, acquired, state.now(), patience))
 
     def _resume(self, call: ApiCall, sequence: Generator[Any, Any, int], result: object = None) -> None:
         if call.is_closed:
@@ -158,7 +158,7 @@ class Manager:
         process = self.process
         match effect:
             case StartFetch():
-                run = FetchRun(effect.ticket, cannot_wait=effect.cannot_wait)
+                run = FetchRun(effect.ticket)
                 self.fetches.begin(run)
                 if self.world.scenario.young and self._rng.random() < 0.05:  # its client is closed, too early
                     process.soon(self._rng.uniform(0.0, 0.6), lambda: self._close(call, sequence, run))

@@ -31,6 +31,7 @@ class Remote:
     """The way of one process to a store."""
 
     blocking: ClassVar[bool] = True
+    separate_calls: ClassVar[bool] = False
 
     def __init__(self, process: Process, store: MemoryStore, reachable: Callable[[], str]) -> None:
         self.process, self._store, self._reachable = process, store, reachable

@@ -1,0 +1,33 @@
+"""The rate limits of API requests in a shared store, and the share that this process uses in degraded mode."""
+
+from __future__ import annotations
+
+from pay88_adapters.core.history import Claim, Window
+
+from .store_budget import StoreBudget
+
+
+class CallBudget(StoreBudget):
+    """This process's copy of the shared rate limits, from which it acquires units in degraded mode (rules 22 and 24).
+
+    Unlike the token budget, a rate limit may be exceeded: the service responds with a 429 and has executed nothing. But
+    no payment may fail because the store does. So only what is known counts: the acquired units, and the number of
+    processes. At least one request may be sent immediately, and nothing stays reserved after the store has recovered.
+    """
+
+    @property
+    def _is_firm(self) -> bool:
+        return False
+
+    def _parts(self) -> int:
+        return self._share.members
+
+    def _unseen(self, window: Window) -> int:
+        return 0
+
+    def _kept_free(self, window: Window) -> Window:
+        return window
+
+    def _refusal(self, claim: Claim, parts: int) -> str:
+        why = f"the rate limit of this {self._who} (1/{parts}) is reached"
+        return f"the shared store is unavailable and {why}: {self._remedy}"
