@@ -14,6 +14,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
 from urllib3.exceptions import (
     HTTPError,
+    MaxRetryError,
     ProxyError,
     UnrewindableBodyError,
 )
@@ -27,7 +28,6 @@ from .core import errors
 from .core.arguments import check_client, inside
 from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
-from .core.secret import InjectedHeader
 from .core.token import Token
 from .core.wire import (
     MAX_DRAIN_SECONDS,
@@ -39,10 +39,30 @@ from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.calls import Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
+from .engine.request_flow import UNAUTHORIZED
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
-from .urllib3_io import BROKEN, build_headers, pieces, post, release, socket_of, split_headers, was_not_sent
-from .urllib3_retry import Pay88Retry, without_resending
+from .urllib3_io import (
+    BROKEN,
+    Fields,
+    pieces,
+    post,
+    release,
+    socket_of,
+    split_headers,
+    was_not_sent,
+    without_injected,
+)
+from .urllib3_retry import (
+    Pay88Retry,
+    Redirected,
+    exhausted,
+    exhausted_status,
+    is_redirect,
+    removes_injected,
+    without_removing,
+    without_resending,
+)
 
 __all__ = ["Pay88PoolManager", "Pay88Retry", "attach"]
 
@@ -188,7 +208,10 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         headers = kw.get("headers")
         if headers is None:
             headers = self.headers
-        fields, authorization, is_urllib3_retry = split_headers(headers) if headers else ([], None, False)
+        fields, authorization, is_from_urllib3 = split_headers(headers) if headers else ({}, None, False)
+        if is_from_urllib3 and is_redirect(kw["retries"]):
+            kw["headers"] = without_injected(headers)
+            return Redirected(args, by_position, kw)
         try:
             if url[:1] == "/":  # the form of pool managers
                 for_request = self.pay88_manager.for_request
@@ -201,12 +224,17 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             # A default of the pool's, or a redirect that has led here
             if isinstance(retries := self.retries_for(kw.get("retries")), Pay88Retry):
                 kw["retries"] = retries.plain()
-            if is_urllib3_retry:
-                kw["headers"] = build_headers([each for each in headers.items() if type(each[1]) is not InjectedHeader])
+            if is_from_urllib3:
+                kw["headers"] = without_injected(headers)
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
-        call = _Call(manager, self, args, by_position, kw, fields)
+        call = _Call(manager, self, url, args, by_position, kw, fields)
         try:
-            return call.resend() if is_urllib3_retry else call.finish(manager.sync_runner.call(call))
+            if is_from_urllib3:
+                return call.resend()
+            response = manager.sync_runner.call(call)
+            if type(response) is Redirected:
+                return call.follow(response)
+            return call.read(response) if call.preload else response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
 
@@ -219,6 +247,9 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
             return manager
         return for_request(self.scheme or "http", self.host, self.port, "/", authorization)
+
+    def is_managed(self, url: str) -> bool:
+        return self._manager_for(url, None) is not None
 
     def retries_for(self, given: Any) -> Any:
         return self.retries if given is None else given
@@ -254,10 +285,11 @@ class _Call:
         "_kw",
         "_manager",
         "_pool",
-        "_preload",
+        "_reads_attempts",
         "_retries",
         "_url",
         "method",
+        "preload",
         "retry",
     )
 
@@ -267,30 +299,37 @@ class _Call:
         self,
         manager: TokenManager,
         pool: _ManagedPool,
+        url: str,
         args: tuple[Any, ...],
         by_position: tuple[str, ...],
         kw: dict[str, Any],
-        fields: list[tuple[str, str]],
+        fields: Fields,
     ) -> None:
         self.method: str = args[0] if args else kw.get("method", "")
-        self._url: str = args[1] if len(args) > 1 else kw["url"]
+        self._url = url
         self._manager, self._pool, self._fields = manager, pool, fields
         self._args, self._by_position, self._kw = args, by_position, kw
         body = kw.get("body")
         self._body_position = WHOLE if type(body) in PLAIN else BodyPosition(body, position=kw.get("body_pos"))
-        self._preload = False
-        retries = kw.get("retries")
+        self.preload = kw.get("preload_content", True)
+        if self.preload:  # reading waits until this is known to be no rejected response, which may have no end
+            kw["preload_content"] = False
+            if "release_conn" in kw:
+                kw["release_conn"] = None  # when the body has been read
+        retries: Any = kw.get("retries")
         if retries is None:
             retries = pool.retries
             if retries is urllib3.Retry.DEFAULT:
                 kw["retries"] = retries = _DEFAULT
-        self._retries: Any = retries
-        if isinstance(retries, Pay88Retry):
+        if retries is not _DEFAULT and removes_injected(retries):
+            kw["retries"] = retries = without_removing(retries)
+        self._retries = retries
+        if retries is _DEFAULT or isinstance(retries, Pay88Retry):
             self.retry = retries.policy
-            # Reading waits until this is known to be the final response, and is no part of an attempt.
-            self._preload, kw["preload_content"] = kw.get("preload_content", True), False
+            self._reads_attempts = False  # reading is no part of an attempt
         else:
             self.retry = single_attempt(manager.retry)  # urllib3 retries as the caller's own value says
+            self._reads_attempts = self.preload
             if not self._body_position.steady:
                 kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
 
@@ -333,7 +372,8 @@ class _Call:
         if RECORDER in modules:
             check_call(self.method, self._whole_url())
         fields = self._fields
-        headers = build_headers(fields, token.attached) if fields else token.attached.copy()
+        headers: Any = fields.copy() if fields else {}
+        headers.update(token.attached)
         kw = self._kw
         kw["headers"] = headers
         args = self._args
@@ -341,18 +381,25 @@ class _Call:
             kw = kw.copy()
             args = (*args, *[kw.pop(name) for name in self._by_position])
         # The pool's own method; looked up here, because other code wraps it, too.
-        return super(_ManagedPool, self._pool).urlopen(*args, **kw)
+        response: BaseHTTPResponse = super(_ManagedPool, self._pool).urlopen(*args, **kw)
+        return self.read(response) if self._reads_attempts and response.status != UNAUTHORIZED else response
 
     def resend(self) -> BaseHTTPResponse:
         """Send urllib3's own retry with a valid token; the outer level judges the response."""
-        if not self._body_position.rewind():  # urllib3 would send an empty body
-            raise UnrewindableBodyError("the body is not rewindable: pass bytes or a seekable file")
+        self._rewind()
         self._check_allowed(self._retries)
-        with self._manager.sync_runner.token_for(self) as token:
+        runner = self._manager.sync_runner
+        if self._retries.history and not runner.may_retry(self, self._retries.history[-1].status):
+            raise exhausted(self._retries, self._pool, self._url)
+        with runner.token_for(self) as token:
             response = self.send(token)
         if not hasattr(response, "pay88_token"):
             response.pay88_token = token  # type: ignore[attr-defined]
         return response
+
+    def _rewind(self) -> None:
+        if not self._body_position.rewind():  # urllib3 would send an empty body
+            raise UnrewindableBodyError("the body is not rewindable: pass bytes or a seekable file")
 
     def _check_allowed(self, retries: urllib3.Retry) -> None:
         # urllib3 applies the caller's allowed_methods to other errors, but not to what it takes for a proxy error.
@@ -361,16 +408,40 @@ class _Call:
         if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
             raise error
 
-    def finish(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
-        """Read the response if the caller wants it."""
-        if self._preload:
+    def read(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
+        """Read the body; if that fails, do what urllib3 does with ``preload_content``: it retries, or raises."""
+        try:
             _ = response.data
-        return response
+        except BROKEN as error:
+            retries = response.retries
+            if retries is None:
+                raise
+            self._retries = self._kw["retries"] = retries.increment(
+                self.method, self._url, error=error, _pool=self._pool, _stacktrace=error.__traceback__
+            )
+            self._retries.sleep()
+        else:
+            return response
+        return self.resend()
+
+    def follow(self, redirected: Redirected) -> BaseHTTPResponse:
+        """Send the request to which *redirected* leads: it has its own attempts, permits and token."""
+        args, kw = redirected.args, redirected.kw
+        if self.preload:
+            kw.update(preload_content=self.preload, release_conn=None)
+        url = args[1] if len(args) > 1 else kw["url"]
+        if kw.get("body") is not None and (url[:1] == "/" or self._pool.is_managed(url)):
+            self._rewind()
+        return self._pool.urlopen(*args, *[kw.pop(name) for name in redirected.by_position], **kw)
 
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
+        if isinstance(exc, MaxRetryError):  # urllib3 has made the retries: none follows
+            status = exhausted_status(exc)
+            failed = status is not None or isinstance(exc.reason, BROKEN)
+            return ConnectionFailure(permanent=True, status=status) if failed else None
         if not isinstance(exc, BROKEN):
             return None
         self._note(self._retries, error=exc)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from .core.secret import InjectedHeader
@@ -115,29 +114,42 @@ def release(response: BaseHTTPResponse, *, finished: bool) -> None:
     response.release_conn()  # close() alone would lose the slot of a blocking pool
 
 
-def split_headers(given: Mapping[str, str]) -> tuple[list[tuple[str, str]], str | None, bool]:
+def split_headers(given: Mapping[str, str]) -> tuple[Fields, str | None, bool]:
     """Return the caller's headers without those of a token, its ``Authorization``, and whether any header is ours.
 
-    Headers of ours mean that urllib3 retries a request of an outer level.
+    Headers of ours mean that urllib3 makes a request of an outer level again, or follows its redirect.
     """
-    fields: list[tuple[str, str]] = []
-    authorization, is_urllib3_retry = None, False
+    fields: dict[str, str] = {}
+    authorization, is_from_urllib3 = None, False
+    count = 0
     for name, value in given.items():  # a repeated header is there twice
         if type(value) is InjectedHeader:
-            is_urllib3_retry = True
+            is_from_urllib3 = True
             continue
         if type(name) is not str:
             name = _text(name)  # noqa: PLW2901
         lowered = name.lower()
         if lowered not in MANAGED_FIELDS:
-            fields.append((name, value))
+            fields[name] = value
+            count += 1
         elif authorization is None and lowered == "authorization":
             authorization = _text(value)
-    return fields, authorization, is_urllib3_retry
+    if count == len(fields):
+        return fields, authorization, is_from_urllib3
+    pairs = [(_text(name), value) for name, value in without_injected(given).items()]
+    repeated = _Headers([pair for pair in pairs if pair[0].lower() not in MANAGED_FIELDS])
+    return repeated, authorization, is_from_urllib3
 
 
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def without_injected(headers: Mapping[str, str]) -> Fields:
+    """Return *headers* without those that an adapter added."""
+    pairs = [each for each in headers.items() if type(each[1]) is not InjectedHeader]
+    plain = dict(pairs)
+    return plain if len(plain) == len(pairs) else _Headers(pairs)
 
 
 class _Headers(urllib3.HTTPHeaderDict):
@@ -147,12 +159,5 @@ class _Headers(urllib3.HTTPHeaderDict):
         return f"<{len(self)} header fields>"
 
 
-def build_headers(
-    fields: list[tuple[str, str]], attached: Mapping[str, str] = MappingProxyType({})
-) -> Mapping[str, str]:
-    """Return *fields* and *attached*; a repeated header is there twice."""
-    plain = dict(fields)
-    if len(plain) < len(fields):
-        return _Headers([*fields, *attached.items()])
-    plain.update(attached)
-    return plain
+Fields = dict[str, str] | _Headers
+"""Headers; a repeated one is there twice."""

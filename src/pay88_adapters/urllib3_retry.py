@@ -1,15 +1,18 @@
-"""The value of ``retries=`` that urllib3 sees for a request that the core retries."""
+"""The value of ``retries=`` that urllib3 sees for a request that the core retries, and what urllib3 does with it."""
 
 from __future__ import annotations
 
+import re
 from copy import copy
 from typing import Any
 
 import urllib3
+from urllib3.exceptions import MaxRetryError, ResponseError
 from urllib3.util.retry import RequestHistory
 
 from .core.errors import ConfigurationError
 from .core.retry import RetryPolicy
+from .core.token import SESSION_ID
 
 
 class Pay88Retry(urllib3.Retry):
@@ -76,3 +79,62 @@ def without_resending(retries: Any, *, redirect: bool) -> Any:
     return retries.new(
         **{kind: 0 for kind in ("connect", "read", "status", "other") if getattr(retries, kind) is not False}
     )
+
+
+def is_redirect(retries: urllib3.Retry) -> bool:
+    """Whether the request that urllib3 sends next follows a redirect, *retries* being its value."""
+    return bool(retries.history and retries.history[-1].redirect_location)
+
+
+def removes_injected(retries: Any) -> bool:
+    """Whether urllib3 removes both headers of a token when it follows a redirect to another host."""
+    return SESSION_ID in getattr(retries, "remove_headers_on_redirect", ())
+
+
+def without_removing(retries: urllib3.Retry) -> urllib3.Retry:
+    """Return *retries* so that urllib3 leaves our headers: they show whose redirect it is, and go no further."""
+    return retries.new(remove_headers_on_redirect=retries.remove_headers_on_redirect - {SESSION_ID})
+
+
+class Redirected(urllib3.HTTPResponse):
+    """The redirect that a request got, in place of the response of its target.
+
+    The outcome of the request for the target must not be taken for that of the first one, which was executed.
+
+    Args:
+        args, kw: The arguments of the pool's ``urlopen()`` for the target.
+        by_position: Names in *kw* that are passed by position after *args*.
+    """
+
+    def __init__(self, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]) -> None:
+        self.args, self.by_position, self.kw = args, by_position, kw
+        retries = kw["retries"]
+        last = _last_attempt(retries)
+        headers = {"Location": last.redirect_location or ""}
+        super().__init__(headers=headers, status=last.status or 0, preload_content=False, retries=retries)
+
+
+def _last_attempt(retries: Any) -> RequestHistory:
+    last: RequestHistory = retries.history[-1]
+    return last
+
+
+def exhausted(retries: urllib3.Retry, pool: Any, url: str) -> MaxRetryError:
+    """Return the exception that urllib3 raises when it may not retry the last attempt of *retries*."""
+    last = _last_attempt(retries)
+    reason = last.error or ResponseError(ResponseError.SPECIFIC_ERROR.format(status_code=last.status))
+    error = MaxRetryError(pool, url, reason)
+    error.__cause__ = reason
+    return error
+
+
+def exhausted_status(exc: MaxRetryError) -> int | None:
+    """Return the status code of the response after which urllib3 may not retry; ``None`` after an error."""
+    if not isinstance(exc.reason, ResponseError):
+        return None
+    found = re.fullmatch(_TOO_MANY, str(exc.reason))
+    return int(found[1]) if found else _FOUND
+
+
+_TOO_MANY = ResponseError.SPECIFIC_ERROR.format(status_code=r"(\d{3})")
+_FOUND = 302  # of too many redirects; which of the codes it was is lost

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import urllib3
 
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
@@ -112,6 +113,26 @@ def test_rule_07_a_rejected_response_without_end_is_closed(kind: type[Stack], ho
         assert isinstance(again := client.attempt("POST", f"{server.url}/api/echo"), PlainResponse)
         assert again.status == 200
         assert len(server.tokens) == 2
+
+
+def drip_for_long(send: Send, over: threading.Event) -> bool:
+    """Send a byte now and then, and end at last."""
+    send(HEAD + CHUNKED)
+    until = time.monotonic() + LONG
+    while time.monotonic() < until and not over.wait(0.05):
+        send(b"1\r\nx\r\n")
+    return False
+
+
+@pytest.mark.parametrize("retries", [False, 3, urllib3.Retry(2)], ids=repr)
+def test_rule_07_with_the_callers_own_retries_too(retries: Any) -> None:
+    """urllib3 would read the whole response."""
+    with Rejections(response=drip_for_long) as server, Urllib3(server.manager(), Options(connections=1)) as client:
+        began = time.monotonic()
+        outcome = client.attempt("POST", f"{server.url}/api/echo", retries=retries)
+        assert isinstance(outcome, PlainResponse)
+        assert (outcome.status, outcome.body) == (200, b"fine")
+        assert time.monotonic() - began < LONG
 
 
 @pytest.mark.parametrize("respond", [rejected, late])

@@ -84,15 +84,18 @@ def single_attempt(policy: RetryPolicy) -> RetryPolicy:
 
 
 class ConnectionFailure(NamedTuple):
-    """An attempt that got no response.
+    """An attempt that got no response, or whose response the client library replaced by an error.
 
     Attributes:
         not_sent: No connection was established, so that the service cannot have received the request.
-        permanent: A retry cannot succeed, such as with an untrusted certificate.
+        permanent: No retry follows: it cannot succeed, such as with an untrusted certificate, or the client library has
+            made all retries.
+        status: The status code of the response, if there was one.
     """
 
     not_sent: bool = False
     permanent: bool = False
+    status: int | None = None
 
     def refine(self, exc: BaseException, *, but: BaseException | None = None) -> ConnectionFailure:
         """Return the failure corrected for TLS errors in *exc* and its causes, up to *but*."""
@@ -100,7 +103,7 @@ class ConnectionFailure(NamedTuple):
         # Not all libraries distinguish a failed handshake from a later connection error.
         not_sent = self.not_sent and not links
         untrusted = any(_is_from_ssl(link, "SSLCertVerificationError") for link in links)
-        return ConnectionFailure(not_sent, self.permanent or untrusted)
+        return ConnectionFailure(not_sent, self.permanent or untrusted, self.status)
 
 
 def _is_from_ssl(exc: BaseException, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
@@ -32,6 +33,8 @@ from .pacing import JITTER, Denied, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
 from .token_flow import WaitBudget
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class AttemptPermit(NamedTuple):
@@ -85,21 +88,50 @@ def _check_breaker(state: ManagerState, limits: RequestLimits, group: str) -> At
 def record_outcome(
     state: ManagerState, permit: AttemptPermit, call: RequestInfo[R], outcome: R | ConnectionFailure
 ) -> None:
-    status: int | None = None
-    headers: Mapping[str, str] = {}
-    if not isinstance(outcome, ConnectionFailure):
+    if isinstance(outcome, ConnectionFailure):
+        status, headers = outcome.status, _NO_HEADERS
+    else:
         status, headers = call.status(outcome), call.headers(outcome)
 
     def record(_: object, now: float) -> None:
         permit.limits.end_attempt(permit.rate_permit, now)
-        change = permit.limits.record_response(
-            permit.group, permit.breaker_permit, status, headers, now, state.settings.clock.wall()
-        )
-        if change is not None:
-            event, details = change
-            state.queue_event(event, *details)
+        _record_response(state, permit, status, headers, now)
 
     state.transition(record)
+
+
+def record_retried_attempt(state: ManagerState, call: RequestInfo[Any], status: int | None) -> bool:
+    """Record an attempt that the client library retries by itself; return whether the circuit allows the retry.
+
+    Args:
+        state: The state of the manager.
+        call: The request. It has the permit of its first attempt until its end.
+        status: The status code, ``None`` without a response.
+    """
+    limits = state.settings.request_limits
+    if limits is None:
+        return True
+    group = group_of(state.settings.endpoint.route(call.path))
+
+    def record(_: object, now: float) -> bool:
+        if limits.is_open(group):  # the end of the request is the outcome of the trial request
+            return False
+        permit = limits.try_acquire(group, now)
+        assert not isinstance(permit, Rejected)  # a closed circuit rejects nothing
+        _record_response(state, AttemptPermit(limits, group, permit), status, _NO_HEADERS, now)
+        return not limits.is_open(group)
+
+    return state.transition(record)
+
+
+def _record_response(
+    state: ManagerState, permit: AttemptPermit, status: int | None, headers: Mapping[str, str], now: float
+) -> None:
+    wall = state.settings.clock.wall()
+    change = permit.limits.record_response(permit.group, permit.breaker_permit, status, headers, now, wall)
+    if change is not None:
+        event, details = change
+        state.queue_event(event, *details)
 
 
 def acquire_rate_permit(

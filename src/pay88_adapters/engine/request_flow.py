@@ -90,6 +90,8 @@ def _attempts(
         if permit is not None:
             record_outcome(state, permit, call, outcome)
         if isinstance(outcome, ConnectionFailure):
+            if outcome.status == UNAUTHORIZED:
+                _on_unauthorized(state, token)
             pause = _pause(state, call, attempts, wait_budget, outcome)
             yield RetryDecision(retry=pause is not None)
             assert pause is not None  # if not, the runner raises the error of the attempt

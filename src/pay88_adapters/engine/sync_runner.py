@@ -34,6 +34,7 @@ from .effects import (
 )
 from .fetch_flow import fetch_token
 from .fetches import FetchRun
+from .permit_flow import record_retried_attempt
 from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED, acquire_permit_and_token
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
@@ -141,6 +142,15 @@ class SyncRunner(Runner):
 
     def _run_store_operation(self, operation: Callable[[], object]) -> object:
         return operation()
+
+    def may_retry(self, call: Call[Any], status: int | None) -> bool:
+        """Record an attempt that the client library retries by itself; return whether it may.
+
+        Args:
+            call: The request.
+            status: The status code of the attempt, ``None`` without a response.
+        """
+        return record_retried_attempt(self._state, call, status)
 
     @contextmanager
     def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
