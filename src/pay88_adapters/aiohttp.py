@@ -16,17 +16,18 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
+from .aiohttp_io import client_sender as client_sender
+from .aiohttp_io import post
+from .aiohttp_io import standalone_sender as standalone_sender
 from .core import errors
 from .core.arguments import check_client, inside
-from .core.errors import AdapterErrors, ClientClosed, NoFreeConnection, Pay88Error
+from .core.errors import AdapterErrors, ClientClosed, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import AUTHORIZATION, MANAGED_FIELDS, SESSION_ID, Token
-from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import WHOLE, BodyPosition
-from .engine.calls import AsyncSender
 from .engine.responses import aread_limited
 from .engine.stand_ins import AnyManager, check_manager
-from .engine.standalone import ClosableSender
 
 __all__ = ["Pay88Middleware", "attach"]
 
@@ -287,7 +288,7 @@ class _Call:
         if self.is_closed:
             raise ClientClosed("the ClientSession was closed")
         try:
-            return await _post(
+            return await post(
                 request,
                 {
                     "proxy": mine.proxy,
@@ -303,109 +304,6 @@ class _Call:
             if self.is_closed:
                 raise ClientClosed("the ClientSession was closed during the token request") from exc
             raise
-
-
-class _StandaloneSender:
-    """For threads: a session and an event loop for each token request."""
-
-    network_errors = (aiohttp.ClientError, OSError, TimeoutError)
-
-    def post(self, request: TokenRequest) -> TokenResponse:
-        return asyncio.run(_post(request, {}))
-
-    def close(self) -> None:
-        """Close nothing: each session is closed where it is made."""
-
-
-class _ClientSender:
-    """Sends token requests over the connections of a session."""
-
-    network_errors = (aiohttp.ClientError, OSError)
-
-    def __init__(self, client: aiohttp.ClientSession) -> None:
-        self.client = client
-
-    @property
-    def is_closed(self) -> bool:
-        return self.client.closed
-
-    async def post(self, request: TokenRequest) -> TokenResponse:
-        # None of this has a public name; all of it is the same in all versions.
-        own: Any = self.client
-        if own._loop is not asyncio.get_running_loop():
-            raise errors.ConfigurationError("client is a session of another event loop: use it on its own loop")
-        proxy, proxy_auth = getattr(own, "_default_proxy", None), getattr(own, "_default_proxy_auth", None)
-        return await _post(
-            request,
-            {"proxy": proxy, "proxy_auth": proxy_auth},
-            connector=own.connector,
-            connector_owner=False,
-            trust_env=own.trust_env,
-        )
-
-
-def client_sender(client: aiohttp.ClientSession) -> AsyncSender:
-    """Return a sender over the connections of *client*."""
-    return _ClientSender(client)
-
-
-def standalone_sender() -> ClosableSender:
-    """Return a sender with sessions of its own."""
-    return _StandaloneSender()
-
-
-class _Queue:
-    """Whether a request waits for a free connection of its pool: a timeout does not show what it has ended."""
-
-    def __init__(self) -> None:
-        self.waits = False
-        self.config = aiohttp.TraceConfig()
-        self.config.on_connection_queued_start.append(self._begin)
-        self.config.on_connection_queued_end.append(self._end)
-
-    async def _begin(self, *_: object) -> None:
-        self.waits = True
-
-    async def _end(self, *_: object) -> None:
-        self.waits = False
-
-
-async def _post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any) -> TokenResponse:
-    """Send a token request in a session of its own, with its own timeout: a session's are its caller's (rule 16).
-
-    Args:
-        request: The token request.
-        connection: Arguments of the request about the connection.
-        pool: Arguments of the session about the pool; one of its own unless given.
-    """
-    queue = _Queue()
-    session = aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=request.timeout, connect=request.pool_timeout),
-        auto_decompress=False,
-        trace_configs=[queue.config],
-        **pool,
-    )
-    try:
-        async with (
-            session,
-            session.request(
-                request.method,
-                request.url,
-                headers=request.headers,
-                skip_auto_headers=("Content-Type", "User-Agent"),
-                allow_redirects=False,
-                **connection,
-            ) as response,
-        ):
-            body = await aread_limited(response.content.iter_any())
-            if len(body) > MAX_BODY:
-                response.close()
-            return TokenResponse(response.status, response.headers, body)
-    except asyncio.TimeoutError as exc:
-        if queue.waits:
-            raise NoFreeConnection from exc
-        raise
 
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
-from urllib3.util.proxy import connection_requires_http_tunnel
 
 from pay88_adapters.stores.realtime import monotonic
 
@@ -36,7 +35,6 @@ from .core.wire import (
     TokenResponse,
 )
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
-from .engine.calls import Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.request_flow import UNAUTHORIZED
@@ -52,6 +50,15 @@ from .urllib3_io import (
     split_headers,
     was_not_sent,
     without_injected,
+)
+from .urllib3_io import (
+    ClientSender as ClientSender,
+)
+from .urllib3_io import (
+    client_sender as client_sender,
+)
+from .urllib3_io import (
+    standalone_sender as standalone_sender,
 )
 from .urllib3_retry import (
     Pay88Retry,
@@ -151,43 +158,6 @@ def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
     return pool_manager
 
 
-def standalone_sender() -> ClientSender:
-    """Return a sender with pools of its own."""
-    return ClientSender(urllib3.PoolManager())
-
-
-class ClientSender:
-    """Sends token requests over the pools of a client."""
-
-    network_errors = (HTTPError, OSError)
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def post(self, request: TokenRequest) -> TokenResponse:
-        """Do the same as :meth:`Sender.post`."""
-        pool, target = self._pool(request.url)
-        urlopen = super(_ManagedPool, pool).urlopen if isinstance(pool, _ManagedPool) else pool.urlopen
-        return post(urlopen, target, request)
-
-    def _pool(self, url: str) -> tuple[Any, str]:
-        """Return the pool for *url*, and the target of a request line: the whole URL for a forwarding proxy."""
-        pools: urllib3.PoolManager = self.client
-        forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
-            pools.proxy, pools.proxy_config, parse_url(url).scheme
-        )
-        return pools.connection_from_url(url), url if forwarded else "/"
-
-    def close(self) -> None:
-        """Close the pools."""
-        self.client.clear()
-
-
-def client_sender(client: urllib3.PoolManager) -> Sender:
-    """Return a sender over the pools of *client*."""
-    return ClientSender(client)
-
-
 class _ManagedPool(urllib3.HTTPConnectionPool):
     """Mixed into a pool class. urllib3's own retries call :meth:`urlopen`, too."""
 
@@ -247,6 +217,10 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
             return manager
         return for_request(self.scheme or "http", self.host, self.port, "/", authorization)
+
+    def plain_urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
+        """Send a request without the manager."""
+        return super().urlopen(*args, **kw)
 
     def is_managed(self, url: str) -> bool:
         return self._manager_for(url, None) is not None
@@ -470,4 +444,4 @@ class _Call:
 
     def post(self, request: TokenRequest) -> TokenResponse:
         pool = self._pool
-        return post(super(_ManagedPool, pool).urlopen, self._url, request)
+        return post(pool.plain_urlopen, self._url, request)

@@ -17,6 +17,7 @@ from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
     EmptyPoolError,
+    HTTPError,
     NewConnectionError,
     ProtocolError,
     ProxyError,
@@ -24,6 +25,8 @@ from urllib3.exceptions import (
     TimeoutError,
 )
 from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url
+from urllib3.util.proxy import connection_requires_http_tunnel
 
 from pay88_adapters.stores.realtime import monotonic
 
@@ -33,6 +36,7 @@ from .core.wire import (
     TokenRequest,
     TokenResponse,
 )
+from .engine.calls import Sender
 from .engine.responses import read_limited, remaining_seconds
 
 NOT_SENT = (NewConnectionError, ConnectTimeoutError)
@@ -70,6 +74,42 @@ def post(urlopen: Callable[..., BaseHTTPResponse], target: str, request: TokenRe
     finally:
         release(response, finished=0 < len(body) <= MAX_BODY)
     return TokenResponse(response.status, response.headers, body)
+
+
+def standalone_sender() -> ClientSender:
+    """Return a sender with pools of its own."""
+    return ClientSender(urllib3.PoolManager())
+
+
+class ClientSender:
+    """Sends token requests over the pools of a client."""
+
+    network_errors = (HTTPError, OSError)
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def post(self, request: TokenRequest) -> TokenResponse:
+        """Do the same as :meth:`Sender.post`."""
+        pool, target = self._pool(request.url)
+        return post(getattr(pool, "plain_urlopen", pool.urlopen), target, request)
+
+    def _pool(self, url: str) -> tuple[Any, str]:
+        """Return the pool for *url*, and the target of a request line: the whole URL for a forwarding proxy."""
+        pools: urllib3.PoolManager = self.client
+        forwarded = pools.proxy is not None and not connection_requires_http_tunnel(
+            pools.proxy, pools.proxy_config, parse_url(url).scheme
+        )
+        return pools.connection_from_url(url), url if forwarded else "/"
+
+    def close(self) -> None:
+        """Close the pools."""
+        self.client.clear()
+
+
+def client_sender(client: urllib3.PoolManager) -> Sender:
+    """Return a sender over the pools of *client*."""
+    return ClientSender(client)
 
 
 def was_not_sent(exc: Exception) -> bool:

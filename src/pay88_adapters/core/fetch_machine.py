@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import NamedTuple
 
 from .budget import AcquireResult
+from .cached_token import CachedToken, window
 from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
@@ -21,40 +20,6 @@ from .token import Token
 _NEVER = float("-inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
 _LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may be lost before they count as an outage    rule 16
-
-
-class CachedToken(NamedTuple):
-    """The cached token with its deadlines."""
-
-    token: Token
-    window: tuple[float, float, float]
-    """The deadlines, in seconds since the token was requested."""
-
-    @property
-    def refresh_at(self) -> float:
-        """When it is refreshed."""
-        return self.token.requested_at + self.window[0]
-
-    @property
-    def reuse_until(self) -> float:
-        """Until when it is reused."""
-        return self.token.requested_at + self.window[1]
-
-    @property
-    def usable_until(self) -> float:
-        """Until when it is usable at all."""
-        return self.token.requested_at + self.window[2]
-
-
-@lru_cache(maxsize=32)  # one object for nearly all tokens of a process
-def _window(policy: TokenPolicy, expires_in: float, pace: float) -> tuple[float, float, float]:
-    """Return when a token is refreshed, until when it is reused and usable (rules 1, 2 and 6).
-
-    If the limits sustain no more, it is refreshed later: up to the end of its lifetime.
-    """
-    refresh_at, reuse_for, usable_for = policy.windows(expires_in)
-    later = min(max(refresh_at, pace), usable_for)
-    return later, min(max(reuse_for, later + reuse_for - refresh_at), usable_for), usable_for
 
 
 class FetchMachine:
@@ -366,13 +331,13 @@ class FetchMachine:
         exhausted long before the hour.
         """
         expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
-        return _window(self._policy, expires_in, self._pace)[0]
+        return window(self._policy, expires_in, self._pace)[0]
 
     def _refresh_is_due(self, now: float) -> bool:
         return now >= self._refreshed_at + self._interval()
 
     def _with_deadlines(self, token: Token) -> CachedToken:
-        return CachedToken(token, _window(self._policy, token.expires_in, self._pace))
+        return CachedToken(token, window(self._policy, token.expires_in, self._pace))
 
     def _cache(self, cached: CachedToken, digest: str) -> None:
         self._cached, self._cached_digest, self._rejected = cached, digest, False
