@@ -202,9 +202,9 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             if is_from_urllib3:
                 return call.resend()
             response = manager.sync_runner.call(call)
-            if type(response) is Redirected:
-                return call.follow(response)
-            return call.read(response) if call.preload else response
+            if call.preload and type(response) is not Redirected:
+                response = call.read(response)
+            return call.follow(response) if type(response) is Redirected else response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
 

@@ -14,7 +14,7 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError, UnrewindableBo
 
 import pay88_adapters.urllib3
 from pay88_adapters import BreakerPolicy, CircuitOpen
-from pay88_adapters.testing import Redirect, RejectToken, ResetBeforeRead, Status, TooMany
+from pay88_adapters.testing import Body, Redirect, RejectToken, ResetBeforeRead, Status, TooMany
 from support.proxies import Proxy
 from support.stacks import BYTES, STACKS, PlainResponse, Stack, Urllib3, generator
 from support.worlds import World
@@ -105,6 +105,20 @@ def test_rule_20_a_retry_of_urllib3_before_the_redirect_changes_nothing(world: W
     outcome = charge(world, body=BYTES, retries=retries)
     assert sent(world) == [*[("POST", CHARGES)] * 3, ("GET", STATUS), ("GET", "/api/balance")]
     assert [each.status for each in outcome.raw.retries.history] == [503, 303, 302]
+
+
+@pools
+def test_rule_21_a_redirect_after_a_broken_body_is_followed(world: World) -> None:
+    """urllib3 makes the request of the broken body again, and that is redirected."""
+    world.emulator.faults.add(RejectToken(), on=STATUS, times=1)
+    world.emulator.faults.add(Body(b"broken", status=401, headers={"Content-Length": "100"}), on=STATUS, times=1)
+    world.emulator.faults.add(Redirect(f"{STATUS}?target", status=302), on=STATUS, times=1)
+    client = world.client()
+    retries = urllib3.Retry(5, read=3)
+    response = world.as_time_passes(lambda: client.attempt("GET", f"{world.emulator.url}{STATUS}", retries=retries))
+    assert isinstance(response, PlainResponse)
+    assert response.status == 200
+    assert len(sent(world)) == 4
 
 
 @pools

@@ -361,6 +361,17 @@ def test_rule_20_a_retry_waits_for_its_token_no_longer_than_the_total_timeout(wo
     assert world.clock.now() - before == pytest.approx(26, abs=0.5)
 
 
+def test_rule_20_a_retry_without_a_wait_for_its_token_is_not_made(world: World) -> None:
+    """The request has waited most of ``max_wait`` before: the caller gets the response it has, not an error."""
+    client = world.client(world.new_manager(max_wait=7))
+    world.emulator.faults.add(Latency(2.5), on="token", times=1)
+    world.emulator.faults.add(Status(503, headers={"Retry-After": "30"}), on="call", times=2)
+    world.emulator.faults.add(Latency(60), on="token", times=None, after=1)
+    response = world.as_time_passes(lambda: client.attempt("POST", world.url))
+    assert isinstance(response, PlainResponse)
+    assert response.status == 503
+
+
 def test_rule_20_a_retry_that_a_cooldown_leaves_without_a_token_is_not_made(world: World) -> None:
     """The token endpoint said how long it grants none, and the current token will have expired."""
     client = world.client(world.new_manager())

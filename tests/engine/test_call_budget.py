@@ -83,7 +83,29 @@ def test_rule_24_a_forked_process_has_its_share_of_the_rate_limit(fleet: WorkerG
     assert not pacer.send().wait
     other.store_client.after_fork()
     fleet.clock.advance(62)
-    assert pacer.free() == A_MINUTE // 4
+    assert pacer.free() == A_MINUTE // 3
+
+
+def test_rule_24_each_fork_without_the_store_adds_one_process(fleet: WorkerGroup) -> None:
+    """A server that forks many workers leaves each of them an equal part."""
+    (process,) = started(fleet, 1)
+    fleet.store.broken = True
+    assert not Pacer(process.store_client).send().wait
+    for _ in range(5):
+        process.store_client.share.split()
+    fleet.clock.advance(62)
+    assert Pacer(process.store_client).free() == A_MINUTE // 6
+
+
+def test_rule_24_ended_processes_have_no_share_of_the_rate_limit(fleet: WorkerGroup) -> None:
+    """Recycled workers, jobs and deployments leave members behind for an hour."""
+    (process,) = started(fleet, 1)
+    for _ in range(20):
+        fleet.process().call()
+    fleet.clock.advance(301)
+    process.call()
+    fleet.store.broken = True
+    assert Pacer(process.store_client).free() == A_MINUTE
 
 
 def test_rule_24_what_is_known_to_be_sent_still_counts(fleet: WorkerGroup) -> None:

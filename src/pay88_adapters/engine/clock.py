@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 def _steady() -> Callable[[], float]:
     """Return the monotonic clock that counts suspended time, where the platform has one."""
-    # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS it is
-    # CLOCK_MONOTONIC may count suspended time, and time.monotonic() may not
+    # A token kept across a suspend looks fresh to CLOCK_MONOTONIC on Linux. On macOS CLOCK_MONOTONIC counts suspended
+    # time, and time.monotonic() may not.
     name = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}.get(sys.platform)
     clock_id: int | None = getattr(time, name, None) if name else None
     if clock_id is None:

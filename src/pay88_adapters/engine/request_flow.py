@@ -178,7 +178,8 @@ def _pause(
         waits = 0.0 if limits is None else max(limits.expected_wait(group_of(route), state.merchant_id, now) - pause, 0)
         ready = now + pause + waits
         if not machine.is_usable_at(ready):
-            if now + machine.blocked_for(now) > ready or wait_budget.left <= waits:
+            fetch = min(settings.policy.fetch_timeout, settings.policy.max_wait)
+            if now + machine.blocked_for(now) > ready or wait_budget.left < waits + fetch:
                 return False
             ready += settings.policy.fetch_timeout
         return waits <= wait_budget.left and ready < attempts.deadline

@@ -208,9 +208,11 @@ class ManagerState:
     def wake_threads(self) -> None:
         """Let the threads that wait for a fetch decide again, although none has ended."""
         with self._lock:
-            event = (self._waiting or {}).pop(THREADS, None)
+            waiting = self._waiting or {}
+            event = waiting.get(THREADS)
             if event is not None:
                 event.set()
+                del waiting[THREADS]  # not before: an exception may strike at any call
 
     def _wake(self) -> None:
         if self._waiting is None:

@@ -6,7 +6,7 @@ import math
 
 from pay88_adapters.core.policy import LIFETIME
 from pay88_adapters.stores.base import LeaseResult
-from pay88_adapters.stores.members import AT_FIRST, HORIZON, MOST_MEMBERS, part_left, shrunk
+from pay88_adapters.stores.members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, part_left, shrunk
 
 from .clock import Clock
 from .store_link import Link
@@ -60,7 +60,9 @@ class Share:
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **reported}
         parts = max(result.parts, len(self._others) + 1) if result.parts and not link.is_steady else result.parts
         self._assigned = parts, asked_at
-        known = max(len(result.others), len(self._others)) + 1
+        # Those that have ended are not among them for long: a rate limit may be exceeded.
+        recent = sum(each.age <= GRACE for each in result.others)
+        known = max(recent, sum(asked_at - at <= GRACE for at, _ in self._others.values())) + 1
         self._members = known if result.parts or result.others else MOST_MEMBERS
 
     def unreported_members(self, link: Link) -> list[tuple[float, float]]:
@@ -89,7 +91,7 @@ class Share:
 
     def split(self) -> None:
         """Keep half of the share: another process continues with the other half."""
-        self._members *= 2
+        self._members += 1
         if self._assigned is not None:
             parts, asked_at = self._assigned
             self._assigned = 2 * parts, asked_at
