@@ -60,7 +60,10 @@ class TokenRequest:
 
     @property
     def pool_timeout(self) -> float:
-        """Real seconds to wait for a free connection: fewer, so that a full pool is not taken for a slow service."""
+        """For how many real seconds to wait for a free connection.
+
+        Fewer than *timeout*, so that a full pool is not taken for a slow service.
+        """
         return self.timeout * 0.9
 
 

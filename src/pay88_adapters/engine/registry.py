@@ -7,7 +7,7 @@ import weakref
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from pay88_adapters.stores import open_fallback, open_store
+from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store
 from pay88_adapters.stores.memory import MemoryStore
 
@@ -41,6 +41,8 @@ class OpenStores:
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store."""
+        if url == MEMORY:
+            share = None  # it cannot fail
         store_client = self._fleets.get((url, fallback, share))
         if store_client is None:
             if len(self._fleets) >= self._sweep_at:

@@ -131,11 +131,12 @@ class DatabaseFile:
 
     def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return the result of *operation* with the connection at this time, under an exclusive lock."""
-        until = monotonic() + _LOCK_TIMEOUT
+        until, locked = monotonic() + _LOCK_TIMEOUT, False
         while True:
             with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
                 if monotonic() > until:
-                    raise StoreError(f"{_name(self._path)} is busy: too many threads wait for it")
+                    why = "another process has locked it" if locked else "too many threads wait for it"
+                    raise StoreError(f"{_name(self._path)} is busy: {why}")
                 try:
                     with _queue(self._path, until):
                         try:
@@ -148,6 +149,7 @@ class DatabaseFile:
                 except sqlite3.OperationalError as error:
                     if "locked" not in str(error) or monotonic() > until:
                         raise StoreError(f"{_name(self._path)} is unavailable: {error}") from error
+                    locked = True
                 except sqlite3.Error as error:
                     raise StoreError(f"{_name(self._path)} is corrupt ({error}): remove it") from error
                 except UnicodeDecodeError:  # a message of SQLite's that quotes what is corrupt
