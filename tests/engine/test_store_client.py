@@ -20,7 +20,6 @@ from pay88_adapters import (
     TokenManager,
     TokenRateLimited,
 )
-from pay88_adapters.engine.sharing import shared_key
 from pay88_adapters.events import Event, StoreDegraded, StoreRestored
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import Status, TooMany
@@ -254,7 +253,7 @@ def test_rule_24_a_record_that_makes_no_sense_is_replaced(world: World, host: Ho
     assert ok(world, one)
     state: Any = manager
     state = state._state
-    key = shared_key(state.settings, world.credentials)
+    key = state.record_key(world.credentials)
     store: Any = SqliteStore(str(host.directory / "tokens.db"), world.clock)
     for content in (
         "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import ConfigurationError, shorten
 from .events import Listener
@@ -114,16 +114,21 @@ def check_number(name: str, value: object, *, whole: bool = False, positive: boo
     Raises:
         ConfigurationError: It is not such a number.
     """
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    if not is_number(value) or (whole and not isinstance(value, int)):
         raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
     if not 0 <= value <= _MOST or (positive and value == 0):  # false for NaN, too
         least = "more than 0" if positive else "0 or more"
         raise ConfigurationError(f"{name} is {shown(value)}: it must be {least}, and at most {_MOST}")
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether *value* is a number: Python takes ``True`` and ``False`` for numbers, too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def check_finite(name: str, value: object) -> None:
     """Raise :class:`ConfigurationError` unless *value* is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise ConfigurationError(f"{name} must be a number, not {class_of(value)}")
     if not abs(value) <= _LARGEST:  # false for NaN, too
         raise ConfigurationError(f"{name} is {shown(value)}: it must be a finite number")
@@ -131,7 +136,7 @@ def check_finite(name: str, value: object) -> None:
 
 def check_count(name: str, value: object, *, most: int | None = None) -> None:
     """Raise :class:`ConfigurationError` unless *value* is a whole number from 0, to *most* if given."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_number(value) or not isinstance(value, int):
         raise ConfigurationError(f"{name} must be a whole number, not {class_of(value)}")
     if value < 0 or (most is not None and value > most):
         limits = "0 or more" if most is None else f"from 0 to {most}"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn, cast
 
-from pay88_adapters.core.arguments import check_type, checked_environ, checked_listeners, class_of, shown
+from pay88_adapters.core.arguments import check_type, checked_environ, checked_listeners, class_of, is_number, shown
 from pay88_adapters.core.breaker import BreakerPolicy
 from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint, url_from_env
 from pay88_adapters.core.errors import ConfigurationError
@@ -410,7 +410,7 @@ class TokenManager:
         if min_validity == 0.0:
             return
         longest = LIFETIME - self._state.settings.policy.expiry_skew
-        if isinstance(min_validity, bool) or not isinstance(cast("object", min_validity), (int, float)):
+        if not is_number(min_validity):
             raise ConfigurationError(f"min_validity must be a number of seconds, not {class_of(min_validity)}")
         if not 0 <= min_validity <= longest:  # false for NaN, too
             raise ConfigurationError(

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pay88_adapters.core.history import Entry
-from pay88_adapters.core.snapshot import NO_ENTRIES, record_key
+from pay88_adapters.core.snapshot import NO_ENTRIES
 
 from .credentials import Credentials
 from .settings import Settings
-
-
-def shared_key(settings: Settings, credentials: Credentials) -> str:
-    """Return the key of the record that managers with these credentials share. It does not reveal them."""
-    return record_key(settings.endpoint.base_url, credentials)
 
 
 def export_budget(settings: Settings, credentials: Credentials) -> Mapping[str, Mapping[str, float]]:

@@ -10,7 +10,7 @@ from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.pending import GRACE
-from pay88_adapters.core.snapshot import Snapshot
+from pay88_adapters.core.snapshot import Snapshot, record_key
 from pay88_adapters.core.token import Token
 
 from .carriers import carriers_on
@@ -19,7 +19,7 @@ from .event_log import log_bypass
 from .listeners import LOG_ALONE, Listeners
 from .runtimes import WaitEvent
 from .settings import Settings
-from .sharing import export_budget, shared_key
+from .sharing import export_budget
 from .stats import Counters
 from .store_link import OPERATION_TIMEOUT
 
@@ -230,7 +230,7 @@ class ManagerState:
 
     def record_key(self, credentials: Credentials) -> str:
         """Return the key of the record that managers with these credentials share: one object while it is the same."""
-        key, known = shared_key(self.settings, credentials), self._record_key
+        key, known = record_key(self.settings.endpoint.base_url, credentials), self._record_key
         if key == known:
             return known
         self._record_key = key
