@@ -105,7 +105,7 @@ class Fetches:
 
     def begin(self, run: FetchRun) -> None:
         """Record that *run* is about to start."""
-        finish_at_exit(id(self), weakref.ref(self))
+        finish_at_exit(self)
         self._runs.append(run)
         if run.loop is not None:
             _on_loops[id(self), run.ticket] = weakref.ref(self), run
@@ -147,7 +147,7 @@ class Fetches:
             self._runs.remove(run)
         _on_loops.pop((id(self), run.ticket), None)
         if not self._runs:
-            forget_finisher(id(self))
+            forget_finisher(self)
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Record that *run* could not be completed, which is no failure of the service (rule 16).

@@ -128,7 +128,7 @@ class SyncRunner(Runner):
             case Sleep(seconds):
                 self._sleep(seconds)
             case StoreOperation(operation):
-                return self._run_store_operation(operation)
+                return self.run_store_operation(operation)
             case _:
                 raise AssertionError(effect)
         return None
@@ -140,7 +140,7 @@ class SyncRunner(Runner):
     def _sleep(self, seconds: float) -> None:
         self._state.settings.clock.pause(seconds)
 
-    def _run_store_operation(self, operation: Callable[[], object]) -> object:
+    def run_store_operation(self, operation: Callable[[], object]) -> object:
         return operation()
 
     def may_retry(self, call: Call[Any], status: int | None) -> bool:
