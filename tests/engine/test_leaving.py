@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ import pytest
 from pay88_adapters import TokenManager, TokenPolicy
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import LeaseResult, StoreError
-from pay88_adapters.stores.members import part_left
+from pay88_adapters.stores.members import MOST_MEMBERS, part_left
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
@@ -286,13 +287,19 @@ def was_never_there(outage: WorkerGroup, other: StoreClient) -> None:
     outage.store._members = {name: (at - 300.0, part) for name, (at, part) in outage.store._members.items()}
 
 
+def are_too_many(outage: WorkerGroup, other: StoreClient) -> None:
+    """Use the store beside a hundred others, of which it names none."""
+    for number in range(MOST_MEMBERS):
+        outage.process().store_client.try_acquire_lease("key", owner=f"{number}", known_version=0, lease=1.0)
+
+
 def is_away(outage: WorkerGroup, other: StoreClient) -> None:
     """Be idle."""
 
 
 @pytest.mark.parametrize(
     ("happens", "reserved"),
-    [(leaves, 0), (is_lost, 1), (was_never_there, 1), (is_away, 1)],
+    [(leaves, 0), (is_lost, 1), (was_never_there, 1), (are_too_many, 1), (is_away, 1)],
 )
 def test_rule_24_after_an_outage_nothing_is_reserved_for_a_process_that_left_before(
     outage: WorkerGroup, happens: Callable[[WorkerGroup, StoreClient], None], reserved: int
@@ -387,6 +394,24 @@ def test_rule_24_the_last_manager_gives_the_share_of_the_process_back(
     assert members() == {process.member, its} != {mine, its}
     end(third)
     assert members() == {its}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_rule_24_a_child_that_ends_does_not_take_its_parents_share(url: str) -> None:
+    """Neither before nor after it had one of its own."""
+    clock = ManualClock()
+    manager: Any = TokenManager(OLD, store=url, clock=clock)
+    process = manager._state.settings.store_client
+    attempt(process)
+    child = os.fork()
+    if not child:
+        manager.close()
+        attempt(process)
+        manager.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    others = SqliteStore(url[10:], clock).try_acquire_lease("k", **VISITOR).others
+    assert {each.name for each in others} == {process.member}
 
 
 def test_rule_24_a_closing_task_does_not_block_its_loop(url: str) -> None:
