@@ -7,7 +7,6 @@ faster than the real one; the timeouts of the stores are real.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sqlite3
 import time
@@ -426,9 +425,7 @@ def test_rule_24_a_process_that_ends_opens_no_connection(
     """Whether it has used the store or not."""
 
     def connections() -> int:
-        found = re.search(r"total_connections_received:(\d+)", shared.server.command("INFO", "stats"))
-        assert found
-        return int(found[1])
+        return int(shared.server.info("stats")["total_connections_received"])
 
     workers = stage(1.0).workers(1, stacks=["urllib3"])
     if uses:
