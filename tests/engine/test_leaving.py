@@ -154,7 +154,7 @@ def attempt(process: StoreClient) -> int:
 
 
 def test_rule_24_a_new_process_gets_the_share_of_one_that_left(outage: WorkerGroup) -> None:
-    """The one that left has none until it asks for another one."""
+    """The one that left has none until it acquires another one."""
     old, new = [[outage.process().store_client for _ in range(4)] for _ in range(2)]
     assert [attempt(process) for process in [*old, *new]] == [4, 4, 4, 4, 0, 0, 0, 0]
     for process in old:
@@ -218,7 +218,7 @@ def has_left(outage: WorkerGroup) -> StoreClient:
 
 
 def child(outage: WorkerGroup) -> StoreClient:
-    """Return a forked process that has not asked for a share yet."""
+    """Return a forked process that has no share yet."""
     process = outage.process().store_client
     attempt(process)
     process.after_fork()
