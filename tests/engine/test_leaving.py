@@ -368,7 +368,7 @@ def close_in_a_task(manager: TokenManager) -> None:
 def test_rule_24_the_last_manager_gives_the_share_of_the_process_back(
     url: str, end: Callable[[TokenManager], None]
 ) -> None:
-    """Of those with this store that still exist and are open. It may use the store again later."""
+    """Of those with this store that still exist and are open. If it returns, it has a share from then on."""
     clock = ManualClock()
 
     def members() -> set[str]:
@@ -393,6 +393,8 @@ def test_rule_24_the_last_manager_gives_the_share_of_the_process_back(
     attempt(process)
     assert members() == {process.member, its} != {mine, its}
     end(third)
+    assert members() == {process.member, its}, "it may return again"
+    process.at_exit()
     assert members() == {its}
 
 

@@ -130,6 +130,7 @@ class StoreClient(StoreAccess):
         self._host = host
         self._joined = ""  # the member that last attempted a lease
         self._open: WeakSet[object] = WeakSet()
+        self._has_left = self._has_returned = False
         self._clock = clock
         survive_forks(self)
 
@@ -159,10 +160,13 @@ class StoreClient(StoreAccess):
 
     def open(self, manager: object) -> None:
         self._open.add(manager)
+        self._has_returned |= self._has_left
 
     def close(self, manager: object) -> Callable[[], None] | None:
         self._open.discard(manager)
-        return self.at_exit if not self._open and self._has_removable_share else None
+        # A process with a manager for each of its jobs keeps its share between them, in case that the store fails then.
+        ends = not self._open and not self._has_returned
+        return self.at_exit if ends and self._has_removable_share else None
 
     @property
     def _has_removable_share(self) -> bool:
@@ -174,6 +178,7 @@ class StoreClient(StoreAccess):
         """Give the share of this process back to the store, if it has one. May block for one store operation."""
         member = self.member
         if self._has_removable_share:
+            self._has_left = True
             self.share.give_up()  # first: the store may execute the operation late, and not respond
             self.link.attempt_quietly(lambda store: store.remove_member(member))
 
