@@ -1,4 +1,4 @@
-"""The table of docs/errors.md: which connection errors of a client show that a payment was not executed."""
+"""docs/errors.md: what causes each error and what it says of a payment, also by the classes of connection errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Credentials, TokenManager
+import pay88_adapters
+from pay88_adapters import Credentials, Pay88Error, TokenManager, testing
 from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
 from support.stacks import STACKS, Httpx, Httpx2, Options, Stack, Urllib3
 
@@ -151,3 +152,62 @@ def test_no_response(stack: type[Stack], timeout: float) -> None:
         assert emulator.journal.count(path=CHARGES) == 1
     assert isinstance(error, unknown)
     assert not isinstance(error, not_executed)
+
+
+NAMES = {name: getattr(of, name) for of in (testing, pay88_adapters) for name in of.__all__}
+CAUSES = [
+    (heading, cause)
+    for heading, section in re.findall(r"^## (\w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE)
+    for text in re.findall(r"\*\*To test it\*\*: (.*?)\n\n", section, re.DOTALL)
+    for cause in text.split(" For `retryable` `False`:")
+]
+
+
+def test_each_exception_has_its_cause() -> None:
+    """All of the hierarchy have a section that says how to cause it."""
+    [tree] = re.findall(r"^Pay88Error\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[├└]── (\w+)", tree)
+    assert len(names) > 5
+    assert list(dict.fromkeys(heading for heading, _ in CAUSES)) == names
+
+
+@every_library
+@pytest.mark.parametrize(("name", "cause"), CAUSES, ids=[f"{name}-{len(cause)}" for name, cause in CAUSES])
+def test_the_cause_of_each_exception(
+    stack: type[Stack],
+    name: str,
+    cause: str,
+    pay88_emulator: Emulator,
+    pay88_manager: TokenManager,
+    pay88_clock: ManualClock,
+) -> None:
+    """The next payment raises it, and is not executed."""
+    fixtures = {"pay88_emulator": pay88_emulator, "pay88_manager": pay88_manager, "pay88_clock": pay88_clock}
+    names: dict[str, Any] = NAMES | fixtures | {"manager": pay88_manager}
+    for statement in re.findall(r"`([^`]+\(.*?)`", cause):
+        exec(statement, names)
+    url = pay88_emulator.url + CHARGES
+    with stack(names["manager"], Options()) as client:
+        for _ in range(int("".join(re.findall(r"send (\d+) payments", cause)) or 0)):
+            client.attempt("POST", url, json={})
+        charged = pay88_emulator.journal.charged
+        error = client.attempt("POST", url, json={})
+    assert isinstance(error, Pay88Error)
+    assert isinstance(error, getattr(pay88_adapters, name))
+    assert type(error).__name__ == name
+    assert pay88_emulator.journal.charged == charged
+
+
+@every_library
+def test_the_outcome_of_a_response(stack: type[Stack], pay88_emulator: Emulator, pay88_manager: TokenManager) -> None:
+    """Each fault of the table leads to the response of its row, and no payment is executed."""
+    rows = re.findall(r"^\| an?(?:other)? ([\dx or]+) response \| (.*?) \| (`.+`) \|$", PAGE, re.MULTILINE)
+    assert [statuses for statuses, _, _ in rows] == ["401 or 429", "4xx", "5xx"]
+    with stack(pay88_manager, Options()) as client:
+        for statuses, _, faults in rows:
+            for fault in re.findall(r"`(.+?)`", faults):
+                with pay88_emulator.faults.add(eval(fault, dict(NAMES)), times=None):
+                    response = client.attempt("POST", pay88_emulator.url + CHARGES, json={})
+                assert not isinstance(response, Exception)
+                assert re.search(statuses.replace("x", r"\d").replace(" or ", "|"), str(response.status))
+    assert pay88_emulator.journal.charged == 0
