@@ -17,11 +17,12 @@ import pytest
 
 import pay88_adapters
 from pay88_adapters import Credentials, Pay88Error, TokenManager, testing
-from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
+from pay88_adapters.testing import Emulator, Fault, ManualClock, Redirect, ResetAfterRead, Status
 from support.stacks import STACKS, Httpx, Httpx2, Options, Stack, Urllib3
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 CHARGES = "/api/transactions/charges"
+UNKNOWN = "unknown: look for the order"
 MODULES = {"urllib3": "urllib3.exceptions", "requests": "requests.exceptions"}
 every_library = pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack.name)
 
@@ -54,17 +55,42 @@ def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0, conn
             yield client
 
 
+def example(library: str) -> str:
+    """Return the code that pays with a client library."""
+    section = PAGE.partition("## A payment with a connection error")[2]
+    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    return str(code)
+
+
 @every_library
 def test_the_code_catches_the_classes_of_the_table(stack: type[Stack]) -> None:
     """And those of the package, before the base class of the library."""
     library = stack.name.partition("-")[0]
-    section = PAGE.partition("## A payment with a connection error")[2]
-    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    code = example(library)
     [caught] = re.findall(r"^NOT_EXECUTED = \((.*?)\)$", code, re.DOTALL | re.MULTILINE)
     names = re.findall(r"[\w.]+", caught)
     module = "urllib3.exceptions" if library == "urllib3" else library
     assert names == ["Pay88Error", *(f"{module}.{each.__name__}" for each in classes(stack)[0])]
     assert code.index("except NOT_EXECUTED:") < code.index("except (" if library == "aiohttp" else f"except {module}.")
+
+
+@pytest.mark.parametrize("library", ["urllib3", "requests", "httpx", "httpx2", "aiohttp"])
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [(None, 200), (Redirect("/api/balance"), UNKNOWN), (Status(422), 422), (Status(500), UNKNOWN)],
+    ids=["200", "redirect", "422", "500"],
+)
+def test_the_code_knows_the_outcome_of_a_response(
+    library: str, fault: Fault | None, outcome: object, pay88_emulator: Emulator, pay88_manager: TokenManager
+) -> None:
+    """It is unknown after a redirect, too, which is not followed."""
+    pytest.importorskip(library)
+    if fault is not None:
+        pay88_emulator.faults.add(fault, on=CHARGES)
+    names: dict[str, Any] = {"manager": pay88_manager, "charges": pay88_emulator.url + CHARGES, "payment": {}}
+    exec(example(library), names)
+    assert names["outcome"] == outcome
+    assert pay88_emulator.journal.calls == 1
 
 
 @pytest.mark.parametrize("stack", [Urllib3, Httpx, Httpx2], ids=lambda stack: stack.name)
@@ -202,7 +228,7 @@ def test_the_cause_of_each_exception(
 def test_the_outcome_of_a_response(stack: type[Stack], pay88_emulator: Emulator, pay88_manager: TokenManager) -> None:
     """Each fault of the table leads to the response of its row, and no payment is executed."""
     rows = re.findall(r"^\| an?(?:other)? ([\dx or]+) response \| (.*?) \| (`.+`) \|$", PAGE, re.MULTILINE)
-    assert [statuses for statuses, _, _ in rows] == ["401 or 429", "4xx", "5xx"]
+    assert [statuses for statuses, _, _ in rows] == ["401 or 429", "4xx", "3xx or 5xx"]
     with stack(pay88_manager, Options()) as client:
         for statuses, _, faults in rows:
             for fault in re.findall(r"`(.+?)`", faults):
