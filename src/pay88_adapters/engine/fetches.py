@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import threading
@@ -16,7 +17,7 @@ from pay88_adapters.core.events import Event
 from pay88_adapters.core.failures import NO_CONNECTION
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
-from pay88_adapters.core.wire import network_failure
+from pay88_adapters.core.wire import network_failure, unexpected_failure
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
@@ -302,6 +303,8 @@ class Fetches:
 
 
 def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, (Exception, asyncio.CancelledError)):  # such as a test double's
+        return unexpected_failure(cause)
     if not isinstance(cause, ClientClosed):
         return network_failure(cause)
     return Failure(

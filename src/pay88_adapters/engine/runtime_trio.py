@@ -78,8 +78,14 @@ class TrioRuntime:
         async def run() -> None:
             try:
                 await job()
-            finally:
+            except GeneratorExit:  # collected with its run, perhaps by a thread that holds a lock
+                raise
+            except trio.Cancelled:
                 ended()
+                raise
+            except BaseException:  # noqa: BLE001, S110 - trio would end the whole run with an internal error
+                pass
+            ended()
 
         trio.lowlevel.spawn_system_task(run, name="pay88-token-fetch")
 
