@@ -14,6 +14,7 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeGuard, cast
 
+from .arguments import is_number
 from .credentials import ApiKey
 from .endpoint import Endpoint
 from .errors import (
@@ -243,7 +244,7 @@ def _seconds(value: object) -> float | None:
     if isinstance(value, str):
         text = value.strip()
         return float(text) if _NUMBER.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return None
     if not -_MAX_LIFETIME * 1e6 < value < _MAX_LIFETIME * 1e6:  # also NaN, and what float() cannot hold
         return None
