@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from pay88_adapters import Credentials, Pay88Error, TokenEndpointUnavailable, TokenManager
+from pay88_adapters.clock import Clock
 from pay88_adapters.events import Event, RefreshFailed
 from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
 from pay88_adapters.testing import Emulator
@@ -109,3 +111,19 @@ def test_rule_16_an_interrupt_reaches_the_caller_where_no_thread_can_be_started(
         with pytest.raises(KeyboardInterrupt):
             client.post(f"{emulator.url}/api/balance")
     assert not manager.stats().fetching
+
+
+def test_rule_17_an_overdue_fetch_where_no_thread_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subinterpreter of Python 3.12 cannot import ctypes: requests fail with an error of the package."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    ends = threading.Event()
+
+    def credentials() -> Credentials:
+        ends.wait()
+        raise LookupError("too late")
+
+    manager = TokenManager(credentials, base_url="http://127.0.0.1:9", clock=Clock(speed=100))
+    for _ in range(3):
+        with pytest.raises(Pay88Error, match=r"credentials provider|no credentials"):
+            manager.get_token()
+    ends.set()
