@@ -207,7 +207,7 @@ class AsyncRunner(Runner):
             raise
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if not isinstance(exc, Exception):  # it was cancelled
+            if isinstance(exc, (runtime.cancelled, SystemExit, KeyboardInterrupt)):
                 raise
 
     async def _load_credentials(self, runtime: AsyncRuntime) -> Credentials | Failure:

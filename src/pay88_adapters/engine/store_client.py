@@ -60,6 +60,11 @@ class StoreAccess(ABC):
         """Whether no manager uses this, and no entry of its budget counts any longer."""
         return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
 
+    @property
+    @abstractmethod
+    def runs_here(self) -> bool:
+        """Whether this code interrupts an operation of the store, as a finalizer does on the same thread."""
+
     def may_share(self, other: StoreAccess) -> bool:
         """Whether *other* may be an access to the same leases. A store outside of this process has many URLs."""
         return self.store is other.store
@@ -95,6 +100,10 @@ class MemoryStoreClient(StoreAccess):
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(store, store.budget, store.budget, blocking=False)
         self._memory = store
+
+    @property
+    def runs_here(self) -> bool:
+        return self._memory.is_held_here
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         return self._memory.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
@@ -146,6 +155,12 @@ class StoreClient(StoreAccess):
     @property
     def degraded(self) -> bool:
         return self.link.failing or self._call_link.failing
+
+    @property
+    def runs_here(self) -> bool:
+        links = self.link, self._call_link, self.fallback
+        copies = self.budget, self.call_budget
+        return any(link is not None and link.runs_here for link in links) or any(copy.is_held_here for copy in copies)
 
     def may_share(self, other: StoreAccess) -> bool:
         return isinstance(other, StoreClient)

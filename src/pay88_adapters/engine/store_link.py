@@ -94,6 +94,11 @@ class Link:
         """Return the intervals without the store for a process that last reached it *at* that instant."""
         return [(max(since, at), until) for since, until in self._outages if until > at]
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether an operation runs in this thread."""
+        return threading.current_thread() in self._running
+
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for ``RETRY_INTERVAL`` seconds after a failure."""
         began_at = self._clock.now()

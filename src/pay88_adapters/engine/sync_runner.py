@@ -238,8 +238,10 @@ class SyncRunner(Runner):
                         answer = self._do(effect, partial(self.start, sender))
         except StopIteration:
             pass
-        except BaseException as exc:  # noqa: BLE001 - there is no caller
+        except BaseException as exc:
             self.fetches.abandon(run, exc)
+            if run.worker is None and not isinstance(exc, Exception):  # it interrupts the caller, on its own thread
+                raise
         finally:
             self.fetches.end(run)
 

@@ -62,8 +62,14 @@ class Worker(threading.Thread):
             del self._work
 
     def interrupt(self, kind: type[BaseException]) -> None:
-        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted."""
-        import ctypes  # almost never needed
+        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted.
+
+        Where ctypes cannot be imported, as in subinterpreters of Python 3.12, nothing is; waiting requests continue.
+        """
+        try:
+            import ctypes  # almost never needed
+        except ImportError:
+            return
 
         if self.ident is not None and self.is_alive():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))

@@ -80,8 +80,14 @@ class MemoryStorage(BudgetStorage):
         """Replace the lock: another thread may have held it."""
         self._lock = threading.RLock()
 
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
+        held: bool = cast("Any", self._lock)._is_owned()
+        return held
+
     def claim(self, claim: Claim) -> ClaimResult:
-        if cast("Any", self._lock)._is_owned():  # a signal handler or a finalizer, in the middle of another claim
+        if self.is_held_here:
             return ClaimResult(_REENTRY_WAIT, {window.key: self.history(window.key) for window in claim.windows})
         with self._lock:
             now = self._now()
@@ -185,8 +191,14 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
+        held: bool = cast("Any", self._lock)._is_owned()
+        return held or self.budget.is_held_here
+
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
-        if cast("Any", self._lock)._is_owned():  # as in MemoryStorage.claim
+        if self.is_held_here:
             return LeaseResult(lease_remaining=_REENTRY_WAIT)
         with self._lock:
             now = self._now()
@@ -201,7 +213,7 @@ class MemoryStore:
             self._members = {name: each for name, each in self._members.items() if name != member}
 
     def publish(self, key: str, *, fencing_token: int, content: object, ttl: float, write_delay: float = 0.0) -> bool:
-        if cast("Any", self._lock)._is_owned():
+        if self.is_held_here:
             return False
         with self._lock:
             place = self._place(key)
