@@ -41,6 +41,9 @@ MAX_DRAINED = 64 * 1024
 MAX_DRAIN_SECONDS = 1.0
 """Real seconds for which a rejected response is read to keep its connection; then the connection is closed."""
 
+OK = 200
+"""Status code of a token response. Any other one means what it does without the body (rules 9 to 11)."""
+
 _MAX_VALUE = 8 * 1024  # bytes; servers commonly reject longer headers
 _MAX_LIFETIME = 86_400.0  # seconds
 _DEFAULT_RETRY_AFTER = 60.0  # seconds; the shorter window of 88Pay's documented token limits
@@ -70,6 +73,10 @@ class TokenRequest:
         Fewer than *timeout*, so that a full pool is not taken for a slow service.
         """
         return self.timeout * 0.9
+
+    def body_timeout(self, status: int) -> float:
+        """Return for how many real seconds the body of a response is read: that of an error may be missing."""
+        return self.timeout if status == OK else min(self.timeout / 4, MAX_DRAIN_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ def parse_token_response(
         wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
         base_url: Named in the failure's message.
     """
-    if reply.status == 200:
+    if reply.status == OK:
         return _read_token(reply.body, requested_at)
     document = _object(_decode(reply.body))
     server_text = document.get("message")
