@@ -555,3 +555,17 @@ def test_only_a_token_can_be_discarded(value: Any) -> None:
     """The access token alone is none."""
     with TokenManager(CREDENTIALS) as manager:
         rejected(manager.invalidate, value, says="token must be a Token")
+
+
+@pytest.mark.parametrize(
+    ("fetch_timeout", "age", "timeout"),
+    [(5, 0, 5), (5, 1, 4), (5, 4, 1), (5, 4.1, None), (1, 3.9, 1), (1, 4.1, None), (2, 3.5, 1.5), (100, 50, 50),
+     (100, 81, None), (0.001, 4.9, 0.001)],
+)  # fmt: skip
+def test_rule_05_a_request_arrives_while_its_unit_counts(
+    fetch_timeout: float, age: float, timeout: float | None
+) -> None:
+    """Its timeout ends within the guard that is added to each window, or it is not sent."""
+    policy = TokenPolicy(fetch_timeout=fetch_timeout)
+    assert policy.timeout_after(age) == (None if timeout is None else pytest.approx(timeout))
+    assert timeout is None or age + timeout <= policy.guard

@@ -13,6 +13,7 @@ LIFETIME = 60.0
 """Lifetime of a token in seconds, as documented by 88Pay."""
 
 _LEAST_SHARE = 1e-6
+_LEAST_GUARD = 5.0  # seconds: one more than an operation of the store may take
 _LEASE_LEEWAY = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
@@ -120,6 +121,19 @@ class TokenPolicy:
             consecutive: How often that has happened before, without a free connection in between.
         """
         return min(self.fetch_timeout * 2.0 ** min(consecutive, 32), self.reuse_for)
+
+    @property
+    def guard(self) -> float:
+        """Seconds within which a request arrives after the store was asked for its unit of the budget (rule 5).
+
+        At least as many as a slow store may take: a unit that comes too late for its request counts all the same.
+        """
+        return max(self.fetch_timeout, _LEAST_GUARD)
+
+    def timeout_after(self, age: float) -> float | None:
+        """Return the timeout of a request whose unit was asked for *age* seconds ago; ``None`` if it is too old."""
+        left = self.guard - age
+        return min(left, self.fetch_timeout) if left >= min(self.fetch_timeout, self.guard / 5) else None
 
     @property
     def lease_duration(self) -> float:
