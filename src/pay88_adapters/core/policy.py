@@ -122,14 +122,14 @@ class TokenPolicy:
 
     @property
     def guard(self) -> float:
-        """Seconds within which a request arrives after the store was asked for its unit of the budget (rule 5).
+        """Seconds within which a request arrives, from the claim of its unit of the budget (rule 5).
 
         At least as many as a slow store may take: a unit that comes too late for its request counts all the same.
         """
         return max(self.fetch_timeout, _LEAST_GUARD)
 
     def timeout_after(self, age: float) -> float | None:
-        """Return the timeout of a request whose unit was asked for *age* seconds ago; ``None`` if it is too old."""
+        """Return the timeout of a request whose unit was claimed *age* seconds ago; ``None`` if it is too old."""
         left = self.guard - age
         return min(left, self.fetch_timeout) if left >= min(self.fetch_timeout, self.guard / 5) else None
 
