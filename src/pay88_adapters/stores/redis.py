@@ -99,6 +99,7 @@ class _Server:
         if client is None:
             self._client = client = self._connect()
             self._close = weakref.finalize(self, client.close)
+            self._close.atexit = False  # a fetch may still publish its token while the process exits
         return client
 
     def _reconnect(self) -> None:
