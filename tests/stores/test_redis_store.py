@@ -420,6 +420,7 @@ def test_rule_16_a_process_that_exits_publishes_its_token(server: Valkey) -> Non
         with TokenManager(Credentials(*who), base_url=emulator.url, store=server.url) as manager:
             manager.get_token()
         assert emulator.journal.token_requests == 1
+        assert relay.connections == 1
 
 
 def test_connections_do_not_pile_up(server: Valkey) -> None:
