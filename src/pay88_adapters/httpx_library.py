@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import anyio  # both libraries depend on it
 
-from .core.arguments import class_of
+from .core.arguments import class_of, is_number
 from .core.errors import AdapterErrors, ConfigurationError
 from .core.token import MANAGED_FIELDS, Token
 from .core.wire import MAX_DRAIN_SECONDS, TokenRequest
@@ -63,7 +63,7 @@ class ClientLibrary:
         kind = self.module.Timeout
         if given is None or isinstance(given, kind):
             return given
-        if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 < given < inf:
+        if is_number(given) and 0 < given < inf:
             return kind(given)
         shown = given if isinstance(given, (int, float)) else class_of(given)
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The table of docs/errors.md: which connection errors of a client show that a payment was not executed."""
+"""docs/errors.md: what causes each error and what it says of a payment, also by the classes of connection errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from pay88_adapters import Credentials, TokenManager
-from pay88_adapters.testing import Emulator, ManualClock, ResetAfterRead
+import pay88_adapters
+from pay88_adapters import Credentials, Pay88Error, TokenManager, testing
+from pay88_adapters.testing import Emulator, Fault, ManualClock, Redirect, ResetAfterRead, Status
 from support.stacks import STACKS, Httpx, Httpx2, Options, Stack, Urllib3
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 CHARGES = "/api/transactions/charges"
+UNKNOWN = "unknown: look for the order"
 MODULES = {"urllib3": "urllib3.exceptions", "requests": "requests.exceptions"}
 every_library = pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack.name)
 
@@ -53,17 +55,42 @@ def attached(stack: type[Stack], emulator: Emulator, timeout: float = 30.0, conn
             yield client
 
 
+def example(library: str) -> str:
+    """Return the code that pays with a client library."""
+    section = PAGE.partition("## A payment with a connection error")[2]
+    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    return str(code)
+
+
 @every_library
 def test_the_code_catches_the_classes_of_the_table(stack: type[Stack]) -> None:
     """And those of the package, before the base class of the library."""
     library = stack.name.partition("-")[0]
-    section = PAGE.partition("## A payment with a connection error")[2]
-    [code] = re.findall(rf":::{{tab-item}} {library}\n.*?```python\n(.*?)```", section, re.DOTALL)
+    code = example(library)
     [caught] = re.findall(r"^NOT_EXECUTED = \((.*?)\)$", code, re.DOTALL | re.MULTILINE)
     names = re.findall(r"[\w.]+", caught)
     module = "urllib3.exceptions" if library == "urllib3" else library
     assert names == ["Pay88Error", *(f"{module}.{each.__name__}" for each in classes(stack)[0])]
     assert code.index("except NOT_EXECUTED:") < code.index("except (" if library == "aiohttp" else f"except {module}.")
+
+
+@pytest.mark.parametrize("library", ["urllib3", "requests", "httpx", "httpx2", "aiohttp"])
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [(None, 200), (Redirect("/api/balance"), UNKNOWN), (Status(422), 422), (Status(500), UNKNOWN)],
+    ids=["200", "redirect", "422", "500"],
+)
+def test_the_code_knows_the_outcome_of_a_response(
+    library: str, fault: Fault | None, outcome: object, pay88_emulator: Emulator, pay88_manager: TokenManager
+) -> None:
+    """It is unknown after a redirect, too, which is not followed."""
+    pytest.importorskip(library)
+    if fault is not None:
+        pay88_emulator.faults.add(fault, on=CHARGES)
+    names: dict[str, Any] = {"manager": pay88_manager, "charges": pay88_emulator.url + CHARGES, "payment": {}}
+    exec(example(library), names)
+    assert names["outcome"] == outcome
+    assert pay88_emulator.journal.calls == 1
 
 
 @pytest.mark.parametrize("stack", [Urllib3, Httpx, Httpx2], ids=lambda stack: stack.name)
@@ -151,3 +178,62 @@ def test_no_response(stack: type[Stack], timeout: float) -> None:
         assert emulator.journal.count(path=CHARGES) == 1
     assert isinstance(error, unknown)
     assert not isinstance(error, not_executed)
+
+
+NAMES = {name: getattr(of, name) for of in (testing, pay88_adapters) for name in of.__all__}
+CAUSES = [
+    (heading, cause)
+    for heading, section in re.findall(r"^## (\w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE)
+    for text in re.findall(r"\*\*To test it\*\*: (.*?)\n\n", section, re.DOTALL)
+    for cause in text.split(" For `retryable` `False`:")
+]
+
+
+def test_each_exception_has_its_cause() -> None:
+    """All of the hierarchy have a section that says how to cause it."""
+    [tree] = re.findall(r"^Pay88Error\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[├└]── (\w+)", tree)
+    assert len(names) > 5
+    assert list(dict.fromkeys(heading for heading, _ in CAUSES)) == names
+
+
+@every_library
+@pytest.mark.parametrize(("name", "cause"), CAUSES, ids=[f"{name}-{len(cause)}" for name, cause in CAUSES])
+def test_the_cause_of_each_exception(
+    stack: type[Stack],
+    name: str,
+    cause: str,
+    pay88_emulator: Emulator,
+    pay88_manager: TokenManager,
+    pay88_clock: ManualClock,
+) -> None:
+    """The next payment raises it, and is not executed."""
+    fixtures = {"pay88_emulator": pay88_emulator, "pay88_manager": pay88_manager, "pay88_clock": pay88_clock}
+    names: dict[str, Any] = NAMES | fixtures | {"manager": pay88_manager}
+    for statement in re.findall(r"`([^`]+\(.*?)`", cause):
+        exec(statement, names)
+    url = pay88_emulator.url + CHARGES
+    with stack(names["manager"], Options()) as client:
+        for _ in range(int("".join(re.findall(r"send (\d+) payments", cause)) or 0)):
+            client.attempt("POST", url, json={})
+        charged = pay88_emulator.journal.charged
+        error = client.attempt("POST", url, json={})
+    assert isinstance(error, Pay88Error)
+    assert isinstance(error, getattr(pay88_adapters, name))
+    assert type(error).__name__ == name
+    assert pay88_emulator.journal.charged == charged
+
+
+@every_library
+def test_the_outcome_of_a_response(stack: type[Stack], pay88_emulator: Emulator, pay88_manager: TokenManager) -> None:
+    """Each fault of the table leads to the response of its row, and no payment is executed."""
+    rows = re.findall(r"^\| an?(?:other)? ([\dx or]+) response \| (.*?) \| (`.+`) \|$", PAGE, re.MULTILINE)
+    assert [statuses for statuses, _, _ in rows] == ["401 or 429", "4xx", "3xx or 5xx"]
+    with stack(pay88_manager, Options()) as client:
+        for statuses, _, faults in rows:
+            for fault in re.findall(r"`(.+?)`", faults):
+                with pay88_emulator.faults.add(eval(fault, dict(NAMES)), times=None):
+                    response = client.attempt("POST", pay88_emulator.url + CHARGES, json={})
+                assert not isinstance(response, Exception)
+                assert re.search(statuses.replace("x", r"\d").replace(" or ", "|"), str(response.status))
+    assert pay88_emulator.journal.charged == 0

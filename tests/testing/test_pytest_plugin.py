@@ -19,8 +19,8 @@ from pay88_adapters.testing import Emulator, Latency, ManualClock, Status, TooMa
 pytest_plugins = ["pytester"]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
-FOR_ASYNCIO_PLUGIN = "test_pytest_asyncio.py"
+SYNC_CLIENTS = ["requests", "urllib3", "httpx", "httpx2"]
+FOR_ASYNCIO_PLUGIN = "test_async.py"
 FIXTURES = [
     *("pay88_clock", "pay88_isolated", "pay88_vcr_config", "pay88_emulator", "pay88_manager"),
     *("pay88_session_clock", "pay88_session_emulator", "pay88_session_manager"),
@@ -29,6 +29,20 @@ STRICT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "--strict
 
 
 Run = Callable[..., pytest.RunResult]
+
+
+def files_in(text: str) -> dict[str, str]:
+    """Return the files of a page, by name."""
+    return dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+
+def files_for(client: str) -> dict[str, str]:
+    """Return the files that a reader sees who has chosen the tab of a client library."""
+
+    def tab(match: re.Match[str]) -> str:
+        return match[2] if match[1] in (client, "sync clients" if client in SYNC_CLIENTS else client) else ""
+
+    return files_in(re.sub(r"^:::\{tab-item\} ([^\n]+)\n(.*?)^:::$", tab, PAGE, flags=re.DOTALL | re.MULTILINE))
 
 
 class Keeper:
@@ -68,25 +82,40 @@ def run(keeper: Keeper, pytester: pytest.Pytester) -> Run:
     return lambda *options: pytester.runpytest_inprocess(*STRICT, *options, plugins=[keeper])
 
 
-def write_page(pytester: pytest.Pytester) -> int:
-    """Write the files of the page; return how many tests there are for any runner."""
-    for name, text in FILES.items():
+def write(pytester: pytest.Pytester, files: dict[str, str]) -> int:
+    """Write files; return how many tests there are in them."""
+    for name, text in files.items():
         (pytester.path / name).write_text(text, encoding="utf-8")
-    texts = [text for name, text in FILES.items() if name != FOR_ASYNCIO_PLUGIN]
-    return sum(len(re.findall(r"^ *(?:async )?def test_", text, re.MULTILINE)) for text in texts)
+    return sum(len(re.findall(r"^ *(?:async )?def test_", text, re.MULTILINE)) for text in files.values())
 
 
-def test_the_page_works_as_it_stands(run: Run, pytester: pytest.Pytester) -> None:
-    """Every test on it passes, with warnings as errors; some are run several times, with other parameters."""
-    count = write_page(pytester)
-    result = run(f"--ignore={FOR_ASYNCIO_PLUGIN}")
-    result.assert_outcomes(passed=count + 5)
+@pytest.mark.parametrize("client", SYNC_CLIENTS)
+def test_the_page_works_as_it_stands(client: str, run: Run, pytester: pytest.Pytester) -> None:
+    """Every test on it passes, with warnings as errors; one is run twice, with other parameters."""
+    files = files_for(client)
+    del files[FOR_ASYNCIO_PLUGIN]
+    if client != SYNC_CLIENTS[0]:  # the other files are the same for each client
+        files = {name: text for name, text in files.items() if name == "shop.py" or "from shop import" in text}
+    count = write(pytester, files)
+    run().assert_outcomes(passed=count + 1)
+
+
+def test_the_page_works_with_the_asyncio_plugin(pytester: pytest.Pytester) -> None:
+    """The files of the tab for aiohttp, and the test for an async client."""
+    pytest.importorskip("pytest_asyncio")
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")  # or else old versions warn
+    files = files_for("aiohttp")
+    names = ("shop.py", "test_shop.py", "test_faults.py", FOR_ASYNCIO_PLUGIN)
+    count = write(pytester, {name: files[name] for name in names})
+    assert all("\nasync def test_" in files[name] for name in names[1:])
+    pytester.runpytest_subprocess("-W", "error", "--strict-markers").assert_outcomes(passed=count)
 
 
 def test_every_block_of_the_page_is_run() -> None:
     """No code on the page but what these tests run."""
     fragments = re.findall(r"^<!-- not run: [^\n]+ -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) - len(fragments) == len(FILES) == 15
+    files = {text for client in [*SYNC_CLIENTS, "aiohttp"] for text in files_for(client).values()}
+    assert len(re.findall(r"^```python$", PAGE, re.MULTILINE)) - len(fragments) == len(files) > 15
     assert all(compile(fragment, "docs/testing.md", "exec") for fragment in fragments)
 
 
@@ -96,8 +125,8 @@ def test_the_page_works_with_other_plugins(pytester: pytest.Pytester) -> None:
     pytest.importorskip("pytest_asyncio")
     pytest.importorskip("xdist")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")  # or else it warns
-    count = write_page(pytester)
-    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 6)
+    count = write(pytester, files_for(SYNC_CLIENTS[0]))
+    pytester.runpytest_subprocess("-W", "error", "--strict-markers", "-n", "2").assert_outcomes(passed=count + 1)
 
 
 def test_nothing_is_imported_before_a_fixture_is_used(pytester: pytest.Pytester) -> None:

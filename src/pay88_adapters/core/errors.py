@@ -19,7 +19,7 @@ class Pay88Error(Exception):
     Attributes:
         status: HTTP status code of the token endpoint's response; ``None`` without a response.
         server_message: The ``message`` of that response: one printable line, at most 200 characters, secrets redacted.
-        retry_after: Seconds after which a retry can succeed; ``None`` if waiting does not help.
+        retry_after: Seconds to wait before a retry; ``None`` if the time is unknown.
         retryable: Whether the same request may succeed later without any change.
     """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from .arguments import is_number
 from .credentials import ApiKey
 from .errors import (
     CredentialsRejected,
@@ -186,6 +187,6 @@ def failure_from(document: Any) -> Failure:
 
 
 def _seconds(value: Any, most: float = _LONGEST) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+    if not is_number(value) or not 0 <= value <= most:
         raise ValueError
     return float(value)

@@ -279,7 +279,7 @@ def _queue(path: Path, until: float) -> Generator[None]:
         while not _is_next(place):
             left = until - monotonic()
             if left < 0:
-                raise StoreError(f"{_name(path)} is locked by another process")
+                raise StoreError(f"{_name(path)} is busy: another process has locked it")
             time.sleep(pause * random.uniform(0.5, 1.5))
             # A process that has waited for long polls more often than a new one.
             pause = min(2 * pause, _SHORTEST + (_LONGEST - _SHORTEST) * left / _LOCK_TIMEOUT)

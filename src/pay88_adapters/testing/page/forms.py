@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
+from pay88_adapters.core.arguments import is_number
 from pay88_adapters.testing import faults as fault_types
 from pay88_adapters.testing.faults import Fault
 from pay88_adapters.testing.holds import Hold
@@ -108,14 +109,14 @@ def text(value: Any) -> str:
 
 def number(value: Any) -> float:
     """Read a number that is not negative and not infinite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
+    if not is_number(value) or not 0 <= value <= _MOST:
         raise ValueError(f"a number from 0 to {_MOST}")
     return value
 
 
 def whole(value: Any) -> int:
     """Read a whole number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+    if not is_number(value) or not isinstance(value, int) or not 0 <= value <= _MOST:
         raise ValueError(f"a whole number from 0 to {_MOST}")
     return value
 
