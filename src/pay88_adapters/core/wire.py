@@ -183,7 +183,7 @@ def parse_retry_after(headers: Mapping[str, str], wall: float) -> float | None:
     Of several values, the longest wait counts: no request is sent earlier than the service said.
     """
     fields = _lower(headers)
-    waits = []
+    waits: list[float | None] = []
     for value in _BETWEEN_VALUES.split(fields.get("retry-after", "")):
         wait = _wait(value)
         waits.append(_until(_timestamp(value), fields, wall) if wait is None else wait)
