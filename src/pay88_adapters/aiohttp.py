@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
 from .aiohttp_io import client_sender as client_sender
-from .aiohttp_io import post
+from .aiohttp_io import ending, post
 from .aiohttp_io import standalone_sender as standalone_sender
 from .core import errors
 from .core.arguments import check_client, inside
@@ -267,16 +267,11 @@ class _Call:
     async def discard(self, response: aiohttp.ClientResponse) -> None:
         drained = False
         content = response.content
-        # Without a timeout around it: that would cancel the caller's task, and could be mistaken for the caller's own.
-        late = asyncio.get_running_loop().call_later(
-            MAX_DRAIN_SECONDS, content.set_exception, aiohttp.ServerTimeoutError("the response is not read to its end")
-        )
         try:
             # Its own errors only: any other timeout is the caller's.
-            with suppress(aiohttp.ClientError, ConnectionError):
+            with suppress(aiohttp.ClientError, ConnectionError), ending(content, MAX_DRAIN_SECONDS):
                 drained = len(await aread_limited(content.iter_any(), MAX_DRAINED)) <= MAX_DRAINED
         finally:
-            late.cancel()
             if drained and self._is_sent:
                 response.release()
             else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 try:
@@ -14,7 +15,7 @@ except ModuleNotFoundError as exc:
 from .core.errors import ConfigurationError, NoFreeConnection
 from .core.wire import MAX_BODY, TokenRequest, TokenResponse
 from .engine.calls import AsyncSender
-from .engine.responses import aread_limited
+from .engine.responses import aread_limited, tolerated
 from .engine.standalone import ClosableSender
 
 
@@ -67,6 +68,20 @@ def standalone_sender() -> ClosableSender:
     return _StandaloneSender()
 
 
+@contextmanager
+def ending(content: aiohttp.StreamReader, seconds: float) -> Generator[None, None, None]:
+    """Let the reading of *content* in the block fail after *seconds*.
+
+    Without a timeout around it: that would cancel the caller's task, and could be mistaken for the caller's own.
+    """
+    error = aiohttp.ServerTimeoutError("the response is not read to its end")
+    late = asyncio.get_running_loop().call_later(seconds, content.set_exception, error)
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
 class _Queue:
     """Whether a request waits for a free connection of its pool: a timeout does not show what it has ended."""
 
@@ -111,10 +126,13 @@ async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any
                 **connection,
             ) as response,
         ):
-            body = await aread_limited(response.content.iter_any())
-            if len(body) > MAX_BODY:
+            body, status = b"", response.status
+            late = tolerated(status, (*_ClientSender.network_errors, asyncio.TimeoutError))
+            with suppress(*late), ending(response.content, request.body_timeout(status)):
+                body = await aread_limited(response.content.iter_any())
+            if not 0 < len(body) <= MAX_BODY:
                 response.close()
-            return TokenResponse(response.status, response.headers, body)
+            return TokenResponse(status, response.headers, body)
     except asyncio.TimeoutError as exc:
         if queue.waits:
             raise NoFreeConnection from exc

@@ -20,6 +20,7 @@ from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, T
 from .engine.calls import AsyncSender, Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
+from .engine.responses import tolerated
 from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
 from .httpx_library import ClientLibrary, aread, closing_async, read
@@ -235,7 +236,10 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
         wrapped: Any = self.wrapped
         message = self._token_request(request, opened, extensions)
         with self._carried(opened), closing(wrapped.handle_request(message)) as response:
-            return TokenResponse(response.status_code, response.headers, read(response, MAX_BODY, until))
+            body, status = b"", response.status_code
+            with suppress(*tolerated(status, self.library.network_errors)):
+                body = read(response, MAX_BODY, min(until, monotonic() + request.body_timeout(status)))
+            return TokenResponse(status, response.headers, body)
 
     def handle_request(self, request: RequestT) -> ResponseT:
         try:
@@ -284,7 +288,11 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
         message = self._token_request(request, opened, extensions)
         with self._carried(opened):
             async with closing_async(await wrapped.handle_async_request(message)) as response:
-                return TokenResponse(response.status_code, response.headers, await aread(response, MAX_BODY))
+                body, status = b"", response.status_code
+                with suppress(*tolerated(status, self.library.network_errors)):
+                    with anyio.fail_after(request.body_timeout(status)):
+                        body = await aread(response, MAX_BODY)
+                return TokenResponse(status, response.headers, body)
 
     async def handle_async_request(self, request: RequestT) -> ResponseT:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ from .core.wire import (
     TokenResponse,
 )
 from .engine.calls import Sender
-from .engine.responses import read_limited, remaining_seconds
+from .engine.responses import read_limited, remaining_seconds, tolerated
 
 NOT_SENT = (NewConnectionError, ConnectTimeoutError)
 BROKEN = (*NOT_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
@@ -69,8 +70,10 @@ def post(urlopen: Callable[..., BaseHTTPResponse], target: str, request: TokenRe
     except EmptyPoolError as exc:
         raise NoFreeConnection from exc
     body = b""
+    until = min(until, monotonic() + request.body_timeout(response.status))
     try:
-        body = read_limited(pieces(response, until), until=until)
+        with suppress(*tolerated(response.status, ClientSender.network_errors)):
+            body = read_limited(pieces(response, until), until=until)
     finally:
         release(response, finished=0 < len(body) <= MAX_BODY)
     return TokenResponse(response.status, response.headers, body)

@@ -18,7 +18,8 @@ import urllib3
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
 import pay88_adapters.urllib3
-from pay88_adapters import Credentials, TokenManager
+from pay88_adapters import Credentials, CredentialsRejected, Pay88Error, TokenManager, TokenRateLimited
+from pay88_adapters.clock import Clock
 from pay88_adapters.core.wire import TokenRequest
 from pay88_adapters.events import TokenRejected
 from pay88_adapters.testing import ManualClock, Service
@@ -298,6 +299,36 @@ def dripping_token(send: Send, over: threading.Event) -> bool:
     while not over.wait(0.05):
         send(b" ")
     return False
+
+
+def broken_off(send: Send, over: threading.Event) -> bool:
+    """Announce a body and close the connection."""
+    return False
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "retry_after"),
+    [(b"429 Many\r\nRetry-After: 33", TokenRateLimited, 33), (b"401 Unauthorized", CredentialsRejected, 30)],
+)
+@pytest.mark.parametrize("body", [drip(b"", b" "), stop(b"", b""), broken_off], ids=["drips", "stops", "breaks off"])
+def test_rules_09_and_10_an_error_counts_without_its_body(
+    kind: type[Stack], body: Any, head: bytes, error: type[Pay88Error], retry_after: float
+) -> None:
+    """The status code and ``Retry-After`` are there: no second token request follows."""
+    requests = []
+
+    def respond(send: Send, over: threading.Event) -> bool:
+        requests.append(head)
+        send(b"HTTP/1.1 " + head + b"\r\n" + LENGTH)
+        return bool(body(lambda data: send(data.removeprefix(HEAD)), over))
+
+    with Rejections(token_response=respond) as server:
+        manager = TokenManager(Credentials("sk_test_1", "MCH-COL-1"), base_url=server.url, clock=Clock())
+        with kind(manager, Options()) as client:
+            outcome = client.attempt("POST", f"{server.url}/api/echo")
+            assert isinstance(outcome, error)
+            assert outcome.retry_after == pytest.approx(retry_after, abs=LONG)
+            assert len(requests) == 1
 
 
 @pytest.mark.parametrize("adapter", [pay88_adapters.urllib3, pay88_adapters.httpx, pay88_adapters.httpx2])

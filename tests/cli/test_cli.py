@@ -651,3 +651,28 @@ def test_an_error_of_a_command_is_that_of_the_package(emulator: Emulator, enviro
     assert ended.err == f"pay88: {caught.value}\n"
     assert json.loads(ended.out)["error"]["message"] == str(caught.value)
     assert all(part in ended.err for part in (emulator.merchant_id, emulator.url.partition("://")[2], " 30 s"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("demo", "--seconds"), ("budget", "--once", "--interval"), ("token", "--min-validity"),
+     ("request", "GET", "/api/echo", "--timeout"), ("emulator", "--lifetime"), ("emulator", "--speed")],
+    ids=lambda command: command[0] + command[-1],
+)  # fmt: skip
+def test_not_a_number_is_none(command: tuple[str, ...], environ: Mapping[str, str]) -> None:
+    """It lies in no range, and a demo of that many seconds would not end."""
+    ended = run(*command, "nan", environ=environ)
+    assert ended.code == 2
+    assert "'nan' is not a number" in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--host", ""), ("--api-key", ""), ("--api-key", "sk live"), ("--merchant-id", "a\nb"), ("--merchant-id", "")],
+    ids=repr,
+)
+def test_an_emulator_that_no_client_could_use(arguments: tuple[str, str]) -> None:
+    """It does not start, and an empty address does not mean all addresses of the machine."""
+    ended = run("emulator", "--port", "0", *arguments)
+    assert ended.code == 2
+    assert arguments[0].strip("-").replace("-", "_") in ended.err

@@ -16,6 +16,7 @@ import pytest
 from pay88_adapters import (
     PRODUCTION_URL,
     SANDBOX_URL,
+    BreakerPolicy,
     ConfigurationError,
     Credentials,
     RetryPolicy,
@@ -23,6 +24,7 @@ from pay88_adapters import (
     TokenManager,
     TokenPolicy,
 )
+from pay88_adapters.clock import Clock
 from pay88_adapters.core.endpoint import Endpoint, url_from_env
 
 KEY, LIVE_KEY, MERCHANT = "sk_test_0123456789abcdef", "sk_live_fedcba9876543210", "MCH-COL-1"
@@ -367,10 +369,29 @@ def test_a_policy_value_that_makes_no_sense(name: str, value: Any) -> None:
     rejected(TokenPolicy, **{name: value}, says=name)
 
 
-@pytest.mark.parametrize("name", ["reuse_for", "fetch_timeout", "fetch_attempts", "max_retry_after"])
-def test_a_policy_value_that_cannot_be_zero(name: str) -> None:
-    """Nothing would ever be sent or used."""
-    rejected(TokenPolicy, **{name: 0}, says=f"{name} is 0: it must be more than 0")
+@pytest.mark.parametrize("value", [0, 5e-324, 1e-310, 1e-7], ids=repr)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(TokenPolicy, "reuse_for"), (TokenPolicy, "fetch_timeout"), (TokenPolicy, "max_retry_after"),
+     (BreakerPolicy, "window"), (BreakerPolicy, "open_for"), (Clock, "speed")],
+)  # fmt: skip
+def test_a_number_that_cannot_be_zero(kind: Any, name: str, value: float) -> None:
+    """Nothing would ever be sent or used, and arithmetic overflows with the smallest numbers."""
+    rejected(kind, **{name: value}, says=f"{name} is {value:g}: it must be 1e-06 or more")
+    TokenManager(CREDENTIALS, policy=TokenPolicy(reuse_for=1e-6, fetch_timeout=1e-6, max_retry_after=1e-6))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TokenPolicy, "fetch_attempts"), (BreakerPolicy, "failure_threshold")])
+def test_a_count_that_cannot_be_zero(kind: Any, name: str) -> None:
+    """Nothing would ever be sent."""
+    rejected(kind, **{name: 0}, says=f"{name} is 0: it must be 1 or more")
+
+
+@pytest.mark.parametrize("limit", ["10/11 year", "1/292471209 year", "10/99999999999999999999 minute"])
+def test_a_window_that_no_store_can_keep(limit: str) -> None:
+    """The message names the limit."""
+    rejected(TokenPolicy, limits=("10/minute", limit), says=limit.replace("/", " per ") + " in limits is too long")
+    TokenPolicy(limits=("99999999999999999999/10 year",))
 
 
 @pytest.mark.parametrize("share", [0, 1e-310, 1e-7, 1.001, 4])
@@ -555,3 +576,17 @@ def test_only_a_token_can_be_discarded(value: Any) -> None:
     """The access token alone is none."""
     with TokenManager(CREDENTIALS) as manager:
         rejected(manager.invalidate, value, says="token must be a Token")
+
+
+@pytest.mark.parametrize(
+    ("fetch_timeout", "age", "timeout"),
+    [(5, 0, 5), (5, 1, 4), (5, 4, 1), (5, 4.1, None), (1, 3.9, 1), (1, 4.1, None), (2, 3.5, 1.5), (100, 50, 50),
+     (100, 81, None), (0.001, 4.9, 0.001)],
+)  # fmt: skip
+def test_rule_05_a_request_arrives_while_its_unit_counts(
+    fetch_timeout: float, age: float, timeout: float | None
+) -> None:
+    """Its timeout ends within the guard that is added to each window, or it is not sent."""
+    policy = TokenPolicy(fetch_timeout=fetch_timeout)
+    assert policy.timeout_after(age) == (None if timeout is None else pytest.approx(timeout))
+    assert timeout is None or age + timeout <= policy.guard

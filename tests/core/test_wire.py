@@ -10,7 +10,11 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import httpx
+import httpx2
 import pytest
+import urllib3
+from multidict import CIMultiDict
 
 from pay88_adapters import (
     ConfigurationError,
@@ -364,6 +368,7 @@ def test_rule_15_the_cause_keeps_its_lines_and_loses_its_locals(failure_of: Call
 # Retry-After
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+LONGEST = 1e12  # seconds
 
 
 @pytest.mark.parametrize(
@@ -386,20 +391,26 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
         ("Wed, 21 Oct 2015 07:28:45 GMT".ljust(64), None, 45.0),
         ("Wed, 21 Oct 2015 07:28:45 GMT".ljust(65), None, 60.0),
         *((garbage, said, seconds) for said, seconds in ((None, 60.0), (17, 17.0)) for garbage in
-          ("", "soon", "-5", "NaN", "inf", "1e9", "0x10", "30s", "1,000", "9" * 100, "\u0663", "Wed, 99 Oct 2015",
+          ("", "soon", "-5", "NaN", "inf", "1e9", "0x10", "30s", "1,000", "\u0663", "Wed, 99 Oct 2015", "soon, 5s",
            "Wed, 21 Oct 99999 07:28:45 GMT", "Wed, 21 Oct 2015 07:28:45 +99999999", "x" * 100_000)),
+        *((digits, 30, LONGEST) for digits in ("9" * 13, "9" * 100, "9" * 5_000, "9" * 20 + ".5")),
+        ("5, 50", None, 50.0),
+        ("50, 5", None, 50.0),
+        ("50, soon", 70, 50.0),
+        ("Wed, 21 Oct 2015 07:28:45 GMT, 30", None, 45.0),
+        ("30, wednesday, 21-Oct-15 07:28:45 GMT", None, 45.0),
+        ("Wed, 21 Oct 2015 07:28:45 GMT, Wed, 21 Oct 2015 07:28:55 GMT", None, 55.0),
         (None, None, 60.0),
         (None, 25, 25.0),
         (None, "25", 25.0),
         (None, 25.5, 25.5),
         (None, 0, 1.0),
-        (None, -3, 1.0),
-        (None, 86_399_999_999, 86_399_999_999.0),
-        (None, -86_399_999_999, 1.0),
-        (None, 86_400_000_000, 60.0),
+        (None, -3, 60.0),
+        (None, 86_400_000_000, 86_400_000_000.0),
         (None, -86_400_000_000, 60.0),
+        *((None, many, LONGEST) for many in (10**13, 1e300, 10**400, "9" * 100)),
         (None, "-3", 60.0),
-        *((None, garbage, 60.0) for garbage in (True, [30], {"s": 30}, "soon", float("nan"), float("inf"), 10**400)),
+        *((None, garbage, 60.0) for garbage in (True, [30], {"s": 30}, "soon", float("nan"), float("inf"), -(10**400))),
     ],
     ids=lambda value: plain(f"{value!s:.34}"),
 )  # fmt: skip
@@ -407,6 +418,14 @@ def test_rule_10_how_long_a_429_demands_to_wait(header: str | None, said: object
     """``Retry-After`` in seconds or as a date by the response's own ``Date``, else the body, else 60; never 0."""
     fields = {"date": DATE, **({} if header is None else {"RETRY-AFTER": header})}
     assert retry_after(fields, {"retry_after": said}, time.time()) == seconds
+
+
+@pytest.mark.parametrize("headers", [urllib3.HTTPHeaderDict, httpx.Headers, httpx2.Headers, CIMultiDict])
+@pytest.mark.parametrize("values", [("5", "50"), ("50", "5"), (DATE, "50"), ("50", "soon")], ids=repr)
+def test_rule_10_of_two_headers_the_longer_wait_counts(headers: Any, values: tuple[str, str]) -> None:
+    """Whether a client library joins them or not."""
+    fields = headers([("Date", DATE), *(("Retry-After", value) for value in values)])
+    assert retry_after(fields, {}, time.time()) == 50.0
 
 
 def test_rule_10_without_a_date_header_the_wall_clock_is_used() -> None:

@@ -242,9 +242,18 @@ async def _make(make: Callable[[], Any]) -> Any:
 
 def test_a_client_is_checked_when_the_manager_is_made() -> None:
     """What it was given is named by module and class."""
-    for wrong in ("https://proxy", 5, httpx.Client, httpx.HTTPTransport(), urllib3.HTTPConnectionPool("localhost")):
-        with pytest.raises(ConfigurationError, match=r"client must be one of urllib3\.PoolManager, "):
+    wrong: Any
+    for wrong in (
+        "https://proxy",
+        5,
+        httpx.Client,
+        TokenPolicy,
+        httpx.HTTPTransport(),
+        urllib3.HTTPConnectionPool("h"),
+    ):
+        with pytest.raises(ConfigurationError, match=r"client must be one of urllib3\.PoolManager, ") as caught:
             TokenManager(Credentials("sk_test_1", "MCH-COL-1"), client=wrong)
+        assert len(str(caught.value)) <= 200
 
 
 def test_a_client_is_an_argument_of_every_way_to_make_a_manager(emulator: Emulator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 import sys
 import threading
@@ -252,6 +253,29 @@ def test_rule_24_a_process_alone_has_one_unit_at_least(fleet: WorkerGroup, polic
         fleet.clock.advance(10)
     assert len(fleet.endpoint.sent) > 1
     assert largest_window(fleet.endpoint.sent, 3_600) <= most
+
+
+@pytest.mark.parametrize(("fetch_timeout", "seconds"), [(5, 3.9), (5, 2.6), (2, 1.5), (2, 3.9), (1, 0.9), (0.001, 0.9)])
+def test_rule_24_a_slow_store_costs_no_unit(fleet: WorkerGroup, fetch_timeout: float, seconds: float) -> None:
+    """A unit that it grants late is used all the same."""
+    process = fleet.process(fetch_timeout=fetch_timeout)
+    fleet.take_time("acquire", itertools.repeat(seconds))
+    assert isinstance(process.call(), Token)
+    assert len(fleet.endpoint.sent) == process.state.counters.token_requests == 1
+
+
+@pytest.mark.parametrize("seconds", [4.5, 30.0])
+def test_rules_04_and_05_nothing_is_sent_with_a_unit_or_lease_that_came_too_late(
+    fleet: WorkerGroup, seconds: float
+) -> None:
+    """The process was stopped. It tries again."""
+    process = fleet.process(fetch_attempts=1, fetch_timeout=1)
+    fleet.take_time("acquire", iter([seconds]))
+    began_at = fleet.clock.now()
+    assert isinstance(process.call(), Token)
+    assert fleet.endpoint.sent == [began_at + seconds]
+    known = process.state.settings.budget.left(OLD.merchant_id)
+    assert known["100 per 1 hour"] == 98
 
 
 def test_rule_24_a_process_alone_has_one_extra_unit_at_least(fleet: WorkerGroup) -> None:

@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.forks import survive_forks
 from pay88_adapters.stores.redis import redis_store
+from pay88_adapters.testing import Emulator
+from support.proxies import Relay
 from support.redis_stores import HOUR, MINUTE, PASSWORD, TOKEN, do_all, fails, lead, open_store, operations
 from support.servers import Valkey, free_port
 
@@ -398,6 +401,26 @@ def test_rule_17_a_forked_child_has_connections_of_its_own(server: Valkey) -> No
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+EXITING = """
+    import sys
+    from pay88_adapters import Credentials, TokenManager
+    with TokenManager(Credentials(*sys.argv[3:]), base_url=sys.argv[1], store=sys.argv[2]) as manager:
+        manager.get_token()
+    """
+
+
+def test_rule_16_a_process_that_exits_publishes_its_token(server: Valkey) -> None:
+    """It exits as soon as it has the token: its connections stay open until the last operation has ended."""
+    with Emulator() as emulator, Relay(server.port, delay=0.05) as relay:
+        who = emulator.api_key, emulator.merchant_id
+        store = server.url.replace(str(server.port), str(relay.port))
+        subprocess.run([sys.executable, "-c", textwrap.dedent(EXITING), emulator.url, store, *who], check=True)
+        with TokenManager(Credentials(*who), base_url=emulator.url, store=server.url) as manager:
+            manager.get_token()
+        assert emulator.journal.token_requests == 1
+        assert relay.connections == 1
 
 
 def test_connections_do_not_pile_up(server: Valkey) -> None:

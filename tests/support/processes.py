@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from pay88_adapters import (
@@ -162,6 +162,15 @@ class WorkerGroup:
     def process(self, credentials: Credentials = OLD, listeners: Sequence[Listener] = (), **policy: Any) -> Process:
         """Return one more process."""
         return Process(self.store, self.endpoint, self.clock, credentials, listeners, **policy)
+
+    def take_time(self, operation: str, seconds: Iterator[float]) -> None:
+        """Let an *operation* of the store take time: the first one the first of *seconds*, and so on."""
+
+        def pass_time(begun: str) -> None:
+            if begun == operation:
+                self.clock.advance(next(seconds, 0.0))
+
+        self.store.before = pass_time
 
     def until_token(self, process: Process, within: int) -> float:
         """Call once a second; return after how many seconds there was a token."""

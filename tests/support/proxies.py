@@ -162,6 +162,8 @@ class Relay:
         self._context = context
         self._flows = threading.Event()
         self._flows.set()
+        self.connections = 0
+        """How many have been accepted."""
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -205,6 +207,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.connections += 1
                 self._sockets.append(client)
                 self._start(self._serve, client)
 

@@ -17,6 +17,14 @@ from pay88_adapters.core.secret import RedactedMapping
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Number(click.FloatRange):
+    """A number in a range. click takes NaN for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number", param, ctx) if number != number else number
+
+
 def _store_url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value and re.match(r"[^:/]+://[^/]*@", value):
         raise click.BadParameter(

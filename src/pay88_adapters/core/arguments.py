@@ -105,20 +105,22 @@ def checked_environ(environ: Mapping[str, str]) -> RedactedMapping:
 
 
 _MOST = 86_400  # seconds of a day; counts are far below
+LEAST = 1e-6
+"""The least positive number: arithmetic overflows with the smallest ones of Python."""
 _LARGEST = 1.7976931348623157e308  # float
 
 
 def check_number(name: str, value: object, *, whole: bool = False, positive: bool = False) -> None:
-    """Check a count or a duration in seconds: from 0 (or, with *positive*, above 0) to 86,400.
+    """Check a count or a duration in seconds: from 0 (or, with *positive*, 1 or a millionth) to 86,400.
 
     Raises:
         ConfigurationError: It is not such a number.
     """
     if not is_number(value) or (whole and not isinstance(value, int)):
         raise ConfigurationError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 <= value <= _MOST or (positive and value == 0):  # false for NaN, too
-        least = "more than 0" if positive else "0 or more"
-        raise ConfigurationError(f"{name} is {shown(value)}: it must be {least}, and at most {_MOST}")
+    least = 0 if not positive else 1 if whole else LEAST
+    if not least <= value <= _MOST:  # false for NaN, too
+        raise ConfigurationError(f"{name} is {shown(value)}: it must be {least:g} or more, and at most {_MOST}")
 
 
 def is_number(value: object) -> TypeGuard[float]:

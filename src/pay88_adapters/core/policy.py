@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 
 from limits import RateLimitItem, parse_many
 
-from .arguments import check_number, shown
+from .arguments import LEAST, check_number, shown
 from .errors import ConfigurationError, shorten
 
 LIFETIME = 60.0
 """Lifetime of a token in seconds, as documented by 88Pay."""
 
-_LEAST_SHARE = 1e-6
+_LONGEST_WINDOW = 10 * 365 * 86_400  # seconds; a store keeps its entries that long
+_LEAST_GUARD = 5.0  # seconds: one more than an operation of the store may take
 _LEASE_LEEWAY = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
@@ -69,11 +70,9 @@ class TokenPolicy:
                 self._check_number(each.name, getattr(self, each.name))
         if self.fallback_share is not None:
             self._check_number("fallback_share", self.fallback_share)
-            if not _LEAST_SHARE <= self.fallback_share <= 1:
+            if not LEAST <= self.fallback_share <= 1:
                 share = shown(self.fallback_share)
-                raise ConfigurationError(
-                    f"fallback_share is {share}: it must be a number from {_LEAST_SHARE:g} to 1, or None"
-                )
+                raise ConfigurationError(f"fallback_share is {share}: it must be a number from {LEAST:g} to 1, or None")
         if self.backoff_cap < self.backoff_base:
             raise ConfigurationError(
                 f"backoff_cap ({self.backoff_cap:g} s) is less than backoff_base ({self.backoff_base:g} s): raise it"
@@ -122,6 +121,19 @@ class TokenPolicy:
         return min(self.fetch_timeout * 2.0 ** min(consecutive, 32), self.reuse_for)
 
     @property
+    def guard(self) -> float:
+        """Seconds within which a request arrives, from the claim of its unit of the budget (rule 5).
+
+        At least as many as a slow store may take: a unit that comes too late for its request counts all the same.
+        """
+        return max(self.fetch_timeout, _LEAST_GUARD)
+
+    def timeout_after(self, age: float) -> float | None:
+        """Return the timeout of a request whose unit was claimed *age* seconds ago; ``None`` if it is too old."""
+        left = self.guard - age
+        return min(left, self.fetch_timeout) if left >= min(self.fetch_timeout, self.guard / 5) else None
+
+    @property
     def lease_duration(self) -> float:
         """Duration of the refresh lease in seconds. It is the longest fetch plus 2 s for the store (rule 4)."""
         return self.longest_fetch + _LEASE_LEEWAY
@@ -130,7 +142,8 @@ class TokenPolicy:
         """Return the parsed limits.
 
         Raises:
-            ConfigurationError: There is no limit, or one is not in the notation of ``limits``.
+            ConfigurationError: There is no limit, or one is not in the notation of ``limits`` or has a window of more
+                than ten years.
         """
         if not self.limits or not isinstance(self.limits, tuple):
             raise ConfigurationError('limits must be a tuple of at least one limit, such as ("10/minute",)')
@@ -140,4 +153,8 @@ class TokenPolicy:
             items = ()
         if not items or not all(item.amount > 0 and item.get_expiry() > 0 for item in items):
             raise ConfigurationError(shorten(f"limits is {self.limits!r}", 120) + ': write each limit like "10/minute"')
+        for item in items:
+            if item.get_expiry() > _LONGEST_WINDOW:
+                limit = shorten(str(item), 60)
+                raise ConfigurationError(f"the window of {limit} in limits is too long: it must be at most 10 years")
         return items

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Any, TypeGuard, cast
 
 from .arguments import is_number
@@ -40,12 +41,18 @@ MAX_DRAINED = 64 * 1024
 MAX_DRAIN_SECONDS = 1.0
 """Real seconds for which a rejected response is read to keep its connection; then the connection is closed."""
 
+OK = 200
+"""Status code of a token response. Any other one means what it does without the body (rules 9 to 11)."""
+
 _MAX_VALUE = 8 * 1024  # bytes; servers commonly reject longer headers
 _MAX_LIFETIME = 86_400.0  # seconds
 _DEFAULT_RETRY_AFTER = 60.0  # seconds; the shorter window of 88Pay's documented token limits
 _SHOWN = 24  # characters of a host or a merchant id in a message of at most 200
 _PRINTABLE = re.compile(r"[!-~]+")
-_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_LONGEST_WAIT = 1e12  # seconds; a service may name more than arithmetic can use
+# Between the values of a repeated header, and not in an HTTP date, which has a comma after the weekday.
+_BETWEEN_VALUES = re.compile(r"(?<!Mon|Tue|Wed|Thu|Fri|Sat|Sun|day), ", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,10 @@ class TokenRequest:
         Fewer than *timeout*, so that a full pool is not taken for a slow service.
         """
         return self.timeout * 0.9
+
+    def body_timeout(self, status: int) -> float:
+        """Return for how many real seconds the body of a response is read: that of an error may be missing."""
+        return self.timeout if status == OK else min(self.timeout / 4, MAX_DRAIN_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ def parse_token_response(
         wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
         base_url: Named in the failure's message.
     """
-    if reply.status == 200:
+    if reply.status == OK:
         return _read_token(reply.body, requested_at)
     document = _object(_decode(reply.body))
     server_text = document.get("message")
@@ -160,17 +171,23 @@ def unexpected_failure(error: BaseException, *secrets: str) -> Failure:
 
 def retry_after(headers: Mapping[str, str], document: Mapping[str, object], wall: float) -> float:
     """Return the seconds to wait after a 429: ``Retry-After``, else ``retry_after`` of the body, else 60."""
-    for wait in (parse_retry_after(headers, wall), _seconds(document.get("retry_after"))):
+    for wait in (parse_retry_after(headers, wall), _wait(document.get("retry_after"))):
         if wait is not None:
             return max(wait, 1.0)  # zero would send the next request immediately, and be rejected again
     return _DEFAULT_RETRY_AFTER
 
 
 def parse_retry_after(headers: Mapping[str, str], wall: float) -> float | None:
-    """Return the seconds of ``Retry-After``, in either of its forms; ``None`` if it is missing or invalid."""
+    """Return the seconds of ``Retry-After``, in either of its forms; ``None`` if it is missing or invalid.
+
+    Of several values, the longest wait counts: no request is sent earlier than the service said.
+    """
     fields = _lower(headers)
-    wait = _seconds(fields.get("retry-after"))
-    return _until(_timestamp(fields.get("retry-after")), fields, wall) if wait is None else wait
+    waits: list[float | None] = []
+    for value in _BETWEEN_VALUES.split(fields.get("retry-after", "")):
+        wait = _wait(value)
+        waits.append(_until(_timestamp(value), fields, wall) if wait is None else wait)
+    return max((wait for wait in waits if wait is not None), default=None)
 
 
 def parse_rate_limit(headers: Mapping[str, str], wall: float) -> tuple[int, float] | None:
@@ -182,7 +199,11 @@ def parse_rate_limit(headers: Mapping[str, str], wall: float) -> tuple[int, floa
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+    fields: dict[str, str] = {}
+    for name, value in headers.items():  # a repeated header is there twice, or joined already
+        name = name.lower()  # noqa: PLW2901
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 def _classify_status(status: int) -> tuple[type[Any], str, bool]:
@@ -239,16 +260,26 @@ def _object(value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
 
+def _wait(value: object) -> float | None:
+    """Parse seconds to wait, of any number of digits; ``None`` if they are invalid."""
+    number = _number(value)
+    return float(min(number, _LONGEST_WAIT)) if number is not None and 0 <= number < inf else None
+
+
 def _seconds(value: object) -> float | None:
-    """Parse a number, or a string that contains one; anything else is ``None``."""
+    """Parse a number that arithmetic can use; anything else is ``None``."""
+    number = _number(value)
+    if number is None or not -_MAX_LIFETIME * 1e6 < number < _MAX_LIFETIME * 1e6:  # also NaN
+        return None
+    return float(number)
+
+
+def _number(value: object) -> float | None:
+    """Return a number, or the one that a string contains; anything else is ``None``."""
     if isinstance(value, str):
         text = value.strip()
-        return float(text) if _NUMBER.fullmatch(text) else None
-    if not is_number(value):
-        return None
-    if not -_MAX_LIFETIME * 1e6 < value < _MAX_LIFETIME * 1e6:  # also NaN, and what float() cannot hold
-        return None
-    return float(value)
+        return min(float(text), _LONGEST_WAIT) if _NUMBER.fullmatch(text) else None
+    return value if is_number(value) else None
 
 
 def _until(moment: float | None, fields: Mapping[str, str], wall: float) -> float | None:

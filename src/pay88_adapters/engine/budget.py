@@ -70,7 +70,7 @@ class TokenBudget:
     """
 
     def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
-        self._strategy = AtomicMovingWindow(storage, guard=policy.fetch_timeout)
+        self._strategy = AtomicMovingWindow(storage, guard=policy.guard)
         self._storage = storage
         self._base_url = base_url
         self._limits = tuple(dict.fromkeys(policy.rate_limits()))

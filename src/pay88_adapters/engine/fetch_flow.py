@@ -164,12 +164,13 @@ class _Fetch:
             if not state.transition(partial(self._granted, grant, from_reserve), self._events):
                 return False
             sent_at = state.now()  # the last reading of the clock before the request is sent
-            age = sent_at - requested_at
-            if age > policy.fetch_timeout / 2:  # the process was stopped: the unit may have left its window by now
+            timeout = policy.timeout_after(sent_at - requested_at)
+            if timeout is None or not self._fetches.lease_lasts(run, timeout):
+                # The process was stopped: the unit may have left its window by now, and another process have the lease.
                 state.transition(self._grant_expired, self._events)
                 continue
-            timeout = state.settings.clock.real(policy.fetch_timeout - age)
-            reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, timeout))
+            real_timeout = state.settings.clock.real(timeout)
+            reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, real_timeout))
             state.carriers.pool_was_free(run.carriers)
             outcome = self._outcome(reply, sent_at)
             if (

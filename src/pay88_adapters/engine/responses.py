@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable
 from math import inf
 
-from pay88_adapters.core.wire import MAX_BODY
+from pay88_adapters.core.wire import MAX_BODY, OK
 from pay88_adapters.stores.realtime import monotonic
 
 
@@ -31,6 +31,11 @@ def read_limited(chunks: Iterable[bytes], bound: int = MAX_BODY, until: float = 
             break
         remaining_seconds(until)
     return bytes(body[: bound + 1])
+
+
+def tolerated(status: int, errors: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    """Return which of *errors* may end the reading of a token response: an error counts without its body."""
+    return () if status == OK else errors
 
 
 def remaining_seconds(until: float) -> float:

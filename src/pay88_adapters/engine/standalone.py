@@ -87,7 +87,7 @@ def check_client(client: object) -> None:
         ConfigurationError: It is not a client of a supported library.
     """
     if _library_of(client) is None:
-        names = ", ".join(f"{library}.{name}" for library, kinds in CLIENTS.items() for name in kinds)
+        names = ", ".join(f"{library}.{'/'.join(kinds)}" for library, kinds in CLIENTS.items())
         raise ConfigurationError(f"client must be one of {names}, not {class_of(client)}")
 
 

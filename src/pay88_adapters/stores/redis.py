@@ -99,7 +99,7 @@ class _Server:
         if client is None:
             self._client = client = self._connect()
             self._close = weakref.finalize(self, client.close)
-            self._close.atexit = False  # a lease may still have to be released then
+            self._close.atexit = False  # a process that exits may still publish a token, and release its lease
         return client
 
     def _reconnect(self) -> None:

@@ -19,6 +19,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[testing]'") from exc
 
 from pay88_adapters.core.arguments import check_callable, check_count, check_type
+from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.engine.clock import Clock
 
 from ._responder import Responder
@@ -100,6 +101,8 @@ class Emulator:
         ):
             check_type(name, value, kind)
         check_type("host", host, str, required=True)
+        if not host:
+            raise ConfigurationError("host is empty: use 127.0.0.1, or 0.0.0.0 for all addresses of this machine")
         check_count("port", port, most=65_535)
         check_callable("wall", wall)
         self.service = service or Service(

@@ -18,7 +18,8 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
-from pay88_adapters.core.arguments import check_number, check_type
+from pay88_adapters.core.arguments import check_number
+from pay88_adapters.engine.credentials import Credentials
 
 from .issued import IssuedToken, IssuedTokens, random_uuid
 from .messages import (
@@ -77,8 +78,7 @@ class Service:
         reissue: bool = False,
         rng: random.Random | None = None,
     ) -> None:
-        check_type("api_key", api_key, str, required=True)
-        check_type("merchant_id", merchant_id, str, required=True)
+        Credentials(api_key, merchant_id)  # which no client could have otherwise
         check_number("lifetime", lifetime)
         for name, limits in (("token_limits", token_limits), ("call_limits", call_limits)):
             check_limits(name, limits)

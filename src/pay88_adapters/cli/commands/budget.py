@@ -23,7 +23,7 @@ Exit codes:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=options.Number(0.1, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

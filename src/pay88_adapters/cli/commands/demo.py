@@ -24,7 +24,7 @@ Exit codes:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(SHORTEST, LONGEST),
+    type=options.Number(SHORTEST, LONGEST),
     default=20.0,
     show_default=True,
     metavar="SECONDS",

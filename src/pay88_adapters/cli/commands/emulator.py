@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command, require
 
 if TYPE_CHECKING:
@@ -83,14 +84,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--lifetime",
-    type=click.FloatRange(0, 86400, min_open=True),
+    type=options.Number(0, 86400, min_open=True),
     default=60.0,
     show_default=True,
     help="Lifetime of a token in seconds.",
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=options.Number(0, 1000, min_open=True),
     default=1.0,
     show_default=True,
     help="Clock speed-up factor.",

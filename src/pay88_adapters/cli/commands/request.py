@@ -28,7 +28,7 @@ Exit codes:
 @click.option("--query", "fields", multiple=True, metavar="NAME=VALUE", help="Query parameter. Repeatable.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 600, min_open=True),
+    type=options.Number(0, 600, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

@@ -81,7 +81,7 @@ _FORMATS: dict[str, Callable[[Token], str]] = {"headers": _headers, "json": _jso
 )
 @click.option(
     "--min-validity",
-    type=click.FloatRange(0, LIFETIME - TokenPolicy().expiry_skew),
+    type=options.Number(0, LIFETIME - TokenPolicy().expiry_skew),
     default=0.0,
     metavar="SECONDS",
     help="Minimum remaining lifetime in seconds.",
