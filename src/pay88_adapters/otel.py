@@ -284,7 +284,7 @@ class _Process:
 
     def after_fork(self) -> None:
         """Replace the lock: another thread may have held it."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _process = _Process()

@@ -1,16 +1,21 @@
-"""Events that crowds of tasks wait at."""
+"""Events that crowds of tasks wait at, and guest runs of trio."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
+from pay88_adapters import Credentials, Token, TokenManager, TokenPolicy
 from pay88_adapters.engine.runtime_trio import TrioEvent, TrioRuntime
 from pay88_adapters.engine.runtimes import WOKEN_AT_ONCE, AsyncioEvent, AsyncioRuntime
+from pay88_adapters.httpx import attach
+from pay88_adapters.testing import Emulator
 
 _CROWD = 4 * WOKEN_AT_ONCE + 1
 _LONG = 60.0  # seconds
@@ -73,3 +78,34 @@ def test_rule_17_a_crowd_of_tasks_is_woken_in_batches(
     woken = run(end_the_wait)
     assert sum(woken) == _CROWD
     assert max(woken) <= 2 * WOKEN_AT_ONCE  # two batches may fall between two looks
+
+
+def test_rule_17_no_manager_waits_for_a_guest_run_whose_host_has_stopped(emulator: Emulator) -> None:
+    """Trio is the guest of an event loop that stops during a fetch. Another manager shares the store."""
+    credentials, policy = Credentials(emulator.api_key, emulator.merchant_id), TokenPolicy(max_wait=4)
+    one, other = (TokenManager(credentials, base_url=emulator.url, policy=policy) for _ in range(2))
+    loop = asyncio.new_event_loop()
+    ended = loop.create_future()
+
+    async def guest() -> int:
+        async with attach(httpx.AsyncClient(verify=False), one) as client:
+            return (await client.post(f"{emulator.url}/api/balance")).status_code
+
+    async def host() -> None:
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=ended.set_result,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        await asyncio.to_thread(held.wait_for, 1)
+
+    with emulator.hold("token") as held:
+        loop.run_until_complete(host())
+    with ThreadPoolExecutor(2) as threads:
+        for token in [threads.submit(each.get_token) for each in (other, one)]:
+            assert isinstance(token.result(), Token)
+    assert one.stats().failed_fetches == other.stats().failed_fetches == 0
+    assert loop.run_until_complete(ended).unwrap() == 200  # it continues
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()

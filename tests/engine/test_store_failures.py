@@ -334,8 +334,8 @@ def test_rule_24_a_store_that_does_not_respond_fails_no_call() -> None:
 def test_rule_24_a_file_with_numbers_beyond_all_bounds_takes_no_call_down(tmp_path: Path) -> None:
     """Python counts further than SQLite does: what it makes of that is no error of SQLite's."""
     clock, url = ManualClock(), memory_or_file("sqlite", tmp_path)
-    with closing(TokenManager(OLD, store=url, clock=clock)) as first:
-        fetch(first, Call())
+    first = TokenManager(OLD, store=url, clock=clock)
+    fetch(first, Call())
     with closing(sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)) as db:
         db.execute("UPDATE records SET fences = ?", (2**63 - 1,))
     process = TokenManager(OLD, store=url, clock=clock)

@@ -377,6 +377,65 @@ def test_rule_24_the_store_hangs_for_three_lifetimes(stage: Callable[[float], St
     outage(scene, scene.shared.slow, 3)
 
 
+def end(workers: Team, how: str) -> None:
+    """Let all of them end in this way."""
+    workers.tell("end", how)
+    for worker in workers:
+        worker.wait_for_end() if how == "exit" else worker.respond()
+
+
+@pytest.mark.parametrize("how", ["close", "aclose", "exit"])
+def test_rule_24_after_a_restart_of_all_workers_each_has_its_share(stage: Callable[[float], Stage], how: str) -> None:
+    """The store fails immediately afterwards, and each of the four new ones can fetch a token."""
+    scene = stage(1.0)
+    old = scene.workers(4, stacks=["urllib3"])
+    assert old.do("call") == ["200"] * 4
+    assert old.do("share") == [4] * 4
+    end(old, how)
+    new = scene.workers(4, stacks=["urllib3"])
+    assert new.do("call") == ["200"] * 4
+    assert new.do("share") == [4] * 4
+    with scene.shared.down():
+        assert new.do("renew") == ["200"] * 4
+        assert all(each["store_degraded"] for each in new.do("stats"))
+    assert scene.budget_held()
+
+
+@pytest.mark.parametrize("how", ["close", "exit"])
+def test_rule_24_a_store_that_hangs_does_not_keep_a_process_from_ending(
+    stage: Callable[[float], Stage], how: str
+) -> None:
+    """It accepts the operation and does not respond."""
+    scene = stage(1.0)
+    workers = scene.workers(1, stacks=["urllib3"])
+    assert workers.do("call") == ["200"]
+    workers.do("settle")
+    with scene.shared.slow():
+        end(workers, how)
+    if how == "close":
+        assert workers.do("share") == [0]
+        assert undisturbed(workers)
+
+
+@pytest.mark.parametrize("shared", [RedisServer], indirect=True, ids=["redis"])
+@pytest.mark.parametrize("uses", [True, False], ids=["used", "unused"])
+def test_rule_24_a_process_that_ends_opens_no_connection(
+    stage: Callable[[float], Stage], shared: RedisServer, *, uses: bool
+) -> None:
+    """Whether it has used the store or not."""
+
+    def connections() -> int:
+        return int(shared.server.info("stats")["total_connections_received"])
+
+    workers = stage(1.0).workers(1, stacks=["urllib3"])
+    if uses:
+        assert workers.do("call") == ["200"]
+        workers.do("settle")
+    before = connections()
+    end(workers, "exit")
+    assert connections() == before + 1, "this one"
+
+
 @pytest.mark.parametrize("shared", [SqliteFile], indirect=True, ids=["sqlite"])
 def test_rule_05_shares_add_up_to_the_budget(stage: Callable[[float], Stage], shared: SqliteFile) -> None:
     """Without their store four processes meet a node that rejects every token: in sum the budget holds all the same."""

@@ -209,6 +209,21 @@ def test_rule_24_processes_that_are_replaced_without_the_store(report: Report) -
     report(figures(outcome))
 
 
+@pytest.mark.parametrize("lasts", [0, 60], ids=["all immediately", "one after the other"])
+def test_rule_24_processes_that_were_replaced_just_before(lasts: float, report: Report) -> None:
+    """Those that end cleanly leave their shares to their successors; those that are killed do not for long."""
+    outcomes = {}
+    for cleanly in (0.0, 1.0):
+        deploy = Fault(1_800, "deploy", lasts, amount=cleanly, how="10/minute;100/hour")
+        outcomes[cleanly] = outcome = check(Scenario(1, 4, 2.0, 2.0, faults=(deploy, store_down(1, 1_990))))
+        assert largest_window(outcome.sent(), HOUR) <= 100
+        assert largest_window(outcome.sent(), 60) <= 10
+        report(figures(outcome, 1_990))
+    killed, ended = (len(outcome.sent(1_990, 1_990 + HOUR)) for outcome in outcomes.values())
+    assert killed <= 2
+    assert ended >= 4 * 20
+
+
 @pytest.mark.parametrize("processes", [8, pytest.param(64, marks=pytest.mark.deep)])
 @pytest.mark.timeout(300)
 def test_rule_24_two_hosts_with_a_fallback_store_each(processes: int, report: Report) -> None:

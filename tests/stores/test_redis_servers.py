@@ -48,6 +48,7 @@ def use(store: RedisStore) -> None:
         assert store.publish("record", fencing_token=fence, content=Secret("a token"), ttl=10.0)
         known = fence
     assert store.peek("record").record
+    store.remove_member("host")
 
 
 def test_the_documented_rights_are_those_that_are_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 import uuid
@@ -282,6 +283,33 @@ def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scen
     assert acquire(owner="b/1").parts == 1
     exact.advance(3_601.0)
     assert [acquire(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]
+
+
+def test_rule_24_the_part_of_a_removed_member_is_free_immediately(scene: Scene) -> None:
+    """All of it, to any other member. What is no member changes nothing."""
+    acquire = partial(scene.store.try_acquire_lease, "key", known_version=0, lease=1.0)
+    scene.store.remove_member("a")
+    assert [acquire(owner=f"{name}/1").parts for name in "abcde"] == [4, 4, 4, 4, 0]
+    for _ in range(2):
+        scene.store.remove_member("a")
+    found = acquire(owner="e/1")
+    assert found.parts == 4
+    assert {each.name for each in found.others} == {*"bcd"}
+    for name in "bcde":
+        scene.store.remove_member(name)
+    assert [acquire(owner=f"{name}/1").parts for name in "aBCD"] == [4, 4, 4, 4]
+
+
+def test_rule_24_a_lease_attempt_says_which_one_before_the_store_knows(scene: Scene) -> None:
+    """Of the same member, if it had a part then."""
+    acquire = partial(scene.store.try_acquire_lease, "key", known_version=0, lease=1.0)
+    assert acquire(owner="a/1").last_attempt == math.inf
+    scene.advance(4 * scene.unit)
+    assert acquire(owner="a/2").last_attempt == about(scene, 4 * scene.unit)
+    scene.store.remove_member("a")
+    assert [acquire(owner=f"{name}/1").last_attempt for name in "abcde"] == [math.inf] * 5
+    assert acquire(owner="e/1").last_attempt == math.inf, "it had none"
+    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).last_attempt == math.inf
 
 
 def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:

@@ -32,6 +32,7 @@ from support.stacks import STACKS, AsyncioStack, Outcome, PlainResponse, Stack
 THREADS_AND_TASKS = ("urllib3", "httpx", "httpx-asyncio", "aiohttp")
 """The client libraries of one process, all in use concurrently."""
 BEAT = 0.005  # real seconds
+_kept: list[Connection] = []  # of a process that ends normally
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,25 @@ class Site:
             if thread.name == "pay88-token-fetch":
                 thread.join()
 
+    def share(self) -> int:
+        """Return one part in how many this process may use of the budget while the store fails."""
+        client: Any = self.manager._state.settings.store_client
+        return int(client.share.parts(self._clock.now()))
+
+    def renew(self) -> str:
+        """Make one call with a new token."""
+        self.manager.invalidate(self.manager.get_token())
+        return self.call()
+
+    def end(self, how: str) -> None:
+        """Close the manager on a thread or in a task, or end the process normally."""
+        if how == "close":
+            self.manager.close()
+        elif how == "aclose":
+            asyncio.run(self.manager.aclose())
+        else:
+            sys.exit()
+
     def fill_disk(self, size: int) -> None:
         """Let no file grow beyond *size*, or any file if that is -1."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -197,6 +217,9 @@ def serve(connection: Connection) -> None:
             command, *args = connection.recv()
             try:
                 respond = True, getattr(site, command)(*args)
+            except SystemExit:
+                _kept.append(connection)  # until the process has ended
+                return
             except Exception:  # noqa: BLE001 - the test says what it expects
                 respond = False, traceback.format_exc()
             connection.send(respond)
@@ -212,7 +235,9 @@ def zygote(*handles: int) -> None:
             try:
                 serve(Connection(handle))
             finally:
-                os._exit(0)
+                if not _kept:
+                    os._exit(0)
+            sys.exit()
     for handle in handles:
         os.close(handle)
     sys.stdin.read()
@@ -246,6 +271,12 @@ class Worker:
     def signal(self, what: signal.Signals) -> None:
         """Send it a signal."""
         os.kill(self.pid, what)
+
+    def wait_for_end(self, timeout: float = 60.0) -> None:
+        """Wait until it has ended, without a response."""
+        assert self._connection.poll(timeout), f"worker {self.name} does not end"
+        with suppress(EOFError):
+            raise AssertionError(self._connection.recv())
 
     def close(self) -> None:
         """Be done with it."""

@@ -54,6 +54,10 @@ class Counted:
         self.operations += 1
         return self._store.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
+    def remove_member(self, member: str) -> None:
+        self.operations += 1
+        self._store.remove_member(member)
+
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         self.operations += 1
         return self._store.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)

@@ -142,6 +142,10 @@ class FragileStore(MemoryStore):
         self._happens("lead")
         return super().try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
+    def remove_member(self, member: str) -> None:
+        self._happens("remove")
+        super().remove_member(member)
+
     def publish(self, key: str, *, fencing_token: int, content: object, ttl: float, write_delay: float = 0.0) -> bool:
         self._happens("publish")
         return super().publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)

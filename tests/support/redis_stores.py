@@ -50,6 +50,7 @@ def operations(store: RedisStore) -> list[Callable[[], object]]:
         lambda: store.try_acquire_lease("key", owner="a", known_version=0, lease=30.0),
         lambda: store.publish("key", fencing_token=1, content=TOKEN, ttl=50.0),
         lambda: store.peek("key"),
+        lambda: store.remove_member("a"),
     ]
 
 

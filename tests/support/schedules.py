@@ -59,6 +59,7 @@ KINDS: dict[str, Callable[[random.Random, float, int], Fault]] = {
         at,
         "deploy",
         _some(0, 5, 60)(rng),
+        amount=_some(0, 1)(rng),
         how=rng.choice(_LIMITS),
     ),
 }

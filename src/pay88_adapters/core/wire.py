@@ -139,7 +139,7 @@ def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> 
     )
 
 
-def unexpected_failure(error: Exception, *secrets: str) -> Failure:
+def unexpected_failure(error: BaseException, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is not a network error (rule 18)."""
     if isinstance(error, ConfigurationError):  # of this package's own
         return Failure(ConfigurationError, str(error), is_bug=True)

@@ -119,7 +119,7 @@ class AsyncRunner(Runner):
             case Sleep(seconds):
                 await self._sleep(seconds)
             case StoreOperation(operation):
-                return await self._run_store_operation(operation)
+                return await self.run_store_operation(operation)
             case _:
                 raise AssertionError(effect)
         return None
@@ -130,7 +130,7 @@ class AsyncRunner(Runner):
     async def _sleep(self, seconds: float) -> None:
         await self._state.settings.clock.sleep(seconds, current_runtime())
 
-    async def _run_store_operation(self, operation: Callable[[], object]) -> object:
+    async def run_store_operation(self, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not block the event loop.
         if self._state.settings.store_client.blocking:
             with suppress(RuntimeError):  # no thread can be started: the store counts as failing, and does not block
@@ -207,7 +207,7 @@ class AsyncRunner(Runner):
             raise
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if not isinstance(exc, Exception):  # it was cancelled
+            if isinstance(exc, (runtime.cancelled, SystemExit, KeyboardInterrupt)):
                 raise
 
     async def _load_credentials(self, runtime: AsyncRuntime) -> Credentials | Failure:

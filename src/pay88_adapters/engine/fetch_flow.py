@@ -65,17 +65,15 @@ def fetch_token(
         NoFreeConnection: Its pool had no free connection.
     """
     state = fetches.state
-    if not state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now)):
-        return
-    credentials = yield LoadCredentials()
-    if not state.transition(partial(_use_credentials, state, run, credentials)):
-        return
     events: list[Event] = []
-    request = _Fetch(fetches, run, credentials, events, client_is_open)
-    while (yield from request.acquire_lease()) and (yield from request.send()):
-        pass  # the lease or the unit of the budget became too old before the request
-    yield StoreOperation(partial(fetches.publish, run))
-    state.listeners.dispatch_safely(events)  # not earlier: a listener may be slow
+    if state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now), events):
+        credentials = yield LoadCredentials()
+        if state.transition(partial(_use_credentials, state, run, credentials), events):
+            request = _Fetch(fetches, run, credentials, events, client_is_open)
+            while (yield from request.acquire_lease()) and (yield from request.send()):
+                pass  # the lease or the unit of the budget became too old before the request
+            yield StoreOperation(partial(fetches.publish, run))
+    state.listeners.dispatch_safely(events)  # not earlier: a listener may be slow, or raise anything
 
 
 def _use_credentials(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import threading
@@ -16,7 +17,7 @@ from pay88_adapters.core.events import Event
 from pay88_adapters.core.failures import NO_CONNECTION
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
-from pay88_adapters.core.wire import network_failure
+from pay88_adapters.core.wire import network_failure, unexpected_failure
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
@@ -71,10 +72,10 @@ class FetchRun:
     """The error for a fetch whose client had no free connection."""
 
 
-# The fetches of this process that depend on an event loop, of all managers.
-_on_loops: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
+# The fetches of this process, of all managers.
+_running: dict[tuple[int, int], tuple[weakref.ref[Fetches], FetchRun]] = {}
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_on_loops.clear)
+    os.register_at_fork(after_in_child=_running.clear)
 
 
 class Fetches:
@@ -105,22 +106,19 @@ class Fetches:
 
     def begin(self, run: FetchRun) -> None:
         """Record that *run* is about to start."""
-        finish_at_exit(id(self), weakref.ref(self))
+        finish_at_exit(self)
         self._runs.append(run)
-        if run.loop is not None:
-            _on_loops[id(self), run.ticket] = weakref.ref(self), run
+        _running[id(self), run.ticket] = weakref.ref(self), run
 
     @contextmanager
     def dependent_on(self, run: FetchRun, loop: AsyncRuntime) -> Generator[None, None, None]:
         """Record that *run*, in a thread, waits for *loop* in the block. Calls that block that loop stop waiting."""
         run.loop = loop
-        _on_loops[id(self), run.ticket] = weakref.ref(self), run
         self.state.wake_threads()
         try:
             yield
         finally:
             run.loop = None
-            _on_loops.pop((id(self), run.ticket), None)
 
     def end(self, run: FetchRun) -> None:
         """Record the end of *run*, and release its lease, if any. Further calls do nothing."""
@@ -145,9 +143,9 @@ class Fetches:
     def _forget(self, run: FetchRun) -> None:
         with suppress(ValueError):
             self._runs.remove(run)
-        _on_loops.pop((id(self), run.ticket), None)
+        _running.pop((id(self), run.ticket), None)
         if not self._runs:
-            forget_finisher(id(self))
+            forget_finisher(self)
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Record that *run* could not be completed, which is no failure of the service (rule 16).
@@ -242,18 +240,20 @@ class Fetches:
         )
 
     def _holder_is_blocked(self, run: FetchRun, key: str) -> bool:
-        """Whether the caller of *run* blocks a task that holds the lease of *key*."""
+        """Whether the caller of *run* blocks a task that holds the lease of *key*, or interrupts a thread that may."""
         thread, access, now = run.blocked_thread, self.state.settings.store_client, self.state.now()
-        return thread is not None and any(
+        if thread is None:
+            return False
+        return any(fetches._may_share_lease(self) for fetches in _in_thread(thread)) or any(
             lease.key == key and now < lease.until and fetches.state.settings.store_client.may_share(access)
             for fetches, each in _needing(thread)
             for lease in list(each.leases)
         )
 
     def on_this_thread(self) -> bool:
-        """Whether this code interrupts a fetch (as a finalizer does) and cannot wait for it."""
+        """Whether this code interrupts what a fetch needs (as a finalizer does), and cannot wait for it."""
         here = threading.current_thread()
-        return any(run.worker is here for run in list(self._runs))
+        return any(run.worker is here for run in list(self._runs)) or self.state.settings.store_client.runs_here
 
     # --- leases
 
@@ -302,6 +302,8 @@ class Fetches:
 
 
 def _death(cause: BaseException) -> Failure:
+    if not isinstance(cause, (Exception, asyncio.CancelledError)):  # such as a test double's
+        return unexpected_failure(cause)
     if not isinstance(cause, ClientClosed):
         return network_failure(cause)
     return Failure(
@@ -316,7 +318,7 @@ def _needing(thread: int) -> list[tuple[Fetches, FetchRun]]:
     """Return the living fetches that need an event loop of *thread*."""
     return [
         (fetches, run)
-        for reference, run in list(_on_loops.values())
+        for reference, run in list(_running.values())
         if (loop := run.loop) is not None
         and loop.is_on(thread)
         and not run.is_dead()
@@ -324,9 +326,18 @@ def _needing(thread: int) -> list[tuple[Fetches, FetchRun]]:
     ]
 
 
+def _in_thread(thread: int) -> list[Fetches]:
+    """Return the managers' fetches of which one runs in *thread*: a finalizer may interrupt it there."""
+    return [
+        fetches
+        for reference, run in list(_running.values())
+        if run.worker is not None and run.worker.ident == thread and (fetches := reference()) is not None
+    ]
+
+
 def sweep() -> None:
     """End the fetches whose event loop has stopped or was closed."""
-    for reference, run in list(_on_loops.values()):
+    for reference, run in list(_running.values()):
         fetches = reference()
         if fetches is not None and run.is_dead():
             fetches.abandon(run, ClientClosed("the event loop of the token request has stopped"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import NoReturn, cast
@@ -128,6 +128,7 @@ class TokenManager:
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
         state = ManagerState(settings, listeners)
+        settings.store_client.open(self)
         if isinstance(self._credentials, Credentials):
             state.merchant_id = self._credentials.merchant_id
         fetches = Fetches(state)
@@ -361,15 +362,25 @@ class TokenManager:
         """Reject all further requests, and close the manager's own HTTP client.
 
         Clients that the manager is attached to, and its *client*, stay open. A token request in flight finishes first.
+
+        The last manager of this process with a shared store gives the share of the process for degraded mode back,
+        which may block for one store operation: on an event loop use :meth:`aclose`.
         """
+        if (give_back := self._close()) is not None:
+            give_back()
+
+    def _close(self) -> Callable[[], None] | None:
+        """Close the manager; return what gives the share of the process back, if any."""
         self._state.close()
         sender = self._sender
         if sender is not None and sender[0] == fork_id() and isinstance(sender[1], OwnSender):
             sender[1].close()
+        return self._state.settings.store_client.close(self)
 
     async def aclose(self) -> None:
-        """Do the same as :meth:`close`."""
-        self.close()
+        """Do the same as :meth:`close`, without blocking the event loop."""
+        if (give_back := self._close()) is not None:
+            await self.async_runner.run_store_operation(give_back)
 
     def __enter__(self) -> TokenManager:
         return self
@@ -385,7 +396,7 @@ class TokenManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<TokenManager {self.base_url}{' (closed)' if self._state.closed else ''}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -63,13 +64,15 @@ class TrioRuntime:
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()
         self._thread = threading.get_ident()
+        self._host = _running_asyncio_loop()
 
     def event(self) -> TrioEvent:
         return TrioEvent(self.key)
 
     @property
     def is_running(self) -> bool:
-        return True  # as long as its tasks have not been cancelled: a run is never suspended
+        # A run ends with its tasks cancelled, and is never suspended, unless it is the guest of another loop.
+        return self._host is None or self._host.is_running()
 
     def is_on(self, thread: int) -> bool:
         return thread == self._thread
@@ -78,8 +81,14 @@ class TrioRuntime:
         async def run() -> None:
             try:
                 await job()
-            finally:
+            except GeneratorExit:  # collected with its run, perhaps by a thread that holds a lock
+                raise
+            except trio.Cancelled:
                 ended()
+                raise
+            except BaseException:  # noqa: BLE001, S110 - trio would end the whole run with an internal error
+                pass
+            ended()
 
         trio.lowlevel.spawn_system_task(run, name="pay88-token-fetch")
 
@@ -132,6 +141,13 @@ class TrioRuntime:
         Worker(run, "pay88-store", finishes=True).start()
         await done.wait()
         return result[0]()
+
+
+def _running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def is_current() -> bool:

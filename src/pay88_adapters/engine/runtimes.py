@@ -104,7 +104,10 @@ class AsyncRuntime(Protocol):
         ...
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
-        """Run *job* in its own task, in an empty context; call *ended* after its end, also if it never begins."""
+        """Run *job* in its own task, in an empty context; call *ended* after its end, also if it never begins.
+
+        On asyncio, a ``SystemExit`` or ``KeyboardInterrupt`` of *job* ends the run, like that of any task.
+        """
         ...
 
     async def sleep(self, seconds: float) -> None:

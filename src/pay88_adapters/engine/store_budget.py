@@ -264,6 +264,11 @@ class StoreBudget(MemoryStorage):
                 others = {each: unreported for each, unreported in self._unreported.items() if each != key}
                 self._unreported = {**others, key: left} if left else others
 
+    @property
+    def is_reported(self) -> bool:
+        """Whether the store has seen all units that this process has acquired."""
+        return not self._unreported
+
     def holds_entries(self) -> bool:
         return bool(self._unreported) or self._degraded_entries.holds_entries() or super().holds_entries()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from abc import ABC, abstractmethod
-from weakref import WeakValueDictionary
+from collections.abc import Callable
+from weakref import WeakSet, WeakValueDictionary
 
 from pay88_adapters.core.policy import TokenPolicy
 from pay88_adapters.core.snapshot import Snapshot
@@ -19,8 +19,8 @@ from .forks import fork_id, living, survive_forks
 from .store_budget import StoreBudget
 from .store_link import Link
 from .store_share import Share
+from .threads import finish_at_exit
 
-_numbers = itertools.count(1)
 NO_LEASE = 0
 """The fencing token of a fetch without a lease, while the store is unavailable or must not be waited for."""
 
@@ -60,9 +60,26 @@ class StoreAccess(ABC):
         """Whether no manager uses this, and no entry of its budget counts any longer."""
         return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
 
+    @property
+    @abstractmethod
+    def runs_here(self) -> bool:
+        """Whether this code interrupts an operation of the store, as a finalizer does on the same thread."""
+
     def may_share(self, other: StoreAccess) -> bool:
         """Whether *other* may be an access to the same leases. A store outside of this process has many URLs."""
         return self.store is other.store
+
+    def open(self, manager: object) -> None:
+        """Record that *manager* uses the store."""
+        del manager
+
+    def close(self, manager: object) -> Callable[[], None] | None:
+        """Record that *manager* is closed. Return what gives the share of this process back to the store, if any.
+
+        It may block for one store operation.
+        """
+        del manager
+        return None
 
     @abstractmethod
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
@@ -83,6 +100,10 @@ class MemoryStoreClient(StoreAccess):
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(store, store.budget, store.budget, blocking=False)
         self._memory = store
+
+    @property
+    def runs_here(self) -> bool:
+        return self._memory.is_held_here
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         return self._memory.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
@@ -116,14 +137,16 @@ class StoreClient(StoreAccess):
         blocking = store.blocking or (fallback is not None and fallback.blocking)
         super().__init__(store, self._budget_copy, call_budget, blocking=blocking)
         self._host = host
-        self._number = next(_numbers)
+        self._joined = ""  # the member that last attempted a lease
+        self._open: WeakSet[object] = WeakSet()
+        self._has_left = self._has_returned = False
         self._clock = clock
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Continue in a forked child, which the store has not seen yet."""
         if self.fallback is None:
-            self.share.split() if self.link.failing else self.share.lose()
+            self.share.split() if self.link.failing else self.share.fork()
 
     @property
     def budget_copy(self) -> StoreBudget:
@@ -133,13 +156,46 @@ class StoreClient(StoreAccess):
     def degraded(self) -> bool:
         return self.link.failing or self._call_link.failing
 
+    @property
+    def runs_here(self) -> bool:
+        links = self.link, self._call_link, self.fallback
+        copies = self.budget, self.call_budget
+        return any(link is not None and link.runs_here for link in links) or any(copy.is_held_here for copy in copies)
+
     def may_share(self, other: StoreAccess) -> bool:
         return isinstance(other, StoreClient)
 
     @property
     def member(self) -> str:
         """Id of this process in the store, or of all processes that share the fallback store with it."""
-        return self._host if self.fallback is not None else f"{fork_id()}.{self._number}"
+        return self._member(self.share.number)
+
+    def _member(self, number: int) -> str:
+        return self._host if self.fallback is not None else f"{fork_id()}.{number}"
+
+    def open(self, manager: object) -> None:
+        self._open.add(manager)
+        self._has_returned |= self._has_left
+
+    def close(self, manager: object) -> Callable[[], None] | None:
+        self._open.discard(manager)
+        # A process with a manager for each of its jobs keeps its share between them, in case that the store fails then.
+        ends = not self._open and not self._has_returned
+        return self.at_exit if ends and self._has_removable_share else None
+
+    @property
+    def _has_removable_share(self) -> bool:
+        # A host does not end with a process. And for units that the store has not seen, others reserve the share.
+        ends = self._joined == self.member and self.fallback is None and self.share.is_removable
+        return ends and not self.link.failing and self._budget_copy.is_reported
+
+    def at_exit(self) -> None:
+        """Give the share of this process back to the store, if it has one. May block for one store operation."""
+        member = self.member
+        if self._has_removable_share:
+            self._has_left = True
+            self.share.give_up()  # first: the store may execute the operation late, and not respond
+            self.link.attempt_quietly(lambda store: store.remove_member(member))
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         """Do the same as :meth:`Store.try_acquire_lease`. In degraded mode, use the fallback store, or grant no lease.
@@ -151,10 +207,14 @@ class StoreClient(StoreAccess):
             self._budget_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
             result = store.try_acquire_lease(
-                key, owner=f"{self.member}/{owner}", known_version=max(known_version, 0), lease=lease
+                key, owner=f"{member}/{owner}", known_version=max(known_version, 0), lease=lease
             )
-            self.share.record_lease_result(result, asked_at, self.link)
+            self.share.record_lease_result(result, asked_at, number, self.link)
             return result
+
+        number = self.share.number
+        self._joined = member = self._member(number)
+        finish_at_exit(self)
 
         result = self.link.attempt(operation)
         if result is None and self.fallback is not None:

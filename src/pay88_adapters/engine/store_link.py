@@ -94,19 +94,36 @@ class Link:
         """Return the intervals without the store for a process that last reached it *at* that instant."""
         return [(max(since, at), until) for since, until in self._outages if until > at]
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether an operation runs in this thread."""
+        return threading.current_thread() in self._running
+
     def attempt(self, operation: Callable[[Store], T]) -> T | None:
         """Use the store; return ``None`` if it fails, and for ``RETRY_INTERVAL`` seconds after a failure."""
         began_at = self._clock.now()
         if began_at < self._failed_at + RETRY_INTERVAL:
             return None
         try:
-            result = self._run_with_timeout(operation) if self.store.blocking else operation(self.store)
+            result = self._run(operation)
         except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
             self._enter_degraded(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
             return None
         if self.failing:
             self._leave_degraded(began_at)
         return result
+
+    def attempt_quietly(self, operation: Callable[[Store], object]) -> None:
+        """Use the store unless it is failing or slow. Nothing depends on the operation: so an error has no effect."""
+        if self.failing or any(each.is_slow for each in list(self._running)):
+            return
+        try:
+            self._run(operation)
+        except Exception as exc:  # noqa: BLE001 - as above
+            _log.debug("store operation failed (%s)", str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
+
+    def _run(self, operation: Callable[[Store], T]) -> T:
+        return self._run_with_timeout(operation) if self.store.blocking else operation(self.store)
 
     def _run_with_timeout(self, operation: Callable[[Store], T]) -> T:
         # A hanging operation blocks its thread, and the next one would, too.

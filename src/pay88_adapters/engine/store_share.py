@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from pay88_adapters.core.policy import LIFETIME
@@ -12,6 +13,7 @@ from .clock import Clock
 from .store_link import Link
 
 _DAY = 86_400.0
+_numbers = itertools.count(1)
 
 
 class Share:
@@ -25,8 +27,13 @@ class Share:
     def __init__(self, clock: Clock, part: float | None) -> None:
         self._clock = clock
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
-        self._assigned: tuple[int, float] | None = None  # one part in how many, and when the store assigned it
-        self._assigned_before: tuple[int, float] | None = None  # the same before the last failure of the store
+        self.number = next(_numbers)
+        """Number of the member of the store that has the share: another one from when this process gives it up."""
+        # One part in how many, when the store assigned it, and to which number.
+        self._assigned: tuple[int, float, int] | None = None
+        self._assigned_before: tuple[int, float] | None = None  # one part in how many before the store last failed
+        self._recorded_at = float("-inf")
+        self._is_split = False
         self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its parts
         self._members = AT_FIRST
 
@@ -46,20 +53,33 @@ class Share:
         return self._by_hand is not None
 
     @property
+    def is_removable(self) -> bool:
+        """Whether the store may assign it to others once this process has given it up."""
+        return self._by_hand is None and not self._is_split
+
+    @property
     def is_assigned(self) -> bool:
         """Whether the store has ever been reached."""
         return self._assigned is not None
 
-    def record_lease_result(self, result: LeaseResult, asked_at: float, link: Link) -> None:
-        """Record the share that the store assigned."""
+    def record_lease_result(self, result: LeaseResult, asked_at: float, number: int, link: Link) -> None:
+        """Record the share that the store assigned to the member with this number."""
         if link.failing:
-            self._assigned_before = self._assigned
+            self._assigned_before = self._part()
         reported = {each.name: (asked_at - each.age, each.parts) for each in result.others if each.parts}
         # A member that disappeared when the store failed may have used its share since, even if the store has lost it.
-        since = asked_at - (HORIZON if link.is_steady else _DAY)
+        # One that the store knew at the last attempt that it remembers, and does not know now, has ended. It has used
+        # nothing that the store does not know.
+        ended = min(result.last_attempt, HORIZON) if result.parts else HORIZON
+        since = asked_at - (ended if link.is_steady else _DAY)
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **reported}
         parts = max(result.parts, len(self._others) + 1) if result.parts and not link.is_steady else result.parts
-        self._assigned = parts, asked_at
+        if self._assigned is not None and self._recorded_at > asked_at:
+            # Another attempt overlaps, and the store may have executed it later.
+            other, other_asked_at, _ = self._assigned
+            parts, asked_at = max(parts, other) if parts and other else 0, min(asked_at, other_asked_at)
+        self._assigned = parts, asked_at, number
+        self._recorded_at = self._clock.now()
         # Those that have ended are not among them for long: a rate limit may be exceeded.
         recent = sum(each.age <= GRACE for each in result.others)
         known = max(recent, sum(asked_at - at <= GRACE for at, _ in self._others.values())) + 1
@@ -84,20 +104,34 @@ class Share:
         """Return one part in how many the share is, if the store has failed since then; 0 for none."""
         if self._by_hand is not None:
             return self._by_hand
-        if self._assigned is None:
+        assigned = self._part()
+        if assigned is None:
             return AT_FIRST
-        parts, asked_at = self._assigned
+        parts, asked_at = assigned
         return shrunk(parts, failing_since - asked_at)
+
+    def _part(self) -> tuple[int, float] | None:
+        """Return one part in how many the store assigned to this process, and when."""
+        if self._assigned is None:
+            return None
+        parts, asked_at, number = self._assigned
+        # The response to an attempt of before the share was given up may arrive later.
+        return parts if number == self.number else 0, asked_at
 
     def split(self) -> None:
         """Keep half of the share: another process continues with the other half."""
         self._members += 1
+        self._is_split = True
         if self._assigned is not None:
-            parts, asked_at = self._assigned
-            self._assigned = 2 * parts, asked_at
+            parts, asked_at, number = self._assigned
+            self._assigned = 2 * parts, asked_at, number
 
-    def lose(self) -> None:
-        """Continue without a share, until the store assigns one."""
+    def fork(self) -> None:
+        """Continue without a share in one more process, until the store assigns one."""
         self._members = max(self._members + 1, AT_FIRST)
-        if self._assigned is not None:
-            self._assigned = 0, self._assigned[1]
+        self._is_split = False
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Continue without a share, as another member, until the store assigns one."""
+        self.number = next(_numbers)

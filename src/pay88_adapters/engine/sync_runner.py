@@ -128,7 +128,7 @@ class SyncRunner(Runner):
             case Sleep(seconds):
                 self._sleep(seconds)
             case StoreOperation(operation):
-                return self._run_store_operation(operation)
+                return self.run_store_operation(operation)
             case _:
                 raise AssertionError(effect)
         return None
@@ -140,7 +140,7 @@ class SyncRunner(Runner):
     def _sleep(self, seconds: float) -> None:
         self._state.settings.clock.pause(seconds)
 
-    def _run_store_operation(self, operation: Callable[[], object]) -> object:
+    def run_store_operation(self, operation: Callable[[], object]) -> object:
         return operation()
 
     def may_retry(self, call: Call[Any], status: int | None) -> bool:
@@ -238,8 +238,10 @@ class SyncRunner(Runner):
                         answer = self._do(effect, partial(self.start, sender))
         except StopIteration:
             pass
-        except BaseException as exc:  # noqa: BLE001 - there is no caller
+        except BaseException as exc:
             self.fetches.abandon(run, exc)
+            if run.worker is None and not isinstance(exc, Exception):  # it interrupts the caller, on its own thread
+                raise
         finally:
             self.fetches.end(run)
 

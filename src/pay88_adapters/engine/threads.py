@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -61,8 +62,14 @@ class Worker(threading.Thread):
             del self._work
 
     def interrupt(self, kind: type[BaseException]) -> None:
-        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted."""
-        import ctypes  # almost never needed
+        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted.
+
+        Where ctypes cannot be imported, as in subinterpreters of Python 3.12, nothing is; waiting requests continue.
+        """
+        try:
+            import ctypes  # almost never needed
+        except ImportError:
+            return
 
         if self.ident is not None and self.is_alive():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
@@ -84,17 +91,21 @@ class Finisher(Protocol):
         ...
 
 
-_finishers: dict[int, Callable[[], Finisher | None]] = {}
+_finishers: dict[weakref.ref[Finisher], None] = {}  # the references are the keys, as in forks
 
 
-def finish_at_exit(key: int, finisher: Callable[[], Finisher | None]) -> None:
-    """Call ``finisher().at_exit()`` when the process exits, unless *finisher* returns ``None``."""
-    _finishers[key] = finisher
+def finish_at_exit(finisher: Finisher) -> None:
+    """Call ``finisher.at_exit()`` when the process exits, if *finisher* still exists."""
+    _finishers[weakref.ref(finisher, _forget)] = None
 
 
-def forget_finisher(key: int) -> None:
+def forget_finisher(finisher: Finisher) -> None:
     """Undo :func:`finish_at_exit`."""
-    _finishers.pop(key, None)
+    _forget(weakref.ref(finisher))
+
+
+def _forget(finisher: weakref.ref[Finisher]) -> None:
+    _finishers.pop(finisher, None)
 
 
 @atexit.register
@@ -104,7 +115,7 @@ def _at_exit() -> None:
     for worker in list(_workers):
         if worker.is_alive() and worker.finishes and worker is not threading.current_thread():
             worker.join(max(until - monotonic(), 0.0))
-    for finisher in list(_finishers.values()):
+    for finisher in list(_finishers):
         if (each := finisher()) is not None:
             each.at_exit()
 

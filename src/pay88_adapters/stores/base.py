@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from secrets import token_urlsafe
 from typing import ClassVar, NamedTuple, NoReturn, Protocol
 
@@ -203,6 +204,8 @@ class LeaseResult(NamedTuple):
     """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
     others: Sequence[Member] = ()
     """All other members, unless there are too many to have any share."""
+    last_attempt: float = inf
+    """Seconds since the last lease attempt of this member of which the store still knows, if it had a share then."""
 
 
 class StoreView(NamedTuple):
@@ -259,6 +262,17 @@ class Store(Protocol):
                 member that the owner belongs to: see :mod:`.members`.
             known_version: The version that the owner knows, 0 for none. If the store has another one, it is the result.
             lease: Duration of the lease in seconds.
+
+        Raises:
+            StoreError: The store is unavailable.
+        """
+        ...
+
+    def remove_member(self, member: str) -> None:
+        """Free the share of *member*, which has ended: it makes no further lease attempt.
+
+        Args:
+            member: See :meth:`try_acquire_lease`. If it is none, nothing changes.
 
         Raises:
             StoreError: The store is unavailable.

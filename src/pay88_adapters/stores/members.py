@@ -2,8 +2,11 @@
 
 A member is a process, or a host whose processes share a fallback store. Each lease attempt returns the share of its
 member. All shares together never exceed the budget: a share is reserved until its member gets another one, because the
-store cannot revoke it. It shrinks while the member makes no lease attempt, to zero after an hour: a member that has
-ended, or sends no requests, does not reduce the shares of the rest.
+store cannot revoke it. It shrinks while the member makes no lease attempt, to zero after an hour: a member that was
+killed, or sends no requests, does not reduce the shares of the rest.
+
+A member that ends cleanly first gives up its share, and then has the store remove it. No member has its name again, so
+it does not matter how late the store does that, or whether.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .base import Member
+from .base import LeaseResult, Member
 
 HORIZON = 3600.0
 """Seconds after which a member without lease attempts is removed, and has no part."""
@@ -56,6 +59,13 @@ def parts(others: Sequence[Member], before: Member | None) -> int:
         if free * AT_FIRST < 1 - _NEAR:
             free /= 2
     return max(least, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
+
+
+def joined(result: LeaseResult, own_parts: int, others: Sequence[Member], before: Member | None) -> LeaseResult:
+    """Return *result* with what the member learns: its part, and of which other members the store knows."""
+    known = others if len(others) < MOST_MEMBERS else ()
+    last_attempt = before.age if before is not None and before.parts else math.inf
+    return result._replace(parts=own_parts, others=known, last_attempt=last_attempt)
 
 
 def part_left(assigned: int, age: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
@@ -23,7 +23,7 @@ from pay88_adapters.core.history import (
 )
 
 from .base import BudgetStorage, LeaseResult, Member, StoreView
-from .members import HORIZON, MOST_MEMBERS, member_of, parts
+from .members import HORIZON, MOST_MEMBERS, joined, member_of, parts
 from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
@@ -80,8 +80,14 @@ class MemoryStorage(BudgetStorage):
         """Replace the lock: another thread may have held it."""
         self._lock = threading.RLock()
 
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
+        held: bool = cast("Any", self._lock)._is_owned()
+        return held
+
     def claim(self, claim: Claim) -> ClaimResult:
-        if cast("Any", self._lock)._is_owned():  # a signal handler or a finalizer, in the middle of another claim
+        if self.is_held_here:
             return ClaimResult(_REENTRY_WAIT, {window.key: self.history(window.key) for window in claim.windows})
         with self._lock:
             now = self._now()
@@ -185,8 +191,14 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
 
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
+        held: bool = cast("Any", self._lock)._is_owned()
+        return held or self.budget.is_held_here
+
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
-        if cast("Any", self._lock)._is_owned():  # as in MemoryStorage.claim
+        if self.is_held_here:
             return LeaseResult(lease_remaining=_REENTRY_WAIT)
         with self._lock:
             now = self._now()
@@ -194,11 +206,14 @@ class MemoryStore:
             place = self._place(key)
             result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
             self._places[key] = place
-            own_parts, others = self._join(member_of(owner), now)
-            return result._replace(parts=own_parts, others=others)
+            return self._join(result, member_of(owner), now)
+
+    def remove_member(self, member: str) -> None:
+        with self._lock:
+            self._members = {name: each for name, each in self._members.items() if name != member}
 
     def publish(self, key: str, *, fencing_token: int, content: object, ttl: float, write_delay: float = 0.0) -> bool:
-        if cast("Any", self._lock)._is_owned():
+        if self.is_held_here:
             return False
         with self._lock:
             place = self._place(key)
@@ -215,16 +230,17 @@ class MemoryStore:
         # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
         return replace(self._places.get(key, _EMPTY))
 
-    def _join(self, member: str, now: float) -> tuple[int, Sequence[Member]]:
+    def _join(self, result: LeaseResult, member: str, now: float) -> LeaseResult:
         if not member:
-            return 0, ()
+            return result
         known = (Member(name, now - at, assigned) for name, (at, assigned) in self._members.items() if name != member)
         living = (each for each in known if each.age < HORIZON)
         others = tuple(islice(living, MOST_MEMBERS))
-        at, before = self._members.get(member, _NEVER)
-        own_parts = parts(others, Member(member, now - at, before) if now - at < HORIZON else None)
+        at, assigned = self._members.get(member, _NEVER)
+        before = Member(member, now - at, assigned) if now - at < HORIZON else None
+        own_parts = parts(others, before)
         self._members[member] = now, own_parts
-        return own_parts, others if len(others) < MOST_MEMBERS else ()
+        return joined(result, own_parts, others, before)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:

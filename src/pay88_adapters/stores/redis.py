@@ -43,7 +43,7 @@ from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
 from .replicas import Replication
-from .scripts import ACQUIRE_LEASE, CLAIM, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH
+from .scripts import ACQUIRE_LEASE, CLAIM, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH, REMOVE_MEMBER
 
 T = TypeVar("T")
 
@@ -99,6 +99,7 @@ class _Server:
         if client is None:
             self._client = client = self._connect()
             self._close = weakref.finalize(self, client.close)
+            self._close.atexit = False  # a lease may still have to be released then
         return client
 
     def _reconnect(self) -> None:
@@ -303,8 +304,11 @@ class RedisStore:
         times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
         member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
         args = (owner, known_version, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
-        keys = [*self._keys(key), f"{self._prefix}members", f"{self._prefix}parts"]
+        keys = [*self._keys(key), self._members, f"{self._prefix}parts"]
         return self._server.run(lambda client: self._lease_result(ACQUIRE_LEASE(client, keys, *args)))
+
+    def remove_member(self, member: str) -> None:
+        self._server.run(lambda client: int(REMOVE_MEMBER(client, [self._members], member)))
 
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         content = Secret(content)  # tracebacks with locals show it redacted
@@ -327,9 +331,10 @@ class RedisStore:
                 raise ValueError("invalid response")
 
     def _joined(self, reply: Any) -> dict[str, Any]:
-        own_parts, others = reply
+        own_parts, others, last = reply
         members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
-        return {"parts": own_parts, "others": tuple(members)}
+        last_attempt = _seconds(self._clock, last) if last >= 0 else math.inf
+        return {"parts": own_parts, "others": tuple(members), "last_attempt": last_attempt}
 
     def _view(self, reply: Any) -> StoreView:
         record, lease = reply
@@ -351,6 +356,10 @@ class RedisStore:
 
     def _keys(self, key: str) -> list[str]:
         return [f"{self._prefix}fences:{key}", f"{self._prefix}content:{key}"]
+
+    @property
+    def _members(self) -> str:
+        return f"{self._prefix}members"
 
     def _millis(self, seconds: float) -> int:
         return math.ceil(_micros(self._clock, seconds) / 1000)

@@ -189,9 +189,10 @@ end
 # members.parts(), in one step with the parts of all members.
 _MEMBERS = """
 local function join(seen, assigned, member, horizon, grace, step, first, most)
-  if member == '' then return {0, {}} end
+  if member == '' then return {0, {}, -1} end
   local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', assigned, member))
   if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
+  local last = had and now - tonumber(before) or -1
   redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
   redis.call('ZADD', seen, digits(now), member)
   local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
@@ -218,7 +219,7 @@ local function join(seen, assigned, member, horizon, grace, step, first, most)
   end
   if result > 0 then redis.call('HSET', assigned, member, digits(result)) else redis.call('HDEL', assigned, member) end
   for _, key in ipairs({seen, assigned}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
-  return {result, others}
+  return {result, others, last}
 end
 """
 
@@ -261,6 +262,15 @@ redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
 outlive(KEYS[1], ARGV[4])
 return {parts, 2, fences}
 """,
+)
+
+# KEYS: last lease attempts. ARGV: member, whose part the next lease attempt deletes. ZREM may be denied to the user
+REMOVE_MEMBER = Script(
+    """
+redis.call('ZADD', KEYS[1], '-inf', ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '-inf')
+return 1
+"""
 )
 
 # ARGV: fencing token, for how many microseconds to keep, how many after the lease was given the content was written,

@@ -166,10 +166,12 @@ class SqliteStore:
             result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
             if result.fencing_token is not None:
                 save_slot(db, key, place)
-            own_parts, others = join_members(db, member_of(owner), now)
-            return result._replace(parts=own_parts, others=others)
+            return join_members(db, result, member_of(owner), now)
 
         return self._file.do(operation)
+
+    def remove_member(self, member: str) -> None:
+        self._file.do(lambda db, now: db.execute("DELETE FROM members WHERE member = ?", (member,)))
 
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:

@@ -9,8 +9,8 @@ from math import isfinite
 
 from pay88_adapters.core.history import MIN_TTL, Cooldown, History, Past
 
-from .base import Member
-from .members import HORIZON, MOST_MEMBERS, parts
+from .base import LeaseResult, Member
+from .members import HORIZON, MOST_MEMBERS, joined, parts
 from .record_slot import RecordSlot
 
 DAY = 86_400.0
@@ -61,9 +61,9 @@ def read_cooldown(db: sqlite3.Connection, key: str, now: float) -> Cooldown | No
     return None if row is None else Cooldown(real(row[1]), now - real(row[0]), string(row[2]))
 
 
-def join_members(db: sqlite3.Connection, member: str, now: float) -> tuple[int, tuple[Member, ...]]:
+def join_members(db: sqlite3.Connection, result: LeaseResult, member: str, now: float) -> LeaseResult:
     if not member:
-        return 0, ()
+        return result
     db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
     before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
@@ -74,7 +74,7 @@ def join_members(db: sqlite3.Connection, member: str, now: float) -> tuple[int, 
         pass  # one too many, like all that come later
     elif known is None or own_parts != known.parts or known.age >= _FRESH:
         db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, own_parts))
-    return own_parts, others if len(others) < MOST_MEMBERS else ()
+    return joined(result, own_parts, others, known)
 
 
 def _member(row: tuple[object, object, object], now: float) -> Member:

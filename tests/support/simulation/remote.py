@@ -69,6 +69,9 @@ class Remote:
             self.process.leads()
         return result
 
+    def remove_member(self, member: str) -> None:
+        self.ask(lambda store: store.remove_member(member))
+
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         return self.ask(
             lambda store: store.publish(

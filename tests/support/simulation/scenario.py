@@ -42,7 +42,7 @@ class Fault:
         kind: What: see :data:`KINDS`.
         lasts: For how many seconds.
         who: Which member it happens to, where it happens to one.
-        amount: How much: a probability, or seconds.
+        amount: How much: a probability, or seconds. For a deploy, 1 if the processes end cleanly.
         how: In which way.
     """
 

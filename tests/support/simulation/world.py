@@ -113,15 +113,20 @@ class World:
         for manager in process.managers:
             manager.begin(within)
         if self.scenario.churn:
-            self.at(self.now + process.rng.expovariate(1 / self.scenario.churn), self.crash_of(process))
+            cleanly = process.rng.random() < 0.5
+            self.at(
+                self.now + process.rng.expovariate(1 / self.scenario.churn), self.crash_of(process, cleanly=cleanly)
+            )
         return process
 
-    def crash_of(self, process: Process, restarts_in: float = 0.0) -> Callable[[], None]:
+    def crash_of(self, process: Process, restarts_in: float = 0.0, *, cleanly: bool = False) -> Callable[[], None]:
         """Return what ends a process."""
 
         def crash() -> None:
             if not process.alive:
                 return
+            if cleanly and self.now >= process.paused_until:
+                process.instantly(process.fleet.at_exit)
             process.alive = False
             self._deaths.append(self.now)
             self._forget(process.known() & self._lost.keys())
@@ -173,7 +178,8 @@ class World:
             case "deploy":
                 self.limits = tuple(fault.how.split(";"))
                 for number, each in enumerate(self.processes):
-                    self.at(self.now + number * fault.lasts / len(self.processes), self.crash_of(each))
+                    end = self.crash_of(each, cleanly=fault.amount > 0)
+                    self.at(self.now + number * fault.lasts / len(self.processes), end)
             case _:
                 self._faults.append(fault)
                 self.at(self.now + fault.lasts, lambda: self._end(fault))

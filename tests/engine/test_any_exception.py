@@ -1,0 +1,129 @@
+"""A listener or a client raises what is no ``Exception`` during a fetch, as test doubles and signal handlers do."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from pay88_adapters import Credentials, Pay88Error, TokenEndpointUnavailable, TokenManager
+from pay88_adapters.clock import Clock
+from pay88_adapters.events import Event, RefreshFailed
+from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
+from pay88_adapters.testing import Emulator
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+_RUNS: list[Callable[[Main], None]] = [lambda main: asyncio.run(main()), trio.run]
+_IDS = ["asyncio", "trio"]
+
+
+class SoftTimeLimit(BaseException):
+    """What a signal handler raises."""
+
+
+class Raising(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Raises the same exception for each token request."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise self._error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise self._error
+
+
+def _manager(emulator: Emulator, **options: Any) -> TokenManager:
+    return TokenManager(Credentials(emulator.api_key, emulator.merchant_id), base_url=emulator.url, **options)
+
+
+@pytest.mark.parametrize("run", _RUNS, ids=_IDS)
+def test_rule_17_a_listener_of_a_failed_fetch_does_not_end_the_run(
+    run: Callable[[Main], None], emulator: Emulator
+) -> None:
+    """It is logged: the task of the fetch has no caller, and trio would end the run with an internal error."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, RefreshFailed):
+            raise SystemExit(3)
+
+    def credentials() -> Credentials:
+        raise LookupError("no such secret")
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(manager)) as client:
+            with pytest.raises(Pay88Error, match="LookupError"):
+                await client.post(f"{emulator.url}/api/balance")
+
+    manager = TokenManager(credentials, base_url=emulator.url, listeners=[listener])
+    run(main)
+    assert manager.stats().failed_fetches == 1
+
+
+@pytest.mark.parametrize("run", _RUNS, ids=_IDS)
+def test_rule_18_an_exception_of_any_kind_of_the_client_is_named(
+    run: Callable[[Main], None], emulator: Emulator
+) -> None:
+    """It is no outage."""
+    manager = _manager(emulator)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(manager, Raising(SoftTimeLimit("now")))) as client:
+            with pytest.raises(TokenEndpointUnavailable, match=r"SoftTimeLimit.*: now$") as raised:
+                await client.post(f"{emulator.url}/api/balance")
+        assert not raised.value.retryable
+
+    run(main)
+    assert not manager.stats().fetching
+
+
+def test_rule_17_sys_exit_of_a_transport_causes_no_internal_error_of_trio(emulator: Emulator) -> None:
+    """On asyncio it ends the run, as without a manager."""
+    manager = _manager(emulator)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(manager, Raising(SystemExit(3)))) as client:
+            with pytest.raises(TokenEndpointUnavailable, match="SystemExit"):
+                await client.post(f"{emulator.url}/api/balance")
+
+    trio.run(main)
+    assert not manager.stats().fetching
+
+
+def test_rule_16_an_interrupt_reaches_the_caller_where_no_thread_can_be_started(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fetch runs on the thread of its caller."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    manager = _manager(emulator)
+    with httpx.Client(transport=Pay88Transport(manager, Raising(KeyboardInterrupt()))) as client:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            client.post(f"{emulator.url}/api/balance")
+    assert not manager.stats().fetching
+
+
+def test_rule_17_an_overdue_fetch_where_no_thread_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subinterpreter of Python 3.12 cannot import ctypes: requests fail with an error of the package."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    ends = threading.Event()
+
+    def credentials() -> Credentials:
+        ends.wait()
+        raise LookupError("too late")
+
+    manager = TokenManager(credentials, base_url="http://127.0.0.1:9", clock=Clock(speed=100))
+    for _ in range(3):
+        with pytest.raises(Pay88Error, match=r"credentials provider|no credentials"):
+            manager.get_token()
+    ends.set()
