@@ -108,7 +108,7 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
         acquire, add, *_, publish, look, _ = operations(store)
-        for ask in (acquire, add, lambda: lead(store, "another")):
+        for ask in (acquire, add, lambda: lead(store, "another"), lambda: lead(store, owner="member/b")):
             assert "out of memory" in fails(ask)
         assert "out of memory" in fails(
             lambda: store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)

@@ -193,8 +193,9 @@ local function join(seen, assigned, member, horizon, grace, step, first, most)
   local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', assigned, member))
   if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
   local last = had and now - tonumber(before) or -1
-  redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
+  -- First, because a full server denies it: after another write, it would execute the whole script.
   redis.call('ZADD', seen, digits(now), member)
+  redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
   local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
   if count <= most then
     local all = redis.call('HGETALL', assigned)
