@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -82,6 +83,40 @@ def test_rule_18_an_exception_of_any_kind_of_the_client_is_named(
 
     run(main)
     assert not manager.stats().fetching
+
+
+class Quoting(Raising):
+    """Raises what it was given to send."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise SoftTimeLimit(request.headers)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise SoftTimeLimit(request.headers)
+
+
+@pytest.mark.parametrize("run", _RUNS, ids=_IDS)
+def test_rule_15_an_exception_that_quotes_the_key(run: Callable[[Main], None]) -> None:
+    """No error shows it, in a task or a thread, even if it does not look like a key."""
+    key = "correct-horse-battery-staple"
+
+    async def main() -> None:
+        with TokenManager(Credentials(key, "MCH-1"), base_url="http://127.0.0.1:9") as manager:
+            async with httpx.AsyncClient(transport=AsyncPay88Transport(manager, Quoting(SoftTimeLimit()))) as client:
+                with pytest.raises(TokenEndpointUnavailable, match="SoftTimeLimit") as raised:
+                    await client.get("http://127.0.0.1:9/api/balance")
+        errors.append(raised.value)
+
+    errors: list[BaseException] = []
+    run(main)
+    with (
+        TokenManager(Credentials(key, "MCH-1"), base_url="http://127.0.0.1:9") as manager,
+        httpx.Client(transport=Pay88Transport(manager, Quoting(SoftTimeLimit()))) as client,
+        pytest.raises(TokenEndpointUnavailable, match="SoftTimeLimit") as raised,
+    ):
+        client.get("http://127.0.0.1:9/api/balance")
+    for error in (*errors, raised.value):
+        assert key not in "".join(traceback.format_exception(error))
 
 
 def test_rule_17_sys_exit_of_a_transport_causes_no_internal_error_of_trio(emulator: Emulator) -> None:

@@ -32,6 +32,7 @@ from pay88_adapters.engine.fetches import Fetches
 from pay88_adapters.engine.settings import Settings
 from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
+from pay88_adapters.engine.store_link import RETRY_INTERVAL
 from pay88_adapters.engine.sync_runner import SyncRunner
 from pay88_adapters.events import CallNotSent, CallWaited, Event
 from pay88_adapters.stores.base import LeaseResult
@@ -262,6 +263,48 @@ def test_rule_24_a_slow_store_costs_no_unit(fleet: WorkerGroup, fetch_timeout: f
     fleet.take_time("acquire", itertools.repeat(seconds))
     assert isinstance(process.call(), Token)
     assert len(fleet.endpoint.sent) == process.state.counters.token_requests == 1
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.5, 2.5, 3.9])
+@pytest.mark.parametrize(
+    ("fetch_timeout", "fetch_attempts"), [(0.2, 3), (1, 1), (1, 3), (2, 3), (5, 1), (5, 3), (10, 1)]
+)
+def test_rules_04_and_05_a_lease_outlives_the_token_request_with_a_slow_store(
+    fleet: WorkerGroup, fetch_timeout: float, fetch_attempts: int, seconds: float
+) -> None:
+    """No unit is lost, and a lease that is too short is replaced once, by one that is long enough."""
+    process = fleet.process(fetch_timeout=fetch_timeout, fetch_attempts=fetch_attempts)
+    operations: list[str] = []
+
+    def take_time(operation: str) -> None:
+        operations.append(operation)
+        assert len(operations) < 10
+        fleet.clock.advance(seconds)
+
+    fleet.store.before = take_time
+    assert isinstance(process.call(), Token)
+    assert operations[-2:] == ["acquire", "publish"]
+    assert operations[:-2] in (["lead"], ["lead"] * 2)
+    assert len(fleet.endpoint.sent) == process.state.counters.token_requests == 1
+
+
+def test_rule_24_a_store_that_fails_after_a_lease_was_too_short(fleet: WorkerGroup) -> None:
+    """The process was stopped meanwhile. Its fetch continues without a lease."""
+    process = fleet.process()
+    operations: list[str] = []
+
+    def fail_later(operation: str) -> None:
+        operations.append(operation)
+        fleet.clock.advance(30)
+        fleet.store.broken = True
+
+    fleet.store.before = fail_later
+    assert isinstance(process.call(), TokenBudgetExhausted), "it has not observed the budget while it was stopped"
+    assert operations == ["lead"]
+    assert process.store_client.degraded
+    fleet.store.broken, fleet.store.before = False, lambda _: None
+    fleet.clock.advance(RETRY_INTERVAL)
+    assert isinstance(process.call(), Token)
 
 
 @pytest.mark.parametrize("seconds", [4.5, 30.0])

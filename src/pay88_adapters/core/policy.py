@@ -13,7 +13,7 @@ LIFETIME = 60.0
 """Lifetime of a token in seconds, as documented by 88Pay."""
 
 _LONGEST_WINDOW = 10 * 365 * 86_400  # seconds; a store keeps its entries that long
-_LEAST_GUARD = 5.0  # seconds: one more than an operation of the store may take
+_SLOW_OPERATION = 5.0  # seconds: one more than an operation of the store may take
 _LEASE_LEEWAY = 2.0  # seconds that a lease lasts longer than a fetch, for the operations of the store itself
 
 _COUNTS = ("fetch_attempts", "max_forced_refreshes", "forced_reserve")
@@ -126,7 +126,7 @@ class TokenPolicy:
 
         At least as many as a slow store may take: a unit that comes too late for its request counts all the same.
         """
-        return max(self.fetch_timeout, _LEAST_GUARD)
+        return max(self.fetch_timeout, _SLOW_OPERATION)
 
     def timeout_after(self, age: float) -> float | None:
         """Return the timeout of a request whose unit was claimed *age* seconds ago; ``None`` if it is too old."""
@@ -135,8 +135,13 @@ class TokenPolicy:
 
     @property
     def lease_duration(self) -> float:
-        """Duration of the refresh lease in seconds. It is the longest fetch plus 2 s for the store (rule 4)."""
-        return self.longest_fetch + _LEASE_LEEWAY
+        """Duration of the refresh lease in seconds: ``longest_fetch`` or ``guard``, plus 2 s for the store (rule 4)."""
+        return max(self.longest_fetch, self.guard) + _LEASE_LEEWAY
+
+    @property
+    def extended_lease_duration(self) -> float:
+        """Duration in seconds of the lease that replaces one which was too short, as with a slow store."""
+        return max(self.longest_fetch, self.guard) + _SLOW_OPERATION
 
     def rate_limits(self) -> tuple[RateLimitItem, ...]:
         """Return the parsed limits.

@@ -84,7 +84,7 @@ def _use_credentials(
             machine.on_fetch_failed(run.ticket, credentials, now)
             state.record_failure(credentials, now)
         return False
-    state.merchant_id = credentials.merchant_id
+    state.merchant_id, run.secrets = credentials.merchant_id, (credentials.api_key,)
     return machine.on_credentials(run.ticket, state.record_key(credentials), now)
 
 
@@ -152,12 +152,12 @@ class _Fetch:
         while True:
             if not self._client_is_open():
                 raise ClientClosed("the HTTP client was closed before the token request was sent")
-            if not self._fetches.lease_lasts(run, policy.fetch_timeout):
+            requested_at = state.now()
+            if not self._fetches.lease_lasts(run, policy.guard):  # until the request arrives
                 return True
             from_reserve = state.transition(self._uses_reserve, self._events)
             if from_reserve is None:
                 return False
-            requested_at = state.now()
             grant: AcquireResult = yield StoreOperation(
                 partial(state.settings.budget.acquire, self._credentials.merchant_id, from_reserve=from_reserve)
             )
@@ -165,7 +165,7 @@ class _Fetch:
                 return False
             sent_at = state.now()  # the last reading of the clock before the request is sent
             timeout = policy.timeout_after(sent_at - requested_at)
-            if timeout is None or not self._fetches.lease_lasts(run, timeout):
+            if timeout is None:
                 # The process was stopped: the unit may have left its window by now, and another process have the lease.
                 state.transition(self._grant_expired, self._events)
                 continue

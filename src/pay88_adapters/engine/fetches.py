@@ -66,6 +66,8 @@ class FetchRun:
     leases: list[Lease] = field(default_factory=list["Lease"])
     """Its lease, from the store's grant until the outcome is on the way into the store: the one that takes it from here
     publishes the outcome."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What its errors must not contain, whatever its client raises."""
     death: Failure | None = None
     """The error for a fetch whose thread, event loop or client ended before it."""
     no_connection: Failure | None = None
@@ -161,7 +163,7 @@ class Fetches:
             run.no_connection = replace(NO_CONNECTION, cause=cause)
             state.carriers.pool_was_full(run.carriers, state.now(), state.settings.policy)
         else:
-            run.death = _death(cause)
+            run.death = _death(cause, *run.secrets)
 
         def act(machine: TokenMachine, now: float) -> None:
             failure = machine.on_fetch_abandoned(run.ticket, now)
@@ -262,9 +264,9 @@ class Fetches:
 
         A fetch does not wait for a holder that its caller blocks: it continues without the lease.
         """
-        state = self.state
+        state, policy = self.state, self.state.settings.policy
         key = state.record_key(credentials)
-        lease = state.settings.policy.lease_duration
+        lease = policy.extended_lease_duration if run.leases else policy.lease_duration
         seen, version = self._seen
         asked_at = state.now()
         owner = f"{fork_id()}-{self._number}"
@@ -278,7 +280,9 @@ class Fetches:
             run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
                 self.publish(run)
-        elif result.record is None and result.fencing_token is None and self._holder_is_blocked(run, key):
+            return result
+        run.leases.clear()  # an earlier one was too short: the fetch continues without it
+        if result.record is None and result.fencing_token is None and self._holder_is_blocked(run, key):
             return LeaseResult(fencing_token=NO_LEASE)
         return result
 
@@ -301,11 +305,11 @@ class Fetches:
             self._seen = key, lease.fencing_token
 
 
-def _death(cause: BaseException) -> Failure:
+def _death(cause: BaseException, *secrets: str) -> Failure:
     if not isinstance(cause, (Exception, asyncio.CancelledError)):  # such as a test double's
-        return unexpected_failure(cause)
+        return unexpected_failure(cause, *secrets)
     if not isinstance(cause, ClientClosed):
-        return network_failure(cause)
+        return network_failure(cause, *secrets)
     return Failure(
         TokenEndpointUnavailable,
         f"{cause}; request not sent: retry with an open client",
