@@ -15,9 +15,10 @@ import trio
 
 from pay88_adapters import Credentials, Pay88Error, TokenEndpointUnavailable, TokenManager
 from pay88_adapters.clock import Clock
-from pay88_adapters.events import Event, RefreshFailed
+from pay88_adapters.events import CallNotSent, CallWaited, Event, RefreshFailed, TokenRequestFailed
 from pay88_adapters.httpx import AsyncPay88Transport, Pay88Transport
-from pay88_adapters.testing import Emulator
+from pay88_adapters.testing import Emulator, ManualClock
+from support.servers import until
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 _RUNS: list[Callable[[Main], None]] = [lambda main: asyncio.run(main()), trio.run]
@@ -117,6 +118,49 @@ def test_rule_15_an_exception_that_quotes_the_key(run: Callable[[Main], None]) -
         client.get("http://127.0.0.1:9/api/balance")
     for error in (*errors, raised.value):
         assert key not in "".join(traceback.format_exception(error))
+
+
+class Failing(Raising):
+    """Responds with 503 first."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self._responses = [httpx.Response(503)]
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._responses.pop() if self._responses else super().handle_request(request)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+@pytest.mark.parametrize("run", [*_RUNS, None], ids=[*_IDS, "threads"])
+def test_rule_16_the_events_of_a_fetch_that_ends_before_its_outcome(run: Callable[[Main], None] | None) -> None:
+    """Listeners get those from before, too."""
+    url, failed = "http://127.0.0.1:9/api/balance", "503"
+    events: list[Event] = []
+    clock = ManualClock(auto_advance=True)
+    who = Credentials("sk_test_1", "MCH-1")
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(manager, Failing(SoftTimeLimit()))) as client:
+            with pytest.raises(TokenEndpointUnavailable, match=failed):
+                await client.get(url)
+
+    with TokenManager(who, base_url="http://127.0.0.1:9", listeners=[events.append], clock=clock) as manager:
+        if run is not None:
+            run(main)
+        else:
+            with (
+                httpx.Client(transport=Pay88Transport(manager, Failing(SoftTimeLimit()))) as client,
+                pytest.raises(TokenEndpointUnavailable, match=failed),
+            ):
+                client.get(url)
+    until(lambda: len(events) >= 4)  # the thread of a fetch calls them after its callers have their error
+    assert [type(each) for each in events if not isinstance(each, (CallWaited, CallNotSent))] == [
+        TokenRequestFailed,
+        RefreshFailed,
+    ]
 
 
 def test_rule_17_sys_exit_of_a_transport_causes_no_internal_error_of_trio(emulator: Emulator) -> None:

@@ -15,7 +15,6 @@ from pay88_adapters.core.errors import (
 )
 from pay88_adapters.core.events import (
     BudgetExhausted,
-    Event,
     SharedTokenUsed,
     TokenFetched,
     TokenRequestFailed,
@@ -64,16 +63,15 @@ def fetch_token(
         ClientClosed: The HTTP client was closed.
         NoFreeConnection: Its pool had no free connection.
     """
-    state = fetches.state
-    events: list[Event] = []
+    state, events = fetches.state, run.events
     if state.transition(lambda machine, now: machine.on_fetch_started(run.ticket, now), events):
         credentials = yield LoadCredentials()
         if state.transition(partial(_use_credentials, state, run, credentials), events):
-            request = _Fetch(fetches, run, credentials, events, client_is_open)
+            request = _Fetch(fetches, run, credentials, client_is_open)
             while (yield from request.acquire_lease()) and (yield from request.send()):
                 pass  # the lease or the unit of the budget became too old before the request
             yield StoreOperation(partial(fetches.publish, run))
-    state.listeners.dispatch_safely(events)  # not earlier: a listener may be slow, or raise anything
+    fetches.report(run)  # not earlier: a listener may be slow, or raise anything
 
 
 def _use_credentials(
@@ -89,18 +87,17 @@ def _use_credentials(
 
 
 class _Fetch:
-    """One fetch with its credentials loaded. It appends its events to *events*."""
+    """One fetch with its credentials loaded."""
 
     def __init__(
         self,
         fetches: Fetches,
         run: FetchRun,
         credentials: Credentials,
-        events: list[Event],
         client_is_open: Callable[[], bool],
     ) -> None:
         self._fetches, self._state, self._run = fetches, fetches.state, run
-        self._credentials, self._events = credentials, events
+        self._credentials, self._events = credentials, run.events
         self._digest = self._state.record_key(credentials)
         self._client_is_open = client_is_open
         self._failure = BUDGET_EXHAUSTED

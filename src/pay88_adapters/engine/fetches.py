@@ -66,6 +66,8 @@ class FetchRun:
     leases: list[Lease] = field(default_factory=list["Lease"])
     """Its lease, from the store's grant until the outcome is on the way into the store: the one that takes it from here
     publishes the outcome."""
+    events: list[Event] = field(default_factory=list["Event"])
+    """What has happened in it, until the listeners are called."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What its errors must not contain, whatever its client raises."""
     death: Failure | None = None
@@ -156,7 +158,6 @@ class Fetches:
         """
         if run not in self._runs:
             return
-        events: list[Event] = []
         state = self.state
         clear_traceback_locals(cause)
         if isinstance(cause, NoFreeConnection):
@@ -170,9 +171,15 @@ class Fetches:
             if failure is not None:
                 state.record_failure(failure, now)
 
-        state.transition(act, events)
+        state.transition(act, run.events)
         self.end(run)
-        state.listeners.dispatch_safely(events)
+        self.report(run)
+
+    def report(self, run: FetchRun) -> None:
+        """Call the listeners with what has happened in *run*, each time once."""
+        events = run.events[:]
+        del run.events[: len(events)]
+        self.state.listeners.dispatch_safely(events)
 
     def at_exit(self) -> None:
         """Release the remaining leases: the process ends."""
