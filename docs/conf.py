@@ -139,7 +139,15 @@ PARTS = {
     "Rule": {"peek", "take"},
     "Service": {"masked", "trace", "count"},
     "Token": {"raw"},  # for adapters
-    "TokenPolicy": {"windows", "trusted_after", "full_pool_pause", "lease_duration", "rate_limits"},
+    "TokenPolicy": {
+        "windows",
+        "trusted_after",
+        "full_pool_pause",
+        "guard",
+        "timeout_after",
+        "lease_duration",
+        "rate_limits",
+    },
     "Emulator": {"release_sockets"},
 }
 """Members of public classes that parts of the package use among themselves."""
