@@ -140,8 +140,14 @@ PARTS = {
     "Service": {"masked", "trace", "count"},
     "Token": {"raw"},  # for adapters
     "TokenPolicy": {
-        *("windows", "trusted_after", "full_pool_pause", "guard", "timeout_after"),
-        *("lease_duration", "extended_lease_duration", "rate_limits"),
+        "windows",
+        "trusted_after",
+        "full_pool_pause",
+        "guard",
+        "timeout_after",
+        "lease_duration",
+        "extended_lease_duration",
+        "rate_limits",
     },
     "Emulator": {"release_sockets"},
 }
