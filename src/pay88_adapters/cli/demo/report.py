@@ -180,7 +180,11 @@ def closing(verdicts: Sequence[Verdict], unfinished: str) -> list[Line]:
             Line(f"Timeout while waiting for {unfinished}; {broken} guarantees BROKEN.", "bold red"),
         ]
     if broken:
-        return [Line(), Line(f"{broken} of {len(verdicts)} guarantees BROKEN.", "bold red")]
+        return [
+            Line(),
+            Line(f"{broken} of {len(verdicts)} guarantees BROKEN.", "bold red"),
+            Line("On a busy machine, delayed requests can cause this: run the demo again."),
+        ]
     return [Line(), Line(f"All {len(verdicts)} guarantees kept.", "bold green")]
 
 
