@@ -17,6 +17,7 @@ from .core.errors import ClientClosed, NoFreeConnection, Pay88Error
 from .core.retry import ConnectionFailure
 from .core.token import Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
+from .engine.bodies import BodyPosition
 from .engine.calls import AsyncSender, Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
@@ -31,42 +32,45 @@ ResponseT = TypeVar("ResponseT")
 TransportT = TypeVar("TransportT")
 TimeoutT = TypeVar("TimeoutT")
 SelfT = TypeVar("SelfT", bound="_Transport[Any, Any]")
+ManagedT = TypeVar("ManagedT", bound="_Transport[Any, Any]")
 
 _CLOSE_TIMEOUT = 1.0  # real seconds that closing a client waits for its token request
 _CHECK_INTERVAL = 0.005  # real seconds
 
 
-class _Call:
+class _Call(Generic[ManagedT]):
     """One API request, and the token requests that it may send."""
 
     token_timeout = None
     total_timeout = None
     retry = None
 
-    __slots__ = ("_body_position", "_extensions", "_replaces", "_request", "_transport", "client", "manager")
-
-    def __init__(self, transport: _Transport[Any, Any], manager: TokenManager, request: Any, replaces: bool) -> None:
-        self.manager = manager
-        self._transport, self._request, self._replaces = transport, request, replaces
-        self.client = transport.opened
-        self._body_position = transport.library.body_position(request.stream)
+    # No constructor: it costs more than all of them.
+    __slots__ = ("body_position", "client", "extensions", "manager", "replaces", "request", "transport")
+    body_position: BodyPosition
+    extensions: dict[str, Any]
+    replaces: bool
+    request: Any
+    transport: ManagedT
+    client: _Opened
+    manager: TokenManager
 
     @property
     def is_closed(self) -> bool:
-        return self._transport.opened is not self.client
+        return self.transport.opened is not self.client
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
-        return self._transport.library.network_errors
+        return self.transport.library.network_errors
 
     @property
     def method(self) -> str:
-        method: str = self._request.method
+        method: str = self.request.method
         return method
 
     @property
     def path(self) -> str:
-        path: str = self._request.url.path
+        path: str = self.request.url.path
         return path
 
     def status(self, response: Any) -> int:
@@ -74,13 +78,13 @@ class _Call:
         return status
 
     def _url(self) -> str:
-        return str(self._request.url)
+        return str(self.request.url)
 
     def headers(self, response: Any) -> Any:
         return response.headers
 
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
-        library = self._transport.library
+        library = self.transport.library
         # A pool without a free connection is no sign of a service failure.
         if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
             return None
@@ -90,57 +94,57 @@ class _Call:
         return token
 
     def replayable(self) -> bool:
-        return self._body_position.rewind()
+        return self.body_position.rewind()
 
     def _with(self, token: Token) -> Any:
-        transport = self._transport
+        transport = self.transport
         if transport.opened is not self.client:  # httpx would open a connection that is never closed
             raise transport.library.module.TransportError(
                 "the client was closed while the request waited for a token; request not sent"
             )
         if RECORDER in modules:
             check_call(self.method, self._url())
-        return transport.library.with_token(self._request, token, self._replaces)
+        return transport.client_library.with_token(self.request, token, self.replaces)
 
 
-class _SyncCall(_Call):
-    _transport: SyncTransport[Any, Any, Any, Any]
+class _SyncCall(_Call["SyncTransport[Any, Any, Any, Any]"]):
+    __slots__ = ()
 
     def send(self, token: Token) -> Any:
         request = self._with(token)
         # A copy: its timeout is shortened while a response is drained.
-        request.extensions = self._extensions = {**request.extensions}
-        return self._transport.wrapped.handle_request(request)
+        request.extensions = self.extensions = {**request.extensions}
+        return self.transport.wrapped.handle_request(request)
 
     def discard(self, response: Any) -> None:
         with closing(response):
-            timeout = self._extensions.get("timeout")
+            timeout = self.extensions.get("timeout")
             # A timeout would end the whole connection of HTTP/2, with the requests of other threads.
             if timeout is None or response.extensions.get("http_version") == b"HTTP/2":
                 return
             # Half of the time for each read, as that is looked up once: the last one may begin late.
             half = MAX_DRAIN_SECONDS / 2
-            self._extensions["timeout"] = {**timeout, "read": min(half, timeout.get("read") or half)}
-            with suppress(*self._transport.library.drain_errors):
+            self.extensions["timeout"] = {**timeout, "read": min(half, timeout.get("read") or half)}
+            with suppress(*self.transport.library.drain_errors):
                 read(response, MAX_DRAINED, monotonic() + half)
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        return self._transport.post(request, self.client, self._request.extensions)
+        return self.transport.post(request, self.client, self.request.extensions)
 
 
-class _AsyncCall(_Call):
-    _transport: AsyncTransport[Any, Any, Any, Any]
+class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
+    __slots__ = ()
 
     def send(self, token: Token) -> Any:  # to be awaited
-        return self._transport.wrapped.handle_async_request(self._with(token))
+        return self.transport.wrapped.handle_async_request(self._with(token))
 
     async def discard(self, response: Any) -> None:
         async with closing_async(response):
-            with suppress(*self._transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
+            with suppress(*self.transport.library.drain_errors), anyio.move_on_after(MAX_DRAIN_SECONDS):
                 await aread(response, MAX_DRAINED)
 
     async def post(self, request: TokenRequest) -> TokenResponse:
-        return await self._transport.post(request, self.client, self._request.extensions)
+        return await self.transport.post(request, self.client, self.request.extensions)
 
 
 class _Opened:
@@ -158,7 +162,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
     """
 
     library: ClassVar[ClientLibrary]
-    _call: ClassVar[type[_Call]]
+    _call: ClassVar[type[_Call[Any]]]
     default: ClassVar[str]
     """Name of the library's own transport."""
     method: ClassVar[str]
@@ -172,7 +176,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         self._wrap(transport, timeout)
 
     def _wrap(self, transport: TransportT | None, timeout: TimeoutT | float | None) -> None:
-        library = self.library
+        library = self.client_library = self.library  # in the instance, too: each request reads it
         if transport is not None:
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
@@ -215,12 +219,18 @@ class _Transport(Generic[TransportT, TimeoutT]):
 
     def _prepare(self, request: Any) -> Any:
         """Return *request* as a managed one; ``None`` to pass it through unchanged."""
-        library = self.library
+        library = self.client_library
         replaces = library.has_managed_field(request.headers)
         authorization = request.headers.get("authorization") if replaces else None
         scheme, host, port, path = library.location(request.url)
         manager = self._manager.for_request(scheme, host, port, path, authorization)
-        return None if manager is None else self._call(self, manager, request, replaces)
+        if manager is None:
+            return None
+        call = self._call()
+        call.manager, call.client, call.transport = manager, self.opened, self
+        call.request, call.replaces = request, replaces
+        call.body_position = library.body_position(request.stream)
+        return call
 
 
 class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, ResponseT, TransportT, TimeoutT]):

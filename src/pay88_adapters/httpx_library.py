@@ -28,6 +28,7 @@ TimeoutT = TypeVar("TimeoutT")
 
 _MANAGED = frozenset(name.encode() for name in MANAGED_FIELDS)
 _NAME = itemgetter(1)
+_new = object.__new__  # looked up once
 
 
 class ClientLibrary:
@@ -113,7 +114,7 @@ class ClientLibrary:
         # The result of its constructor, at a third of the cost.
         attributes = request.__dict__.copy()
         attributes["headers"] = headers
-        copy: Any = object.__new__(request.__class__)
+        copy: Any = _new(request.__class__)
         copy.__dict__ = attributes
         return copy
 
@@ -138,8 +139,8 @@ def _can_append(kind: Callable[..., Any]) -> bool:
 def _appended(headers: Any, token: Token) -> Any:
     """Return a copy of *headers* with those of *token*, which it lacks. No local variable holds them."""
     kind: type[Any] = headers.__class__
-    copy: Any = object.__new__(kind)
-    copy._list = [*headers._list, *token.raw()]
+    copy: Any = _new(kind)
+    copy._list = [*headers._list, *(token.raw or token.encoded())]
     copy._encoding = None  # is computed again when needed
     return copy
 

@@ -27,7 +27,7 @@ from .core import errors
 from .core.arguments import check_client, inside
 from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
-from .core.token import Token
+from .core.token import AUTHORIZATION, SESSION_ID, Token
 from .core.wire import (
     MAX_DRAIN_SECONDS,
     MAX_DRAINED,
@@ -197,7 +197,8 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             if is_from_urllib3:
                 kw["headers"] = without_injected(headers)
             return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
-        call = _Call(manager, self, url, args, by_position, kw, fields)
+        call = _Call()
+        call.prepare(manager, self, url, args, by_position, kw, fields)
         try:
             if is_from_urllib3:
                 return call.resend()
@@ -269,7 +270,7 @@ class _Call:
 
     network_errors = (HTTPError, OSError)
 
-    def __init__(
+    def prepare(
         self,
         manager: TokenManager,
         pool: _ManagedPool,
@@ -279,6 +280,7 @@ class _Call:
         kw: dict[str, Any],
         fields: Fields,
     ) -> None:
+        """Note all about the request. No constructor: that costs much more."""
         self.method: str = args[0] if args else kw.get("method", "")
         self._url = url
         self._manager, self._pool, self._fields = manager, pool, fields
@@ -347,7 +349,7 @@ class _Call:
             check_call(self.method, self._whole_url())
         fields = self._fields
         headers: Any = fields.copy() if fields else {}
-        headers.update(token.attached)
+        headers[AUTHORIZATION], headers[SESSION_ID] = token.authorization, token.session
         kw = self._kw
         kw["headers"] = headers
         args = self._args

@@ -287,6 +287,8 @@ def test_rule_13_only_the_exact_origin_is_covered(
 ) -> None:
     """Similar URLs do not count. Neither do (rule 14) requests with their own Bearer header, nor the token endpoint."""
     assert Endpoint.parse(PRODUCTION_URL).covers(scheme, host, port, path, authorization) is ours
+    manager = TokenManager(Credentials("sk_live_1", "MCH-1"), base_url=PRODUCTION_URL)
+    assert manager.for_request(scheme, host, port, path, authorization) is (manager if ours else None)
 
 
 def test_rule_13_ports_and_prefixes() -> None:

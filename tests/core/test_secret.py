@@ -157,7 +157,7 @@ def test_rule_15_credentials_and_tokens_print_no_secret(make: Callable[[], objec
     thing: Any = make()
     for each in (thing, asdict(thing), getattr(thing, "attached", None)):
         assert not [text for text in (*printed(each), str(each)) if any(secret in text for secret in SECRETS)]
-    assert not any(secret in repr(each) for each in (token().headers(), token().raw()) for secret in SECRETS)
+    assert not any(secret in repr(each) for each in (token().headers(), token().encoded()) for secret in SECRETS)
     assert MERCHANT in repr(credentials())
     assert "expires_in=60.0" in repr(token())
 

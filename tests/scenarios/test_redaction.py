@@ -79,7 +79,8 @@ def _success(scene: Scene) -> None:
     scene.call(3)
     assert all(map(ok, scene.outcomes))
     token = scene.world.manager.get_token()
-    scene.things += [token, token.headers(), token.attached, asdict(token), asdict(scene.world.credentials)]
+    scene.things += [token, token.headers(), token.attached, token.encoded()]
+    scene.things += [asdict(token), asdict(scene.world.credentials)]
 
 
 def _refresh(scene: Scene) -> None:

@@ -406,8 +406,8 @@ def test_rule_17_a_forked_child_has_connections_of_its_own(server: Valkey) -> No
 EXITING = """
     import sys
     from pay88_adapters import Credentials, TokenManager
-    with TokenManager(Credentials(*sys.argv[3:]), base_url=sys.argv[1], store=sys.argv[2]) as manager:
-        manager.get_token()
+    manager = TokenManager(Credentials(*sys.argv[3:]), base_url=sys.argv[1], store=sys.argv[2])
+    manager.get_token()
     """
 
 

@@ -27,12 +27,13 @@ class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
 class _OnDemand:
     """Values that a token makes at first use. No dataclass: ``asdict()`` would show the bytes."""
 
-    __slots__ = ("_headers", "_raw")
+    __slots__ = ("_headers", "raw")
     _headers: dict[str, str] | None
-    _raw: RawFields | None
+    raw: RawFields | None
+    """The result of :meth:`Token.encoded`, if it was called."""
 
 
-@dataclass(frozen=True, slots=True, init=False, eq=False)
+@dataclass(frozen=True, slots=True, init=False)
 class Token(_OnDemand):
     """An access token with its session id. The two are always sent together.
 
@@ -44,40 +45,36 @@ class Token(_OnDemand):
     """
 
     expires_in: float
-    requested_at: float
-    attached: dict[str, str] = field(repr=False)
-    """The headers as an adapter adds them; shared, and so never changed."""
+    requested_at: float = field(compare=False)
+    authorization: InjectedHeader = field(repr=False)
+    """The value of ``Authorization`` as an adapter adds it."""
+    session: InjectedHeader = field(repr=False)
+    """The value of ``x-session-id`` as an adapter adds it."""
 
     def __init__(self, access_token: str, session_id: str, expires_in: float, requested_at: float) -> None:
         put = object.__setattr__  # frozen for all other code
         put(self, "expires_in", expires_in)
         put(self, "requested_at", requested_at)
         # The only copy of each: a process may hold tokens of many merchants.
-        put(
-            self,
-            "attached",
-            {AUTHORIZATION: InjectedHeader(f"{_BEARER}{access_token!s}"), SESSION_ID: InjectedHeader(session_id)},
-        )
+        put(self, "authorization", InjectedHeader(f"{_BEARER}{access_token!s}"))
+        put(self, "session", InjectedHeader(session_id))
         put(self, "_headers", None)
-        put(self, "_raw", None)
+        put(self, "raw", None)
 
     @property
     def access_token(self) -> str:
         """Sent as ``Authorization: Bearer …``."""
-        return self.attached[AUTHORIZATION][len(_BEARER) :]  # as redacted as the whole value
+        return self.authorization[len(_BEARER) :]  # as redacted as the whole value
 
     @property
     def session_id(self) -> str:
         """Sent as ``x-session-id``."""
-        return Secret(self.attached[SESSION_ID])
+        return Secret(self.session)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Token):
-            return NotImplemented
-        return (self.attached, self.expires_in) == (other.attached, other.expires_in)
-
-    def __hash__(self) -> int:
-        return hash(self.attached[AUTHORIZATION])
+    @property
+    def attached(self) -> dict[str, str]:
+        """The headers as an adapter adds them, in a new dict."""
+        return {AUTHORIZATION: self.authorization, SESSION_ID: self.session}
 
     def headers(self) -> dict[str, str]:
         """Return the two headers of a managed request, as a new dict."""
@@ -87,14 +84,12 @@ class Token(_OnDemand):
             object.__setattr__(self, "_headers", headers)
         return headers.copy()
 
-    def raw(self) -> RawFields:
+    def encoded(self) -> RawFields:
         """Return the two headers in the representation of httpx and httpx2."""
-        if self._raw is None:
-            fields = self.attached.items()
-            raw = RawFields((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
-            object.__setattr__(self, "_raw", raw)
-            return raw
-        return self._raw
+        fields = self.attached.items()
+        raw = RawFields((name.encode(), name.lower().encode(), value.encode()) for name, value in fields)
+        object.__setattr__(self, "raw", raw)
+        return raw
 
     def __copy__(self) -> Token:
         return self

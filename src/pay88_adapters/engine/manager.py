@@ -323,11 +323,20 @@ class TokenManager:
         manager = overrides[-1].manager if overrides else self
         if manager is None:
             return None
-        if not manager._endpoint.covers(scheme, host, port, path, authorization):
-            if authorization is not None and manager._endpoint.covers(scheme, host, port, path, None):
-                manager._state.record_bypass()
-            return None
-        return manager
+        endpoint = manager._endpoint
+        if (  # nearly always; covers() would return the same, and costs another call
+            host == endpoint.host
+            and port == endpoint.port
+            and scheme == endpoint.scheme
+            and authorization is None
+            and endpoint.token_path not in path
+        ):
+            return manager
+        if endpoint.covers(scheme, host, port, path, authorization):
+            return manager
+        if authorization is not None and endpoint.covers(scheme, host, port, path, None):
+            manager._state.record_bypass()
+        return None
 
     def invalidate(self, token: Token) -> None:
         """Discard *token* if it is the cached one, so that the next request fetches a new one.
