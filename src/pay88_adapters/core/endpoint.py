@@ -24,6 +24,7 @@ _ENVIRONMENTS = {"sandbox": SANDBOX_URL, "production": PRODUCTION_URL}
 _PREFIXES = {"sandbox": "sk_test_", "production": "sk_live_"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_.-]+")
+_DOT_SEGMENT = re.compile(r"/(\.|%2e){1,2}(/|$)", re.IGNORECASE)  # some HTTP client libraries resolve them
 _ZONE = re.compile(r"[\w.~-]+", re.ASCII)
 _LETTERS_MARKS_NUMBERS = "LMN"  # the Unicode categories of characters in host names
 
@@ -76,6 +77,8 @@ class Endpoint:
             raise ConfigurationError(f"{_NAMED} must not contain a user name, a query or a fragment: remove it")
         if not parts.path.isascii():
             raise ConfigurationError(f"the path of {_NAMED} contains a non-ASCII character: percent-encode it")
+        if _DOT_SEGMENT.search(parts.path):
+            raise ConfigurationError(f"the path of {_NAMED} contains a . or .. segment: write the path without it")
         host = canonical_host(name)
         if host is None:
             raise ConfigurationError(
