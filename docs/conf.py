@@ -138,7 +138,7 @@ PARTS = {
     "Pay88Retry": {"new", "is_retry", "increment", "after", "plain"},  # of urllib3's Retry
     "Rule": {"peek", "take"},
     "Service": {"masked", "trace", "count"},
-    "Token": {"raw"},  # for adapters
+    "Token": {"attached", "encoded", "raw"},  # for adapters
     "TokenPolicy": {
         "windows",
         "trusted_after",
