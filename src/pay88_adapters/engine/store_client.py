@@ -202,6 +202,9 @@ class StoreClient(StoreAccess):
 
         Fencing tokens and versions of the fallback store are negative here.
         """
+        number = self.share.number
+        self._joined = member = self._member(number)
+        finish_at_exit(self)
 
         def operation(store: Store) -> LeaseResult:
             self._budget_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
@@ -211,10 +214,6 @@ class StoreClient(StoreAccess):
             )
             self.share.record_lease_result(result, asked_at, number, self.link)
             return result
-
-        number = self.share.number
-        self._joined = member = self._member(number)
-        finish_at_exit(self)
 
         result = self.link.attempt(operation)
         if result is None and self.fallback is not None:

@@ -107,7 +107,7 @@ class Link:
         try:
             result = self._run(operation)
         except Exception as exc:  # noqa: BLE001 - whatever a broken store makes of it, payments go on
-            self._enter_degraded(str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
+            self._enter_degraded(_reason(exc))
             return None
         if self.failing:
             self._leave_degraded(began_at)
@@ -120,7 +120,7 @@ class Link:
         try:
             self._run(operation)
         except Exception as exc:  # noqa: BLE001 - as above
-            _log.debug("store operation failed (%s)", str(exc) if isinstance(exc, StoreError) else type(exc).__name__)
+            _log.debug("store operation failed (%s)", _reason(exc))
 
     def _run(self, operation: Callable[[Store], T]) -> T:
         return self._run_with_timeout(operation) if self.store.blocking else operation(self.store)
@@ -218,3 +218,8 @@ def run_with_timeout(operation: Callable[[], T]) -> T:
         StoreError: It took longer than ``OPERATION_TIMEOUT``, or no thread can be started.
     """
     return _Operation(operation).result_in_time()
+
+
+def _reason(exc: Exception) -> str:
+    # The message of any other exception may contain a secret.
+    return str(exc) if isinstance(exc, StoreError) else type(exc).__name__

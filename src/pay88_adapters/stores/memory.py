@@ -83,8 +83,7 @@ class MemoryStorage(BudgetStorage):
     @property
     def is_held_here(self) -> bool:
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
-        held: bool = cast("Any", self._lock)._is_owned()
-        return held
+        return _is_held_here(self._lock)
 
     def claim(self, claim: Claim) -> ClaimResult:
         if self.is_held_here:
@@ -194,8 +193,7 @@ class MemoryStore:
     @property
     def is_held_here(self) -> bool:
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
-        held: bool = cast("Any", self._lock)._is_owned()
-        return held or self.budget.is_held_here
+        return _is_held_here(self._lock) or self.budget.is_held_here
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         if self.is_held_here:
@@ -252,3 +250,8 @@ class MemoryStore:
         for member, (at, _) in list(self._members.items()):
             if now - at >= HORIZON:
                 self._members.pop(member, None)
+
+
+def _is_held_here(lock: object) -> bool:
+    held: bool = cast("Any", lock)._is_owned()  # of an RLock, without a public name
+    return held
