@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import redis
 
 from pay88_adapters import TokenManager
 from pay88_adapters.clock import Clock
@@ -332,7 +333,7 @@ def test_rule_04_multiprocessing(command: str, tmp_path: Path, slower: Emulator,
 @pytest.mark.deep
 @posix
 def test_rule_04_celery(tmp_path: Path, slower: Emulator) -> None:
-    """A prefork pool of four, with Redis for both the queue and the store."""
+    """A prefork pool of four, with Redis for both the queue and the store: in the end it gives its shares back."""
     worker, ask = commands("celery")
     with ExitStack() as stack:
         server = stack.enter_context(Valkey(tmp_path))
@@ -340,9 +341,10 @@ def test_rule_04_celery(tmp_path: Path, slower: Emulator) -> None:
         host = Host(
             tmp_path, slower, "celery", PAY88_STORE=store, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=broker
         )
-        stack.enter_context(host.running(worker))
-        process = stack.enter_context(host.running(ask))
-        share_one_token(slower, lines_of(process))
+        with host.running(worker), host.running(ask) as process:
+            share_one_token(slower, lines_of(process))
+        with redis.Redis.from_url(store) as client:
+            assert not client.exists("pay88:{record}members"), "a process has kept its share"
     logged_no_problem(host, slower)
 
 
