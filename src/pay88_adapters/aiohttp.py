@@ -62,7 +62,7 @@ _errors = AdapterErrors(aiohttp.ClientError, globals())
 
 _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
-_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 # Payloads with their content in ``_value``, which has no public name.
 _PAYLOADS = frozenset(
@@ -187,10 +187,13 @@ def _timer(request: aiohttp.ClientRequest) -> Any:
 class _Call:
     """One API request, and the token requests that it may send."""
 
-    __slots__ = ("body_position", "handler", "request")  # no constructor: it costs more than all of them
+    # No constructor: it costs more than all of them.
+    __slots__ = ("body_position", "handler", "request", "response")
     body_position: BodyPosition
     handler: ClientHandlerType
     request: aiohttp.ClientRequest
+    response: aiohttp.ClientResponse | None
+    """That of the last attempt which failed or was discarded; unset before."""
 
     network_errors = (aiohttp.ClientError, OSError)
     token_timeout = None  # the caller's own timeout cancels the call
@@ -234,7 +237,26 @@ class _Call:
         connection = isinstance(exc, aiohttp.ClientConnectionError)
         # These are the signs of a response that is not HTTP.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
-        return ConnectionFailure(not_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
+        if not (connection or garbage):
+            return None
+        return ConnectionFailure(not_sent=not self._was_written() and isinstance(exc, NOT_SENT) and self._is_own(exc))
+
+    def _was_written(self) -> bool:
+        """Whether an attempt since the last look was written to a connection: the request has another response then."""
+        before = getattr(self, "response", None)
+        self.response = self.request.response
+        return self.response is not None and self.response is not before
+
+    def _is_own(self, exc: Exception) -> bool:
+        """Whether *exc* is about this request; an inner middleware may send others."""
+        request = self.request
+        if not isinstance(exc, aiohttp.ClientConnectorError):
+            return "://" not in str(exc) or str(exc).endswith(f" {request.url}")
+        key = exc.args[0]
+        if not hasattr(key, "host"):  # of a test double
+            return True
+        ends = [(each.raw_host, each.port) for each in (request.url, request.proxy) if each is not None]
+        return (key.host, key.port) in ends
 
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token
@@ -269,6 +291,7 @@ class _Call:
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:
         drained = False
+        self.response = self.request.response
         content = response.content
         try:
             # Its own errors only: any other timeout is the caller's.

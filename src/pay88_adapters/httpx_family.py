@@ -24,7 +24,7 @@ from .engine.recorders import RECORDER, check_call
 from .engine.responses import tolerated
 from .engine.stand_ins import AnyManager, check_manager
 from .engine.standalone import ClosableSender
-from .httpx_library import ClientLibrary, aread, closing_async, read
+from .httpx_library import ClientLibrary, WriteTrace, aread, closing_async, read
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -86,9 +86,20 @@ class _Call(Generic[ManagedT]):
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self.transport.library
         # A pool without a free connection is no sign of a service failure.
-        if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
+        if not isinstance(exc, library.connection_errors) or isinstance(exc, library.module.PoolTimeout):
             return None
-        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
+        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent) and self._was_not_sent(exc))
+
+    def _was_not_sent(self, exc: Any) -> bool:
+        """Whether *exc*, of a connection that was not established, is about this request (see :class:`_LayeredCall`).
+
+        An inner layer may send requests of its own, and httpx sets the request of an exception in its clients.
+        """
+        try:
+            request = exc.request
+        except RuntimeError:
+            return True
+        return bool(request.method == self.method and request.url == self.request.url)
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token
@@ -132,6 +143,34 @@ class _SyncCall(_Call["SyncTransport[Any, Any, Any, Any]"]):
         return self.transport.post(request, self.client, self.request.extensions)
 
 
+class _LayeredCall(_Call[ManagedT]):
+    """One over a transport that is not the library's own: its layers may send more than the request."""
+
+    __slots__ = ("trace",)
+    trace: WriteTrace
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        raise NotImplementedError
+
+    def _with(self, token: Token) -> Any:
+        request = super()._with(token)
+        self.trace = trace = WriteTrace(request.extensions.get("trace"))
+        request.extensions = {**request.extensions, "trace": self._hook(trace)}
+        return request
+
+    def _was_not_sent(self, exc: Any) -> bool:
+        return not self.trace.written and super()._was_not_sent(exc)
+
+
+class _LayeredSyncCall(_LayeredCall["SyncTransport[Any, Any, Any, Any]"], _SyncCall):
+    __slots__ = ()
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        return trace.on_event
+
+
 class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
     __slots__ = ()
 
@@ -145,6 +184,14 @@ class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
 
     async def post(self, request: TokenRequest) -> TokenResponse:
         return await self.transport.post(request, self.client, self.request.extensions)
+
+
+class _LayeredAsyncCall(_LayeredCall["AsyncTransport[Any, Any, Any, Any]"], _AsyncCall):
+    __slots__ = ()
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        return trace.on_async_event
 
 
 class _Opened:
@@ -162,7 +209,8 @@ class _Transport(Generic[TransportT, TimeoutT]):
     """
 
     library: ClassVar[ClientLibrary]
-    _call: ClassVar[type[_Call[Any]]]
+    _calls: ClassVar[tuple[type[_Call[Any]], type[_Call[Any]]]]
+    """The classes of a request: over the library's own transport, and over any other."""
     default: ClassVar[str]
     """Name of the library's own transport."""
     method: ClassVar[str]
@@ -180,7 +228,9 @@ class _Transport(Generic[TransportT, TimeoutT]):
         if transport is not None:
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
-        self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
+        own = getattr(library.module, self.default)
+        self.wrapped: TransportT = own() if transport is None else transport
+        self._call = self._calls[type(self.wrapped) is not own]
         self.opened = _Opened()
         self._token_requests = 0  # in flight
 
@@ -238,7 +288,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
 
     default = "HTTPTransport"
     method = "handle_request"
-    _call = _SyncCall
+    _calls = _SyncCall, _LayeredSyncCall
 
     def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
@@ -290,7 +340,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
 
     default = "AsyncHTTPTransport"
     method = "handle_async_request"
-    _call = _AsyncCall
+    _calls = _AsyncCall, _LayeredAsyncCall
 
     async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""

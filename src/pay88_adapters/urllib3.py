@@ -41,7 +41,7 @@ from .engine.request_flow import UNAUTHORIZED
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (
-    BROKEN,
+    CONNECTION_ERRORS,
     Fields,
     pieces,
     post,
@@ -381,14 +381,14 @@ class _Call:
         # urllib3 applies the caller's allowed_methods to other errors, but not to what it takes for a proxy error.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
-        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
+        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error, self._pool)):
             raise error
 
     def read(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
         """Read the body; if that fails, do what urllib3 does with ``preload_content``: it retries, or raises."""
         try:
             _ = response.data
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             retries = response.retries
             if retries is None:
                 raise
@@ -416,12 +416,12 @@ class _Call:
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, MaxRetryError):  # urllib3 has made the retries: none follows
             status = exhausted_status(exc)
-            failed = status is not None or isinstance(exc.reason, BROKEN)
+            failed = status is not None or isinstance(exc.reason, CONNECTION_ERRORS)
             return ConnectionFailure(permanent=True, status=status) if failed else None
-        if not isinstance(exc, BROKEN):
+        if not isinstance(exc, CONNECTION_ERRORS):
             return None
         self._note(self._retries, error=exc)
-        return ConnectionFailure(not_sent=was_not_sent(exc))
+        return ConnectionFailure(not_sent=was_not_sent(exc, self._pool))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries

@@ -18,20 +18,12 @@ from pay88_adapters import BreakerPolicy, ConfigurationError, Credentials, Retry
 from pay88_adapters.aiohttp import Pay88Middleware, attach
 from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
-from support.authority import new_authority
+from support.authority import tls_contexts
 from support.proxies import Proxy
 from support.stacks import AsyncStack, PlainResponse, Requests, Urllib3
 from support.worlds import World
 
 CHARGES = "/api/transactions/charges"
-
-
-def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = new_authority()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # asyncio's own, on Python 3.10
@@ -40,7 +32,7 @@ def test_a_payment_through_a_proxy_is_sent_once_when_the_response_is_lost(
     make_world: Callable[..., World], tunnel: bool
 ) -> None:
     """Rule 20: that a connection through a proxy broke does not mean that nothing was sent."""
-    server, client = _tls() if tunnel else (None, None)
+    server, client = tls_contexts() if tunnel else (None, None)
     world = make_world(ssl_context=server)
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
     with Proxy() as proxy:
