@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any, TypeVar
 
 try:
@@ -99,8 +101,8 @@ class Pay88Middleware:
     def __init__(self, manager: AnyManager) -> None:
         check_manager(manager)
         self._manager = manager
-        # By the timer, which all attempts of a request share: the last attempt, and its error.
-        self._failed_requests: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
+        # By its identity: the timer that all attempts of a request share, with the last one and its error.
+        self._failed_requests: dict[int, tuple[object, weakref.ref[aiohttp.ClientRequest], Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url, headers = request.url, request.headers
@@ -127,6 +129,8 @@ class Pay88Middleware:
             return response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
+        except aiohttp.ClientConnectorError:  # aiohttp does not retry after this one
+            raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             self._remember_failure(request, error)
             raise
@@ -145,7 +149,8 @@ class Pay88Middleware:
             return
         while len(self._failed_requests) >= _MAX_REMEMBERED:
             del self._failed_requests[next(iter(self._failed_requests))]
-        self._failed_requests[id(_timer(request))] = (request, error)
+        timer = _timer(request)
+        self._failed_requests[id(timer)] = (timer, weakref.ref(request), _without_frames(error))
 
     def _reraise_failure(self, request: aiohttp.ClientRequest) -> None:
         """Raise the error of the last attempt again if aiohttp, and not the caller, sends the request.
@@ -153,9 +158,8 @@ class Pay88Middleware:
         After some connection errors aiohttp retries GET, PUT and others by itself, with a new request object on the
         timer of the first one. The retry policy has decided about a retry by then.
         """
-        before, error = self._failed_requests.pop(id(_timer(request)), (None, None))
-        # The old request holds its timer, so that no other one has its identity.
-        if before is not None and error is not None and before is not request and _timer(before) is _timer(request):
+        _, before, error = self._failed_requests.pop(id(_timer(request)), (None, None, None))
+        if before is not None and error is not None and before() is not request:
             raise error
 
 
@@ -182,6 +186,16 @@ def attach(session: S, manager: AnyManager) -> S:
 
 def _timer(request: aiohttp.ClientRequest) -> Any:
     return getattr(request, "_timer", request)  # there is no public name; it is the same in all versions
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Return a copy of *error* that keeps no local variable of its caller alive."""
+    try:
+        plain = copy(error)
+    except Exception:  # noqa: BLE001 - of a class that cannot be copied
+        return error
+    plain.__cause__ = error.__cause__
+    return plain
 
 
 class _Call:
