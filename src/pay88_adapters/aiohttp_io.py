@@ -11,6 +11,7 @@ try:
     import aiohttp
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[aiohttp]'") from exc
+from aiohttp.client_middlewares import ClientHandlerType
 
 from .core.errors import ConfigurationError, NoFreeConnection
 from .core.wire import MAX_BODY, TokenRequest, TokenResponse
@@ -98,6 +99,16 @@ class _Queue:
         self.waits = False
 
 
+async def _without_credentials(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """Remove what aiohttp adds to a token request, such as the caller's credentials in a netrc file (rule 13).
+
+    A session that takes the proxy from the environment takes those, too. They have no place in a token request.
+    """
+    for name in (aiohttp.hdrs.AUTHORIZATION, aiohttp.hdrs.COOKIE):
+        request.headers.popall(name, None)
+    return await handler(request)
+
+
 async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any) -> TokenResponse:
     """Send a token request in a session of its own, with its own timeout: a session's are its caller's (rule 16).
 
@@ -112,6 +123,7 @@ async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any
         timeout=aiohttp.ClientTimeout(total=request.timeout, connect=request.pool_timeout),
         auto_decompress=False,
         trace_configs=[queue.config],
+        middlewares=(_without_credentials,),
         **pool,
     )
     try:
