@@ -18,8 +18,8 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
+from .aiohttp_io import NETWORK_ERRORS, ending, post
 from .aiohttp_io import client_sender as client_sender
-from .aiohttp_io import ending, post
 from .aiohttp_io import standalone_sender as standalone_sender
 from .core import errors
 from .core.arguments import check_client, inside
@@ -209,7 +209,7 @@ class _Call:
     response: aiohttp.ClientResponse | None
     """That of the last attempt which failed or was discarded; unset before."""
 
-    network_errors = (aiohttp.ClientError, OSError)
+    network_errors = NETWORK_ERRORS
     token_timeout = None  # the caller's own timeout cancels the call
     total_timeout = None
     retry = None

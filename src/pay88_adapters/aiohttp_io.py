@@ -19,11 +19,14 @@ from .engine.calls import AsyncSender
 from .engine.responses import aread_limited, tolerated
 from .engine.standalone import ClosableSender
 
+# Before Python 3.11 the last one is no OSError.
+NETWORK_ERRORS = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+
 
 class _StandaloneSender:
     """For threads: a session and an event loop for each token request."""
 
-    network_errors = (aiohttp.ClientError, OSError, TimeoutError)
+    network_errors = NETWORK_ERRORS
 
     def post(self, request: TokenRequest) -> TokenResponse:
         return asyncio.run(post(request, {}))
@@ -35,7 +38,7 @@ class _StandaloneSender:
 class _ClientSender:
     """Sends token requests over the connections of a session."""
 
-    network_errors = (aiohttp.ClientError, OSError)
+    network_errors = NETWORK_ERRORS
 
     def __init__(self, client: aiohttp.ClientSession) -> None:
         self.client = client
@@ -139,7 +142,7 @@ async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any
             ) as response,
         ):
             body, status = b"", response.status
-            late = tolerated(status, (*_ClientSender.network_errors, asyncio.TimeoutError))
+            late = tolerated(status, NETWORK_ERRORS)
             with suppress(*late), ending(response.content, request.body_timeout(status)):
                 body = await aread_limited(response.content.iter_any())
             if not 0 < len(body) <= MAX_BODY:
