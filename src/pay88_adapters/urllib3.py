@@ -12,12 +12,7 @@ try:
     import urllib3
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
-from urllib3.exceptions import (
-    HTTPError,
-    MaxRetryError,
-    ProxyError,
-    UnrewindableBodyError,
-)
+from urllib3.exceptions import HTTPError, MaxRetryError, ProxyError, UnrewindableBodyError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
@@ -28,12 +23,7 @@ from .core.arguments import check_client, inside
 from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
 from .core.token import AUTHORIZATION, SESSION_ID, Token
-from .core.wire import (
-    MAX_DRAIN_SECONDS,
-    MAX_DRAINED,
-    TokenRequest,
-    TokenResponse,
-)
+from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
@@ -43,6 +33,8 @@ from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (
     CONNECTION_ERRORS,
     Fields,
+    as_own,
+    pass_on,
     pieces,
     post,
     release,
@@ -51,18 +43,13 @@ from .urllib3_io import (
     was_not_sent,
     without_injected,
 )
-from .urllib3_io import (
-    ClientSender as ClientSender,
-)
-from .urllib3_io import (
-    client_sender as client_sender,
-)
-from .urllib3_io import (
-    standalone_sender as standalone_sender,
-)
+from .urllib3_io import ClientSender as ClientSender
+from .urllib3_io import client_sender as client_sender
+from .urllib3_io import standalone_sender as standalone_sender
 from .urllib3_retry import (
     Pay88Retry,
     Redirected,
+    continues,
     exhausted,
     exhausted_status,
     is_redirect,
@@ -179,9 +166,8 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         if headers is None:
             headers = self.headers
         fields, authorization, is_from_urllib3 = split_headers(headers) if headers else ({}, None, False)
-        if is_from_urllib3 and is_redirect(kw["retries"]):
-            kw["headers"] = without_injected(headers)
-            return Redirected(args, by_position, kw)
+        if is_from_urllib3 and (response := self._before_retry(headers, args, by_position, kw)) is not None:
+            return response
         try:
             if url[:1] == "/":  # the form of pool managers
                 for_request = self.pay88_manager.for_request
@@ -191,12 +177,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
-            # A default of the pool's, or a redirect that has led here
-            if isinstance(retries := self.retries_for(kw.get("retries")), Pay88Retry):
-                kw["retries"] = retries.plain()
-            if is_from_urllib3:
-                kw["headers"] = without_injected(headers)
-            return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
+            return self._pass_through(args, by_position, kw, without_injected(headers) if is_from_urllib3 else None)
         call = _Call()
         call.prepare(manager, self, url, args, by_position, kw, fields)
         try:
@@ -208,6 +189,29 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             return call.follow(response) if type(response) is Redirected else response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
+
+    def _before_retry(
+        self, headers: Any, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]
+    ) -> BaseHTTPResponse | None:
+        """Return the response to a request with *headers* of a token, or ``None`` if it is a retry of urllib3."""
+        if not continues(kw.get("retries"), redirect=kw.get("redirect", True)):
+            kw["headers"] = as_own(headers)
+            return self.urlopen(*pass_on(args, by_position, kw), **kw)
+        if is_redirect(kw["retries"]):
+            kw["headers"] = without_injected(headers)
+            return Redirected(args, by_position, kw)
+        return None
+
+    def _pass_through(
+        self, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any], headers: Fields | None
+    ) -> BaseHTTPResponse:
+        if headers is not None:
+            kw["headers"] = headers
+        # A default of the pool's, or a redirect that has led here
+        retries = self.retries if kw.get("retries") is None else kw["retries"]
+        if isinstance(retries, Pay88Retry):
+            kw["retries"] = retries.plain()
+        return super().urlopen(*pass_on(args, by_position, kw), **kw)
 
     def _manager_for(self, url: str, authorization: str | None) -> TokenManager | None:
         for_request = self.pay88_manager.for_request
@@ -225,9 +229,6 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
 
     def is_managed(self, url: str) -> bool:
         return self._manager_for(url, None) is not None
-
-    def retries_for(self, given: Any) -> Any:
-        return self.retries if given is None else given
 
 
 def _managed(pool_class: Any, manager: AnyManager | UnavailableManager) -> partial[_ManagedPool]:
@@ -355,7 +356,7 @@ class _Call:
         args = self._args
         if self._by_position:
             kw = kw.copy()
-            args = (*args, *[kw.pop(name) for name in self._by_position])
+            args = pass_on(args, self._by_position, kw)
         # The pool's own method; looked up here, because other code wraps it, too.
         response: BaseHTTPResponse = super(_ManagedPool, self._pool).urlopen(*args, **kw)
         return self.read(response) if self._reads_attempts and response.status != UNAUTHORIZED else response
@@ -408,7 +409,7 @@ class _Call:
         url = args[1] if len(args) > 1 else kw["url"]
         if kw.get("body") is not None and (url[:1] == "/" or self._pool.is_managed(url)):
             self._rewind()
-        return self._pool.urlopen(*args, *[kw.pop(name) for name in redirected.by_position], **kw)
+        return self._pool.urlopen(*pass_on(args, redirected.by_position, kw), **kw)
 
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers

@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from .core.secret import InjectedHeader
+from .core.secret import InjectedHeader, as_secret
 from .core.token import MANAGED_FIELDS
 
 try:
@@ -213,13 +213,27 @@ def split_headers(given: Mapping[str, str]) -> tuple[Fields, str | None, bool]:
     return repeated, authorization, is_from_urllib3
 
 
+def as_own(headers: Mapping[str, str]) -> Fields:
+    """Return *headers* of the caller, who has them from a token, so that they do not count as added by an adapter."""
+    pairs = [(name, as_secret(value) if type(value) is InjectedHeader else value) for name, value in headers.items()]
+    return _as_fields(pairs)
+
+
+def pass_on(args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]) -> tuple[Any, ...]:
+    """Take the arguments with the names *by_position* out of *kw*; return all positional arguments."""
+    return (*args, *[kw.pop(name) for name in by_position])
+
+
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def without_injected(headers: Mapping[str, str]) -> Fields:
     """Return *headers* without those that an adapter added."""
-    pairs = [each for each in headers.items() if type(each[1]) is not InjectedHeader]
+    return _as_fields([each for each in headers.items() if type(each[1]) is not InjectedHeader])
+
+
+def _as_fields(pairs: list[tuple[str, str]]) -> Fields:
     plain = dict(pairs)
     return plain if len(plain) == len(pairs) else _Headers(pairs)
 
