@@ -18,12 +18,10 @@ from .core.retry import ConnectionFailure
 from .core.token import Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import BodyPosition
-from .engine.calls import AsyncSender, Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.responses import tolerated
 from .engine.stand_ins import AnyManager, check_manager
-from .engine.standalone import ClosableSender
 from .httpx_library import ClientLibrary, WriteTrace, aread, closing_async, read
 
 C = TypeVar("C")
@@ -232,7 +230,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         self.wrapped: TransportT = own() if transport is None else transport
         self._call = self._calls[type(self.wrapped) is not own]
         self.opened = _Opened()
-        self._token_requests = 0  # in flight
+        self._token_requests: set[object] = set()  # in flight; no counter: += loses updates without the GIL
 
     @classmethod
     def without_manager(cls, transport: TransportT) -> Any:
@@ -244,7 +242,8 @@ class _Transport(Generic[TransportT, TimeoutT]):
     @contextmanager
     def _carried(self, opened: _Opened) -> Generator[None, None, None]:
         """Keep a closing transport open briefly (rule 16); distinguish its end and a full pool from network errors."""
-        self._token_requests += 1
+        token_request = object()
+        self._token_requests.add(token_request)
         try:
             yield
         except self.library.network_errors as exc:
@@ -254,7 +253,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
                 raise NoFreeConnection from exc
             raise
         finally:
-            self._token_requests -= 1
+            self._token_requests.discard(token_request)
 
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
@@ -265,7 +264,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and monotonic() < since + _CLOSE_TIMEOUT
+        return bool(self._token_requests) and monotonic() < since + _CLOSE_TIMEOUT
 
     def _prepare(self, request: Any) -> Any:
         """Return *request* as a managed one; ``None`` to pass it through unchanged."""
@@ -415,55 +414,3 @@ def attach(
     own._transport = wrap(transport)
     own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
     return client
-
-
-class _ClientSender:
-    """Sends token requests over the transports of a client."""
-
-    def __init__(self, transport: type[_Transport[Any, Any]], client: Any) -> None:
-        self.client = client
-        self.network_errors = transport.library.network_errors
-        self._transport = transport
-
-    @property
-    def is_closed(self) -> bool:
-        closed: bool = self.client.is_closed
-        return closed
-
-    def _post(self, request: TokenRequest) -> Any:
-        module = self._transport.library.module
-        transport: Any = self.client._transport_for_url(module.URL(request.url))
-        managed: Any = transport
-        if not isinstance(transport, self._transport):
-            managed = self._transport.without_manager(transport)
-        return managed.post(request, managed.opened, {})
-
-
-class _SyncClientSender(_ClientSender):
-    def post(self, request: TokenRequest) -> TokenResponse:
-        reply: TokenResponse = self._post(request)
-        return reply
-
-    def close(self) -> None:
-        self.client.close()
-
-
-class _AsyncClientSender(_ClientSender):
-    async def post(self, request: TokenRequest) -> TokenResponse:
-        reply: TokenResponse = await self._post(request)
-        return reply
-
-
-def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]]) -> ClosableSender:
-    """Return a sender with a client of its own."""
-    module = transport.library.module
-    return _SyncClientSender(transport, module.Client(transport=module.HTTPTransport()))  # without proxies
-
-
-def client_sender(
-    client: Any, sync: type[SyncTransport[Any, Any, Any, Any]], tasks: type[AsyncTransport[Any, Any, Any, Any]]
-) -> Sender | AsyncSender:
-    """Return a sender over the transports of *client*."""
-    if isinstance(client, sync.library.module.Client):
-        return _SyncClientSender(sync, client)
-    return _AsyncClientSender(tasks, client)

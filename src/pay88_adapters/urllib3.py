@@ -173,7 +173,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
                 for_request = self.pay88_manager.for_request
                 manager = for_request(self.scheme or "http", self.host, self.port, url, authorization)
             else:
-                manager = self._manager_for(url, authorization)
+                manager = self.manager_for(url, authorization)
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
@@ -213,7 +213,7 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
             kw["retries"] = retries.plain()
         return super().urlopen(*pass_on(args, by_position, kw), **kw)
 
-    def _manager_for(self, url: str, authorization: str | None) -> TokenManager | None:
+    def manager_for(self, url: str, authorization: str | None = None) -> TokenManager | None:
         for_request = self.pay88_manager.for_request
         target = parse_url(url)
         path = target.path or "/"
@@ -226,9 +226,6 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
     def plain_urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         """Send a request without the manager."""
         return super().urlopen(*args, **kw)
-
-    def is_managed(self, url: str) -> bool:
-        return self._manager_for(url, None) is not None
 
 
 def _managed(pool_class: Any, manager: AnyManager | UnavailableManager) -> partial[_ManagedPool]:
@@ -407,7 +404,7 @@ class _Call:
         if self.preload:
             kw.update(preload_content=self.preload, release_conn=None)
         url = args[1] if len(args) > 1 else kw["url"]
-        if kw.get("body") is not None and (url[:1] == "/" or self._pool.is_managed(url)):
+        if kw.get("body") is not None and (url[:1] == "/" or self._pool.manager_for(url) is not None):
             self._rewind()
         return self._pool.urlopen(*pass_on(args, redirected.by_position, kw), **kw)
 
