@@ -266,7 +266,7 @@ class _Call:
         request = self.request
         if not isinstance(exc, aiohttp.ClientConnectorError):
             return "://" not in str(exc) or str(exc).endswith(f" {request.url}")
-        key = exc.args[0]
+        key: Any = next(iter(exc.args), None)
         if not hasattr(key, "host"):  # of a test double
             return True
         ends = [(each.raw_host, each.port) for each in (request.url, request.proxy) if each is not None]

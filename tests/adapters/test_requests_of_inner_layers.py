@@ -21,7 +21,15 @@ from support.worlds import World
 CHARGES = "/api/transactions/charges"
 NOWHERE = "http://127.0.0.1:1"
 
-urllib3s = pytest.mark.parametrize("kind", [Urllib3, Requests], ids=lambda kind: kind.name)
+
+def on(*kinds: type[Stack]) -> pytest.MarkDecorator:
+    """Restrict a test to some client libraries."""
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.name)
+
+
+def but(*kinds: type[Stack]) -> pytest.MarkDecorator:
+    """Restrict a test to all client libraries but some."""
+    return on(*(kind for kind in STACKS if kind not in kinds))
 
 
 @pytest.fixture
@@ -162,18 +170,16 @@ def test_rule_20_an_audit_request_to_the_same_origin_sends_no_payment_again(worl
     assert charge(world, layers) == (1, 0)
 
 
+@but(Urllib3, Requests, Aiohttp)
 def test_rule_20_an_audit_request_without_a_client_sends_no_payment_again(world: World, layers: Layers) -> None:
     """httpx sets the request of an exception in its clients only."""
-    if not hasattr(layers.stack, "library"):
-        pytest.skip("has no transports")
     add_audit(layers, lambda: layers.audit_without_client(NOWHERE))
     assert charge(world, layers) == (1, 0)
 
 
+@but(Urllib3, Requests)  # which do not show whether the first one was sent
 def test_rule_20_a_second_attempt_of_an_inner_layer_does_not_undo_the_first(world: World, layers: Layers) -> None:
     """A layer that retries by itself: only its last attempt had no connection."""
-    if isinstance(layers.stack, (Urllib3, Requests)):
-        pytest.skip("urllib3 does not show whether the first one was sent")
 
     def act(send: Callable[[], Any]) -> Any:
         send().close()
@@ -275,7 +281,7 @@ def test_rule_20_a_payment_is_retried_if_the_proxy_has_no_connection(
     assert charge(world, layers) == (0, 2)
 
 
-@pytest.mark.parametrize("kind", [each for each in STACKS if each is not Aiohttp], ids=lambda kind: kind.name)
+@but(Aiohttp)
 def test_rule_20_a_payment_is_retried_if_there_is_no_tunnel(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +292,7 @@ def test_rule_20_a_payment_is_retried_if_there_is_no_tunnel(
         assert proxy.requested[-3:] == [f"CONNECT {world.emulator.url.removeprefix('https://')}"] * 3
 
 
-@urllib3s
+@on(Urllib3, Requests)
 def test_rule_20_a_nested_request_of_the_same_pool_sends_no_payment_again(world: World, layers: Layers) -> None:
     """Neither through the client itself nor through the pool."""
     pools: Any = layers.stack.client  # type: ignore[attr-defined]
@@ -305,3 +311,31 @@ def test_rule_20_a_nested_request_of_the_same_pool_sends_no_payment_again(world:
     assert charge(world, layers) == (1, 0)
     world.emulator.start()
     assert charge(world, layers) == (2, 0)
+
+
+@on(Aiohttp)
+def test_rule_20_a_payment_that_waits_for_a_connection_is_not_sent(world: World, manager: TokenManager) -> None:
+    """aiohttp's error names its URL, and nothing else that shows which request it is about."""
+    stack: Any = world.client(manager, connections=1)
+    with world.emulator.hold("call") as held:
+        cancel = stack.start("POST", world.url)
+        world.emulator.journal.wait_for(1, "call")
+        timeout = aiohttp.ClientTimeout(connect=0.05)
+        outcome = stack.attempt("POST", world.emulator.url + CHARGES, timeout=timeout)
+        assert isinstance(outcome, aiohttp.ConnectionTimeoutError)
+        assert manager.stats().retried == 2
+        cancel()
+        held.release()
+
+
+@on(Aiohttp)
+def test_rule_20_a_connection_timeout_of_another_request_sends_no_payment_again(world: World, layers: Layers) -> None:
+    """A middleware may send a copy of the payment, so that the request itself was never written."""
+
+    async def aact(_: Callable[[], Any]) -> Any:
+        async with aiohttp.ClientSession() as session:
+            await aclose(await session.post(world.emulator.url + CHARGES))
+        raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {NOWHERE}/audit")
+
+    layers.add(lambda send: send(), aact)
+    assert charge(world, layers) == (1, 0)
