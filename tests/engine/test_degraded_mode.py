@@ -284,17 +284,17 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> Non
     """One that was forked before has none until the store knows it."""
     fleet = outage.process().store_client
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
-    assert fleet.share.parts(outage.clock.now()) == 4
+    assert fleet.share.divisor(outage.clock.now()) == 4
     fleet.after_fork()
-    assert fleet.share.parts(outage.clock.now()) == 0
+    assert fleet.share.divisor(outage.clock.now()) == 0
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.clock.advance(30)
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.store.broken = True
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
-    parts = fleet.share.parts(outage.clock.now())
+    divisor = fleet.share.divisor(outage.clock.now())
     fleet.after_fork()
-    assert fleet.share.parts(outage.clock.now()) == 2 * parts > 0
+    assert fleet.share.divisor(outage.clock.now()) == 2 * divisor > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
@@ -308,9 +308,9 @@ def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(outage: StoreOutage
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     child = os.fork()
     if not child:
-        os._exit(fleet.share.parts(outage.clock.now()))
+        os._exit(fleet.share.divisor(outage.clock.now()))
     _, status = os.waitpid(child, 0)
-    assert (os.waitstatus_to_exitcode(status), fleet.share.parts(outage.clock.now())) == (2, 2)
+    assert (os.waitstatus_to_exitcode(status), fleet.share.divisor(outage.clock.now())) == (2, 2)
 
 
 def test_unobserved_time_counts_as_used() -> None:

@@ -52,7 +52,7 @@ def scene() -> Scene:
 
 
 def test_rule_24_a_lease_attempt_names_the_other_members(scene: Scene) -> None:
-    """With their parts, and the seconds since their last attempt; none after an hour, nor for what is no member."""
+    """With their divisors, and the seconds since their last attempt; none after an hour, nor for what is no member."""
     assert scene.lead("a/1").others == ()
     scene.now.seconds += 30.0
     assert scene.lead("b/1").others == (Member("a", 30.0, 4),)
@@ -75,9 +75,9 @@ def test_rule_24_a_member_that_was_away_for_an_hour_is_a_new_one(scene: Scene) -
     scene.now.seconds += HORIZON - 1.0
     scene.lead("b/1")
     scene.now.seconds += 1.0
-    assert scene.lead("a/1").parts == 4
+    assert scene.lead("a/1").divisor == 4
     scene.now.seconds += 30.0
-    assert scene.lead("a/1").parts == 2
+    assert scene.lead("a/1").divisor == 2
 
 
 def test_rule_04_a_record_says_when_it_was_written_and_when_it_was_stored(scene: Scene) -> None:

@@ -259,45 +259,45 @@ def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scen
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
             result = scene.store.try_acquire_lease("key", owner=f"{member}/1", known_version=0, lease=100 * scene.unit)
-            reported[member] = result.parts
-            assert sum(1 / parts for parts in reported.values() if parts) <= 1.0001
+            reported[member] = result.divisor
+            assert sum(1 / divisor for divisor in reported.values() if divisor) <= 1.0001
             assert len(result.others) <= len(reported) - 1
     assert set(reported.values()) == {8}
-    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).parts == 0
+    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).divisor == 0
 
 
 def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
     """By and by, and all of it after an hour; the only one has the whole, step by step."""
     acquire = partial(exact.store.try_acquire_lease, "key", known_version=0, lease=1.0)
-    assert [acquire(owner="a/1").parts, acquire(owner="a/2").parts] == [4, 4]
-    for parts in (2, 1, 1):
+    assert [acquire(owner="a/1").divisor, acquire(owner="a/2").divisor] == [4, 4]
+    for divisor in (2, 1, 1):
         exact.advance(30.0)
-        assert acquire(owner="a/1").parts == parts
+        assert acquire(owner="a/1").divisor == divisor
     exact.advance(300.0)
-    assert acquire(owner="b/1").parts == 0, "it may be about to ask again"
+    assert acquire(owner="b/1").divisor == 0, "it may be about to ask again"
     exact.advance(1_650.0)
-    assert [acquire(owner="b/1").parts, acquire(owner="b/1").parts] == [4, 4], "half of it is free"
+    assert [acquire(owner="b/1").divisor, acquire(owner="b/1").divisor] == [4, 4], "half of it is free"
     exact.advance(1_651.0)
-    assert acquire(owner="b/1").parts == 2
+    assert acquire(owner="b/1").divisor == 2
     exact.advance(30.0)
-    assert acquire(owner="b/1").parts == 1
+    assert acquire(owner="b/1").divisor == 1
     exact.advance(3_601.0)
-    assert [acquire(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]
+    assert [acquire(owner=f"{name}/1").divisor for name in "cdefg"] == [4, 4, 4, 4, 0]
 
 
 def test_rule_24_the_part_of_a_removed_member_is_free_immediately(scene: Scene) -> None:
     """All of it, to any other member. What is no member changes nothing."""
     acquire = partial(scene.store.try_acquire_lease, "key", known_version=0, lease=1.0)
     scene.store.remove_member("a")
-    assert [acquire(owner=f"{name}/1").parts for name in "abcde"] == [4, 4, 4, 4, 0]
+    assert [acquire(owner=f"{name}/1").divisor for name in "abcde"] == [4, 4, 4, 4, 0]
     for _ in range(2):
         scene.store.remove_member("a")
     found = acquire(owner="e/1")
-    assert found.parts == 4
+    assert found.divisor == 4
     assert {each.name for each in found.others} == {*"bcd"}
     for name in "bcde":
         scene.store.remove_member(name)
-    assert [acquire(owner=f"{name}/1").parts for name in "aBCD"] == [4, 4, 4, 4]
+    assert [acquire(owner=f"{name}/1").divisor for name in "aBCD"] == [4, 4, 4, 4]
 
 
 def test_rule_24_a_lease_attempt_says_which_one_before_the_store_knows(scene: Scene) -> None:
@@ -316,7 +316,7 @@ def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
         reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known_version=0, lease=1.0)
-    assert reported.parts == 0
+    assert reported.divisor == 0
 
 
 KEYS = st.sampled_from(["a", "b"])

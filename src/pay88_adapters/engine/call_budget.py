@@ -19,7 +19,7 @@ class CallBudget(StoreBudget):
     def _is_firm(self) -> bool:
         return False
 
-    def _parts(self) -> int:
+    def _divisor(self) -> int:
         return self._share.members
 
     def _unseen(self, window: Window) -> int:
@@ -28,6 +28,6 @@ class CallBudget(StoreBudget):
     def _kept_free(self, window: Window) -> Window:
         return window
 
-    def _refusal(self, claim: Claim, parts: int) -> str:
-        why = f"the rate limit of this {self._who} (1/{parts}) is reached"
+    def _refusal(self, claim: Claim, divisor: int) -> str:
+        why = f"the rate limit of this {self._who} (1/{divisor}) is reached"
         return f"the shared store is unavailable and {why}: {self._remedy}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 
 from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
 from pay88_adapters.stores.base import BudgetStorage, Store
-from pay88_adapters.stores.members import AT_FIRST, HORIZON
+from pay88_adapters.stores.members import FIRST_DIVISOR, HORIZON
 from pay88_adapters.stores.memory import MemoryStorage
 
 from .clock import Clock
@@ -164,9 +164,8 @@ class StoreBudget(MemoryStorage):
         answer = self._in_fallback(claim, keys)
         if answer is None:
             # A process that cannot use the file that it should share can only guess how many others cannot.
-            spread = 1 if self._fallback is None else AT_FIRST
-            parts = spread * self._parts()
-            answer = self._claim_share(self._degraded_entries, claim, keys, parts)
+            spread = 1 if self._fallback is None else FIRST_DIVISOR
+            answer = self._claim_share(self._degraded_entries, claim, keys, spread * self._divisor())
         if answer.wait:
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may recover earlier
         now = self._now()
@@ -183,38 +182,38 @@ class StoreBudget(MemoryStorage):
         link = self._fallback
         if link is None:
             return None
-        parts = self._parts()
-        answer = link.attempt(lambda store: self._claim_share(store.budget, claim, keys, parts))
+        divisor = self._divisor()
+        answer = link.attempt(lambda store: self._claim_share(store.budget, claim, keys, divisor))
         for key, history in answer.histories.items() if answer is not None else ():
             self._degraded_entries.merge(key, history, _ttl(claim, key))
             super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(claim, key))
         return answer
 
-    def _parts(self) -> int:
-        """Return one part in how many the share of this process, or of its host, is now; 0 for none."""
-        return self._share.parts(self._link.failing_since)
+    def _divisor(self) -> int:
+        """Return the divisor of the present share of this process, or of its host; 0 for none."""
+        return self._share.divisor(self._link.failing_since)
 
     @property
     def _is_firm(self) -> bool:
         """Whether a share of less than one unit is none."""
         return self._share.is_firm
 
-    def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], parts: int) -> ClaimResult:
+    def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], divisor: int) -> ClaimResult:
         if not self._is_firm:
-            parts = min(parts, max(window.limit for window in claim.windows))
-        windows = [self._reduced(window, parts) for window in claim.windows]
+            divisor = min(divisor, max(window.limit for window in claim.windows))
+        windows = [self._reduced(window, divisor) for window in claim.windows]
         known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not claim.durable) :] for key in keys}
-        ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(parts, 1))]
-        if parts and all(len(ids) <= window.limit for window in windows):
+        ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(divisor, 1))]
+        if divisor and all(len(ids) <= window.limit for window in windows):
             answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
         else:
             answer = ClaimResult(RETRY_INTERVAL, {key: self.history(key) for key in keys})
-        return answer._replace(reason=self._refusal(claim, parts)) if answer.wait else answer
+        return answer._replace(reason=self._refusal(claim, divisor)) if answer.wait else answer
 
-    def _reduced(self, window: Window, parts: int) -> Window:
+    def _reduced(self, window: Window, divisor: int) -> Window:
         limit = window.limit
         if limit and not self._is_firm:
-            limit = max(limit, parts)  # an empty window always has space for one
+            limit = max(limit, divisor)  # an empty window always has space for one
         return window._replace(limit=limit - self._unseen(window))
 
     def _unseen(self, window: Window) -> int:
@@ -225,14 +224,14 @@ class StoreBudget(MemoryStorage):
         since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
-    def _refusal(self, claim: Claim, parts: int) -> str:
+    def _refusal(self, claim: Claim, divisor: int) -> str:
         small = min(claim.windows, key=lambda window: window.limit).limit
-        if not parts:
+        if not divisor:
             why = f"this {self._who} has no share of the token budget"
-        elif self._is_firm and parts > small:
-            why = f"a share of 1/{parts} of {small} token requests is less than one"
+        elif self._is_firm and divisor > small:
+            why = f"a share of 1/{divisor} of {small} token requests is less than one"
         else:
-            why = f"the token budget of this {self._who} (1/{parts}) is exhausted"
+            why = f"the token budget of this {self._who} (1/{divisor}) is exhausted"
         return f"the shared store is unavailable and {why}: {self._remedy}"
 
     @property

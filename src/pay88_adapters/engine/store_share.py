@@ -1,4 +1,4 @@
-"""The share of the token budget that a process has in degraded mode: one part in how many (rule 24)."""
+"""The share of the token budget that a process has in degraded mode: 1/divisor of the budget (rule 24)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 from pay88_adapters.core.policy import LIFETIME
 from pay88_adapters.stores.base import LeaseResult
-from pay88_adapters.stores.members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, part_left, shrunk
+from pay88_adapters.stores.members import FIRST_DIVISOR, GRACE, HORIZON, MOST_MEMBERS, divisor_left, share_left
 
 from .clock import Clock
 from .store_link import Link
@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 
 class Share:
-    """The share of this process in degraded mode, as one part in how many.
+    """The share of this process in degraded mode, as the divisor of the budget.
 
     Args:
         clock: The clock of the managers.
@@ -29,13 +29,13 @@ class Share:
         self._by_hand = None if part is None else math.ceil(1 / part - 1e-9)
         self.number = next(_numbers)
         """Number of the member of the store that has the share: another one from when this process gives it up."""
-        # One part in how many, when the store assigned it, and to which number.
+        # The divisor, when the store assigned it, and to which number.
         self._assigned: tuple[int, float, int] | None = None
-        self._assigned_before: tuple[int, float] | None = None  # one part in how many before the store last failed
+        self._assigned_before: tuple[int, float] | None = None  # the divisor before the store last failed
         self._recorded_at = float("-inf")
         self._is_split = False
-        self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its parts
-        self._members = AT_FIRST
+        self._others: dict[str, tuple[float, int]] = {}  # the last lease attempt of each other member, and its divisor
+        self._members = FIRST_DIVISOR
 
     @property
     def is_firm(self) -> bool:
@@ -66,69 +66,71 @@ class Share:
         """Record the share that the store assigned to the member with this number."""
         if link.failing:
             self._assigned_before = self._part()
-        reported = {each.name: (asked_at - each.age, each.parts) for each in result.others if each.parts}
+        reported = {each.name: (asked_at - each.age, each.divisor) for each in result.others if each.divisor}
         # A member that disappeared when the store failed may have used its share since, even if the store has lost it.
         # One that the store knew at the last attempt that it remembers, and does not know now, has ended. It has used
         # nothing that the store does not know.
-        ended = min(result.last_attempt, HORIZON) if result.parts else HORIZON
+        ended = min(result.last_attempt, HORIZON) if result.divisor else HORIZON
         since = asked_at - (ended if link.is_steady else _DAY)
         self._others = {**{name: each for name, each in self._others.items() if each[0] >= since}, **reported}
-        parts = max(result.parts, len(self._others) + 1) if result.parts and not link.is_steady else result.parts
+        divisor = result.divisor
+        if divisor and not link.is_steady:
+            divisor = max(divisor, len(self._others) + 1)
         if self._assigned is not None and self._recorded_at > asked_at:
             # Another attempt overlaps, and the store may have executed it later.
             other, other_asked_at, _ = self._assigned
-            parts, asked_at = max(parts, other) if parts and other else 0, min(asked_at, other_asked_at)
-        self._assigned = parts, asked_at, number
+            divisor, asked_at = max(divisor, other) if divisor and other else 0, min(asked_at, other_asked_at)
+        self._assigned = divisor, asked_at, number
         self._recorded_at = self._clock.now()
         # Those that have ended are not among them for long: a rate limit may be exceeded.
         recent = sum(each.age <= GRACE for each in result.others)
         known = max(recent, sum(asked_at - at <= GRACE for at, _ in self._others.values())) + 1
-        self._members = known if result.parts or result.others else MOST_MEMBERS
+        self._members = known if result.divisor or result.others else MOST_MEMBERS
 
     def unreported_members(self, link: Link) -> list[tuple[float, float]]:
-        """Return the parts of members without a lease attempt since the store recovered, and since when."""
+        """Return the shares of members without a lease attempt since the store recovered, and since when."""
         others = [each for each in self._others.values() if each[0] < link.restored_at]
-        unreported = [(at, self._left(parts, link.outages_after(at)[0][0] - at)) for at, parts in others]
+        unreported = [(at, self._left(divisor, link.outages_after(at)[0][0] - at)) for at, divisor in others]
         if self._assigned_before is not None and self._clock.now() < link.restored_at + LIFETIME:
             # The rest of the whole may have been assigned to others since; a member that sends requests attempts a
             # lease by then.
-            parts, asked_at = self._assigned_before
-            assigned = sum(1 / parts for _, parts in self._others.values())
-            unreported.append((asked_at, max(1 - (1 / parts if parts else 0) - assigned, 0.0)))
+            divisor, asked_at = self._assigned_before
+            assigned = sum(1 / divisor for _, divisor in self._others.values())
+            unreported.append((asked_at, max(1 - (1 / divisor if divisor else 0) - assigned, 0.0)))
         return unreported
 
-    def _left(self, parts: int, age: float) -> float:
-        return 1 / parts if self.is_set else part_left(parts, age)
+    def _left(self, divisor: int, age: float) -> float:
+        return 1 / divisor if self.is_set else share_left(divisor, age)
 
-    def parts(self, failing_since: float) -> int:
-        """Return one part in how many the share is, if the store has failed since then; 0 for none."""
+    def divisor(self, failing_since: float) -> int:
+        """Return the divisor of the share, if the store has failed since then; 0 for none."""
         if self._by_hand is not None:
             return self._by_hand
         assigned = self._part()
         if assigned is None:
-            return AT_FIRST
-        parts, asked_at = assigned
-        return shrunk(parts, failing_since - asked_at)
+            return FIRST_DIVISOR
+        divisor, asked_at = assigned
+        return divisor_left(divisor, failing_since - asked_at)
 
     def _part(self) -> tuple[int, float] | None:
-        """Return one part in how many the store assigned to this process, and when."""
+        """Return the divisor that the store assigned to this process, and when."""
         if self._assigned is None:
             return None
-        parts, asked_at, number = self._assigned
+        divisor, asked_at, number = self._assigned
         # The response to an attempt of before the share was given up may arrive later.
-        return parts if number == self.number else 0, asked_at
+        return divisor if number == self.number else 0, asked_at
 
     def split(self) -> None:
         """Keep half of the share: another process continues with the other half."""
         self._members += 1
         self._is_split = True
         if self._assigned is not None:
-            parts, asked_at, number = self._assigned
-            self._assigned = 2 * parts, asked_at, number
+            divisor, asked_at, number = self._assigned
+            self._assigned = 2 * divisor, asked_at, number
 
     def fork(self) -> None:
         """Continue without a share in one more process, until the store assigns one."""
-        self._members = max(self._members + 1, AT_FIRST)
+        self._members = max(self._members + 1, FIRST_DIVISOR)
         self._is_split = False
         self.give_up()
 

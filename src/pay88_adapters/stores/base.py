@@ -187,8 +187,8 @@ class Member(NamedTuple):
     name: str
     age: float
     """Seconds since its last lease attempt."""
-    parts: int
-    """Its share is one part in so many; 0: it has none."""
+    divisor: int
+    """Its share is 1/divisor of the budget; 0: it has none."""
 
 
 class LeaseResult(NamedTuple):
@@ -200,8 +200,8 @@ class LeaseResult(NamedTuple):
     """Fencing token of the acquired lease."""
     lease_remaining: float = 0.0
     """Remaining seconds of another holder's lease."""
-    parts: int = 0
-    """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
+    divisor: int = 0
+    """While the store cannot be used, the share of this member is 1/divisor of the budget; 0: it has none."""
     others: Sequence[Member] = ()
     """All other members, unless there are too many to have any share."""
     last_attempt: float = inf

@@ -23,7 +23,7 @@ from pay88_adapters.core.history import (
 )
 
 from .base import BudgetStorage, LeaseResult, Member, StoreView
-from .members import HORIZON, MOST_MEMBERS, joined, member_of, parts
+from .members import HORIZON, MOST_MEMBERS, assigned_divisor, member_of, with_share
 from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
@@ -181,7 +181,7 @@ class MemoryStore:
         self._now = now
         self._lock = threading.RLock()
         self._places: dict[str, RecordSlot] = {}
-        self._members: dict[str, tuple[float, int]] = {}  # the last lease attempt of each member, and its part
+        self._members: dict[str, tuple[float, int]] = {}  # last lease attempt of each, and divisor of its share
         self._swept_at = float("-inf")
 
     def after_fork(self) -> None:
@@ -231,14 +231,14 @@ class MemoryStore:
     def _join(self, result: LeaseResult, member: str, now: float) -> LeaseResult:
         if not member:
             return result
-        known = (Member(name, now - at, assigned) for name, (at, assigned) in self._members.items() if name != member)
+        known = (Member(name, now - at, divisor) for name, (at, divisor) in self._members.items() if name != member)
         living = (each for each in known if each.age < HORIZON)
         others = tuple(islice(living, MOST_MEMBERS))
-        at, assigned = self._members.get(member, _NEVER)
-        before = Member(member, now - at, assigned) if now - at < HORIZON else None
-        own_parts = parts(others, before)
-        self._members[member] = now, own_parts
-        return joined(result, own_parts, others, before)
+        at, divisor = self._members.get(member, _NEVER)
+        before = Member(member, now - at, divisor) if now - at < HORIZON else None
+        divisor = assigned_divisor(others, before)
+        self._members[member] = now, divisor
+        return with_share(result, divisor, others, before)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:

@@ -30,7 +30,7 @@ from pay88_adapters.core.history import (
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
 from .base import REMEDY, BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
-from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
+from .members import FIRST_DIVISOR, GRACE, GROWTH_INTERVAL, HORIZON, MOST_MEMBERS, member_of
 
 try:
     import redis
@@ -301,10 +301,10 @@ class RedisStore:
         self._server.after_fork()
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
-        times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
-        member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
+        times = (_micros(self._clock, each) for each in (HORIZON, GRACE, GROWTH_INTERVAL))
+        member = (member_of(owner), *times, FIRST_DIVISOR, MOST_MEMBERS)
         args = (owner, known_version, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
-        keys = [*self._keys(key), self._members, f"{self._prefix}parts"]
+        keys = [*self._keys(key), self._members, f"{self._prefix}parts"]  # "parts" holds the divisors
         return self._server.run(lambda client: self._lease_result(ACQUIRE_LEASE(client, keys, *args)))
 
     def remove_member(self, member: str) -> None:
@@ -331,10 +331,10 @@ class RedisStore:
                 raise ValueError("invalid response")
 
     def _joined(self, reply: Any) -> dict[str, Any]:
-        own_parts, others, last = reply
-        members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
+        divisor, others, last = reply
+        members = (Member(name.decode(), _seconds(self._clock, age), each) for name, age, each in others)
         last_attempt = _seconds(self._clock, last) if last >= 0 else math.inf
-        return {"parts": own_parts, "others": tuple(members), "last_attempt": last_attempt}
+        return {"divisor": divisor, "others": tuple(members), "last_attempt": last_attempt}
 
     def _view(self, reply: Any) -> StoreView:
         record, lease = reply

@@ -186,11 +186,11 @@ local function outlive(key, milliseconds)
 end
 """
 
-# members.parts(), in one step with the parts of all members.
+# members.assigned_divisor(), in one step with the shares of all members.
 _MEMBERS = """
-local function join(seen, assigned, member, horizon, grace, step, first, most)
+local function join(seen, divisors, member, horizon, grace, interval, first, most)
   if member == '' then return {0, {}, -1} end
-  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', assigned, member))
+  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', divisors, member))
   if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
   local last = had and now - tonumber(before) or -1
   -- First, because a full server denies it: after another write, it would execute the whole script.
@@ -198,55 +198,55 @@ local function join(seen, assigned, member, horizon, grace, step, first, most)
   redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
   local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
   if count <= most then
-    local all = redis.call('HGETALL', assigned)
+    local all = redis.call('HGETALL', divisors)
     for i = 1, #all, 2 do
-      local at, parts = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
+      local at, divisor = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
       if not at then
-        redis.call('HDEL', assigned, all[i])
-      elseif all[i] ~= member and parts and parts > 0 then
+        redis.call('HDEL', divisors, all[i])
+      elseif all[i] ~= member and divisor and divisor > 0 then
         local age = math.max(now - tonumber(at), 0)
-        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / parts
-        table.insert(others, {all[i], age, parts})
+        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / divisor
+        table.insert(others, {all[i], age, divisor})
       end
     end
     local least = count
     if had then
-      least = math.max(least, math.min(first, now - tonumber(before) < step and had or math.ceil(had / 2)))
+      least = math.max(least, math.min(first, now - tonumber(before) < interval and had or math.ceil(had / 2)))
     else
       least = math.max(least, first)
       if free * first < 1 - 1e-9 then free = free / 2 end
     end
     if free * most >= 1 then result = math.max(least, math.ceil(1 / free - 1e-9)) end
   end
-  if result > 0 then redis.call('HSET', assigned, member, digits(result)) else redis.call('HDEL', assigned, member) end
-  for _, key in ipairs({seen, assigned}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
+  if result > 0 then redis.call('HSET', divisors, member, digits(result)) else redis.call('HDEL', divisors, member) end
+  for _, key in ipairs({seen, divisors}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
   return {result, others, last}
 end
 """
 
-# KEYS: fencing tokens, content, last lease attempts, parts. ARGV: owner, known version, lease, for how many
-# milliseconds to keep the fencing token, member, for how long it is one, for how long its part is whole, after how
-# long it grows, one in how many it is at first, how many there can be
+# KEYS: fencing tokens, content, last lease attempts, divisors of the shares. ARGV: owner, known version, lease, for how
+# many milliseconds to keep the fencing token, member, for how long it is one, for how long its share is whole, after
+# how long it grows, its first divisor, how many members there can be
 ACQUIRE_LEASE = Script(
     _BASICS,
     _FENCES,
     _MEMBERS,
     """
-local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
+local share = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
                    tonumber(ARGV[9]), tonumber(ARGV[10]))
 local version, at, till, content, stored =
   unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
 if version and version ~= ARGV[2] then
   version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
   if not (version and at and till and content) then return false end
-  if at <= now and now < till then return {parts, 0, version, now - at, content, math.max(now - stored, 0)} end
+  if at <= now and now < till then return {share, 0, version, now - at, content, math.max(now - stored, 0)} end
 end
 local fences, owner
 fences, owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'fences', 'owner', 'at', 'until'))
 if owner and owner ~= ARGV[1] then
   at, till = whole(at), whole(till)
   if not (at and till) then return false end
-  if at <= now and now < till then return {parts, 1, till - now} end
+  if at <= now and now < till then return {share, 1, till - now} end
 end
 if fences then
   fences = whole(fences)
@@ -261,11 +261,11 @@ fences = math.max(fences + 1, now)
 redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
            'at', digits(now), 'until', digits(now + ARGV[3]))
 outlive(KEYS[1], ARGV[4])
-return {parts, 2, fences}
+return {share, 2, fences}
 """,
 )
 
-# KEYS: last lease attempts. ARGV: member, whose part the next lease attempt deletes. ZREM may be denied to the user
+# KEYS: last lease attempts. ARGV: member, whose share the next lease attempt deletes. ZREM may be denied to the user
 REMOVE_MEMBER = Script(
     """
 redis.call('ZADD', KEYS[1], '-inf', ARGV[1])

@@ -45,7 +45,7 @@ CREATE TABLE entries (
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_end ON entries (until);
 CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
+CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL); -- its divisor
 CREATE TABLE records ( -- a RecordSlot, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,

@@ -10,7 +10,7 @@ from math import isfinite
 from pay88_adapters.core.history import MIN_TTL, Cooldown, History, Past
 
 from .base import LeaseResult, Member
-from .members import HORIZON, MOST_MEMBERS, joined, parts
+from .members import HORIZON, MOST_MEMBERS, assigned_divisor, with_share
 from .record_slot import RecordSlot
 
 DAY = 86_400.0
@@ -69,17 +69,17 @@ def join_members(db: sqlite3.Connection, result: LeaseResult, member: str, now: 
     rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
     others = tuple(_member(row, now) for row in rows)
     known = None if before is None else _member(before, now)
-    own_parts = parts(others, known)
+    divisor = assigned_divisor(others, known)
     if known is None and len(others) >= MOST_MEMBERS:
         pass  # one too many, like all that come later
-    elif known is None or own_parts != known.parts or known.age >= _FRESH:
-        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, own_parts))
-    return joined(result, own_parts, others, known)
+    elif known is None or divisor != known.divisor or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, divisor))
+    return with_share(result, divisor, others, known)
 
 
 def _member(row: tuple[object, object, object], now: float) -> Member:
-    name, at, assigned = row
-    return Member(string(name), now - real(at), whole(assigned))
+    name, at, divisor = row
+    return Member(string(name), now - real(at), whole(divisor))
 
 
 def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:
