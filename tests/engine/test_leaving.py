@@ -320,7 +320,7 @@ def test_rule_24_after_an_outage_nothing_is_reserved_for_a_process_that_left_bef
     outage.clock.advance(60)
     attempt(process)
     outage.clock.advance(60)
-    assert len(process.share.unreported_members(process.link)) == reserved
+    assert len(process.share.unreported_shares(process.link)) == reserved
 
 
 def test_rule_24_during_an_outage_none_is_known_to_have_left(outage: WorkerGroup) -> None:
@@ -336,7 +336,7 @@ def test_rule_24_during_an_outage_none_is_known_to_have_left(outage: WorkerGroup
     outage.clock.advance(6)
     attempt(process)
     outage.clock.advance(60)
-    assert len(process.share.unreported_members(process.link)) == 1
+    assert len(process.share.unreported_shares(process.link)) == 1
 
 
 # Real managers

@@ -16,7 +16,7 @@ class CallBudget(StoreBudget):
     """
 
     @property
-    def _is_firm(self) -> bool:
+    def _rounds_down(self) -> bool:
         return False
 
     def _divisor(self) -> int:

@@ -106,7 +106,7 @@ class StoreBudget(MemoryStorage):
         since = link.restored_at - window.expiry
         instants = [at for at in earlier.values() if at >= since]
         taken = 0.0
-        for at, part in self._share.unreported_members(link):
+        for part, at in self._share.unreported_shares(link):
             outages = link.outages_after(at)
             unseen = max(outages[0][0] - max(at, since), 0.0) * self._rate(key)  # which that process counts as used
             left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
@@ -194,12 +194,12 @@ class StoreBudget(MemoryStorage):
         return self._share.divisor(self._link.failing_since)
 
     @property
-    def _is_firm(self) -> bool:
-        """Whether a share of less than one unit is none."""
-        return self._share.is_firm
+    def _rounds_down(self) -> bool:
+        """Whether a share of less than one unit is none: the shares that the store assigns never exceed the budget."""
+        return self._share.is_assigned
 
     def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], divisor: int) -> ClaimResult:
-        if not self._is_firm:
+        if not self._rounds_down:
             divisor = min(divisor, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, divisor) for window in claim.windows]
         known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not claim.durable) :] for key in keys}
@@ -212,13 +212,13 @@ class StoreBudget(MemoryStorage):
 
     def _reduced(self, window: Window, divisor: int) -> Window:
         limit = window.limit
-        if limit and not self._is_firm:
+        if limit and not self._rounds_down:
             limit = max(limit, divisor)  # an empty window always has space for one
         return window._replace(limit=limit - self._unseen(window))
 
     def _unseen(self, window: Window) -> int:
         """Return how many unseen units of others, from before the store failed, count in *window* now."""
-        if not self._share.is_assigned:
+        if not self._share.has_joined:
             return 0
         until = self._link.failing_since
         since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
@@ -228,7 +228,7 @@ class StoreBudget(MemoryStorage):
         small = min(claim.windows, key=lambda window: window.limit).limit
         if not divisor:
             why = f"this {self._who} has no share of the token budget"
-        elif self._is_firm and divisor > small:
+        elif self._rounds_down and divisor > small:
             why = f"a share of 1/{divisor} of {small} token requests is less than one"
         else:
             why = f"the token budget of this {self._who} (1/{divisor}) is exhausted"

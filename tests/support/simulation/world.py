@@ -270,7 +270,7 @@ class World:
         self._attempts.append(self.now)
         deadline, rng = self.now + request.timeout, process.rng
         cut_off = not through_store and self._is_cut_off(process.number)
-        sent = Request(0.0, process, unit, granted_at, process.fleet.share.is_assigned, through_store, cut_off)
+        sent = Request(0.0, process, unit, granted_at, process.fleet.share.has_joined, through_store, cut_off)
 
         def fail(how: str, at: float) -> None:
             error = TimeoutError("timed out") if how == "hangs" else ConnectionError(how)
