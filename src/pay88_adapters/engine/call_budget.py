@@ -25,7 +25,7 @@ class CallBudget(StoreBudget):
     def _unseen(self, window: Window) -> int:
         return 0
 
-    def _kept_free(self, window: Window) -> Window:
+    def _without_reserved(self, window: Window) -> Window:
         return window
 
     def _refusal(self, claim: Claim, divisor: int) -> str:

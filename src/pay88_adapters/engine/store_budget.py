@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
 from pay88_adapters.stores.base import BudgetStorage, Store
@@ -13,7 +13,7 @@ from pay88_adapters.stores.memory import MemoryStorage
 from .clock import Clock
 from .forks import survive_forks
 from .store_link import RETRY_INTERVAL, Link
-from .store_share import Share
+from .store_share import Share, Unreported
 
 _FLUSH_BATCH = 20  # histories that one operation sends to the store
 _OTHERS = "#"  # in the ids of entries that stand for the unreported units of others
@@ -46,7 +46,7 @@ class StoreBudget(MemoryStorage):
         # By key, and all alike are one object: nearly all merchants have the same.
         self._limits: dict[str, _Limits] = {}
         self._known_limits: dict[_Limits, _Limits] = {}
-        self._earlier: dict[str, dict[str, float]] = {}  # entries known when the store failed: see _kept_free
+        self._retained: dict[str, dict[str, float]] = {}  # see _retain_entries
         super().__init__(clock.now)
         survive_forks(self)
 
@@ -69,7 +69,7 @@ class StoreBudget(MemoryStorage):
                 if cooldown is not None:  # the store may have lost it
                     store.budget.start_cooldown(key, cooldown)
             known = {key: self.known(key) for key in keys} if claim.durable else claim.known
-            windows[:] = (self._kept_free(window) for window in claim.windows)
+            windows[:] = (self._without_reserved(window) for window in claim.windows)
             return store.budget.claim(claim._replace(windows=windows, known=known))
 
         asked_at = self._now()
@@ -89,29 +89,49 @@ class StoreBudget(MemoryStorage):
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL), reason=why)
         return answer
 
-    def _kept_free(self, window: Window) -> Window:
-        """Leave units of the shared budget free for unreported acquisitions of other processes in degraded mode.
+    def _without_reserved(self, window: Window) -> Window:
+        """Return *window* without the units that processes may have acquired in degraded mode and not reported yet.
 
         They acquired those before the store recovered: since then they use the store. So the number depends on the
-        entries that were known at that time.
+        window that ended at the recovery, and on the entries that were known by then.
         """
-        link, now, key = self._link, self._now(), window.key
+        link, now = self._link, self._now()
         if link.is_steady:
-            self._earlier = {}
+            self._retained = {}
             return window
-        recent = {name: at for name, at in self._earlier.get(key, {}).items() if now - at <= 2 * HORIZON}
-        earlier = self._earlier[key] = recent | {name: at for at, name in self._kept(key).live(now)}
+        entries = self._retain_entries(window.key, now)
         if now > link.restored_at + window.expiry:
             return window
-        since = link.restored_at - window.expiry
-        instants = [at for at in earlier.values() if at >= since]
-        taken = 0.0
-        for part, at in self._share.unreported_shares(link):
-            outages = link.outages_after(at)
-            unseen = max(outages[0][0] - max(at, since), 0.0) * self._rate(key)  # which that process counts as used
-            left = max(window.limit - sum(each <= at for each in instants) - unseen, 0.0)
-            taken += part * min(left, sum(self._most(key, until - since) for since, until in outages))
-        return window._replace(limit=window.limit - math.ceil(taken - 1e-9))
+        acquired = [at for at in entries.values() if at >= link.restored_at - window.expiry]
+        reserved = sum(self._reserved_for(each, window, acquired) for each in self._share.unreported_shares(link))
+        return window._replace(limit=window.limit - math.ceil(reserved - 1e-9))
+
+    def _retain_entries(self, key: str, now: float) -> dict[str, float]:
+        """Return when each entry of *key* was acquired: those in the history, and those that it has dropped lately."""
+        retained = {name: at for name, at in self._retained.get(key, {}).items() if now - at <= 2 * HORIZON}
+        retained |= {name: at for at, name in self._kept(key).live(now)}
+        self._retained[key] = retained
+        return retained
+
+    def _reserved_for(self, member: Unreported, window: Window, acquired: Sequence[float]) -> float:
+        """Return how many units of *window* a member may have acquired in degraded mode.
+
+        It is ``share * min(limit - seen - assumed, most)``:
+
+        - *seen* are the units that were acquired when the member last reached the store;
+        - *assumed* are those that it counts for other processes from then until the store failed;
+        - *most* is what the limits allow for the duration of the outages.
+
+        For example, a member has a quarter of 100 units per hour. When it last reached the store, 20 were acquired. The
+        store failed 72 s later, for which the member assumes 2, and recovered after 30 minutes, in which the limit
+        allows 100. So ``1/4 * min(100 - 20 - 2, 100)`` = 19.5 units are reserved.
+        """
+        outages = self._link.outages_after(member.at)
+        failed_at, window_start = outages[0][0], self._link.restored_at - window.expiry
+        seen = sum(at <= member.at for at in acquired)
+        assumed = max(failed_at - max(member.at, window_start), 0.0) * self._rate(window.key)
+        most = sum(self._most(window.key, until - since) for since, until in outages)
+        return member.share * min(max(window.limit - seen - assumed, 0.0), most)
 
     def _rate(self, key: str) -> float:
         """Return the sustained rate of the limits of *key*, in units per second."""
@@ -148,7 +168,7 @@ class StoreBudget(MemoryStorage):
         return sorted([*known, *others], key=lambda entry: -entry.age)
 
     def usable_limit(self, window: Window) -> int:
-        return window.limit if self._link.failing else self._kept_free(window).limit
+        return window.limit if self._link.failing else self._without_reserved(window).limit
 
     def ages(self, window: Window) -> Ages:
         assumed = [0.0] * self._unseen(window) if self._link.failing else []
