@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pay88_adapters import TokenManager, TokenPolicy
+from pay88_adapters.core.history import Window
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import LeaseResult, StoreError
 from pay88_adapters.stores.members import MOST_MEMBERS, share_left
@@ -24,6 +25,7 @@ from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from support.processes import OLD, URL, FragileStore, WorkerGroup
 
+HOUR = Window("hour", 100, 3_600.0)
 STEP = 31.0  # seconds, after which a share may grow
 VISITOR: dict[str, Any] = {"owner": "visitor/1", "known_version": 0, "lease": 1.0}
 
@@ -337,6 +339,29 @@ def test_rule_24_during_an_outage_none_is_known_to_have_left(outage: WorkerGroup
     attempt(process)
     outage.clock.advance(60)
     assert len(process.share.unreported_shares(process.link)) == 1
+
+
+def test_rule_24_after_an_outage_the_units_that_another_process_may_have_acquired_stay_reserved(
+    outage: WorkerGroup,
+) -> None:
+    """A quarter of 76: of 100 per hour, it saw 20, and counts 4 for the 144 s until the store failed."""
+    process, other = outage.process().store_client, outage.process().store_client
+    for _ in range(20):
+        assert process.budget.acquire_all([HOUR]).wait == 0
+    for each in (process, other, process):
+        attempt(each)
+    outage.clock.advance(144)
+    outage.store.broken = True
+    attempt(process)
+    outage.clock.advance(1_800)
+    outage.store.broken = False
+    attempt(process)
+    assert process.budget.usable_limit(HOUR) < 81, "more, for members that the store may have got before it failed"
+    outage.clock.advance(61)
+    assert process.budget.usable_limit(HOUR) == 81
+    attempt(other)
+    attempt(process)
+    assert process.budget.usable_limit(HOUR) == 100
 
 
 # Real managers

@@ -123,8 +123,8 @@ class StoreBudget(MemoryStorage):
         - *most* is what the limits allow for the duration of the outages.
 
         For example, a member has a quarter of 100 units per hour. When it last reached the store, 20 were acquired. The
-        store failed 72 s later, for which the member assumes 2, and recovered after 30 minutes, in which the limit
-        allows 100. So ``1/4 * min(100 - 20 - 2, 100)`` = 19.5 units are reserved.
+        store failed 144 s later, for which the member assumes 4, and recovered after 30 minutes, in which the limit
+        allows 100. So ``1/4 * min(100 - 20 - 4, 100)``, that is 19 units, are reserved.
         """
         outages = self._link.outages_after(member.at)
         failed_at, window_start = outages[0][0], self._link.restored_at - window.expiry
