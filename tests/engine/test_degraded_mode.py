@@ -233,7 +233,7 @@ def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outag
     """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
-    budget = one.store_client.budget_copy
+    budget = one.store_client.local_copy
     budget.import_history(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
     first = one.call()
     assert isinstance(first, TokenBudgetExhausted)
@@ -268,9 +268,9 @@ def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOu
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)
-    for budget in (outage.store.budget, other.store_client.budget):
+    for budget in (outage.store.budget, other.store_client.token_entries):
         budget.clear(key)
-    one.store_client.budget_copy.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
+    one.store_client.local_copy.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
     assert isinstance(one.call(), Token)
     outage.clock.advance(46)
     assert isinstance(one.call(), Token)

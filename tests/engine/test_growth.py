@@ -43,7 +43,7 @@ def registered() -> dict[str, int]:
         "referenced": len(process.referenced),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
-        "entries": sum(len(fleet.budget._histories) for fleet in fleets),
+        "entries": sum(len(fleet.token_entries._histories) for fleet in fleets),
     }
 
 
@@ -153,7 +153,7 @@ def test_rule_05_a_store_in_memory_keeps_the_units_and_the_token_once() -> None:
         store_client = manager._state.settings.store_client
         until(lambda: not manager.stats().fetching)
         (place,) = store_client.store._places.values()
-    assert store_client.budget is store_client.store.budget
+    assert store_client.token_entries is store_client.store.budget
     assert place.content.token is token
     assert not place.content.budget_entries
 

@@ -194,7 +194,7 @@ def has_units_unseen(outage: WorkerGroup) -> StoreClient:
     budget = process.token_budget(TokenPolicy(), URL)
     assert budget.acquire("M", from_reserve=False).granted
     attempt(process)
-    process.budget_copy.mark_missing(budget.key("M"), ())
+    process.local_copy.mark_missing(budget.key("M"), ())
     return process
 
 
@@ -347,7 +347,7 @@ def test_rule_24_after_an_outage_the_units_that_another_process_may_have_acquire
     """A quarter of 76: of 100 per hour, it saw 20, and counts 4 for the 144 s until the store failed."""
     process, other = outage.process().store_client, outage.process().store_client
     for _ in range(20):
-        assert process.budget.acquire_all([HOUR]).wait == 0
+        assert process.token_entries.acquire_all([HOUR]).wait == 0
     for each in (process, other, process):
         attempt(each)
     outage.clock.advance(144)
@@ -356,12 +356,12 @@ def test_rule_24_after_an_outage_the_units_that_another_process_may_have_acquire
     outage.clock.advance(1_800)
     outage.store.broken = False
     attempt(process)
-    assert process.budget.usable_limit(HOUR) < 81, "more, for members that the store may have got before it failed"
+    assert process.token_entries.usable_limit(HOUR) < 81, "more, for members that it does not know"
     outage.clock.advance(61)
-    assert process.budget.usable_limit(HOUR) == 81
+    assert process.token_entries.usable_limit(HOUR) == 81
     attempt(other)
     attempt(process)
-    assert process.budget.usable_limit(HOUR) == 100
+    assert process.token_entries.usable_limit(HOUR) == 100
 
 
 # Real managers

@@ -15,7 +15,7 @@ from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateL
 from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Window, counted, wait_for
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.snapshot import failure_from, failure_to
-from pay88_adapters.stores.base import BudgetStorage, WindowsResult, new_id
+from pay88_adapters.stores.base import EntryStorage, WindowsResult, new_id
 
 _HOUR = 3600
 _DAY = 86_400.0
@@ -31,7 +31,7 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
             here, so requests may arrive closer together than their entries.
     """
 
-    def __init__(self, storage: BudgetStorage, guard: float) -> None:
+    def __init__(self, storage: EntryStorage, guard: float) -> None:
         super().__init__(storage)
         self._windows = storage
         self._guard = guard
@@ -69,7 +69,7 @@ class TokenBudget:
         base_url: The budget is counted per base URL and merchant.
     """
 
-    def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
+    def __init__(self, policy: TokenPolicy, storage: EntryStorage, base_url: str) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=policy.guard)
         self._storage = storage
         self._base_url = base_url

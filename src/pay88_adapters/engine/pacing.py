@@ -12,7 +12,7 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
-from pay88_adapters.stores.base import BudgetStorage, WindowsResult
+from pay88_adapters.stores.base import EntryStorage, WindowsResult
 
 from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
@@ -73,7 +73,7 @@ class Pacing:
         max_concurrent: Maximum concurrent storage operations per group, for a slow storage.
     """
 
-    def __init__(self, storage: BudgetStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
+    def __init__(self, storage: EntryStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=_GUARD)
         self._base_url = base_url
         self._max_concurrent = max_concurrent

@@ -13,10 +13,10 @@ from pay88_adapters.stores.base import LeaseResult, Store
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 from .budget import TokenBudget
-from .call_budget import CallBudget
 from .clock import Clock
 from .forks import fork_id, living, survive_forks
-from .store_budget import StoreBudget
+from .local_call_copy import LocalCallCopy
+from .local_copy import LocalCopy
 from .store_link import Link
 from .store_share import Share
 from .threads import finish_at_exit
@@ -30,18 +30,21 @@ class StoreAccess(ABC):
 
     Args:
         store: The store.
-        budget: Keeps the entries of the token budget.
-        call_budget: Keeps the entries of the rate limits of API requests.
+        token_entries: Storage of the token budget.
+        call_entries: Storage of the rate limits of API requests.
         blocking: Whether an operation may take long.
     """
 
-    def __init__(self, store: Store, budget: MemoryStorage, call_budget: MemoryStorage, *, blocking: bool) -> None:
-        self.store, self.budget, self.call_budget, self.blocking = store, budget, call_budget, blocking
+    def __init__(
+        self, store: Store, token_entries: MemoryStorage, call_entries: MemoryStorage, *, blocking: bool
+    ) -> None:
+        self.store, self.token_entries, self.call_entries = store, token_entries, call_entries
+        self.blocking = blocking
         self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
 
     @property
-    def budget_copy(self) -> StoreBudget | None:
-        """This process's copy of the budget, if other processes share it."""
+    def local_copy(self) -> LocalCopy | None:
+        """This process's copy of the shared budget; ``None`` if no other process shares it."""
         return None
 
     @property
@@ -53,12 +56,12 @@ class StoreAccess(ABC):
         """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
         budget = self._budgets.get((policy, base_url))
         if budget is None:
-            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
+            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.token_entries, base_url)
         return budget
 
     def is_unused(self) -> bool:
         """Whether no manager uses this, and no entry of its budget counts any longer."""
-        return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
+        return not (self._budgets or self.token_entries.holds_entries() or self.call_entries.holds_entries())
 
     @property
     @abstractmethod
@@ -132,10 +135,10 @@ class StoreClient(StoreAccess):
         spare: tuple[Link | None, Link | None] = (None, None) if fallback is None else _links(fallback, clock)
         self.fallback, call_fallback = spare
         self.share = Share(clock, share)
-        self._budget_copy = StoreBudget(self.link, self.fallback, self.share, clock)
-        call_budget = CallBudget(self._call_link, call_fallback, self.share, clock)
+        self._local_copy = LocalCopy(self.link, self.fallback, self.share, clock)
+        call_entries = LocalCallCopy(self._call_link, call_fallback, self.share, clock)
         blocking = store.blocking or (fallback is not None and fallback.blocking)
-        super().__init__(store, self._budget_copy, call_budget, blocking=blocking)
+        super().__init__(store, self._local_copy, call_entries, blocking=blocking)
         self._host = host
         self._joined = ""  # the member that last attempted a lease
         self._open: WeakSet[object] = WeakSet()
@@ -149,8 +152,8 @@ class StoreClient(StoreAccess):
             self.share.split() if self.link.failing else self.share.fork()
 
     @property
-    def budget_copy(self) -> StoreBudget:
-        return self._budget_copy
+    def local_copy(self) -> LocalCopy:
+        return self._local_copy
 
     @property
     def degraded(self) -> bool:
@@ -159,7 +162,7 @@ class StoreClient(StoreAccess):
     @property
     def runs_here(self) -> bool:
         links = self.link, self._call_link, self.fallback
-        copies = self.budget, self.call_budget
+        copies = self.token_entries, self.call_entries
         return any(link is not None and link.runs_here for link in links) or any(copy.is_held_here for copy in copies)
 
     def may_share(self, other: StoreAccess) -> bool:
@@ -187,7 +190,7 @@ class StoreClient(StoreAccess):
     def _has_removable_share(self) -> bool:
         # A host does not end with a process. And for units that the store has not seen, others reserve the share.
         ends = self._joined == self.member and self.fallback is None and self.share.is_removable
-        return ends and not self.link.failing and self._budget_copy.is_reported
+        return ends and not self.link.failing and self._local_copy.is_reported
 
     def at_exit(self) -> None:
         """Give the share of this process back to the store, if it has one. May block for one store operation."""
@@ -207,7 +210,7 @@ class StoreClient(StoreAccess):
         finish_at_exit(self)
 
         def operation(store: Store) -> LeaseResult:
-            self._budget_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
+            self._local_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
             result = store.try_acquire_lease(
                 key, owner=f"{member}/{owner}", known_version=max(known_version, 0), lease=lease

@@ -59,7 +59,7 @@ def new_id() -> str:
     return token_urlsafe(9)
 
 
-class BudgetStorage(Storage, MovingWindowSupport, ABC):
+class EntryStorage(Storage, MovingWindowSupport, ABC):
     """A moving-window storage of ``limits`` that takes several windows in one step.
 
     Separate ``hit`` calls would charge the first limit for a request that the second one rejects.
@@ -245,8 +245,8 @@ class Store(Protocol):
     """Whether API requests are counted in a place of their own, which may fail while the rest of the store works."""
 
     @property
-    def budget(self) -> BudgetStorage:
-        """Keeps the entries of the budget."""
+    def budget(self) -> EntryStorage:
+        """Storage of the entries: of the token budget, and of the rate limits of API requests."""
         ...
 
     def after_fork(self) -> None:

@@ -22,7 +22,7 @@ from pay88_adapters.core.history import (
     verdict,
 )
 
-from .base import BudgetStorage, LeaseResult, Member, StoreView
+from .base import EntryStorage, LeaseResult, Member, StoreView
 from .members import HORIZON, MOST_MEMBERS, assigned_divisor, member_of, with_share
 from .record_slot import RecordSlot
 
@@ -57,7 +57,7 @@ _EMPTY = RecordSlot()
 _NEVER = (float("-inf"), 0)
 
 
-class MemoryStorage(BudgetStorage):
+class MemoryStorage(EntryStorage):
     """Entries in memory, one history a key.
 
     The library's own ``MemoryStorage`` reads the wall clock, which can be set, and starts timer

@@ -29,7 +29,7 @@ from pay88_adapters.core.history import (
 )
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
-from .base import REMEDY, BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
+from .base import REMEDY, EntryStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
 from .members import FIRST_DIVISOR, GRACE, GROWTH_INTERVAL, HORIZON, MOST_MEMBERS, member_of
 
 try:
@@ -174,7 +174,7 @@ def _is_outdated(error: Exception) -> bool:
     return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
 
-class RedisStorage(BudgetStorage):
+class RedisStorage(EntryStorage):
     """Histories on the server, each in one string."""
 
     def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:

@@ -21,7 +21,7 @@ from pay88_adapters.core.errors import ConfigurationError, shorten
 from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest, verdict
 from pay88_adapters.core.secret import redact
 
-from .base import BudgetStorage, LeaseResult, StoreClock, StoreError, StoreView
+from .base import EntryStorage, LeaseResult, StoreClock, StoreError, StoreView
 from .members import member_of
 from .sqlite_file import DatabaseFile
 from .sqlite_rows import (
@@ -40,7 +40,7 @@ _SCHEME = "sqlite://"
 _ACCESS = ("access=owner", "access=group")
 
 
-class SqliteStorage(BudgetStorage):
+class SqliteStorage(EntryStorage):
     """Entries in two files, one a row.
 
     Args:

@@ -264,7 +264,7 @@ class Process:
             Remote(self, world.spares[host], lambda: world.spare_reachable(host)) if world.scenario.fallback else None
         )
         self.fleet = StoreClient(remote, self.clock, world.scenario.share, spare, f"host {host}")
-        self.fleet.budget.claim = self._noted(self.fleet.budget.claim)  # type: ignore[assignment,method-assign]
+        self.fleet.token_entries.claim = self._noted(self.fleet.token_entries.claim)  # type: ignore[assignment,method-assign]
         idle = number < world.scenario.idle
         self.managers = [Manager(self, idle=idle) for _ in range(world.scenario.managers)]
         # The core has set its timeouts by now. Nothing here blocks.
@@ -338,4 +338,4 @@ class Process:
 
     def known(self) -> set[str]:
         """Return the ids of the units that it knows."""
-        return {entry.id for entry in self.fleet.budget_copy.known(self.world.budget_key)}
+        return {entry.id for entry in self.fleet.local_copy.known(self.world.budget_key)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, History
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
-from pay88_adapters.stores.base import BudgetStorage, LeaseResult, StoreError, StoreView
+from pay88_adapters.stores.base import EntryStorage, LeaseResult, StoreError, StoreView
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Remote:
 
     def __init__(self, process: Process, store: MemoryStore, reachable: Callable[[], str]) -> None:
         self.process, self._store, self._reachable = process, store, reachable
-        self.budget: BudgetStorage = _RemoteBudget(self)
+        self.budget: EntryStorage = _RemoteBudget(self)
 
     def after_fork(self) -> None:
         """Nothing here forks."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
-from pay88_adapters.stores.base import BudgetStorage, Store
+from pay88_adapters.stores.base import EntryStorage, Store
 from pay88_adapters.stores.members import FIRST_DIVISOR, HORIZON
 from pay88_adapters.stores.memory import MemoryStorage
 
@@ -22,7 +22,7 @@ _NEVER = float("-inf")
 _Limits = tuple[tuple[int, float], ...]  # units, and the seconds that each counts
 
 
-class StoreBudget(MemoryStorage):
+class LocalCopy(MemoryStorage):
     """This process's copy of the shared budget, from which it acquires units in degraded mode.
 
     A unit that it acquires in degraded mode counts as if every other process acquired one too: as much as its share is
@@ -218,7 +218,7 @@ class StoreBudget(MemoryStorage):
         """Whether a share of less than one unit is none: the shares that the store assigns never exceed the budget."""
         return self._share.is_assigned
 
-    def _claim_share(self, storage: BudgetStorage, claim: Claim, keys: Iterable[str], divisor: int) -> ClaimResult:
+    def _claim_share(self, storage: EntryStorage, claim: Claim, keys: Iterable[str], divisor: int) -> ClaimResult:
         if not self._rounds_down:
             divisor = min(divisor, max(window.limit for window in claim.windows))
         windows = [self._reduced(window, divisor) for window in claim.windows]

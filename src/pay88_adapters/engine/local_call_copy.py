@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pay88_adapters.core.history import Claim, Window
 
-from .store_budget import StoreBudget
+from .local_copy import LocalCopy
 
 
-class CallBudget(StoreBudget):
+class LocalCallCopy(LocalCopy):
     """This process's copy of the shared rate limits, from which it acquires units in degraded mode (rules 22 and 24).
 
     Unlike the token budget, a rate limit may be exceeded: the service responds with a 429 and has executed nothing. But

@@ -23,7 +23,7 @@ class Pacer:
     """The pacing of one process."""
 
     def __init__(self, process: StoreClient) -> None:
-        self.pacing = Pacing(process.call_budget, URL)
+        self.pacing = Pacing(process.call_entries, URL)
 
     def send(self) -> WindowsResult:
         """Acquire the unit of one payment."""
