@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.engine.pacing import CALL_LIMITS, Pacing
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.events import Event, StoreDegraded, StoreRestored
-from pay88_adapters.stores.base import WindowsResult
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from support.processes import OLD, URL, Process, WorkerGroup
@@ -25,7 +25,7 @@ class Pacer:
     def __init__(self, process: StoreClient) -> None:
         self.pacing = Pacing(process.call_entries, URL)
 
-    def send(self) -> WindowsResult:
+    def send(self) -> StorageResult:
         """Acquire the unit of one payment."""
         return self.pacing.acquire("transactions", MERCHANT)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.core.history import Claim, ClaimResult, History, Window
+from pay88_adapters.core.history import Acquisition, History, StorageResult, Window
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -75,9 +75,9 @@ class _LedgerStorage(MemoryStorage):
         super().__init__(clock.now)
         self._ledger = ledger
 
-    def claim(self, claim: Claim) -> ClaimResult:
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
         self._ledger.before("acquire")
-        return super().claim(claim)
+        return super().acquire(acquisition)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         self._ledger.before("add")

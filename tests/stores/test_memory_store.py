@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pay88_adapters.core.history import MIN_TTL, Claim, Cooldown, Entry, Window
+from pay88_adapters.core.history import MIN_TTL, Acquisition, Cooldown, Entry, Window
 from pay88_adapters.stores.base import LeaseResult, Member
 from pay88_adapters.stores.members import HORIZON
 from pay88_adapters.stores.memory import MemoryStore
@@ -99,11 +99,11 @@ def test_rule_04_a_record_says_when_it_was_written_and_when_it_was_stored(scene:
 def test_rule_17_what_interrupts_a_claim_sees_the_entries_and_takes_none(scene: Scene) -> None:
     """It may try again in a moment."""
     budget = scene.store.budget
-    claim = Claim([WINDOW], ["a"])
-    assert budget.claim(claim).wait == 0.0
+    acquisition = Acquisition([WINDOW], ["a"])
+    assert budget.acquire(acquisition).wait == 0.0
     interrupted = []
-    scene.now.interruption = lambda: interrupted.append(budget.claim(claim._replace(ids=["b"])))
-    assert budget.claim(claim._replace(ids=["c"])).wait == 0.0
+    scene.now.interruption = lambda: interrupted.append(budget.acquire(acquisition._replace(ids=["b"])))
+    assert budget.acquire(acquisition._replace(ids=["c"])).wait == 0.0
     (result,) = interrupted
     assert 0.0 < result.wait < 1.0
     assert [entry.id for entry in result.histories["key"]] == ["a"]
@@ -157,14 +157,14 @@ def test_what_is_over_leaves_the_memory_every_ten_minutes(scene: Scene) -> None:
     """Records, members, histories and cooldowns of merchants that are gone. A lease that runs is not over."""
     scene.lead("a/1", "gone")
     scene.store.try_acquire_lease("leased", owner="b/1", known_version=0, lease=100_000.0)
-    scene.store.budget.claim(Claim([WINDOW._replace(key="gone")], ["a"]))
+    scene.store.budget.acquire(Acquisition([WINDOW._replace(key="gone")], ["a"]))
     scene.store.budget.start_cooldown("gone", Cooldown(60.0, 0.0, ""))
     scene.store.budget.start_cooldown("barred", Cooldown(100_000.0, 0.0, ""))
     assert scene.kept() == (2, 2, 1, 2)
 
     def use() -> None:
         scene.lead("c/1")
-        scene.store.budget.claim(Claim([WINDOW], [str(scene.now.seconds)]))
+        scene.store.budget.acquire(Acquisition([WINDOW], [str(scene.now.seconds)]))
 
     scene.now.seconds += 599.9
     use()

@@ -12,10 +12,10 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
-from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Window, counted, wait_for
+from pay88_adapters.core.history import Acquisition, Ages, Cooldown, StorageResult, Window, counted, wait_for
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.snapshot import failure_from, failure_to
-from pay88_adapters.stores.base import EntryStorage, WindowsResult, new_id
+from pay88_adapters.stores.base import EntryStorage, new_id
 
 _HOUR = 3600
 _DAY = 86_400.0
@@ -36,7 +36,7 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
         self._windows = storage
         self._guard = guard
 
-    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> WindowsResult:
+    def acquire_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> StorageResult:
         """Acquire a unit of every limit, or none."""
         return self._windows.acquire_all([self.window(item, *names) for item, names in items])
 
@@ -84,26 +84,26 @@ class TokenBudget:
     def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
         """Acquire one unit of every limit that applies, or none."""
         windows = self.windows(merchant_id, from_reserve=from_reserve)
-        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_cooldown, durable=True)
-        answer = self._storage.claim(claim)
+        acquisition = Acquisition(windows, [new_id()], longest_cooldown=self._longest_cooldown, durable=True)
+        result = self._storage.acquire(acquisition)
         reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
-        if answer.wait == 0:
+        if result.wait == 0:
             return AcquireResult(True, 0.0, reserve_used, pace=pace)
-        cooldown = answer.cooldown
+        cooldown = result.cooldown
         if cooldown is not None and cooldown.left(self._longest_cooldown) > 0:
-            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(cooldown))
+            return AcquireResult(False, result.wait, reserve_used, result.wait, pace, _reported(cooldown))
         regular = windows[: len(self._limits)]
-        refresh_allowed_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in regular)
-        return AcquireResult(False, answer.wait, reserve_used, refresh_allowed_in, pace, self._refusal(answer, regular))
+        refresh_allowed_in = max(wait_for(each, counted(each, result.histories[each.key]), 1) for each in regular)
+        return AcquireResult(False, result.wait, reserve_used, refresh_allowed_in, pace, self._refusal(result, regular))
 
-    def _refusal(self, answer: ClaimResult, regular: Sequence[Window]) -> Failure:
+    def _refusal(self, result: StorageResult, regular: Sequence[Window]) -> Failure:
         left = {
-            item: item.amount - len(counted(window, answer.histories[window.key]))
+            item: item.amount - len(counted(window, result.histories[window.key]))
             for item, window in zip(self._limits, regular, strict=True)
         }
         spent = ", ".join(str(item) for item, units in left.items() if units <= 0)
-        if answer.reason:
-            why = answer.reason
+        if result.reason:
+            why = result.reason
         elif spent:
             why = f"token budget exhausted ({spent})"
         else:

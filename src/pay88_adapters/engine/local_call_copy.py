@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pay88_adapters.core.history import Claim, Window
+from pay88_adapters.core.history import Acquisition, Window
 
 from .local_copy import LocalCopy
 
@@ -28,6 +28,6 @@ class LocalCallCopy(LocalCopy):
     def _without_reserved(self, window: Window) -> Window:
         return window
 
-    def _refusal(self, claim: Claim, divisor: int) -> str:
+    def _refusal(self, acquisition: Acquisition, divisor: int) -> str:
         why = f"the rate limit of this {self._who} (1/{divisor}) is reached"
         return f"the shared store is unavailable and {why}: {self._remedy}"

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
+from pay88_adapters.core.history import (
+    Acquisition,
+    Ages,
+    Cooldown,
+    Entry,
+    History,
+    StorageResult,
+    Window,
+    counted,
+    longest,
+)
 from pay88_adapters.stores.base import EntryStorage, Store
 from pay88_adapters.stores.members import FIRST_DIVISOR, HORIZON
 from pay88_adapters.stores.memory import MemoryStorage
@@ -55,39 +65,39 @@ class LocalCopy(MemoryStorage):
         self._degraded_entries.after_fork()
         self._unreported = {}  # the parent reports them
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        keys = dict.fromkeys(window.key for window in claim.windows)
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        keys = dict.fromkeys(window.key for window in acquisition.windows)
         for key in keys:
-            limits = tuple((window.limit, window.expiry) for window in claim.windows if window.key == key)
+            limits = tuple((window.limit, window.expiry) for window in acquisition.windows if window.key == key)
             self._limits[key] = self._known_limits.setdefault(limits, limits)
-        windows = list(claim.windows)
+        windows = list(acquisition.windows)
 
-        def operation(store: Store) -> ClaimResult:
+        def operation(store: Store) -> StorageResult:
             self.flush(store)
             for key in keys:
                 cooldown = self.cooldown(key)
                 if cooldown is not None:  # the store may have lost it
                     store.budget.start_cooldown(key, cooldown)
-            known = {key: self.known(key) for key in keys} if claim.durable else claim.known
-            windows[:] = (self._without_reserved(window) for window in claim.windows)
-            return store.budget.claim(claim._replace(windows=windows, known=known))
+            known = {key: self.known(key) for key in keys} if acquisition.durable else acquisition.known
+            windows[:] = (self._without_reserved(window) for window in acquisition.windows)
+            return store.budget.acquire(acquisition._replace(windows=windows, known=known))
 
         asked_at = self._now()
-        answer = self._link.attempt(operation)
-        if answer is None:
-            return self._claim_degraded(claim, keys)
-        for key, history in answer.histories.items():
-            self.import_history(key, history, _ttl(claim, key), asked_at)
-        if answer.cooldown is not None:
-            super().start_cooldown(next(iter(keys)), answer.cooldown)
-        elif answer.wait and windows != list(claim.windows):
-            degraded = self._claim_degraded(claim, keys)  # its own share is free in any case
+        result = self._link.attempt(operation)
+        if result is None:
+            return self._acquire_degraded(acquisition, keys)
+        for key, history in result.histories.items():
+            self.import_history(key, history, _ttl(acquisition, key), asked_at)
+        if result.cooldown is not None:
+            super().start_cooldown(next(iter(keys)), result.cooldown)
+        elif result.wait and windows != list(acquisition.windows):
+            degraded = self._acquire_degraded(acquisition, keys)  # its own share is free in any case
             if not degraded.wait:
                 self._link.attempt(self.flush)
                 return degraded
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
-            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL), reason=why)
-        return answer
+            return result._replace(wait=min(result.wait, RETRY_INTERVAL), reason=why)
+        return result
 
     def _without_reserved(self, window: Window) -> Window:
         """Return *window* without the units that processes may have acquired in degraded mode and not reported yet.
@@ -176,38 +186,38 @@ class LocalCopy(MemoryStorage):
 
     # --- degraded mode
 
-    def _claim_degraded(self, claim: Claim, keys: Iterable[str]) -> ClaimResult:
+    def _acquire_degraded(self, acquisition: Acquisition, keys: Iterable[str]) -> StorageResult:
         cooldown = longest(map(self.cooldown, keys))
-        left = cooldown.left(claim.longest_cooldown) if cooldown is not None else 0.0
+        left = cooldown.left(acquisition.longest_cooldown) if cooldown is not None else 0.0
         if left > 0:
-            return ClaimResult(left, {key: self.history(key) for key in keys}, cooldown)
-        answer = self._in_fallback(claim, keys)
-        if answer is None:
+            return StorageResult(left, {key: self.history(key) for key in keys}, cooldown)
+        result = self._in_fallback(acquisition, keys)
+        if result is None:
             # A process that cannot use the file that it should share can only guess how many others cannot.
             spread = 1 if self._fallback is None else FIRST_DIVISOR
-            answer = self._claim_share(self._degraded_entries, claim, keys, spread * self._divisor())
-        if answer.wait:
-            return answer._replace(wait=min(answer.wait, RETRY_INTERVAL))  # the store may recover earlier
+            result = self._acquire_share(self._degraded_entries, acquisition, keys, spread * self._divisor())
+        if result.wait:
+            return result._replace(wait=min(result.wait, RETRY_INTERVAL))  # the store may recover earlier
         now = self._now()
         with self._lock:
             for key in keys:
-                super().merge(key, [Entry(name, 0.0) for name in claim.ids], _ttl(claim, key))
+                super().merge(key, [Entry(name, 0.0) for name in acquisition.ids], _ttl(acquisition, key))
                 self._unreported = {
                     **self._unreported,
-                    key: {**self._unreported.get(key, {}), **dict.fromkeys(claim.ids, now)},
+                    key: {**self._unreported.get(key, {}), **dict.fromkeys(acquisition.ids, now)},
                 }
-        return answer
+        return result
 
-    def _in_fallback(self, claim: Claim, keys: Iterable[str]) -> ClaimResult | None:
+    def _in_fallback(self, acquisition: Acquisition, keys: Iterable[str]) -> StorageResult | None:
         link = self._fallback
         if link is None:
             return None
         divisor = self._divisor()
-        answer = link.attempt(lambda store: self._claim_share(store.budget, claim, keys, divisor))
-        for key, history in answer.histories.items() if answer is not None else ():
-            self._degraded_entries.merge(key, history, _ttl(claim, key))
-            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(claim, key))
-        return answer
+        result = link.attempt(lambda store: self._acquire_share(store.budget, acquisition, keys, divisor))
+        for key, history in result.histories.items() if result is not None else ():
+            self._degraded_entries.merge(key, history, _ttl(acquisition, key))
+            super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(acquisition, key))
+        return result
 
     def _divisor(self) -> int:
         """Return the divisor of the present share of this process, or of its host; 0 for none."""
@@ -218,17 +228,19 @@ class LocalCopy(MemoryStorage):
         """Whether a share of less than one unit is none: the shares that the store assigns never exceed the budget."""
         return self._share.is_assigned
 
-    def _claim_share(self, storage: EntryStorage, claim: Claim, keys: Iterable[str], divisor: int) -> ClaimResult:
+    def _acquire_share(
+        self, storage: EntryStorage, acquisition: Acquisition, keys: Iterable[str], divisor: int
+    ) -> StorageResult:
         if not self._rounds_down:
-            divisor = min(divisor, max(window.limit for window in claim.windows))
-        windows = [self._reduced(window, divisor) for window in claim.windows]
-        known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not claim.durable) :] for key in keys}
-        ids = [f"{name}{_OTHERS}{n}" if n else name for name in claim.ids for n in range(max(divisor, 1))]
+            divisor = min(divisor, max(window.limit for window in acquisition.windows))
+        windows = [self._reduced(window, divisor) for window in acquisition.windows]
+        known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not acquisition.durable) :] for key in keys}
+        ids = [f"{name}{_OTHERS}{n}" if n else name for name in acquisition.ids for n in range(max(divisor, 1))]
         if divisor and all(len(ids) <= window.limit for window in windows):
-            answer = storage.claim(claim._replace(windows=windows, ids=ids, known=known))
+            result = storage.acquire(acquisition._replace(windows=windows, ids=ids, known=known))
         else:
-            answer = ClaimResult(RETRY_INTERVAL, {key: self.history(key) for key in keys})
-        return answer._replace(reason=self._refusal(claim, divisor)) if answer.wait else answer
+            result = StorageResult(RETRY_INTERVAL, {key: self.history(key) for key in keys})
+        return result._replace(reason=self._refusal(acquisition, divisor)) if result.wait else result
 
     def _reduced(self, window: Window, divisor: int) -> Window:
         limit = window.limit
@@ -244,8 +256,8 @@ class LocalCopy(MemoryStorage):
         since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
-    def _refusal(self, claim: Claim, divisor: int) -> str:
-        small = min(claim.windows, key=lambda window: window.limit).limit
+    def _refusal(self, acquisition: Acquisition, divisor: int) -> str:
+        small = min(acquisition.windows, key=lambda window: window.limit).limit
         if not divisor:
             why = f"this {self._who} has no share of the token budget"
         elif self._rounds_down and divisor > small:
@@ -300,5 +312,5 @@ class LocalCopy(MemoryStorage):
                 self._unreported = {**self._unreported, key: {**lost, **self._unreported.get(key, {})}}
 
 
-def _ttl(claim: Claim, key: str) -> float:
-    return max(window.expiry for window in claim.windows if window.key == key)
+def _ttl(acquisition: Acquisition, key: str) -> float:
+    return max(window.expiry for window in acquisition.windows if window.key == key)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
-from pay88_adapters.core.history import wait_for
+from pay88_adapters.core.history import StorageResult, wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
-from pay88_adapters.stores.base import EntryStorage, WindowsResult
+from pay88_adapters.stores.base import EntryStorage
 
 from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
@@ -125,17 +125,17 @@ class Pacing:
         waits = [wait_for(window, self._strategy.ages(window), 1) for window in windows]
         return max(self._denied(group, now)[0].wait, *waits)
 
-    def acquire(self, group: str, merchant_id: str) -> WindowsResult:
+    def acquire(self, group: str, merchant_id: str) -> StorageResult:
         """Acquire a unit of every limit of *group*, or none. May block."""
         names = self._names(group, merchant_id)
-        return self._strategy.hit_all([(item, names) for item in CALL_LIMITS])
+        return self._strategy.acquire_all([(item, names) for item in CALL_LIMITS])
 
     def left(self, group: str, merchant_id: str) -> dict[str, int]:
         """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``. May block."""
         names = self._names(group, merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
-    def record_result(self, permit: RateLimitPermit, result: WindowsResult, now: float) -> None:
+    def record_result(self, permit: RateLimitPermit, result: StorageResult, now: float) -> None:
         """Record the result of :meth:`acquire`. With a unit, the attempt is in progress until :meth:`end_attempt`."""
         if not result.wait:
             permit.taken, permit.lost_at = True, now + _LONGEST_ATTEMPT

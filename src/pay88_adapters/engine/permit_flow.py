@@ -18,8 +18,8 @@ from pay88_adapters.core.errors import (
 from pay88_adapters.core.events import (
     CallWaited,
 )
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.core.retry import ConnectionFailure
-from pay88_adapters.stores.base import WindowsResult
 
 from .effects import (
     AcquireTokenFlow,
@@ -153,7 +153,7 @@ def acquire_rate_permit(
         while True:
             permit = state.transition(lambda _, now: pacing.reserve(group, now))
             if isinstance(permit, RateLimitPermit):
-                result: WindowsResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                result: StorageResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
                 state.transition(partial(_record_result, pacing, permit, result))
                 wait, reason = result.wait, result.reason
             else:
@@ -185,7 +185,7 @@ def _exhausted(state: ManagerState, group: str, wait: float, reason: str) -> Req
     )
 
 
-def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: WindowsResult, _: object, now: float) -> None:
+def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: StorageResult, _: object, now: float) -> None:
     pacing.record_result(rate_permit, result, now)
 
 

@@ -17,12 +17,12 @@ from typing import ClassVar, NamedTuple, NoReturn, Protocol
 from limits.storage import MovingWindowSupport, Storage
 
 from pay88_adapters.core.history import (
+    Acquisition,
     Ages,
-    Claim,
-    ClaimResult,
     Cooldown,
     Entry,
     History,
+    StorageResult,
     Window,
     counted,
 )
@@ -43,17 +43,6 @@ class StoreError(Exception):
         self.remedy = remedy
 
 
-class WindowsResult(NamedTuple):
-    """Result of one acquisition."""
-
-    wait: float
-    """0 if every window got an entry; else the seconds until all of them can."""
-    ages: Sequence[Ages]
-    """Ages of the entries that count in each window now, including the new ones."""
-    reason: str = ""
-    """Why it was not granted, if the windows of all processes together do not contain the reason."""
-
-
 def new_id() -> str:
     """Return a new unique id of an entry."""
     return token_urlsafe(9)
@@ -68,8 +57,8 @@ class EntryStorage(Storage, MovingWindowSupport, ABC):
     STORAGE_SCHEME = None  # only the package creates it, never a URL
 
     @abstractmethod
-    def claim(self, claim: Claim) -> ClaimResult:
-        """Grant the whole claim, or nothing.
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        """Add all entries of *acquisition*, or none.
 
         Raises:
             StoreError: The store is unavailable.
@@ -112,15 +101,13 @@ class EntryStorage(Storage, MovingWindowSupport, ABC):
             StoreError: The store is unavailable.
         """
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> WindowsResult:
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> StorageResult:
         """Add *amount* entries to the history of every window, or to none.
 
         Raises:
             StoreError: The store is unavailable.
         """
-        answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
-        ages = [counted(window, answer.histories[window.key]) for window in windows]
-        return WindowsResult(answer.wait, ages, answer.reason)
+        return self.acquire(Acquisition(windows, [new_id() for _ in range(amount)]))
 
     def usable_limit(self, window: Window) -> int:
         """Return how many entries *window* may hold at present: its limit, unless some are set aside."""

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.core.history import (
     MIN_TTL,
-    Claim,
-    ClaimResult,
+    Acquisition,
     Cooldown,
     History,
     Past,
+    StorageResult,
     Window,
     instants,
     longest,
@@ -85,21 +85,25 @@ class MemoryStorage(EntryStorage):
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
         return _is_held_here(self._lock)
 
-    def claim(self, claim: Claim) -> ClaimResult:
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
         if self.is_held_here:
-            return ClaimResult(_REENTRY_WAIT, {window.key: self.history(window.key) for window in claim.windows})
+            return StorageResult(
+                _REENTRY_WAIT, {window.key: self.history(window.key) for window in acquisition.windows}
+            )
         with self._lock:
             now = self._now()
-            keys = dict.fromkeys(window.key for window in claim.windows)
-            ttl = max(window.expiry for window in claim.windows)
-            kept = {key: self._kept(key).with_(instants(claim.known.get(key, ()), now), ttl, now) for key in keys}
+            keys = dict.fromkeys(window.key for window in acquisition.windows)
+            ttl = max(window.expiry for window in acquisition.windows)
+            kept = {key: self._kept(key).with_(instants(acquisition.known.get(key, ()), now), ttl, now) for key in keys}
             cooldown = self._longest_cooldown(keys, now)
-            wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, cooldown)
+            wait = verdict(acquisition, {key: each.history(now) for key, each in kept.items()}, cooldown)
             if wait == 0:
-                kept = {key: each.with_([(now, name) for name in claim.ids], ttl, now) for key, each in kept.items()}
+                kept = {
+                    key: each.with_([(now, name) for name in acquisition.ids], ttl, now) for key, each in kept.items()
+                }
             self._histories.update(kept)  # one step, whatever interrupts it
             self._sweep(now)
-            return ClaimResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
+            return StorageResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:

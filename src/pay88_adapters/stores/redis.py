@@ -18,11 +18,11 @@ from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.history import (
     FOREVER,
     MIN_TTL,
-    Claim,
-    ClaimResult,
+    Acquisition,
     Cooldown,
     History,
     Past,
+    StorageResult,
     Window,
     counted,
     verdict,
@@ -43,7 +43,7 @@ from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
 from .replicas import Replication
-from .scripts import ACQUIRE_LEASE, CLAIM, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH, REMOVE_MEMBER
+from .scripts import ACQUIRE, ACQUIRE_LEASE, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH, REMOVE_MEMBER
 
 T = TypeVar("T")
 
@@ -183,27 +183,32 @@ class RedisStorage(EntryStorage):
         self._replication = Replication()
         self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        keys = list(dict.fromkeys(window.key for window in claim.windows))
-        windows = [
-            arg for each in claim.windows for arg in (keys.index(each.key) + 1, each.limit, self._micros(each.expiry))
-        ]
-        ttl = max(MIN_TTL, *(window.expiry for window in claim.windows))
-        longest = _FOREVER if claim.longest_cooldown == FOREVER else self._micros(claim.longest_cooldown)
-        args: list[object] = [self._micros(ttl), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
-        for key in keys:
-            known = claim.known.get(key, ())
-            args += [len(known), *self._encoded(known)]
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        keys = list(dict.fromkeys(window.key for window in acquisition.windows))
+        args = self._acquire_args(keys, acquisition)
         script_keys = [*map(self._key, keys), *map(self._cooldown_key, keys)]
 
-        def operation(client: Any) -> ClaimResult:
-            now, granted, texts, reply = CLAIM(client, script_keys, *args)
+        def operation(client: Any) -> StorageResult:
+            now, granted, texts, reply = ACQUIRE(client, script_keys, *args)
             histories = {key: self._history(now, text) for key, text in zip(keys, texts, strict=True)}
             cooldown = self._cooldown(reply) if reply else None
-            wait = 0.0 if granted else max(verdict(claim, histories, cooldown), 1e-3)
-            return ClaimResult(wait, histories, cooldown)
+            wait = 0.0 if granted else max(verdict(acquisition, histories, cooldown), 1e-3)
+            return StorageResult(wait, histories, cooldown)
 
-        return self._run_replicated(operation) if claim.durable else self._server.run(operation)
+        return self._run_replicated(operation) if acquisition.durable else self._server.run(operation)
+
+    def _acquire_args(self, keys: list[str], acquisition: Acquisition) -> list[object]:
+        """Return the arguments of the script: see there."""
+        windows, ids, cap = acquisition.windows, acquisition.ids, acquisition.longest_cooldown
+        ttl = max(MIN_TTL, *(window.expiry for window in windows))
+        args: list[object] = [self._micros(ttl), _FOREVER if cap == FOREVER else self._micros(cap), len(windows)]
+        for each in windows:
+            args += [keys.index(each.key) + 1, each.limit, self._micros(each.expiry)]
+        args += [len(ids), *ids]
+        for key in keys:
+            known = acquisition.known.get(key, ())
+            args += [len(known), *self._encoded(known)]
+        return args
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         args = (self._micros(max(ttl, MIN_TTL)), *self._encoded(entries))

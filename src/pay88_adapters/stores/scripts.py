@@ -88,7 +88,7 @@ end
 # KEYS: the histories, then their cooldowns. ARGV: seconds to keep them, cap of a cooldown, number of
 # windows there are and of each the history, the limit and the expiry; how many ids and which; then for each history
 # how many entries the caller knows, and of each its id and its age
-CLAIM = Script(
+ACQUIRE = Script(
     _BASICS,
     _HISTORY,
     """

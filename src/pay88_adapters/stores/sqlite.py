@@ -18,7 +18,17 @@ from urllib.parse import quote, unquote
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest, verdict
+from pay88_adapters.core.history import (
+    Acquisition,
+    Cooldown,
+    Entry,
+    History,
+    StorageResult,
+    Window,
+    counted,
+    longest,
+    verdict,
+)
 from pay88_adapters.core.secret import redact
 
 from .base import EntryStorage, LeaseResult, StoreClock, StoreError, StoreView
@@ -56,23 +66,23 @@ class SqliteStorage(EntryStorage):
     def _file(self, key: str) -> DatabaseFile:
         return self._calls if key.partition("/")[0] in RATE_LIMITED_GROUPS else self._tokens
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        keys = dict.fromkeys(window.key for window in claim.windows)
-        ttl = max(window.expiry for window in claim.windows)
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        keys = dict.fromkeys(window.key for window in acquisition.windows)
+        ttl = max(window.expiry for window in acquisition.windows)
 
-        def operation(db: sqlite3.Connection, now: float) -> ClaimResult:
+        def operation(db: sqlite3.Connection, now: float) -> StorageResult:
             forget_entries(db, now)
             for key in keys:
-                merge_entries(db, key, claim.known.get(key, ()), ttl, now)
+                merge_entries(db, key, acquisition.known.get(key, ()), ttl, now)
             histories = {key: read_history(db, key, now) for key in keys}
             cooldown = longest(read_cooldown(db, key, now) for key in keys)
-            wait = verdict(claim, histories, cooldown)
+            wait = verdict(acquisition, histories, cooldown)
             if wait == 0:
-                new = [Entry(name, 0.0) for name in claim.ids]
+                new = [Entry(name, 0.0) for name in acquisition.ids]
                 for key in keys:
                     merge_entries(db, key, new, ttl, now)
-                histories = {key: with_entries(past, claim.ids) for key, past in histories.items()}
-            return ClaimResult(wait, histories, cooldown)
+                histories = {key: with_entries(past, acquisition.ids) for key, past in histories.items()}
+            return StorageResult(wait, histories, cooldown)
 
         return self._file(next(iter(keys))).do(operation)
 

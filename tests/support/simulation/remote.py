@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, History
+from pay88_adapters.core.history import Acquisition, Cooldown, History, StorageResult
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores.base import EntryStorage, LeaseResult, StoreError, StoreView
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -88,8 +88,8 @@ class _RemoteBudget(MemoryStorage):
         super().__init__(lambda: 0.0)
         self._remote = remote
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        return self._remote.ask(lambda store: store.budget.claim(claim))
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        return self._remote.ask(lambda store: store.budget.acquire(acquisition))
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         self._remote.ask(lambda store: store.budget.merge(key, entries, ttl))
