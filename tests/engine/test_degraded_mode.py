@@ -219,7 +219,7 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(outage: StoreOutage, lo
         outage.run(workers, 300)
         outage.store.budget._histories = kept if loss == "set back" else {}
         if loss == "emptied":
-            outage.store._places = {}
+            outage.store._slots = {}
         for process in workers:
             process.state.drop(process.state.fast_path[0]) if process.state.fast_path[0] else None
         outage.run(workers, 300)

@@ -152,10 +152,10 @@ def test_rule_05_a_store_in_memory_keeps_the_units_and_the_token_once() -> None:
         token = manager.get_token()
         store_client = manager._state.settings.store_client
         until(lambda: not manager.stats().fetching)
-        (place,) = store_client.store._places.values()
+        (slot,) = store_client.store._slots.values()
     assert store_client.token_entries is store_client.store.budget
-    assert place.content.token is token
-    assert not place.content.budget_entries
+    assert slot.content.token is token
+    assert not slot.content.budget_entries
 
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
@@ -281,7 +281,7 @@ def test_rule_04_a_memory_store_forgets_records_that_have_expired() -> None:
     clock.advance(601)
     again = store.try_acquire_lease("key0", owner="you", known_version=0, lease=20).fencing_token
     assert again > fences[0]
-    assert set(store._places) == {"long", "key0"}
+    assert set(store._slots) == {"long", "key0"}
     assert store.publish("long", fencing_token=kept, content="a token", ttl=60)
     assert not store.publish("key0", fencing_token=fences[0], content="an old one", ttl=60)
     assert store.publish("key0", fencing_token=again, content="a new one", ttl=60)

@@ -42,7 +42,7 @@ class Scene:
     def kept(self) -> tuple[int, int, int, int]:
         """Return how many records, members, histories and cooldowns are in memory."""
         budget = self.store.budget
-        return len(self.store._places), len(self.store._members), len(budget._histories), len(budget._cooldowns)
+        return len(self.store._slots), len(self.store._members), len(budget._histories), len(budget._cooldowns)
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ class MemoryStore:
         self.budget = MemoryStorage(now)
         self._now = now
         self._lock = threading.RLock()
-        self._places: dict[str, RecordSlot] = {}
+        self._slots: dict[str, RecordSlot] = {}
         self._members: dict[str, tuple[float, int]] = {}  # last lease attempt of each, and divisor of its share
         self._swept_at = float("-inf")
 
@@ -192,7 +192,7 @@ class MemoryStore:
         """Continue without the parent's threads: replace the locks, and release the leases that they held."""
         self.budget.after_fork()
         self._lock = threading.RLock()
-        self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
+        self._slots = {key: replace(slot, leased_until=0.0) for key, slot in self._slots.items()}
 
     @property
     def is_held_here(self) -> bool:
@@ -205,9 +205,9 @@ class MemoryStore:
         with self._lock:
             now = self._now()
             self._sweep(now)
-            place = self._place(key)
-            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
-            self._places[key] = place
+            slot = self._slot_copy(key)
+            result = slot.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
+            self._slots[key] = slot
             return self._join(result, member_of(owner), now)
 
     def remove_member(self, member: str) -> None:
@@ -218,19 +218,19 @@ class MemoryStore:
         if self.is_held_here:
             return False
         with self._lock:
-            place = self._place(key)
-            published = place.publish(
+            slot = self._slot_copy(key)
+            published = slot.publish(
                 self._now(), fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
             )
-            self._places[key] = place
+            self._slots[key] = slot
             return published
 
     def peek(self, key: str) -> StoreView:
-        return self._place(key).peek(self._now())
+        return self._slot_copy(key).peek(self._now())
 
-    def _place(self, key: str) -> RecordSlot:
-        # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
-        return replace(self._places.get(key, _EMPTY))
+    def _slot_copy(self, key: str) -> RecordSlot:
+        # Replaces the original once all is done: an exception at any instruction leaves no half.
+        return replace(self._slots.get(key, _EMPTY))
 
     def _join(self, result: LeaseResult, member: str, now: float) -> LeaseResult:
         if not member:
@@ -248,9 +248,9 @@ class MemoryStore:
         if now < self._swept_at + _SWEEP:
             return
         self._swept_at = now
-        for key, place in list(self._places.items()):
-            if place.is_dead(now):  # the fencing tokens of a new record start from the clock: none is ever issued twice
-                self._places.pop(key, None)
+        for key, slot in list(self._slots.items()):
+            if slot.is_dead(now):  # the fencing tokens of a new record start from the clock: none is ever issued twice
+                self._slots.pop(key, None)
         for member, (at, _) in list(self._members.items()):
             if now - at >= HORIZON:
                 self._members.pop(member, None)

@@ -92,8 +92,8 @@ ACQUIRE = Script(
     _BASICS,
     _HISTORY,
     """
-local n, place = #KEYS / 2, 0
-local function argument() place = place + 1; return ARGV[place] end
+local n, position = #KEYS / 2, 0
+local function argument() position = position + 1; return ARGV[position] end
 local function number() return tonumber(argument()) end
 local kept, most, histories, windows, ids, granted, longest = number(), number(), {}, {}, {}, 1, nil
 for i = 1, number() do windows[i] = {number(), number(), number()} end
@@ -127,15 +127,15 @@ else
     end
   end
 end
-local reply = {}
+local texts = {}
 for i, history in ipairs(histories) do
   if granted == 1 then
     for _, id in ipairs(ids) do add(history, now, id) end
   end
   save(KEYS[i], history)
-  reply[i] = history.text
+  texts[i] = history.text
 end
-return {now, granted, reply, longest or {}}
+return {now, granted, texts, longest or {}}
 """,
 )
 

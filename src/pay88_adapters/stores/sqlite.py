@@ -172,10 +172,10 @@ class SqliteStore:
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         def operation(db: sqlite3.Connection, now: float) -> LeaseResult:
-            place = load_slot(db, key)
-            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
+            slot = load_slot(db, key)
+            result = slot.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
             if result.fencing_token is not None:
-                save_slot(db, key, place)
+                save_slot(db, key, slot)
             return join_members(db, result, member_of(owner), now)
 
         return self._file.do(operation)
@@ -185,12 +185,12 @@ class SqliteStore:
 
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
-            place = load_slot(db, key)
-            published = place.publish(
+            slot = load_slot(db, key)
+            published = slot.publish(
                 now, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
             )
             if published:
-                save_slot(db, key, place)
+                save_slot(db, key, slot)
                 db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))
             return published
 

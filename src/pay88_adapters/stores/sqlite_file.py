@@ -247,9 +247,9 @@ def _migrate(db: sqlite3.Connection) -> None:
         ttl = max(MIN_TTL, *(until - at for at, until in rows))
         db.executemany(INSERT, [(history, f"1.{n}", at, at + ttl) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
-    place = astuple(RecordSlot())
+    slot = astuple(RecordSlot())
     for key, given in fences:
-        row = dict(zip(COLUMNS.split(", "), place, strict=True)) | {"version": whole(given), "fences": whole(given)}
+        row = dict(zip(COLUMNS.split(", "), slot, strict=True)) | {"version": whole(given), "fences": whole(given)}
         db.execute(SAVE, (string(key), *row.values()))
 
 

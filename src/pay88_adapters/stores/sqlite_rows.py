@@ -93,8 +93,8 @@ def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:
     return RecordSlot(*record, fences, string(owner), real(leased_at), real(leased_until))
 
 
-def save_slot(db: sqlite3.Connection, key: str, place: RecordSlot) -> None:
-    db.execute(SAVE, (key, *astuple(place)))
+def save_slot(db: sqlite3.Connection, key: str, slot: RecordSlot) -> None:
+    db.execute(SAVE, (key, *astuple(slot)))
 
 
 def decode(raw: bytes) -> str:

@@ -110,13 +110,13 @@ class SimulatedStore(MemoryStore):
     def copy(self) -> tuple[Any, ...]:
         """Return all that it holds."""
         budget = self.budget
-        return dict(budget._histories), dict(budget._cooldowns), dict(self._places), dict(self._members)
+        return dict(budget._histories), dict(budget._cooldowns), dict(self._slots), dict(self._members)
 
     def restore(self, copy: tuple[Any, ...]) -> None:
         """Contain what it contained then."""
-        histories, cooldowns, places, members = map(dict, copy)
+        histories, cooldowns, slots, members = map(dict, copy)
         self.budget._histories, self.budget._cooldowns = histories, cooldowns
-        self._places, self._members = places, members
+        self._slots, self._members = slots, members
 
     def fail_over(self, copy: tuple[Any, ...]) -> None:
         """Lose what replicas did not have then, but not the budget: its writes wait for the replicas."""
