@@ -36,11 +36,11 @@ def credentials(number: int) -> Credentials:
 def registered() -> dict[str, int]:
     """Return how much of each kind the process knows."""
     process: Any = pay88_adapters.engine.manager.PROCESS
-    fleets = list(vars(process.clock)["_pay88_stores"]._fleets.values())
+    fleets = list(vars(process.clock)["_pay88_stores"]._clients.values())
     return {
         "shared": len(process.managers),
         "recent": len(process.managers._recent),
-        "referenced": len(process.referenced),
+        "pickled": len(process._pickled),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
         "entries": sum(len(fleet.token_entries._histories) for fleet in fleets),

@@ -80,7 +80,7 @@ class TokenManager:
         "_sender",
         "_state",
         "async_runner",
-        "reference",
+        "pickle_id",
         "shared_key",
         "sync_runner",
     )
@@ -123,7 +123,7 @@ class TokenManager:
         at_fork(self, _start_over)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
-        self.reference = ""  # its name in pickles; empty without any
+        self.pickle_id = ""  # see Process.pickle_id()
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:

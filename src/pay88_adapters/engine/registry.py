@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import Generic, Protocol, TypeVar
@@ -16,13 +17,14 @@ from .forks import survive_forks
 from .store_client import MemoryStoreClient, StoreAccess, StoreClient
 
 
-class Shareable(Protocol):
+class Registered(Protocol):
     """A manager, from the point of view of the registry."""
 
     shared_key: tuple[object, ...] | None
+    pickle_id: str
 
 
-M = TypeVar("M", bound=Shareable)
+M = TypeVar("M", bound=Registered)
 _SWEPT = 16  # number of kept objects from which on unused ones are removed
 KEPT = 128
 """Number of unreferenced managers that :meth:`TokenManager.shared` keeps: the most recently used."""
@@ -33,40 +35,42 @@ class OpenStores:
 
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-        self._fleets: dict[tuple[str, str | None, float | None], StoreAccess] = {}
+        self._clients: dict[tuple[str, str | None, float | None], StoreAccess] = {}
         self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
-        return len(self._fleets)
+        return len(self._clients)
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store."""
         if url == MEMORY:
             share = None  # it cannot fail
-        store_client = self._fleets.get((url, fallback, share))
+        store_client = self._clients.get((url, fallback, share))
         if store_client is None:
-            if len(self._fleets) >= self._sweep_at:
+            if len(self._clients) >= self._sweep_at:
                 # Not when its last manager is collected: the units that it consumed still count.
-                for key in [key for key, each in self._fleets.items() if each.is_unused()]:
-                    del self._fleets[key]
-                self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
+                for key in [key for key, each in self._clients.items() if each.is_unused()]:
+                    del self._clients[key]
+                self._sweep_at = max(_SWEPT, 2 * len(self._clients))
             # A signal handler or a finalizer on this thread may have created it in the meantime.
-            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
-            survive_forks(store)
-            spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
-            if spare is not None:
-                survive_forks(spare)
-            made = (
-                MemoryStoreClient(store)
-                if isinstance(store, MemoryStore)
-                else StoreClient(store, clock, share, spare, host)
-            )
-            store_client = self._fleets.setdefault((url, fallback, share), made)
+            made = self._open(url, fallback, clock, share)
+            store_client = self._clients.setdefault((url, fallback, share), made)
         return store_client
+
+    def _open(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
+        store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+        survive_forks(store)
+        if isinstance(store, MemoryStore):
+            return MemoryStoreClient(store)
+        if fallback is None:
+            return StoreClient(store, clock, share)
+        fallback_store, host = open_fallback(fallback, clock)
+        survive_forks(fallback_store)
+        return StoreClient(store, clock, share, fallback_store, host)
 
     def key(self, store_client: StoreAccess) -> tuple[str, str | None, float | None]:
         """Return the arguments that *store_client* was made with. It must be in use."""
-        return next(key for key, each in self._fleets.items() if each is store_client)
+        return next(key for key, each in self._clients.items() if each is store_client)
 
 
 class SharedManagers(Generic[M]):
@@ -118,13 +122,24 @@ class Process(Generic[M]):
     def __init__(self) -> None:
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
-        self.referenced: WeakValueDictionary[str, M] = WeakValueDictionary()
+        self._pickled: WeakValueDictionary[str, M] = WeakValueDictionary()
         self.after_fork()
         survive_forks(self)
 
     def after_fork(self) -> None:
         """Replace the lock: another thread may have held it."""
         self.lock = threading.RLock()
+
+    def pickle_id(self, manager: M) -> str:
+        """Return the id by which pickles refer to *manager*: see :meth:`unpickled`."""
+        with self.lock:
+            manager.pickle_id = manager.pickle_id or os.urandom(16).hex()
+            self._pickled[manager.pickle_id] = manager
+            return manager.pickle_id
+
+    def unpickled(self, pickle_id: str) -> M | None:
+        """Return the manager with this id, in the process that pickled it, and in those forked from it."""
+        return self._pickled.get(pickle_id)
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store on this clock."""

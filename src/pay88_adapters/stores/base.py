@@ -224,12 +224,15 @@ class StoreClock(Protocol):
 
 
 class Store(Protocol):
-    """Where managers meet. Any thread may use it, and a forked child, too."""
+    """What managers share: the record of a token with its refresh lease, and the entries of the budget.
+
+    Thread-safe and fork-safe.
+    """
 
     blocking: ClassVar[bool]
     """Whether an operation may take long, so that an event loop has to let a thread do it."""
     separate_calls: ClassVar[bool]
-    """Whether API requests are counted in a place of their own, which may fail while the rest of the store works."""
+    """Whether API requests are counted apart, in a part of the store that may fail while the rest works."""
 
     @property
     def budget(self) -> EntryStorage:
