@@ -101,28 +101,28 @@ def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> To
 
 
 def parse_token_response(
-    reply: TokenResponse, requested_at: float, credentials: ApiKey, wall: float, *, base_url: str = ""
+    response: TokenResponse, requested_at: float, credentials: ApiKey, wall: float, *, base_url: str = ""
 ) -> Token | Failure:
     """Turn a response into a token or a failure (rules 9 to 12).
 
     Args:
-        reply: The response.
+        response: The response of the token endpoint.
         requested_at: When its request was sent, in seconds of the manager's clock.
         credentials: The credentials of the request.
         wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
         base_url: Named in the failure's message.
     """
-    if reply.status == OK:
-        return _read_token(reply.body, requested_at)
-    document = _object(_decode(reply.body))
+    if response.status == OK:
+        return _read_token(response.body, requested_at)
+    document = _object(_decode(response.body))
     server_text = document.get("message")
     message = redact(server_text, credentials.api_key) if isinstance(server_text, str) and server_text else None
-    kind, what, retryable = _classify_status(reply.status)
-    retry_in = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
+    kind, what, retryable = _classify_status(response.status)
+    retry_in = retry_after(response.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
-        _describe(reply.status, base_url, credentials.merchant_id, message or "", what),
-        status=reply.status,
+        _describe(response.status, base_url, credentials.merchant_id, message or "", what),
+        status=response.status,
         server_message=message,
         retry_after=retry_in,
         retryable=retryable,

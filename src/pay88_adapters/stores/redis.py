@@ -189,9 +189,9 @@ class RedisStorage(EntryStorage):
         script_keys = [*map(self._key, keys), *map(self._cooldown_key, keys)]
 
         def operation(client: Any) -> StorageResult:
-            now, granted, texts, reply = ACQUIRE(client, script_keys, *args)
+            now, granted, texts, current = ACQUIRE(client, script_keys, *args)
             histories = {key: self._history(now, text) for key, text in zip(keys, texts, strict=True)}
-            cooldown = self._cooldown(reply) if reply else None
+            cooldown = self._cooldown(current) if current else None
             wait = 0.0 if granted else max(verdict(acquisition, histories, cooldown), 1e-3)
             return StorageResult(wait, histories, cooldown)
 
@@ -223,8 +223,8 @@ class RedisStorage(EntryStorage):
 
     def cooldown(self, key: str) -> Cooldown | None:
         def operation(client: Any) -> Cooldown | None:
-            reply = COOLDOWN(client, [self._cooldown_key(key)])
-            return self._cooldown(reply) if reply else None
+            current = COOLDOWN(client, [self._cooldown_key(key)])
+            return self._cooldown(current) if current else None
 
         return self._server.run(operation)
 
@@ -271,8 +271,8 @@ class RedisStorage(EntryStorage):
         entries = (each.split(":") for each in text.decode().split())
         return Past(sorted((_seconds(self._clock, int(at) - now), name) for at, name in entries), 0.0)
 
-    def _cooldown(self, reply: Any) -> Cooldown:
-        match reply:
+    def _cooldown(self, response: Any) -> Cooldown:
+        match response:
             case [int(seconds), int(age), bytes(reason)]:
                 return Cooldown(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
             case _:
@@ -324,25 +324,25 @@ class RedisStore:
     def peek(self, key: str) -> StoreView:
         return self._server.run(lambda client: self._view(PEEK(client, self._keys(key))))
 
-    def _lease_result(self, reply: Any) -> LeaseResult:
-        match reply:
-            case [joined, 0, *record]:
-                return LeaseResult(self._record(record), **self._joined(joined))
-            case [joined, 1, int(left)]:
-                return LeaseResult(lease_remaining=_seconds(self._clock, left), **self._joined(joined))
-            case [joined, 2, int(fencing_token)]:
-                return LeaseResult(fencing_token=fencing_token, **self._joined(joined))
+    def _lease_result(self, response: Any) -> LeaseResult:
+        match response:
+            case [share, 0, *record]:
+                return LeaseResult(self._record(record), **self._share(share))
+            case [share, 1, int(left)]:
+                return LeaseResult(lease_remaining=_seconds(self._clock, left), **self._share(share))
+            case [share, 2, int(fencing_token)]:
+                return LeaseResult(fencing_token=fencing_token, **self._share(share))
             case _:
                 raise ValueError("invalid response")
 
-    def _joined(self, reply: Any) -> dict[str, Any]:
-        divisor, others, last = reply
+    def _share(self, response: Any) -> dict[str, Any]:
+        divisor, others, last = response
         members = (Member(name.decode(), _seconds(self._clock, age), each) for name, age, each in others)
         last_attempt = _seconds(self._clock, last) if last >= 0 else math.inf
         return {"divisor": divisor, "others": tuple(members), "last_attempt": last_attempt}
 
-    def _view(self, reply: Any) -> StoreView:
-        record, lease = reply
+    def _view(self, response: Any) -> StoreView:
+        record, lease = response
         found = self._record(record) if record else None
         match lease:
             case []:
@@ -352,8 +352,8 @@ class RedisStore:
             case _:
                 raise ValueError("invalid response")
 
-    def _record(self, reply: Any) -> Record:
-        match reply:
+    def _record(self, response: Any) -> Record:
+        match response:
             case [int(version), int(age), bytes(content), int(stored)]:
                 return Record(version, content.decode(), _seconds(self._clock, age), _seconds(self._clock, stored))
             case _:
