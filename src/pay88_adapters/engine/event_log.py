@@ -69,9 +69,10 @@ def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
             base_url,
             merchant_id,
         )
-    _calls.debug(
-        "%s %s: a request with its own Authorization: Bearer header bypassed the manager", base_url, merchant_id
-    )
+    else:
+        _calls.debug(
+            "%s %s: a request with its own Authorization: Bearer header bypassed the manager", base_url, merchant_id
+        )
 
 
 class SafeListener:
