@@ -127,5 +127,5 @@ class RequestInfo(Protocol[R_contra]):
         ...
 
     def replayable(self) -> bool:
-        """Whether the body can be rewound, byte for byte."""
+        """Rewind the body, byte for byte; return whether that was possible."""
         ...

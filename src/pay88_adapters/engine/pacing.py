@@ -119,19 +119,23 @@ class Pacing:
         return denied, sum(not permit.taken for permit in permits)
 
     def expected_wait(self, group: str, merchant_id: str, now: float) -> float:
-        """Return the seconds until a unit is available, as far as this process knows. May block if the storage does."""
+        """Return the seconds until a unit is available, as far as this process knows.
+
+        Runs under the manager's lock, so the storage must not block: a manager has one in memory, or a local copy of
+        a shared one.
+        """
         names = self._names(group, merchant_id)
         windows = [self._strategy.window(item, *names) for item in CALL_LIMITS]
         waits = [wait_for(window, self._strategy.ages(window), 1) for window in windows]
         return max(self._denied(group, now)[0].wait, *waits)
 
     def acquire(self, group: str, merchant_id: str) -> StorageResult:
-        """Acquire a unit of every limit of *group*, or none. May block."""
+        """Acquire a unit of every limit of *group*, or none. May block for one store operation."""
         names = self._names(group, merchant_id)
         return self._strategy.acquire_all([(item, names) for item in CALL_LIMITS])
 
     def left(self, group: str, merchant_id: str) -> dict[str, int]:
-        """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``. May block."""
+        """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``."""
         names = self._names(group, merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
