@@ -169,10 +169,10 @@ COOLDOWN = Script(
     _BASICS,
     _HISTORY,
     """
-local there = load_cooldown(KEYS[1])
-if not ARGV[1] then return there or {} end
+local current = load_cooldown(KEYS[1])
+if not ARGV[1] then return current or {} end
 local seconds, age = tonumber(ARGV[1]), tonumber(ARGV[2])
-if seconds > age and (not there or there[1] - there[2] < seconds - age) then
+if seconds > age and (not current or current[1] - current[2] < seconds - age) then
   redis.call('HSET', KEYS[1], 'at', digits(now - age), 'seconds', ARGV[1], 'reason', ARGV[3])
   redis.call('PEXPIRE', KEYS[1], digits(math.ceil((seconds - age) / 1000) + 1))
 end
@@ -180,8 +180,28 @@ return 1
 """,
 )
 
-_FENCES = """
-local function outlive(key, milliseconds)
+# Each loader returns nothing if there is none, and "malformed" as its second result for one of another format.
+_RECORD = """
+local function is_current(at, till) return at <= now and now < till end
+local function load_record(key, known_version)
+  local version, at, till, content, stored =
+    unpack(redis.call('HMGET', key, 'version', 'at', 'until', 'content', 'stored'))
+  if not version or version == known_version then return nil end
+  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
+  if not (version and at and till and content) then return nil, 'malformed' end
+  if is_current(at, till) then return {version, now - at, content, math.max(now - stored, 0)} end
+end
+local function load_lease(key, requester)
+  local owner, at, till = unpack(redis.call('HMGET', key, 'owner', 'at', 'until'))
+  if not owner or owner == requester then return nil end
+  at, till = whole(at), whole(till)
+  if not (at and till) then return nil, 'malformed' end
+  if is_current(at, till) then return {owner, till - now} end
+end
+"""
+
+_KEEP = """
+local function keep_for(key, milliseconds)
   if redis.call('PTTL', key) < tonumber(milliseconds) then redis.call('PEXPIRE', key, milliseconds) end
 end
 """
@@ -229,39 +249,33 @@ end
 # how long it grows, its first divisor, how many members there can be
 ACQUIRE_LEASE = Script(
     _BASICS,
-    _FENCES,
+    _RECORD,
+    _KEEP,
     _MEMBERS,
     """
 local share = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
                    tonumber(ARGV[9]), tonumber(ARGV[10]))
-local version, at, till, content, stored =
-  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
-if version and version ~= ARGV[2] then
-  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
-  if not (version and at and till and content) then return false end
-  if at <= now and now < till then return {share, 0, version, now - at, content, math.max(now - stored, 0)} end
-end
-local fences, owner
-fences, owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'fences', 'owner', 'at', 'until'))
-if owner and owner ~= ARGV[1] then
-  at, till = whole(at), whole(till)
-  if not (at and till) then return false end
-  if at <= now and now < till then return {share, 1, till - now} end
-end
-if fences then
-  fences = whole(fences)
-  if not fences then return false end
+local record, record_is = load_record(KEYS[2], ARGV[2])
+if record_is == 'malformed' then return false end
+if record then return {share, 0, unpack(record)} end
+local lease, lease_is = load_lease(KEYS[1], ARGV[1])
+if lease_is == 'malformed' then return false end
+if lease then return {share, 1, lease[2]} end
+local fence = redis.call('HGET', KEYS[1], 'fences')
+if fence then
+  fence = whole(fence)
+  if not fence then return false end
 else
-  -- Not from 1: no fence from before a loss of all data may ever be given out again.
-  fences = now - 1
-  redis.call('HSET', KEYS[1], 'version', digits(fences))
+  -- Not from 1: no fencing token from before a loss of all data may be issued again.
+  fence = now - 1
+  redis.call('HSET', KEYS[1], 'version', digits(fence))
 end
--- Nor from where a replica that lagged had counted to before it took over.
-fences = math.max(fences + 1, now)
-redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
+-- Nor one that a replica had not received before it took over.
+fence = math.max(fence + 1, now)
+redis.call('HSET', KEYS[1], 'fences', digits(fence), 'owner', ARGV[1],
            'at', digits(now), 'until', digits(now + ARGV[3]))
-outlive(KEYS[1], ARGV[4])
-return {share, 2, fences}
+keep_for(KEYS[1], ARGV[4])
+return {share, 2, fence}
 """,
 )
 
@@ -278,19 +292,19 @@ return 1
 # for how many milliseconds to keep, for how many to keep the fencing token, content
 PUBLISH = Script(
     _BASICS,
-    _FENCES,
+    _KEEP,
     """
 local fence = tonumber(ARGV[1])
-local fences, version, at = unpack(redis.call('HMGET', KEYS[1], 'fences', 'version', 'at'))
-if not fences then return 0 end
-fences, version = whole(fences), whole(version)
-if not (fences and version) then return false end
-if fence <= version or fence ~= fences then return 0 end
+local last_fence, version, at = unpack(redis.call('HMGET', KEYS[1], 'fences', 'version', 'at'))
+if not last_fence then return 0 end
+last_fence, version = whole(last_fence), whole(version)
+if not (last_fence and version) then return false end
+if fence <= version or fence ~= last_fence then return 0 end
 at = whole(at)
 if not at then return false end
 redis.call('HSET', KEYS[1], 'version', ARGV[1])
 redis.call('HDEL', KEYS[1], 'owner', 'at', 'until')
-outlive(KEYS[1], ARGV[5])
+keep_for(KEYS[1], ARGV[5])
 redis.call('DEL', KEYS[2])
 at = math.min(at + ARGV[3], now)
 redis.call('HSET', KEYS[2], 'version', ARGV[1], 'at', digits(at), 'stored', digits(now),
@@ -302,22 +316,11 @@ return 1
 
 PEEK = Script(
     _BASICS,
+    _RECORD,
     """
-local record, lease = {}, {}
-local version, at, till, content, stored =
-  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
-if version then
-  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
-  if not (version and at and till and content) then return false end
-  if at <= now and now < till then record = {version, now - at, content, math.max(now - stored, 0)} end
-end
-local owner
-owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'until'))
-if owner then
-  at, till = whole(at), whole(till)
-  if not (at and till) then return false end
-  if at <= now and now < till then lease = {owner, till - now} end
-end
-return {record, lease}
+local record, record_is = load_record(KEYS[2])
+local lease, lease_is = load_lease(KEYS[1])
+if record_is == 'malformed' or lease_is == 'malformed' then return false end
+return {record or {}, lease or {}}
 """,
 )
