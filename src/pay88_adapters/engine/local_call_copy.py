@@ -22,12 +22,12 @@ class LocalCallCopy(LocalCopy):
     def _divisor(self) -> int:
         return self._share.members
 
-    def _unseen(self, window: Window) -> int:
+    def _assumed_units(self, window: Window) -> int:
         return 0
 
     def _without_reserved(self, window: Window) -> Window:
         return window
 
-    def _refusal(self, acquisition: Acquisition, divisor: int) -> str:
+    def _denial_reason(self, acquisition: Acquisition, divisor: int) -> str:
         why = f"the rate limit of this {self._who} (1/{divisor}) is reached"
         return f"the shared store is unavailable and {why}: {self._remedy}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
+from typing import Literal
 
 from pay88_adapters.core.history import (
     Acquisition,
@@ -26,7 +28,7 @@ from .store_link import RETRY_INTERVAL, Link
 from .store_share import Share, Unreported
 
 _FLUSH_BATCH = 20  # histories that one operation sends to the store
-_OTHERS = "#"  # in the ids of entries that stand for the unreported units of others
+_OTHERS = "#"  # in the ids of entries that stand for units of other processes: see LocalCopy._acquire_share
 _MAX_CALL_ENTRIES = 200  # entries of a history that need not be complete
 _NEVER = float("-inf")
 _Limits = tuple[tuple[int, float], ...]  # units, and the seconds that each counts
@@ -70,34 +72,41 @@ class LocalCopy(MemoryStorage):
         for key in keys:
             limits = tuple((window.limit, window.expiry) for window in acquisition.windows if window.key == key)
             self._limits[key] = self._known_limits.setdefault(limits, limits)
-        windows = list(acquisition.windows)
-
-        def operation(store: Store) -> StorageResult:
-            self.flush(store)
-            for key in keys:
-                cooldown = self.cooldown(key)
-                if cooldown is not None:  # the store may have lost it
-                    store.budget.start_cooldown(key, cooldown)
-            known = {key: self.known(key) for key in keys} if acquisition.durable else acquisition.known
-            windows[:] = (self._without_reserved(window) for window in acquisition.windows)
-            return store.budget.acquire(acquisition._replace(windows=windows, known=known))
-
         asked_at = self._now()
-        result = self._link.attempt(operation)
-        if result is None:
+        response = self._link.attempt(partial(self._acquire_shared, acquisition, keys))
+        if response is None:
             return self._acquire_degraded(acquisition, keys)
+        result, has_reserved = response
         for key, history in result.histories.items():
             self.import_history(key, history, _ttl(acquisition, key), asked_at)
         if result.cooldown is not None:
             super().start_cooldown(next(iter(keys)), result.cooldown)
-        elif result.wait and windows != list(acquisition.windows):
-            degraded = self._acquire_degraded(acquisition, keys)  # its own share is free in any case
-            if not degraded.wait:
-                self._link.attempt(self.flush)
-                return degraded
-            why = "the shared store is back, and not all processes have reported what they used meanwhile"
-            return result._replace(wait=min(result.wait, RETRY_INTERVAL), reason=why)
+        elif result.wait and has_reserved:
+            return self._acquire_reserved(acquisition, keys, result)
         return result
+
+    def _acquire_shared(
+        self, acquisition: Acquisition, keys: Iterable[str], store: Store
+    ) -> tuple[StorageResult, bool]:
+        """Acquire from the store; return the result, and whether units were reserved for other processes."""
+        self.flush(store)
+        for key in keys:
+            cooldown = self.cooldown(key)
+            if cooldown is not None:  # the store may have lost it
+                store.budget.start_cooldown(key, cooldown)
+        known = {key: self.known(key) for key in keys} if acquisition.durable else acquisition.known
+        windows = [self._without_reserved(window) for window in acquisition.windows]
+        result = store.budget.acquire(acquisition._replace(windows=windows, known=known))
+        return result, windows != list(acquisition.windows)
+
+    def _acquire_reserved(self, acquisition: Acquisition, keys: Iterable[str], denied: StorageResult) -> StorageResult:
+        """Acquire from this process's own share, which other processes reserve, although the store has recovered."""
+        result = self._acquire_degraded(acquisition, keys)
+        if not result.wait:
+            self._link.attempt(self.flush)
+            return result
+        why = "the shared store is back, and not all processes have reported what they used meanwhile"
+        return denied._replace(wait=min(denied.wait, RETRY_INTERVAL), reason=why)
 
     def _without_reserved(self, window: Window) -> Window:
         """Return *window* without the units that processes may have acquired in degraded mode and not reported yet.
@@ -159,10 +168,15 @@ class LocalCopy(MemoryStorage):
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         super().start_cooldown(key, cooldown)
-        if not self._link.attempt(lambda store: store.budget.start_cooldown(key, cooldown) is None):
+
+        def start(store: Store) -> Literal[True]:
+            store.budget.start_cooldown(key, cooldown)
+            return True
+
+        if not self._link.attempt(start):
             self._unreported_cooldowns = {*self._unreported_cooldowns, key}
             if self._fallback is not None:
-                self._fallback.attempt(lambda store: store.budget.start_cooldown(key, cooldown))
+                self._fallback.attempt(start)
 
     def known(self, key: str) -> History:
         """Return the known history of *key*."""
@@ -181,7 +195,7 @@ class LocalCopy(MemoryStorage):
         return window.limit if self._link.failing else self._without_reserved(window).limit
 
     def ages(self, window: Window) -> Ages:
-        assumed = [0.0] * self._unseen(window) if self._link.failing else []
+        assumed = [0.0] * self._assumed_units(window) if self._link.failing else []
         return [*counted(window, self.history(window.key)), *assumed]
 
     # --- degraded mode
@@ -191,7 +205,7 @@ class LocalCopy(MemoryStorage):
         left = cooldown.left(acquisition.longest_cooldown) if cooldown is not None else 0.0
         if left > 0:
             return StorageResult(left, {key: self.history(key) for key in keys}, cooldown)
-        result = self._in_fallback(acquisition, keys)
+        result = self._acquire_from_fallback(acquisition, keys)
         if result is None:
             # A process that cannot use the file that it should share can only guess how many others cannot.
             spread = 1 if self._fallback is None else FIRST_DIVISOR
@@ -208,13 +222,15 @@ class LocalCopy(MemoryStorage):
                 }
         return result
 
-    def _in_fallback(self, acquisition: Acquisition, keys: Iterable[str]) -> StorageResult | None:
+    def _acquire_from_fallback(self, acquisition: Acquisition, keys: Iterable[str]) -> StorageResult | None:
         link = self._fallback
         if link is None:
             return None
         divisor = self._divisor()
         result = link.attempt(lambda store: self._acquire_share(store.budget, acquisition, keys, divisor))
-        for key, history in result.histories.items() if result is not None else ():
+        if result is None:
+            return None
+        for key, history in result.histories.items():
             self._degraded_entries.merge(key, history, _ttl(acquisition, key))
             super().merge(key, [entry for entry in history if _OTHERS not in entry.id], _ttl(acquisition, key))
         return result
@@ -231,32 +247,38 @@ class LocalCopy(MemoryStorage):
     def _acquire_share(
         self, storage: EntryStorage, acquisition: Acquisition, keys: Iterable[str], divisor: int
     ) -> StorageResult:
+        """Acquire 1/*divisor* of *storage*: each unit counts *divisor* times there, once for each such share."""
         if not self._rounds_down:
             divisor = min(divisor, max(window.limit for window in acquisition.windows))
         windows = [self._reduced(window, divisor) for window in acquisition.windows]
-        known = {key: self.known(key)[-_MAX_CALL_ENTRIES * (not acquisition.durable) :] for key in keys}
+        known = {key: self.known(key) for key in keys}
+        if not acquisition.durable:
+            known = {key: history[-_MAX_CALL_ENTRIES:] for key, history in known.items()}
         ids = [f"{name}{_OTHERS}{n}" if n else name for name in acquisition.ids for n in range(max(divisor, 1))]
         if divisor and all(len(ids) <= window.limit for window in windows):
             result = storage.acquire(acquisition._replace(windows=windows, ids=ids, known=known))
         else:
             result = StorageResult(RETRY_INTERVAL, {key: self.history(key) for key in keys})
-        return result._replace(reason=self._refusal(acquisition, divisor)) if result.wait else result
+        return result._replace(reason=self._denial_reason(acquisition, divisor)) if result.wait else result
 
     def _reduced(self, window: Window, divisor: int) -> Window:
         limit = window.limit
         if limit and not self._rounds_down:
             limit = max(limit, divisor)  # an empty window always has space for one
-        return window._replace(limit=limit - self._unseen(window))
+        return window._replace(limit=limit - self._assumed_units(window))
 
-    def _unseen(self, window: Window) -> int:
-        """Return how many unseen units of others, from before the store failed, count in *window* now."""
+    def _assumed_units(self, window: Window) -> int:
+        """Return how many units count in *window* that other processes may have acquired before the store failed.
+
+        It is the sustained rate of the limits, for the time that this process has not observed.
+        """
         if not self._share.has_joined:
             return 0
         until = self._link.failing_since
         since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
-    def _refusal(self, acquisition: Acquisition, divisor: int) -> str:
+    def _denial_reason(self, acquisition: Acquisition, divisor: int) -> str:
         small = min(acquisition.windows, key=lambda window: window.limit).limit
         if not divisor:
             why = f"this {self._who} has no share of the token budget"
@@ -305,8 +327,8 @@ class LocalCopy(MemoryStorage):
 
     def mark_missing(self, key: str, ids: Iterable[str]) -> None:
         """Record that another process has only seen the entries *ids* of the history of *key*."""
-        there, now = set(ids), self._now()
-        lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in there}
+        seen, now = set(ids), self._now()
+        lost = {entry.id: now - entry.age for entry in self.known(key) if entry.id not in seen}
         if lost:
             with self._lock:
                 self._unreported = {**self._unreported, key: {**lost, **self._unreported.get(key, {})}}
