@@ -19,7 +19,7 @@ from pay88_adapters import TokenManager, TokenPolicy
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import LeaseResult, StoreError
-from pay88_adapters.stores.members import MOST_MEMBERS, share_left
+from pay88_adapters.stores.members import MAX_MEMBERS, share_left
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
@@ -291,7 +291,7 @@ def was_never_there(outage: WorkerGroup, other: StoreClient) -> None:
 
 def are_too_many(outage: WorkerGroup, other: StoreClient) -> None:
     """Use the store beside a hundred others, of which it names none."""
-    for number in range(MOST_MEMBERS):
+    for number in range(MAX_MEMBERS):
         outage.process().store_client.try_acquire_lease("key", owner=f"{number}", known_version=0, lease=1.0)
 
 

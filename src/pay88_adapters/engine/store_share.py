@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pay88_adapters.core.policy import LIFETIME
 from pay88_adapters.stores.base import LeaseResult
-from pay88_adapters.stores.members import FIRST_DIVISOR, GRACE, HORIZON, MOST_MEMBERS, divisor_left, share_left
+from pay88_adapters.stores.members import FIRST_DIVISOR, GRACE, HORIZON, MAX_MEMBERS, divisor_left, share_left
 
 from .clock import Clock
 from .store_link import Link
@@ -128,7 +128,7 @@ class Share:
         A rate limit may be exceeded: so a member that has ended, or is idle, does not count for longer than ``GRACE``.
         """
         if not (result.divisor or result.others):
-            return MOST_MEMBERS
+            return MAX_MEMBERS
         in_response = sum(each.age <= GRACE for each in result.others)
         known = sum(asked_at - each.at <= GRACE for each in self._others.values())
         return max(in_response, known) + 1

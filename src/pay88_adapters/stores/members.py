@@ -28,7 +28,7 @@ FIRST_DIVISOR = 4
 GROWTH_INTERVAL = 30.0
 """Minimum seconds between two doublings of a member's share."""
 
-MOST_MEMBERS = 100
+MAX_MEMBERS = 100
 """With more, none has a share: with the documented limits it would not reach one token request an hour."""
 
 _NEAR = 1e-9
@@ -47,7 +47,7 @@ def assigned_divisor(others: Sequence[Member], before: Member | None) -> int:
         before: This member, if it exists. A large share grows step by step, so that members that come later get theirs
             immediately.
     """
-    if len(others) >= MOST_MEMBERS:
+    if len(others) >= MAX_MEMBERS:
         return 0
     free = 1.0 - sum(share_left(each.divisor, each.age) for each in others)
     least = len(others) + 1
@@ -58,12 +58,12 @@ def assigned_divisor(others: Sequence[Member], before: Member | None) -> int:
         least = max(least, FIRST_DIVISOR)
         if free * FIRST_DIVISOR < 1 - _NEAR:
             free /= 2  # some of what is free stays for the next new member
-    return max(least, math.ceil(1 / free - _NEAR)) if free * MOST_MEMBERS >= 1 else 0
+    return max(least, math.ceil(1 / free - _NEAR)) if free * MAX_MEMBERS >= 1 else 0
 
 
 def with_share(result: LeaseResult, divisor: int, others: Sequence[Member], before: Member | None) -> LeaseResult:
     """Return *result* with what the member learns: its share, and of which other members the store knows."""
-    known = others if len(others) < MOST_MEMBERS else ()
+    known = others if len(others) < MAX_MEMBERS else ()
     last_attempt = before.age if before is not None and before.divisor else math.inf
     return result._replace(divisor=divisor, others=known, last_attempt=last_attempt)
 

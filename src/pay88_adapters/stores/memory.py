@@ -23,15 +23,15 @@ from pay88_adapters.core.history import (
 )
 
 from .base import EntryStorage, LeaseResult, Member, StoreView
-from .members import HORIZON, MOST_MEMBERS, assigned_divisor, member_of, with_share
+from .members import HORIZON, MAX_MEMBERS, assigned_divisor, member_of, with_share
 from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
 _REENTRY_WAIT = 0.01  # seconds
 
 
-class _Kept(NamedTuple):
-    """One history. It is never changed, only replaced, so that reading needs no lock."""
+class _KeptHistory(NamedTuple):
+    """The history of one key. It is never changed, only replaced, so that reading needs no lock."""
 
     ttl: float = MIN_TTL
     entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
@@ -39,20 +39,20 @@ class _Kept(NamedTuple):
     def live(self, now: float) -> tuple[tuple[float, str], ...]:
         return self.entries[bisect_left(self.entries, (now - self.ttl, "")) :]
 
-    def with_(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _Kept:
-        kept = _Kept(max(self.ttl, ttl), self.entries)
+    def merged(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _KeptHistory:
+        kept = _KeptHistory(max(self.ttl, ttl), self.entries)
         live = kept.live(now)
-        there = {name for _, name in live}
-        added = {name: at for at, name in new if name not in there and now - at <= kept.ttl}
+        known = {name for _, name in live}
+        added = {name: at for at, name in new if name not in known and now - at <= kept.ttl}
         if added:
             live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
-        return _Kept(kept.ttl, live)
+        return _KeptHistory(kept.ttl, live)
 
     def history(self, now: float) -> History:
         return Past(self.live(now), now)
 
 
-_NONE = _Kept()
+_NONE = _KeptHistory()
 _EMPTY = RecordSlot()
 _NEVER = (float("-inf"), 0)
 
@@ -72,7 +72,7 @@ class MemoryStorage(EntryStorage):
         super().__init__()
         self._now = now
         self._lock = threading.RLock()
-        self._histories: dict[str, _Kept] = {}
+        self._histories: dict[str, _KeptHistory] = {}
         self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = float("-inf")
 
@@ -94,12 +94,14 @@ class MemoryStorage(EntryStorage):
             now = self._now()
             keys = dict.fromkeys(window.key for window in acquisition.windows)
             ttl = max(window.expiry for window in acquisition.windows)
-            kept = {key: self._kept(key).with_(instants(acquisition.known.get(key, ()), now), ttl, now) for key in keys}
+            kept = {
+                key: self._kept(key).merged(instants(acquisition.known.get(key, ()), now), ttl, now) for key in keys
+            }
             cooldown = self._longest_cooldown(keys, now)
             wait = verdict(acquisition, {key: each.history(now) for key, each in kept.items()}, cooldown)
             if wait == 0:
                 kept = {
-                    key: each.with_([(now, name) for name in acquisition.ids], ttl, now) for key, each in kept.items()
+                    key: each.merged([(now, name) for name in acquisition.ids], ttl, now) for key, each in kept.items()
                 }
             self._histories.update(kept)  # one step, whatever interrupts it
             self._sweep(now)
@@ -108,7 +110,7 @@ class MemoryStorage(EntryStorage):
     def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._kept(key).with_(instants(entries, now), ttl, now)
+            self._histories[key] = self._kept(key).merged(instants(entries, now), ttl, now)
             self._sweep(now)
 
     def holds_entries(self) -> bool:
@@ -121,8 +123,8 @@ class MemoryStorage(EntryStorage):
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         with self._lock:
-            there, now = self.cooldown(key), self._now()
-            if there is None or there.left() < cooldown.left():
+            current, now = self.cooldown(key), self._now()
+            if current is None or current.left() < cooldown.left():
                 self._cooldowns[key] = (now - cooldown.age, cooldown.seconds, cooldown.reason)
 
     def cooldown(self, key: str) -> Cooldown | None:
@@ -138,7 +140,7 @@ class MemoryStorage(EntryStorage):
         cooldown = self._cooldowns.get(key)
         return [] if cooldown is None else [cooldown]
 
-    def _kept(self, key: str) -> _Kept:
+    def _kept(self, key: str) -> _KeptHistory:
         return self._histories.get(key, _NONE)
 
     def _sweep(self, now: float) -> None:
@@ -237,7 +239,7 @@ class MemoryStore:
             return result
         known = (Member(name, now - at, divisor) for name, (at, divisor) in self._members.items() if name != member)
         living = (each for each in known if each.age < HORIZON)
-        others = tuple(islice(living, MOST_MEMBERS))
+        others = tuple(islice(living, MAX_MEMBERS))
         at, divisor = self._members.get(member, _NEVER)
         before = Member(member, now - at, divisor) if now - at < HORIZON else None
         divisor = assigned_divisor(others, before)

@@ -30,7 +30,7 @@ from pay88_adapters.core.history import (
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
 from .base import REMEDY, EntryStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
-from .members import FIRST_DIVISOR, GRACE, GROWTH_INTERVAL, HORIZON, MOST_MEMBERS, member_of
+from .members import FIRST_DIVISOR, GRACE, GROWTH_INTERVAL, HORIZON, MAX_MEMBERS, member_of
 
 try:
     import redis
@@ -307,7 +307,7 @@ class RedisStore:
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         times = (_micros(self._clock, each) for each in (HORIZON, GRACE, GROWTH_INTERVAL))
-        member = (member_of(owner), *times, FIRST_DIVISOR, MOST_MEMBERS)
+        member = (member_of(owner), *times, FIRST_DIVISOR, MAX_MEMBERS)
         args = (owner, known_version, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
         keys = [*self._keys(key), self._members, f"{self._prefix}parts"]  # "parts" holds the divisors
         return self._server.run(lambda client: self._lease_result(ACQUIRE_LEASE(client, keys, *args)))

@@ -94,8 +94,8 @@ class SqliteStorage(EntryStorage):
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
-            there = read_cooldown(db, key, now)
-            if there is None or there.left() < cooldown.left():
+            current = read_cooldown(db, key, now)
+            if current is None or current.left() < cooldown.left():
                 row = (key, now - cooldown.age, cooldown.seconds, cooldown.reason)
                 db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", row)
 

@@ -44,8 +44,17 @@ CREATE TABLE entries (
     PRIMARY KEY (key, id)
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_end ON entries (until);
-CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL); -- its divisor
+CREATE TABLE bars ( -- cooldowns
+    key TEXT NOT NULL PRIMARY KEY,
+    at REAL NOT NULL,
+    seconds REAL NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE members (
+    member TEXT NOT NULL PRIMARY KEY,
+    at REAL NOT NULL,
+    parts INTEGER NOT NULL -- divisor of the share
+);
 CREATE TABLE records ( -- a RecordSlot, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -53,7 +62,7 @@ CREATE TABLE records ( -- a RecordSlot, field by field
     written_at REAL NOT NULL,
     stored_at REAL NOT NULL,
     keep_until REAL NOT NULL,
-    fences INTEGER NOT NULL,
+    fences INTEGER NOT NULL, -- last_fencing_token
     owner TEXT NOT NULL,
     leased_at REAL NOT NULL,
     leased_until REAL NOT NULL
@@ -248,8 +257,8 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.executemany(INSERT, [(history, f"1.{n}", at, at + ttl) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
     slot = astuple(RecordSlot())
-    for key, given in fences:
-        row = dict(zip(COLUMNS.split(", "), slot, strict=True)) | {"version": whole(given), "fences": whole(given)}
+    for key, fence in fences:
+        row = dict(zip(COLUMNS.split(", "), slot, strict=True)) | {"version": whole(fence), "fences": whole(fence)}
         db.execute(SAVE, (string(key), *row.values()))
 
 
