@@ -94,9 +94,7 @@ class MemoryStorage(EntryStorage):
             now = self._now()
             keys = dict.fromkeys(window.key for window in acquisition.windows)
             ttl = max(window.expiry for window in acquisition.windows)
-            kept = {
-                key: self._kept(key).merged(instants(acquisition.known.get(key, ()), now), ttl, now) for key in keys
-            }
+            kept = {key: self._merged(key, acquisition.known.get(key, ()), ttl, now) for key in keys}
             cooldown = self._longest_cooldown(keys, now)
             wait = verdict(acquisition, {key: each.history(now) for key, each in kept.items()}, cooldown)
             if wait == 0:
@@ -110,7 +108,7 @@ class MemoryStorage(EntryStorage):
     def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._kept(key).merged(instants(entries, now), ttl, now)
+            self._histories[key] = self._merged(key, entries, ttl, now)
             self._sweep(now)
 
     def holds_entries(self) -> bool:
@@ -139,6 +137,9 @@ class MemoryStorage(EntryStorage):
     def _cooldowns_of(self, key: str) -> list[tuple[float, float, str]]:
         cooldown = self._cooldowns.get(key)
         return [] if cooldown is None else [cooldown]
+
+    def _merged(self, key: str, entries: History, ttl: float, now: float) -> _KeptHistory:
+        return self._kept(key).merged(instants(entries, now), ttl, now)
 
     def _kept(self, key: str) -> _KeptHistory:
         return self._histories.get(key, _NONE)

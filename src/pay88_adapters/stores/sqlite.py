@@ -84,13 +84,13 @@ class SqliteStorage(EntryStorage):
                 histories = {key: with_entries(past, acquisition.ids) for key, past in histories.items()}
             return StorageResult(wait, histories, cooldown)
 
-        return self._file(next(iter(keys))).do(operation)
+        return self._file(next(iter(keys))).run(operation)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
-        self._file(key).do(lambda db, now: merge_entries(db, key, entries, ttl, now))
+        self._file(key).run(lambda db, now: merge_entries(db, key, entries, ttl, now))
 
     def history(self, key: str) -> History:
-        return self._file(key).do(lambda db, now: read_history(db, key, now))
+        return self._file(key).run(lambda db, now: read_history(db, key, now))
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
@@ -99,17 +99,17 @@ class SqliteStorage(EntryStorage):
                 row = (key, now - cooldown.age, cooldown.seconds, cooldown.reason)
                 db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", row)
 
-        self._file(key).do(operation)
+        self._file(key).run(operation)
 
     def cooldown(self, key: str) -> Cooldown | None:
-        return self._file(key).do(lambda db, now: read_cooldown(db, key, now))
+        return self._file(key).run(lambda db, now: read_cooldown(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         def operation(db: sqlite3.Connection, now: float) -> tuple[float, int]:
             ages = counted(Window(key, limit, expiry), read_history(db, key, now))
             return (now - ages[0] if ages else now, len(ages))
 
-        return self._file(key).do(operation)
+        return self._file(key).run(operation)
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
@@ -119,7 +119,7 @@ class SqliteStorage(EntryStorage):
             for table in ("entries", "bars"):
                 db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
 
-        self._file(key).do(operation)
+        self._file(key).run(operation)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
@@ -131,12 +131,12 @@ class SqliteStorage(EntryStorage):
             db.execute("DELETE FROM bars")
             return int(keys)
 
-        return sum(file.do(operation) for file in (self._tokens, self._calls))
+        return sum(file.run(operation) for file in (self._tokens, self._calls))
 
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            return all(file.do(lambda db, now: True) for file in (self._tokens, self._calls))
+            return all(file.run(lambda db, now: True) for file in (self._tokens, self._calls))
         except StoreError:
             return False
 
@@ -178,10 +178,10 @@ class SqliteStore:
                 save_slot(db, key, slot)
             return join_members(db, result, member_of(owner), now)
 
-        return self._file.do(operation)
+        return self._file.run(operation)
 
     def remove_member(self, member: str) -> None:
-        self._file.do(lambda db, now: db.execute("DELETE FROM members WHERE member = ?", (member,)))
+        self._file.run(lambda db, now: db.execute("DELETE FROM members WHERE member = ?", (member,)))
 
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
@@ -194,10 +194,10 @@ class SqliteStore:
                 db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))
             return published
 
-        return self._file.do(operation)
+        return self._file.run(operation)
 
     def peek(self, key: str) -> StoreView:
-        return self._file.do(lambda db, now: load_slot(db, key).peek(now))
+        return self._file.run(lambda db, now: load_slot(db, key).peek(now))
 
 
 def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:
