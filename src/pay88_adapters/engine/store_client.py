@@ -132,17 +132,20 @@ class StoreClient(StoreAccess):
         self, store: Store, clock: Clock, share: float | None = None, fallback: Store | None = None, host: str = ""
     ) -> None:
         self.link, self._call_link = _links(store, clock)
-        spare: tuple[Link | None, Link | None] = (None, None) if fallback is None else _links(fallback, clock)
-        self.fallback, call_fallback = spare
+        self.fallback: Link | None = None
+        call_fallback: Link | None = None
+        if fallback is not None:
+            self.fallback, call_fallback = _links(fallback, clock)
         self.share = Share(clock, share)
         self._local_copy = LocalCopy(self.link, self.fallback, self.share, clock)
         call_entries = LocalCallCopy(self._call_link, call_fallback, self.share, clock)
         blocking = store.blocking or (fallback is not None and fallback.blocking)
         super().__init__(store, self._local_copy, call_entries, blocking=blocking)
         self._host = host
-        self._joined = ""  # the member that last attempted a lease
-        self._open: WeakSet[object] = WeakSet()
-        self._has_left = self._has_returned = False
+        self._lease_member = ""  # the member that made the last lease attempt
+        self._managers: WeakSet[object] = WeakSet()  # those that are not closed
+        self._gave_share_back = False
+        self._was_reopened = False  # after it gave its share back
         self._clock = clock
         survive_forks(self)
 
@@ -177,26 +180,28 @@ class StoreClient(StoreAccess):
         return self._host if self.fallback is not None else f"{fork_id()}.{number}"
 
     def open(self, manager: object) -> None:
-        self._open.add(manager)
-        self._has_returned |= self._has_left
+        self._managers.add(manager)
+        self._was_reopened |= self._gave_share_back
 
     def close(self, manager: object) -> Callable[[], None] | None:
-        self._open.discard(manager)
+        self._managers.discard(manager)
         # A process with a manager for each of its jobs keeps its share between them, in case that the store fails then.
-        ends = not self._open and not self._has_returned
-        return self.at_exit if ends and self._has_removable_share else None
+        is_last = not self._managers and not self._was_reopened
+        return self.at_exit if is_last and self._has_removable_share else None
 
     @property
     def _has_removable_share(self) -> bool:
-        # A host does not end with a process. And for units that the store has not seen, others reserve the share.
-        ends = self._joined == self.member and self.fallback is None and self.share.is_removable
-        return ends and not self.link.failing and self._local_copy.is_reported
+        is_known = self._lease_member == self.member
+        is_own = self.fallback is None and self.share.is_removable  # with a fallback store, it is the host's
+        # Other processes reserve units for the share until all that were acquired from it are reported.
+        is_settled = not self.link.failing and self._local_copy.is_reported
+        return is_known and is_own and is_settled
 
     def at_exit(self) -> None:
         """Give the share of this process back to the store, if it has one. May block for one store operation."""
         member = self.member
         if self._has_removable_share:
-            self._has_left = True
+            self._gave_share_back = True
             self.share.give_up()  # first: the store may execute the operation late, and not respond
             self.link.attempt_quietly(lambda store: store.remove_member(member))
 
@@ -206,7 +211,7 @@ class StoreClient(StoreAccess):
         Fencing tokens and versions of the fallback store are negative here.
         """
         number = self.share.number
-        self._joined = member = self._member(number)
+        self._lease_member = member = self._member(number)
         finish_at_exit(self)
 
         def operation(store: Store) -> LeaseResult:
@@ -225,7 +230,7 @@ class StoreClient(StoreAccess):
                     key, owner=owner, known_version=max(-known_version, 0), lease=lease
                 )
             )
-            result = result and _mirrored(result)
+            result = result and _with_negative_versions(result)
         return result or LeaseResult(fencing_token=NO_LEASE)
 
     def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
@@ -246,11 +251,11 @@ class StoreClient(StoreAccess):
 def _links(store: Store, clock: Clock) -> tuple[Link, Link]:
     """Return the link for the token and its budget, and the one for API requests."""
     link = Link(store, clock)
-    calls = Link(store, clock, beside=link, shares="the rate limits") if store.separate_calls else link
+    calls = Link(store, clock, other_part=link, limits="the rate limits") if store.separate_calls else link
     return link, calls
 
 
-def _mirrored(result: LeaseResult) -> LeaseResult:
+def _with_negative_versions(result: LeaseResult) -> LeaseResult:
     record = result.record
     return result._replace(
         fencing_token=None if result.fencing_token is None else -result.fencing_token,
