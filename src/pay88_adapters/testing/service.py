@@ -329,8 +329,8 @@ class Service:
         return _success("Echo", data, "echo", token.serial)
 
     def _balance(self, received: Request, token: IssuedToken) -> Response | int:
-        asked = received.query.get("id", [token.merchant_id])
-        if asked != [token.merchant_id]:
+        merchants = received.query.get("id", [token.merchant_id])
+        if merchants != [token.merchant_id]:
             return 403
         data = {"id": token.merchant_id, "balance": 100_000, "currency": "COP"}
         return _success("Balance retrieved successfully", data, "balance", token.serial)
