@@ -206,41 +206,48 @@ local function keep_for(key, milliseconds)
 end
 """
 
-# members.assigned_divisor(), in one step with the shares of all members.
+# members.assigned_divisor(), in one step with the shares of all members. Returns the divisor, the other members, and
+# how long ago the last lease attempt was, or -1 for none.
 _MEMBERS = """
-local function join(seen, divisors, member, horizon, grace, interval, first, most)
+local function assign_share(attempts, divisors, member, horizon, grace, growth_interval, first_divisor, max_members)
   if member == '' then return {0, {}, -1} end
-  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', divisors, member))
-  if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
-  local last = had and now - tonumber(before) or -1
+  local attempted_at, before = redis.call('ZSCORE', attempts, member), whole(redis.call('HGET', divisors, member))
+  attempted_at = attempted_at and tonumber(attempted_at)
+  if not attempted_at or now - attempted_at >= horizon or before == 0 then before = nil end
   -- First, because a full server denies it: after another write, it would execute the whole script.
-  redis.call('ZADD', seen, digits(now), member)
-  redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
-  local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
-  if count <= most then
+  redis.call('ZADD', attempts, digits(now), member)
+  redis.call('ZREMRANGEBYSCORE', attempts, '-inf', digits(now - horizon))
+  local count, free, divisor, others = redis.call('ZCARD', attempts), 1, 0, {}
+  if count <= max_members then
     local all = redis.call('HGETALL', divisors)
     for i = 1, #all, 2 do
-      local at, divisor = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
+      local name, at, other_divisor = all[i], redis.call('ZSCORE', attempts, all[i]), whole(all[i + 1])
       if not at then
-        redis.call('HDEL', divisors, all[i])
-      elseif all[i] ~= member and divisor and divisor > 0 then
+        redis.call('HDEL', divisors, name)
+      elseif name ~= member and other_divisor and other_divisor > 0 then
         local age = math.max(now - tonumber(at), 0)
-        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / divisor
-        table.insert(others, {all[i], age, divisor})
+        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / other_divisor
+        table.insert(others, {name, age, other_divisor})
       end
     end
     local least = count
-    if had then
-      least = math.max(least, math.min(first, now - tonumber(before) < interval and had or math.ceil(had / 2)))
+    if before then
+      local next_divisor = now - attempted_at < growth_interval and before or math.ceil(before / 2)
+      least = math.max(least, math.min(first_divisor, next_divisor))
     else
-      least = math.max(least, first)
-      if free * first < 1 - 1e-9 then free = free / 2 end
+      least = math.max(least, first_divisor)
+      if free * first_divisor < 1 - 1e-9 then free = free / 2 end
     end
-    if free * most >= 1 then result = math.max(least, math.ceil(1 / free - 1e-9)) end
+    if free * max_members >= 1 then divisor = math.max(least, math.ceil(1 / free - 1e-9)) end
   end
-  if result > 0 then redis.call('HSET', divisors, member, digits(result)) else redis.call('HDEL', divisors, member) end
-  for _, key in ipairs({seen, divisors}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
-  return {result, others, last}
+  if divisor > 0 then
+    redis.call('HSET', divisors, member, digits(divisor))
+  else
+    redis.call('HDEL', divisors, member)
+  end
+  local twice_the_horizon = digits(2 * horizon / 1000) -- in milliseconds
+  for _, key in ipairs({attempts, divisors}) do redis.call('PEXPIRE', key, twice_the_horizon) end
+  return {divisor, others, before and now - attempted_at or -1}
 end
 """
 
@@ -253,8 +260,8 @@ ACQUIRE_LEASE = Script(
     _KEEP,
     _MEMBERS,
     """
-local share = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
-                   tonumber(ARGV[9]), tonumber(ARGV[10]))
+local share = assign_share(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
+                           tonumber(ARGV[9]), tonumber(ARGV[10]))
 local record, record_is = load_record(KEYS[2], ARGV[2])
 if record_is == 'malformed' then return false end
 if record then return {share, 0, unpack(record)} end
