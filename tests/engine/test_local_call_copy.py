@@ -65,6 +65,18 @@ def test_rule_24_each_process_may_send_one_payment_however_many_there_are(fleet:
     assert {Pacer(process.store_client).free() for process in processes[-10:]} == {1}
 
 
+def test_rule_22_the_expected_wait_is_known_without_the_store(fleet: WorkerGroup) -> None:
+    """It is read under the manager's lock, which no operation of a store may hold up."""
+    (process,) = started(fleet, 1)
+    pacer = Pacer(process.store_client)
+    assert pacer.free() == A_MINUTE
+    operations: list[str] = []
+    fleet.store.before = operations.append
+    fleet.store.budget.history = operations.append  # type: ignore[assignment, method-assign]
+    assert pacer.pacing.expected_wait("transactions", MERCHANT, fleet.clock.now()) > 0
+    assert operations == []
+
+
 def test_rule_24_an_idle_process_has_its_share_of_the_rate_limit(fleet: WorkerGroup) -> None:
     """Its share of the token budget shrinks without a lease attempt; payments must not wait for that."""
     (process,) = started(fleet, 1)
