@@ -25,7 +25,7 @@ class Registered(Protocol):
 
 
 M = TypeVar("M", bound=Registered)
-_SWEPT = 16  # number of kept objects from which on unused ones are removed
+_FIRST_SWEEP = 16  # number of kept objects at which unused ones are first removed
 KEPT = 128
 """Number of unreferenced managers that :meth:`TokenManager.shared` keeps: the most recently used."""
 
@@ -36,7 +36,7 @@ class OpenStores:
     def __init__(self) -> None:
         self._stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
         self._clients: dict[tuple[str, str | None, float | None], StoreAccess] = {}
-        self._sweep_at = _SWEPT
+        self._sweep_at = _FIRST_SWEEP
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -51,7 +51,7 @@ class OpenStores:
                 # Not when its last manager is collected: the units that it consumed still count.
                 for key in [key for key, each in self._clients.items() if each.is_unused()]:
                     del self._clients[key]
-                self._sweep_at = max(_SWEPT, 2 * len(self._clients))
+                self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._clients))
             # A signal handler or a finalizer on this thread may have created it in the meantime.
             made = self._open(url, fallback, clock, share)
             store_client = self._clients.setdefault((url, fallback, share), made)
@@ -81,7 +81,7 @@ class SharedManagers(Generic[M]):
         # mapping must not refer to the arguments.
         self._known: dict[int, list[weakref.ref[M]]] = {}
         self._recent: dict[M, None] = {}
-        self._sweep_at = _SWEPT
+        self._sweep_at = _FIRST_SWEEP
 
     def __len__(self) -> int:
         return sum(len(refs) for refs in self._known.values())
@@ -99,7 +99,7 @@ class SharedManagers(Generic[M]):
         if len(self._known) >= self._sweep_at:
             known = {each: [ref for ref in refs if ref() is not None] for each, refs in self._known.items()}
             self._known = {each: refs for each, refs in known.items() if refs}
-            self._sweep_at = max(_SWEPT, 2 * len(self._known))
+            self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._known))
         manager.shared_key = key
         others = [each for each in self._alike(key) if each.shared_key != key]
         self._known[hash(key)] = [weakref.ref(each) for each in (*others, manager)]

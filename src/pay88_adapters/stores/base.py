@@ -110,7 +110,7 @@ class EntryStorage(Storage, MovingWindowSupport, ABC):
         return self.acquire(Acquisition(windows, [new_id() for _ in range(amount)]))
 
     def usable_limit(self, window: Window) -> int:
-        """Return how many entries *window* may hold at present: its limit, unless some are set aside."""
+        """Return how many entries *window* may hold at present: its limit, less those reserved for other processes."""
         return window.limit
 
     def add(self, window: Window, ages: Ages) -> None:

@@ -80,7 +80,7 @@ class _Server:
             try:
                 return operation(self._get())
             except (redis.ConnectionError, redis.ResponseError) as error:
-                if not _is_outdated(error):
+                if not _needs_reconnect(error):
                     raise
                 clear_traceback_locals(error)
             # Maybe only this connection is broken: the server restarted, or another one is the primary now.
@@ -169,7 +169,7 @@ def _code(error: Exception) -> str:
     return found[1] if found else ""
 
 
-def _is_outdated(error: Exception) -> bool:
+def _needs_reconnect(error: Exception) -> bool:
     """Whether another connection may help: this one is broken, or its server is not the primary any longer."""
     return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
