@@ -207,20 +207,24 @@ class AsyncRunner(Runner):
             raise
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if isinstance(exc, (runtime.cancelled, SystemExit, KeyboardInterrupt)):
+            if isinstance(exc, (runtime.cancelled, *runtime.ends_run)):
                 raise
 
     async def _load_credentials(self, runtime: AsyncRuntime) -> Credentials | Failure:
         settings = self._state.settings
         try:
             answer = self._ask_source()
+        except runtime.ends_run:
+            raise
         except BaseException as exc:  # noqa: BLE001 - the provider is the user's
             return no_credentials(exc)
         try:
             if inspect.isawaitable(answer):
                 answer = await runtime.with_timeout(answer, settings.clock.real(settings.policy.max_wait))
             return self._checked(answer)
-        except runtime.cancelled:  # this task, and not the provider
+        except (runtime.cancelled, GeneratorExit):  # this task, and not the provider
+            raise
+        except runtime.ends_run:
             raise
         except BaseException as exc:  # noqa: BLE001 - the provider is the user's
             return no_credentials(exc)

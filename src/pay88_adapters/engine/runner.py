@@ -111,6 +111,11 @@ def failed_post(exc: Exception, network_errors: tuple[type[Exception], ...]) -> 
     return UnexpectedError(exc)
 
 
+def interrupts(exc: BaseException) -> bool:
+    """Whether *exc* ends what the thread does, such as Ctrl-C or a soft time limit."""
+    return not isinstance(exc, (Exception, asyncio.CancelledError))
+
+
 def no_credentials(exc: BaseException) -> Failure:
     if isinstance(exc, ConfigurationError):
         return Failure(ConfigurationError, str(exc))

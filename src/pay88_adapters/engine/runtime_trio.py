@@ -60,6 +60,7 @@ class TrioRuntime:
     """The current trio run."""
 
     cancelled = trio.Cancelled
+    ends_run: tuple[type[BaseException], ...] = ()  # it would be an internal error of trio's: see spawn()
 
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()

@@ -91,6 +91,11 @@ class AsyncRuntime(Protocol):
         ...
 
     @property
+    def ends_run(self) -> tuple[type[BaseException], ...]:
+        """Exception classes of a task that end the whole run: nothing may suppress them there."""
+        ...
+
+    @property
     def is_running(self) -> bool:
         """Whether the loop runs, as far as another thread can detect."""
         ...
@@ -106,7 +111,7 @@ class AsyncRuntime(Protocol):
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         """Run *job* in its own task, in an empty context; call *ended* after its end, also if it never begins.
 
-        On asyncio, a ``SystemExit`` or ``KeyboardInterrupt`` of *job* ends the run, like that of any task.
+        An exception of *job* in :attr:`ends_run` ends the run, like that of any task.
         """
         ...
 
@@ -200,6 +205,7 @@ class AsyncioRuntime:
     """The running asyncio loop."""
 
     cancelled = asyncio.CancelledError
+    ends_run: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 
     # The loop itself keeps only weak references to its tasks.
     _tasks: ClassVar[set[asyncio.Task[None]]] = set()
@@ -228,6 +234,8 @@ class AsyncioRuntime:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # it has ended the run, and asyncio need not log it
             ended()
 
         task.add_done_callback(done)
@@ -254,8 +262,9 @@ class AsyncioRuntime:
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
         result: list[Callable[[], T]] = []
+        job = capture(work, result, asyncio.CancelledError, ends_run=self.ends_run)
         try:
-            future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
+            future = asyncio.run_coroutine_threadsafe(job, self.key)
         except RuntimeError as exc:
             raise LoopEnded("the event loop is closed") from exc
         until = monotonic() + seconds
@@ -288,8 +297,16 @@ class AsyncioRuntime:
         return result[0]()
 
 
-async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: type[BaseException]) -> None:
+async def capture(
+    work: Awaitable[T],
+    result: list[Callable[[], T]],
+    cancelled: type[BaseException],
+    *,
+    ends_run: tuple[type[BaseException], ...] = (),
+) -> None:
     """Await *work*; store its outcome as a function in *result*, unless it was cancelled.
+
+    What ends the run is raised here, too: the caller may be in another thread.
 
     In debug mode asyncio logs the results and exceptions of tasks, whatever they quote: this one has neither.
     """
@@ -297,8 +314,10 @@ async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: 
         returned = await work
     except cancelled:
         raise
-    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+    except BaseException as exc:
         result.append(partial(_raise, exc))
+        if isinstance(exc, ends_run):
+            raise
     else:
         result.append(lambda: returned)
 

@@ -37,7 +37,7 @@ from .fetches import FetchRun
 from .permit_flow import record_retried_attempt
 from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED, acquire_permit_and_token
-from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
+from .runner import Runner, after_failure, carriers, failed_post, interrupts, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
 from .state import THREADS
 from .threads import Overdue, Worker
@@ -240,7 +240,7 @@ class SyncRunner(Runner):
             pass
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if run.worker is None and not isinstance(exc, Exception):  # it interrupts the caller, on its own thread
+            if run.worker is None and interrupts(exc):  # the caller, on its own thread
                 raise
         finally:
             self.fetches.end(run)
@@ -268,7 +268,9 @@ class SyncRunner(Runner):
             return self._checked(answer)
         except (LoopEnded, Overdue):
             raise
-        except BaseException as exc:  # noqa: BLE001 - the provider is the user's, and nothing else runs in this thread
+        except BaseException as exc:
+            if run.worker is None and interrupts(exc):  # the caller, on its own thread
+                raise
             return no_credentials(exc)
 
 
