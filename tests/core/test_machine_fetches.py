@@ -198,7 +198,7 @@ def test_rule_10_a_token_does_not_end_the_cooldown_of_a_429(failure: Failure, in
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, failure) is None
     assert driven.machine.on_credentials(second.ticket, ONE, 0.2)
-    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True)
+    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True) is None
     driven.machine.on_token(second.ticket, token(0.2), 0.3)
     assert driven.machine.on_unauthorized(token(0.2), 0.4) is not in_cooldown
 
@@ -319,7 +319,7 @@ def test_rule_11_half_of_the_reserve_is_left_to_the_time_until_the_next_regular_
     ticket = driven.lead(now)
     grant = AcquireResult(True, 0.0, reserve_used)
     assert driven.machine.on_credentials(ticket, ONE, now)
-    assert driven.machine.on_budget_result(ticket, grant, now, from_reserve=True)
+    assert driven.machine.on_budget_result(ticket, grant, now, from_reserve=True) is None
     assert driven.fail(ticket, now, ODD) is None
     assert driven.machine.blocked_for(now) == pytest.approx(cooldown)
 
@@ -548,7 +548,7 @@ def late_events(driven: Driven, ticket: int, now: float) -> None:
     machine = driven.machine
     assert machine.on_credentials(ticket, ONE, now) is False
     assert machine.on_attempt_failed(ticket, REJECTED, now, jitter=0.5, digest=ONE) is None
-    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is False
+    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is None
     machine.on_fetch_failed(ticket, ODD, now)
     machine.on_fetch_abandoned(ticket, now)
     machine.on_token(ticket, token(1.0, name="late"), now)
@@ -584,7 +584,7 @@ def test_rule_05_a_unit_that_a_lost_fetch_acquired_counts() -> None:
     driven = Driven()
     lost = driven.lead(0.0)
     driven.machine.on_fetch_abandoned(lost, 0.0)
-    assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is False
+    assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is None
     assert driven.send(driven.lead(2.0), 2.0)
     assert driven.extra is True
 

@@ -236,7 +236,8 @@ class World:
         extra = self.machine.uses_reserve(ticket, self.now)
         grant = self.budget.acquire("M", from_reserve=extra)
         self.ordinary_denied += not grant.granted and not extra
-        if not self._reported(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra)):
+        self._reported(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra))
+        if ticket not in self.machine.pending_fetches:
             return
         self.sent.append(self.now)
         if extra:

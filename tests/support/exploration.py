@@ -464,9 +464,8 @@ class Model:
         extra = self.machine.uses_reserve(carrier.ticket, self.now)
         before = self.machine._refreshed_at
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
-        if not self._reported(
-            lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra)
-        ):
+        self._reported(lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra))
+        if carrier.ticket not in self.machine.pending_fetches:
             del self.carriers[index]
             return
         assert grant.granted, "rule 5: sent without a unit"

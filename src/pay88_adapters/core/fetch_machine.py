@@ -189,31 +189,41 @@ class FetchMachine:
         first = fetch is not None and fetch.attempts == 0
         return not first or not self._refresh_is_due(now)
 
-    def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> bool:
-        """Record the result of an acquisition; return whether the attempt may be sent (rule 5)."""
+    def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> Failure | None:
+        """Record the result of an acquisition; return why the fetch failed, if no unit was granted (rule 5).
+
+        If one was granted, the attempt may be sent unless the fetch was given up.
+        """
         fetch = self.pending.by_ticket.get(ticket)
         self._reserve_used, self._pace = result.reserve_used, result.pace
         if result.granted:
             self.cooldown = self.cooldown.unless_exhausted()
-            if not from_reserve:
-                if fetch is not None and fetch.refreshed_before is None:
-                    fetch.refreshed_before = self._refreshed_at
+            if fetch is not None:
+                self._count_attempt(fetch, now, regular=not from_reserve)
+            elif not from_reserve:
                 self._refreshed_at = now
+            return None
+        failure = result.failure or BUDGET_EXHAUSTED
         if fetch is None:
-            return False
-        if result.granted:
-            fetch.attempts += 1
-            self.pending.keep(fetch, now)
-            return True
+            return failure
         self.pending.end(ticket)
         if fetch.failure is not None:  # no unit for a retry: the failure of the last attempt is the result
             self._back_off(fetch.failure, now)
-            return False
+            return fetch.failure
         until = now + result.retry_in
         if from_reserve:
             until = min(until, max(self._refreshed_at + self._interval(), now + result.refresh_allowed_in))
-        self.cooldown = self.cooldown.exhausted(result.failure or BUDGET_EXHAUSTED, until, now)
-        return False
+        self.cooldown = self.cooldown.exhausted(failure, until, now)
+        return self.cooldown.reason
+
+    def _count_attempt(self, fetch: PendingFetch, now: float, *, regular: bool) -> None:
+        fetch.attempts += 1
+        self.pending.keep(fetch, now)
+        if not regular:
+            return
+        if fetch.refreshed_before is None:
+            fetch.refreshed_before = self._refreshed_at
+        self._refreshed_at = now
 
     def on_grant_expired(self, ticket: int) -> None:
         """Record that the last grant expired before it was used: nothing was sent (rule 5)."""
