@@ -127,5 +127,8 @@ class RequestInfo(Protocol[R_contra]):
         ...
 
     def replayable(self) -> bool:
-        """Whether the body can be rewound, byte for byte."""
+        """Rewind the body for another attempt; return whether it is the same, byte for byte.
+
+        Called only if an attempt follows unless this returns false: the file of a caller must stay where it is.
+        """
         ...

@@ -157,21 +157,14 @@ def _pause(
     settings = state.settings
     route, limits = settings.endpoint.route(call.path), settings.request_limits
     safe = attempts.policy.is_safe(call.method, route)
-    if not call.replayable() or (limits is not None and limits.is_open(group_of(route))):
+    if limits is not None and limits.is_open(group_of(route)):
         return None
 
     retry_after = parse_retry_after(headers, settings.clock.wall())
 
     def next_pause(machine: TokenMachine, now: float) -> float | None:
         pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=retry_after)
-        if pause is not None and not in_time(machine, now, pause):
-            return None
-        if pause is not None:
-            wait_budget.until = attempts.deadline
-            state.counters.retried += 1
-            status = None if isinstance(outcome, ConnectionFailure) else outcome
-            state.queue_event(CallRetried, group_of(route), attempts.made, pause, status)
-        return pause
+        return pause if pause is not None and in_time(machine, now, pause) else None
 
     def in_time(machine: TokenMachine, now: float, pause: float) -> bool:
         # The response has to be drained before any wait: a pool of one connection needs that for the token request.
@@ -184,7 +177,21 @@ def _pause(
             ready += settings.policy.fetch_timeout
         return waits <= wait_budget.left and ready < attempts.deadline
 
-    return state.transition(next_pause)
+    pause = state.transition(next_pause)
+    if pause is None or not call.replayable():  # in this order: without a retry, the caller's file is not rewound
+        return None
+    wait_budget.until = attempts.deadline
+    _count_retry(state, group_of(route), attempts.made, pause, outcome)
+    return pause
+
+
+def _count_retry(state: ManagerState, group: str, attempt: int, pause: float, outcome: int | ConnectionFailure) -> None:
+    def count(*_: object) -> None:
+        state.counters.retried += 1
+        status = None if isinstance(outcome, ConnectionFailure) else outcome
+        state.queue_event(CallRetried, group, attempt, pause, status)
+
+    state.transition(count)
 
 
 def _count_replay(state: ManagerState) -> None:
