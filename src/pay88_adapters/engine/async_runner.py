@@ -37,6 +37,7 @@ from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED
 from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime
+from .threads import NoThread
 from .token_flow import TokenAcquisition, WaitBudget
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ class AsyncRunner(Runner):
     async def run_store_operation(self, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not block the event loop.
         if self._state.settings.store_client.blocking:
-            with suppress(RuntimeError):  # no thread can be started: the store counts as failing, and does not block
+            with suppress(NoThread):  # the store counts as failing, and does not block
                 return await current_runtime().run_in_thread(operation)
         return operation()
 

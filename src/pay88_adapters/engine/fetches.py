@@ -26,7 +26,7 @@ from .forks import fork_id
 from .runtimes import AsyncRuntime
 from .state import ManagerState
 from .store_client import NO_LEASE
-from .threads import Overdue, Worker, finish_at_exit, forget_finisher
+from .threads import NoThread, Overdue, Worker, finish_at_exit, forget_finisher
 
 _numbers = itertools.count(1)
 
@@ -141,7 +141,7 @@ class Fetches:
 
         try:
             Worker(publish, "pay88-lease", finishes=True).start()
-        except RuntimeError:  # no thread can be started: the lease expires
+        except NoThread:  # the lease expires
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:

@@ -136,7 +136,11 @@ class AsyncRuntime(Protocol):
         ...
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Run *work* in its own thread. A cancelled caller does not wait for it."""
+        """Run *work* in its own thread. A cancelled caller does not wait for it.
+
+        Raises:
+            NoThread: No thread can be started.
+        """
         ...
 
 

@@ -40,7 +40,7 @@ from .request_flow import UNAUTHORIZED, acquire_permit_and_token
 from .runner import Runner, after_failure, carriers, failed_post, interrupts, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
 from .state import THREADS
-from .threads import Overdue, Worker
+from .threads import NoThread, Overdue, Worker
 from .token_flow import TokenAcquisition, WaitBudget
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ class SyncRunner(Runner):
                 partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=finishes
             )
             worker.start()
-        except RuntimeError as exc:  # the interpreter is shutting down, or the system has no thread left
+        except NoThread as exc:
             run.worker = None
             if start.background or caller is not None:
                 fetches.abandon(run, exc)

@@ -20,6 +20,10 @@ class Overdue(TimeoutError):
     """Raised in a thread whose step exceeds its timeout."""
 
 
+class NoThread(RuntimeError):
+    """No thread can be started: the limit is reached, or the interpreter is shutting down."""
+
+
 class Worker(threading.Thread):
     """A thread that runs *work* in the background.
 
@@ -27,9 +31,6 @@ class Worker(threading.Thread):
         work: What to run.
         name: The thread's name.
         finishes: Whether the exiting process waits for it for a moment: other threads need its result.
-
-    Raises:
-        RuntimeError: No thread can start, as in some subinterpreters.
     """
 
     def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:
@@ -44,14 +45,17 @@ class Worker(threading.Thread):
         """Start the thread.
 
         Raises:
-            RuntimeError: No thread can be started: the limit is reached, or the interpreter is shutting down.
+            NoThread: None can be started.
         """
         _workers[self] = None
         try:
             super().start()
-        except BaseException:
-            if not self.is_alive():
-                _workers.pop(self, None)
+        except BaseException as exc:
+            if self.is_alive():  # a signal handler has raised it
+                raise
+            _workers.pop(self, None)
+            if isinstance(exc, RuntimeError):
+                raise NoThread(str(exc)) from exc
             raise
 
     def run(self) -> None:
