@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import trio
 
 from pay88_adapters import Credentials, TokenManager
+from pay88_adapters.engine import threads
+from pay88_adapters.engine.threads import Worker
 
 _RUNS: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [lambda main: asyncio.run(main()), trio.run]
 
@@ -60,3 +63,72 @@ def test_a_store_operation_runs_where_no_thread_can_be_started(
         assert await manager.async_runner.run_store_operation(threading.current_thread) is threading.current_thread()
 
     run(main)
+
+
+class WatchedLock:
+    """A reentrant lock that says when a thread is about to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.waiting: dict[threading.Thread, threading.Event] = {}
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Acquire it."""
+        if event := self.waiting.get(threading.current_thread()):
+            event.set()
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        """Release it."""
+        self._lock.release()
+
+
+def test_rule_17_a_thread_that_ends_while_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may give its id to a thread of the caller's: it must not end before the interruption."""
+    done, real = threading.Event(), ctypes.c_ulong
+    worker = Worker(done.wait, "worker", finishes=False)
+    lock: Any = WatchedLock()
+    lock.waiting[worker] = at_the_lock = threading.Event()
+    worker._interruption = lock
+
+    def ends_now(ident: int) -> Any:  # between the check whether it is alive and the interruption
+        done.set()
+        at_the_lock.wait()
+        assert worker.is_alive()
+        return real(ident)
+
+    worker.start()
+    monkeypatch.setattr(ctypes, "c_ulong", ends_now)
+    worker.interrupt()
+    worker.join()
+    assert worker not in threads._workers
+
+
+def test_rule_17_a_thread_whose_work_is_done_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread has its id, this one among them."""
+    done = threading.Event()
+    worker = Worker(lambda: None, "worker", finishes=False)
+    monkeypatch.setattr(worker, "is_alive", lambda: not done.is_set())  # as before the very end of a thread
+    monkeypatch.setattr(ctypes, "c_ulong", None)
+    worker.start()
+    worker.join()
+    worker.interrupt()
+    done.set()
+    worker.interrupt()
+    assert not worker._interruption.acquire(blocking=False)
+
+
+def test_rule_17_an_interruption_that_is_itself_interrupted_keeps_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler may raise at any instruction: the thread ends nevertheless."""
+
+    def interrupts(_: int) -> None:
+        raise KeyboardInterrupt
+
+    done = threading.Event()
+    worker = Worker(done.wait, "worker", finishes=False)
+    worker.start()
+    monkeypatch.setattr(ctypes, "c_ulong", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        worker.interrupt()
+    done.set()
+    worker.join()

@@ -26,7 +26,7 @@ from .forks import fork_id
 from .runtimes import AsyncRuntime
 from .state import ManagerState
 from .store_client import NO_LEASE
-from .threads import NoThread, Overdue, Worker, finish_at_exit, forget_finisher
+from .threads import NoThread, Worker, finish_at_exit, forget_finisher
 
 _numbers = itertools.count(1)
 
@@ -193,7 +193,7 @@ class Fetches:
         overdue = self.state.take_overdue()
         for run in list(self._runs):
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
-                run.worker.interrupt(Overdue)
+                run.worker.interrupt()
 
     def stuck(self, timeout: float) -> Failure | None:
         """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
@@ -205,7 +205,7 @@ class Fetches:
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
-            worker.interrupt(Overdue)
+            worker.interrupt()
             worker.join(timeout)
             if worker.is_alive() and run.doing:
                 worker.finishes = False

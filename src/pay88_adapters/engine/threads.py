@@ -40,6 +40,8 @@ class Worker(threading.Thread):
             super().__init__(name=name, daemon=False)
         self._work = work
         self.finishes = finishes
+        # Held while this thread is interrupted, and by itself for good as soon as its work is done.
+        self._interruption = threading.RLock()
 
     def start(self) -> None:
         """Start the thread.
@@ -62,21 +64,32 @@ class Worker(threading.Thread):
         try:
             self._work()
         finally:
+            try:
+                self._interruption.acquire()
+            except Overdue:  # the last interruption, before or after the lock was acquired: it is reentrant
+                self._interruption.acquire()
             _workers.pop(self, None)
             del self._work
 
-    def interrupt(self, kind: type[BaseException]) -> None:
-        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted.
+    def interrupt(self) -> None:
+        """Raise :class:`Overdue` in this thread as soon as it runs Python code again. C code is not interrupted.
 
-        Where ctypes cannot be imported, as in subinterpreters of Python 3.12, nothing is; waiting requests continue.
+        Nothing happens if its work is done: the system may have given its id to another thread. Where ctypes cannot be
+        imported, as in subinterpreters of Python 3.12, no thread is interrupted; waiting requests continue.
         """
         try:
             import ctypes  # almost never needed
         except ImportError:
             return
 
-        if self.ident is not None and self.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
+        try:
+            if self._interruption.acquire(blocking=False) and self.ident is not None and self.is_alive():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Overdue))
+        finally:
+            try:  # noqa: SIM105 - a signal handler could raise before the first step of suppress()
+                self._interruption.release()
+            except RuntimeError:  # not acquired
+                pass
 
 
 _exiting = threading.Event()
