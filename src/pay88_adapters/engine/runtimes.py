@@ -16,7 +16,8 @@ from pay88_adapters.stores.realtime import monotonic
 from .threads import Worker
 
 T = TypeVar("T")
-_CHECK_INTERVAL = 0.25  # real seconds between checks of a waiting thread whether the event loop still runs
+CHECK_INTERVAL = 0.25
+"""Real seconds between checks of a waiting thread whether the event loop still runs."""
 
 
 WOKEN_AT_ONCE = 50
@@ -255,7 +256,7 @@ class AsyncioRuntime:
             await asyncio.wait({task}, timeout=seconds)
         except asyncio.CancelledError:
             # A loop that ends cancels that task, too: a second time would be in the middle of its cleaning up.
-            self.key.call_later(_CHECK_INTERVAL, task.cancel)
+            self.key.call_later(CHECK_INTERVAL, task.cancel)
             raise
         if result:
             return result[0]()
@@ -274,7 +275,7 @@ class AsyncioRuntime:
         until = monotonic() + seconds
         while not result:
             try:
-                future.result(min(max(until - monotonic(), 0.0), _CHECK_INTERVAL))
+                future.result(min(max(until - monotonic(), 0.0), CHECK_INTERVAL))
             except concurrent.futures.TimeoutError:
                 if monotonic() >= until:
                     future.cancel()
