@@ -172,20 +172,19 @@ def test_rule_17_a_thread_gets_what_a_trio_run_awaits_for_it() -> None:
             raise
 
     async def outcome(work: Callable[[], Awaitable[int]]) -> Any:
-        return await trio.to_thread.run_sync(_outcome, runtime, work(), 30.0 if work is not waits else 0.01)
+        return await trio.to_thread.run_sync(_outcome, runtimes[0], work(), 30.0 if work is not waits else 0.01)
 
     async def main() -> None:
-        nonlocal runtime
-        runtime = TrioRuntime()
+        runtimes.append(TrioRuntime())
         assert await outcome(_One) == 1
         assert isinstance(await outcome(fails), LookupError)
         assert isinstance(await outcome(waits), TimeoutError)
         await trio.testing.wait_all_tasks_blocked()
         assert cancelled
 
-    runtime: Any = None
+    runtimes: list[TrioRuntime] = []
     trio.run(main)
-    assert isinstance(_outcome(runtime, _One(), 30.0), LoopEnded)
+    assert isinstance(_outcome(runtimes[0], _One(), 30.0), LoopEnded)
 
 
 def test_rule_17_a_thread_notices_that_a_trio_run_ends() -> None:

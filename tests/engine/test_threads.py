@@ -65,6 +65,23 @@ def test_a_store_operation_runs_where_no_thread_can_be_started(
     run(main)
 
 
+def test_rule_24_a_store_works_where_daemon_threads_are_disabled(
+    manager: TokenManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in some subinterpreters."""
+    real = threading.Thread.__init__
+
+    def init(thread: threading.Thread, *args: Any, daemon: bool | None = None, **more: Any) -> None:
+        if daemon:
+            raise RuntimeError("daemon threads are disabled in this interpreter")
+        real(thread, *args, daemon=daemon, **more)
+
+    monkeypatch.setattr(threading.Thread, "__init__", init)
+    store = manager._state.settings.store_client
+    assert store.try_acquire_lease("k", owner="o", known_version=0, lease=5.0).fencing_token
+    assert not store.degraded
+
+
 class WatchedLock:
     """A reentrant lock that says when a thread is about to wait for it."""
 

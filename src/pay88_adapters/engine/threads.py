@@ -24,7 +24,30 @@ class NoThread(RuntimeError):
     """No thread can be started: the limit is reached, or the interpreter is shutting down."""
 
 
-class Worker(threading.Thread):
+class BackgroundThread(threading.Thread):
+    """A thread that does not keep the process alive. In subinterpreters without daemon threads, it does."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            super().__init__(name=name, daemon=True)
+        except RuntimeError:
+            super().__init__(name=name, daemon=False)
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            NoThread: None can be started.
+        """
+        try:
+            super().start()
+        except RuntimeError as exc:
+            if self.is_alive():  # a signal handler has raised it
+                raise
+            raise NoThread(str(exc)) from exc
+
+
+class Worker(BackgroundThread):
     """A thread that runs *work* in the background.
 
     Args:
@@ -34,30 +57,20 @@ class Worker(threading.Thread):
     """
 
     def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:
-        try:
-            super().__init__(name=name, daemon=True)
-        except RuntimeError:  # a subinterpreter without daemon threads
-            super().__init__(name=name, daemon=False)
+        super().__init__(name)
         self._work = work
         self.finishes = finishes
         # Held while this thread is interrupted, and by itself for good as soon as its work is done.
         self._interruption = threading.RLock()
 
     def start(self) -> None:
-        """Start the thread.
-
-        Raises:
-            NoThread: None can be started.
-        """
+        """Start the thread: see :meth:`BackgroundThread.start`."""
         _workers[self] = None
         try:
             super().start()
-        except BaseException as exc:
-            if self.is_alive():  # a signal handler has raised it
-                raise
-            _workers.pop(self, None)
-            if isinstance(exc, RuntimeError):
-                raise NoThread(str(exc)) from exc
+        except BaseException:
+            if not self.is_alive():
+                _workers.pop(self, None)
             raise
 
     def run(self) -> None:
