@@ -14,7 +14,10 @@ import trio
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.engine import threads
+from pay88_adapters.engine.store_link import Link
 from pay88_adapters.engine.threads import Worker
+from pay88_adapters.stores.memory import MemoryStore
+from pay88_adapters.testing import ManualClock
 
 _RUNS: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [lambda main: asyncio.run(main()), trio.run]
 
@@ -80,6 +83,25 @@ def test_rule_24_a_store_works_where_daemon_threads_are_disabled(
     store = manager._state.settings.store_client
     assert store.try_acquire_lease("k", owner="o", known_version=0, lease=5.0).fencing_token
     assert not store.degraded
+
+
+def test_rule_24_an_interrupted_start_of_a_store_operation_is_no_slow_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C may strike before its thread exists: later operations must not wait for it."""
+
+    def start(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    store = MemoryStore(ManualClock().now)
+    monkeypatch.setattr(store, "blocking", True)
+    link = Link(store, ManualClock())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            link.attempt(lambda _: None)
+    assert not link._running
+    assert link.attempt(lambda _: 1) == 1
 
 
 class WatchedLock:

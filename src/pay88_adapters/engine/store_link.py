@@ -198,8 +198,11 @@ class _Operation(BackgroundThread, Generic[T]):
         """Return the result of the operation, or raise its error."""
         try:
             self.start()
-        except NoThread:
-            self.ended()
+        except BaseException as exc:
+            if not self.is_alive():  # else it ends later
+                self.ended()
+            if not isinstance(exc, NoThread):  # but one of a signal handler
+                raise
             if may_block():  # blocking this thread blocks no other work
                 return self._operation()
             raise StoreError("cannot start a thread for the store operation") from None
