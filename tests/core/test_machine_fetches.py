@@ -579,14 +579,19 @@ def test_rule_16_the_token_of_a_lost_fetch_replaces_none_that_is_as_new() -> Non
     assert driven.ask(61.0) == Use(token(60.0))
 
 
-def test_rule_05_a_unit_that_a_lost_fetch_acquired_counts() -> None:
-    """The next request before the regular refresh uses the reserve."""
+@pytest.mark.parametrize("granted_first", [True, False])
+def test_rule_16_the_fetch_after_a_lost_one_uses_no_reserve(granted_first: bool) -> None:
+    """Whether the lost one got its unit before it was given up, or after that."""
     driven = Driven()
     lost = driven.lead(0.0)
-    driven.machine.on_fetch_abandoned(lost, 0.0)
-    assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is None
+    assert driven.machine.on_credentials(lost, ONE, 0.0)
+    for granted in (granted_first, not granted_first):
+        if granted:
+            assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is None
+        else:
+            assert driven.machine.on_fetch_abandoned(lost, 1.0) is None
     assert driven.send(driven.lead(2.0), 2.0)
-    assert driven.extra is True
+    assert driven.extra is False
 
 
 def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:

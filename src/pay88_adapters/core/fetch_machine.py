@@ -200,8 +200,6 @@ class FetchMachine:
             self.cooldown = self.cooldown.unless_exhausted()
             if fetch is not None:
                 self._count_attempt(fetch, now, regular=not from_reserve)
-            elif not from_reserve:
-                self._refreshed_at = now
             return None
         failure = result.failure or BUDGET_EXHAUSTED
         if fetch is None:
