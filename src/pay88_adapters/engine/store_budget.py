@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Set
 
-from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest
+from pay88_adapters.core.history import (
+    MIN_TTL,
+    Ages,
+    Claim,
+    ClaimResult,
+    Cooldown,
+    Entry,
+    History,
+    Window,
+    counted,
+    longest,
+)
 from pay88_adapters.stores.base import BudgetStorage, Store
 from pay88_adapters.stores.members import AT_FIRST, HORIZON
 from pay88_adapters.stores.memory import MemoryStorage
@@ -48,6 +59,7 @@ class StoreBudget(MemoryStorage):
         self._known_limits: dict[_Limits, _Limits] = {}
         self._earlier: dict[str, dict[str, float]] = {}  # entries known when the store failed: see _kept_free
         super().__init__(clock.now)
+        self._forgotten_at = self._swept_at
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -78,6 +90,7 @@ class StoreBudget(MemoryStorage):
             return self._claim_degraded(claim, keys)
         for key, history in answer.histories.items():
             self.import_history(key, history, _ttl(claim, key), asked_at)
+        self._forget_unused()
         if answer.cooldown is not None:
             super().start_cooldown(next(iter(keys)), answer.cooldown)
         elif answer.wait and windows != list(claim.windows):
@@ -88,6 +101,18 @@ class StoreBudget(MemoryStorage):
             why = "the shared store is back, and not all processes have reported what they used meanwhile"
             return answer._replace(wait=min(answer.wait, RETRY_INTERVAL), reason=why)
         return answer
+
+    def _forget_unused(self) -> None:
+        """Forget what is known of the histories that have been swept, once after each sweep."""
+        if self._forgotten_at == self._swept_at or not self._link.is_steady:
+            return
+        self._forgotten_at, now = self._swept_at, self._now()
+        for key in {*self._limits, *self._complete_until} - self._histories.keys():
+            longest_expiry = max((expiry for _, expiry in self._limits.get(key, ())), default=MIN_TTL)
+            if now > self._complete_until.get(key, _NEVER) + longest_expiry:
+                self._limits.pop(key, None)
+                self._complete_until.pop(key, None)
+        self._known_limits = {each: each for each in self._limits.values()}
 
     def _kept_free(self, window: Window) -> Window:
         """Leave units of the shared budget free for unreported acquisitions of other processes in degraded mode.
