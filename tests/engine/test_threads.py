@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import importlib.abc
+import sys
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,36 @@ def test_rule_24_an_interrupted_start_of_a_store_operation_is_no_slow_operation(
             link.attempt(lambda _: None)
     assert not link._running
     assert link.attempt(lambda _: 1) == 1
+
+
+class SlowImport(importlib.abc.MetaPathFinder):
+    """Imports one module slowly, as from a file system that hangs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self._name:
+            self.began.set()
+            self.may_end.wait()
+
+
+def test_rule_17_the_import_of_a_driver_delays_no_other_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the file system of a store: no lock is held meanwhile."""
+    slow = SlowImport("pay88_adapters.stores.redis")
+    monkeypatch.delitem(sys.modules, "pay88_adapters.stores.redis", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [slow, *sys.meta_path])
+    credentials, url = Credentials("sk_test_1", "MCH-1"), "redis://127.0.0.1:9"
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(TokenManager, credentials, store=url)
+            slow.began.wait()
+            pool.submit(TokenManager, credentials, clock=ManualClock()).result(30)
+        finally:
+            slow.may_end.set()
+        other = TokenManager(credentials, store=url)
+        assert first.result()._state.settings.store_client is other._state.settings.store_client
 
 
 class WatchedLock:

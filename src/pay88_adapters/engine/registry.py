@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -39,21 +40,31 @@ class OpenStores:
     def __len__(self) -> int:
         return len(self._fleets)
 
-    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
-        """Return the store client of this process for a store."""
+    def store_client(
+        self, lock: AbstractContextManager[object], url: str, fallback: str | None, clock: Clock, share: float | None
+    ) -> StoreAccess:
+        """Return the store client of this process for a store. *lock* is the one of the process.
+
+        It is not held while a store is opened: a file system may hang, and the import of a driver run any code.
+        """
         if url == MEMORY:
             share = None  # it cannot fail
         store_client = self._fleets.get((url, fallback, share))
-        if store_client is None:
+        if store_client is not None:
+            return store_client
+        opened = self._stores.get(url) or open_store(url, clock)
+        spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
+        with lock:  # another thread may have opened it, too, as may a signal handler or a finalizer on this one
+            store_client = self._fleets.get((url, fallback, share))
+            if store_client is not None:
+                return store_client
             if len(self._fleets) >= self._sweep_at:
                 # Not when its last manager is collected: the units that it consumed still count.
                 for key in [key for key, each in self._fleets.items() if each.is_unused()]:
                     del self._fleets[key]
                 self._sweep_at = max(_SWEPT, 2 * len(self._fleets))
-            # A signal handler or a finalizer on this thread may have created it in the meantime.
-            store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
+            store = self._stores.setdefault(url, opened)
             survive_forks(store)
-            spare, host = open_fallback(fallback, clock) if fallback is not None else (None, "")
             if spare is not None:
                 survive_forks(spare)
             made = (
@@ -61,8 +72,7 @@ class OpenStores:
                 if isinstance(store, MemoryStore)
                 else StoreClient(store, clock, share, spare, host)
             )
-            store_client = self._fleets.setdefault((url, fallback, share), made)
-        return store_client
+            return self._fleets.setdefault((url, fallback, share), made)
 
     def key(self, store_client: StoreAccess) -> tuple[str, str | None, float | None]:
         """Return the arguments that *store_client* was made with. It must be in use."""
@@ -128,14 +138,13 @@ class Process(Generic[M]):
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store on this clock."""
-        with self.lock:
-            return _open_stores(clock).store_client(url, fallback, clock, share)
+        return _open_stores(clock).store_client(self.lock, url, fallback, clock, share)
 
     def store_client_like(self, store_client: StoreAccess, before: Clock, clock: Clock) -> StoreAccess:
         """Return the store client on *clock* for the same store as *store_client*, which is on the clock *before*."""
         with self.lock:
             url, fallback, share = _open_stores(before).key(store_client)
-            return _open_stores(clock).store_client(url, fallback, clock, share)
+        return _open_stores(clock).store_client(self.lock, url, fallback, clock, share)
 
 
 def _open_stores(clock: Clock) -> OpenStores:
