@@ -409,11 +409,11 @@ def test_rule_16_however_often_clients_are_closed_the_next_request_fetches() -> 
 def test_rule_16_a_client_whose_pool_was_full_waits_for_another_one() -> None:
     """Until it can start a fetch again, or its deadline; a fetch of another client ends its wait."""
     driven = Driven()
-    full: dict[str, Any] = {"known_failures": 0, "cannot_lead": BROKEN, "leads_from": 5.0}
+    full: dict[str, Any] = {"known_failures": 0, "cannot_fetch": BROKEN, "can_fetch_from": 5.0}
     assert driven.ask(0.0, **full) == Wait(5.0)
     assert driven.ask(0.0, wait=3.0, **full) == Wait(3.0)
     assert driven.ask(3.0, wait=0.0, **full) == Fail(BROKEN, 2.0)
-    assert driven.ask(3.0, wait=0.0, **{**full, "leads_from": None}) == Fail(BROKEN, 0.0)
+    assert driven.ask(3.0, wait=0.0, **{**full, "can_fetch_from": None}) == Fail(BROKEN, 0.0)
     assert driven.ask(0.0, known_failures=0) == Fetch(1)
     driven.machine.on_token(1, token(0.0), 0.1)
     assert isinstance(driven.ask(0.2, **full), Use)

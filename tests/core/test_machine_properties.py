@@ -158,9 +158,9 @@ class World:
                 self.now,
                 known_failures=call.seen,
                 deadline=call.deadline,
-                carrier_age=0.0 if self.young else float("inf"),
+                dependency_age=0.0 if self.young else float("inf"),
                 own=call.own,
-                cannot_lead=LOST if call.own in self._dead else None,
+                cannot_fetch=LOST if call.own in self._dead else None,
             )
             self._settle()
             if isinstance(decision, Use):

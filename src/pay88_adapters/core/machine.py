@@ -30,10 +30,10 @@ class TokenMachine(FetchMachine):
         deadline: float,
         min_validity: float = 0.0,
         must_fetch: bool = False,
-        carrier_age: float = _EVER,
+        dependency_age: float = _EVER,
         own: int | None = None,
-        cannot_lead: Failure | None = None,
-        leads_from: float | None = None,
+        cannot_fetch: Failure | None = None,
+        can_fetch_from: float | None = None,
         cannot_wait: bool = False,
     ) -> Decision:
         """Return the decision for a request.
@@ -45,11 +45,11 @@ class TokenMachine(FetchMachine):
             deadline: End of its wait at the latest, in seconds on the manager's clock.
             min_validity: Seconds for which the token must stay usable.
             must_fetch: Whether the request cannot wait without blocking the fetch that it would wait for.
-            carrier_age: Age in seconds of the youngest of its client and its event loop. If one of them may end before
-                a fetch does, the request starts no background refresh (rule 2).
+            dependency_age: Age in seconds of the youngest of its client and its event loop. If one of them may end
+                before a fetch does, the request starts no background refresh (rule 2).
             own: The ticket of the fetch that this request has started.
-            cannot_lead: Why this request cannot start a fetch, for example because its client was closed.
-            leads_from: From when on it can, if that is only for some time.
+            cannot_fetch: Why this request cannot start a fetch, for example because its client was closed.
+            can_fetch_from: From when on it can, if that is only for some time.
             cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
         if not cannot_wait:
@@ -73,22 +73,22 @@ class TokenMachine(FetchMachine):
             endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed        rule 9
         action = ACTIONS[token_state][endpoint_state]
         if cannot_wait:
-            cannot_lead = INTERRUPTING
-        elif leads_from is not None and now >= leads_from:
-            cannot_lead = None
-        if cannot_lead is not None and (action in (Action.REFRESH, Action.FETCH) or cannot_wait):
+            cannot_fetch = INTERRUPTING
+        elif can_fetch_from is not None and now >= can_fetch_from:
+            cannot_fetch = None
+        if cannot_fetch is not None and (action in (Action.REFRESH, Action.FETCH) or cannot_wait):
             if self._token_state(now) is not TokenState.ABSENT:
                 return self._use()
-            if cannot_wait or leads_from is None:
-                return Fail(cannot_lead, 0.0)
+            if cannot_wait or can_fetch_from is None:
+                return Fail(cannot_fetch, 0.0)
             if now >= deadline:
-                return Fail(cannot_lead, leads_from - now)
-            return Wait(min(leads_from, deadline))  # for the fetch of another client
+                return Fail(cannot_fetch, can_fetch_from - now)
+            return Wait(min(can_fetch_from, deadline))  # for the fetch of another client
         match action:
             case Action.USE:
                 return self._use_unless_own(own, now, deadline)
             case Action.REFRESH:
-                if carrier_age >= self._policy.trusted_after:
+                if dependency_age >= self._policy.trusted_after:
                     return self._use(self.pending.start(now, forced=False))
                 if now < self._foreground_from():
                     return self._use()

@@ -35,7 +35,7 @@ from .fetch_flow import fetch_token
 from .fetches import FetchRun
 from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED
-from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
+from .runner import Runner, after_failure, dependencies, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime
 from .threads import NoThread
 from .token_flow import TokenAcquisition, WaitBudget
@@ -139,28 +139,28 @@ class AsyncRunner(Runner):
         return operation()
 
     async def token(
-        self, start: Callable[[StartFetch], FetchRun], carried_by: tuple[object, ...], *, min_validity: float = 0.0
+        self, start: Callable[[StartFetch], FetchRun], dependencies: tuple[object, ...], *, min_validity: float = 0.0
     ) -> Token:
         """Get a token; *start* starts a fetch."""
-        return await self._run(self._join(carried_by, self._wait_budget(None), min_validity), start)
+        return await self._run(self._join(dependencies, self._wait_budget(None), min_validity), start)
 
     async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
         """Get a token; *sender* sends the token requests, on this event loop."""
-        carried_by = (*carriers(sender), current_run())
-        return await self.token(partial(self._spawn, sender), carried_by, min_validity=min_validity)
+        needed = (*dependencies(sender), current_run())
+        return await self.token(partial(self._spawn, sender), needed, min_validity=min_validity)
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
-        return self._join((*carriers(call), current_run()), wait_budget)
+        return self._join((*dependencies(call), current_run()), wait_budget)
 
     def _join(
-        self, carried_by: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
+        self, dependencies: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
     ) -> AcquireTokenFlow:
         runtime, state = current_runtime(), self._state
         return TokenAcquisition(
             self.fetches,
             lambda: state.join(runtime.key, runtime.event),
             wait_budget=wait_budget,
-            carriers=carried_by,
+            dependencies=dependencies,
             min_validity=min_validity,
         ).run()
 
@@ -168,7 +168,7 @@ class AsyncRunner(Runner):
         fetches, runtime = self.fetches, current_runtime()
         run = FetchRun(
             start.ticket,
-            carriers=carriers(sender),
+            dependencies=dependencies(sender),
             loop=runtime,
             is_dead=lambda: not runtime.is_running,
         )

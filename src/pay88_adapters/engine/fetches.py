@@ -55,7 +55,7 @@ class FetchRun:
     """The thread that runs it; ``None`` for a task."""
     loop: AsyncRuntime | None = None
     """The event loop without which it does not continue, if any."""
-    carriers: tuple[object, ...] = ()
+    dependencies: tuple[object, ...] = ()
     """Its client, unless that is the manager's own."""
     is_dead: Callable[[], bool] = bool
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
@@ -162,7 +162,7 @@ class Fetches:
         clear_traceback_locals(cause)
         if isinstance(cause, NoFreeConnection):
             run.no_connection = replace(NO_CONNECTION, cause=cause)
-            state.carriers.pool_was_full(run.carriers, state.now(), state.settings.policy)
+            state.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
         else:
             run.death = _death(cause, *run.secrets)
 

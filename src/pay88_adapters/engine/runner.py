@@ -70,7 +70,7 @@ def is_open(sender: object) -> bool:
     return not getattr(sender, "is_closed", False)
 
 
-def carriers(sender: object) -> tuple[object, ...]:
+def dependencies(sender: object) -> tuple[object, ...]:
     """Return what may end before a fetch over *sender*: its client, unless that is the manager's own."""
     client = getattr(sender, "client", sender)
     return () if client is None else (client,)

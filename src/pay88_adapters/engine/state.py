@@ -13,9 +13,9 @@ from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.snapshot import Snapshot, record_key
 from pay88_adapters.core.token import Token
 
-from .carriers import carriers_on
 from .credentials import Credentials
 from .event_log import log_bypass
+from .lifetimes import lifetimes_on
 from .listeners import LOG_ALONE, Listeners
 from .runtimes import WaitEvent
 from .settings import Settings
@@ -30,7 +30,7 @@ THREADS = "threads"
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
 _LOOK = 2.0  # seconds
-_LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
+_LOOK_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 
 
@@ -58,10 +58,10 @@ class ManagerState:
         "_waiting",
         "_woken",
         "awaiting_first_success",
-        "carriers",
         "closed",
         "counters",
         "fast_path",
+        "lifetimes",
         "listeners",
         "merchant_id",
         "now",
@@ -75,7 +75,7 @@ class ManagerState:
         self.counters = Counters()
         self.closed = False
         self.merchant_id = self._record_key = ""  # of the last credentials seen
-        self.carriers = carriers_on(clock)
+        self.lifetimes = lifetimes_on(clock)
         self.listeners = Listeners(listeners) if listeners else LOG_ALONE
         # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
@@ -101,7 +101,7 @@ class ManagerState:
         """
         self._lock = threading.RLock()
         self._depth = 0
-        self.carriers.after_fork()
+        self.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
         self._queued = ()
         self._machine.pending.clear()

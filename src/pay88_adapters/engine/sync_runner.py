@@ -37,7 +37,7 @@ from .fetches import FetchRun
 from .permit_flow import record_retried_attempt
 from .recorders import check_token_request
 from .request_flow import UNAUTHORIZED, acquire_permit_and_token
-from .runner import Runner, after_failure, carriers, failed_post, interrupts, is_open, no_credentials, should_retry
+from .runner import Runner, after_failure, dependencies, failed_post, interrupts, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
 from .state import THREADS
 from .threads import NoThread, Overdue, Worker
@@ -174,7 +174,7 @@ class SyncRunner(Runner):
             self.fetches,
             lambda: state.join(THREADS, ThreadEvent),
             wait_budget=wait_budget,
-            carriers=carriers(call),
+            dependencies=dependencies(call),
             min_validity=min_validity,
             blocks=True,
         ).run()
@@ -190,7 +190,7 @@ class SyncRunner(Runner):
         fetches = self.fetches
         waits = caller is None and not start.background
         blocked = threading.get_ident() if waits else None
-        run = FetchRun(start.ticket, blocked_thread=blocked, carriers=carriers(sender))
+        run = FetchRun(start.ticket, blocked_thread=blocked, dependencies=dependencies(sender))
         stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
