@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .budget import AcquireResult
-from .cached_token import CachedToken, window
+from .cached_token import CachedToken, deadlines
 from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
@@ -339,13 +339,13 @@ class FetchMachine:
         exhausted long before the hour.
         """
         expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
-        return window(self._policy, expires_in, self._pace)[0]
+        return deadlines(self._policy, expires_in, self._pace).refresh_at
 
     def _refresh_is_due(self, now: float) -> bool:
         return now >= self._refreshed_at + self._interval()
 
     def _with_deadlines(self, token: Token) -> CachedToken:
-        return CachedToken(token, window(self._policy, token.expires_in, self._pace))
+        return CachedToken(token, deadlines(self._policy, token.expires_in, self._pace))
 
     def _cache(self, cached: CachedToken, digest: str) -> None:
         self._cached, self._cached_digest, self._rejected = cached, digest, False
@@ -376,7 +376,8 @@ class FetchMachine:
         interval = self._interval()
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
-        # A request before the regular refresh uses the reserve: leave half of it.
+        # A request before the regular refresh uses the reserve. From half of that on, the cooldown grows: at 75 % it is
+        # half of an interval, at 100 % a whole one. It never lasts beyond the regular refresh.
         sparing = min((2.0 * self._reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
         self._fail(failure, now, max(pause, sparing))
 

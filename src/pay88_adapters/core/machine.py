@@ -10,7 +10,7 @@ from .decisions import ACTIONS, Action, Decision, EndpointState, Fail, Fetch, To
 from .errors import Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import INTERRUPTING, NO_CREDENTIALS_YET, NO_TOKEN_YET
 from .fetch_machine import FetchMachine
-from .token import Token
+from .token import Token, expires_at
 
 _NEVER = float("-inf")
 _EVER = float("inf")
@@ -129,7 +129,7 @@ class TokenMachine(FetchMachine):
     def expires_in(self, now: float) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Needs no lock."""
         cached = self._cached
-        left = 0.0 if cached is None else cached.token.requested_at + cached.token.expires_in - now
+        left = 0.0 if cached is None else expires_at(cached.token) - now
         return left if left > 0 else None
 
     @property

@@ -88,7 +88,7 @@ class PendingFetches:
 
     def end(self, ticket: int) -> PendingFetch | None:
         """Remove a fetch and return it, unless it has ended before."""
-        # Without a call, at which a signal handler could run and end another one.
+        # No function call between read and write: a signal handler could end another fetch there.
         left = {**self.by_ticket}
         if ticket not in left:
             return None

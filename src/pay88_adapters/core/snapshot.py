@@ -25,7 +25,7 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .secret import Secret, redact
-from .token import Token
+from .token import Token, expires_at, token_age
 from .wire import is_header_value
 
 NO_ENTRIES: Mapping[str, Mapping[str, float]] = MappingProxyType({})
@@ -70,7 +70,7 @@ class Snapshot:
     def dump(self, now: float) -> Secret:
         """Serialize it for the store."""
         token, cooldown_reason = self.token, self.cooldown_reason
-        if token is not None and now >= token.requested_at + token.expires_in:
+        if token is not None and now >= expires_at(token):
             token = None
         text = json.dumps(
             {
@@ -80,7 +80,7 @@ class Snapshot:
                     "access_token": str(token.access_token),
                     "session_id": str(token.session_id),
                     "expires_in": token.expires_in,
-                    "age": now - token.requested_at,
+                    "age": token_age(token, now),
                 },
                 "bar": cooldown_reason
                 and now < self.cooldown_until
@@ -108,7 +108,7 @@ class Snapshot:
         """Return the seconds for which it is useful to other managers."""
         ends = [self.cooldown_until]
         if self.token is not None:
-            ends.append(self.token.requested_at + self.token.expires_in)
+            ends.append(expires_at(self.token))
         return max(*ends, now) - now
 
 

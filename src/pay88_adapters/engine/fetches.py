@@ -23,7 +23,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
 from .forks import fork_id
-from .runtimes import AsyncRuntime
+from .runtimes import AsyncRuntime, never
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import NoThread, Worker, finish_at_exit, forget_finisher
@@ -57,7 +57,7 @@ class FetchRun:
     """The event loop without which it does not continue, if any."""
     dependencies: tuple[object, ...] = ()
     """Its client, unless that is the manager's own."""
-    is_dead: Callable[[], bool] = bool
+    is_dead: Callable[[], bool] = never
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
     """The current step that may hang, if any, for error messages."""

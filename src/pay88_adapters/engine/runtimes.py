@@ -24,6 +24,11 @@ WOKEN_AT_ONCE = 50
 """Number of tasks that one batch wakes before the event loop handles its sockets and timers: a batch takes 1 ms."""
 
 
+def never() -> bool:
+    """Return ``False``."""
+    return False
+
+
 class WaitEvent(Protocol):
     """One-shot event, set from any thread."""
 
@@ -66,7 +71,7 @@ class ThreadEvent:
             with suppress(RuntimeError):  # woken already
                 waiter.release()
 
-    def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
+    def wait(self, seconds: float, *, unless: Callable[[], bool] = never) -> None:
         """Wait until the event is set or notified, at most *seconds* (real ones); not if *unless* holds by then."""
         waiter = threading.Lock()
         waiter.acquire()

@@ -29,8 +29,8 @@ THREADS = "threads"
 """The key that all threads wait with: see :meth:`ManagerState.join`."""
 _NEVER = float("-inf")
 _NOTHING: tuple[Token | None, float] = (None, _NEVER)
-_LOOK = 2.0  # seconds
-_LOOK_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
+_SAMPLE_FOR = 2.0  # seconds
+_SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 
 
@@ -180,10 +180,7 @@ class ManagerState:
         else:
             now = self.now()
             token, until = machine.fast_path_token(now)
-            look_at = until - _LOOK_AHEAD * self.settings.policy.trusted_after
-            # Well before, requests take the slow path for a moment, which records the clients and loops in use.
-            looks = look_at <= now < look_at + _LOOK
-            self.fast_path = token, look_at if now < look_at else now if looks else until
+            self.fast_path = token, self._fast_path_until(now, until)
         if machine.pending.ended != self._woken:
             self._wake()
             self._woken = machine.pending.ended  # not before: an interrupted call is repeated
@@ -191,6 +188,18 @@ class ManagerState:
         if degraded != self._knows_degraded:
             self._knows_degraded = degraded
             self.queue_event(StoreDegraded if degraded else StoreRestored)
+
+    def _fast_path_until(self, now: float, until: float) -> float:
+        """Return the next end of the fast path, which ends for good at *until*.
+
+        Well before that, requests take the slow path for some seconds: it records which clients and event loops exist.
+        """
+        sample_at = until - _SAMPLE_AHEAD * self.settings.policy.trusted_after
+        if now < sample_at:
+            return sample_at
+        if now < sample_at + _SAMPLE_FOR:
+            return now
+        return until
 
     def join(self, key: object, make: Callable[[], E]) -> E:
         """Return the event that the requests with this *key* wait at for the end of a fetch. The lock must be held.
