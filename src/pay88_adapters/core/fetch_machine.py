@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .budget import AcquireResult
 from .cached_token import CachedToken, deadlines
+from .constants import NEVER
 from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
@@ -17,7 +18,6 @@ from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot
 from .token import Token
 
-_NEVER = float("-inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
 _LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may be lost before they count as an outage    rule 16
 
@@ -74,7 +74,7 @@ class FetchMachine:
         """Number of failed fetches so far: see :meth:`decide`."""
         self._failures = 0
         self._pace = 0.0
-        self._refreshed_at = _NEVER
+        self._refreshed_at = NEVER
 
     def on_fetch_started(self, ticket: int, now: float) -> bool:
         """Record the first step of a fetch; return whether it is still wanted.
@@ -86,7 +86,7 @@ class FetchMachine:
             token_state = self._token_state(now)
             if token_state is TokenState.FRESH or self._endpoint_state(now) is not EndpointState.FREE:
                 return False
-            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, _NEVER, now))
+            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, NEVER, now))
         self.pending.take_first_step(ticket, now)
         return True
 
@@ -240,7 +240,7 @@ class FetchMachine:
         fetch = self.pending.end(ticket)
         cached = self._with_deadlines(token)
         if fetch is None:
-            known = _NEVER if self._cached is None else self._cached.token.requested_at
+            known = NEVER if self._cached is None else self._cached.token.requested_at
             if known < token.requested_at and now < cached.usable_until:
                 self._cache(cached, digest)
             return

@@ -6,14 +6,13 @@ them. What a request gets depends on two things: the state of the token, and the
 
 from __future__ import annotations
 
+from .constants import FOREVER, NEVER
 from .decisions import ACTIONS, Action, Decision, EndpointState, Fail, Fetch, TokenState, Use, Wait
 from .errors import Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import INTERRUPTING, NO_CREDENTIALS_YET, NO_TOKEN_YET
 from .fetch_machine import FetchMachine
 from .token import Token, expires_at
 
-_NEVER = float("-inf")
-_EVER = float("inf")
 _RETRY_AFTER = 1.0  # seconds after which a request that found no token in time may try again
 
 
@@ -30,7 +29,7 @@ class TokenMachine(FetchMachine):
         deadline: float,
         min_validity: float = 0.0,
         must_fetch: bool = False,
-        dependency_age: float = _EVER,
+        dependency_age: float = FOREVER,
         own: int | None = None,
         cannot_fetch: Failure | None = None,
         can_fetch_from: float | None = None,
@@ -106,10 +105,10 @@ class TokenMachine(FetchMachine):
         """Return the token for requests on the fast path, and until when they may use it."""
         cached = self._cached
         if cached is None:
-            return None, _NEVER
+            return None, NEVER
         endpoint_state = self._endpoint_state(now)
         if self._rejected and endpoint_state is not EndpointState.COOLDOWN:
-            return None, _NEVER
+            return None, NEVER
         if endpoint_state is EndpointState.FREE:
             return cached.token, cached.refresh_at
         if endpoint_state is EndpointState.BUSY:
@@ -181,7 +180,7 @@ class TokenMachine(FetchMachine):
 
     def _use_unless_own(self, own: int | None, now: float, deadline: float) -> Use | Wait:
         fetch = None if own is None else self.pending.by_ticket.get(own)
-        until = _NEVER if fetch is None else min(fetch.wait_until, deadline)
+        until = NEVER if fetch is None else min(fetch.wait_until, deadline)
         return Wait(until) if now < until else self._use()
 
     def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import ClientClosed, Failure
 from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -34,7 +35,6 @@ from .effects import (
 from .fetch_flow import fetch_token
 from .fetches import FetchRun
 from .recorders import check_token_request
-from .request_flow import UNAUTHORIZED
 from .runner import Runner, after_failure, dependencies, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime
 from .threads import NoThread

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pay88_adapters.core.retry import RetryPolicy
 from pay88_adapters.core.token import Token
-from pay88_adapters.core.wire import (
-    TokenRequest,
-)
+from pay88_adapters.core.wire import TokenRequest
 
 from .runtimes import WaitEvent
 

@@ -8,17 +8,8 @@ from functools import partial
 from typing import Any
 
 from pay88_adapters.core.budget import AcquireResult
-from pay88_adapters.core.errors import (
-    ClientClosed,
-    Failure,
-    TokenRateLimited,
-)
-from pay88_adapters.core.events import (
-    BudgetExhausted,
-    SharedTokenUsed,
-    TokenFetched,
-    TokenRequestFailed,
-)
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenRateLimited
+from pay88_adapters.core.events import BudgetExhausted, SharedTokenUsed, TokenFetched, TokenRequestFailed
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import load
 from pay88_adapters.core.token import Token
@@ -32,14 +23,7 @@ from pay88_adapters.core.wire import (
 from pay88_adapters.stores.base import LeaseResult
 
 from .credentials import Credentials
-from .effects import (
-    FetchEffect,
-    LoadCredentials,
-    SendTokenRequest,
-    Sleep,
-    StoreOperation,
-    UnexpectedError,
-)
+from .effects import FetchEffect, LoadCredentials, SendTokenRequest, Sleep, StoreOperation, UnexpectedError
 from .fetches import Fetches, FetchRun, sweep
 from .sharing import import_budget
 from .state import ManagerState

@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.policy import TokenPolicy
 
 from .clock import Clock, shared_on
 
-_EVER = float("inf")
 _MANY = 256  # number of dependencies from which on those that no longer exist are removed
 
 
@@ -72,7 +72,7 @@ class Lifetimes:
 
     def age(self, dependencies: tuple[object, ...], now: float) -> float:
         """Return for how many seconds the youngest of *dependencies* has been known; infinity without dependencies."""
-        return min((now - self._since(dependency, now) for dependency in dependencies), default=_EVER)
+        return min((now - self._since(dependency, now) for dependency in dependencies), default=FOREVER)
 
     def _since(self, dependency: object, now: float) -> float:
         reference, since = self._seen.get(id(dependency), (None, now))

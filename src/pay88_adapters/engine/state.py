@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from pay88_adapters.core.machine import TokenMachine
@@ -27,8 +28,7 @@ E = TypeVar("E", bound=WaitEvent)
 T = TypeVar("T")
 THREADS = "threads"
 """The key that all threads wait with: see :meth:`ManagerState.join`."""
-_NEVER = float("-inf")
-_NOTHING: tuple[Token | None, float] = (None, _NEVER)
+_NOTHING: tuple[Token | None, float] = (None, NEVER)
 _SAMPLE_FOR = 2.0  # seconds
 _SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted

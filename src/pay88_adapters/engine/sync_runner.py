@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -36,7 +37,7 @@ from .fetch_flow import fetch_token
 from .fetches import FetchRun
 from .permit_flow import record_retried_attempt
 from .recorders import check_token_request
-from .request_flow import UNAUTHORIZED, acquire_permit_and_token
+from .request_flow import acquire_permit_and_token
 from .runner import Runner, after_failure, dependencies, failed_post, interrupts, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
 from .state import THREADS

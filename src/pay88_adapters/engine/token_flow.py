@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.events import (
-    CallWaited,
-)
+from pay88_adapters.core.events import CallWaited
 from pay88_adapters.core.failures import NO_CONNECTION, after_waiting
 from pay88_adapters.core.machine import TokenMachine
 
-from .effects import (
-    AcquireTokenFlow,
-    Sleep,
-    StartFetch,
-    WaitForFetch,
-)
+from .effects import AcquireTokenFlow, Sleep, StartFetch, WaitForFetch
 from .fetches import Fetches, FetchRun, sweep
 from .runtimes import WaitEvent
 
@@ -35,7 +29,7 @@ class WaitBudget:
     __slots__ = ("left", "until")
 
     def __init__(self, left: float) -> None:
-        self.left, self.until = left, float("inf")
+        self.left, self.until = left, FOREVER
 
     def deadline(self, now: float) -> float:
         """Return the end of a wait that starts now."""
