@@ -17,8 +17,11 @@ from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenP
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.default_clock import default_clock
 from pay88_adapters.engine.forks import living
+from pay88_adapters.engine.local_copy import LocalCopy
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.engine.stand_ins import pickle_key
+from pay88_adapters.engine.store_link import Link
+from pay88_adapters.engine.store_share import Share
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
@@ -266,6 +269,25 @@ def test_rule_05_a_memory_storage_forgets_keys_whose_entries_are_gone() -> None:
     assert set(storage._histories) == {"other", "another"}
     clock.advance(7_200)
     assert not storage.holds_entries()
+
+
+def test_the_copy_of_a_shared_budget_forgets_merchants_whose_entries_are_gone() -> None:
+    """And their limits, but not those of a merchant that has entries."""
+    clock = ManualClock()
+    store = MemoryStore(clock.now)
+    budget: Any = LocalCopy(Link(store, clock), None, Share(clock, None), clock)
+
+    def use(name: str) -> None:
+        budget.acquire_all([Window(f"token/{name}", 10, 60.0)])
+
+    for number in range(50):
+        use(str(number))
+    clock.advance(4_000)
+    for number in range(2):
+        use(str(number))
+    kept = {"token/0", "token/1"}
+    assert budget._limits.keys() == budget._complete_until.keys() == budget._histories.keys() == kept
+    assert len(budget._known_limits) == 1
 
 
 def test_rule_04_a_memory_store_forgets_records_that_have_expired() -> None:

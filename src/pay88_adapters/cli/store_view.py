@@ -14,6 +14,7 @@ from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, Endpoint, url_from
 from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.core.snapshot import Snapshot, load, record_key
+from pay88_adapters.core.token import token_age
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.pacing import Pacing
@@ -152,7 +153,7 @@ class StoreReader:
 
 def _token_and_cooldown(found: Snapshot, now: float) -> tuple[TokenAge | None, Cooldown | None]:
     token, cooldown_reason = found.token, found.cooldown_reason
-    age = now - token.requested_at if token else 0.0
+    age = token_age(token, now) if token else 0.0
     return (
         TokenAge(age, token.expires_in) if token and age < token.expires_in else None,
         Cooldown(cooldown_reason.message, found.cooldown_until - now)

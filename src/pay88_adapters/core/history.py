@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast, overload
 
+from .constants import FOREVER
+
 
 class Window(NamedTuple):
     """One limit on the history of one key. Several windows may share one history."""
@@ -33,8 +35,6 @@ History = Sequence[Entry]
 
 MIN_TTL = 3660.0
 """Minimum seconds for which entries are kept: a manager with other limits finds an hour of history."""
-
-FOREVER = float("inf")
 
 
 class Cooldown(NamedTuple):

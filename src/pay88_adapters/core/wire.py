@@ -29,7 +29,7 @@ from .errors import (
     shorten,
 )
 from .policy import LIFETIME
-from .secret import clear_traceback_locals, contains_secret, redact
+from .secret import redact, without_secrets
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -138,9 +138,8 @@ def _describe(status: int, base_url: str, merchant_id: str, message: str, what: 
 def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> Failure:
     """Return the failure of a token request without a response. The message names *base_url*."""
     name = type(cause).__name__
-    clear_traceback_locals(cause)  # they may contain a part of a token
-    if contains_secret(cause, *secrets):  # such as a part of a body that was parsed as a status line
-        cause = ConnectionError(f"{name}; its text contained a secret and was removed")
+    # Its text may be a part of a body that was parsed as a status line.
+    cause = without_secrets(cause, *secrets, kind=ConnectionError)
     where = f" to {shorten(base_url, 2 * _SHOWN)}" if base_url else ""
     return Failure(
         TokenEndpointUnavailable,
@@ -152,19 +151,14 @@ def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> 
 
 def unexpected_failure(error: BaseException, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is not a network error (rule 18)."""
-    if isinstance(error, ConfigurationError):  # of this package's own
-        return Failure(ConfigurationError, str(error), is_bug=True)
-    kind = type(error)
-    clear_traceback_locals(error)
-    name = f"{kind.__module__}.{kind.__qualname__}"
     text = redact(str(error), *secrets)
-    cause: BaseException = error
-    if contains_secret(error, *secrets):
-        cause = RuntimeError(f"{name}; its text contained a secret and was removed")
+    if isinstance(error, ConfigurationError):  # of this package's own
+        return Failure(ConfigurationError, text, is_bug=True)
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
     return Failure(
         TokenEndpointUnavailable,
         fitted(f"the HTTP client raised {shorten(name, 70)}, which is not a network error; request not sent: ", text),
-        cause=cause,
+        cause=without_secrets(error, *secrets),
         is_bug=True,
     )
 

@@ -182,13 +182,14 @@ class TokenBudget:
         return len(self._strategy.ages(self._strategy.window(share, *self.names(merchant_id), "extra")))
 
     def _share(self, item: RateLimitItem, policy: TokenPolicy) -> RateLimitItem:
-        """Return how many units of *item* the reserve may use."""
+        """Return how many units of *item* the reserve may use: by default 20 of 100 per hour, 8 of 10 per minute."""
         seconds = item.get_expiry()
-        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's lifetime
+        # One at the end of each token's lifetime, which takes 62 of 100 per hour.
+        least = int(self._strategy.expiry(item) // self._latest) + 1
         spare = item.amount - least
         if spare < 0:  # requests will lack a token at times; some of them after a 401
             share = max(item.amount // 5, 1)
-        else:  # above the minimum, regular requests get their usual number of units, at most half
+        else:  # of the other 38, regular requests get the 18 that they usually need (80 - 62), at most half
             share = spare - min(max(math.ceil(seconds / self._usual) - least, 0), spare // 2)
         return type(item)(min(share, policy.forced_reserve * max(seconds // _HOUR, 1)), item.multiples)
 

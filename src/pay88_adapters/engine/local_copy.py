@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from pay88_adapters.core.history import (
+    MIN_TTL,
     Acquisition,
     Ages,
     Cooldown,
@@ -60,6 +61,7 @@ class LocalCopy(MemoryStorage):
         self._known_limits: dict[_Limits, _Limits] = {}
         self._retained: dict[str, dict[str, float]] = {}  # see _retain_entries
         super().__init__(clock.now)
+        self._forgotten_at = self._swept_at
         survive_forks(self)
 
     def after_fork(self) -> None:
@@ -79,6 +81,7 @@ class LocalCopy(MemoryStorage):
         result, has_reserved = response
         for key, history in result.histories.items():
             self.import_history(key, history, _ttl(acquisition, key), asked_at)
+        self._forget_unused()
         if result.cooldown is not None:
             super().start_cooldown(next(iter(keys)), result.cooldown)
         elif result.wait and has_reserved:
@@ -107,6 +110,18 @@ class LocalCopy(MemoryStorage):
             return result
         why = "the shared store is back, and not all processes have reported what they used meanwhile"
         return denied._replace(wait=min(denied.wait, RETRY_INTERVAL), reason=why)
+
+    def _forget_unused(self) -> None:
+        """Forget what is known of the histories that have been swept, once after each sweep."""
+        if self._forgotten_at == self._swept_at or not self._link.is_steady:
+            return
+        self._forgotten_at, now = self._swept_at, self._now()
+        for key in {*self._limits, *self._complete_until} - self._histories.keys():
+            longest_expiry = max((expiry for _, expiry in self._limits.get(key, ())), default=MIN_TTL)
+            if now > self._complete_until.get(key, _NEVER) + longest_expiry:
+                self._limits.pop(key, None)
+                self._complete_until.pop(key, None)
+        self._known_limits = {each: each for each in self._limits.values()}
 
     def _without_reserved(self, window: Window) -> Window:
         """Return *window* without the units that processes may have acquired in degraded mode and not reported yet.

@@ -29,7 +29,7 @@ from .fetches import Fetches
 from .forks import at_fork, fork_id, survive_forks
 from .overrides import OVERRIDES, Activation
 from .registry import Process
-from .runner import carriers
+from .runner import dependencies
 from .settings import Settings, checked_endpoint, request_limits_for, shared_settings
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState
@@ -299,7 +299,7 @@ class TokenManager:
         run = (current_run(),) if self._state.settings.rotating else ()
         return await self.async_runner.token(
             lambda start: self.sync_runner.start(cast("Sender", sender), start, runtime),
-            (*carriers(sender), *run),
+            (*dependencies(sender), *run),
             min_validity=min_validity,
         )
 

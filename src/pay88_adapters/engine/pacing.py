@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
+from pay88_adapters.core.constants import TOO_MANY_REQUESTS
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.history import StorageResult, wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
@@ -20,7 +21,6 @@ from .forks import survive_forks
 CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
 """Limits by group of API requests, as 88Pay documents them."""
 
-_TOO_MANY = 429
 _LONGEST = 3600.0  # seconds; no limit has a longer window
 _GUARD = 1.0  # seconds of latency difference between two requests
 _LONGEST_ATTEMPT = 600.0  # seconds after which an unfinished attempt no longer counts
@@ -178,7 +178,7 @@ class Pacing:
         """
         if group not in RATE_LIMITED_GROUPS:
             return
-        retry_after = parse_retry_after(headers, wall) if status == _TOO_MANY else None
+        retry_after = parse_retry_after(headers, wall) if status == TOO_MANY_REQUESTS else None
         reported = (0, retry_after) if retry_after is not None and retry_after > 0 else parse_rate_limit(headers, wall)
         if reported is None or reported[1] <= 0:
             return

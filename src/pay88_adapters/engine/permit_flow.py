@@ -9,26 +9,12 @@ from typing import Any, NamedTuple
 
 from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, group_of
-from pay88_adapters.core.errors import (
-    CircuitOpen,
-    RequestBudgetExhausted,
-    in_seconds,
-    shorten,
-)
-from pay88_adapters.core.events import (
-    CallWaited,
-)
+from pay88_adapters.core.errors import CircuitOpen, RequestBudgetExhausted, in_seconds, shorten
+from pay88_adapters.core.events import CallWaited
 from pay88_adapters.core.history import StorageResult
 from pay88_adapters.core.retry import ConnectionFailure
 
-from .effects import (
-    AcquireTokenFlow,
-    R,
-    RequestFlow,
-    RequestInfo,
-    Sleep,
-    StoreOperation,
-)
+from .effects import AcquireTokenFlow, R, RequestFlow, RequestInfo, Sleep, StoreOperation
 from .pacing import JITTER, Denied, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -41,32 +42,31 @@ class OpenStores:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
-        """Return the store client of this process for a store."""
+    def store_client(
+        self, lock: AbstractContextManager[object], url: str, fallback: str | None, clock: Clock, share: float | None
+    ) -> StoreAccess:
+        """Return the store client of this process for a store. *lock* is the one of the process.
+
+        It is not held while a store is opened: a file system may hang, and the import of a driver run any code.
+        """
         if url == MEMORY:
             share = None  # it cannot fail
         store_client = self._clients.get((url, fallback, share))
-        if store_client is None:
+        if store_client is not None:
+            return store_client
+        opened = self._stores.get(url) or open_store(url, clock)
+        opened_fallback = None if fallback is None else open_fallback(fallback, clock)
+        with lock:  # another thread may have opened it, too, as may a signal handler or a finalizer on this one
+            store_client = self._clients.get((url, fallback, share))
+            if store_client is not None:
+                return store_client
             if len(self._clients) >= self._sweep_at:
                 # Not when its last manager is collected: the units that it consumed still count.
                 for key in [key for key, each in self._clients.items() if each.is_unused()]:
                     del self._clients[key]
                 self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._clients))
-            # A signal handler or a finalizer on this thread may have created it in the meantime.
-            made = self._open(url, fallback, clock, share)
-            store_client = self._clients.setdefault((url, fallback, share), made)
-        return store_client
-
-    def _open(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
-        store = self._stores.get(url) or self._stores.setdefault(url, open_store(url, clock))
-        survive_forks(store)
-        if isinstance(store, MemoryStore):
-            return MemoryStoreClient(store)
-        if fallback is None:
-            return StoreClient(store, clock, share)
-        fallback_store, host = open_fallback(fallback, clock)
-        survive_forks(fallback_store)
-        return StoreClient(store, clock, share, fallback_store, host)
+            made = _client_of(self._stores.setdefault(url, opened), opened_fallback, clock, share)
+            return self._clients.setdefault((url, fallback, share), made)
 
     def key(self, store_client: StoreAccess) -> tuple[str, str | None, float | None]:
         """Return the arguments that *store_client* was made with. It must be in use."""
@@ -143,16 +143,26 @@ class Process(Generic[M]):
 
     def store_client(self, url: str, fallback: str | None, clock: Clock, share: float | None) -> StoreAccess:
         """Return the store client of this process for a store on this clock."""
-        with self.lock:
-            return _open_stores(clock).store_client(url, fallback, clock, share)
+        return _open_stores(clock).store_client(self.lock, url, fallback, clock, share)
 
     def store_client_like(self, store_client: StoreAccess, before: Clock, clock: Clock) -> StoreAccess:
         """Return the store client on *clock* for the same store as *store_client*, which is on the clock *before*."""
         with self.lock:
             url, fallback, share = _open_stores(before).key(store_client)
-            return _open_stores(clock).store_client(url, fallback, clock, share)
+        return _open_stores(clock).store_client(self.lock, url, fallback, clock, share)
 
 
 def _open_stores(clock: Clock) -> OpenStores:
     # The stores refer to the clock: so both are collected together.
     return shared_on(clock, "_pay88_stores", OpenStores)
+
+
+def _client_of(store: Store, fallback: tuple[Store, str] | None, clock: Clock, share: float | None) -> StoreAccess:
+    survive_forks(store)
+    if isinstance(store, MemoryStore):
+        return MemoryStoreClient(store)
+    if fallback is None:
+        return StoreClient(store, clock, share)
+    fallback_store, host = fallback
+    survive_forks(fallback_store)
+    return StoreClient(store, clock, share, fallback_store, host)

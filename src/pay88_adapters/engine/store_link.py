@@ -14,7 +14,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .clock import Clock
 from .forks import survive_forks
-from .threads import may_block
+from .threads import BackgroundThread, NoThread, may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -157,7 +157,7 @@ class Link:
             _log.warning("store available again: leaving degraded mode")
 
 
-class _Operation(threading.Thread, Generic[T]):
+class _Operation(BackgroundThread, Generic[T]):
     """An operation in its own thread, so that a caller can stop waiting for it.
 
     Args:
@@ -166,7 +166,7 @@ class _Operation(threading.Thread, Generic[T]):
     """
 
     def __init__(self, operation: Callable[[], T], unfinished: set[_Operation[Any]]) -> None:
-        super().__init__(name="pay88-store-operation", daemon=True)
+        super().__init__("pay88-store-operation")
         self._operation = operation
         self._done = threading.Event()  # created here: code that patches the standard library has done so by now
         self._result: list[T] = []
@@ -202,8 +202,11 @@ class _Operation(threading.Thread, Generic[T]):
         """Return the result of the operation, or raise its error."""
         try:
             self.start()
-        except RuntimeError:  # there are too many threads, or the process ends
-            self._unfinished.discard(self)
+        except BaseException as exc:
+            if not self.is_alive():  # else it ends later
+                self._unfinished.discard(self)
+            if not isinstance(exc, NoThread):  # but one of a signal handler
+                raise
             if may_block():  # blocking this thread blocks no other work
                 return self._operation()
             raise StoreError("cannot start a thread for the store operation") from None

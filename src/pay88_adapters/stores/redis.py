@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.history import (
-    FOREVER,
     MIN_TTL,
     Acquisition,
     Cooldown,

@@ -74,23 +74,24 @@ _SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the
 T = TypeVar("T")
 
 
-class _Turnstile:
-    """Lets one thread in, and no fork while it is inside.
+class _LockAcrossForks:
+    """A lock that each transaction holds, and each fork from before it until after it.
 
-    The child would inherit SQLite's own locks, and its belief that this process has locked the file.
+    A child of a fork during a transaction would inherit SQLite's own locks, and its belief that this process has locked
+    the file.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._held = False
 
     def before_fork(self) -> None:
-        # Not without a limit: a signal handler may fork inside of a transaction.
-        self._held = self.lock.acquire(timeout=_FORK_TIMEOUT)
+        # With a timeout, because a transaction in another thread may hang. One in this thread, in which a signal
+        # handler forks, delays nothing: the lock is reentrant.
+        self.lock.acquire(timeout=_FORK_TIMEOUT)
 
     def after_fork_in_parent(self) -> None:
-        if self._held:
-            self._held = False
+        # The lock itself knows how often this thread has acquired it: forks may be nested, or time out.
+        with suppress(RuntimeError):  # not acquired
             self.lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -99,12 +100,12 @@ class _Turnstile:
             _leave(place)
 
 
-_turnstile = _Turnstile()
+_fork_safe = _LockAcrossForks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_turnstile.before_fork,
-        after_in_parent=_turnstile.after_fork_in_parent,
-        after_in_child=_turnstile.after_fork_in_child,
+        before=_fork_safe.before_fork,
+        after_in_parent=_fork_safe.after_fork_in_parent,
+        after_in_child=_fork_safe.after_fork_in_child,
     )
 
 
@@ -142,7 +143,7 @@ class DatabaseFile:
         """Return the result of *operation* with the connection at this time, under an exclusive lock."""
         until, locked = monotonic() + _LOCK_TIMEOUT, False
         while True:
-            with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
+            with _fork_safe.lock:  # and no more around it: an exception may come between any two instructions
                 if monotonic() > until:
                     why = "another process has locked it" if locked else "too many threads wait for it"
                     raise StoreError(f"{_name(self._path)} is busy: {why}")

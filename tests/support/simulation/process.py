@@ -134,12 +134,12 @@ class Manager:
         self.world.outcome.calls += 1
         self._under_way += 1
         call = ApiCall(self.world.now, probes=probes)
-        carriers = (call,) if self.world.scenario.young else (self,)
+        dependencies = (call,) if self.world.scenario.young else (self,)
         patience = WaitBudget(self.process.policy.max_wait)
 
         def acquired() -> AcquireTokenFlow:
             gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
-            return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
+            return TokenAcquisition(self.fetches, gate, wait_budget=patience, dependencies=dependencies).run()
 
         self._resume(call, run_request(state, call, acquired, state.now(), patience))
 
