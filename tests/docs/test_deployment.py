@@ -7,13 +7,14 @@ import os
 import queue
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -323,11 +324,13 @@ def test_rule_04_uvicorn(tmp_path: Path, emulator: Emulator, store: str) -> None
 @posix
 @pytest.mark.parametrize("command", commands("multiprocessing"))
 def test_rule_04_multiprocessing(command: str, tmp_path: Path, slower: Emulator, store: str) -> None:
-    """A pool of four processes, forked or spawned."""
+    """A pool of four processes, forked or spawned, which give their shares back."""
     host = Host(tmp_path, slower, "multiprocessing", PAY88_STORE=store)
     with host.running(command) as process:
         share_one_token(slower, lines_of(process))
     assert host.log == ""
+    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as db:
+        assert db.execute("SELECT * FROM members").fetchall() == [], "a process has kept its share"
 
 
 @pytest.mark.deep
@@ -396,6 +399,16 @@ def test_a_task_that_was_not_executed_is_retried(charge: Charge, pay88_emulator:
     assert pay().successful()
     assert orders == {"1001": 200}
     assert (pay88_emulator.journal.token_requests, pay88_emulator.journal.charged) == (6, 1)
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_a_task_that_was_rejected_for_a_time_is_retried(charge: Charge, pay88_emulator: Emulator, status: int) -> None:
+    """After the retries, or the replay, of the package."""
+    pay, orders = charge
+    pay88_emulator.faults.add(Status(status), on="call", times=3 if status == 429 else 2)
+    assert pay().successful()
+    assert orders == {"1001": 200}
+    assert pay88_emulator.journal.charged == 1
 
 
 def test_a_task_that_may_have_been_executed_is_not_retried(charge: Charge, pay88_emulator: Emulator) -> None:

@@ -164,7 +164,7 @@ def work(folder: Folder, tool: str) -> None:
         code = "from tasks import balance\nfor each in [balance.delay() for _ in range(8)]: print(each.get(timeout=40))"
         assert folder.python(code).split() == ["200"] * 8
     else:
-        folder.python("from actors import charge\nfor _ in range(8): charge.send(100)")
+        folder.python("from actors import charge\nfor order in range(8): charge.send(order, 100)")
 
 
 @pytest.mark.parametrize(("tool", "command"), WORKING)

@@ -30,7 +30,7 @@ class TokenPolicy:
         margin: Leeway of the reuse window: it ends at least this long before expiry.
         refresh_ahead: How long before the end of the reuse window the background refresh starts.
         expiry_skew: Leeway of a stale token: it is used until this long before expiry while no token can be fetched.
-        max_wait: Maximum wait of a request for tokens, over all its attempts.
+        max_wait: Maximum wait of a request for tokens, across all its attempts.
         fetch_timeout: Timeout of one token request.
         fetch_attempts: Attempts of one fetch.
         backoff_base: Upper bound of the first backoff delay between attempts; it doubles each time.
