@@ -155,7 +155,8 @@ class AdapterErrors:
     Args:
         base: The library's base exception.
         namespace: ``globals()`` of the adapter's module. Classes that it defines under the core's names are used. The
-            missing ones are added, because pickle finds a class by module and name; type checkers do not see those.
+            missing ones are added, because pickle finds a class by module and name; type checkers do not see those. So
+            is a private one, for errors of no known kind.
     """
 
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:

@@ -56,42 +56,26 @@ class TokenMachine(FetchMachine):
         token_state, endpoint_state = self._token_state(now, min_validity), self._endpoint_state(now)
         if min_validity and (endpoint_state is EndpointState.COOLDOWN or self.failed_fetches > known_failures):
             token_state = self._token_state(now)  # the best that any fetch can achieve
-        if (
-            token_state is TokenState.ABSENT
-            and self._failed is not None
-            and self.failed_fetches > known_failures
-            and own not in self.pending.by_ticket  # else the other fetch was that of a call which blocks this one
-        ):
-            return Fail(self._failed, self.blocked_for(now))
-        if (
-            token_state is TokenState.ABSENT
-            and self._rotating
-            and endpoint_state is EndpointState.COOLDOWN
-            and self.cooldown.credentials_rejected
-        ):
-            endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed        rule 9
-        action = ACTIONS[token_state][endpoint_state]
+        if token_state is TokenState.ABSENT:
+            # Its own fetch is pending if the other one was that of a call which blocks this one.
+            if self._failed is not None and self.failed_fetches > known_failures and own not in self.pending.by_ticket:
+                return Fail(self._failed, self.blocked_for(now))
+            if self._rotating and endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected:
+                endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed    rule 9
         if cannot_wait:
-            cannot_fetch = INTERRUPTING
-        elif can_fetch_from is not None and now >= can_fetch_from:
-            cannot_fetch = None
-        if cannot_fetch is not None and (action in (Action.REFRESH, Action.FETCH) or cannot_wait):
-            if self._token_state(now) is not TokenState.ABSENT:
-                return self._use()
-            if cannot_wait or can_fetch_from is None:
-                return Fail(cannot_fetch, 0.0)
-            if now >= deadline:
-                return Fail(cannot_fetch, can_fetch_from - now)
-            return Wait(min(can_fetch_from, deadline))  # for the fetch of another client
+            return self._without_fetch(now, deadline, INTERRUPTING, None)
+        action = ACTIONS[token_state][endpoint_state]
+        if (
+            cannot_fetch is not None
+            and action in (Action.REFRESH, Action.FETCH)
+            and (can_fetch_from is None or now < can_fetch_from)
+        ):
+            return self._without_fetch(now, deadline, cannot_fetch, can_fetch_from)
         match action:
             case Action.USE:
                 return self._use_unless_own(own, now, deadline)
             case Action.REFRESH:
-                if dependency_age >= self._policy.trusted_after:
-                    return self._use(self.pending.start(now, forced=False))
-                if now < self._foreground_from():
-                    return self._use()
-                return Fetch(self.pending.start(now, forced=False, wait_until=now + self._policy.fetch_timeout))
+                return self._refresh(now, dependency_age)
             case Action.FETCH:
                 return Fetch(self.pending.start(now, forced=token_state is TokenState.REJECTED))
             case Action.WAIT:
@@ -100,6 +84,26 @@ class TokenMachine(FetchMachine):
                 return self._wait(now, deadline, min_validity)
             case Action.WAIT_OR_FAIL:
                 return self._wait_or_fail(now, deadline)
+
+    def _without_fetch(
+        self, now: float, deadline: float, cannot_fetch: Failure, can_fetch_from: float | None
+    ) -> Decision:
+        """Return the decision for a request that would start a fetch, and cannot."""
+        if self._token_state(now) is not TokenState.ABSENT:
+            return self._use()
+        if can_fetch_from is None:
+            return Fail(cannot_fetch, 0.0)
+        if now >= deadline:
+            return Fail(cannot_fetch, can_fetch_from - now)
+        return Wait(min(can_fetch_from, deadline))  # for the fetch of another client
+
+    def _refresh(self, now: float, dependency_age: float) -> Decision:
+        """Start a background refresh; or, in the last part of the refresh window, one in the foreground (rule 2)."""
+        if dependency_age >= self._policy.trusted_after:
+            return self._use(self.pending.start(now, forced=False))
+        if now < self._foreground_from():
+            return self._use()
+        return Fetch(self.pending.start(now, forced=False, wait_until=now + self._policy.fetch_timeout))
 
     def fast_path_token(self, now: float) -> tuple[Token | None, float]:
         """Return the token for requests on the fast path, and until when they may use it."""
