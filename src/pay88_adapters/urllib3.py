@@ -20,6 +20,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .core import errors
 from .core.arguments import check_client, inside
+from .core.constants import UNAUTHORIZED
 from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
 from .core.token import AUTHORIZATION, SESSION_ID, Token
@@ -27,7 +28,6 @@ from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenRespon
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
-from .engine.request_flow import UNAUTHORIZED
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (

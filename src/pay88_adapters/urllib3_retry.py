@@ -141,9 +141,9 @@ def exhausted_status(exc: MaxRetryError) -> int | None:
     """Return the status code of the response after which urllib3 may not retry; ``None`` after an error."""
     if not isinstance(exc.reason, ResponseError):
         return None
-    found = re.fullmatch(_TOO_MANY, str(exc.reason))
+    found = re.fullmatch(_SPECIFIC_ERROR, str(exc.reason))
     return int(found[1]) if found else _FOUND
 
 
-_TOO_MANY = ResponseError.SPECIFIC_ERROR.format(status_code=r"(\d{3})")
+_SPECIFIC_ERROR = ResponseError.SPECIFIC_ERROR.format(status_code=r"(\d{3})")
 _FOUND = 302  # of too many redirects; which of the codes it was is lost

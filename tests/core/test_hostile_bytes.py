@@ -245,7 +245,7 @@ def test_rule_10_any_wait_is_finite_and_the_machine_caps_it(fields: Mapping[str,
     leader = machine.decide(0.0, known_failures=0, deadline=20.0)
     assert isinstance(leader, Fetch)
     assert machine.on_credentials(leader.ticket, "digest", 0.0)
-    assert machine.on_budget_result(leader.ticket, AcquireResult(True, 0.0, 0.0), 0.0, from_reserve=False)
+    assert machine.on_budget_result(leader.ticket, AcquireResult(True, 0.0, 0.0), 0.0, from_reserve=False) is None
     failure = Failure(TokenRateLimited, "429", status=429, retry_after=requested, retryable=True)
     assert machine.on_attempt_failed(leader.ticket, failure, 0.0, jitter=0.5, digest="digest") is None
 

@@ -127,7 +127,7 @@ def test_rule_16_a_request_of_a_closed_client_starts_no_fetch(age: str, source: 
     driven, now = in_cell(age, source)
     starts_one = ACTIONS[TokenState[age]][EndpointState[source]] in (Action.REFRESH, Action.FETCH)
 
-    decision = driven.ask(now + 0.1, cannot_lead=BROKEN)
+    decision = driven.ask(now + 0.1, cannot_fetch=BROKEN)
 
     if not starts_one:
         assert decision == driven.ask(now + 0.1)
@@ -249,7 +249,7 @@ def test_rule_02_a_token_is_used_until_it_expires_where_the_limits_sustain_no_mo
 
 
 @pytest.mark.parametrize(
-    ("carrier_age", "now", "starts"),
+    ("dependency_age", "now", "starts"),
     [
         (15.75, 45.0, "background"),  # the longest fetch: three attempts of 5 s, and backoff delays of 0.25 s and 0.5 s
         (15.74, 45.0, "none"),
@@ -259,11 +259,11 @@ def test_rule_02_a_token_is_used_until_it_expires_where_the_limits_sustain_no_mo
     ],
 )
 def test_rule_02_a_client_that_may_be_gone_soon_refreshes_in_the_foreground(
-    carrier_age: float, now: float, starts: str
+    dependency_age: float, now: float, starts: str
 ) -> None:
     """Not in the first fifth of the refresh window: a request with a lasting client may come."""
     driven = holding()
-    decision = driven.ask(now, carrier_age=carrier_age)
+    decision = driven.ask(now, dependency_age=dependency_age)
     if starts == "foreground":
         assert decision == Fetch(2)
     else:
@@ -275,7 +275,7 @@ def test_rule_02_a_client_that_may_be_gone_soon_refreshes_in_the_foreground(
 def test_rule_02_only_the_request_that_refreshes_in_the_foreground_waits() -> None:
     """For one timeout, and no longer than its own deadline. Then it uses the current token."""
     driven = holding()
-    decision = driven.ask(46.0, carrier_age=0.0)
+    decision = driven.ask(46.0, dependency_age=0.0)
     assert isinstance(decision, Fetch)
     assert driven.send(decision.ticket, 46.0)
     assert driven.ask(46.0, own=decision.ticket) == Wait(until=51.0)

@@ -198,7 +198,7 @@ def test_rule_10_a_token_does_not_end_the_cooldown_of_a_429(failure: Failure, in
     assert driven.send(first, 0.0)
     assert driven.fail(first, 0.1, failure) is None
     assert driven.machine.on_credentials(second.ticket, ONE, 0.2)
-    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True)
+    assert driven.machine.on_budget_result(second.ticket, YES, 0.2, from_reserve=True) is None
     driven.machine.on_token(second.ticket, token(0.2), 0.3)
     assert driven.machine.on_unauthorized(token(0.2), 0.4) is not in_cooldown
 
@@ -319,7 +319,7 @@ def test_rule_11_half_of_the_reserve_is_left_to_the_time_until_the_next_regular_
     ticket = driven.lead(now)
     grant = AcquireResult(True, 0.0, reserve_used)
     assert driven.machine.on_credentials(ticket, ONE, now)
-    assert driven.machine.on_budget_result(ticket, grant, now, from_reserve=True)
+    assert driven.machine.on_budget_result(ticket, grant, now, from_reserve=True) is None
     assert driven.fail(ticket, now, ODD) is None
     assert driven.machine.blocked_for(now) == pytest.approx(cooldown)
 
@@ -409,11 +409,11 @@ def test_rule_16_however_often_clients_are_closed_the_next_request_fetches() -> 
 def test_rule_16_a_client_whose_pool_was_full_waits_for_another_one() -> None:
     """Until it can start a fetch again, or its deadline; a fetch of another client ends its wait."""
     driven = Driven()
-    full: dict[str, Any] = {"known_failures": 0, "cannot_lead": BROKEN, "leads_from": 5.0}
+    full: dict[str, Any] = {"known_failures": 0, "cannot_fetch": BROKEN, "can_fetch_from": 5.0}
     assert driven.ask(0.0, **full) == Wait(5.0)
     assert driven.ask(0.0, wait=3.0, **full) == Wait(3.0)
     assert driven.ask(3.0, wait=0.0, **full) == Fail(BROKEN, 2.0)
-    assert driven.ask(3.0, wait=0.0, **{**full, "leads_from": None}) == Fail(BROKEN, 0.0)
+    assert driven.ask(3.0, wait=0.0, **{**full, "can_fetch_from": None}) == Fail(BROKEN, 0.0)
     assert driven.ask(0.0, known_failures=0) == Fetch(1)
     driven.machine.on_token(1, token(0.0), 0.1)
     assert isinstance(driven.ask(0.2, **full), Use)
@@ -548,7 +548,7 @@ def late_events(driven: Driven, ticket: int, now: float) -> None:
     machine = driven.machine
     assert machine.on_credentials(ticket, ONE, now) is False
     assert machine.on_attempt_failed(ticket, REJECTED, now, jitter=0.5, digest=ONE) is None
-    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is False
+    assert machine.on_budget_result(ticket, YES, now, from_reserve=True) is None
     machine.on_fetch_failed(ticket, ODD, now)
     machine.on_fetch_abandoned(ticket, now)
     machine.on_token(ticket, token(1.0, name="late"), now)
@@ -579,14 +579,19 @@ def test_rule_16_the_token_of_a_lost_fetch_replaces_none_that_is_as_new() -> Non
     assert driven.ask(61.0) == Use(token(60.0))
 
 
-def test_rule_05_a_unit_that_a_lost_fetch_acquired_counts() -> None:
-    """The next request before the regular refresh uses the reserve."""
+@pytest.mark.parametrize("granted_first", [True, False])
+def test_rule_16_the_fetch_after_a_lost_one_uses_no_reserve(granted_first: bool) -> None:
+    """Whether the lost one got its unit before it was given up, or after that."""
     driven = Driven()
     lost = driven.lead(0.0)
-    driven.machine.on_fetch_abandoned(lost, 0.0)
-    assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is False
+    assert driven.machine.on_credentials(lost, ONE, 0.0)
+    for granted in (granted_first, not granted_first):
+        if granted:
+            assert driven.machine.on_budget_result(lost, YES, 1.0, from_reserve=False) is None
+        else:
+            assert driven.machine.on_fetch_abandoned(lost, 1.0) is None
     assert driven.send(driven.lead(2.0), 2.0)
-    assert driven.extra is True
+    assert driven.extra is False
 
 
 def test_rule_17_late_results_of_a_lost_fetch_change_nothing() -> None:

@@ -158,9 +158,9 @@ class World:
                 self.now,
                 known_failures=call.seen,
                 deadline=call.deadline,
-                carrier_age=0.0 if self.young else float("inf"),
+                dependency_age=0.0 if self.young else float("inf"),
                 own=call.own,
-                cannot_lead=LOST if call.own in self._dead else None,
+                cannot_fetch=LOST if call.own in self._dead else None,
             )
             self._settle()
             if isinstance(decision, Use):
@@ -236,7 +236,8 @@ class World:
         extra = self.machine.uses_reserve(ticket, self.now)
         grant = self.budget.acquire("M", from_reserve=extra)
         self.ordinary_denied += not grant.granted and not extra
-        if not self._reported(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra)):
+        self._reported(lambda: self.machine.on_budget_result(ticket, grant, self.now, from_reserve=extra))
+        if ticket not in self.machine.pending_fetches:
             return
         self.sent.append(self.now)
         if extra:

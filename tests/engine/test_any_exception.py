@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -206,3 +208,98 @@ def test_rule_17_an_overdue_fetch_where_no_thread_can_be_interrupted(monkeypatch
         with pytest.raises(Pay88Error, match=r"credentials provider|no credentials"):
             manager.get_token()
     ends.set()
+
+
+def _terminated() -> Credentials:
+    """Return no credentials: SIGTERM arrives first, for which a program has the usual handler."""
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError
+
+
+async def _terminated_later() -> Credentials:
+    return _terminated()
+
+
+@pytest.fixture
+def exits_on_sigterm() -> Iterator[None]:
+    """Install the usual handler."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("exits_on_sigterm")
+@pytest.mark.parametrize(
+    ("provider", "standalone"), [(_terminated, False), (_terminated_later, False), (_terminated_later, True)]
+)
+def test_rule_17_sys_exit_during_a_credentials_provider_ends_the_run(
+    provider: Callable[[], Any], standalone: bool
+) -> None:
+    """The signal strikes on the thread of the event loop, where a provider may block."""
+    manager = TokenManager(provider, base_url="http://127.0.0.1:9")
+    went_on = False
+
+    async def main() -> None:
+        nonlocal went_on
+        with suppress(Pay88Error):
+            if standalone:
+                await manager.aget_token()
+            else:
+                async with httpx.AsyncClient(transport=AsyncPay88Transport(manager)) as client:
+                    await client.get("http://127.0.0.1:9/api/balance")
+        went_on = True
+
+    with pytest.raises(SystemExit) as raised:
+        asyncio.run(main())
+    assert (raised.value.code, went_on) == (7, False)
+
+
+@pytest.mark.usefixtures("exits_on_sigterm")
+@pytest.mark.parametrize("provider", [_terminated, _terminated_later])
+def test_rule_17_sys_exit_during_a_credentials_provider_is_no_internal_error_of_trio(
+    provider: Callable[[], Any],
+) -> None:
+    """It is named."""
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncPay88Transport(manager)) as client:
+            with pytest.raises(Pay88Error, match="credentials provider raised SystemExit"):
+                await client.get("http://127.0.0.1:9/api/balance")
+
+    manager = TokenManager(provider, base_url="http://127.0.0.1:9")
+    trio.run(main)
+
+
+def test_rule_17_sys_exit_of_a_credentials_provider_in_a_thread_of_the_package() -> None:
+    """It ends no thread silently: the caller gets an error."""
+
+    def provider() -> Credentials:
+        sys.exit("no such secret")
+
+    with pytest.raises(Pay88Error, match="credentials provider raised SystemExit"):
+        TokenManager(provider, base_url="http://127.0.0.1:9").get_token()
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SoftTimeLimit(), SystemExit(7)], ids=lambda each: type(each).__name__
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_rule_17_an_interrupt_during_a_credentials_provider_reaches_the_caller_where_no_thread_can_be_started(
+    error: BaseException, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider runs on the thread of the caller."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def provider() -> Credentials:
+        raise error
+
+    async def async_provider() -> Credentials:
+        raise error
+
+    manager = TokenManager(async_provider if is_async else provider, base_url="http://127.0.0.1:9")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(type(error)):
+        manager.get_token()
+    assert not manager.stats().fetching

@@ -20,7 +20,7 @@ from limits.strategies import MovingWindowRateLimiter
 from pay88_adapters import CredentialsRejected, TokenBudgetExhausted, TokenPolicy, TokenRateLimited
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, Window
+from pay88_adapters.core.history import Acquisition, Cooldown, Entry, StorageResult, Window
 from pay88_adapters.core.snapshot import failure_to
 from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget, spread
 from pay88_adapters.stores.base import StoreError
@@ -105,13 +105,13 @@ def test_rule_05_all_limits_are_taken_or_none() -> None:
     storage = MemoryStorage(lambda: now)
     strategy = AtomicMovingWindow(storage, guard=0.0)
     small, middle, large = RateLimitItemPerMinute(5), RateLimitItemPerMinute(1, 2), RateLimitItemPerHour(9)
-    assert strategy.hit_all([(middle, ("a",))]).wait == 0
+    assert strategy.acquire_all([(middle, ("a",))]).wait == 0
     now = 30.0
     for order in ([small, middle, large], [large, middle, small], [middle, small, large]):
-        assert strategy.hit_all([(item, ("a",)) for item in order]).wait == pytest.approx(90.0, abs=EPSILON)
+        assert strategy.acquire_all([(item, ("a",)) for item in order]).wait == pytest.approx(90.0, abs=EPSILON)
     assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 8], "they look at one history"
     now = 121.0
-    assert strategy.hit_all([(item, ("a",)) for item in (small, middle, large)]).wait == 0
+    assert strategy.acquire_all([(item, ("a",)) for item in (small, middle, large)]).wait == 0
     assert [strategy.left(item, "a") for item in (small, middle, large)] == [4, 0, 7]
 
 
@@ -216,20 +216,20 @@ def test_rule_04_the_keys_of_a_merchant_name_its_longest_windows() -> None:
 
 
 def test_rule_05_a_unit_is_claimed_to_outlive_a_failover_of_the_store() -> None:
-    """Each in a claim of its own: no two have the same id."""
-    claims: list[Claim] = []
+    """Each in an acquisition of its own: no two have the same id."""
+    acquisitions: list[Acquisition] = []
 
     class Noting(MemoryStorage):
-        def claim(self, claim: Claim) -> ClaimResult:
-            claims.append(claim)
-            return super().claim(claim)
+        def acquire(self, acquisition: Acquisition) -> StorageResult:
+            acquisitions.append(acquisition)
+            return super().acquire(acquisition)
 
     budget = TokenBudget(TokenPolicy(max_retry_after=60), Noting(lambda: 0.0), "https://api.example")
     assert budget.acquire("M", from_reserve=False).granted
     assert budget.acquire("M", from_reserve=True).granted
-    assert [(claim.durable, claim.longest_cooldown) for claim in claims] == [(True, 60.0)] * 2
-    assert [len(claim.windows) for claim in claims] == [2, 4]
-    assert len({each for claim in claims for each in claim.ids}) == 2
+    assert [(acquisition.durable, acquisition.longest_cooldown) for acquisition in acquisitions] == [(True, 60.0)] * 2
+    assert [len(acquisition.windows) for acquisition in acquisitions] == [2, 4]
+    assert len({each for acquisition in acquisitions for each in acquisition.ids}) == 2
 
 
 # The reserve
@@ -608,23 +608,23 @@ def test_what_is_merged_counts_once() -> None:
 def test_rule_05_a_claim_that_is_made_again_is_granted_once() -> None:
     """The response was lost: the same ids cost nothing more, also where nothing else would fit."""
     storage = MemoryStorage(lambda: 0.0)
-    claim = Claim([Window("key", 1, 60.0), Window("key", 5, 3_600.0)], ["a"])
-    assert [storage.claim(claim).wait for _ in range(3)] == [0.0] * 3
+    acquisition = Acquisition([Window("key", 1, 60.0), Window("key", 5, 3_600.0)], ["a"])
+    assert [storage.acquire(acquisition).wait for _ in range(3)] == [0.0] * 3
     assert storage.get("key") == 1
-    assert storage.claim(claim._replace(ids=["b"])).wait > 0
+    assert storage.acquire(acquisition._replace(ids=["b"])).wait > 0
 
 
 def test_rule_05_what_is_known_counts_before_anything_is_granted() -> None:
     """A storage that was emptied is given back what its members know, in the same step."""
     storage = MemoryStorage(lambda: 0.0)
     known = [Entry(str(number), 10.0) for number in range(10)]
-    claim = Claim([Window("key", 10, 60.0)], ["new"], {"key": known})
-    assert storage.claim(claim).wait > 0
+    acquisition = Acquisition([Window("key", 10, 60.0)], ["new"], {"key": known})
+    assert storage.acquire(acquisition).wait > 0
     assert storage.get("key") == 10
-    assert storage.claim(claim._replace(known={"key": known[:5]})).wait > 0
+    assert storage.acquire(acquisition._replace(known={"key": known[:5]})).wait > 0
 
 
-@pytest.mark.parametrize("again", ["claim", "lead"])
+@pytest.mark.parametrize("again", ["acquire", "lead"])
 def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(again: str) -> None:
     """A signal handler or a finalizer in the middle of it, on the same thread: at any reading of the clock."""
     inside: list[float] = []
@@ -633,7 +633,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
     def now() -> float:
         if holds is not None and not inside:
             inside.append(1.0)
-            if again == "claim":
+            if again == "acquire":
                 inside.append(store.budget.acquire_all([Window("key", 1, 60.0)]).wait)
                 assert store.budget.ages(Window("key", 1, 60.0)) == []
             else:
@@ -642,7 +642,7 @@ def test_rule_17_what_interrupts_a_claim_takes_nothing_and_waits_for_nothing(aga
 
     store = MemoryStore(now)
     holds = True
-    if again == "claim":
+    if again == "acquire":
         assert store.budget.acquire_all([Window("key", 1, 60.0)]).wait == 0
     else:
         assert store.try_acquire_lease("key", owner="a", known_version=0, lease=5.0).fencing_token is not None
@@ -762,8 +762,8 @@ def test_rule_24_a_rejection_names_the_reason_that_the_storage_gives() -> None:
     """Whether or not units are left."""
 
     class Unavailable(MemoryStorage):
-        def claim(self, claim: Claim) -> ClaimResult:
-            return super().claim(claim)._replace(wait=5.0, reason="no replica confirmed the unit")
+        def acquire(self, acquisition: Acquisition) -> StorageResult:
+            return super().acquire(acquisition)._replace(wait=5.0, reason="no replica confirmed the unit")
 
     grant = TokenBudget(TokenPolicy(), Unavailable(lambda: 0.0), "https://api.example").acquire("M", from_reserve=True)
     assert (grant.granted, grant.retry_in) == (False, 5.0)

@@ -219,7 +219,7 @@ def test_rule_05_what_a_store_has_lost_it_is_given_again(outage: StoreOutage, lo
         outage.run(workers, 300)
         outage.store.budget._histories = kept if loss == "set back" else {}
         if loss == "emptied":
-            outage.store._places = {}
+            outage.store._slots = {}
         for process in workers:
             process.state.drop(process.state.fast_path[0]) if process.state.fast_path[0] else None
         outage.run(workers, 300)
@@ -233,7 +233,7 @@ def test_rule_05_a_process_without_budget_restores_what_the_store_has_lost(outag
     """It checks the store once a minute, and sends nothing meanwhile; its errors say how long it takes in fact."""
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
-    budget = one.store_client.budget_copy
+    budget = one.store_client.local_copy
     budget.import_history(key, [Entry(str(number), 1_000.0) for number in range(100)], HOUR, outage.clock.now())
     first = one.call()
     assert isinstance(first, TokenBudgetExhausted)
@@ -268,9 +268,9 @@ def test_rule_05_a_process_reports_the_units_that_a_record_lacks(outage: StoreOu
     one, other = outage.process(), outage.process()
     key = one.state.settings.budget.key(OLD.merchant_id)
     assert isinstance(other.call(), Token)
-    for budget in (outage.store.budget, other.store_client.budget):
+    for budget in (outage.store.budget, other.store_client.token_entries):
         budget.clear(key)
-    one.store_client.budget_copy.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
+    one.store_client.local_copy.import_history(key, [Entry("lost", 30.0)], HOUR, outage.clock.now())
     assert isinstance(one.call(), Token)
     outage.clock.advance(46)
     assert isinstance(one.call(), Token)
@@ -284,17 +284,17 @@ def test_rule_24_a_fork_in_the_dark_splits_the_share(outage: StoreOutage) -> Non
     """One that was forked before has none until the store knows it."""
     fleet = outage.process().store_client
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
-    assert fleet.share.parts(outage.clock.now()) == 4
+    assert fleet.share.divisor(outage.clock.now()) == 4
     fleet.after_fork()
-    assert fleet.share.parts(outage.clock.now()) == 0
+    assert fleet.share.divisor(outage.clock.now()) == 0
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.clock.advance(30)
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     outage.store.broken = True
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
-    parts = fleet.share.parts(outage.clock.now())
+    divisor = fleet.share.divisor(outage.clock.now())
     fleet.after_fork()
-    assert fleet.share.parts(outage.clock.now()) == 2 * parts > 0
+    assert fleet.share.divisor(outage.clock.now()) == 2 * divisor > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
@@ -308,9 +308,9 @@ def test_rule_24_the_parent_of_a_fork_in_the_dark_keeps_half(outage: StoreOutage
     fleet.try_acquire_lease("key", owner="o", known_version=0, lease=1)
     child = os.fork()
     if not child:
-        os._exit(fleet.share.parts(outage.clock.now()))
+        os._exit(fleet.share.divisor(outage.clock.now()))
     _, status = os.waitpid(child, 0)
-    assert (os.waitstatus_to_exitcode(status), fleet.share.parts(outage.clock.now())) == (2, 2)
+    assert (os.waitstatus_to_exitcode(status), fleet.share.divisor(outage.clock.now())) == (2, 2)
 
 
 def test_unobserved_time_counts_as_used() -> None:

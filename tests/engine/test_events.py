@@ -258,6 +258,21 @@ def test_a_rejection_that_is_handed_over_says_so(world: World) -> None:
     assert rejections == [True, False]
 
 
+def test_a_fetch_without_budget_for_its_retry_has_one_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller, the event and the log name the failure of the attempt, which says more."""
+    received: list[Event] = []
+    manager = world.new_manager(listeners=[received.append], limits=("1/minute",), backoff_base=0, backoff_cap=0)
+    world.emulator.faults.add(Status(503), on="token")
+    error = world.client(manager).attempt("POST", world.url)
+    assert isinstance(error, TokenEndpointUnavailable)
+    world.settle(manager)
+    assert of_fetches(received) == [TokenRequestFailed, BudgetExhausted, RefreshFailed]
+    (failed,) = (event for event in received if isinstance(event, RefreshFailed))
+    assert (type(failed.error), str(failed.error)) == (TokenEndpointUnavailable, str(error))
+    assert "TokenEndpointUnavailable" in caplog.text
+    assert "TokenBudgetExhausted" not in caplog.text
+
+
 def test_an_exhausted_budget_is_reported(world: World) -> None:
     """With the time until there is a unit."""
     received: list[Event] = []

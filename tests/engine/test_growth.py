@@ -17,8 +17,11 @@ from pay88_adapters import ConfigurationError, Credentials, TokenManager, TokenP
 from pay88_adapters.core.history import Window
 from pay88_adapters.engine.default_clock import default_clock
 from pay88_adapters.engine.forks import living
+from pay88_adapters.engine.local_copy import LocalCopy
 from pay88_adapters.engine.registry import KEPT
 from pay88_adapters.engine.stand_ins import pickle_key
+from pay88_adapters.engine.store_link import Link
+from pay88_adapters.engine.store_share import Share
 from pay88_adapters.events import Event
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
@@ -36,14 +39,14 @@ def credentials(number: int) -> Credentials:
 def registered() -> dict[str, int]:
     """Return how much of each kind the process knows."""
     process: Any = pay88_adapters.engine.manager.PROCESS
-    fleets = list(vars(process.clock)["_pay88_stores"]._fleets.values())
+    fleets = list(vars(process.clock)["_pay88_stores"]._clients.values())
     return {
         "shared": len(process.managers),
         "recent": len(process.managers._recent),
-        "referenced": len(process.referenced),
+        "pickled": len(process._pickled),
         "fleets": len(fleets),
         "budgets": sum(len(fleet._budgets) for fleet in fleets),
-        "entries": sum(len(fleet.budget._histories) for fleet in fleets),
+        "entries": sum(len(fleet.token_entries._histories) for fleet in fleets),
     }
 
 
@@ -152,10 +155,10 @@ def test_rule_05_a_store_in_memory_keeps_the_units_and_the_token_once() -> None:
         token = manager.get_token()
         store_client = manager._state.settings.store_client
         until(lambda: not manager.stats().fetching)
-        (place,) = store_client.store._places.values()
-    assert store_client.budget is store_client.store.budget
-    assert place.content.token is token
-    assert not place.content.budget_entries
+        (slot,) = store_client.store._slots.values()
+    assert store_client.token_entries is store_client.store.budget
+    assert slot.content.token is token
+    assert not slot.content.budget_entries
 
 
 @pytest.mark.parametrize("kind", STACKS, ids=lambda kind: kind.name)
@@ -268,6 +271,25 @@ def test_rule_05_a_memory_storage_forgets_keys_whose_entries_are_gone() -> None:
     assert not storage.holds_entries()
 
 
+def test_the_copy_of_a_shared_budget_forgets_merchants_whose_entries_are_gone() -> None:
+    """And their limits, but not those of a merchant that has entries."""
+    clock = ManualClock()
+    store = MemoryStore(clock.now)
+    budget: Any = LocalCopy(Link(store, clock), None, Share(clock, None), clock)
+
+    def use(name: str) -> None:
+        budget.acquire_all([Window(f"token/{name}", 10, 60.0)])
+
+    for number in range(50):
+        use(str(number))
+    clock.advance(4_000)
+    for number in range(2):
+        use(str(number))
+    kept = {"token/0", "token/1"}
+    assert budget._limits.keys() == budget._complete_until.keys() == budget._histories.keys() == kept
+    assert len(budget._known_limits) == 1
+
+
 def test_rule_04_a_memory_store_forgets_records_that_have_expired() -> None:
     """And never gives a fence out twice."""
     clock = ManualClock()
@@ -281,7 +303,7 @@ def test_rule_04_a_memory_store_forgets_records_that_have_expired() -> None:
     clock.advance(601)
     again = store.try_acquire_lease("key0", owner="you", known_version=0, lease=20).fencing_token
     assert again > fences[0]
-    assert set(store._places) == {"long", "key0"}
+    assert set(store._slots) == {"long", "key0"}
     assert store.publish("long", fencing_token=kept, content="a token", ttl=60)
     assert not store.publish("key0", fencing_token=fences[0], content="an old one", ttl=60)
     assert store.publish("key0", fencing_token=again, content="a new one", ttl=60)

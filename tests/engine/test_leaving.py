@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 
 from pay88_adapters import TokenManager, TokenPolicy
+from pay88_adapters.core.history import Window
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import LeaseResult, StoreError
-from pay88_adapters.stores.members import MOST_MEMBERS, part_left
+from pay88_adapters.stores.members import MAX_MEMBERS, share_left
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from support.processes import OLD, URL, FragileStore, WorkerGroup
 
+HOUR = Window("hour", 100, 3_600.0)
 STEP = 31.0  # seconds, after which a share may grow
 VISITOR: dict[str, Any] = {"owner": "visitor/1", "known_version": 0, "lease": 1.0}
 
@@ -132,12 +134,12 @@ class Exploration(MemoryStore):
         if self._asked:
             return
         now = self.clock.now()
-        shares = [process.share.parts(now) for process in self._processes]
-        for process, parts in zip(self._processes, shares, strict=True):
+        shares = [process.share.divisor(now) for process in self._processes]
+        for process, divisor in zip(self._processes, shares, strict=True):
             at, assigned = self._members.get(process.member, (now, 0))
-            if parts and 1 / parts > part_left(assigned, now - at) + 1e-9:
-                self.violations.append(f"a share of 1/{parts} that is not reserved, with the choices {self._choices}")
-        if sum(part_left(assigned, now - at) for at, assigned in self._members.values()) > 1 + 1e-9:
+            if divisor and 1 / divisor > share_left(assigned, now - at) + 1e-9:
+                self.violations.append(f"a share of 1/{divisor} that is not reserved, with the choices {self._choices}")
+        if sum(share_left(assigned, now - at) for at, assigned in self._members.values()) > 1 + 1e-9:
             self.violations.append(f"more than the whole is reserved, with the choices {self._choices}")
 
 
@@ -148,9 +150,9 @@ def outage() -> WorkerGroup:
 
 
 def attempt(process: StoreClient) -> int:
-    """Attempt a lease; return the share as one part in how many."""
+    """Attempt a lease; return the divisor of the share."""
     process.try_acquire_lease("key", owner="o", known_version=0, lease=1.0)
-    return process.share.parts(process.link.failing_since)
+    return process.share.divisor(process.link.failing_since)
 
 
 def test_rule_24_a_new_process_gets_the_share_of_one_that_left(outage: WorkerGroup) -> None:
@@ -161,7 +163,7 @@ def test_rule_24_a_new_process_gets_the_share_of_one_that_left(outage: WorkerGro
         process.at_exit()
     assert [attempt(process) for process in new] == [4, 4, 4, 4]
     outage.store.broken = True
-    assert [process.share.parts(outage.clock.now()) for process in old] == [0, 0, 0, 0]
+    assert [process.share.divisor(outage.clock.now()) for process in old] == [0, 0, 0, 0]
     outage.store.broken = False
     assert attempt(old[0]) == 0
     new[0].at_exit()
@@ -192,7 +194,7 @@ def has_units_unseen(outage: WorkerGroup) -> StoreClient:
     budget = process.token_budget(TokenPolicy(), URL)
     assert budget.acquire("M", from_reserve=False).granted
     attempt(process)
-    process.budget_copy.mark_missing(budget.key("M"), ())
+    process.local_copy.mark_missing(budget.key("M"), ())
     return process
 
 
@@ -247,11 +249,11 @@ def test_rule_24_a_process_without_a_share_of_its_own_sends_nothing_when_it_ends
 ) -> None:
     """And its share stays what it was."""
     process = make(outage)
-    before = process.share.parts(outage.clock.now()), process.member
+    before = process.share.divisor(outage.clock.now()), process.member
     seen = removals(outage)
     process.at_exit()
     assert seen == []
-    assert (process.share.parts(outage.clock.now()), process.member) == before
+    assert (process.share.divisor(outage.clock.now()), process.member) == before
 
 
 def test_rule_24_an_error_is_no_reason_to_log_a_warning_at_the_end(
@@ -264,7 +266,7 @@ def test_rule_24_an_error_is_no_reason_to_log_a_warning_at_the_end(
     outage.store.broken = True
     process.at_exit()
     assert not process.degraded
-    assert process.share.parts(outage.clock.now()) == 0
+    assert process.share.divisor(outage.clock.now()) == 0
     assert caplog.records == []
 
 
@@ -289,7 +291,7 @@ def was_never_there(outage: WorkerGroup, other: StoreClient) -> None:
 
 def are_too_many(outage: WorkerGroup, other: StoreClient) -> None:
     """Use the store beside a hundred others, of which it names none."""
-    for number in range(MOST_MEMBERS):
+    for number in range(MAX_MEMBERS):
         outage.process().store_client.try_acquire_lease("key", owner=f"{number}", known_version=0, lease=1.0)
 
 
@@ -320,11 +322,11 @@ def test_rule_24_after_an_outage_nothing_is_reserved_for_a_process_that_left_bef
     outage.clock.advance(60)
     attempt(process)
     outage.clock.advance(60)
-    assert len(process.share.unreported_members(process.link)) == reserved
+    assert len(process.share.unreported_shares(process.link)) == reserved
 
 
 def test_rule_24_during_an_outage_none_is_known_to_have_left(outage: WorkerGroup) -> None:
-    """So its part stays reserved after the outage."""
+    """So its share stays reserved after the outage."""
     process, other = outage.process().store_client, outage.process().store_client
     for _ in range(2):
         attempt(process)
@@ -336,7 +338,30 @@ def test_rule_24_during_an_outage_none_is_known_to_have_left(outage: WorkerGroup
     outage.clock.advance(6)
     attempt(process)
     outage.clock.advance(60)
-    assert len(process.share.unreported_members(process.link)) == 1
+    assert len(process.share.unreported_shares(process.link)) == 1
+
+
+def test_rule_24_after_an_outage_the_units_that_another_process_may_have_acquired_stay_reserved(
+    outage: WorkerGroup,
+) -> None:
+    """A quarter of 76: of 100 per hour, it saw 20, and counts 4 for the 144 s until the store failed."""
+    process, other = outage.process().store_client, outage.process().store_client
+    for _ in range(20):
+        assert process.token_entries.acquire_all([HOUR]).wait == 0
+    for each in (process, other, process):
+        attempt(each)
+    outage.clock.advance(144)
+    outage.store.broken = True
+    attempt(process)
+    outage.clock.advance(1_800)
+    outage.store.broken = False
+    attempt(process)
+    assert process.token_entries.usable_limit(HOUR) < 81, "more, for members that it does not know"
+    outage.clock.advance(61)
+    assert process.token_entries.usable_limit(HOUR) == 81
+    attempt(other)
+    attempt(process)
+    assert process.token_entries.usable_limit(HOUR) == 100
 
 
 # Real managers

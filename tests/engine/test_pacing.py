@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.engine.pacing import Denied, Pacing, RateLimitPermit
-from pay88_adapters.stores.base import WindowsResult
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
@@ -234,7 +234,7 @@ def test_rule_22_a_rejection_by_the_store_holds_for_all_who_wait() -> None:
     pacing = Pacing(MemoryStorage(lambda: 0.0), "https://api-sandbox.88pay.io", max_concurrent=1)
     permit = pacing.reserve("balance", 100.0)
     assert isinstance(permit, RateLimitPermit)
-    pacing.record_result(permit, WindowsResult(30.0, [], "why"), 100.0)
+    pacing.record_result(permit, StorageResult(30.0, {}, reason="why"), 100.0)
     assert [pacing.reserve("balance", now) for now in (100.0, 129.5)] == [Denied(30.0, "why"), Denied(0.5, "why")]
     assert isinstance(pacing.reserve("transactions", 100.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 130.0), RateLimitPermit)
@@ -261,7 +261,7 @@ def test_rule_22_store_operations_are_limited_in_number() -> None:
     assert 0 < later.wait < 1
     assert "3" in later.reason
     assert isinstance(permits[0], RateLimitPermit)
-    pacing.record_result(permits[0], WindowsResult(0.0, []), 0.0)
+    pacing.record_result(permits[0], StorageResult(0.0, {}), 0.0)
     assert isinstance(pacing.reserve("balance", 0.0), RateLimitPermit)
     assert isinstance(pacing.reserve("balance", 0.0), Denied)
     assert isinstance(pacing.reserve("transactions", 0.0), RateLimitPermit)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pay88_adapters import RequestBudgetExhausted
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.engine.effects import Sleep, StoreOperation
 from pay88_adapters.engine.pacing import CALL_LIMITS, Pacing, RateLimitPermit
 from pay88_adapters.engine.permit_flow import acquire_rate_permit
 from pay88_adapters.engine.token_flow import WaitBudget
-from pay88_adapters.stores.base import WindowsResult
 from pay88_adapters.stores.memory import MemoryStorage
 from support.processes import OLD, URL, Process, WorkerGroup
 
@@ -87,7 +87,7 @@ def test_rule_20_a_retry_does_not_wait_for_its_permit_beyond_the_total_timeout()
 class Interrupting(Pacing):
     """A signal handler raises when the result has just been recorded."""
 
-    def record_result(self, permit: RateLimitPermit, result: WindowsResult, now: float) -> None:
+    def record_result(self, permit: RateLimitPermit, result: StorageResult, now: float) -> None:
         super().record_result(permit, result, now)
         raise KeyboardInterrupt
 

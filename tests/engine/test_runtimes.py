@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +16,7 @@ import trio.testing
 
 from pay88_adapters import Credentials, Token, TokenManager, TokenPolicy
 from pay88_adapters.engine.runtime_trio import TrioEvent, TrioRuntime
-from pay88_adapters.engine.runtimes import WOKEN_AT_ONCE, AsyncioEvent, AsyncioRuntime
+from pay88_adapters.engine.runtimes import WOKEN_AT_ONCE, AsyncioEvent, AsyncioRuntime, LoopEnded
 from pay88_adapters.httpx import attach
 from pay88_adapters.testing import Emulator
 
@@ -109,3 +112,120 @@ def test_rule_17_no_manager_waits_for_a_guest_run_whose_host_has_stopped(emulato
     assert loop.run_until_complete(ended).unwrap() == 200  # it continues
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+class _One:
+    """Something to await, and no coroutine: Python warns about those that nothing awaits."""
+
+    def __await__(self) -> Generator[None, None, int]:
+        return 1
+        yield
+
+
+async def _never() -> int:
+    await trio.sleep_forever()
+    return 1
+
+
+def _outcome(runtime: AsyncioRuntime | TrioRuntime, work: Awaitable[int], seconds: float) -> Any:
+    """Await *work* from another thread while this one waits for that; return the outcome."""
+    outcomes: list[Any] = []
+
+    def call() -> None:
+        try:
+            outcomes.append(runtime.run_from_thread(work, seconds))
+        except Exception as exc:  # noqa: BLE001 - the test says which one it expects
+            outcomes.append(exc)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    return outcomes[0] if outcomes else "it still waits"
+
+
+def test_rule_17_a_thread_does_not_wait_longer_for_a_blocked_loop_than_it_may() -> None:
+    """On asyncio and trio: real time bounds each fetch from outside."""
+
+    async def on_asyncio() -> None:
+        assert isinstance(_outcome(AsyncioRuntime(asyncio.get_running_loop()), _One(), 0.01), TimeoutError)
+
+    async def on_trio() -> None:
+        assert isinstance(_outcome(TrioRuntime(), _One(), 0.01), TimeoutError)
+
+    asyncio.run(on_asyncio())
+    trio.run(on_trio)
+
+
+def test_rule_17_a_thread_gets_what_a_trio_run_awaits_for_it() -> None:
+    """Results and exceptions; and what is too late is cancelled."""
+    cancelled = False
+
+    async def fails() -> int:
+        raise LookupError("x")
+
+    async def waits() -> int:
+        nonlocal cancelled
+        try:
+            return await _never()
+        except trio.Cancelled:
+            cancelled = True
+            raise
+
+    async def outcome(work: Callable[[], Awaitable[int]]) -> Any:
+        return await trio.to_thread.run_sync(_outcome, runtimes[0], work(), 30.0 if work is not waits else 0.01)
+
+    async def main() -> None:
+        runtimes.append(TrioRuntime())
+        assert await outcome(_One) == 1
+        assert isinstance(await outcome(fails), LookupError)
+        assert isinstance(await outcome(waits), TimeoutError)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cancelled
+
+    runtimes: list[TrioRuntime] = []
+    trio.run(main)
+    assert isinstance(_outcome(runtimes[0], _One(), 30.0), LoopEnded)
+
+
+def test_rule_17_a_thread_notices_that_a_trio_run_ends() -> None:
+    """It waits no longer."""
+    outcomes: list[Any] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        async def main() -> None:
+            started = trio.Event()
+
+            async def work() -> int:
+                started.set()
+                return await _never()
+
+            outcomes.append(threads.submit(_outcome, TrioRuntime(), work(), 30.0))
+            await started.wait()
+
+        trio.run(main)
+        assert isinstance(outcomes[0].result(), LoopEnded)
+
+
+def test_rule_17_a_thread_does_not_wait_for_a_guest_run_longer_than_it_may() -> None:
+    """Its host may have stopped for good."""
+    callbacks: queue.Queue[Callable[[], object]] = queue.Queue()
+    runtimes: list[TrioRuntime] = []
+    over = trio.Event()
+
+    async def guest() -> None:
+        runtimes.append(TrioRuntime())
+        await over.wait()
+
+    ended: list[object] = []
+    trio.lowlevel.start_guest_run(
+        guest,
+        run_sync_soon_threadsafe=callbacks.put,
+        done_callback=ended.append,
+        host_uses_signal_set_wakeup_fd=True,
+    )
+    while not runtimes:
+        callbacks.get()()
+    assert isinstance(_outcome(runtimes[0], _One(), 0.01), TimeoutError)
+    runtimes[0].key.run_sync_soon(over.set)
+    while not ended:
+        callbacks.get()()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+import pay88_adapters.requests
+import pay88_adapters.urllib3
 from pay88_adapters import (
+    CircuitOpen,
     ConfigurationError,
     CredentialsRejected,
     Pay88Error,
@@ -38,6 +41,7 @@ from support.security import (
     _token_request_times_out,
     _wrong_key,
 )
+from support.stacks import Stack
 from support.worlds import World
 
 
@@ -120,6 +124,60 @@ def test_rule_18_every_caller_gets_an_error_of_its_own(world: World) -> None:
     errors = client.gather(10, "POST", world.url)
     assert all(isinstance(error, CredentialsRejected) and isinstance(error, client.base_error) for error in errors)
     assert len({id(error) for error in errors}) == 10
+
+
+class OwnError(Pay88Error):
+    """An error that a caller's own code raises, such as a test double."""
+
+
+FOREIGN: dict[str, tuple[Callable[[], Pay88Error], type[Pay88Error]]] = {
+    "of requests": (lambda: pay88_adapters.requests.CircuitOpen("x", retry_after=3.0), CircuitOpen),
+    "of urllib3": (lambda: pay88_adapters.urllib3.CircuitOpen("x", retry_after=3.0), CircuitOpen),
+    "of the core": (lambda: CircuitOpen("x", retry_after=3.0), CircuitOpen),
+    "of no known kind": (lambda: Pay88Error("x", retry_after=3.0), Pay88Error),
+    "of a class of the caller's": (lambda: OwnError("x", retry_after=3.0), Pay88Error),
+}
+
+
+def _traced(error: Pay88Error) -> Pay88Error:
+    """Return *error* with what tools and callers add to exceptions."""
+    vars(error).update(trace_id="t1", __notes__=["payment 17"])  # as add_note() does, since Python 3.11
+    return error
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_rule_18_an_error_from_elsewhere_becomes_one_of_the_client(kind: type[Stack], case: str) -> None:
+    """Whatever it carries besides."""
+    make, expected = FOREIGN[case]
+    error = _traced(make())
+    returned = kind.adapter._errors.convert(error)
+    assert isinstance(returned, expected)
+    assert isinstance(returned, kind.base_error)
+    assert (str(returned), returned.retry_after, vars(returned)["__notes__"]) == ("x", 3.0, ["payment 17"])
+    assert returned is error or returned.__cause__ is (error if expected is Pay88Error else None)
+    assert type(pickle.loads(pickle.dumps(returned))) is type(returned)
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_rule_18_an_error_of_the_callers_own_code(world: World, case: str) -> None:
+    """For example, its body is the response to another managed request, which failed."""
+    make, expected = FOREIGN[case]
+    client = world.client()
+    kind_of_body = "generator" if "generator" in client.bodies else "async generator"
+    (name,) = client.bodies[kind_of_body]()
+
+    def body() -> Iterator[bytes]:
+        yield b"a"
+        raise _traced(make())
+
+    async def async_body() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise _traced(make())
+
+    content = body() if kind_of_body == "generator" else async_body()
+    error = client.attempt("POST", world.echo, **{name: content})
+    assert isinstance(error, client.base_error)
+    assert isinstance(error, expected) or not isinstance(error, Pay88Error)  # aiohttp raises its own for any
 
 
 @pytest.mark.parametrize("fault", [ResetBeforeRead(), Garbage(), Truncated()], ids=lambda fault: type(fault).__name__)

@@ -27,6 +27,7 @@ import pay88_adapters.aiohttp
 import pay88_adapters.httpx
 import pay88_adapters.urllib3
 from pay88_adapters import (
+    ConfigurationError,
     Credentials,
     Pay88Error,
     RetryPolicy,
@@ -210,6 +211,41 @@ def _hung_up_on(scene: Scene) -> None:
             scene.world.clock.advance(100)
 
 
+def _credentials_provider_raises(scene: Scene) -> None:
+    errors = (
+        ValueError(f"the vault returned {scene.key} in a wrong format"),
+        TimeoutError(scene.key),
+        ConfigurationError(f"not a key: {scene.key}"),
+        LookupError("no such secret"),
+    )
+    for error in errors:
+
+        def credentials(error: Exception = error, key: str = scene.key) -> Credentials:
+            try:
+                raise OSError(key)
+            except OSError as cause:
+                raise error from cause
+
+        async def async_credentials(provider: Callable[[], Credentials] = credentials) -> Credentials:
+            return provider()
+
+        for provider in (credentials, async_credentials):
+            scene.client = scene.world.client(scene.world.new_manager(provider))
+            scene.call()
+            assert isinstance(scene.outcomes[-1], ConfigurationError)
+
+
+def _credentials_provider_has_the_key_in_a_variable(scene: Scene) -> None:
+    def credentials() -> Credentials:
+        key = scene.key
+        raise LookupError(f"no merchant for a key of {len(key)} characters")
+
+    scene.client = scene.world.client(scene.world.new_manager(credentials))
+    scene.call()
+    assert isinstance(scene.outcomes[-1], ConfigurationError)
+    assert "no merchant for a key of" in str(scene.outcomes[-1].__cause__)
+
+
 def _on_the_token_endpoint(*faults: Any) -> Callable[[Scene], None]:
     def play(scene: Scene) -> None:
         for fault in faults:
@@ -270,6 +306,7 @@ SITUATIONS: dict[str, Callable[[Scene], None]] = {
             _wrong_key, _connection_refused, _call_refused, _token_request_times_out, _call_times_out,
             _garbage_with_the_request,
             _retried_by_us, _retried_by_the_client_library, _own_bearer_token, _redirect_elsewhere, _redirect_home,
+            _credentials_provider_raises, _credentials_provider_has_the_key_in_a_variable,
             _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_exhausted, _hung_up_on,
         )
     },

@@ -31,7 +31,7 @@ from pay88_adapters.testing import (
     TooMany,
     Truncated,
 )
-from support.stacks import STACKS, Options, PlainResponse, Stack
+from support.stacks import STACKS, Options, PlainResponse, Stack, last_file_position
 from support.worlds import World
 
 
@@ -166,6 +166,16 @@ def test_rule_07_a_rejected_call_is_replayed_byte_for_byte_or_not_at_all(world: 
         assert calls[0].body == calls[1].body
         assert bool(calls[0].body) is (body != "none")
     assert world.emulator.journal.issued == 2
+
+
+@pytest.mark.parametrize("fault", [Status(500), ResetAfterRead()], ids=["500", "no response"])
+def test_rule_21_the_file_of_a_call_that_is_not_retried_stays_where_it_is(world: World, fault: Any) -> None:
+    """A payment that may have been executed is not retried: the caller finds its file as without the package."""
+    client = world.client()
+    world.emulator.faults.add(fault, on="call")
+    body = client.bodies["file" if "file" in client.bodies else "multipart file"]()
+    client.attempt("POST", f"{world.emulator.url}/api/transactions/charges", **body)
+    assert last_file_position() != 0  # aiohttp closes files, sooner or later
 
 
 def test_rule_07_a_second_401_goes_to_the_caller(world: World) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pay88_adapters.core.history import MIN_TTL, Claim, Cooldown, Entry, Window
+from pay88_adapters.core.history import MIN_TTL, Acquisition, Cooldown, Entry, Window
 from pay88_adapters.stores.base import LeaseResult, Member
 from pay88_adapters.stores.members import HORIZON
 from pay88_adapters.stores.memory import MemoryStore
@@ -42,7 +42,7 @@ class Scene:
     def kept(self) -> tuple[int, int, int, int]:
         """Return how many records, members, histories and cooldowns are in memory."""
         budget = self.store.budget
-        return len(self.store._places), len(self.store._members), len(budget._histories), len(budget._cooldowns)
+        return len(self.store._slots), len(self.store._members), len(budget._histories), len(budget._cooldowns)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def scene() -> Scene:
 
 
 def test_rule_24_a_lease_attempt_names_the_other_members(scene: Scene) -> None:
-    """With their parts, and the seconds since their last attempt; none after an hour, nor for what is no member."""
+    """With their divisors, and the seconds since their last attempt; none after an hour, nor for what is no member."""
     assert scene.lead("a/1").others == ()
     scene.now.seconds += 30.0
     assert scene.lead("b/1").others == (Member("a", 30.0, 4),)
@@ -75,9 +75,9 @@ def test_rule_24_a_member_that_was_away_for_an_hour_is_a_new_one(scene: Scene) -
     scene.now.seconds += HORIZON - 1.0
     scene.lead("b/1")
     scene.now.seconds += 1.0
-    assert scene.lead("a/1").parts == 4
+    assert scene.lead("a/1").divisor == 4
     scene.now.seconds += 30.0
-    assert scene.lead("a/1").parts == 2
+    assert scene.lead("a/1").divisor == 2
 
 
 def test_rule_04_a_record_says_when_it_was_written_and_when_it_was_stored(scene: Scene) -> None:
@@ -99,11 +99,11 @@ def test_rule_04_a_record_says_when_it_was_written_and_when_it_was_stored(scene:
 def test_rule_17_what_interrupts_a_claim_sees_the_entries_and_takes_none(scene: Scene) -> None:
     """It may try again in a moment."""
     budget = scene.store.budget
-    claim = Claim([WINDOW], ["a"])
-    assert budget.claim(claim).wait == 0.0
+    acquisition = Acquisition([WINDOW], ["a"])
+    assert budget.acquire(acquisition).wait == 0.0
     interrupted = []
-    scene.now.interruption = lambda: interrupted.append(budget.claim(claim._replace(ids=["b"])))
-    assert budget.claim(claim._replace(ids=["c"])).wait == 0.0
+    scene.now.interruption = lambda: interrupted.append(budget.acquire(acquisition._replace(ids=["b"])))
+    assert budget.acquire(acquisition._replace(ids=["c"])).wait == 0.0
     (result,) = interrupted
     assert 0.0 < result.wait < 1.0
     assert [entry.id for entry in result.histories["key"]] == ["a"]
@@ -157,14 +157,14 @@ def test_what_is_over_leaves_the_memory_every_ten_minutes(scene: Scene) -> None:
     """Records, members, histories and cooldowns of merchants that are gone. A lease that runs is not over."""
     scene.lead("a/1", "gone")
     scene.store.try_acquire_lease("leased", owner="b/1", known_version=0, lease=100_000.0)
-    scene.store.budget.claim(Claim([WINDOW._replace(key="gone")], ["a"]))
+    scene.store.budget.acquire(Acquisition([WINDOW._replace(key="gone")], ["a"]))
     scene.store.budget.start_cooldown("gone", Cooldown(60.0, 0.0, ""))
     scene.store.budget.start_cooldown("barred", Cooldown(100_000.0, 0.0, ""))
     assert scene.kept() == (2, 2, 1, 2)
 
     def use() -> None:
         scene.lead("c/1")
-        scene.store.budget.claim(Claim([WINDOW], [str(scene.now.seconds)]))
+        scene.store.budget.acquire(Acquisition([WINDOW], [str(scene.now.seconds)]))
 
     scene.now.seconds += 599.9
     use()

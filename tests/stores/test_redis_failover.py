@@ -21,7 +21,7 @@ import redis
 
 from pay88_adapters import TokenPolicy
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.history import Claim, Cooldown, Entry, Window
+from pay88_adapters.core.history import Acquisition, Cooldown, Entry, Window
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
 from pay88_adapters.stores import replicas
@@ -171,7 +171,7 @@ def test_sentinels_with_a_login_of_their_own(start: Any, right: bool) -> None:
 
 def acquire(store: RedisStore, unit: str) -> None:
     """Acquire a unit as token requests do."""
-    assert store.budget.claim(Claim([WINDOW], [unit], durable=True)).wait == 0
+    assert store.budget.acquire(Acquisition([WINDOW], [unit], durable=True)).wait == 0
 
 
 def test_rule_05_a_unit_is_granted_once_the_replica_has_it(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:

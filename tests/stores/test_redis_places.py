@@ -31,7 +31,7 @@ def test_stores_with_different_prefixes_do_not_meet(server: Valkey) -> None:
     stores = [open_store(server, query) for query in ("", "?prefix=shop:", "?prefix=shop:2:", "?prefix=")]
     server.command("SET", "something", "else")
     for store in stores:
-        assert [len(ages) for ages in store.budget.acquire_all([MINUTE]).ages] == [1]
+        assert [len(each) for each in store.budget.acquire_all([MINUTE]).histories.values()] == [1]
         assert lead(store)
     assert stores[1].budget.reset() == 1
     assert [len(store.budget.ages(MINUTE)) for store in stores] == [1, 0, 1, 1]

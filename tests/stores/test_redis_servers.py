@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.history import Claim, Cooldown, Window
+from pay88_adapters.core.history import Acquisition, Cooldown, Window
 from pay88_adapters.core.secret import Secret
 from pay88_adapters.stores import scripts
 from pay88_adapters.stores.base import StoreError
@@ -35,11 +35,11 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
 def use(store: RedisStore) -> None:
     """Do all that managers do with a store."""
     budget = store.budget
-    assert budget.claim(Claim([WINDOW], ["a"], known={"key": []}, durable=True)).wait == 0
+    assert budget.acquire(Acquisition([WINDOW], ["a"], known={"key": []}, durable=True)).wait == 0
     budget.merge("key", budget.history("key"), 60.0)
     budget.start_cooldown("key", Cooldown(60.0, 0.0, "429"))
     assert budget.cooldown("key")
-    assert budget.claim(Claim([WINDOW], ["b"])).wait > 0
+    assert budget.acquire(Acquisition([WINDOW], ["b"])).wait > 0
     known = 0
     for _ in range(2):  # the second time, there is a record to replace
         fence = store.try_acquire_lease("record", owner="host/me", known_version=known, lease=10.0).fencing_token

@@ -118,7 +118,7 @@ def test_rule_24_a_full_server_is_an_error_and_takes_nothing(server: Valkey) -> 
         look()
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
-    assert [len(ages) for ages in store.budget.acquire_all([MINUTE, HOUR]).ages] == [1, 1]
+    assert [len(each) for each in store.budget.acquire_all([MINUTE, HOUR]).histories.values()] == [1, 1]
     assert store.publish("key", fencing_token=fencing_token, content=TOKEN, ttl=50.0)
 
 
@@ -318,7 +318,8 @@ def test_rule_04_the_clock_of_a_host_changes_nothing(server: Valkey) -> None:
         from pay88_adapters.core.history import Window
         from pay88_adapters.stores.redis import redis_store
         store = redis_store(sys.argv[1], Clock())
-        wait, [ages], _ = store.budget.acquire_all([Window("minute", 10, 65.0)])
+        result = store.budget.acquire_all([Window("minute", 10, 65.0)])
+        wait, ages = result.wait, [entry.age for entry in result.histories["minute"]]
         assert len(ages) == 10 and 0 <= min(ages) and max(ages) < 30 and 35 < wait < 65.1, (wait, ages)
         assert 0 <= store.try_acquire_lease("key", owner="b", known_version=0, lease=30.0).record.age < 30
         assert 0 < store.try_acquire_lease("leased", owner="b", known_version=0, lease=30.0).lease_remaining <= 30
@@ -359,7 +360,7 @@ def test_threads_that_share_a_store_get_their_own_results(server: Valkey) -> Non
             assert record is not None
             assert record.content == f"{number} {turn}"
             server_side = store.budget.acquire_all([Window(f"w {number}", 99, 60.0)])
-            assert len(server_side.ages[0]) == turn
+            assert len(server_side.histories[f"w {number}"]) == turn
             again = lead(store, f"key {number}", owner=str(number), known_version=version, lease=0.0)
             assert store.publish(f"key {number}", fencing_token=again, content="", ttl=0.0)
 
@@ -379,8 +380,8 @@ def test_rule_17_a_forked_child_has_connections_of_its_own(server: Valkey) -> No
         for turn in range(1, times + 1):
             if stop.is_set():
                 return
-            ages = store.budget.acquire_all([Window(name, 10**6, 60.0), Window(f"{name} too", turn, 60.0)]).ages
-            if [len(each) for each in ages] != [turn, turn]:
+            result = store.budget.acquire_all([Window(name, 10**6, 60.0), Window(f"{name} too", turn, 60.0)])
+            if [len(each) for each in result.histories.values()] != [turn, turn]:
                 wrong.append((name, turn))
 
     threads = [threading.Thread(target=use, args=(f"thread {n}",)) for n in range(4)]

@@ -7,16 +7,22 @@ import os
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.history import Cooldown, Window
+from pay88_adapters.stores import sqlite_file
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from support.sqlite_stores import SECRET, WINDOW, change, child, count, fails, line, posix, publish, take
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.deep  # it breaks things for seconds; the contract of all stores is tested everywhere
 
@@ -146,6 +152,65 @@ def test_rule_17_a_fork_with_a_transaction_in_progress(path: Path) -> None:
     """It is finished first; then parent and child both continue with the file."""
     with child(FORK, path) as process:
         assert line(process) == "well"
+
+
+NESTED_FORKS = """
+import os, sys, threading
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+forks = iter([fork])
+os.register_at_fork(after_in_parent=lambda: next(forks, int)())  # runs before the store's own, as a signal handler may
+from pay88_adapters.core.history import Window
+from pay88_adapters.clock import Clock
+from pay88_adapters.stores.sqlite import SqliteStore
+store = SqliteStore(sys.argv[1], Clock())
+fork()
+done = []
+thread = threading.Thread(target=lambda: done.append(store.budget.acquire_all([Window("key", 100, 3_600.0)]).wait))
+thread.daemon = True
+thread.start()
+thread.join(10)
+assert done == [0]
+print("well", flush=True)
+"""
+
+
+@posix
+def test_rule_17_a_fork_within_a_fork(path: Path) -> None:
+    """Afterwards other threads can use the file."""
+    with child(NESTED_FORKS, path) as process:
+        assert line(process) == "well"
+
+
+def test_rule_17_a_fork_that_does_not_wait_longer_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it end the wait of others before their time."""
+    monkeypatch.setattr(sqlite_file, "_FORK_TIMEOUT", 0.0)
+    forks = sqlite_file._LockAcrossForks()
+
+    def in_another_thread(act: Callable[[], T]) -> T:
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(act).result()
+
+    def fork() -> None:
+        forks.before_fork()
+        forks.after_fork_in_parent()
+
+    def is_free() -> bool:
+        free = forks.lock.acquire(blocking=False)
+        if free:
+            forks.lock.release()
+        return free
+
+    forks.before_fork()
+    in_another_thread(fork)
+    assert not in_another_thread(is_free)
+    forks.after_fork_in_parent()
+    assert in_another_thread(is_free)
 
 
 @posix

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerHour
 from limits.strategies import MovingWindowRateLimiter
 
-from pay88_adapters.core.history import Claim, Cooldown, Entry, Window
+from pay88_adapters.core.history import Acquisition, Cooldown, Entry, StorageResult, Window, counted
 from pay88_adapters.stores.base import Store, StoreError
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
@@ -34,22 +34,23 @@ def shared(scene: Scene) -> Scene:
     return scene
 
 
+def ages_in(windows: Sequence[Window], result: StorageResult) -> dict[str, list[float]]:
+    """Return the ages of the entries that count in each window, by its key."""
+    return {window.key: list(counted(window, result.histories[window.key])) for window in windows}
+
+
 def test_rule_05_all_windows_are_taken_or_none(scene: Scene) -> None:
     """A rejection costs nothing, names the longest wait and shows what counts; a grant shows itself, too."""
     budget, unit = scene.store.budget, scene.unit
     small, middle, large = Window("small", 5, 10 * unit), Window("middle", 1, 20 * unit), Window("large", 9, 90 * unit)
     acquired = budget.acquire_all([middle])
     assert acquired.wait == 0
-    assert [list(ages) for ages in acquired.ages] == [[about(scene, 0)]]
+    assert ages_in([middle], acquired) == {"middle": [about(scene, 0)]}
     scene.advance(unit)
     for order in ([small, middle, large], [large, middle, small], [middle, small, large]):
         acquired = budget.acquire_all(order)
         assert acquired.wait == about(scene, 19 * unit)
-        assert {window.key: list(ages) for window, ages in zip(order, acquired.ages, strict=True)} == {
-            "small": [],
-            "middle": [about(scene, unit)],
-            "large": [],
-        }
+        assert ages_in(order, acquired) == {"small": [], "middle": [about(scene, unit)], "large": []}
     assert budget.acquire_all([small, large]).wait == 0
     assert [len(budget.ages(window)) for window in (small, middle, large)] == [1, 1, 1]
 
@@ -81,7 +82,7 @@ def test_rule_05_several_entries_go_in_together_or_not_at_all(scene: Scene) -> N
     """The wait is for so many to leave; more than the limit never fit."""
     budget, unit = scene.store.budget, scene.unit
     window = Window("key", 4, 10 * unit)
-    assert len(budget.acquire_all([window], 2).ages[0]) == 2
+    assert len(budget.acquire_all([window], 2).histories["key"]) == 2
     scene.advance(unit)
     assert budget.acquire_all([window]).wait == 0
     assert budget.acquire_all([window], 2).wait == about(scene, 9 * unit)
@@ -92,7 +93,7 @@ def test_rule_05_several_entries_go_in_together_or_not_at_all(scene: Scene) -> N
 
 
 def test_rule_05_a_limit_of_nothing_grants_nothing(scene: Scene) -> None:
-    """A rejected claim costs nothing."""
+    """A rejected acquisition costs nothing."""
     budget, nothing, plenty = scene.store.budget, Window("nothing", 0, scene.unit), Window("plenty", 9, scene.unit)
     assert budget.acquire_all([plenty, nothing]).wait == scene.unit
     assert list(budget.ages(plenty)) == []
@@ -210,47 +211,47 @@ def test_rule_05_windows_of_one_key_look_at_one_history(scene: Scene) -> None:
 
 
 def test_rule_05_entries_are_a_set(scene: Scene) -> None:
-    """Added twice they count once, and what the claim knows counts before it is granted, in the same step."""
+    """Added twice they count once, and what the acquisition knows counts before it is granted, in the same step."""
     budget = scene.store.budget
     known = [Entry(f"{number}-_#{number}", 10.0 + number) for number in range(4)]
     for _ in range(2):
         budget.merge("key", known[:2], 100.0)
     assert {entry.id for entry in budget.history("key")} == {entry.id for entry in known[:2]}
-    claim = Claim([Window("key", 5, 3000.0)], ["mine"], {"key": known})
+    acquisition = Acquisition([Window("key", 5, 3000.0)], ["mine"], {"key": known})
     for _ in range(2):
-        response = budget.claim(claim)
+        response = budget.acquire(acquisition)
         assert (response.wait, len(response.histories["key"])) == (0, 5)
     assert [entry.id for entry in response.histories["key"]][-1] == "mine"
     assert response.histories["key"][0].age == pytest.approx(13.0, abs=0.5)
-    assert budget.claim(claim._replace(ids=["another"])).wait > 0
-    rejected = budget.claim(Claim([Window("other", 1, 3000.0)], ["b"], {"other": known}))
+    assert budget.acquire(acquisition._replace(ids=["another"])).wait > 0
+    rejected = budget.acquire(Acquisition([Window("other", 1, 3000.0)], ["b"], {"other": known}))
     assert rejected.wait > 0
     assert budget.get("other") == 4, "it knows them all the same"
 
 
 def test_rule_10_a_bar_holds_for_a_history_and_what_is_claimed_beside_it(scene: Scene) -> None:
-    """Until it ends, or earlier for a claim with a lower cap; the longer one stays; known entries are added."""
+    """Until it ends, or earlier for an acquisition with a lower cap; the longer one stays; known entries are added."""
     budget, unit = scene.store.budget, scene.unit
-    claim = Claim([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
+    acquisition = Acquisition([Window("key", 9, 3000.0), Window("key/extra", 9, 3000.0)], ["a"])
     assert budget.cooldown("key") is None
     budget.start_cooldown("key", Cooldown(20 * unit, 0.0, 'wait\n"ñ"'))
     budget.start_cooldown("key", Cooldown(10 * unit, 0.0, "shorter"))
-    response = budget.claim(claim._replace(known={"key": [Entry("b", 1.0)]}))
+    response = budget.acquire(acquisition._replace(known={"key": [Entry("b", 1.0)]}))
     assert response.wait == about(scene, 20 * unit)
     assert response.cooldown is not None
     assert (response.cooldown.seconds, response.cooldown.reason) == (20 * unit, 'wait\n"ñ"')
     assert [len(history) for history in response.histories.values()] == [1, 0]
-    assert budget.claim(claim._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
-    assert budget.claim(Claim([Window("another", 9, 3000.0)], ["a"])).wait == 0
+    assert budget.acquire(acquisition._replace(longest_cooldown=10 * unit)).wait == about(scene, 10 * unit)
+    assert budget.acquire(Acquisition([Window("another", 9, 3000.0)], ["a"])).wait == 0
     scene.advance(1.1 * unit)
-    assert budget.claim(claim._replace(longest_cooldown=unit)).wait == 0
+    assert budget.acquire(acquisition._replace(longest_cooldown=unit)).wait == 0
     there = budget.cooldown("key")
     assert there is not None
     assert there.age == about(scene, 1.1 * unit)
     budget.start_cooldown("key", Cooldown(30 * unit, 29.5 * unit, "nearly over"))
-    assert budget.claim(claim._replace(ids=["c"])).wait == about(scene, 18.9 * unit)
+    assert budget.acquire(acquisition._replace(ids=["c"])).wait == about(scene, 18.9 * unit)
     budget.clear("key")
-    assert budget.claim(claim._replace(ids=["c"])).wait == 0
+    assert budget.acquire(acquisition._replace(ids=["c"])).wait == 0
 
 
 def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scene) -> None:
@@ -259,45 +260,45 @@ def test_rule_24_the_parts_of_all_members_are_no_more_than_the_whole(scene: Scen
     for turn in range(4):
         for member in "abcdefgh"[: 8 if turn else 5]:
             result = scene.store.try_acquire_lease("key", owner=f"{member}/1", known_version=0, lease=100 * scene.unit)
-            reported[member] = result.parts
-            assert sum(1 / parts for parts in reported.values() if parts) <= 1.0001
+            reported[member] = result.divisor
+            assert sum(1 / divisor for divisor in reported.values() if divisor) <= 1.0001
             assert len(result.others) <= len(reported) - 1
     assert set(reported.values()) == {8}
-    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).parts == 0
+    assert scene.store.try_acquire_lease("key", owner="no member", known_version=0, lease=1.0).divisor == 0
 
 
 def test_rule_24_a_member_that_is_gone_leaves_its_part_to_the_others(exact: Scene) -> None:
     """By and by, and all of it after an hour; the only one has the whole, step by step."""
     acquire = partial(exact.store.try_acquire_lease, "key", known_version=0, lease=1.0)
-    assert [acquire(owner="a/1").parts, acquire(owner="a/2").parts] == [4, 4]
-    for parts in (2, 1, 1):
+    assert [acquire(owner="a/1").divisor, acquire(owner="a/2").divisor] == [4, 4]
+    for divisor in (2, 1, 1):
         exact.advance(30.0)
-        assert acquire(owner="a/1").parts == parts
+        assert acquire(owner="a/1").divisor == divisor
     exact.advance(300.0)
-    assert acquire(owner="b/1").parts == 0, "it may be about to ask again"
+    assert acquire(owner="b/1").divisor == 0, "it may be about to ask again"
     exact.advance(1_650.0)
-    assert [acquire(owner="b/1").parts, acquire(owner="b/1").parts] == [4, 4], "half of it is free"
+    assert [acquire(owner="b/1").divisor, acquire(owner="b/1").divisor] == [4, 4], "half of it is free"
     exact.advance(1_651.0)
-    assert acquire(owner="b/1").parts == 2
+    assert acquire(owner="b/1").divisor == 2
     exact.advance(30.0)
-    assert acquire(owner="b/1").parts == 1
+    assert acquire(owner="b/1").divisor == 1
     exact.advance(3_601.0)
-    assert [acquire(owner=f"{name}/1").parts for name in "cdefg"] == [4, 4, 4, 4, 0]
+    assert [acquire(owner=f"{name}/1").divisor for name in "cdefg"] == [4, 4, 4, 4, 0]
 
 
 def test_rule_24_the_part_of_a_removed_member_is_free_immediately(scene: Scene) -> None:
     """All of it, to any other member. What is no member changes nothing."""
     acquire = partial(scene.store.try_acquire_lease, "key", known_version=0, lease=1.0)
     scene.store.remove_member("a")
-    assert [acquire(owner=f"{name}/1").parts for name in "abcde"] == [4, 4, 4, 4, 0]
+    assert [acquire(owner=f"{name}/1").divisor for name in "abcde"] == [4, 4, 4, 4, 0]
     for _ in range(2):
         scene.store.remove_member("a")
     found = acquire(owner="e/1")
-    assert found.parts == 4
+    assert found.divisor == 4
     assert {each.name for each in found.others} == {*"bcd"}
     for name in "bcde":
         scene.store.remove_member(name)
-    assert [acquire(owner=f"{name}/1").parts for name in "aBCD"] == [4, 4, 4, 4]
+    assert [acquire(owner=f"{name}/1").divisor for name in "aBCD"] == [4, 4, 4, 4]
 
 
 def test_rule_24_a_lease_attempt_says_which_one_before_the_store_knows(scene: Scene) -> None:
@@ -316,7 +317,7 @@ def test_rule_24_too_many_members_have_no_part(scene: Scene) -> None:
     """Beyond a hundred."""
     for number in range(101):
         reported = scene.store.try_acquire_lease("key", owner=f"{number}/1", known_version=0, lease=1.0)
-    assert reported.parts == 0
+    assert reported.divisor == 0
 
 
 KEYS = st.sampled_from(["a", "b"])
@@ -351,8 +352,8 @@ def act(store: Store, prefix: str, step: tuple[Any, ...]) -> object:
     budget = store.budget
     match step:
         case "acquire_all", windows, amount:
-            wait, ages, _ = budget.acquire_all(named(prefix, windows), amount)
-            return wait, [list(each) for each in ages]
+            result = budget.acquire_all(named(prefix, windows), amount)
+            return result.wait, ages_in(named(prefix, windows), result)
         case "add", windows, ages:
             for window in named(prefix, windows):
                 budget.add(window, ages)

@@ -259,10 +259,10 @@ def test_rule_04_no_fence_is_given_out_again_after_all_was_lost() -> None:
 
 def test_rule_04_a_clock_may_have_only_just_begun() -> None:
     """A lease that has ended has ended, also a moment after zero."""
-    place = RecordSlot()
-    version = place.try_acquire_lease(0.25, owner="a", known_version=0, lease=9.0).fencing_token or 0
-    assert place.publish(0.5, fencing_token=version, content="a token", ttl=60.0, write_delay=0.0)
-    assert place.try_acquire_lease(0.5, owner="b", known_version=version, lease=9.0).fencing_token == version + 1
+    slot = RecordSlot()
+    version = slot.try_acquire_lease(0.25, owner="a", known_version=0, lease=9.0).fencing_token or 0
+    assert slot.publish(0.5, fencing_token=version, content="a token", ttl=60.0, write_delay=0.0)
+    assert slot.try_acquire_lease(0.5, owner="b", known_version=version, lease=9.0).fencing_token == version + 1
 
 
 def test_rule_17_a_forked_child_waits_for_no_lock_nor_lease_of_its_parent() -> None:

@@ -83,7 +83,7 @@ class Driven:
     def attempt(self, ticket: int, now: float, grant: AcquireResult = YES) -> bool:
         """Acquire a unit of the budget for one attempt."""
         self.extra = self.machine.uses_reserve(ticket, now)
-        return self.machine.on_budget_result(ticket, grant, now, from_reserve=self.extra)
+        return self.machine.on_budget_result(ticket, grant, now, from_reserve=self.extra) is None
 
     def get(self, now: float, expires_in: float = 60.0, grant: AcquireResult = YES, name: str | None = None) -> Token:
         """Fetch a token that arrives immediately."""

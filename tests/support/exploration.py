@@ -52,7 +52,7 @@ class Caller(NamedTuple):
     until: float = 0.0
     token: Token | None = None
     replayed: bool = False
-    carrier_age: float = float("inf")
+    dependency_age: float = float("inf")
     own: int | None = None  # the fetch that it has started
     bereft: bool = False  # that has died with what it borrowed from this caller
 
@@ -170,7 +170,7 @@ class Model:
                         each.until - now,
                         held is not None and each.token == held.token,
                         each.replayed,
-                        each.carrier_age,
+                        each.dependency_age,
                         -1 if each.own is None else each.own - machine.pending.last_ticket,
                         each.bereft,
                     )
@@ -210,7 +210,7 @@ class Model:
                     yield "a call comes", partial(Model.come, index=index)
                     cached, until = self.fast_path
                     if cached is None or self.now >= until:  # or else it does not matter
-                        yield "a call of a new client comes", partial(Model.come, index=index, carrier_age=YOUNG)
+                        yield "a call of a new client comes", partial(Model.come, index=index, dependency_age=YOUNG)
                 case "deciding":
                     yield "a caller decides", partial(Model.decide, index=index)
                 case "calling":
@@ -289,14 +289,14 @@ class Model:
 
     # --- callers
 
-    def come(self, index: int, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
+    def come(self, index: int, wait: float = 20.0, dependency_age: float = float("inf")) -> None:
         """A call arrives: the cached path first, as the exchange does."""
-        self._acquire(index, replayed=False, wait=wait, carrier_age=carrier_age)
+        self._acquire(index, replayed=False, wait=wait, dependency_age=dependency_age)
 
-    def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0, carrier_age: float = float("inf")) -> None:
+    def _acquire(self, index: int, *, replayed: bool, wait: float = 20.0, dependency_age: float = float("inf")) -> None:
         cached, until = self.fast_path
         seen = self.machine.failed_fetches
-        caller = Caller("deciding", self.now + wait, seen, replayed=replayed, carrier_age=carrier_age)
+        caller = Caller("deciding", self.now + wait, seen, replayed=replayed, dependency_age=dependency_age)
         if cached is not None and self.now < until:
             self._hand(index, caller, cached)
         else:
@@ -310,16 +310,16 @@ class Model:
             self.now,
             known_failures=caller.seen,
             deadline=caller.deadline,
-            carrier_age=caller.carrier_age,
+            dependency_age=caller.dependency_age,
             own=caller.own,
-            cannot_lead=GONE if caller.bereft else None,
+            cannot_fetch=GONE if caller.bereft else None,
             **more,
         )
         self._settle()
         match decision:
             case Use(given, refresh):
                 if refresh is not None:
-                    assert caller.carrier_age > YOUNG, "rule 2: a refresh beside a call that may end before it"
+                    assert caller.dependency_age > YOUNG, "rule 2: a refresh beside a call that may end before it"
                     self.carriers.append(Carrier(refresh))
                 self._hand(index, caller, given)
             case Fetch(ticket):
@@ -348,7 +348,9 @@ class Model:
     def _hand(self, index: int, caller: Caller, given: Token) -> None:
         assert self.now < self._usable_until(given), "rule 6: handed a token past its end"
         assert self.usable is not None, "handed a token that was taken away"
-        self.callers[index] = Caller("calling", token=given, replayed=caller.replayed, carrier_age=caller.carrier_age)
+        self.callers[index] = Caller(
+            "calling", token=given, replayed=caller.replayed, dependency_age=caller.dependency_age
+        )
 
     def _usable_until(self, given: Token) -> float:
         # Where less than two seconds are granted, half of them are used whatever the skew.
@@ -369,7 +371,7 @@ class Model:
         assert used is not None
         again = self._reported(lambda: self.machine.on_unauthorized(used, self.now))
         if again and not caller.replayed:
-            self._acquire(index, replayed=True, carrier_age=caller.carrier_age)
+            self._acquire(index, replayed=True, dependency_age=caller.dependency_age)
         else:
             self.callers[index] = Caller()
 
@@ -464,9 +466,8 @@ class Model:
         extra = self.machine.uses_reserve(carrier.ticket, self.now)
         before = self.machine._refreshed_at
         grant, self.entries = self.world.acquire(self.entries, self.now, extra=extra)
-        if not self._reported(
-            lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra)
-        ):
+        self._reported(lambda: self.machine.on_budget_result(carrier.ticket, grant, self.now, from_reserve=extra))
+        if carrier.ticket not in self.machine.pending_fetches:
             del self.carriers[index]
             return
         assert grant.granted, "rule 5: sent without a unit"

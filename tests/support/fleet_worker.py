@@ -170,7 +170,7 @@ class Site:
     def share(self) -> int:
         """Return one part in how many this process may use of the budget while the store fails."""
         client: Any = self.manager._state.settings.store_client
-        return int(client.share.parts(self._clock.now()))
+        return int(client.share.divisor(self._clock.now()))
 
     def renew(self) -> str:
         """Make one call with a new token."""

@@ -25,7 +25,7 @@ from pay88_adapters.engine.settings import Settings
 from pay88_adapters.engine.state import ManagerState
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.engine.token_flow import TokenAcquisition, WaitBudget
-from pay88_adapters.stores.base import BudgetStorage, LeaseResult, Store, StoreView
+from pay88_adapters.stores.base import EntryStorage, LeaseResult, Store, StoreView
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.messages import TOKEN_PATH, Request
 from pay88_adapters.testing.service import Service
@@ -44,7 +44,7 @@ class Counted:
         self.operations = 0
 
     @property
-    def budget(self) -> BudgetStorage:
+    def budget(self) -> EntryStorage:
         return self._store.budget
 
     def after_fork(self) -> None:

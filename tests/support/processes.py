@@ -14,7 +14,7 @@ from pay88_adapters import (
 )
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.endpoint import Endpoint
-from pay88_adapters.core.history import Claim, ClaimResult, History
+from pay88_adapters.core.history import Acquisition, History, StorageResult
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
 from pay88_adapters.engine.effects import StartFetch
 from pay88_adapters.engine.fetches import Fetches, FetchRun
@@ -115,9 +115,9 @@ class _FragileStorage(MemoryStorage):
         super().__init__(now)
         self._before = before
 
-    def claim(self, claim: Claim) -> ClaimResult:
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
         self._before("acquire")
-        return super().claim(claim)
+        return super().acquire(acquisition)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         self._before("add")

@@ -149,6 +149,11 @@ def file() -> IO[bytes]:
     return handle
 
 
+def last_file_position() -> int | None:
+    """Return the position of the last :func:`file`; ``None`` if it was closed."""
+    return None if _files[-1].closed else _files[-1].tell()
+
+
 def close_files() -> None:
     """Close what :func:`file` opened."""
     while _files:

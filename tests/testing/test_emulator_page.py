@@ -280,7 +280,7 @@ def test_a_reader_that_does_not_read_costs_nothing(
 ) -> None:
     """Other readers are served in the meantime, little is stored for it, and in the end it is disconnected."""
     monkeypatch.setattr(stream, "_WRITE_TIMEOUT", 0.3)
-    monkeypatch.setattr(stream, "_LOOKS_EVERY", 0.002)
+    monkeypatch.setattr(stream, "_POLL_INTERVAL", 0.002)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", emulator.port))

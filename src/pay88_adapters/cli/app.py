@@ -12,8 +12,8 @@ import click
 
 from pay88_adapters import ConfigurationError, Pay88Error, __version__
 
-GOOD, FAILED, UNUSABLE = 0, 1, 2
-INTERRUPTED, CUT_OFF = 130, 141  # as shells count signals
+SUCCESS, FAILURE, USAGE_ERROR = 0, 1, 2
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 and the number of the signal, as in a shell
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -25,7 +25,7 @@ Exit codes:
 """
 
 
-class Missing(click.ClickException):
+class MissingLibrary(click.ClickException):
     """Libraries are not installed.
 
     Args:
@@ -33,7 +33,7 @@ class Missing(click.ClickException):
         extra: The extra that installs them.
     """
 
-    exit_code = UNUSABLE
+    exit_code = USAGE_ERROR
 
     def __init__(self, *names: str, extra: str) -> None:
         needed = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed"
@@ -47,11 +47,11 @@ def require(*names: str, extra: str) -> None:
     """Check that libraries are installed.
 
     Raises:
-        Missing: A library is not installed.
+        MissingLibrary: A library is not installed.
     """
     missing = [name for name in names if not _is_installed(name)]
     if missing:
-        raise Missing(*missing, extra=extra)
+        raise MissingLibrary(*missing, extra=extra)
 
 
 class Command(click.Command):
@@ -64,7 +64,7 @@ class Command(click.Command):
             if ctx.params.get("as_json"):
                 click.echo(json.dumps({"error": described(error)}))
             click.echo(f"pay88: {error}", err=True)
-            return UNUSABLE if isinstance(error, ConfigurationError) else FAILED
+            return USAGE_ERROR if isinstance(error, ConfigurationError) else FAILURE
 
 
 class Commands(click.Group):
@@ -91,8 +91,8 @@ class Commands(click.Group):
             code = INTERRUPTED
         except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-            code = CUT_OFF
-        ctx.exit(code or GOOD)
+            code = BROKEN_PIPE
+        ctx.exit(code or SUCCESS)
 
 
 def described(error: Pay88Error) -> dict[str, object]:
@@ -132,4 +132,4 @@ def pay88(ctx: click.Context) -> int | None:
     if ctx.invoked_subcommand is not None:
         return None
     click.echo(ctx.get_help(), err=True)
-    return UNUSABLE
+    return USAGE_ERROR

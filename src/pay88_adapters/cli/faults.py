@@ -40,7 +40,7 @@ _TIMED: dict[str, Callable[[float], Fault]] = {"latency": Latency, "drip": Drip}
 class Planned:
     """A fault, and the requests that it applies to."""
 
-    what: Fault
+    fault: Fault
     on: str
     times: int | None
     after: int

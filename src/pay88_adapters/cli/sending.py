@@ -22,7 +22,7 @@ from .options import open_manager
 from .terminal import is_plain, printable
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OURS = ("authorization", "x-session-id", "x-api-key", "x-merchant-id")
+_RESERVED_HEADERS = ("authorization", "x-session-id", "x-api-key", "x-merchant-id")
 
 
 class NoResponse(Pay88Error):
@@ -92,7 +92,7 @@ class Call:
             except (HTTPError, OSError) as error:
                 if isinstance(error, Pay88Error):
                     raise
-                raise NoResponse(_broken(error)) from None
+                raise NoResponse(_failure_text(error)) from None
             if manager.stats().replayed:
                 token = manager.get_token()  # the token of the replayed request
                 secrets += [token.access_token, token.session_id]
@@ -157,7 +157,7 @@ def _header(text: str) -> tuple[str, str]:
     value = value.strip()
     if not colon or not _NAME.fullmatch(name) or not value.isprintable() or not value.isascii():
         raise click.BadParameter(f"{redact(text)!r} is not of the form 'NAME: VALUE'", param_hint="--header")
-    if name.lower() in _OURS:
+    if name.lower() in _RESERVED_HEADERS:
         raise click.BadParameter(
             f"{name} is set by pay88 and must not be passed on the command line", param_hint="--header"
         )
@@ -175,7 +175,7 @@ def _read(data: str) -> bytes:
         raise click.BadParameter(f"cannot read {data[1:]}: {error.strerror}", param_hint="--data") from None
 
 
-def _broken(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     sent = not isinstance(error, (NewConnectionError, ConnectTimeoutError))
     outcome = "it may have been executed: check before you retry" if sent else "it was not sent: check the base URL"
     return f"request failed without a response ({type(error).__name__}); {outcome}"

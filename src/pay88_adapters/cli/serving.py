@@ -18,7 +18,7 @@ from pay88_adapters import ConfigurationError, Pay88Error
 from pay88_adapters.core.secret import redact
 from pay88_adapters.testing import Emulator, Entry, Journal
 
-_LOOK = 0.05  # real seconds between two reads of the journal
+_POLL_INTERVAL = 0.05  # real seconds between two reads of the journal
 
 
 class CannotServe(Pay88Error):
@@ -56,10 +56,10 @@ def serve(emulator: Emulator, *, as_json: bool) -> None:
             why = error.strerror if isinstance(error, OSError) else error
             raise CannotServe(f"cannot listen on {emulator.host}: {why}; use another --host or --port") from None
         try:
-            _opening(emulator, as_json=as_json)
+            _print_start(emulator, as_json=as_json)
             tail = Tail(emulator.journal)
             show = _document if as_json else _line
-            while not ended.wait(_LOOK):
+            while not ended.wait(_POLL_INTERVAL):
                 _log(tail, emulator, show)
             _log(tail, emulator, show)
         finally:
@@ -71,14 +71,14 @@ class Tail:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._looked_at = 0
+        self._next = 0
         self._pending: list[int] = []
 
     def fresh(self) -> list[Entry]:
         """Return the requests that have finished since the last call."""
         count = len(self._journal)
-        self._pending += range(self._looked_at, count)
-        self._looked_at = count
+        self._pending += range(self._next, count)
+        self._next = count
         entries = [(number, self._journal[number]) for number in self._pending]
         self._pending = [number for number, entry in entries if not entry.finished]
         return [entry for _, entry in entries if entry.finished]
@@ -100,20 +100,17 @@ def _signals() -> Generator[threading.Event, None, None]:
             signal.signal(each, handler)
 
 
-def _opening(emulator: Emulator, *, as_json: bool) -> None:
-    variables = {
-        "PAY88_API_KEY": emulator.api_key,
-        "PAY88_MERCHANT_ID": emulator.merchant_id,
-        "PAY88_BASE_URL": emulator.url,
-    }
+def _print_start(emulator: Emulator, *, as_json: bool) -> None:
     if as_json:
         click.echo(
-            json.dumps({"event": "started", "url": emulator.url, "page": emulator.page_url, "environment": variables})
+            json.dumps(
+                {"event": "started", "url": emulator.url, "page": emulator.page_url, "environment": emulator.environ}
+            )
         )
         return
     click.echo(f"# Emulator running at {emulator.url} (press Ctrl-C to stop)")
     click.echo(f"# Requests and faults: {emulator.page_url}")
-    for name, value in variables.items():
+    for name, value in emulator.environ.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -123,17 +120,17 @@ def _log(tail: Tail, emulator: Emulator, show: Callable[[Entry, str], str]) -> N
 
 
 def _line(entry: Entry, path: str) -> str:
-    said = [f"{entry.method} {path}", str(entry.status or "no response"), entry.event or "undecided"]
+    columns = [f"{entry.method} {path}", str(entry.status or "no response"), entry.event or "undecided"]
     if entry.serial is not None:
-        said.append(f"token {entry.serial}")
+        columns.append(f"token {entry.serial}")
     if entry.age is not None:
-        said.append(f"{entry.age:.1f} s old")
+        columns.append(f"{entry.age:.1f} s old")
     if entry.fault is not None:
-        said.append(f"fault: {entry.fault}")
-    return "  ".join(said)
+        columns.append(f"fault: {entry.fault}")
+    return "  ".join(columns)
 
 
 def _document(entry: Entry, path: str) -> str:
     names = ("at", "method", "kind", "status", "executed", "serial", "age", "fault")
-    said = {name: getattr(entry, name) for name in names}
-    return json.dumps({"event": "request", "path": path, **said, "outcome": entry.event})
+    fields = {name: getattr(entry, name) for name in names}
+    return json.dumps({"event": "request", "path": path, **fields, "outcome": entry.event})

@@ -14,6 +14,7 @@ from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, Endpoint, url_from
 from pay88_adapters.core.history import wait_for
 from pay88_adapters.core.secret import as_secret
 from pay88_adapters.core.snapshot import Snapshot, load, record_key
+from pay88_adapters.core.token import token_age
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.engine.clock import Clock
 from pay88_adapters.engine.pacing import Pacing
@@ -105,9 +106,10 @@ class StoreReader:
         url = as_secret(environ.get("PAY88_STORE") or MEMORY)
         if url == MEMORY:
             raise ConfigurationError("memory:// is private to each process: set PAY88_STORE to the shared store")
-        store, spare_url = open_store(url, Clock()), environ.get("PAY88_FALLBACK_STORE") or url
-        spare = None if spare_url == url else open_fallback(spare_url, Clock())[0]
-        fallback = None if spare is None else cls(spare, endpoint.base_url, credentials)
+        store, fallback = open_store(url, Clock()), None
+        fallback_url = environ.get("PAY88_FALLBACK_STORE") or url
+        if fallback_url != url:
+            fallback = cls(open_fallback(fallback_url, Clock())[0], endpoint.base_url, credentials)
         return cls(store, endpoint.base_url, credentials, fallback)
 
     def peek(self, *, pacing: bool = False) -> StoreStatus:
@@ -130,7 +132,7 @@ class StoreReader:
         now = self._clock.now()
         record = view.record
         found = load(record.content, record.age, read_at, now, stored=record.stored) if record else None
-        token, cooldown = _parts(found or Snapshot(), now)
+        token, cooldown = _token_and_cooldown(found or Snapshot(), now)
         limited = self._budget.cooldown(self._merchant_id)
         if limited is not None and (cooldown is None or cooldown.remaining < limited[1]):
             cooldown = Cooldown(limited[0].message, limited[1])
@@ -149,9 +151,9 @@ class StoreReader:
         return max(wait_for(window, self._store.budget.ages(window), 1) for window in windows)
 
 
-def _parts(found: Snapshot, now: float) -> tuple[TokenAge | None, Cooldown | None]:
+def _token_and_cooldown(found: Snapshot, now: float) -> tuple[TokenAge | None, Cooldown | None]:
     token, cooldown_reason = found.token, found.cooldown_reason
-    age = now - token.requested_at if token else 0.0
+    age = token_age(token, now) if token else 0.0
     return (
         TokenAge(age, token.expires_in) if token and age < token.expires_in else None,
         Cooldown(cooldown_reason.message, found.cooldown_until - now)

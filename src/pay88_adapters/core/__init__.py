@@ -1,4 +1,6 @@
-"""The rules: what a token, a response or an error means, and what to do next. Pure functions of their arguments.
+"""The rules: what a token, a response or an error means, and what to do next.
+
+No I/O, clock, lock or chance; ``secret`` and ``tracebacks`` edit exceptions.
 
 Of requests: ``machine`` (with the table in ``decisions``), ``retry``, ``breaker``. Of fetches: ``fetch_machine``,
 ``forced_refreshes``, ``cooldown``, ``pending``. Of responses of the token endpoint: ``wire``. The numbers: ``policy``.

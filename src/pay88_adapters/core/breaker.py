@@ -6,8 +6,7 @@ from collections import deque
 from dataclasses import dataclass, fields
 
 from .arguments import check_number
-
-_NEVER = float("-inf")
+from .constants import NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Breaker:
         self._failed_at: deque[float] = deque(maxlen=policy.failure_threshold)
         self._open_until: float | None = None
         self._trials = 0
-        self._trial_due = _NEVER  # the trial request counts as lost if it has no outcome by then
+        self._trial_due = NEVER  # the trial request counts as lost if it has no outcome by then
 
     def try_acquire(self, now: float) -> Permit | Rejected:
         """Return a permit to send a request, or a rejection."""
@@ -89,7 +88,7 @@ class Breaker:
         """Record a successful request; return whether it closed the circuit."""
         if not self._is_current_trial(permit):
             return False
-        self._open_until, self._trial_due = None, _NEVER
+        self._open_until, self._trial_due = None, NEVER
         self._closed = ClosedPermit(self._closed.generation + 1)
         self._failed_at.clear()
         return True
@@ -103,13 +102,13 @@ class Breaker:
                 return False
         elif not self._is_current_trial(permit):  # sent before the circuit opened, or a lost trial request
             return False
-        self._open_until, self._trial_due = now + self.policy.open_for, _NEVER
+        self._open_until, self._trial_due = now + self.policy.open_for, NEVER
         return True
 
     def release(self, permit: Permit) -> None:
         """Return a permit whose request has no outcome. Another trial request may follow."""
         if self._is_current_trial(permit):
-            self._trial_due = _NEVER
+            self._trial_due = NEVER
 
     def _is_current_trial(self, permit: Permit) -> bool:
-        return self._open_until is not None and permit == TrialPermit(self._trials) and self._trial_due != _NEVER
+        return self._open_until is not None and permit == TrialPermit(self._trials) and self._trial_due != NEVER

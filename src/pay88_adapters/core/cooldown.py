@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .constants import NEVER
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .policy import LIFETIME
-
-_NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +14,11 @@ class TokenCooldown:
     """The cooldown of one manager, in seconds of its clock. Nearly all managers share ``NO_COOLDOWN``."""
 
     reason: Failure | None = None
-    until: float = _NEVER
-    next_check_at: float = _NEVER
+    until: float = NEVER
+    next_check_at: float = NEVER
     """From when on a fetch may start. It checks an exhausted budget once in the life of a token: another process may
     have a token by then, or the store may have lost what this process knows."""
-    requested_until: float = _NEVER
+    requested_until: float = NEVER
     """End of the wait that the service demanded, not capped by ``max_retry_after``."""
     rejected_key: str | None = None
     """Digest of the credentials that were rejected."""
@@ -43,7 +42,7 @@ class TokenCooldown:
 
     def ended(self) -> TokenCooldown:
         """Return it ended early."""
-        return NO_COOLDOWN if self.requested_until == _NEVER else TokenCooldown(requested_until=self.requested_until)
+        return NO_COOLDOWN if self.requested_until == NEVER else TokenCooldown(requested_until=self.requested_until)
 
     def requested(self, until: float) -> TokenCooldown:
         """Return it with a wait that the service demanded."""
@@ -62,9 +61,9 @@ class TokenCooldown:
         """Return the reason and the end of the cooldown, for the managers with the credentials *digest*."""
         # The budget reports itself, and another key has not been rejected.
         if self.is_for(TokenBudgetExhausted) or (self.credentials_rejected and self.rejected_key != digest):
-            return None, _NEVER
+            return None, NEVER
         if self.reason is None:
-            return None, _NEVER
+            return None, NEVER
         # The wait that the service demanded, not capped: another manager may have another max_retry_after.
         until = max(self.requested_until, self.until) if self.is_for(TokenRateLimited) else self.until
         return self.reason, until

@@ -138,6 +138,8 @@ def fitted(before: str, detail: str, after: str = "") -> str:
     return f"{before}{shorten(detail.rstrip('. '), max(_MOST - len(before) - len(after), 0))}{after}"
 
 
+_FIELDS = ("status", "server_message", "retry_after", "retryable")
+_OTHER = "_Pay88Error"  # the name of each library's subclass for what is none of the known errors
 _MOST = 168  # characters of a message without "; no token request for 86400 s"
 
 
@@ -153,25 +155,33 @@ class AdapterErrors:
     Args:
         base: The library's base exception.
         namespace: ``globals()`` of the adapter's module. Classes that it defines under the core's names are used. The
-            missing ones are added, because pickle finds a class by module and name; type checkers do not see those.
+            missing ones are added, because pickle finds a class by module and name; type checkers do not see those. So
+            is a private one, for errors of no known kind.
     """
 
     def __init__(self, base: type[Exception], namespace: MutableMapping[str, Any]) -> None:
+        module = namespace["__name__"]
         self._base = base
         self._classes: dict[type[Pay88Error], type[Any]] = {
-            kind: _subclass(kind, base, namespace.get(kind.__name__), namespace["__name__"]) for kind in ERROR_CLASSES
+            kind: _subclass(kind, base, namespace.get(kind.__name__), module) for kind in ERROR_CLASSES
         }
         namespace.update({kind.__name__: own for kind, own in self._classes.items()})
+        # Under another name: the module may have imported the class itself.
+        namespace[_OTHER] = self._classes[Pay88Error] = type(_OTHER, (Pay88Error, base), {"__module__": module})
 
     def convert(self, error: Pay88Error) -> Pay88Error:
-        """Return *error*, from the core or another adapter, as this library's subclass."""
+        """Return *error*, from the core, another adapter or a caller's own code, as this library's subclass."""
         if isinstance(error, self._base):
             return error
-        own = next(self._classes[kind] for kind in type(error).__mro__ if kind in self._classes)
-        translated: Pay88Error = own(str(error), **vars(error))
+        kind = next(each for each in type(error).__mro__ if each in self._classes)
+        # Not all of its attributes: a library's base exception and tracing tools add theirs.
+        known = {name: getattr(error, name) for name in _FIELDS if hasattr(error, name)}
+        translated: Pay88Error = self._classes[kind](str(error), **known)
         self._base.__init__(translated, str(error))  # ValueError comes first in the MRO and does not call it
-        translated.__cause__ = error.__cause__
-        translated.__suppress_context__ = True  # the core's error has the same text
+        vars(translated).update({name: list(notes) for name, notes in vars(error).items() if name == "__notes__"})
+        # The core's error has the same text and is not shown. A class of the caller's own is not lost.
+        translated.__cause__ = error if kind is Pay88Error else error.__cause__
+        translated.__suppress_context__ = True
         return translated
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .budget import AcquireResult
-from .cached_token import CachedToken, window
+from .cached_token import CachedToken, deadlines
+from .constants import NEVER
 from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
@@ -17,7 +18,6 @@ from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot
 from .token import Token
 
-_NEVER = float("-inf")
 _FIRST_COOLDOWN = 1.0  # seconds; doubles up to the refresh interval                          rule 11
 _LOST_BEFORE_OUTAGE = 2  # consecutive fetches that may be lost before they count as an outage    rule 16
 
@@ -74,7 +74,7 @@ class FetchMachine:
         """Number of failed fetches so far: see :meth:`decide`."""
         self._failures = 0
         self._pace = 0.0
-        self._refreshed_at = _NEVER
+        self._refreshed_at = NEVER
 
     def on_fetch_started(self, ticket: int, now: float) -> bool:
         """Record the first step of a fetch; return whether it is still wanted.
@@ -86,7 +86,7 @@ class FetchMachine:
             token_state = self._token_state(now)
             if token_state is TokenState.FRESH or self._endpoint_state(now) is not EndpointState.FREE:
                 return False
-            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, _NEVER, now))
+            self.pending.add(ticket, PendingFetch(now, token_state is TokenState.REJECTED, NEVER, now))
         self.pending.take_first_step(ticket, now)
         return True
 
@@ -189,31 +189,39 @@ class FetchMachine:
         first = fetch is not None and fetch.attempts == 0
         return not first or not self._refresh_is_due(now)
 
-    def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> bool:
-        """Record the result of an acquisition; return whether the attempt may be sent (rule 5)."""
+    def on_budget_result(self, ticket: int, result: AcquireResult, now: float, *, from_reserve: bool) -> Failure | None:
+        """Record the result of an acquisition; return why the fetch failed, if no unit was granted (rule 5).
+
+        If one was granted, the attempt may be sent unless the fetch was given up.
+        """
         fetch = self.pending.by_ticket.get(ticket)
         self._reserve_used, self._pace = result.reserve_used, result.pace
         if result.granted:
             self.cooldown = self.cooldown.unless_exhausted()
-            if not from_reserve:
-                if fetch is not None and fetch.refreshed_before is None:
-                    fetch.refreshed_before = self._refreshed_at
-                self._refreshed_at = now
+            if fetch is not None:
+                self._count_attempt(fetch, now, regular=not from_reserve)
+            return None
+        failure = result.failure or BUDGET_EXHAUSTED
         if fetch is None:
-            return False
-        if result.granted:
-            fetch.attempts += 1
-            self.pending.keep(fetch, now)
-            return True
+            return failure
         self.pending.end(ticket)
         if fetch.failure is not None:  # no unit for a retry: the failure of the last attempt is the result
             self._back_off(fetch.failure, now)
-            return False
+            return fetch.failure
         until = now + result.retry_in
         if from_reserve:
             until = min(until, max(self._refreshed_at + self._interval(), now + result.refresh_allowed_in))
-        self.cooldown = self.cooldown.exhausted(result.failure or BUDGET_EXHAUSTED, until, now)
-        return False
+        self.cooldown = self.cooldown.exhausted(failure, until, now)
+        return self.cooldown.reason
+
+    def _count_attempt(self, fetch: PendingFetch, now: float, *, regular: bool) -> None:
+        fetch.attempts += 1
+        self.pending.keep(fetch, now)
+        if not regular:
+            return
+        if fetch.refreshed_before is None:
+            fetch.refreshed_before = self._refreshed_at
+        self._refreshed_at = now
 
     def on_grant_expired(self, ticket: int) -> None:
         """Record that the last grant expired before it was used: nothing was sent (rule 5)."""
@@ -232,7 +240,7 @@ class FetchMachine:
         fetch = self.pending.end(ticket)
         cached = self._with_deadlines(token)
         if fetch is None:
-            known = _NEVER if self._cached is None else self._cached.token.requested_at
+            known = NEVER if self._cached is None else self._cached.token.requested_at
             if known < token.requested_at and now < cached.usable_until:
                 self._cache(cached, digest)
             return
@@ -331,13 +339,13 @@ class FetchMachine:
         exhausted long before the hour.
         """
         expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
-        return window(self._policy, expires_in, self._pace)[0]
+        return deadlines(self._policy, expires_in, self._pace).refresh_at
 
     def _refresh_is_due(self, now: float) -> bool:
         return now >= self._refreshed_at + self._interval()
 
     def _with_deadlines(self, token: Token) -> CachedToken:
-        return CachedToken(token, window(self._policy, token.expires_in, self._pace))
+        return CachedToken(token, deadlines(self._policy, token.expires_in, self._pace))
 
     def _cache(self, cached: CachedToken, digest: str) -> None:
         self._cached, self._cached_digest, self._rejected = cached, digest, False
@@ -368,7 +376,8 @@ class FetchMachine:
         interval = self._interval()
         pause = min(_FIRST_COOLDOWN * 2.0 ** min(self._failures, 32), interval)
         self._failures += 1
-        # A request before the regular refresh uses the reserve: leave half of it.
+        # A request before the regular refresh uses the reserve. From half of that on, the cooldown grows: at 75 % it is
+        # half of an interval, at 100 % a whole one. It never lasts beyond the regular refresh.
         sparing = min((2.0 * self._reserve_used - 1.0) * interval, self._refreshed_at + interval - now)
         self._fail(failure, now, max(pause, sparing))
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .constants import FOREVER, NEVER
 from .policy import TokenPolicy
 
 _HOUR = 3600.0
-_NEVER = float("-inf")
-_EVER = float("inf")
 _FIRST_SPACING = 1.0  # seconds between forced refreshes; doubles with each that counts
 
 
@@ -18,8 +17,8 @@ class ForcedRefreshes:
 
     consecutive: int = 0
     """Number of forced refreshes since the last successful request."""
-    last_at: float = _NEVER
-    reserve_used_at: float = _NEVER
+    last_at: float = NEVER
+    reserve_used_at: float = NEVER
     """When a forced refresh last used the reserve."""
 
     def next(self, policy: TokenPolicy, now: float, *, is_due: bool, reserve_used: float) -> ForcedRefreshes | None:
@@ -57,6 +56,6 @@ def spacing(policy: TokenPolicy, reserve_used: float) -> float:
     reserve = policy.forced_reserve
     # The last part of it, at most half, is for the retries within a fetch.
     if reserve_used >= max(1.0 - (policy.fetch_attempts - 1) / reserve, 0.5):
-        return _EVER
+        return FOREVER
     doubled: float = 2.0 ** min(max(reserve_used * reserve - 1.0, 0.0), 32)
     return min(_FIRST_SPACING * doubled, _HOUR / reserve)

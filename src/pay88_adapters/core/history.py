@@ -1,4 +1,4 @@
-"""Histories of acquired units, and whether they grant a claim: the arithmetic of every budget and rate limit."""
+"""Histories of acquired units, and whether they grant an acquisition: the arithmetic of every budget and rate limit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast, overload
+
+from .constants import FOREVER
 
 
 class Window(NamedTuple):
@@ -34,8 +36,6 @@ History = Sequence[Entry]
 MIN_TTL = 3660.0
 """Minimum seconds for which entries are kept: a manager with other limits finds an hour of history."""
 
-FOREVER = float("inf")
-
 
 class Cooldown(NamedTuple):
     """The wait that a 429 of the token endpoint demanded."""
@@ -57,7 +57,7 @@ def longest(cooldowns: Iterable[Cooldown | None]) -> Cooldown | None:
     return max((each for each in cooldowns if each is not None), key=Cooldown.left, default=None)
 
 
-class Claim(NamedTuple):
+class Acquisition(NamedTuple):
     """Units to acquire, in one atomic step."""
 
     windows: Sequence[Window]
@@ -65,19 +65,19 @@ class Claim(NamedTuple):
     ids: Sequence[str]
     """Ids of the entries to add to each history: one per unit. Entries that exist are granted again."""
     known: Mapping[str, History] = MappingProxyType({})
-    """Entries to add to the histories first, by key, whether the claim is granted or not."""
+    """Entries to add to the histories first, by key, whether the acquisition is granted or not."""
     longest_cooldown: float = FOREVER
-    """Cap on the cooldown for this claim, in seconds."""
+    """Cap on the cooldown for this acquisition, in seconds."""
     durable: bool = False
     """Whether the entries must outlive a failover of the store. Then the store client adds its other entries to
     *known*, in case the store has lost them, and a Redis store waits for its replicas."""
 
 
-class ClaimResult(NamedTuple):
-    """Result of a claim."""
+class StorageResult(NamedTuple):
+    """Result of an :class:`Acquisition`."""
 
     wait: float
-    """0 if the claim was granted; else the seconds until it can be granted."""
+    """0 if the acquisition was granted; else the seconds until it can be granted."""
     histories: Mapping[str, History]
     """All entries, by the keys of the windows, including the new ones."""
     cooldown: Cooldown | None = None
@@ -179,15 +179,15 @@ def wait_for(window: Window, ages: Ages, amount: int) -> float:
     return max(window.expiry - ages[amount - free - 1], 0.0) + 1e-3
 
 
-def verdict(claim: Claim, histories: Mapping[str, History], cooldown: Cooldown | None) -> float:
-    """Return the seconds until *claim* can be granted, with the entries and cooldown of the store; 0 for now."""
-    left = cooldown.left(claim.longest_cooldown) if cooldown is not None else 0.0
+def verdict(acquisition: Acquisition, histories: Mapping[str, History], cooldown: Cooldown | None) -> float:
+    """Return the seconds until *acquisition* can be granted, with the entries and cooldown of the store; 0 for now."""
+    left = cooldown.left(acquisition.longest_cooldown) if cooldown is not None else 0.0
     if left > 0:
         return left
-    if claim.ids and all(_contains(history, claim.ids) for history in histories.values()):
+    if acquisition.ids and all(_contains(history, acquisition.ids) for history in histories.values()):
         return 0.0  # it was granted before, and the response was lost
-    amount = len(claim.ids)
-    return max(wait_for(window, counted(window, histories[window.key]), amount) for window in claim.windows)
+    amount = len(acquisition.ids)
+    return max(wait_for(window, counted(window, histories[window.key]), amount) for window in acquisition.windows)
 
 
 def _contains(history: History, ids: Sequence[str]) -> bool:

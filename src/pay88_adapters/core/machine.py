@@ -6,14 +6,13 @@ them. What a request gets depends on two things: the state of the token, and the
 
 from __future__ import annotations
 
+from .constants import FOREVER, NEVER
 from .decisions import ACTIONS, Action, Decision, EndpointState, Fail, Fetch, TokenState, Use, Wait
 from .errors import Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import INTERRUPTING, NO_CREDENTIALS_YET, NO_TOKEN_YET
 from .fetch_machine import FetchMachine
-from .token import Token
+from .token import Token, expires_at
 
-_NEVER = float("-inf")
-_EVER = float("inf")
 _RETRY_AFTER = 1.0  # seconds after which a request that found no token in time may try again
 
 
@@ -30,10 +29,10 @@ class TokenMachine(FetchMachine):
         deadline: float,
         min_validity: float = 0.0,
         must_fetch: bool = False,
-        carrier_age: float = _EVER,
+        dependency_age: float = FOREVER,
         own: int | None = None,
-        cannot_lead: Failure | None = None,
-        leads_from: float | None = None,
+        cannot_fetch: Failure | None = None,
+        can_fetch_from: float | None = None,
         cannot_wait: bool = False,
     ) -> Decision:
         """Return the decision for a request.
@@ -45,11 +44,11 @@ class TokenMachine(FetchMachine):
             deadline: End of its wait at the latest, in seconds on the manager's clock.
             min_validity: Seconds for which the token must stay usable.
             must_fetch: Whether the request cannot wait without blocking the fetch that it would wait for.
-            carrier_age: Age in seconds of the youngest of its client and its event loop. If one of them may end before
-                a fetch does, the request starts no background refresh (rule 2).
+            dependency_age: Age in seconds of the youngest of its client and its event loop. If one of them may end
+                before a fetch does, the request starts no background refresh (rule 2).
             own: The ticket of the fetch that this request has started.
-            cannot_lead: Why this request cannot start a fetch, for example because its client was closed.
-            leads_from: From when on it can, if that is only for some time.
+            cannot_fetch: Why this request cannot start a fetch, for example because its client was closed.
+            can_fetch_from: From when on it can, if that is only for some time.
             cannot_wait: Whether it can neither start a fetch nor wait for one: it interrupts the manager itself.
         """
         if not cannot_wait:
@@ -57,42 +56,26 @@ class TokenMachine(FetchMachine):
         token_state, endpoint_state = self._token_state(now, min_validity), self._endpoint_state(now)
         if min_validity and (endpoint_state is EndpointState.COOLDOWN or self.failed_fetches > known_failures):
             token_state = self._token_state(now)  # the best that any fetch can achieve
-        if (
-            token_state is TokenState.ABSENT
-            and self._failed is not None
-            and self.failed_fetches > known_failures
-            and own not in self.pending.by_ticket  # else the other fetch was that of a call which blocks this one
-        ):
-            return Fail(self._failed, self.blocked_for(now))
-        if (
-            token_state is TokenState.ABSENT
-            and self._rotating
-            and endpoint_state is EndpointState.COOLDOWN
-            and self.cooldown.credentials_rejected
-        ):
-            endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed        rule 9
-        action = ACTIONS[token_state][endpoint_state]
+        if token_state is TokenState.ABSENT:
+            # Its own fetch is pending if the other one was that of a call which blocks this one.
+            if self._failed is not None and self.failed_fetches > known_failures and own not in self.pending.by_ticket:
+                return Fail(self._failed, self.blocked_for(now))
+            if self._rotating and endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected:
+                endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed    rule 9
         if cannot_wait:
-            cannot_lead = INTERRUPTING
-        elif leads_from is not None and now >= leads_from:
-            cannot_lead = None
-        if cannot_lead is not None and (action in (Action.REFRESH, Action.FETCH) or cannot_wait):
-            if self._token_state(now) is not TokenState.ABSENT:
-                return self._use()
-            if cannot_wait or leads_from is None:
-                return Fail(cannot_lead, 0.0)
-            if now >= deadline:
-                return Fail(cannot_lead, leads_from - now)
-            return Wait(min(leads_from, deadline))  # for the fetch of another client
+            return self._without_fetch(now, deadline, INTERRUPTING, None)
+        action = ACTIONS[token_state][endpoint_state]
+        if (
+            cannot_fetch is not None
+            and action in (Action.REFRESH, Action.FETCH)
+            and (can_fetch_from is None or now < can_fetch_from)
+        ):
+            return self._without_fetch(now, deadline, cannot_fetch, can_fetch_from)
         match action:
             case Action.USE:
                 return self._use_unless_own(own, now, deadline)
             case Action.REFRESH:
-                if carrier_age >= self._policy.trusted_after:
-                    return self._use(self.pending.start(now, forced=False))
-                if now < self._foreground_from():
-                    return self._use()
-                return Fetch(self.pending.start(now, forced=False, wait_until=now + self._policy.fetch_timeout))
+                return self._refresh(now, dependency_age)
             case Action.FETCH:
                 return Fetch(self.pending.start(now, forced=token_state is TokenState.REJECTED))
             case Action.WAIT:
@@ -102,14 +85,34 @@ class TokenMachine(FetchMachine):
             case Action.WAIT_OR_FAIL:
                 return self._wait_or_fail(now, deadline)
 
+    def _without_fetch(
+        self, now: float, deadline: float, cannot_fetch: Failure, can_fetch_from: float | None
+    ) -> Decision:
+        """Return the decision for a request that would start a fetch, and cannot."""
+        if self._token_state(now) is not TokenState.ABSENT:
+            return self._use()
+        if can_fetch_from is None:
+            return Fail(cannot_fetch, 0.0)
+        if now >= deadline:
+            return Fail(cannot_fetch, can_fetch_from - now)
+        return Wait(min(can_fetch_from, deadline))  # for the fetch of another client
+
+    def _refresh(self, now: float, dependency_age: float) -> Decision:
+        """Start a background refresh; or, in the last part of the refresh window, one in the foreground (rule 2)."""
+        if dependency_age >= self._policy.trusted_after:
+            return self._use(self.pending.start(now, forced=False))
+        if now < self._foreground_from():
+            return self._use()
+        return Fetch(self.pending.start(now, forced=False, wait_until=now + self._policy.fetch_timeout))
+
     def fast_path_token(self, now: float) -> tuple[Token | None, float]:
         """Return the token for requests on the fast path, and until when they may use it."""
         cached = self._cached
         if cached is None:
-            return None, _NEVER
+            return None, NEVER
         endpoint_state = self._endpoint_state(now)
         if self._rejected and endpoint_state is not EndpointState.COOLDOWN:
-            return None, _NEVER
+            return None, NEVER
         if endpoint_state is EndpointState.FREE:
             return cached.token, cached.refresh_at
         if endpoint_state is EndpointState.BUSY:
@@ -129,7 +132,7 @@ class TokenMachine(FetchMachine):
     def expires_in(self, now: float) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Needs no lock."""
         cached = self._cached
-        left = 0.0 if cached is None else cached.token.requested_at + cached.token.expires_in - now
+        left = 0.0 if cached is None else expires_at(cached.token) - now
         return left if left > 0 else None
 
     @property
@@ -181,7 +184,7 @@ class TokenMachine(FetchMachine):
 
     def _use_unless_own(self, own: int | None, now: float, deadline: float) -> Use | Wait:
         fetch = None if own is None else self.pending.by_ticket.get(own)
-        until = _NEVER if fetch is None else min(fetch.wait_until, deadline)
+        until = NEVER if fetch is None else min(fetch.wait_until, deadline)
         return Wait(until) if now < until else self._use()
 
     def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from .constants import FOREVER, NEVER
 from .errors import Failure
 from .policy import TokenPolicy
 
-_NEVER = float("-inf")
 GRACE = 1.0  # seconds beyond its timeouts after which a silent fetch counts as lost                rule 17
 
 
@@ -32,7 +32,7 @@ class PendingFetch:
     @property
     def foreground(self) -> bool:
         """Whether the request that started it waits for it, although it has a token (rule 2)."""
-        return self.wait_until > _NEVER
+        return self.wait_until > NEVER
 
 
 _NONE: Mapping[int, PendingFetch] = MappingProxyType({})
@@ -66,7 +66,7 @@ class PendingFetches:
         self.overdue: tuple[int, ...] = ()
         """Tickets of overdue fetches to interrupt: they count as lost unless they report soon."""
 
-    def start(self, now: float, *, forced: bool, wait_until: float = _NEVER) -> int:
+    def start(self, now: float, *, forced: bool, wait_until: float = NEVER) -> int:
         """Add a fetch and return its ticket."""
         self.last_ticket += 1
         due_at = self.first_due(now) if self.reaction is None else now + self.reaction
@@ -88,7 +88,7 @@ class PendingFetches:
 
     def end(self, ticket: int) -> PendingFetch | None:
         """Remove a fetch and return it, unless it has ended before."""
-        # Without a call, at which a signal handler could run and end another one.
+        # No function call between read and write: a signal handler could end another fetch there.
         left = {**self.by_ticket}
         if ticket not in left:
             return None
@@ -116,7 +116,7 @@ class PendingFetches:
     @property
     def next_due_at(self) -> float:
         """The first instant at which one of them becomes due."""
-        return min((fetch.due_at for fetch in self.by_ticket.values()), default=float("inf"))
+        return min((fetch.due_at for fetch in self.by_ticket.values()), default=FOREVER)
 
     def first_due(self, now: float) -> float:
         """Return when a fetch that starts now becomes due: a secrets manager may take longer than a token request."""

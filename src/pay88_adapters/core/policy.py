@@ -122,7 +122,7 @@ class TokenPolicy:
 
     @property
     def guard(self) -> float:
-        """Seconds within which a request arrives, from the claim of its unit of the budget (rule 5).
+        """Seconds within which a request arrives, from the acquisition of its unit of the budget (rule 5).
 
         At least as many as a slow store may take: a unit that comes too late for its request counts all the same.
         """

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .arguments import check_number
+from .constants import TOO_MANY_REQUESTS
 from .errors import ConfigurationError
 from .secret import exception_chain
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_TOO_MANY = 429
 _TRANSIENT = frozenset({500, 502, 503, 504})
 
 
@@ -161,7 +161,7 @@ class Attempts:
 def _allowed(outcome: int | ConnectionFailure, safe: bool) -> bool:
     if isinstance(outcome, ConnectionFailure):
         return not outcome.permanent and (safe or outcome.not_sent)
-    return outcome == _TOO_MANY or (safe and outcome in _TRANSIENT)
+    return outcome == TOO_MANY_REQUESTS or (safe and outcome in _TRANSIENT)
 
 
 DEFAULT = RetryPolicy()  # one for all managers

@@ -109,6 +109,14 @@ def contains_secret(exc: BaseException, *secrets: str) -> bool:
     return mask(text, *secrets) != text
 
 
+def without_secrets(exc: BaseException, *secrets: str, kind: type[Exception] = RuntimeError) -> BaseException:
+    """Return *exc* as others may see it: without local variables, or if its text contains a secret, one of *kind*."""
+    clear_traceback_locals(exc)
+    if not contains_secret(exc, *secrets):
+        return exc
+    return kind(f"{type(exc).__module__}.{type(exc).__qualname__}; its text contained a secret and was removed")
+
+
 def exception_chain(exc: BaseException, but: BaseException | None = None) -> list[BaseException]:
     """Return *exc* with its causes, contexts and members, up to *but*."""
     links, seen = [exc], {id(exc), id(but)}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .arguments import is_number
+from .constants import NEVER
 from .credentials import ApiKey
 from .errors import (
     CredentialsRejected,
@@ -25,13 +26,12 @@ from .errors import (
     TokenResponseInvalid,
 )
 from .secret import Secret, redact
-from .token import Token
+from .token import Token, expires_at, token_age
 from .wire import is_header_value
 
 NO_ENTRIES: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 """No budget entries: one object for all snapshots."""
 
-_NEVER = float("-inf")
 _LONGEST = 86_400.0  # seconds; nothing in a snapshot lasts longer
 _OLDEST = 1e10  # seconds; nothing in a snapshot is older, whatever the limits of the budget are
 _FORMAT = 1
@@ -62,15 +62,15 @@ class Snapshot:
 
     token: Token | None = None
     cooldown_reason: Failure | None = None
-    cooldown_until: float = _NEVER
+    cooldown_until: float = NEVER
     failures: int = 0
-    refreshed_at: float = _NEVER
+    refreshed_at: float = NEVER
     budget_entries: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: NO_ENTRIES)
 
     def dump(self, now: float) -> Secret:
         """Serialize it for the store."""
         token, cooldown_reason = self.token, self.cooldown_reason
-        if token is not None and now >= token.requested_at + token.expires_in:
+        if token is not None and now >= expires_at(token):
             token = None
         text = json.dumps(
             {
@@ -80,13 +80,13 @@ class Snapshot:
                     "access_token": str(token.access_token),
                     "session_id": str(token.session_id),
                     "expires_in": token.expires_in,
-                    "age": now - token.requested_at,
+                    "age": token_age(token, now),
                 },
                 "bar": cooldown_reason
                 and now < self.cooldown_until
                 and {**failure_to(cooldown_reason), "remaining": self.cooldown_until - now},
                 "failures": self.failures,
-                "ordinary_age": None if self.refreshed_at == _NEVER else now - self.refreshed_at,
+                "ordinary_age": None if self.refreshed_at == NEVER else now - self.refreshed_at,
                 "spent": {},  # read by versions that counted each limit separately
                 "history": {
                     key: {name: round(now - at, 3) for name, at in entries.items()}
@@ -108,7 +108,7 @@ class Snapshot:
         """Return the seconds for which it is useful to other managers."""
         ends = [self.cooldown_until]
         if self.token is not None:
-            ends.append(self.token.requested_at + self.token.expires_in)
+            ends.append(expires_at(self.token))
         return max(*ends, now) - now
 
 
@@ -140,9 +140,9 @@ def _load(document: Any, earliest: float, latest: float) -> Snapshot:
     return Snapshot(
         token=_token(token, earliest) if token else None,
         cooldown_reason=failure_from(cooldown_reason) if cooldown_reason else None,
-        cooldown_until=latest + _seconds(cooldown_reason["remaining"]) if cooldown_reason else _NEVER,
+        cooldown_until=latest + _seconds(cooldown_reason["remaining"]) if cooldown_reason else NEVER,
         failures=int(_seconds(document["failures"])),
-        refreshed_at=_NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
+        refreshed_at=NEVER if ordinary_age is None else latest - _seconds(ordinary_age, _OLDEST),
         budget_entries={
             str(key): {str(name): latest - _seconds(age, _OLDEST) for name, age in entries.items()}
             for key, entries in document.get("history", {}).items()

@@ -99,3 +99,13 @@ class Token(_OnDemand):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("tokens cannot be pickled, because they are secrets: use a TokenManager in each process")
+
+
+def expires_at(token: Token) -> float:
+    """Return when *token* expires, in seconds of the manager's clock."""
+    return token.requested_at + token.expires_in
+
+
+def token_age(token: Token, now: float) -> float:
+    """Return the seconds since *token* was requested."""
+    return now - token.requested_at

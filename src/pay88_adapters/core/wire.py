@@ -29,7 +29,7 @@ from .errors import (
     shorten,
 )
 from .policy import LIFETIME
-from .secret import clear_traceback_locals, contains_secret, redact
+from .secret import redact, without_secrets
 from .token import Token
 
 MAX_BODY = 64 * 1024
@@ -101,28 +101,28 @@ def token_request(endpoint: Endpoint, credentials: ApiKey, timeout: float) -> To
 
 
 def parse_token_response(
-    reply: TokenResponse, requested_at: float, credentials: ApiKey, wall: float, *, base_url: str = ""
+    response: TokenResponse, requested_at: float, credentials: ApiKey, wall: float, *, base_url: str = ""
 ) -> Token | Failure:
     """Turn a response into a token or a failure (rules 9 to 12).
 
     Args:
-        reply: The response.
+        response: The response of the token endpoint.
         requested_at: When its request was sent, in seconds of the manager's clock.
         credentials: The credentials of the request.
         wall: The wall clock, in seconds since the epoch: used for a ``Retry-After`` date without a ``Date`` header.
         base_url: Named in the failure's message.
     """
-    if reply.status == OK:
-        return _read_token(reply.body, requested_at)
-    document = _object(_decode(reply.body))
+    if response.status == OK:
+        return _read_token(response.body, requested_at)
+    document = _object(_decode(response.body))
     server_text = document.get("message")
     message = redact(server_text, credentials.api_key) if isinstance(server_text, str) and server_text else None
-    kind, what, retryable = _classify_status(reply.status)
-    retry_in = retry_after(reply.headers, document, wall) if kind is TokenRateLimited else None
+    kind, what, retryable = _classify_status(response.status)
+    retry_in = retry_after(response.headers, document, wall) if kind is TokenRateLimited else None
     return Failure(
         kind,
-        _describe(reply.status, base_url, credentials.merchant_id, message or "", what),
-        status=reply.status,
+        _describe(response.status, base_url, credentials.merchant_id, message or "", what),
+        status=response.status,
         server_message=message,
         retry_after=retry_in,
         retryable=retryable,
@@ -138,9 +138,8 @@ def _describe(status: int, base_url: str, merchant_id: str, message: str, what: 
 def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> Failure:
     """Return the failure of a token request without a response. The message names *base_url*."""
     name = type(cause).__name__
-    clear_traceback_locals(cause)  # they may contain a part of a token
-    if contains_secret(cause, *secrets):  # such as a part of a body that was parsed as a status line
-        cause = ConnectionError(f"{name}; its text contained a secret and was removed")
+    # Its text may be a part of a body that was parsed as a status line.
+    cause = without_secrets(cause, *secrets, kind=ConnectionError)
     where = f" to {shorten(base_url, 2 * _SHOWN)}" if base_url else ""
     return Failure(
         TokenEndpointUnavailable,
@@ -152,19 +151,14 @@ def network_failure(cause: BaseException, *secrets: str, base_url: str = "") -> 
 
 def unexpected_failure(error: BaseException, *secrets: str) -> Failure:
     """Return the failure of a token request whose client raised what is not a network error (rule 18)."""
-    if isinstance(error, ConfigurationError):  # of this package's own
-        return Failure(ConfigurationError, str(error), is_bug=True)
-    kind = type(error)
-    clear_traceback_locals(error)
-    name = f"{kind.__module__}.{kind.__qualname__}"
     text = redact(str(error), *secrets)
-    cause: BaseException = error
-    if contains_secret(error, *secrets):
-        cause = RuntimeError(f"{name}; its text contained a secret and was removed")
+    if isinstance(error, ConfigurationError):  # of this package's own
+        return Failure(ConfigurationError, text, is_bug=True)
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
     return Failure(
         TokenEndpointUnavailable,
         fitted(f"the HTTP client raised {shorten(name, 70)}, which is not a network error; request not sent: ", text),
-        cause=cause,
+        cause=without_secrets(error, *secrets),
         is_bug=True,
     )
 

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import ClientClosed, Failure
 from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -34,9 +35,9 @@ from .effects import (
 from .fetch_flow import fetch_token
 from .fetches import FetchRun
 from .recorders import check_token_request
-from .request_flow import UNAUTHORIZED
-from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
+from .runner import Runner, after_failure, dependencies, failed_post, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime
+from .threads import NoThread
 from .token_flow import TokenAcquisition, WaitBudget
 
 T = TypeVar("T")
@@ -133,33 +134,33 @@ class AsyncRunner(Runner):
     async def run_store_operation(self, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not block the event loop.
         if self._state.settings.store_client.blocking:
-            with suppress(RuntimeError):  # no thread can be started: the store counts as failing, and does not block
+            with suppress(NoThread):  # the store counts as failing, and does not block
                 return await current_runtime().run_in_thread(operation)
         return operation()
 
     async def token(
-        self, start: Callable[[StartFetch], FetchRun], carried_by: tuple[object, ...], *, min_validity: float = 0.0
+        self, start: Callable[[StartFetch], FetchRun], dependencies: tuple[object, ...], *, min_validity: float = 0.0
     ) -> Token:
         """Get a token; *start* starts a fetch."""
-        return await self._run(self._join(carried_by, self._wait_budget(None), min_validity), start)
+        return await self._run(self._join(dependencies, self._wait_budget(None), min_validity), start)
 
     async def token_over(self, sender: AsyncSender, *, min_validity: float = 0.0) -> Token:
         """Get a token; *sender* sends the token requests, on this event loop."""
-        carried_by = (*carriers(sender), current_run())
-        return await self.token(partial(self._spawn, sender), carried_by, min_validity=min_validity)
+        needed = (*dependencies(sender), current_run())
+        return await self.token(partial(self._spawn, sender), needed, min_validity=min_validity)
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
-        return self._join((*carriers(call), current_run()), wait_budget)
+        return self._join((*dependencies(call), current_run()), wait_budget)
 
     def _join(
-        self, carried_by: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
+        self, dependencies: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
     ) -> AcquireTokenFlow:
         runtime, state = current_runtime(), self._state
         return TokenAcquisition(
             self.fetches,
             lambda: state.join(runtime.key, runtime.event),
             wait_budget=wait_budget,
-            carriers=carried_by,
+            dependencies=dependencies,
             min_validity=min_validity,
         ).run()
 
@@ -167,7 +168,7 @@ class AsyncRunner(Runner):
         fetches, runtime = self.fetches, current_runtime()
         run = FetchRun(
             start.ticket,
-            carriers=carriers(sender),
+            dependencies=dependencies(sender),
             loop=runtime,
             is_dead=lambda: not runtime.is_running,
         )
@@ -207,20 +208,24 @@ class AsyncRunner(Runner):
             raise
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if isinstance(exc, (runtime.cancelled, SystemExit, KeyboardInterrupt)):
+            if isinstance(exc, (runtime.cancelled, *runtime.ends_run)):
                 raise
 
     async def _load_credentials(self, runtime: AsyncRuntime) -> Credentials | Failure:
         settings = self._state.settings
         try:
             answer = self._ask_source()
+        except runtime.ends_run:
+            raise
         except BaseException as exc:  # noqa: BLE001 - the provider is the user's
             return no_credentials(exc)
         try:
             if inspect.isawaitable(answer):
                 answer = await runtime.with_timeout(answer, settings.clock.real(settings.policy.max_wait))
             return self._checked(answer)
-        except runtime.cancelled:  # this task, and not the provider
+        except (runtime.cancelled, GeneratorExit):  # this task, and not the provider
+            raise
+        except runtime.ends_run:
             raise
         except BaseException as exc:  # noqa: BLE001 - the provider is the user's
             return no_credentials(exc)

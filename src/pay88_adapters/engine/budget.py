@@ -12,10 +12,10 @@ from limits.strategies import MovingWindowRateLimiter
 
 from pay88_adapters.core.budget import AcquireResult
 from pay88_adapters.core.errors import Failure, TokenBudgetExhausted, TokenRateLimited
-from pay88_adapters.core.history import Ages, Claim, ClaimResult, Cooldown, Window, counted, wait_for
+from pay88_adapters.core.history import Acquisition, Ages, Cooldown, StorageResult, Window, counted, wait_for
 from pay88_adapters.core.policy import LIFETIME, TokenPolicy
 from pay88_adapters.core.snapshot import failure_from, failure_to
-from pay88_adapters.stores.base import BudgetStorage, WindowsResult, new_id
+from pay88_adapters.stores.base import EntryStorage, new_id
 
 _HOUR = 3600
 _DAY = 86_400.0
@@ -31,12 +31,12 @@ class AtomicMovingWindow(MovingWindowRateLimiter):
             here, so requests may arrive closer together than their entries.
     """
 
-    def __init__(self, storage: BudgetStorage, guard: float) -> None:
+    def __init__(self, storage: EntryStorage, guard: float) -> None:
         super().__init__(storage)
         self._windows = storage
         self._guard = guard
 
-    def hit_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> WindowsResult:
+    def acquire_all(self, items: Sequence[tuple[RateLimitItem, tuple[str, ...]]]) -> StorageResult:
         """Acquire a unit of every limit, or none."""
         return self._windows.acquire_all([self.window(item, *names) for item, names in items])
 
@@ -69,7 +69,7 @@ class TokenBudget:
         base_url: The budget is counted per base URL and merchant.
     """
 
-    def __init__(self, policy: TokenPolicy, storage: BudgetStorage, base_url: str) -> None:
+    def __init__(self, policy: TokenPolicy, storage: EntryStorage, base_url: str) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=policy.guard)
         self._storage = storage
         self._base_url = base_url
@@ -84,26 +84,26 @@ class TokenBudget:
     def acquire(self, merchant_id: str, *, from_reserve: bool) -> AcquireResult:
         """Acquire one unit of every limit that applies, or none."""
         windows = self.windows(merchant_id, from_reserve=from_reserve)
-        claim = Claim(windows, [new_id()], longest_cooldown=self._longest_cooldown, durable=True)
-        answer = self._storage.claim(claim)
+        acquisition = Acquisition(windows, [new_id()], longest_cooldown=self._longest_cooldown, durable=True)
+        result = self._storage.acquire(acquisition)
         reserve_used, pace = self.reserve_used(merchant_id), self.pace(merchant_id)
-        if answer.wait == 0:
+        if result.wait == 0:
             return AcquireResult(True, 0.0, reserve_used, pace=pace)
-        cooldown = answer.cooldown
+        cooldown = result.cooldown
         if cooldown is not None and cooldown.left(self._longest_cooldown) > 0:
-            return AcquireResult(False, answer.wait, reserve_used, answer.wait, pace, _reported(cooldown))
+            return AcquireResult(False, result.wait, reserve_used, result.wait, pace, _reported(cooldown))
         regular = windows[: len(self._limits)]
-        refresh_allowed_in = max(wait_for(each, counted(each, answer.histories[each.key]), 1) for each in regular)
-        return AcquireResult(False, answer.wait, reserve_used, refresh_allowed_in, pace, self._refusal(answer, regular))
+        refresh_allowed_in = max(wait_for(each, counted(each, result.histories[each.key]), 1) for each in regular)
+        return AcquireResult(False, result.wait, reserve_used, refresh_allowed_in, pace, self._refusal(result, regular))
 
-    def _refusal(self, answer: ClaimResult, regular: Sequence[Window]) -> Failure:
+    def _refusal(self, result: StorageResult, regular: Sequence[Window]) -> Failure:
         left = {
-            item: item.amount - len(counted(window, answer.histories[window.key]))
+            item: item.amount - len(counted(window, result.histories[window.key]))
             for item, window in zip(self._limits, regular, strict=True)
         }
         spent = ", ".join(str(item) for item, units in left.items() if units <= 0)
-        if answer.reason:
-            why = answer.reason
+        if result.reason:
+            why = result.reason
         elif spent:
             why = f"token budget exhausted ({spent})"
         else:
@@ -182,13 +182,14 @@ class TokenBudget:
         return len(self._strategy.ages(self._strategy.window(share, *self.names(merchant_id), "extra")))
 
     def _share(self, item: RateLimitItem, policy: TokenPolicy) -> RateLimitItem:
-        """Return how many units of *item* the reserve may use."""
+        """Return how many units of *item* the reserve may use: by default 20 of 100 per hour, 8 of 10 per minute."""
         seconds = item.get_expiry()
-        least = int(self._strategy.expiry(item) // self._latest) + 1  # one at the end of each token's lifetime
+        # One at the end of each token's lifetime, which takes 62 of 100 per hour.
+        least = int(self._strategy.expiry(item) // self._latest) + 1
         spare = item.amount - least
         if spare < 0:  # requests will lack a token at times; some of them after a 401
             share = max(item.amount // 5, 1)
-        else:  # above the minimum, regular requests get their usual number of units, at most half
+        else:  # of the other 38, regular requests get the 18 that they usually need (80 - 62), at most half
             share = spare - min(max(math.ceil(seconds / self._usual) - least, 0), spare // 2)
         return type(item)(min(share, policy.forced_reserve * max(seconds // _HOUR, 1)), item.multiples)
 

@@ -15,28 +15,38 @@ R = TypeVar("R")
 
 
 class Sender(Protocol):
-    """Sends token requests, from any thread."""
+    """An HTTP client that sends token requests. Thread-safe."""
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
-        """The base exception of the client library for requests without a usable response."""
+        """Exceptions of the client library for requests without a usable response. Any other one counts as a bug."""
         ...
 
     def post(self, request: TokenRequest) -> TokenResponse:
-        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        """Send *request*, and return the response with any status code.
+
+        Follow no redirect, retry nothing, and add no header, cookie or ``auth`` of the client. Read at most
+        ``MAX_BODY`` + 1 bytes of the body. Wait at most ``request.pool_timeout`` real seconds for a connection, and
+        ``request.timeout`` real seconds in all.
+
+        Raises:
+            ClientClosed: The client is closed.
+            NoFreeConnection: The pool had no free connection within ``request.pool_timeout``.
+            Exception: One of :attr:`network_errors`, if there was no usable response.
+        """
         ...
 
 
 class AsyncSender(Protocol):
-    """Sends token requests on the loop that awaits it."""
+    """An HTTP client that sends token requests on the event loop that awaits them."""
 
     @property
     def network_errors(self) -> tuple[type[Exception], ...]:
-        """The base exception of the client library for requests without a usable response."""
+        """Exceptions of the client library for requests without a usable response. Any other one counts as a bug."""
         ...
 
     async def post(self, request: TokenRequest) -> TokenResponse:
-        """Send *request*: no redirects, no retries, at most ``MAX_BODY`` + 1 bytes read."""
+        """Do the same as :meth:`Call.post`, without blocking the event loop. It raises the same exceptions."""
         ...
 
 
@@ -52,11 +62,24 @@ class Call(RequestInfo[R], Sender, ErrorClassifier, Protocol[R]):
     """One API request of a sync client library."""
 
     def send(self, token: Token) -> R:
-        """Send the request with *token*'s headers on a copy; return the response with any status code."""
+        """Send a copy of the request with ``token.attached``, and return the response with any status code.
+
+        The timeouts are those of the caller's client, in real seconds.
+
+        Raises:
+            Exception: What the client library raises, unchanged. It is retried only if :meth:`classify_error` returns a
+                connection failure for it.
+        """
         ...
 
     def discard(self, response: R) -> None:
-        """Release the connection of a rejected response."""
+        """Release the connection of a response that the caller does not get.
+
+        Read at most ``MAX_DRAINED`` bytes in at most ``MAX_DRAIN_SECONDS`` real seconds, or else close the connection.
+
+        Raises:
+            BaseException: Only a timeout or cancellation of the caller. Any other error is suppressed.
+        """
         ...
 
 
@@ -64,9 +87,9 @@ class AsyncCall(RequestInfo[R], AsyncSender, ErrorClassifier, Protocol[R]):
     """One API request of an async client library."""
 
     def send(self, token: Token) -> Awaitable[R]:
-        """Send the request with *token*'s headers on a copy; return the response with any status code."""
+        """Do the same as :meth:`Call.send`, without blocking the event loop. It raises the same exceptions."""
         ...
 
     async def discard(self, response: R) -> None:
-        """Release the connection of a rejected response."""
+        """Do the same as :meth:`Call.discard`, without blocking the event loop."""
         ...

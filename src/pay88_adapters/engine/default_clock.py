@@ -15,7 +15,7 @@ from .registry import SharedManagers
 def default_clock(clock: Clock) -> Generator[None, None, None]:
     """Let all managers run on *clock*, from a fresh start, but for those that were given one; for tests.
 
-    Block and rest share nothing: :meth:`TokenManager.shared` makes managers of its own in it, and one that was made
+    State inside the block is separate: :meth:`TokenManager.shared` makes other managers in it, and one that was made
     before is afterwards as it was.
     """
     with PROCESS.lock:

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pay88_adapters.core.retry import RetryPolicy
 from pay88_adapters.core.token import Token
-from pay88_adapters.core.wire import (
-    TokenRequest,
-)
+from pay88_adapters.core.wire import TokenRequest
 
 from .runtimes import WaitEvent
 
@@ -127,5 +125,8 @@ class RequestInfo(Protocol[R_contra]):
         ...
 
     def replayable(self) -> bool:
-        """Whether the body can be rewound, byte for byte."""
+        """Rewind the body for another attempt; return whether it is the same, byte for byte.
+
+        Called only if an attempt follows unless this returns false: the file of a caller must stay where it is.
+        """
         ...

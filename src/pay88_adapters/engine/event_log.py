@@ -1,7 +1,7 @@
 """The log: one WARNING when a problem starts and one when it is resolved; all other events at DEBUG.
 
 Repeated problems are logged at the 1st, 2nd, 4th, 8th … occurrence: an outage of an hour makes a handful of lines.
-:mod:`.store_client` logs store failures, once for all managers of a process.
+:mod:`.store_link` logs store failures, once for all managers of a process.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def log_bypass(base_url: str, merchant_id: str, *, first: bool) -> None:
             base_url,
             merchant_id,
         )
-    _calls.debug(
-        "%s %s: a request with its own Authorization: Bearer header bypassed the manager", base_url, merchant_id
-    )
+    else:
+        _calls.debug(
+            "%s %s: a request with its own Authorization: Bearer header bypassed the manager", base_url, merchant_id
+        )
 
 
 class SafeListener:

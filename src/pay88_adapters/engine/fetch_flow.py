@@ -8,18 +8,8 @@ from functools import partial
 from typing import Any
 
 from pay88_adapters.core.budget import AcquireResult
-from pay88_adapters.core.errors import (
-    ClientClosed,
-    Failure,
-    TokenRateLimited,
-)
-from pay88_adapters.core.events import (
-    BudgetExhausted,
-    SharedTokenUsed,
-    TokenFetched,
-    TokenRequestFailed,
-)
-from pay88_adapters.core.failures import BUDGET_EXHAUSTED
+from pay88_adapters.core.errors import ClientClosed, Failure, TokenRateLimited
+from pay88_adapters.core.events import BudgetExhausted, SharedTokenUsed, TokenFetched, TokenRequestFailed
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.snapshot import load
 from pay88_adapters.core.token import Token
@@ -33,14 +23,7 @@ from pay88_adapters.core.wire import (
 from pay88_adapters.stores.base import LeaseResult
 
 from .credentials import Credentials
-from .effects import (
-    FetchEffect,
-    LoadCredentials,
-    SendTokenRequest,
-    Sleep,
-    StoreOperation,
-    UnexpectedError,
-)
+from .effects import FetchEffect, LoadCredentials, SendTokenRequest, Sleep, StoreOperation, UnexpectedError
 from .fetches import Fetches, FetchRun, sweep
 from .sharing import import_budget
 from .state import ManagerState
@@ -100,7 +83,6 @@ class _Fetch:
         self._credentials, self._events = credentials, run.events
         self._digest = self._state.record_key(credentials)
         self._client_is_open = client_is_open
-        self._failure = BUDGET_EXHAUSTED
 
     def acquire_lease(self) -> Generator[FetchEffect, Any, bool]:
         """Acquire the refresh lease; return whether a token request is still needed (rule 4)."""
@@ -168,7 +150,7 @@ class _Fetch:
                 continue
             real_timeout = state.settings.clock.real(timeout)
             reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, real_timeout))
-            state.carriers.pool_was_free(run.carriers)
+            state.lifetimes.pool_was_free(run.dependencies)
             outcome = self._outcome(reply, sent_at)
             if (
                 isinstance(outcome, Failure) and outcome.kind is TokenRateLimited
@@ -188,12 +170,13 @@ class _Fetch:
         state = self._state
         if not grant.granted:
             state.queue_event(BudgetExhausted, grant.retry_in)
-        sent = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=from_reserve)
-        if sent:
-            state.counters.token_requests += 1
-        elif not grant.granted:
-            state.record_failure(grant.failure or self._failure, now)
-        return sent
+        failure = machine.on_budget_result(self._run.ticket, grant, now, from_reserve=from_reserve)
+        if failure is not None:
+            state.record_failure(failure, now)
+        if self._run.ticket not in machine.pending_fetches:
+            return False
+        state.counters.token_requests += 1
+        return True
 
     def _grant_expired(self, machine: TokenMachine, _: float) -> None:
         machine.on_grant_expired(self._run.ticket)
@@ -217,7 +200,6 @@ class _Fetch:
             state.record_token(TokenFetched, outcome.expires_in, now - sent_at, more=(time.time(),))
             machine.on_token(ticket, outcome, now, digest=digest)
             return None
-        self._failure = outcome
         state.queue_event(TokenRequestFailed, outcome.kind, outcome.status, now - sent_at, time.time())
         pause = machine.on_attempt_failed(ticket, outcome, now, jitter=state.settings.random(), digest=digest)
         if pause is None:

@@ -23,10 +23,10 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .credentials import Credentials
 from .forks import fork_id
-from .runtimes import AsyncRuntime
+from .runtimes import AsyncRuntime, never
 from .state import ManagerState
 from .store_client import NO_LEASE
-from .threads import Overdue, Worker, finish_at_exit, forget_finisher
+from .threads import NoThread, Worker, finish_at_exit, forget_finisher
 
 _numbers = itertools.count(1)
 
@@ -55,9 +55,9 @@ class FetchRun:
     """The thread that runs it; ``None`` for a task."""
     loop: AsyncRuntime | None = None
     """The event loop without which it does not continue, if any."""
-    carriers: tuple[object, ...] = ()
+    dependencies: tuple[object, ...] = ()
     """Its client, unless that is the manager's own."""
-    is_dead: Callable[[], bool] = bool
+    is_dead: Callable[[], bool] = never
     """Whether its event loop, thread or client has ended or stopped, as far as another thread can detect."""
     doing: str = ""
     """The current step that may hang, if any, for error messages."""
@@ -141,7 +141,7 @@ class Fetches:
 
         try:
             Worker(publish, "pay88-lease", finishes=True).start()
-        except RuntimeError:  # no thread can be started: the lease expires
+        except NoThread:  # the lease expires
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
@@ -162,7 +162,7 @@ class Fetches:
         clear_traceback_locals(cause)
         if isinstance(cause, NoFreeConnection):
             run.no_connection = replace(NO_CONNECTION, cause=cause)
-            state.carriers.pool_was_full(run.carriers, state.now(), state.settings.policy)
+            state.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
         else:
             run.death = _death(cause, *run.secrets)
 
@@ -193,7 +193,7 @@ class Fetches:
         overdue = self.state.take_overdue()
         for run in list(self._runs):
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
-                run.worker.interrupt(Overdue)
+                run.worker.interrupt()
 
     def stuck(self, timeout: float) -> Failure | None:
         """Return why no other fetch can be started in a thread: an earlier one still hangs in its own.
@@ -205,7 +205,7 @@ class Fetches:
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
-            worker.interrupt(Overdue)
+            worker.interrupt()
             worker.join(timeout)
             if worker.is_alive() and run.doing:
                 worker.finishes = False

@@ -29,7 +29,7 @@ from .fetches import Fetches
 from .forks import at_fork, fork_id, survive_forks
 from .overrides import OVERRIDES, Activation
 from .registry import Process
-from .runner import carriers
+from .runner import dependencies
 from .settings import Settings, checked_endpoint, request_limits_for, shared_settings
 from .standalone import OwnSender, check_client, client_sender, own_sender
 from .state import ManagerState
@@ -80,7 +80,7 @@ class TokenManager:
         "_sender",
         "_state",
         "async_runner",
-        "reference",
+        "pickle_id",
         "shared_key",
         "sync_runner",
     )
@@ -123,7 +123,7 @@ class TokenManager:
         at_fork(self, _start_over)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
-        self.reference = ""  # its name in pickles; empty without any
+        self.pickle_id = ""  # see Process.pickle_id()
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
@@ -299,7 +299,7 @@ class TokenManager:
         run = (current_run(),) if self._state.settings.rotating else ()
         return await self.async_runner.token(
             lambda start: self.sync_runner.start(cast("Sender", sender), start, runtime),
-            (*carriers(sender), *run),
+            (*dependencies(sender), *run),
             min_validity=min_validity,
         )
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 
+from pay88_adapters.core.constants import TOO_MANY_REQUESTS
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
-from pay88_adapters.core.history import wait_for
+from pay88_adapters.core.history import StorageResult, wait_for
 from pay88_adapters.core.wire import parse_rate_limit, parse_retry_after
-from pay88_adapters.stores.base import BudgetStorage, WindowsResult
+from pay88_adapters.stores.base import EntryStorage
 
 from .budget import AtomicMovingWindow, merchant_digest
 from .forks import survive_forks
@@ -20,7 +21,6 @@ from .forks import survive_forks
 CALL_LIMITS: tuple[RateLimitItem, ...] = (RateLimitItemPerMinute(60), RateLimitItemPerHour(1000))
 """Limits by group of API requests, as 88Pay documents them."""
 
-_TOO_MANY = 429
 _LONGEST = 3600.0  # seconds; no limit has a longer window
 _GUARD = 1.0  # seconds of latency difference between two requests
 _LONGEST_ATTEMPT = 600.0  # seconds after which an unfinished attempt no longer counts
@@ -73,7 +73,7 @@ class Pacing:
         max_concurrent: Maximum concurrent storage operations per group, for a slow storage.
     """
 
-    def __init__(self, storage: BudgetStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
+    def __init__(self, storage: EntryStorage, base_url: str, *, max_concurrent: int | None = None) -> None:
         self._strategy = AtomicMovingWindow(storage, guard=_GUARD)
         self._base_url = base_url
         self._max_concurrent = max_concurrent
@@ -119,23 +119,27 @@ class Pacing:
         return denied, sum(not permit.taken for permit in permits)
 
     def expected_wait(self, group: str, merchant_id: str, now: float) -> float:
-        """Return the seconds until a unit is available, as far as this process knows. May block if the storage does."""
+        """Return the seconds until a unit is available, as far as this process knows.
+
+        Runs under the manager's lock, so the storage must not block: a manager has one in memory, or a local copy of
+        a shared one.
+        """
         names = self._names(group, merchant_id)
         windows = [self._strategy.window(item, *names) for item in CALL_LIMITS]
         waits = [wait_for(window, self._strategy.ages(window), 1) for window in windows]
         return max(self._denied(group, now)[0].wait, *waits)
 
-    def acquire(self, group: str, merchant_id: str) -> WindowsResult:
-        """Acquire a unit of every limit of *group*, or none. May block."""
+    def acquire(self, group: str, merchant_id: str) -> StorageResult:
+        """Acquire a unit of every limit of *group*, or none. May block for one store operation."""
         names = self._names(group, merchant_id)
-        return self._strategy.hit_all([(item, names) for item in CALL_LIMITS])
+        return self._strategy.acquire_all([(item, names) for item in CALL_LIMITS])
 
     def left(self, group: str, merchant_id: str) -> dict[str, int]:
-        """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``. May block."""
+        """Return the remaining requests by limit, such as ``{"60 per 1 minute": 59}``."""
         names = self._names(group, merchant_id)
         return {str(item): self._strategy.left(item, *names) for item in CALL_LIMITS}
 
-    def record_result(self, permit: RateLimitPermit, result: WindowsResult, now: float) -> None:
+    def record_result(self, permit: RateLimitPermit, result: StorageResult, now: float) -> None:
         """Record the result of :meth:`acquire`. With a unit, the attempt is in progress until :meth:`end_attempt`."""
         if not result.wait:
             permit.taken, permit.lost_at = True, now + _LONGEST_ATTEMPT
@@ -174,7 +178,7 @@ class Pacing:
         """
         if group not in RATE_LIMITED_GROUPS:
             return
-        retry_after = parse_retry_after(headers, wall) if status == _TOO_MANY else None
+        retry_after = parse_retry_after(headers, wall) if status == TOO_MANY_REQUESTS else None
         reported = (0, retry_after) if retry_after is not None and retry_after > 0 else parse_rate_limit(headers, wall)
         if reported is None or reported[1] <= 0:
             return

@@ -9,26 +9,12 @@ from typing import Any, NamedTuple
 
 from pay88_adapters.core.breaker import ClosedPermit, Permit, Rejected
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS, group_of
-from pay88_adapters.core.errors import (
-    CircuitOpen,
-    RequestBudgetExhausted,
-    in_seconds,
-    shorten,
-)
-from pay88_adapters.core.events import (
-    CallWaited,
-)
+from pay88_adapters.core.errors import CircuitOpen, RequestBudgetExhausted, in_seconds, shorten
+from pay88_adapters.core.events import CallWaited
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.core.retry import ConnectionFailure
-from pay88_adapters.stores.base import WindowsResult
 
-from .effects import (
-    AcquireTokenFlow,
-    R,
-    RequestFlow,
-    RequestInfo,
-    Sleep,
-    StoreOperation,
-)
+from .effects import AcquireTokenFlow, R, RequestFlow, RequestInfo, Sleep, StoreOperation
 from .pacing import JITTER, Denied, Pacing, RateLimitPermit
 from .request_limits import RequestLimits
 from .state import ManagerState
@@ -153,7 +139,7 @@ def acquire_rate_permit(
         while True:
             permit = state.transition(lambda _, now: pacing.reserve(group, now))
             if isinstance(permit, RateLimitPermit):
-                result: WindowsResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
+                result: StorageResult = yield StoreOperation(partial(pacing.acquire, group, state.merchant_id))
                 state.transition(partial(_record_result, pacing, permit, result))
                 wait, reason = result.wait, result.reason
             else:
@@ -185,7 +171,7 @@ def _exhausted(state: ManagerState, group: str, wait: float, reason: str) -> Req
     )
 
 
-def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: WindowsResult, _: object, now: float) -> None:
+def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: StorageResult, _: object, now: float) -> None:
     pacing.record_result(rate_permit, result, now)
 
 

@@ -6,41 +6,20 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pay88_adapters.core.constants import FOREVER, TOO_MANY_REQUESTS, UNAUTHORIZED
 from pay88_adapters.core.endpoint import group_of
-from pay88_adapters.core.errors import (
-    Pay88Error,
-)
-from pay88_adapters.core.events import (
-    CallNotSent,
-    CallReplayed,
-    CallRetried,
-    TokenRejected,
-)
+from pay88_adapters.core.errors import Pay88Error
+from pay88_adapters.core.events import CallNotSent, CallReplayed, CallRetried, TokenRejected
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.retry import Attempts, ConnectionFailure, RetryPolicy
 from pay88_adapters.core.token import Token
-from pay88_adapters.core.wire import (
-    parse_retry_after,
-)
+from pay88_adapters.core.wire import parse_retry_after
 
-from .effects import (
-    DRAIN,
-    AcquireTokenFlow,
-    R,
-    RequestFlow,
-    RequestInfo,
-    RetryDecision,
-    Sleep,
-)
+from .effects import DRAIN, AcquireTokenFlow, R, RequestFlow, RequestInfo, RetryDecision, Sleep
 from .pacing import RateLimitPermit
 from .permit_flow import acquire_permit, acquire_rate_permit, record_outcome
 from .state import ManagerState
 from .token_flow import WaitBudget
-
-UNAUTHORIZED = 401
-"""The status code of a rejected token, and the least one after which there is anything to decide."""
-_TOO_MANY = 429  # the least status code after which a request may be retried
-_FOREVER = float("inf")
 
 
 def run_request(
@@ -106,7 +85,7 @@ def _attempts(
             yield DRAIN
             continue
         _on_accepted(state, call, outcome, token)
-        if status < _TOO_MANY:
+        if status < TOO_MANY_REQUESTS:  # the least one after which a request may be retried
             return outcome
         pause = _pause(state, call, attempts, wait_budget, status, call.headers(outcome))
         if pause is None:
@@ -139,7 +118,7 @@ def acquire_permit_and_token(
 
 
 def _deadline(state: ManagerState, call: RequestInfo[Any], policy: RetryPolicy, began_at: float) -> float:
-    longest = _FOREVER if policy.total_timeout is None else policy.total_timeout
+    longest = FOREVER if policy.total_timeout is None else policy.total_timeout
     if call.total_timeout is not None:
         longest = min(longest, call.total_timeout * state.settings.clock.speed)
     return began_at + longest
@@ -157,21 +136,14 @@ def _pause(
     settings = state.settings
     route, limits = settings.endpoint.route(call.path), settings.request_limits
     safe = attempts.policy.is_safe(call.method, route)
-    if not call.replayable() or (limits is not None and limits.is_open(group_of(route))):
+    if limits is not None and limits.is_open(group_of(route)):
         return None
 
     retry_after = parse_retry_after(headers, settings.clock.wall())
 
     def next_pause(machine: TokenMachine, now: float) -> float | None:
         pause = attempts.pause(outcome, now, settings.random, safe=safe, retry_after=retry_after)
-        if pause is not None and not in_time(machine, now, pause):
-            return None
-        if pause is not None:
-            wait_budget.until = attempts.deadline
-            state.counters.retried += 1
-            status = None if isinstance(outcome, ConnectionFailure) else outcome
-            state.queue_event(CallRetried, group_of(route), attempts.made, pause, status)
-        return pause
+        return pause if pause is not None and in_time(machine, now, pause) else None
 
     def in_time(machine: TokenMachine, now: float, pause: float) -> bool:
         # The response has to be drained before any wait: a pool of one connection needs that for the token request.
@@ -184,7 +156,21 @@ def _pause(
             ready += settings.policy.fetch_timeout
         return waits <= wait_budget.left and ready < attempts.deadline
 
-    return state.transition(next_pause)
+    pause = state.transition(next_pause)
+    if pause is None or not call.replayable():  # in this order: without a retry, the caller's file is not rewound
+        return None
+    wait_budget.until = attempts.deadline
+    _count_retry(state, group_of(route), attempts.made, pause, outcome)
+    return pause
+
+
+def _count_retry(state: ManagerState, group: str, attempt: int, pause: float, outcome: int | ConnectionFailure) -> None:
+    def count(*_: object) -> None:
+        state.counters.retried += 1
+        status = None if isinstance(outcome, ConnectionFailure) else outcome
+        state.queue_event(CallRetried, group, attempt, pause, status)
+
+    state.transition(count)
 
 
 def _count_replay(state: ManagerState) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pay88_adapters.core.arguments import class_of
 from pay88_adapters.core.errors import ClientClosed, ConfigurationError, Failure, NoFreeConnection
-from pay88_adapters.core.secret import clear_traceback_locals
+from pay88_adapters.core.secret import clear_traceback_locals, redact, without_secrets
 from pay88_adapters.core.token import Token
 
 from .calls import ErrorClassifier
@@ -70,7 +70,7 @@ def is_open(sender: object) -> bool:
     return not getattr(sender, "is_closed", False)
 
 
-def carriers(sender: object) -> tuple[object, ...]:
+def dependencies(sender: object) -> tuple[object, ...]:
     """Return what may end before a fetch over *sender*: its client, unless that is the manager's own."""
     client = getattr(sender, "client", sender)
     return () if client is None else (client,)
@@ -111,19 +111,26 @@ def failed_post(exc: Exception, network_errors: tuple[type[Exception], ...]) -> 
     return UnexpectedError(exc)
 
 
+def interrupts(exc: BaseException) -> bool:
+    """Whether *exc* ends what the thread does, such as Ctrl-C or a soft time limit."""
+    return not isinstance(exc, (Exception, asyncio.CancelledError))
+
+
 def no_credentials(exc: BaseException) -> Failure:
+    """Return the failure of a credentials provider. What it raises may quote a key, or have one in a variable."""
     if isinstance(exc, ConfigurationError):
-        return Failure(ConfigurationError, str(exc))
+        return Failure(ConfigurationError, redact(str(exc)))
+    cause = without_secrets(exc)
     if isinstance(exc, (TimeoutError, asyncio.TimeoutError)):
         return Failure(
             ConfigurationError,
             "the credentials provider did not return in time; request not sent: give it a shorter timeout",
             retryable=True,
-            cause=exc,
+            cause=cause,
         )
     return Failure(
         ConfigurationError,
         f"the credentials provider raised {class_of(exc)}; request not sent: see the cause",
         retryable=True,
-        cause=exc,
+        cause=cause,
     )

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import trio
 
-from .runtimes import WOKEN_AT_ONCE, LoopEnded, WorkCancelled, capture, capture_call
+from pay88_adapters.stores.realtime import monotonic
+
+from .runtimes import CHECK_INTERVAL, WOKEN_AT_ONCE, LoopEnded, ThreadEvent, WorkCancelled, capture, capture_call
 from .threads import Worker
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class TrioRuntime:
     """The current trio run."""
 
     cancelled = trio.Cancelled
+    ends_run: tuple[type[BaseException], ...] = ()  # it would be an internal error of trio's: see spawn()
 
     def __init__(self) -> None:
         self.key = trio.lowlevel.current_trio_token()
@@ -119,13 +122,42 @@ class TrioRuntime:
         raise TimeoutError(f"no response within {seconds:g} s")
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
-        async def run() -> T:
-            return await self.with_timeout(work, seconds)
+        # Not trio.from_thread.run(): the wait must end if the loop is blocked, or a guest of one that has stopped.
+        result: list[Callable[[], T]] = []
+        event, scope, ended = ThreadEvent(), trio.CancelScope(), False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            event.set()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await capture(work, result, trio.Cancelled)
+            finally:
+                end()
+
+        def start() -> None:
+            try:
+                trio.lowlevel.spawn_system_task(run, name="pay88-bounded")
+            except RuntimeError:  # the run is about to end
+                end()
 
         try:
-            return trio.from_thread.run(run, trio_token=self.key)
-        except (trio.RunFinishedError, trio.Cancelled) as exc:
+            self.key.run_sync_soon(start)
+            until = monotonic() + seconds
+            while not ended and (left := until - monotonic()) > 0 and self.is_running:
+                event.wait(min(left, CHECK_INTERVAL))
+            if not ended:
+                self.key.run_sync_soon(scope.cancel)
+        except trio.RunFinishedError as exc:
             raise LoopEnded("the trio run has ended") from exc
+        if result:
+            return result[0]()
+        if ended or not self.is_running:
+            raise LoopEnded("the trio run has ended")
+        raise TimeoutError(f"no response within {seconds:g} s")
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -16,11 +16,17 @@ from pay88_adapters.stores.realtime import monotonic
 from .threads import Worker
 
 T = TypeVar("T")
-_CHECK_INTERVAL = 0.25  # real seconds between checks of a waiting thread whether the event loop still runs
+CHECK_INTERVAL = 0.25
+"""Real seconds between checks of a waiting thread whether the event loop still runs."""
 
 
 WOKEN_AT_ONCE = 50
 """Number of tasks that one batch wakes before the event loop handles its sockets and timers: a batch takes 1 ms."""
+
+
+def never() -> bool:
+    """Return ``False``."""
+    return False
 
 
 class WaitEvent(Protocol):
@@ -65,7 +71,7 @@ class ThreadEvent:
             with suppress(RuntimeError):  # woken already
                 waiter.release()
 
-    def wait(self, seconds: float, *, unless: Callable[[], bool] = bool) -> None:
+    def wait(self, seconds: float, *, unless: Callable[[], bool] = never) -> None:
         """Wait until the event is set or notified, at most *seconds* (real ones); not if *unless* holds by then."""
         waiter = threading.Lock()
         waiter.acquire()
@@ -91,6 +97,11 @@ class AsyncRuntime(Protocol):
         ...
 
     @property
+    def ends_run(self) -> tuple[type[BaseException], ...]:
+        """Exception classes of a task that end the whole run: nothing may suppress them there."""
+        ...
+
+    @property
     def is_running(self) -> bool:
         """Whether the loop runs, as far as another thread can detect."""
         ...
@@ -106,7 +117,7 @@ class AsyncRuntime(Protocol):
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         """Run *job* in its own task, in an empty context; call *ended* after its end, also if it never begins.
 
-        On asyncio, a ``SystemExit`` or ``KeyboardInterrupt`` of *job* ends the run, like that of any task.
+        An exception of *job* in :attr:`ends_run` ends the run, like that of any task.
         """
         ...
 
@@ -131,7 +142,11 @@ class AsyncRuntime(Protocol):
         ...
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Run *work* in its own thread. A cancelled caller does not wait for it."""
+        """Run *work* in its own thread. A cancelled caller does not wait for it.
+
+        Raises:
+            NoThread: No thread can be started.
+        """
         ...
 
 
@@ -200,6 +215,7 @@ class AsyncioRuntime:
     """The running asyncio loop."""
 
     cancelled = asyncio.CancelledError
+    ends_run: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 
     # The loop itself keeps only weak references to its tasks.
     _tasks: ClassVar[set[asyncio.Task[None]]] = set()
@@ -228,6 +244,8 @@ class AsyncioRuntime:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # it has ended the run, and asyncio need not log it
             ended()
 
         task.add_done_callback(done)
@@ -243,7 +261,7 @@ class AsyncioRuntime:
             await asyncio.wait({task}, timeout=seconds)
         except asyncio.CancelledError:
             # A loop that ends cancels that task, too: a second time would be in the middle of its cleaning up.
-            self.key.call_later(_CHECK_INTERVAL, task.cancel)
+            self.key.call_later(CHECK_INTERVAL, task.cancel)
             raise
         if result:
             return result[0]()
@@ -254,14 +272,15 @@ class AsyncioRuntime:
 
     def run_from_thread(self, work: Awaitable[T], seconds: float) -> T:
         result: list[Callable[[], T]] = []
+        job = capture(work, result, asyncio.CancelledError, ends_run=self.ends_run)
         try:
-            future = asyncio.run_coroutine_threadsafe(capture(work, result, asyncio.CancelledError), self.key)
+            future = asyncio.run_coroutine_threadsafe(job, self.key)
         except RuntimeError as exc:
             raise LoopEnded("the event loop is closed") from exc
         until = monotonic() + seconds
         while not result:
             try:
-                future.result(min(max(until - monotonic(), 0.0), _CHECK_INTERVAL))
+                future.result(min(max(until - monotonic(), 0.0), CHECK_INTERVAL))
             except concurrent.futures.TimeoutError:
                 if monotonic() >= until:
                     future.cancel()
@@ -288,8 +307,16 @@ class AsyncioRuntime:
         return result[0]()
 
 
-async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: type[BaseException]) -> None:
+async def capture(
+    work: Awaitable[T],
+    result: list[Callable[[], T]],
+    cancelled: type[BaseException],
+    *,
+    ends_run: tuple[type[BaseException], ...] = (),
+) -> None:
     """Await *work*; store its outcome as a function in *result*, unless it was cancelled.
+
+    What ends the run is raised here, too: the caller may be in another thread.
 
     In debug mode asyncio logs the results and exceptions of tasks, whatever they quote: this one has neither.
     """
@@ -297,8 +324,10 @@ async def capture(work: Awaitable[T], result: list[Callable[[], T]], cancelled: 
         returned = await work
     except cancelled:
         raise
-    except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+    except BaseException as exc:
         result.append(partial(_raise, exc))
+        if isinstance(exc, ends_run):
+            raise
     else:
         result.append(lambda: returned)
 

@@ -101,4 +101,4 @@ def request_limits_for(
     if not pacing:
         return None if breaker is None else RequestLimits(None, breaker)
     at_once = _MAX_CONCURRENT if store_client.blocking else None
-    return RequestLimits(Pacing(store_client.call_budget, endpoint.base_url, max_concurrent=at_once), breaker)
+    return RequestLimits(Pacing(store_client.call_entries, endpoint.base_url, max_concurrent=at_once), breaker)

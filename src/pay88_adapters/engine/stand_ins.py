@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from pay88_adapters.core.arguments import class_of
 from pay88_adapters.core.endpoint import SANDBOX_URL, Endpoint
 from pay88_adapters.core.errors import ConfigurationError
@@ -102,8 +100,8 @@ class UnavailableManager(_StandIn):
     """Replaces a manager after unpickling: requests to its base URL fail, all others pass through unchanged."""
 
     def __init__(self, pickle_key: tuple[str, str]) -> None:
-        super().__init__(pickle_key[1])
-        self.reference = pickle_key
+        self.pickle_id, base_url = pickle_key
+        super().__init__(base_url)
 
     def _problem(self, active: TokenManager | None) -> str:
         return (
@@ -114,19 +112,16 @@ class UnavailableManager(_StandIn):
 
 def pickle_key(manager: TokenManager | _StandIn) -> tuple[str, str] | ActivatedManager:
     """Return the key by which :func:`resolve` finds *manager*, in this process and in those forked from it."""
-    if isinstance(manager, UnavailableManager):
-        return manager.reference
     if isinstance(manager, ActivatedManager):
         return manager
+    if isinstance(manager, UnavailableManager):
+        return manager.pickle_id, manager.base_url
     assert isinstance(manager, TokenManager)
-    with PROCESS.lock:
-        manager.reference = manager.reference or os.urandom(16).hex()
-        PROCESS.referenced[manager.reference] = manager
-        return manager.reference, manager.base_url
+    return PROCESS.pickle_id(manager), manager.base_url
 
 
 def resolve(pickle_key: tuple[str, str] | ActivatedManager) -> TokenManager | ActivatedManager | UnavailableManager:
     """Return the manager with this *pickle_key*, or its stand-in in another process."""
     if isinstance(pickle_key, ActivatedManager):
         return pickle_key
-    return PROCESS.referenced.get(pickle_key[0]) or UnavailableManager(pickle_key)
+    return PROCESS.unpickled(pickle_key[0]) or UnavailableManager(pickle_key)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from pay88_adapters.core.machine import TokenMachine
@@ -13,9 +14,9 @@ from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.snapshot import Snapshot, record_key
 from pay88_adapters.core.token import Token
 
-from .carriers import carriers_on
 from .credentials import Credentials
 from .event_log import log_bypass
+from .lifetimes import lifetimes_on
 from .listeners import LOG_ALONE, Listeners
 from .runtimes import WaitEvent
 from .settings import Settings
@@ -27,10 +28,9 @@ E = TypeVar("E", bound=WaitEvent)
 T = TypeVar("T")
 THREADS = "threads"
 """The key that all threads wait with: see :meth:`ManagerState.join`."""
-_NEVER = float("-inf")
-_NOTHING: tuple[Token | None, float] = (None, _NEVER)
-_LOOK = 2.0  # seconds
-_LOOK_AHEAD = 1.25  # times what a fetch can take: see Carriers
+_NOTHING: tuple[Token | None, float] = (None, NEVER)
+_SAMPLE_FOR = 2.0  # seconds
+_SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
 
 
@@ -58,10 +58,10 @@ class ManagerState:
         "_waiting",
         "_woken",
         "awaiting_first_success",
-        "carriers",
         "closed",
         "counters",
         "fast_path",
+        "lifetimes",
         "listeners",
         "merchant_id",
         "now",
@@ -75,7 +75,7 @@ class ManagerState:
         self.counters = Counters()
         self.closed = False
         self.merchant_id = self._record_key = ""  # of the last credentials seen
-        self.carriers = carriers_on(clock)
+        self.lifetimes = lifetimes_on(clock)
         self.listeners = Listeners(listeners) if listeners else LOG_ALONE
         # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
@@ -101,7 +101,7 @@ class ManagerState:
         """
         self._lock = threading.RLock()
         self._depth = 0
-        self.carriers.after_fork()
+        self.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
         self._queued = ()
         self._machine.pending.clear()
@@ -180,10 +180,7 @@ class ManagerState:
         else:
             now = self.now()
             token, until = machine.fast_path_token(now)
-            look_at = until - _LOOK_AHEAD * self.settings.policy.trusted_after
-            # Well before, requests take the slow path for a moment, which records the clients and loops in use.
-            looks = look_at <= now < look_at + _LOOK
-            self.fast_path = token, look_at if now < look_at else now if looks else until
+            self.fast_path = token, self._fast_path_until(now, until)
         if machine.pending.ended != self._woken:
             self._wake()
             self._woken = machine.pending.ended  # not before: an interrupted call is repeated
@@ -191,6 +188,18 @@ class ManagerState:
         if degraded != self._knows_degraded:
             self._knows_degraded = degraded
             self.queue_event(StoreDegraded if degraded else StoreRestored)
+
+    def _fast_path_until(self, now: float, until: float) -> float:
+        """Return the next end of the fast path, which ends for good at *until*.
+
+        Well before that, requests take the slow path for some seconds: it records which clients and event loops exist.
+        """
+        sample_at = until - _SAMPLE_AHEAD * self.settings.policy.trusted_after
+        if now < sample_at:
+            return sample_at
+        if now < sample_at + _SAMPLE_FOR:
+            return now
+        return until
 
     def join(self, key: object, make: Callable[[], E]) -> E:
         """Return the event that the requests with this *key* wait at for the end of a fetch. The lock must be held.

@@ -13,10 +13,10 @@ from pay88_adapters.stores.base import LeaseResult, Store
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 from .budget import TokenBudget
-from .call_budget import CallBudget
 from .clock import Clock
 from .forks import fork_id, living, survive_forks
-from .store_budget import StoreBudget
+from .local_call_copy import LocalCallCopy
+from .local_copy import LocalCopy
 from .store_link import Link
 from .store_share import Share
 from .threads import finish_at_exit
@@ -30,18 +30,21 @@ class StoreAccess(ABC):
 
     Args:
         store: The store.
-        budget: Keeps the entries of the token budget.
-        call_budget: Keeps the entries of the rate limits of API requests.
+        token_entries: Storage of the token budget.
+        call_entries: Storage of the rate limits of API requests.
         blocking: Whether an operation may take long.
     """
 
-    def __init__(self, store: Store, budget: MemoryStorage, call_budget: MemoryStorage, *, blocking: bool) -> None:
-        self.store, self.budget, self.call_budget, self.blocking = store, budget, call_budget, blocking
+    def __init__(
+        self, store: Store, token_entries: MemoryStorage, call_entries: MemoryStorage, *, blocking: bool
+    ) -> None:
+        self.store, self.token_entries, self.call_entries = store, token_entries, call_entries
+        self.blocking = blocking
         self._budgets: WeakValueDictionary[tuple[TokenPolicy, str], TokenBudget] = WeakValueDictionary()
 
     @property
-    def budget_copy(self) -> StoreBudget | None:
-        """This process's copy of the budget, if other processes share it."""
+    def local_copy(self) -> LocalCopy | None:
+        """This process's copy of the shared budget; ``None`` if no other process shares it."""
         return None
 
     @property
@@ -53,12 +56,12 @@ class StoreAccess(ABC):
         """Return the budgets of the merchants at one base URL, for all managers with *policy*."""
         budget = self._budgets.get((policy, base_url))
         if budget is None:
-            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.budget, base_url)
+            budget = self._budgets[policy, base_url] = TokenBudget(policy, self.token_entries, base_url)
         return budget
 
     def is_unused(self) -> bool:
         """Whether no manager uses this, and no entry of its budget counts any longer."""
-        return not (self._budgets or self.budget.holds_entries() or self.call_budget.holds_entries())
+        return not (self._budgets or self.token_entries.holds_entries() or self.call_entries.holds_entries())
 
     @property
     @abstractmethod
@@ -129,17 +132,20 @@ class StoreClient(StoreAccess):
         self, store: Store, clock: Clock, share: float | None = None, fallback: Store | None = None, host: str = ""
     ) -> None:
         self.link, self._call_link = _links(store, clock)
-        spare: tuple[Link | None, Link | None] = (None, None) if fallback is None else _links(fallback, clock)
-        self.fallback, call_fallback = spare
+        self.fallback: Link | None = None
+        call_fallback: Link | None = None
+        if fallback is not None:
+            self.fallback, call_fallback = _links(fallback, clock)
         self.share = Share(clock, share)
-        self._budget_copy = StoreBudget(self.link, self.fallback, self.share, clock)
-        call_budget = CallBudget(self._call_link, call_fallback, self.share, clock)
+        self._local_copy = LocalCopy(self.link, self.fallback, self.share, clock)
+        call_entries = LocalCallCopy(self._call_link, call_fallback, self.share, clock)
         blocking = store.blocking or (fallback is not None and fallback.blocking)
-        super().__init__(store, self._budget_copy, call_budget, blocking=blocking)
+        super().__init__(store, self._local_copy, call_entries, blocking=blocking)
         self._host = host
-        self._joined = ""  # the member that last attempted a lease
-        self._open: WeakSet[object] = WeakSet()
-        self._has_left = self._has_returned = False
+        self._lease_member = ""  # the member that made the last lease attempt
+        self._managers: WeakSet[object] = WeakSet()  # those that are not closed
+        self._gave_share_back = False
+        self._was_reopened = False  # after it gave its share back
         self._clock = clock
         survive_forks(self)
 
@@ -149,8 +155,8 @@ class StoreClient(StoreAccess):
             self.share.split() if self.link.failing else self.share.fork()
 
     @property
-    def budget_copy(self) -> StoreBudget:
-        return self._budget_copy
+    def local_copy(self) -> LocalCopy:
+        return self._local_copy
 
     @property
     def degraded(self) -> bool:
@@ -159,7 +165,7 @@ class StoreClient(StoreAccess):
     @property
     def runs_here(self) -> bool:
         links = self.link, self._call_link, self.fallback
-        copies = self.budget, self.call_budget
+        copies = self.token_entries, self.call_entries
         return any(link is not None and link.runs_here for link in links) or any(copy.is_held_here for copy in copies)
 
     def may_share(self, other: StoreAccess) -> bool:
@@ -174,26 +180,28 @@ class StoreClient(StoreAccess):
         return self._host if self.fallback is not None else f"{fork_id()}.{number}"
 
     def open(self, manager: object) -> None:
-        self._open.add(manager)
-        self._has_returned |= self._has_left
+        self._managers.add(manager)
+        self._was_reopened |= self._gave_share_back
 
     def close(self, manager: object) -> Callable[[], None] | None:
-        self._open.discard(manager)
+        self._managers.discard(manager)
         # A process with a manager for each of its jobs keeps its share between them, in case that the store fails then.
-        ends = not self._open and not self._has_returned
-        return self.at_exit if ends and self._has_removable_share else None
+        is_last = not self._managers and not self._was_reopened
+        return self.at_exit if is_last and self._has_removable_share else None
 
     @property
     def _has_removable_share(self) -> bool:
-        # A host does not end with a process. And for units that the store has not seen, others reserve the share.
-        ends = self._joined == self.member and self.fallback is None and self.share.is_removable
-        return ends and not self.link.failing and self._budget_copy.is_reported
+        is_known = self._lease_member == self.member
+        is_own = self.fallback is None and self.share.is_removable  # with a fallback store, it is the host's
+        # Other processes reserve units for the share until all that were acquired from it are reported.
+        is_settled = not self.link.failing and self._local_copy.is_reported
+        return is_known and is_own and is_settled
 
     def at_exit(self) -> None:
         """Give the share of this process back to the store, if it has one. May block for one store operation."""
         member = self.member
         if self._has_removable_share:
-            self._has_left = True
+            self._gave_share_back = True
             self.share.give_up()  # first: the store may execute the operation late, and not respond
             self.link.attempt_quietly(lambda store: store.remove_member(member))
 
@@ -203,11 +211,11 @@ class StoreClient(StoreAccess):
         Fencing tokens and versions of the fallback store are negative here.
         """
         number = self.share.number
-        self._joined = member = self._member(number)
+        self._lease_member = member = self._member(number)
         finish_at_exit(self)
 
         def operation(store: Store) -> LeaseResult:
-            self._budget_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
+            self._local_copy.flush(store)  # here, because a process that never fetches never uses the shared budget
             asked_at = self._clock.now()
             result = store.try_acquire_lease(
                 key, owner=f"{member}/{owner}", known_version=max(known_version, 0), lease=lease
@@ -222,7 +230,7 @@ class StoreClient(StoreAccess):
                     key, owner=owner, known_version=max(-known_version, 0), lease=lease
                 )
             )
-            result = result and _mirrored(result)
+            result = result and _with_negative_versions(result)
         return result or LeaseResult(fencing_token=NO_LEASE)
 
     def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
@@ -243,11 +251,11 @@ class StoreClient(StoreAccess):
 def _links(store: Store, clock: Clock) -> tuple[Link, Link]:
     """Return the link for the token and its budget, and the one for API requests."""
     link = Link(store, clock)
-    calls = Link(store, clock, beside=link, shares="the rate limits") if store.separate_calls else link
+    calls = Link(store, clock, other_part=link, limits="the rate limits") if store.separate_calls else link
     return link, calls
 
 
-def _mirrored(result: LeaseResult) -> LeaseResult:
+def _with_negative_versions(result: LeaseResult) -> LeaseResult:
     record = result.record
     return result._replace(
         fencing_token=None if result.fencing_token is None else -result.fencing_token,

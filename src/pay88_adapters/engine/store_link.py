@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pay88_adapters.stores.base import Store, StoreError
@@ -13,7 +14,7 @@ from pay88_adapters.stores.realtime import monotonic
 
 from .clock import Clock
 from .forks import survive_forks
-from .threads import may_block
+from .threads import BackgroundThread, NoThread, may_block
 
 _log = logging.getLogger("pay88_adapters.store")
 
@@ -62,16 +63,16 @@ class Link:
     Args:
         store: The store.
         clock: The clock of the managers.
-        beside: The link to the other part of the store, if this one is for a part that may fail alone.
-        shares: What a process has a share of while the store is unavailable.
+        other_part: The link to the other part of the store, if this one is for a part that may fail alone.
+        limits: The limits in the store, of which a process has a share in degraded mode; for the log.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, *, beside: Link | None = None, shares: str = "the token budget"
+        self, store: Store, clock: Clock, *, other_part: Link | None = None, limits: str = "the token budget"
     ) -> None:
         self.store = store
-        self._shares = shares
-        self._outage: _Outage = _Outage() if beside is None else beside._outage
+        self._limits = limits
+        self._outage: _Outage = _Outage() if other_part is None else other_part._outage
         self.failing = False
         self.failing_since = self.restored_at = _NEVER
         self._outages: list[tuple[float, float]] = []  # the outages of the last hour
@@ -130,10 +131,7 @@ class Link:
         for slow in [each for each in list(self._running) if each.is_slow]:
             if slow.is_late or not slow.wait():
                 raise StoreError("an earlier operation has not returned")
-        running = _Operation(lambda: operation(self.store))
-        self._running.add(running)
-        running.ended = lambda: self._running.discard(running)
-        return running.result_in_time()
+        return _Operation(partial(operation, self.store), self._running).result_in_time()
 
     def _enter_degraded(self, problem: str) -> None:
         with self._outage.lock:  # one warning for all managers of a process
@@ -144,7 +142,7 @@ class Link:
             self.failing = True
         if warn:
             _log.warning(
-                "store unavailable (%s): degraded mode, with a share of %s for this process", problem, self._shares
+                "store unavailable (%s): degraded mode, with a share of %s for this process", problem, self._limits
             )
 
     def _leave_degraded(self, began_at: float) -> None:
@@ -159,17 +157,23 @@ class Link:
             _log.warning("store available again: leaving degraded mode")
 
 
-class _Operation(threading.Thread, Generic[T]):
-    """An operation in its own thread, so that a caller can stop waiting for it."""
+class _Operation(BackgroundThread, Generic[T]):
+    """An operation in its own thread, so that a caller can stop waiting for it.
 
-    def __init__(self, operation: Callable[[], T]) -> None:
-        super().__init__(name="pay88-store-operation", daemon=True)
+    Args:
+        operation: The operation.
+        unfinished: Contains this until the operation has ended.
+    """
+
+    def __init__(self, operation: Callable[[], T], unfinished: set[_Operation[Any]]) -> None:
+        super().__init__("pay88-store-operation")
         self._operation = operation
         self._done = threading.Event()  # created here: code that patches the standard library has done so by now
         self._result: list[T] = []
         self._error: BaseException | None = None
-        self.ended: Callable[[], object] = bool
         self._began_at = monotonic()
+        self._unfinished = unfinished
+        unfinished.add(self)
 
     @property
     def is_slow(self) -> bool:
@@ -187,7 +191,7 @@ class _Operation(threading.Thread, Generic[T]):
         except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
             self._error = exc
         finally:
-            self.ended()
+            self._unfinished.discard(self)
             self._done.set()
 
     def wait(self) -> bool:
@@ -198,8 +202,11 @@ class _Operation(threading.Thread, Generic[T]):
         """Return the result of the operation, or raise its error."""
         try:
             self.start()
-        except RuntimeError:  # there are too many threads, or the process ends
-            self.ended()
+        except BaseException as exc:
+            if not self.is_alive():  # else it ends later
+                self._unfinished.discard(self)
+            if not isinstance(exc, NoThread):  # but one of a signal handler
+                raise
             if may_block():  # blocking this thread blocks no other work
                 return self._operation()
             raise StoreError("cannot start a thread for the store operation") from None
@@ -217,7 +224,7 @@ def run_with_timeout(operation: Callable[[], T]) -> T:
     Raises:
         StoreError: It took longer than ``OPERATION_TIMEOUT``, or no thread can be started.
     """
-    return _Operation(operation).result_in_time()
+    return _Operation(operation, set()).result_in_time()
 
 
 def _reason(exc: Exception) -> str:

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -36,11 +37,11 @@ from .fetch_flow import fetch_token
 from .fetches import FetchRun
 from .permit_flow import record_retried_attempt
 from .recorders import check_token_request
-from .request_flow import UNAUTHORIZED, acquire_permit_and_token
-from .runner import Runner, after_failure, carriers, failed_post, is_open, no_credentials, should_retry
+from .request_flow import acquire_permit_and_token
+from .runner import Runner, after_failure, dependencies, failed_post, interrupts, is_open, no_credentials, should_retry
 from .runtimes import AsyncRuntime, LoopEnded, ThreadEvent
 from .state import THREADS
-from .threads import Overdue, Worker
+from .threads import NoThread, Overdue, Worker
 from .token_flow import TokenAcquisition, WaitBudget
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class SyncRunner(Runner):
             self.fetches,
             lambda: state.join(THREADS, ThreadEvent),
             wait_budget=wait_budget,
-            carriers=carriers(call),
+            dependencies=dependencies(call),
             min_validity=min_validity,
             blocks=True,
         ).run()
@@ -190,7 +191,7 @@ class SyncRunner(Runner):
         fetches = self.fetches
         waits = caller is None and not start.background
         blocked = threading.get_ident() if waits else None
-        run = FetchRun(start.ticket, blocked_thread=blocked, carriers=carriers(sender))
+        run = FetchRun(start.ticket, blocked_thread=blocked, dependencies=dependencies(sender))
         stuck = fetches.stuck(_STUCK_TIMEOUT if caller is None else 0.0)
         if stuck is not None:
             self._fail(run, stuck)
@@ -202,7 +203,7 @@ class SyncRunner(Runner):
                 partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=finishes
             )
             worker.start()
-        except RuntimeError as exc:  # the interpreter is shutting down, or the system has no thread left
+        except NoThread as exc:
             run.worker = None
             if start.background or caller is not None:
                 fetches.abandon(run, exc)
@@ -240,7 +241,7 @@ class SyncRunner(Runner):
             pass
         except BaseException as exc:
             self.fetches.abandon(run, exc)
-            if run.worker is None and not isinstance(exc, Exception):  # it interrupts the caller, on its own thread
+            if run.worker is None and interrupts(exc):  # the caller, on its own thread
                 raise
         finally:
             self.fetches.end(run)
@@ -268,7 +269,9 @@ class SyncRunner(Runner):
             return self._checked(answer)
         except (LoopEnded, Overdue):
             raise
-        except BaseException as exc:  # noqa: BLE001 - the provider is the user's, and nothing else runs in this thread
+        except BaseException as exc:
+            if run.worker is None and interrupts(exc):  # the caller, on its own thread
+                raise
             return no_credentials(exc)
 
 

@@ -20,32 +20,51 @@ class Overdue(TimeoutError):
     """Raised in a thread whose step exceeds its timeout."""
 
 
-class Worker(threading.Thread):
+class NoThread(RuntimeError):
+    """No thread can be started: the limit is reached, or the interpreter is shutting down."""
+
+
+class BackgroundThread(threading.Thread):
+    """A thread that does not keep the process alive. In subinterpreters without daemon threads, it does."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            super().__init__(name=name, daemon=True)
+        except RuntimeError:
+            super().__init__(name=name, daemon=False)
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            NoThread: None can be started.
+        """
+        try:
+            super().start()
+        except RuntimeError as exc:
+            if self.is_alive():  # a signal handler has raised it
+                raise
+            raise NoThread(str(exc)) from exc
+
+
+class Worker(BackgroundThread):
     """A thread that runs *work* in the background.
 
     Args:
         work: What to run.
         name: The thread's name.
         finishes: Whether the exiting process waits for it for a moment: other threads need its result.
-
-    Raises:
-        RuntimeError: No thread can start, as in some subinterpreters.
     """
 
     def __init__(self, work: Callable[[], object], name: str, *, finishes: bool) -> None:
-        try:
-            super().__init__(name=name, daemon=True)
-        except RuntimeError:  # a subinterpreter without daemon threads
-            super().__init__(name=name, daemon=False)
+        super().__init__(name)
         self._work = work
         self.finishes = finishes
+        # Held while this thread is interrupted, and by itself for good as soon as its work is done.
+        self._interruption = threading.RLock()
 
     def start(self) -> None:
-        """Start the thread.
-
-        Raises:
-            RuntimeError: No thread can be started: the limit is reached, or the interpreter is shutting down.
-        """
+        """Start the thread: see :meth:`BackgroundThread.start`."""
         _workers[self] = None
         try:
             super().start()
@@ -58,21 +77,32 @@ class Worker(threading.Thread):
         try:
             self._work()
         finally:
+            try:
+                self._interruption.acquire()
+            except Overdue:  # the last interruption, before or after the lock was acquired: it is reentrant
+                self._interruption.acquire()
             _workers.pop(self, None)
             del self._work
 
-    def interrupt(self, kind: type[BaseException]) -> None:
-        """Raise *kind* in this thread as soon as it runs Python code again. C code is not interrupted.
+    def interrupt(self) -> None:
+        """Raise :class:`Overdue` in this thread as soon as it runs Python code again. C code is not interrupted.
 
-        Where ctypes cannot be imported, as in subinterpreters of Python 3.12, nothing is; waiting requests continue.
+        Nothing happens if its work is done: the system may have given its id to another thread. Where ctypes cannot be
+        imported, as in subinterpreters of Python 3.12, no thread is interrupted; waiting requests continue.
         """
         try:
             import ctypes  # almost never needed
         except ImportError:
             return
 
-        if self.ident is not None and self.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(kind))
+        try:
+            if self._interruption.acquire(blocking=False) and self.ident is not None and self.is_alive():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Overdue))
+        finally:
+            try:  # noqa: SIM105 - a signal handler could raise before the first step of suppress()
+                self._interruption.release()
+            except RuntimeError:  # not acquired
+                pass
 
 
 _exiting = threading.Event()

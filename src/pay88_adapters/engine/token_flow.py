@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
 from pay88_adapters.core.errors import Failure
-from pay88_adapters.core.events import (
-    CallWaited,
-)
+from pay88_adapters.core.events import CallWaited
 from pay88_adapters.core.failures import NO_CONNECTION, after_waiting
 from pay88_adapters.core.machine import TokenMachine
 
-from .effects import (
-    AcquireTokenFlow,
-    Sleep,
-    StartFetch,
-    WaitForFetch,
-)
+from .effects import AcquireTokenFlow, Sleep, StartFetch, WaitForFetch
 from .fetches import Fetches, FetchRun, sweep
 from .runtimes import WaitEvent
 
@@ -35,7 +29,7 @@ class WaitBudget:
     __slots__ = ("left", "until")
 
     def __init__(self, left: float) -> None:
-        self.left, self.until = left, float("inf")
+        self.left, self.until = left, FOREVER
 
     def deadline(self, now: float) -> float:
         """Return the end of a wait that starts now."""
@@ -49,7 +43,7 @@ class TokenAcquisition:
         fetches: Those of the manager.
         join: Returns the event to wait for; called with the lock held, so that no wake-up is lost.
         wait_budget: How long the call may still wait.
-        carriers: What would carry a fetch of this call and may end before it does: its client, the run of its loop.
+        dependencies: What a fetch of this call needs and may end before it: its client, the run of its event loop.
         min_validity: Seconds for which the token must stay usable, if a fetch can achieve that.
         blocks: Whether the caller blocks its thread while it waits. It sends its own token request where a fetch
             needs an event loop of that thread.
@@ -57,8 +51,8 @@ class TokenAcquisition:
 
     __slots__ = (
         "_blocks",
-        "_carriers",
         "_deadline",
+        "_dependencies",
         "_fetched",
         "_fetches",
         "_join",
@@ -77,7 +71,7 @@ class TokenAcquisition:
         join: Callable[[], WaitEvent],
         *,
         wait_budget: WaitBudget,
-        carriers: tuple[object, ...] = (),
+        dependencies: tuple[object, ...] = (),
         min_validity: float = 0.0,
         blocks: bool = False,
     ) -> None:
@@ -85,7 +79,7 @@ class TokenAcquisition:
         self._state = state = fetches.state
         self._join = join
         self._wait_budget = wait_budget
-        self._carriers = carriers
+        self._dependencies = dependencies
         self._min_validity = min_validity
         self._blocks = blocks
         self._deadline = wait_budget.deadline(state.now())
@@ -135,17 +129,17 @@ class TokenAcquisition:
             if self._fetched or token is None or token.requested_at >= since:
                 self._min_validity = 0.0
             self._fetched = True
-        cannot_lead, leads_from = self._cannot_lead()
+        cannot_fetch, can_fetch_from = self._cannot_fetch()
         decision = machine.decide(
             now,
             known_failures=self._known_failures,
             deadline=self._deadline,
             min_validity=self._min_validity,
             must_fetch=self._blocks and self._own is None and self._fetches.needs_this_thread(),
-            carrier_age=state.carriers.age(self._carriers, now),
+            dependency_age=state.lifetimes.age(self._dependencies, now),
             own=own,
-            cannot_lead=cannot_lead,
-            leads_from=leads_from,
+            cannot_fetch=cannot_fetch,
+            can_fetch_from=can_fetch_from,
             cannot_wait=state.interrupts_itself or self._fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
@@ -164,12 +158,12 @@ class TokenAcquisition:
             state.counters.refreshes += 1
         return decision
 
-    def _cannot_lead(self) -> tuple[Failure | None, float | None]:
+    def _cannot_fetch(self) -> tuple[Failure | None, float | None]:
         """Return why this call cannot start a fetch, if so, and from when on it can, if that is only for some time."""
         own = self._own
         if own is not None and own.death is not None:
             return own.death, None
-        leads_from = self._state.carriers.leads_from(self._carriers)
-        if leads_from is None:
+        can_fetch_from = self._state.lifetimes.can_fetch_from(self._dependencies)
+        if can_fetch_from is None:
             return None, None
-        return (NO_CONNECTION if own is None else own.no_connection or NO_CONNECTION), leads_from
+        return (NO_CONNECTION if own is None else own.no_connection or NO_CONNECTION), can_fetch_from

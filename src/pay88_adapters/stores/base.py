@@ -17,12 +17,12 @@ from typing import ClassVar, NamedTuple, NoReturn, Protocol
 from limits.storage import MovingWindowSupport, Storage
 
 from pay88_adapters.core.history import (
+    Acquisition,
     Ages,
-    Claim,
-    ClaimResult,
     Cooldown,
     Entry,
     History,
+    StorageResult,
     Window,
     counted,
 )
@@ -43,23 +43,12 @@ class StoreError(Exception):
         self.remedy = remedy
 
 
-class WindowsResult(NamedTuple):
-    """Result of one acquisition."""
-
-    wait: float
-    """0 if every window got an entry; else the seconds until all of them can."""
-    ages: Sequence[Ages]
-    """Ages of the entries that count in each window now, including the new ones."""
-    reason: str = ""
-    """Why it was not granted, if the windows of all processes together do not contain the reason."""
-
-
 def new_id() -> str:
     """Return a new unique id of an entry."""
     return token_urlsafe(9)
 
 
-class BudgetStorage(Storage, MovingWindowSupport, ABC):
+class EntryStorage(Storage, MovingWindowSupport, ABC):
     """A moving-window storage of ``limits`` that takes several windows in one step.
 
     Separate ``hit`` calls would charge the first limit for a request that the second one rejects.
@@ -68,8 +57,8 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
     STORAGE_SCHEME = None  # only the package creates it, never a URL
 
     @abstractmethod
-    def claim(self, claim: Claim) -> ClaimResult:
-        """Grant the whole claim, or nothing.
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        """Add all entries of *acquisition*, or none.
 
         Raises:
             StoreError: The store is unavailable.
@@ -112,18 +101,16 @@ class BudgetStorage(Storage, MovingWindowSupport, ABC):
             StoreError: The store is unavailable.
         """
 
-    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> WindowsResult:
+    def acquire_all(self, windows: Sequence[Window], amount: int = 1) -> StorageResult:
         """Add *amount* entries to the history of every window, or to none.
 
         Raises:
             StoreError: The store is unavailable.
         """
-        answer = self.claim(Claim(windows, [new_id() for _ in range(amount)]))
-        ages = [counted(window, answer.histories[window.key]) for window in windows]
-        return WindowsResult(answer.wait, ages, answer.reason)
+        return self.acquire(Acquisition(windows, [new_id() for _ in range(amount)]))
 
     def usable_limit(self, window: Window) -> int:
-        """Return how many entries *window* may hold at present: its limit, unless some are set aside."""
+        """Return how many entries *window* may hold at present: its limit, less those reserved for other processes."""
         return window.limit
 
     def add(self, window: Window, ages: Ages) -> None:
@@ -187,8 +174,8 @@ class Member(NamedTuple):
     name: str
     age: float
     """Seconds since its last lease attempt."""
-    parts: int
-    """Its share is one part in so many; 0: it has none."""
+    divisor: int
+    """Its share is 1/divisor of the budget; 0: it has none."""
 
 
 class LeaseResult(NamedTuple):
@@ -200,8 +187,8 @@ class LeaseResult(NamedTuple):
     """Fencing token of the acquired lease."""
     lease_remaining: float = 0.0
     """Remaining seconds of another holder's lease."""
-    parts: int = 0
-    """While the store cannot be used, the share of this member of the budget is one part in so many; 0: it has none."""
+    divisor: int = 0
+    """While the store cannot be used, the share of this member is 1/divisor of the budget; 0: it has none."""
     others: Sequence[Member] = ()
     """All other members, unless there are too many to have any share."""
     last_attempt: float = inf
@@ -237,16 +224,19 @@ class StoreClock(Protocol):
 
 
 class Store(Protocol):
-    """Where managers meet. Any thread may use it, and a forked child, too."""
+    """What managers share: the record of a token with its refresh lease, and the entries of the budget.
+
+    Thread-safe and fork-safe.
+    """
 
     blocking: ClassVar[bool]
     """Whether an operation may take long, so that an event loop has to let a thread do it."""
     separate_calls: ClassVar[bool]
-    """Whether API requests are counted in a place of their own, which may fail while the rest of the store works."""
+    """Whether API requests are counted apart, in a part of the store that may fail while the rest works."""
 
     @property
-    def budget(self) -> BudgetStorage:
-        """Keeps the entries of the budget."""
+    def budget(self) -> EntryStorage:
+        """Storage of the entries: of the token budget, and of the rate limits of API requests."""
         ...
 
     def after_fork(self) -> None:

@@ -11,27 +11,27 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from pay88_adapters.core.history import (
     MIN_TTL,
-    Claim,
-    ClaimResult,
+    Acquisition,
     Cooldown,
     History,
     Past,
+    StorageResult,
     Window,
     instants,
     longest,
     verdict,
 )
 
-from .base import BudgetStorage, LeaseResult, Member, StoreView
-from .members import HORIZON, MOST_MEMBERS, joined, member_of, parts
+from .base import EntryStorage, LeaseResult, Member, StoreView
+from .members import HORIZON, MAX_MEMBERS, assigned_divisor, member_of, with_share
 from .record_slot import RecordSlot
 
 _SWEEP = 600.0  # seconds between two cleanups
 _REENTRY_WAIT = 0.01  # seconds
 
 
-class _Kept(NamedTuple):
-    """One history. It is never changed, only replaced, so that reading needs no lock."""
+class _KeptHistory(NamedTuple):
+    """The history of one key. It is never changed, only replaced, so that reading needs no lock."""
 
     ttl: float = MIN_TTL
     entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
@@ -39,25 +39,25 @@ class _Kept(NamedTuple):
     def live(self, now: float) -> tuple[tuple[float, str], ...]:
         return self.entries[bisect_left(self.entries, (now - self.ttl, "")) :]
 
-    def with_(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _Kept:
-        kept = _Kept(max(self.ttl, ttl), self.entries)
+    def merged(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _KeptHistory:
+        kept = _KeptHistory(max(self.ttl, ttl), self.entries)
         live = kept.live(now)
-        there = {name for _, name in live}
-        added = {name: at for at, name in new if name not in there and now - at <= kept.ttl}
+        known = {name for _, name in live}
+        added = {name: at for at, name in new if name not in known and now - at <= kept.ttl}
         if added:
             live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
-        return _Kept(kept.ttl, live)
+        return _KeptHistory(kept.ttl, live)
 
     def history(self, now: float) -> History:
         return Past(self.live(now), now)
 
 
-_NONE = _Kept()
+_NONE = _KeptHistory()
 _EMPTY = RecordSlot()
 _NEVER = (float("-inf"), 0)
 
 
-class MemoryStorage(BudgetStorage):
+class MemoryStorage(EntryStorage):
     """Entries in memory, one history a key.
 
     The library's own ``MemoryStorage`` reads the wall clock, which can be set, and starts timer
@@ -72,7 +72,7 @@ class MemoryStorage(BudgetStorage):
         super().__init__()
         self._now = now
         self._lock = threading.RLock()
-        self._histories: dict[str, _Kept] = {}
+        self._histories: dict[str, _KeptHistory] = {}
         self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = float("-inf")
 
@@ -85,26 +85,30 @@ class MemoryStorage(BudgetStorage):
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
         return _is_held_here(self._lock)
 
-    def claim(self, claim: Claim) -> ClaimResult:
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
         if self.is_held_here:
-            return ClaimResult(_REENTRY_WAIT, {window.key: self.history(window.key) for window in claim.windows})
+            return StorageResult(
+                _REENTRY_WAIT, {window.key: self.history(window.key) for window in acquisition.windows}
+            )
         with self._lock:
             now = self._now()
-            keys = dict.fromkeys(window.key for window in claim.windows)
-            ttl = max(window.expiry for window in claim.windows)
-            kept = {key: self._kept(key).with_(instants(claim.known.get(key, ()), now), ttl, now) for key in keys}
+            keys = dict.fromkeys(window.key for window in acquisition.windows)
+            ttl = max(window.expiry for window in acquisition.windows)
+            kept = {key: self._merged(key, acquisition.known.get(key, ()), ttl, now) for key in keys}
             cooldown = self._longest_cooldown(keys, now)
-            wait = verdict(claim, {key: each.history(now) for key, each in kept.items()}, cooldown)
+            wait = verdict(acquisition, {key: each.history(now) for key, each in kept.items()}, cooldown)
             if wait == 0:
-                kept = {key: each.with_([(now, name) for name in claim.ids], ttl, now) for key, each in kept.items()}
+                kept = {
+                    key: each.merged([(now, name) for name in acquisition.ids], ttl, now) for key, each in kept.items()
+                }
             self._histories.update(kept)  # one step, whatever interrupts it
             self._sweep(now)
-            return ClaimResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
+            return StorageResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._kept(key).with_(instants(entries, now), ttl, now)
+            self._histories[key] = self._merged(key, entries, ttl, now)
             self._sweep(now)
 
     def holds_entries(self) -> bool:
@@ -117,8 +121,8 @@ class MemoryStorage(BudgetStorage):
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         with self._lock:
-            there, now = self.cooldown(key), self._now()
-            if there is None or there.left() < cooldown.left():
+            current, now = self.cooldown(key), self._now()
+            if current is None or current.left() < cooldown.left():
                 self._cooldowns[key] = (now - cooldown.age, cooldown.seconds, cooldown.reason)
 
     def cooldown(self, key: str) -> Cooldown | None:
@@ -134,7 +138,10 @@ class MemoryStorage(BudgetStorage):
         cooldown = self._cooldowns.get(key)
         return [] if cooldown is None else [cooldown]
 
-    def _kept(self, key: str) -> _Kept:
+    def _merged(self, key: str, entries: History, ttl: float, now: float) -> _KeptHistory:
+        return self._kept(key).merged(instants(entries, now), ttl, now)
+
+    def _kept(self, key: str) -> _KeptHistory:
         return self._histories.get(key, _NONE)
 
     def _sweep(self, now: float) -> None:
@@ -180,15 +187,15 @@ class MemoryStore:
         self.budget = MemoryStorage(now)
         self._now = now
         self._lock = threading.RLock()
-        self._places: dict[str, RecordSlot] = {}
-        self._members: dict[str, tuple[float, int]] = {}  # the last lease attempt of each member, and its part
+        self._slots: dict[str, RecordSlot] = {}
+        self._members: dict[str, tuple[float, int]] = {}  # last lease attempt of each, and divisor of its share
         self._swept_at = float("-inf")
 
     def after_fork(self) -> None:
         """Continue without the parent's threads: replace the locks, and release the leases that they held."""
         self.budget.after_fork()
         self._lock = threading.RLock()
-        self._places = {key: replace(place, leased_until=0.0) for key, place in self._places.items()}
+        self._slots = {key: replace(slot, leased_until=0.0) for key, slot in self._slots.items()}
 
     @property
     def is_held_here(self) -> bool:
@@ -201,9 +208,9 @@ class MemoryStore:
         with self._lock:
             now = self._now()
             self._sweep(now)
-            place = self._place(key)
-            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
-            self._places[key] = place
+            slot = self._slot_copy(key)
+            result = slot.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
+            self._slots[key] = slot
             return self._join(result, member_of(owner), now)
 
     def remove_member(self, member: str) -> None:
@@ -214,39 +221,39 @@ class MemoryStore:
         if self.is_held_here:
             return False
         with self._lock:
-            place = self._place(key)
-            published = place.publish(
+            slot = self._slot_copy(key)
+            published = slot.publish(
                 self._now(), fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
             )
-            self._places[key] = place
+            self._slots[key] = slot
             return published
 
     def peek(self, key: str) -> StoreView:
-        return self._place(key).peek(self._now())
+        return self._slot_copy(key).peek(self._now())
 
-    def _place(self, key: str) -> RecordSlot:
-        # A copy, which takes the other's place once all is done: an exception at any instruction leaves no half.
-        return replace(self._places.get(key, _EMPTY))
+    def _slot_copy(self, key: str) -> RecordSlot:
+        # Replaces the original once all is done: an exception at any instruction leaves no half.
+        return replace(self._slots.get(key, _EMPTY))
 
     def _join(self, result: LeaseResult, member: str, now: float) -> LeaseResult:
         if not member:
             return result
-        known = (Member(name, now - at, assigned) for name, (at, assigned) in self._members.items() if name != member)
+        known = (Member(name, now - at, divisor) for name, (at, divisor) in self._members.items() if name != member)
         living = (each for each in known if each.age < HORIZON)
-        others = tuple(islice(living, MOST_MEMBERS))
-        at, assigned = self._members.get(member, _NEVER)
-        before = Member(member, now - at, assigned) if now - at < HORIZON else None
-        own_parts = parts(others, before)
-        self._members[member] = now, own_parts
-        return joined(result, own_parts, others, before)
+        others = tuple(islice(living, MAX_MEMBERS))
+        at, divisor = self._members.get(member, _NEVER)
+        before = Member(member, now - at, divisor) if now - at < HORIZON else None
+        divisor = assigned_divisor(others, before)
+        self._members[member] = now, divisor
+        return with_share(result, divisor, others, before)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:
             return
         self._swept_at = now
-        for key, place in list(self._places.items()):
-            if place.is_dead(now):  # the fencing tokens of a new record start from the clock: none is ever issued twice
-                self._places.pop(key, None)
+        for key, slot in list(self._slots.items()):
+            if slot.is_dead(now):  # the fencing tokens of a new record start from the clock: none is ever issued twice
+                self._slots.pop(key, None)
         for member, (at, _) in list(self._members.items()):
             if now - at >= HORIZON:
                 self._members.pop(member, None)

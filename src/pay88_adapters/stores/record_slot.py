@@ -1,4 +1,4 @@
-"""Where one record is kept: what any store does that can hold it still for a moment."""
+"""One record with its lease: the rules of every store that can change a record in one step of Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RecordSlot:
     written_at: float = 0.0
     stored_at: float = 0.0
     keep_until: float = 0.0
-    fences: int = 0
+    last_fencing_token: int = 0
     owner: str = ""
     leased_at: float = 0.0
     leased_until: float = 0.0
@@ -27,16 +27,16 @@ class RecordSlot:
             return LeaseResult(self._record(now))
         if now < self.leased_until and self.owner != owner:
             return LeaseResult(lease_remaining=self.leased_until - now)
-        if not self.fences:
+        if not self.last_fencing_token:
             # Not from 1: no fencing token from before a loss of all data may be issued again.
-            self.version = self.fences = int(now * 1e6)
-        self.fences += 1
+            self.version = self.last_fencing_token = int(now * 1e6)
+        self.last_fencing_token += 1
         self.owner, self.leased_at, self.leased_until = owner, now, now + lease
-        return LeaseResult(fencing_token=self.fences)
+        return LeaseResult(fencing_token=self.last_fencing_token)
 
     def publish(self, now: float, *, fencing_token: int, content: object, ttl: float, write_delay: float) -> bool:
         """See :meth:`Store.publish`."""
-        if not self.version < fencing_token == self.fences:
+        if not self.version < fencing_token == self.last_fencing_token:
             return False
         self.version, self.content = fencing_token, content
         self.written_at, self.stored_at, self.keep_until = min(self.leased_at + write_delay, now), now, now + ttl

@@ -14,23 +14,23 @@ import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.errors import ConfigurationError
 from pay88_adapters.core.history import (
-    FOREVER,
     MIN_TTL,
-    Claim,
-    ClaimResult,
+    Acquisition,
     Cooldown,
     History,
     Past,
+    StorageResult,
     Window,
     counted,
     verdict,
 )
 from pay88_adapters.core.secret import Secret, clear_traceback_locals
 
-from .base import REMEDY, BudgetStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
-from .members import AT_FIRST, GRACE, HORIZON, MOST_MEMBERS, STEP, member_of
+from .base import REMEDY, EntryStorage, LeaseResult, Member, Record, StoreClock, StoreError, StoreView
+from .members import FIRST_DIVISOR, GRACE, GROWTH_INTERVAL, HORIZON, MAX_MEMBERS, member_of
 
 try:
     import redis
@@ -43,7 +43,7 @@ from redis.sentinel import MasterNotFoundError
 
 from .redis_url import FORMS, parse
 from .replicas import Replication
-from .scripts import ACQUIRE_LEASE, CLAIM, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH, REMOVE_MEMBER
+from .scripts import ACQUIRE, ACQUIRE_LEASE, COOLDOWN, HISTORY, MERGE, PEEK, PUBLISH, REMOVE_MEMBER
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class _Server:
             try:
                 return operation(self._get())
             except (redis.ConnectionError, redis.ResponseError) as error:
-                if not _is_outdated(error):
+                if not _needs_reconnect(error):
                     raise
                 clear_traceback_locals(error)
             # Maybe only this connection is broken: the server restarted, or another one is the primary now.
@@ -169,12 +169,12 @@ def _code(error: Exception) -> str:
     return found[1] if found else ""
 
 
-def _is_outdated(error: Exception) -> bool:
+def _needs_reconnect(error: Exception) -> bool:
     """Whether another connection may help: this one is broken, or its server is not the primary any longer."""
     return type(error) is redis.ConnectionError or isinstance(error, redis.ReadOnlyError) or _code(error) == "READONLY"
 
 
-class RedisStorage(BudgetStorage):
+class RedisStorage(EntryStorage):
     """Histories on the server, each in one string."""
 
     def __init__(self, server: _Server, prefix: str, clock: StoreClock) -> None:
@@ -183,27 +183,32 @@ class RedisStorage(BudgetStorage):
         self._replication = Replication()
         self._prefix = f"{prefix}{{budget}}2:"  # the first format had a list a limit
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        keys = list(dict.fromkeys(window.key for window in claim.windows))
-        windows = [
-            arg for each in claim.windows for arg in (keys.index(each.key) + 1, each.limit, self._micros(each.expiry))
-        ]
-        ttl = max(MIN_TTL, *(window.expiry for window in claim.windows))
-        longest = _FOREVER if claim.longest_cooldown == FOREVER else self._micros(claim.longest_cooldown)
-        args: list[object] = [self._micros(ttl), longest, len(claim.windows), *windows, len(claim.ids), *claim.ids]
-        for key in keys:
-            known = claim.known.get(key, ())
-            args += [len(known), *self._encoded(known)]
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        keys = list(dict.fromkeys(window.key for window in acquisition.windows))
+        args = self._acquire_args(keys, acquisition)
         script_keys = [*map(self._key, keys), *map(self._cooldown_key, keys)]
 
-        def operation(client: Any) -> ClaimResult:
-            now, granted, texts, reply = CLAIM(client, script_keys, *args)
+        def operation(client: Any) -> StorageResult:
+            now, granted, texts, current = ACQUIRE(client, script_keys, *args)
             histories = {key: self._history(now, text) for key, text in zip(keys, texts, strict=True)}
-            cooldown = self._cooldown(reply) if reply else None
-            wait = 0.0 if granted else max(verdict(claim, histories, cooldown), 1e-3)
-            return ClaimResult(wait, histories, cooldown)
+            cooldown = self._cooldown(current) if current else None
+            wait = 0.0 if granted else max(verdict(acquisition, histories, cooldown), 1e-3)
+            return StorageResult(wait, histories, cooldown)
 
-        return self._run_replicated(operation) if claim.durable else self._server.run(operation)
+        return self._run_replicated(operation) if acquisition.durable else self._server.run(operation)
+
+    def _acquire_args(self, keys: list[str], acquisition: Acquisition) -> list[object]:
+        """Return the arguments of the script: see there."""
+        windows, ids, cap = acquisition.windows, acquisition.ids, acquisition.longest_cooldown
+        ttl = max(MIN_TTL, *(window.expiry for window in windows))
+        args: list[object] = [self._micros(ttl), _FOREVER if cap == FOREVER else self._micros(cap), len(windows)]
+        for each in windows:
+            args += [keys.index(each.key) + 1, each.limit, self._micros(each.expiry)]
+        args += [len(ids), *ids]
+        for key in keys:
+            known = acquisition.known.get(key, ())
+            args += [len(known), *self._encoded(known)]
+        return args
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         args = (self._micros(max(ttl, MIN_TTL)), *self._encoded(entries))
@@ -218,8 +223,8 @@ class RedisStorage(BudgetStorage):
 
     def cooldown(self, key: str) -> Cooldown | None:
         def operation(client: Any) -> Cooldown | None:
-            reply = COOLDOWN(client, [self._cooldown_key(key)])
-            return self._cooldown(reply) if reply else None
+            current = COOLDOWN(client, [self._cooldown_key(key)])
+            return self._cooldown(current) if current else None
 
         return self._server.run(operation)
 
@@ -266,8 +271,8 @@ class RedisStorage(BudgetStorage):
         entries = (each.split(":") for each in text.decode().split())
         return Past(sorted((_seconds(self._clock, int(at) - now), name) for at, name in entries), 0.0)
 
-    def _cooldown(self, reply: Any) -> Cooldown:
-        match reply:
+    def _cooldown(self, response: Any) -> Cooldown:
+        match response:
             case [int(seconds), int(age), bytes(reason)]:
                 return Cooldown(_seconds(self._clock, seconds), _seconds(self._clock, age), reason.decode())
             case _:
@@ -301,10 +306,10 @@ class RedisStore:
         self._server.after_fork()
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
-        times = (_micros(self._clock, each) for each in (HORIZON, GRACE, STEP))
-        member = (member_of(owner), *times, AT_FIRST, MOST_MEMBERS)
+        times = (_micros(self._clock, each) for each in (HORIZON, GRACE, GROWTH_INTERVAL))
+        member = (member_of(owner), *times, FIRST_DIVISOR, MAX_MEMBERS)
         args = (owner, known_version, _micros(self._clock, lease), self._millis(lease + _DAY), *member)
-        keys = [*self._keys(key), self._members, f"{self._prefix}parts"]
+        keys = [*self._keys(key), self._members, f"{self._prefix}parts"]  # "parts" holds the divisors
         return self._server.run(lambda client: self._lease_result(ACQUIRE_LEASE(client, keys, *args)))
 
     def remove_member(self, member: str) -> None:
@@ -319,25 +324,25 @@ class RedisStore:
     def peek(self, key: str) -> StoreView:
         return self._server.run(lambda client: self._view(PEEK(client, self._keys(key))))
 
-    def _lease_result(self, reply: Any) -> LeaseResult:
-        match reply:
-            case [joined, 0, *record]:
-                return LeaseResult(self._record(record), **self._joined(joined))
-            case [joined, 1, int(left)]:
-                return LeaseResult(lease_remaining=_seconds(self._clock, left), **self._joined(joined))
-            case [joined, 2, int(fencing_token)]:
-                return LeaseResult(fencing_token=fencing_token, **self._joined(joined))
+    def _lease_result(self, response: Any) -> LeaseResult:
+        match response:
+            case [share, 0, *record]:
+                return LeaseResult(self._record(record), **self._share(share))
+            case [share, 1, int(left)]:
+                return LeaseResult(lease_remaining=_seconds(self._clock, left), **self._share(share))
+            case [share, 2, int(fencing_token)]:
+                return LeaseResult(fencing_token=fencing_token, **self._share(share))
             case _:
                 raise ValueError("invalid response")
 
-    def _joined(self, reply: Any) -> dict[str, Any]:
-        own_parts, others, last = reply
-        members = (Member(name.decode(), _seconds(self._clock, age), parts) for name, age, parts in others)
+    def _share(self, response: Any) -> dict[str, Any]:
+        divisor, others, last = response
+        members = (Member(name.decode(), _seconds(self._clock, age), each) for name, age, each in others)
         last_attempt = _seconds(self._clock, last) if last >= 0 else math.inf
-        return {"parts": own_parts, "others": tuple(members), "last_attempt": last_attempt}
+        return {"divisor": divisor, "others": tuple(members), "last_attempt": last_attempt}
 
-    def _view(self, reply: Any) -> StoreView:
-        record, lease = reply
+    def _view(self, response: Any) -> StoreView:
+        record, lease = response
         found = self._record(record) if record else None
         match lease:
             case []:
@@ -347,8 +352,8 @@ class RedisStore:
             case _:
                 raise ValueError("invalid response")
 
-    def _record(self, reply: Any) -> Record:
-        match reply:
+    def _record(self, response: Any) -> Record:
+        match response:
             case [int(version), int(age), bytes(content), int(stored)]:
                 return Record(version, content.decode(), _seconds(self._clock, age), _seconds(self._clock, stored))
             case _:

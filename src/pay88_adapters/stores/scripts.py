@@ -88,12 +88,12 @@ end
 # KEYS: the histories, then their cooldowns. ARGV: seconds to keep them, cap of a cooldown, number of
 # windows there are and of each the history, the limit and the expiry; how many ids and which; then for each history
 # how many entries the caller knows, and of each its id and its age
-CLAIM = Script(
+ACQUIRE = Script(
     _BASICS,
     _HISTORY,
     """
-local n, place = #KEYS / 2, 0
-local function argument() place = place + 1; return ARGV[place] end
+local n, position = #KEYS / 2, 0
+local function argument() position = position + 1; return ARGV[position] end
 local function number() return tonumber(argument()) end
 local kept, most, histories, windows, ids, granted, longest = number(), number(), {}, {}, {}, 1, nil
 for i = 1, number() do windows[i] = {number(), number(), number()} end
@@ -127,15 +127,15 @@ else
     end
   end
 end
-local reply = {}
+local texts = {}
 for i, history in ipairs(histories) do
   if granted == 1 then
     for _, id in ipairs(ids) do add(history, now, id) end
   end
   save(KEYS[i], history)
-  reply[i] = history.text
+  texts[i] = history.text
 end
-return {now, granted, reply, longest or {}}
+return {now, granted, texts, longest or {}}
 """,
 )
 
@@ -169,10 +169,10 @@ COOLDOWN = Script(
     _BASICS,
     _HISTORY,
     """
-local there = load_cooldown(KEYS[1])
-if not ARGV[1] then return there or {} end
+local current = load_cooldown(KEYS[1])
+if not ARGV[1] then return current or {} end
 local seconds, age = tonumber(ARGV[1]), tonumber(ARGV[2])
-if seconds > age and (not there or there[1] - there[2] < seconds - age) then
+if seconds > age and (not current or current[1] - current[2] < seconds - age) then
   redis.call('HSET', KEYS[1], 'at', digits(now - age), 'seconds', ARGV[1], 'reason', ARGV[3])
   redis.call('PEXPIRE', KEYS[1], digits(math.ceil((seconds - age) / 1000) + 1))
 end
@@ -180,92 +180,113 @@ return 1
 """,
 )
 
-_FENCES = """
-local function outlive(key, milliseconds)
+# Each loader returns nothing if there is none, and "malformed" as its second result for one of another format.
+_RECORD = """
+local function is_current(at, till) return at <= now and now < till end
+local function load_record(key, known_version)
+  local version, at, till, content, stored =
+    unpack(redis.call('HMGET', key, 'version', 'at', 'until', 'content', 'stored'))
+  if not version or version == known_version then return nil end
+  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
+  if not (version and at and till and content) then return nil, 'malformed' end
+  if is_current(at, till) then return {version, now - at, content, math.max(now - stored, 0)} end
+end
+local function load_lease(key, requester)
+  local owner, at, till = unpack(redis.call('HMGET', key, 'owner', 'at', 'until'))
+  if not owner or owner == requester then return nil end
+  at, till = whole(at), whole(till)
+  if not (at and till) then return nil, 'malformed' end
+  if is_current(at, till) then return {owner, till - now} end
+end
+"""
+
+_KEEP = """
+local function keep_for(key, milliseconds)
   if redis.call('PTTL', key) < tonumber(milliseconds) then redis.call('PEXPIRE', key, milliseconds) end
 end
 """
 
-# members.parts(), in one step with the parts of all members.
+# members.assigned_divisor(), in one step with the shares of all members. Returns the divisor, the other members, and
+# how long ago the last lease attempt was, or -1 for none.
 _MEMBERS = """
-local function join(seen, assigned, member, horizon, grace, step, first, most)
+local function assign_share(attempts, divisors, member, horizon, grace, growth_interval, first_divisor, max_members)
   if member == '' then return {0, {}, -1} end
-  local before, had = redis.call('ZSCORE', seen, member), whole(redis.call('HGET', assigned, member))
-  if not before or now - tonumber(before) >= horizon or had == 0 then had = nil end
-  local last = had and now - tonumber(before) or -1
+  local attempted_at, before = redis.call('ZSCORE', attempts, member), whole(redis.call('HGET', divisors, member))
+  attempted_at = attempted_at and tonumber(attempted_at)
+  if not attempted_at or now - attempted_at >= horizon or before == 0 then before = nil end
   -- First, because a full server denies it: after another write, it would execute the whole script.
-  redis.call('ZADD', seen, digits(now), member)
-  redis.call('ZREMRANGEBYSCORE', seen, '-inf', digits(now - horizon))
-  local count, free, result, others = redis.call('ZCARD', seen), 1, 0, {}
-  if count <= most then
-    local all = redis.call('HGETALL', assigned)
+  redis.call('ZADD', attempts, digits(now), member)
+  redis.call('ZREMRANGEBYSCORE', attempts, '-inf', digits(now - horizon))
+  local count, free, divisor, others = redis.call('ZCARD', attempts), 1, 0, {}
+  if count <= max_members then
+    local all = redis.call('HGETALL', divisors)
     for i = 1, #all, 2 do
-      local at, parts = redis.call('ZSCORE', seen, all[i]), whole(all[i + 1])
+      local name, at, other_divisor = all[i], redis.call('ZSCORE', attempts, all[i]), whole(all[i + 1])
       if not at then
-        redis.call('HDEL', assigned, all[i])
-      elseif all[i] ~= member and parts and parts > 0 then
+        redis.call('HDEL', divisors, name)
+      elseif name ~= member and other_divisor and other_divisor > 0 then
         local age = math.max(now - tonumber(at), 0)
-        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / parts
-        table.insert(others, {all[i], age, parts})
+        free = free - (1 - math.max(age - grace, 0) / (horizon - grace)) / other_divisor
+        table.insert(others, {name, age, other_divisor})
       end
     end
     local least = count
-    if had then
-      least = math.max(least, math.min(first, now - tonumber(before) < step and had or math.ceil(had / 2)))
+    if before then
+      local next_divisor = now - attempted_at < growth_interval and before or math.ceil(before / 2)
+      least = math.max(least, math.min(first_divisor, next_divisor))
     else
-      least = math.max(least, first)
-      if free * first < 1 - 1e-9 then free = free / 2 end
+      least = math.max(least, first_divisor)
+      if free * first_divisor < 1 - 1e-9 then free = free / 2 end
     end
-    if free * most >= 1 then result = math.max(least, math.ceil(1 / free - 1e-9)) end
+    if free * max_members >= 1 then divisor = math.max(least, math.ceil(1 / free - 1e-9)) end
   end
-  if result > 0 then redis.call('HSET', assigned, member, digits(result)) else redis.call('HDEL', assigned, member) end
-  for _, key in ipairs({seen, assigned}) do redis.call('PEXPIRE', key, digits(horizon / 500)) end
-  return {result, others, last}
+  if divisor > 0 then
+    redis.call('HSET', divisors, member, digits(divisor))
+  else
+    redis.call('HDEL', divisors, member)
+  end
+  local twice_the_horizon = digits(2 * horizon / 1000) -- in milliseconds
+  for _, key in ipairs({attempts, divisors}) do redis.call('PEXPIRE', key, twice_the_horizon) end
+  return {divisor, others, before and now - attempted_at or -1}
 end
 """
 
-# KEYS: fencing tokens, content, last lease attempts, parts. ARGV: owner, known version, lease, for how many
-# milliseconds to keep the fencing token, member, for how long it is one, for how long its part is whole, after how
-# long it grows, one in how many it is at first, how many there can be
+# KEYS: fencing tokens, content, last lease attempts, divisors of the shares. ARGV: owner, known version, lease, for how
+# many milliseconds to keep the fencing token, member, for how long it is one, for how long its share is whole, after
+# how long it grows, its first divisor, how many members there can be
 ACQUIRE_LEASE = Script(
     _BASICS,
-    _FENCES,
+    _RECORD,
+    _KEEP,
     _MEMBERS,
     """
-local parts = join(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
-                   tonumber(ARGV[9]), tonumber(ARGV[10]))
-local version, at, till, content, stored =
-  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
-if version and version ~= ARGV[2] then
-  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
-  if not (version and at and till and content) then return false end
-  if at <= now and now < till then return {parts, 0, version, now - at, content, math.max(now - stored, 0)} end
-end
-local fences, owner
-fences, owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'fences', 'owner', 'at', 'until'))
-if owner and owner ~= ARGV[1] then
-  at, till = whole(at), whole(till)
-  if not (at and till) then return false end
-  if at <= now and now < till then return {parts, 1, till - now} end
-end
-if fences then
-  fences = whole(fences)
-  if not fences then return false end
+local share = assign_share(KEYS[3], KEYS[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]),
+                           tonumber(ARGV[9]), tonumber(ARGV[10]))
+local record, record_is = load_record(KEYS[2], ARGV[2])
+if record_is == 'malformed' then return false end
+if record then return {share, 0, unpack(record)} end
+local lease, lease_is = load_lease(KEYS[1], ARGV[1])
+if lease_is == 'malformed' then return false end
+if lease then return {share, 1, lease[2]} end
+local fence = redis.call('HGET', KEYS[1], 'fences')
+if fence then
+  fence = whole(fence)
+  if not fence then return false end
 else
-  -- Not from 1: no fence from before a loss of all data may ever be given out again.
-  fences = now - 1
-  redis.call('HSET', KEYS[1], 'version', digits(fences))
+  -- Not from 1: no fencing token from before a loss of all data may be issued again.
+  fence = now - 1
+  redis.call('HSET', KEYS[1], 'version', digits(fence))
 end
--- Nor from where a replica that lagged had counted to before it took over.
-fences = math.max(fences + 1, now)
-redis.call('HSET', KEYS[1], 'fences', digits(fences), 'owner', ARGV[1],
+-- Nor one that a replica had not received before it took over.
+fence = math.max(fence + 1, now)
+redis.call('HSET', KEYS[1], 'fences', digits(fence), 'owner', ARGV[1],
            'at', digits(now), 'until', digits(now + ARGV[3]))
-outlive(KEYS[1], ARGV[4])
-return {parts, 2, fences}
+keep_for(KEYS[1], ARGV[4])
+return {share, 2, fence}
 """,
 )
 
-# KEYS: last lease attempts. ARGV: member, whose part the next lease attempt deletes. ZREM may be denied to the user
+# KEYS: last lease attempts. ARGV: member, whose share the next lease attempt deletes. ZREM may be denied to the user
 REMOVE_MEMBER = Script(
     """
 redis.call('ZADD', KEYS[1], '-inf', ARGV[1])
@@ -278,19 +299,19 @@ return 1
 # for how many milliseconds to keep, for how many to keep the fencing token, content
 PUBLISH = Script(
     _BASICS,
-    _FENCES,
+    _KEEP,
     """
 local fence = tonumber(ARGV[1])
-local fences, version, at = unpack(redis.call('HMGET', KEYS[1], 'fences', 'version', 'at'))
-if not fences then return 0 end
-fences, version = whole(fences), whole(version)
-if not (fences and version) then return false end
-if fence <= version or fence ~= fences then return 0 end
+local last_fence, version, at = unpack(redis.call('HMGET', KEYS[1], 'fences', 'version', 'at'))
+if not last_fence then return 0 end
+last_fence, version = whole(last_fence), whole(version)
+if not (last_fence and version) then return false end
+if fence <= version or fence ~= last_fence then return 0 end
 at = whole(at)
 if not at then return false end
 redis.call('HSET', KEYS[1], 'version', ARGV[1])
 redis.call('HDEL', KEYS[1], 'owner', 'at', 'until')
-outlive(KEYS[1], ARGV[5])
+keep_for(KEYS[1], ARGV[5])
 redis.call('DEL', KEYS[2])
 at = math.min(at + ARGV[3], now)
 redis.call('HSET', KEYS[2], 'version', ARGV[1], 'at', digits(at), 'stored', digits(now),
@@ -302,22 +323,11 @@ return 1
 
 PEEK = Script(
     _BASICS,
+    _RECORD,
     """
-local record, lease = {}, {}
-local version, at, till, content, stored =
-  unpack(redis.call('HMGET', KEYS[2], 'version', 'at', 'until', 'content', 'stored'))
-if version then
-  version, at, till, stored = whole(version), whole(at), whole(till), whole(stored) or now
-  if not (version and at and till and content) then return false end
-  if at <= now and now < till then record = {version, now - at, content, math.max(now - stored, 0)} end
-end
-local owner
-owner, at, till = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'until'))
-if owner then
-  at, till = whole(at), whole(till)
-  if not (at and till) then return false end
-  if at <= now and now < till then lease = {owner, till - now} end
-end
-return {record, lease}
+local record, record_is = load_record(KEYS[2])
+local lease, lease_is = load_lease(KEYS[1])
+if record_is == 'malformed' or lease_is == 'malformed' then return false end
+return {record or {}, lease or {}}
 """,
 )

@@ -18,10 +18,20 @@ from urllib.parse import quote, unquote
 
 from pay88_adapters.core.endpoint import RATE_LIMITED_GROUPS
 from pay88_adapters.core.errors import ConfigurationError, shorten
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, Entry, History, Window, counted, longest, verdict
+from pay88_adapters.core.history import (
+    Acquisition,
+    Cooldown,
+    Entry,
+    History,
+    StorageResult,
+    Window,
+    counted,
+    longest,
+    verdict,
+)
 from pay88_adapters.core.secret import redact
 
-from .base import BudgetStorage, LeaseResult, StoreClock, StoreError, StoreView
+from .base import EntryStorage, LeaseResult, StoreClock, StoreError, StoreView
 from .members import member_of
 from .sqlite_file import DatabaseFile
 from .sqlite_rows import (
@@ -40,7 +50,7 @@ _SCHEME = "sqlite://"
 _ACCESS = ("access=owner", "access=group")
 
 
-class SqliteStorage(BudgetStorage):
+class SqliteStorage(EntryStorage):
     """Entries in two files, one a row.
 
     Args:
@@ -56,50 +66,50 @@ class SqliteStorage(BudgetStorage):
     def _file(self, key: str) -> DatabaseFile:
         return self._calls if key.partition("/")[0] in RATE_LIMITED_GROUPS else self._tokens
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        keys = dict.fromkeys(window.key for window in claim.windows)
-        ttl = max(window.expiry for window in claim.windows)
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        keys = dict.fromkeys(window.key for window in acquisition.windows)
+        ttl = max(window.expiry for window in acquisition.windows)
 
-        def operation(db: sqlite3.Connection, now: float) -> ClaimResult:
+        def operation(db: sqlite3.Connection, now: float) -> StorageResult:
             forget_entries(db, now)
             for key in keys:
-                merge_entries(db, key, claim.known.get(key, ()), ttl, now)
+                merge_entries(db, key, acquisition.known.get(key, ()), ttl, now)
             histories = {key: read_history(db, key, now) for key in keys}
             cooldown = longest(read_cooldown(db, key, now) for key in keys)
-            wait = verdict(claim, histories, cooldown)
+            wait = verdict(acquisition, histories, cooldown)
             if wait == 0:
-                new = [Entry(name, 0.0) for name in claim.ids]
+                new = [Entry(name, 0.0) for name in acquisition.ids]
                 for key in keys:
                     merge_entries(db, key, new, ttl, now)
-                histories = {key: with_entries(past, claim.ids) for key, past in histories.items()}
-            return ClaimResult(wait, histories, cooldown)
+                histories = {key: with_entries(past, acquisition.ids) for key, past in histories.items()}
+            return StorageResult(wait, histories, cooldown)
 
-        return self._file(next(iter(keys))).do(operation)
+        return self._file(next(iter(keys))).run(operation)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
-        self._file(key).do(lambda db, now: merge_entries(db, key, entries, ttl, now))
+        self._file(key).run(lambda db, now: merge_entries(db, key, entries, ttl, now))
 
     def history(self, key: str) -> History:
-        return self._file(key).do(lambda db, now: read_history(db, key, now))
+        return self._file(key).run(lambda db, now: read_history(db, key, now))
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         def operation(db: sqlite3.Connection, now: float) -> None:
-            there = read_cooldown(db, key, now)
-            if there is None or there.left() < cooldown.left():
+            current = read_cooldown(db, key, now)
+            if current is None or current.left() < cooldown.left():
                 row = (key, now - cooldown.age, cooldown.seconds, cooldown.reason)
                 db.execute("REPLACE INTO bars VALUES (?, ?, ?, ?)", row)
 
-        self._file(key).do(operation)
+        self._file(key).run(operation)
 
     def cooldown(self, key: str) -> Cooldown | None:
-        return self._file(key).do(lambda db, now: read_cooldown(db, key, now))
+        return self._file(key).run(lambda db, now: read_cooldown(db, key, now))
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         def operation(db: sqlite3.Connection, now: float) -> tuple[float, int]:
             ages = counted(Window(key, limit, expiry), read_history(db, key, now))
             return (now - ages[0] if ages else now, len(ages))
 
-        return self._file(key).do(operation)
+        return self._file(key).run(operation)
 
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
@@ -109,7 +119,7 @@ class SqliteStorage(BudgetStorage):
             for table in ("entries", "bars"):
                 db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
 
-        self._file(key).do(operation)
+        self._file(key).run(operation)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
@@ -121,12 +131,12 @@ class SqliteStorage(BudgetStorage):
             db.execute("DELETE FROM bars")
             return int(keys)
 
-        return sum(file.do(operation) for file in (self._tokens, self._calls))
+        return sum(file.run(operation) for file in (self._tokens, self._calls))
 
     def check(self) -> bool:
         """Say whether the file can be used."""
         try:
-            return all(file.do(lambda db, now: True) for file in (self._tokens, self._calls))
+            return all(file.run(lambda db, now: True) for file in (self._tokens, self._calls))
         except StoreError:
             return False
 
@@ -162,32 +172,32 @@ class SqliteStore:
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         def operation(db: sqlite3.Connection, now: float) -> LeaseResult:
-            place = load_slot(db, key)
-            result = place.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
+            slot = load_slot(db, key)
+            result = slot.try_acquire_lease(now, owner=owner, known_version=known_version, lease=lease)
             if result.fencing_token is not None:
-                save_slot(db, key, place)
+                save_slot(db, key, slot)
             return join_members(db, result, member_of(owner), now)
 
-        return self._file.do(operation)
+        return self._file.run(operation)
 
     def remove_member(self, member: str) -> None:
-        self._file.do(lambda db, now: db.execute("DELETE FROM members WHERE member = ?", (member,)))
+        self._file.run(lambda db, now: db.execute("DELETE FROM members WHERE member = ?", (member,)))
 
     def publish(self, key: str, *, fencing_token: int, content: str, ttl: float, write_delay: float = 0.0) -> bool:
         def operation(db: sqlite3.Connection, now: float) -> bool:
-            place = load_slot(db, key)
-            published = place.publish(
+            slot = load_slot(db, key)
+            published = slot.publish(
                 now, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay
             )
             if published:
-                save_slot(db, key, place)
+                save_slot(db, key, slot)
                 db.execute("DELETE FROM records WHERE keep_until < ? AND leased_until < ?", (now - DAY, now - DAY))
             return published
 
-        return self._file.do(operation)
+        return self._file.run(operation)
 
     def peek(self, key: str) -> StoreView:
-        return self._file.do(lambda db, now: load_slot(db, key).peek(now))
+        return self._file.run(lambda db, now: load_slot(db, key).peek(now))
 
 
 def sqlite_store(url: str, clock: StoreClock) -> SqliteStore:

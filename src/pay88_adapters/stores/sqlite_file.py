@@ -44,8 +44,17 @@ CREATE TABLE entries (
     PRIMARY KEY (key, id)
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_end ON entries (until);
-CREATE TABLE bars (key TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE members (member TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, parts INTEGER NOT NULL);
+CREATE TABLE bars ( -- cooldowns
+    key TEXT NOT NULL PRIMARY KEY,
+    at REAL NOT NULL,
+    seconds REAL NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE members (
+    member TEXT NOT NULL PRIMARY KEY,
+    at REAL NOT NULL,
+    parts INTEGER NOT NULL -- divisor of the share
+);
 CREATE TABLE records ( -- a RecordSlot, field by field
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -53,7 +62,7 @@ CREATE TABLE records ( -- a RecordSlot, field by field
     written_at REAL NOT NULL,
     stored_at REAL NOT NULL,
     keep_until REAL NOT NULL,
-    fences INTEGER NOT NULL,
+    fences INTEGER NOT NULL, -- last_fencing_token
     owner TEXT NOT NULL,
     leased_at REAL NOT NULL,
     leased_until REAL NOT NULL
@@ -65,23 +74,24 @@ _SHORTEST, _LONGEST = 0.002, 0.05  # real seconds between two attempts to be the
 T = TypeVar("T")
 
 
-class _Turnstile:
-    """Lets one thread in, and no fork while it is inside.
+class _LockAcrossForks:
+    """A lock that each transaction holds, and each fork from before it until after it.
 
-    The child would inherit SQLite's own locks, and its belief that this process has locked the file.
+    A child of a fork during a transaction would inherit SQLite's own locks, and its belief that this process has locked
+    the file.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._held = False
 
     def before_fork(self) -> None:
-        # Not without a limit: a signal handler may fork inside of a transaction.
-        self._held = self.lock.acquire(timeout=_FORK_TIMEOUT)
+        # With a timeout, because a transaction in another thread may hang. One in this thread, in which a signal
+        # handler forks, delays nothing: the lock is reentrant.
+        self.lock.acquire(timeout=_FORK_TIMEOUT)
 
     def after_fork_in_parent(self) -> None:
-        if self._held:
-            self._held = False
+        # The lock itself knows how often this thread has acquired it: forks may be nested, or time out.
+        with suppress(RuntimeError):  # not acquired
             self.lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -90,12 +100,12 @@ class _Turnstile:
             _leave(place)
 
 
-_turnstile = _Turnstile()
+_fork_safe = _LockAcrossForks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_turnstile.before_fork,
-        after_in_parent=_turnstile.after_fork_in_parent,
-        after_in_child=_turnstile.after_fork_in_child,
+        before=_fork_safe.before_fork,
+        after_in_parent=_fork_safe.after_fork_in_parent,
+        after_in_child=_fork_safe.after_fork_in_child,
     )
 
 
@@ -120,7 +130,7 @@ class DatabaseFile:
         self._boot = _boot_id()
         self._for_group = for_group
         self._durable = durable
-        self._look()
+        self._checked_id()
 
     @property
     def host(self) -> str:
@@ -129,11 +139,11 @@ class DatabaseFile:
         seen = f"{self._boot or platform.node()}\n{directory.st_dev}\n{directory.st_ino}\n{self._path.name}"
         return hashlib.sha256(seen.encode()).hexdigest()[:32]
 
-    def do(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
+    def run(self, operation: Callable[[sqlite3.Connection, float], T]) -> T:
         """Return the result of *operation* with the connection at this time, under an exclusive lock."""
         until, locked = monotonic() + _LOCK_TIMEOUT, False
         while True:
-            with _turnstile.lock:  # and no more around it: an exception may come between any two instructions
+            with _fork_safe.lock:  # and no more around it: an exception may come between any two instructions
                 if monotonic() > until:
                     why = "another process has locked it" if locked else "too many threads wait for it"
                     raise StoreError(f"{_name(self._path)} is busy: {why}")
@@ -171,17 +181,17 @@ class DatabaseFile:
 
     def _begin(self) -> sqlite3.Connection:
         for _ in range(3):
-            found = self._look()
+            found = self._checked_id()
             if found is None:
                 # Not left to SQLite, whose mode is whatever the umask leaves.
                 with suppress(FileExistsError):
-                    _make(self._path, for_group=self._for_group)
+                    _create_file(self._path, for_group=self._for_group)
                 continue
             db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
             try:
                 db.text_factory = decode
                 _lock(db, "NORMAL" if self._durable else "OFF")
-                if found == self._look():
+                if found == self._checked_id():
                     return db
             except BaseException:
                 db.close()
@@ -189,15 +199,15 @@ class DatabaseFile:
             db.close()
         raise StoreError(f"{_name(self._path)} is replaced again and again by another process")
 
-    def _look(self) -> tuple[int, int] | None:
-        return (_look_for_group if self._for_group else _look)(self._path)
+    def _checked_id(self) -> tuple[int, int] | None:
+        return (_check_group_access if self._for_group else _check_owner_access)(self._path)
 
     def _now(self, db: sqlite3.Connection) -> float:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if not version:
             if db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise StoreError(f"{_name(self._path)} is the database of another program: use another path")
-            _create(db)
+            _create_tables(db)
         elif version == 1:
             _migrate(db)
         elif version != _FORMAT:
@@ -205,12 +215,12 @@ class DatabaseFile:
         boot, at, wall = db.execute("SELECT boot, at, wall FROM clock").fetchone() or (None, None, None)
         now = self._clock.now()
         if string(boot) != self._boot or real(at) > now:
-            self._start_over(db, now, now - real(at) - max(self._wall() - real(wall), 0.0))
+            self._adjust_to_boot(db, now, now - real(at) - max(self._wall() - real(wall), 0.0))
         return now
 
-    def _start_over(self, db: sqlite3.Connection, now: float, shift: float) -> None:
-        # The clock counts from another boot. Only the wall clock knows how long ago that was; what must not
-        # be taken for younger than it is, goes.
+    def _adjust_to_boot(self, db: sqlite3.Connection, now: float, shift: float) -> None:
+        # The clock counts from another boot. Only the wall clock shows how long ago that was, and it may be wrong. So
+        # tokens, which must not seem younger than they are, are deleted.
         db.execute("UPDATE entries SET at = at + ?, until = until + ?", (shift, shift))
         db.execute("UPDATE bars SET at = at + ?", (shift,))
         db.execute("UPDATE members SET at = at + ?", (shift,))
@@ -220,7 +230,7 @@ class DatabaseFile:
         return time.time() * self._clock.speed
 
 
-def _create(db: sqlite3.Connection) -> None:
+def _create_tables(db: sqlite3.Connection) -> None:
     for statement in _TABLES.split(";"):  # executescript would commit
         db.execute(statement)
     db.execute(f"PRAGMA user_version = {_FORMAT}")
@@ -233,7 +243,7 @@ def _migrate(db: sqlite3.Connection) -> None:
     fences = db.execute("SELECT key, fences FROM records").fetchall()
     for table in ("clock", "entries", "records"):
         db.execute(f"DROP TABLE {table}")
-    _create(db)
+    _create_tables(db)
     if clock is not None:
         db.execute("UPDATE clock SET boot = ?, at = ?, wall = ?", clock)
     by_key: dict[str, list[tuple[float, float]]] = {}
@@ -247,9 +257,9 @@ def _migrate(db: sqlite3.Connection) -> None:
         ttl = max(MIN_TTL, *(until - at for at, until in rows))
         db.executemany(INSERT, [(history, f"1.{n}", at, at + ttl) for n, (at, _) in enumerate(rows)])
     # No record, but the fencing token: a holder with an older one publishes nothing.
-    place = astuple(RecordSlot())
-    for key, given in fences:
-        row = dict(zip(COLUMNS.split(", "), place, strict=True)) | {"version": whole(given), "fences": whole(given)}
+    slot = astuple(RecordSlot())
+    for key, fence in fences:
+        row = dict(zip(COLUMNS.split(", "), slot, strict=True)) | {"version": whole(fence), "fences": whole(fence)}
         db.execute(SAVE, (string(key), *row.values()))
 
 
@@ -311,9 +321,9 @@ def _lock(db: sqlite3.Connection, synchronous: str) -> None:
     db.execute("BEGIN EXCLUSIVE")  # more than IMMEDIATE: waiting processes do not delay the COMMIT
 
 
-def _look(path: Path) -> tuple[int, int] | None:
+def _check_owner_access(path: Path) -> tuple[int, int] | None:
     """Return the device and inode of the file, if any, after checking that only this user has access."""
-    _, file = _found(path)
+    _, file = _checked_stats(path)
     if file and os.name == "posix":
         if file.st_uid != os.geteuid():
             raise ConfigurationError(f"{_name(path)} is owned by another user: remove it or use another path")
@@ -324,9 +334,9 @@ def _look(path: Path) -> tuple[int, int] | None:
     return (file.st_dev, file.st_ino) if file else None
 
 
-def _look_for_group(path: Path) -> tuple[int, int] | None:
+def _check_group_access(path: Path) -> tuple[int, int] | None:
     """Return the device and inode of the file, if any, after checking that only the directory's group has access."""
-    directory, file = _found(path)
+    directory, file = _checked_stats(path)
     if os.name == "posix":
         if not directory.st_mode & stat.S_ISGID:  # or else the files in it are of their makers' groups
             raise ConfigurationError(f"files in {_name(path.parent)} do not inherit its group: run chmod 2770 on it")
@@ -337,7 +347,7 @@ def _look_for_group(path: Path) -> tuple[int, int] | None:
     return (file.st_dev, file.st_ino) if file else None
 
 
-def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
+def _checked_stats(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
     directory, file = _stat(path.parent), _stat(path)
     if directory is None:
         raise ConfigurationError(f"{_name(path.parent)} does not exist: create it, or use another path")
@@ -350,7 +360,7 @@ def _found(path: Path) -> tuple[os.stat_result, os.stat_result | None]:
     return directory, file
 
 
-def _make(path: Path, *, for_group: bool) -> None:
+def _create_file(path: Path, *, for_group: bool) -> None:
     """Make an empty file.
 
     Raises:

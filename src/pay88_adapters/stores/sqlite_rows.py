@@ -1,4 +1,4 @@
-"""Rows of the SQLite store, read with suspicion: anything may stand in a file."""
+"""Rows of the SQLite store. Each value is checked when it is read: the file may be corrupt, or from another program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import isfinite
 from pay88_adapters.core.history import MIN_TTL, Cooldown, History, Past
 
 from .base import LeaseResult, Member
-from .members import HORIZON, MOST_MEMBERS, joined, parts
+from .members import HORIZON, MAX_MEMBERS, assigned_divisor, with_share
 from .record_slot import RecordSlot
 
 DAY = 86_400.0
@@ -66,35 +66,35 @@ def join_members(db: sqlite3.Connection, result: LeaseResult, member: str, now: 
         return result
     db.execute("DELETE FROM members WHERE at <= ?", (now - HORIZON,))
     before = db.execute("SELECT member, at, parts FROM members WHERE member = ?", (member,)).fetchone()
-    rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MOST_MEMBERS))
+    rows = db.execute("SELECT member, at, parts FROM members WHERE member <> ? LIMIT ?", (member, MAX_MEMBERS))
     others = tuple(_member(row, now) for row in rows)
     known = None if before is None else _member(before, now)
-    own_parts = parts(others, known)
-    if known is None and len(others) >= MOST_MEMBERS:
+    divisor = assigned_divisor(others, known)
+    if known is None and len(others) >= MAX_MEMBERS:
         pass  # one too many, like all that come later
-    elif known is None or own_parts != known.parts or known.age >= _FRESH:
-        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, own_parts))
-    return joined(result, own_parts, others, known)
+    elif known is None or divisor != known.divisor or known.age >= _FRESH:
+        db.execute("REPLACE INTO members VALUES (?, ?, ?)", (member, now, divisor))
+    return with_share(result, divisor, others, known)
 
 
 def _member(row: tuple[object, object, object], now: float) -> Member:
-    name, at, assigned = row
-    return Member(string(name), now - real(at), whole(assigned))
+    name, at, divisor = row
+    return Member(string(name), now - real(at), whole(divisor))
 
 
 def load_slot(db: sqlite3.Connection, key: str) -> RecordSlot:
     row = db.execute(f"SELECT {COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()  # noqa: S608
     if row is None:
         return RecordSlot()
-    version, content, written_at, stored_at, keep_until, fences, owner, leased_at, leased_until = row
-    if not 0 <= whole(version) <= whole(fences):
+    version, content, written_at, stored_at, keep_until, last_fencing_token, owner, leased_at, leased_until = row
+    if not 0 <= whole(version) <= whole(last_fencing_token):
         raise sqlite3.DatabaseError("a version without a fencing token")
     record = (version, string(content), real(written_at), real(stored_at), real(keep_until))
-    return RecordSlot(*record, fences, string(owner), real(leased_at), real(leased_until))
+    return RecordSlot(*record, last_fencing_token, string(owner), real(leased_at), real(leased_until))
 
 
-def save_slot(db: sqlite3.Connection, key: str, place: RecordSlot) -> None:
-    db.execute(SAVE, (key, *astuple(place)))
+def save_slot(db: sqlite3.Connection, key: str, slot: RecordSlot) -> None:
+    db.execute(SAVE, (key, *astuple(slot)))
 
 
 def decode(raw: bytes) -> str:

@@ -56,12 +56,12 @@ class Responder:
             return exchange.abandoned()
         delays, seen = self._faults.delays(received)
         for delay in delays:
-            exchange.met.append(type(delay).__name__)
+            exchange.injected.append(type(delay).__name__)
             if isinstance(delay, Hold):
                 await delay.passed()
             else:
                 await self.until(self.now() + delay.seconds)
-        return await exchange.answer(self._faults.outcome(received, seen))
+        return await exchange.respond(self._faults.outcome(received, seen))
 
     def now(self) -> float:
         """Return what the emulator's clock shows."""
@@ -76,7 +76,7 @@ class Responder:
         return self._service().handle(received, self.now(), self._wall())
 
     def error(self, status: int, received: Request, **more: object) -> Response:
-        """Return a documented error that the service had no reason for."""
+        """Return an error in the documented form, for a fault."""
         return self._service().error(status, received, self.now(), self._wall(), **more)  # type: ignore[arg-type]
 
     def count(self, received: Request) -> None:
@@ -100,13 +100,13 @@ class _Exchange:
         self._at = at
         self._finished = finished
         self.received = received
-        self.met: list[str] = []
-        """The names of the faults met so far."""
+        self.injected: list[str] = []
+        """The names of the faults injected so far."""
 
-    async def answer(self, fault: Outcome | None) -> web.StreamResponse:
+    async def respond(self, fault: Outcome | None) -> web.StreamResponse:
         """Respond to the request, or inject the fault."""
         if fault is not None:
-            self.met.append(type(fault).__name__)
+            self.injected.append(type(fault).__name__)
         match fault:
             case fault_types.ResetBeforeRead():
                 return self._hang_up(None, reset=True)
@@ -127,7 +127,7 @@ class _Exchange:
 
     def reset(self, fault: fault_types.ResetBeforeRead) -> web.StreamResponse:
         """Reset the connection with the body still unread."""
-        self.met.append(type(fault).__name__)
+        self.injected.append(type(fault).__name__)
         return self._hang_up(None, reset=True)
 
     def abandoned(self) -> web.StreamResponse:
@@ -227,7 +227,7 @@ class _Exchange:
             executed=response is not None and response.executed,
             event=None if response is None else response.event,
             serial=None if response is None else response.serial,
-            fault="+".join(self.met) or None,
+            fault="+".join(self.injected) or None,
             took=self._owner.now() - self._at,
         )
 
@@ -259,10 +259,10 @@ def _reset(transport: asyncio.Transport) -> None:
 
 def _merged(ours: Fields, theirs: Fields) -> tuple[tuple[str, str], ...]:
     """Return the headers of a response; those of a fault replace those of the service."""
-    said = _pairs(theirs)
-    names = {name.lower() for name, _ in said}
+    replacing = _pairs(theirs)
+    names = {name.lower() for name, _ in replacing}
     basis = (("Content-Type", "application/json"), *_pairs(ours))
-    return (*(pair for pair in basis if pair[0].lower() not in names), *said)
+    return (*(pair for pair in basis if pair[0].lower() not in names), *replacing)
 
 
 def _pairs(headers: Fields) -> tuple[tuple[str, str], ...]:

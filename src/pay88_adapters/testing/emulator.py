@@ -53,6 +53,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
+def _check_address(host: object, port: object) -> None:
+    check_type("host", host, str, required=True)
+    if not host:
+        raise ConfigurationError("host is empty: use 127.0.0.1, or 0.0.0.0 for all addresses of this machine")
+    check_count("port", port, most=65_535)
+
+
 class Emulator:
     """A server that behaves like 88Pay, with fault injection and a request journal.
 
@@ -94,16 +101,10 @@ class Emulator:
         service: Service | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        for name, value, kind in (
-            ("clock", clock, Clock),
-            ("ssl_context", ssl_context, ssl.SSLContext),
-            ("service", service, Service),
-        ):
-            check_type(name, value, kind)
-        check_type("host", host, str, required=True)
-        if not host:
-            raise ConfigurationError("host is empty: use 127.0.0.1, or 0.0.0.0 for all addresses of this machine")
-        check_count("port", port, most=65_535)
+        check_type("clock", clock, Clock)
+        check_type("ssl_context", ssl_context, ssl.SSLContext)
+        check_type("service", service, Service)
+        _check_address(host, port)
         check_callable("wall", wall)
         self.service = service or Service(
             api_key=api_key,
@@ -187,7 +188,7 @@ class Emulator:
     @property
     def open_connections(self) -> int:
         """Number of open connections, without those of the page."""
-        return len(self._clients())
+        return len(self._client_connections())
 
     # Actions of a test
 
@@ -203,7 +204,7 @@ class Emulator:
 
     def drop_connections(self) -> None:
         """Close every open connection except the page's, idle or not, as a server that restarts does."""
-        self._act(self.close_connections())
+        self._run_on_loop(self.close_connections())
 
     # Starting and stopping
 
@@ -215,7 +216,7 @@ class Emulator:
             OSError: The port is taken.
         """
         if self._thread is not None:
-            self._must_be_ours()
+            self._check_process()
             raise RuntimeError(f"this emulator is already running at {self.url}")
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         sock = socket.create_server((self.host, self._port), family=family, backlog=_BACKLOG)
@@ -228,7 +229,7 @@ class Emulator:
         self._thread = threading.Thread(target=self._run, args=(loop,), name="pay88-emulator", daemon=True)
         self._thread.start()
         try:
-            self._act(self._serve(sock))
+            self._run_on_loop(self._serve(sock))
         except BaseException:
             sock.close()
             self.stop()
@@ -239,9 +240,9 @@ class Emulator:
         """Close the port and every connection, and end the thread. Stopping twice is allowed."""
         if self._thread is None or self._loop is None:
             return
-        self._must_be_ours()
+        self._check_process()
         try:
-            self._act(self._shut_down())
+            self._run_on_loop(self._shut_down())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_TIMEOUT)
@@ -250,7 +251,7 @@ class Emulator:
 
     def release_sockets(self) -> None:
         """Close this process's copies of the sockets, in a child that was forked off."""
-        transports = [connection.transport for connection in self._all()]
+        transports = [connection.transport for connection in self._all_connections()]
         sockets: list[Any] = [each.get_extra_info("socket") for each in transports if each is not None]
         sockets.append(self._socket)
         null = os.open(os.devnull, os.O_RDWR)
@@ -260,21 +261,21 @@ class Emulator:
                 os.dup2(null, sock.fileno(), inheritable=False)
         os.close(null)
 
-    def _must_be_ours(self) -> None:
+    def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
                 f"this emulator runs in process {self._pid}, the parent of this process:"
                 " start another emulator here, or send requests to its URL"
             )
 
-    def _act(self, coro: Coroutine[Any, Any, T]) -> T:
+    def _run_on_loop(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the server's loop, and wait for it."""
         if self._loop is None:
             coro.close()
             raise RuntimeError("this emulator is not running: call start() first")
         if self._pid != os.getpid():
             coro.close()
-            self._must_be_ours()
+            self._check_process()
         return asyncio.run_coroutine_threadsafe(coro, self._loop).result(_TIMEOUT)
 
     # On the server's thread
@@ -290,7 +291,7 @@ class Emulator:
 
     async def _serve(self, sock: socket.socket) -> None:
         # Bodies are not unpacked: the journal keeps what was sent.
-        server = self._server = web.Server(self._answer, access_log=None, auto_decompress=False)
+        server = self._server = web.Server(self._respond, access_log=None, auto_decompress=False)
 
         def connected() -> asyncio.Protocol:
             self._connections += 1
@@ -299,9 +300,9 @@ class Emulator:
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(connected, sock=sock, backlog=_BACKLOG, ssl=self._ssl_context)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         if PREFIX in request.raw_path and self._page.owns(request):
-            return await self._page.answer(request)
+            return await self._page.respond(request)
         return await self._responder(request)
 
     async def _shut_down(self) -> None:
@@ -317,15 +318,15 @@ class Emulator:
         await self.close_connections(abort=True)
         self._server = self._listener = None
 
-    def _all(self) -> list[web.RequestHandler]:
+    def _all_connections(self) -> list[web.RequestHandler]:
         return [] if self._server is None else self._server.connections
 
-    def _clients(self) -> list[web.RequestHandler]:
-        return [each for each in self._all() if each not in self._page.connections]
+    def _client_connections(self) -> list[web.RequestHandler]:
+        return [each for each in self._all_connections() if each not in self._page.connections]
 
     async def close_connections(self, *, abort: bool = False) -> None:
         """Do the same as :meth:`drop_connections`, on the server's own event loop."""
-        for connection in self._all() if abort else self._clients():
+        for connection in self._all_connections() if abort else self._client_connections():
             transport = connection.transport
             if abort and transport is not None:
                 transport.abort()  # a TLS transport that is closed would wait for its peer

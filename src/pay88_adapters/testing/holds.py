@@ -74,15 +74,15 @@ class Hold:
         with self._changed:
             if self._released:
                 return
-            place = (loop, loop.create_future())
-            self._waiting.append(place)
+            waiter = (loop, loop.create_future())
+            self._waiting.append(waiter)
             self._changed.notify_all()
         try:
-            await place[1]
+            await waiter[1]
         finally:
             with self._changed:
-                if place in self._waiting:  # cancelled, not released
-                    self._waiting.remove(place)
+                if waiter in self._waiting:  # cancelled, not released
+                    self._waiting.remove(waiter)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

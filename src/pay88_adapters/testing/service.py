@@ -25,6 +25,8 @@ from .issued import IssuedToken, IssuedTokens, random_uuid
 from .messages import (
     BALANCE_PATH,
     CALL_LIMITS,
+    CHARGES_PATH,
+    ECHO_PATH,
     MESSAGES,
     TOKEN_LIMITS,
     TOKEN_PATH,
@@ -313,15 +315,13 @@ class Service:
 
     def _act(self, received: Request, token: IssuedToken, now: float) -> Response | int:
         """Execute an authenticated API request; return the status code of the error if it fails."""
-        match received.method, received.route:
-            case _, "/api/echo":
-                return self._echo(received, token)
-            case "POST", "/api/balance":
-                return self._balance(received, token)
-            case "POST", "/api/transactions/charges":
-                return self._charge(received, token, now)
-            case _:
-                return 404
+        if received.route == ECHO_PATH:
+            return self._echo(received, token)
+        if received.method == "POST" and received.route == BALANCE_PATH:
+            return self._balance(received, token)
+        if received.method == "POST" and received.route == CHARGES_PATH:
+            return self._charge(received, token, now)
+        return 404
 
     def _echo(self, received: Request, token: IssuedToken) -> Response:
         digest = hashlib.sha256(received.body).hexdigest()
@@ -329,8 +329,8 @@ class Service:
         return _success("Echo", data, "echo", token.serial)
 
     def _balance(self, received: Request, token: IssuedToken) -> Response | int:
-        asked = received.query.get("id", [token.merchant_id])
-        if asked != [token.merchant_id]:
+        merchants = received.query.get("id", [token.merchant_id])
+        if merchants != [token.merchant_id]:
             return 403
         data = {"id": token.merchant_id, "balance": 100_000, "currency": "COP"}
         return _success("Balance retrieved successfully", data, "balance", token.serial)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pay88_adapters import Credentials, Pay88Error, Token, TokenPolicy
 from pay88_adapters.core.endpoint import Endpoint
 from pay88_adapters.core.errors import ClientClosed
-from pay88_adapters.core.history import Claim, ClaimResult
+from pay88_adapters.core.history import Acquisition, StorageResult
 from pay88_adapters.core.retry import RetryPolicy
 from pay88_adapters.engine.effects import (
     AcquireTokenFlow,
@@ -134,12 +134,12 @@ class Manager:
         self.world.outcome.calls += 1
         self._under_way += 1
         call = ApiCall(self.world.now, probes=probes)
-        carriers = (call,) if self.world.scenario.young else (self,)
+        dependencies = (call,) if self.world.scenario.young else (self,)
         patience = WaitBudget(self.process.policy.max_wait)
 
         def acquired() -> AcquireTokenFlow:
             gate = lambda: state.join("all", lambda: SimulatedEvent(self.process.soon))  # noqa: E731 - the sequence's own callback
-            return TokenAcquisition(self.fetches, gate, wait_budget=patience, carriers=carriers).run()
+            return TokenAcquisition(self.fetches, gate, wait_budget=patience, dependencies=dependencies).run()
 
         self._resume(call, run_request(state, call, acquired, state.now(), patience))
 
@@ -264,7 +264,7 @@ class Process:
             Remote(self, world.spares[host], lambda: world.spare_reachable(host)) if world.scenario.fallback else None
         )
         self.fleet = StoreClient(remote, self.clock, world.scenario.share, spare, f"host {host}")
-        self.fleet.budget.claim = self._noted(self.fleet.budget.claim)  # type: ignore[assignment,method-assign]
+        self.fleet.token_entries.acquire = self._noted(self.fleet.token_entries.acquire)  # type: ignore[assignment,method-assign]
         idle = number < world.scenario.idle
         self.managers = [Manager(self, idle=idle) for _ in range(world.scenario.managers)]
         # The core has set its timeouts by now. Nothing here blocks.
@@ -273,9 +273,9 @@ class Process:
                 each.blocking = False  # type: ignore[misc]
         self.fleet.blocking = False
 
-    def _noted(self, claim: Callable[[Claim], ClaimResult]) -> Callable[[Claim], ClaimResult]:
-        def noted(wanted: Claim) -> ClaimResult:
-            result = claim(wanted)
+    def _noted(self, acquisition: Callable[[Acquisition], StorageResult]) -> Callable[[Acquisition], StorageResult]:
+        def noted(wanted: Acquisition) -> StorageResult:
+            result = acquisition(wanted)
             if not result.wait:
                 self.grant = (wanted.ids[0], self.world.now, not self.fleet.degraded)
             elif "not all processes have reported" in result.reason:
@@ -338,4 +338,4 @@ class Process:
 
     def known(self) -> set[str]:
         """Return the ids of the units that it knows."""
-        return {entry.id for entry in self.fleet.budget_copy.known(self.world.budget_key)}
+        return {entry.id for entry in self.fleet.local_copy.known(self.world.budget_key)}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pay88_adapters.clock import Clock
-from pay88_adapters.core.history import Claim, ClaimResult, Cooldown, History
+from pay88_adapters.core.history import Acquisition, Cooldown, History, StorageResult
 from pay88_adapters.engine.store_link import OPERATION_TIMEOUT
-from pay88_adapters.stores.base import BudgetStorage, LeaseResult, StoreError, StoreView
+from pay88_adapters.stores.base import EntryStorage, LeaseResult, StoreError, StoreView
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Remote:
 
     def __init__(self, process: Process, store: MemoryStore, reachable: Callable[[], str]) -> None:
         self.process, self._store, self._reachable = process, store, reachable
-        self.budget: BudgetStorage = _RemoteBudget(self)
+        self.budget: EntryStorage = _RemoteBudget(self)
 
     def after_fork(self) -> None:
         """Nothing here forks."""
@@ -88,8 +88,8 @@ class _RemoteBudget(MemoryStorage):
         super().__init__(lambda: 0.0)
         self._remote = remote
 
-    def claim(self, claim: Claim) -> ClaimResult:
-        return self._remote.ask(lambda store: store.budget.claim(claim))
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
+        return self._remote.ask(lambda store: store.budget.acquire(acquisition))
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         self._remote.ask(lambda store: store.budget.merge(key, entries, ttl))
@@ -110,13 +110,13 @@ class SimulatedStore(MemoryStore):
     def copy(self) -> tuple[Any, ...]:
         """Return all that it holds."""
         budget = self.budget
-        return dict(budget._histories), dict(budget._cooldowns), dict(self._places), dict(self._members)
+        return dict(budget._histories), dict(budget._cooldowns), dict(self._slots), dict(self._members)
 
     def restore(self, copy: tuple[Any, ...]) -> None:
         """Contain what it contained then."""
-        histories, cooldowns, places, members = map(dict, copy)
+        histories, cooldowns, slots, members = map(dict, copy)
         self.budget._histories, self.budget._cooldowns = histories, cooldowns
-        self._places, self._members = places, members
+        self._slots, self._members = slots, members
 
     def fail_over(self, copy: tuple[Any, ...]) -> None:
         """Lose what replicas did not have then, but not the budget: its writes wait for the replicas."""

@@ -23,7 +23,7 @@ from pay88_adapters.clock import Clock
 from pay88_adapters.core.wire import TokenRequest, TokenResponse
 from pay88_adapters.engine.fetches import FetchRun
 from pay88_adapters.stores.base import Store
-from pay88_adapters.stores.members import AT_FIRST
+from pay88_adapters.stores.members import FIRST_DIVISOR
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing.messages import TOKEN_PATH
 from pay88_adapters.testing.messages import Request as ReceivedRequest
@@ -270,7 +270,7 @@ class World:
         self._attempts.append(self.now)
         deadline, rng = self.now + request.timeout, process.rng
         cut_off = not through_store and self._is_cut_off(process.number)
-        sent = Request(0.0, process, unit, granted_at, process.fleet.share.is_assigned, through_store, cut_off)
+        sent = Request(0.0, process, unit, granted_at, process.fleet.share.has_joined, through_store, cut_off)
 
         def fail(how: str, at: float) -> None:
             error = TimeoutError("timed out") if how == "hangs" else ConnectionError(how)
@@ -392,7 +392,7 @@ class World:
         budget together, and more than that only with a ``fallback_share`` or a fallback store. Their token requests are
         left out where the budget of all is judged.
         """
-        process, part = request.process, self.scenario.share or 1 / AT_FIRST
+        process, part = request.process, self.scenario.share or 1 / FIRST_DIVISOR
         own = [each.at for each in self._recent if each.process is process and not each.known]
         for item in process.policy.rate_limits():
             found = sum(at > self.now - item.get_expiry() for at in own)
@@ -402,7 +402,7 @@ class World:
     def _judge_cut_off(self, request: Request, limits: Mapping[float, int]) -> None:
         """Rule 24: who alone is cut off takes its share and no more, whatever the others do meanwhile."""
         fleet = request.process.fleet
-        parts = fleet.share.parts(fleet.link.failing_since)
+        divisor = fleet.share.divisor(fleet.link.failing_since)
         host = request.process.number % self.scenario.hosts if self.scenario.fallback else None
         together = [
             each
@@ -411,8 +411,8 @@ class World:
         ]
         for seconds, amount in limits.items():
             found = sum(each.at > self.now - seconds for each in together)
-            if found * parts > amount:
-                self.violate("share", f"{found} token requests in {seconds:g} s, with one part in {parts} of {amount}")
+            if found * divisor > amount:
+                self.violate("share", f"{found} token requests in {seconds:g} s, the share is 1/{divisor} of {amount}")
 
     def _judge_cooldown(self, request: Request) -> None:
         """Rule 10: no process that can know ``Retry-After`` sends a token request before."""

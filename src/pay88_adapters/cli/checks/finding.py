@@ -20,8 +20,8 @@ class Finding:
     @property
     def text(self) -> str:
         """The result as one line."""
-        said = f"{self.detail}: {self.remedy}" if self.remedy else self.detail
-        return " ".join(f"{self.state:<9}{self.name:<13}{said}".splitlines())
+        line = f"{self.detail}: {self.remedy}" if self.remedy else self.detail
+        return " ".join(f"{self.state:<9}{self.name:<13}{line}".splitlines())
 
 
 def ok(name: str, detail: str) -> Finding:

@@ -54,7 +54,7 @@ class Network:
         try:
             plain = socket.create_connection((self._endpoint.host, self._endpoint.port), _TIMEOUT)
         except OSError as error:
-            yield _unconnected(self._endpoint, error)
+            yield _connection_failure(self._endpoint, error)
             yield skipped("TLS", "no connection")
             return
         with plain:
@@ -64,21 +64,21 @@ class Network:
 
     def _secure(self, endpoint: Endpoint, plain: socket.socket) -> Finding:
         if endpoint.scheme == "http":
-            self._talk(endpoint, plain)
+            self._read_date(endpoint, plain)
             return skipped("TLS", "http:// on the loopback interface")
         context = create_urllib3_context()  # the verification of the token request
         context.load_default_certs()
         try:
             with context.wrap_socket(plain, server_hostname=endpoint.host) as secure:
-                version, ends_at = secure.version(), secure.getpeercert()
-                self._talk(endpoint, secure)
+                version, certificate = secure.version(), secure.getpeercert()
+                self._read_date(endpoint, secure)
         except (OSError, ValueError) as error:
-            return _insecure(endpoint, error)
-        left = (ssl.cert_time_to_seconds(str((ends_at or {})["notAfter"])) - time.time()) // _DAY
+            return _tls_failure(endpoint, error)
+        left = (ssl.cert_time_to_seconds(str((certificate or {})["notAfter"])) - time.time()) // _DAY
         return ok("TLS", f"{version}, certificate valid for {left:.0f} days")
 
-    def _talk(self, endpoint: Endpoint, connected: socket.socket) -> None:
-        """Read the ``Date`` header of a response. This is not a token request."""
+    def _read_date(self, endpoint: Endpoint, connected: socket.socket) -> None:
+        """Read the service's clock from the ``Date`` header of a response. This is not a token request."""
         self.reached = True
         connection = HTTPConnection(endpoint.host, endpoint.port, timeout=_TIMEOUT)
         connection.sock = connected
@@ -95,17 +95,17 @@ class Network:
         known = {name: seconds for name, seconds in ahead.items() if seconds is not None}
         if not known:
             return skipped("clock", "no reference clock available")
-        said = ", ".join(f"{_apart(seconds)} the {name}'s" for name, seconds in known.items())
+        difference = ", ".join(f"{_clock_difference(seconds)} the {name}'s" for name, seconds in known.items())
         if any(abs(seconds) > _DRIFT for seconds in known.values()):
             return failed(
                 "clock",
-                f"this host's clock is {said}",
+                f"this host's clock is {difference}",
                 "set it with NTP, or correct the other clock if that one is wrong",
             )
-        return ok("clock", said)
+        return ok("clock", difference)
 
 
-def _apart(ahead: float) -> str:
+def _clock_difference(ahead: float) -> str:
     if abs(ahead) < 1:
         return "within a second of"
     return f"{abs(ahead):,.0f} s {'behind' if ahead > 0 else 'ahead of'}"
@@ -123,7 +123,7 @@ def _resolve(endpoint: Endpoint) -> Finding:
     return ok("DNS", f"{endpoint.host} is an IP address" if is_address else f"{endpoint.host} resolves to {addresses}")
 
 
-def _unconnected(endpoint: Endpoint, error: OSError) -> Finding:
+def _connection_failure(endpoint: Endpoint, error: OSError) -> Finding:
     where = f"{endpoint.host} port {endpoint.port}"
     proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if os.environ.get(name)]
     proxied = f"; {proxies[0]} is set, but this check uses no proxy" if proxies else ""
@@ -136,24 +136,22 @@ def _unconnected(endpoint: Endpoint, error: OSError) -> Finding:
     return failed("TCP", f"{where} cannot be reached ({error.strerror})", f"check this host's network{proxied}")
 
 
-def _insecure(endpoint: Endpoint, error: Exception) -> Finding:
+def _tls_failure(endpoint: Endpoint, error: Exception) -> Finding:
     if not isinstance(error, ssl.SSLCertVerificationError):
         why = error.reason if isinstance(error, ssl.SSLError) else type(error).__name__
         return failed(
             "TLS", f"handshake failed ({why})", "check that the port of the base URL speaks TLS, and check proxies"
         )
-    code, said = error.verify_code, redact(error.verify_message)
+    code, why = error.verify_code, redact(error.verify_message)
     if code in _WRONG_HOST:
-        return failed("TLS", f"the certificate belongs to another host ({said})", "check the base URL and proxies")
+        return failed("TLS", f"the certificate belongs to another host ({why})", "check the base URL and proxies")
     if code in (_EXPIRED, _NOT_YET):
         return failed(
             "TLS",
-            f"the certificate is not valid now ({said})",
+            f"the certificate is not valid now ({why})",
             "check this host's clock; if it is right, report it to the owner of the certificate",
         )
     if code in _UNTRUSTED:
         remedy = "if you trust the issuer, set SSL_CERT_FILE to its file; if not, a proxy may intercept the connection"
-        return failed("TLS", f"certificate not trusted ({said})", remedy)
-    return failed(
-        "TLS", f"the certificate of {endpoint.host} is invalid ({said})", "report it to the owner of the host"
-    )
+        return failed("TLS", f"certificate not trusted ({why})", remedy)
+    return failed("TLS", f"the certificate of {endpoint.host} is invalid ({why})", "report it to the owner of the host")

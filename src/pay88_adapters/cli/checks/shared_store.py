@@ -58,10 +58,10 @@ class SharedStore:
 
     def check_store(self) -> Iterator[Finding]:
         """Check that a lease can be acquired and a record written, under a key of their own."""
-        url, spare_url = self._configuration.store, self._configuration.fallback_store
-        spare: Store | None = None
-        if spare_url is not None:
-            finding, spare = _check_fallback(spare_url, url)
+        url, fallback_url = self._configuration.store, self._configuration.fallback_store
+        fallback: Store | None = None
+        if fallback_url is not None:
+            finding, fallback = _check_fallback(fallback_url, url)
             yield finding
         if url == MEMORY:
             yield skipped(
@@ -70,15 +70,15 @@ class SharedStore:
             return
         try:
             store = open_store(url, Clock())
-            took = run_with_timeout(lambda: _try(store))
+            took = run_with_timeout(lambda: _probe(store))
             if url.partition(":")[0] not in _OWN_CLOCK:
                 self.ahead = run_with_timeout(lambda: store.budget.get_moving_window("", 1, 1)[0]) - time.time()
         except ConfigurationError as error:
             yield invalid("store", error, "correct PAY88_STORE")
         except StoreError as error:
             degraded = "until then, each process uses its share of the token budget"
-            if spare is not None and spare_url is not None:
-                self._store, self._store_url = spare, spare_url
+            if fallback is not None and fallback_url is not None:
+                self._store, self._store_url = fallback, fallback_url
                 degraded = "until then, the processes of this host share PAY88_FALLBACK_STORE, which is checked below"
             yield failed("store", str(error), f"{error.remedy}; {degraded}")
         else:
@@ -128,7 +128,7 @@ class SharedStore:
             return skipped("token", "the service is unreachable")
         try:
             if self._store is not None and status is not None and status.token is not None:
-                return self._fetch_another(self._store)
+                return self._fetch_unshared(self._store)
             return self._fetch(self._store_url)
         except (Pay88Error, StoreError) as error:
             return failed("token", self._detail(error), _remedy(error))
@@ -154,7 +154,7 @@ class SharedStore:
             what += f": {error.server_message.rstrip('. ')}"
         return f"{what} (no further token request for {in_seconds(error.retry_after)})" if error.retry_after else what
 
-    def _fetch_another(self, store: Store) -> Finding:
+    def _fetch_unshared(self, store: Store) -> Finding:
         """Fetch a token that *store* does not get: its workers keep theirs, whatever the result is (rules 5 and 10)."""
         endpoint, credentials = self._configuration.endpoint, self._configuration.credentials
         assert endpoint is not None
@@ -188,16 +188,16 @@ def _check_fallback(url: str, store: str) -> tuple[Finding, Store | None]:
     if store in (MEMORY, url):
         return failed(name, "it needs another PAY88_STORE to replace while that is unavailable", remedy), None
     try:
-        spare, _ = open_fallback(url, Clock())
-        took = run_with_timeout(lambda: _try(spare))
+        fallback, _ = open_fallback(url, Clock())
+        took = run_with_timeout(lambda: _probe(fallback))
     except ConfigurationError as error:
         return invalid(name, error, remedy), None
     except StoreError as error:
         return failed(name, str(error), remedy), None
-    return ok(name, f"lease and record written in {took * 1000:.0f} ms"), spare
+    return ok(name, f"lease and record written in {took * 1000:.0f} ms"), fallback
 
 
-def _try(store: Store) -> float:
+def _probe(store: Store) -> float:
     """Acquire a lease and write a record that expires immediately; return the duration in seconds."""
     began_at = time.monotonic()
     result = store.try_acquire_lease("check", owner=uuid4().hex, known_version=-1, lease=_LEASE)

@@ -156,6 +156,6 @@ def command(
         host=host,
         port=port,
     )
-    for fault in faults:
-        emulator.faults.add(fault.what, on=fault.on, times=fault.times, after=fault.after)
+    for planned in faults:
+        emulator.faults.add(planned.fault, on=planned.on, times=planned.times, after=planned.after)
     serve(emulator, as_json=as_json)

@@ -14,6 +14,7 @@ from pay88_adapters.cli import options
 from pay88_adapters.cli.app import Command
 from pay88_adapters.clock import Clock
 from pay88_adapters.core.policy import LIFETIME
+from pay88_adapters.core.token import token_age
 
 _EPILOG = """\b
 Examples:
@@ -34,12 +35,12 @@ class TokenTooOld(Pay88Error):
 
 def _age(token: Token) -> float:
     """Return the seconds since the token request, rounded up: to 0.1 s."""
-    return math.ceil(10 * (Clock().now() - token.requested_at)) / 10
+    return math.ceil(10 * token_age(token, Clock().now())) / 10
 
 
 def _remaining(token: Token) -> float:
     """Return the remaining lifetime in seconds, rounded down to 0.1 s."""
-    return max(math.floor(10 * (token.expires_in - (Clock().now() - token.requested_at))) / 10, 0.0)
+    return max(math.floor(10 * (token.expires_in - token_age(token, Clock().now()))) / 10, 0.0)
 
 
 def _headers(token: Token) -> str:

@@ -12,7 +12,7 @@ from pay88_adapters.testing.holds import Hold
 from . import forms
 from .emulated import Emulated
 from .forms import Form
-from .guards import Refused
+from .guards import RejectedRequest
 
 
 class Controls:
@@ -20,7 +20,7 @@ class Controls:
 
     def __init__(self, emulator: Emulated) -> None:
         self._emulator = emulator
-        self._chance = random.Random()
+        self._rng = random.Random()
         self.actions: Mapping[str, Callable[[Form], Awaitable[None]]] = {
             "revoke_tokens": self._revoke_tokens,
             "rotate_key": self._rotate_key,
@@ -36,17 +36,17 @@ class Controls:
         """Add a fault to the plan: without end, a number of times, or with a probability."""
         fault, on = forms.fault(form), form.take("on", forms.target, "call")
         times = form.take("times", forms.times) if "times" in form else 1
-        after, probability = form.take("after", forms.whole, 0), form.take("probability", forms.chance, 1.0)
+        after, probability = form.take("after", forms.whole, 0), form.take("probability", forms.probability, 1.0)
         form.end()
         if isinstance(fault, Hold):
             if probability < 1 or after or times is not None:
-                raise Refused(
+                raise RejectedRequest(
                     400, "a Hold takes no after and no probability, and its times is null: release it to end it"
                 )
             hold = self._emulator.hold(on)
             return next(rule for rule in self._emulator.faults if rule.upcoming is hold)
         if probability < 1:
-            return self._emulator.faults.random(self._chance, probability, [fault], on, times, after)
+            return self._emulator.faults.random(self._rng, probability, [fault], on, times, after)
         return self._emulator.faults.add(fault, on, times, after)
 
     def remove_fault(self, number: int) -> None:
@@ -61,13 +61,13 @@ class Controls:
         for rule in self._emulator.faults:
             if rule.number == number:
                 return rule
-        raise Refused(404, f"unknown fault {number}")
+        raise RejectedRequest(404, f"unknown fault {number}")
 
     async def act(self, form: Form) -> str:
         """Run the action of a form, and return its name."""
         name = form.take("do", forms.text)
         if name not in self.actions:
-            raise Refused(400, f"do must be one of {', '.join(self.actions)}")
+            raise RejectedRequest(400, f"do must be one of {', '.join(self.actions)}")
         await self.actions[name](form)
         return name
 
@@ -103,12 +103,12 @@ class Controls:
             if isinstance(fault, Hold):
                 fault.release(count)
                 return
-        raise Refused(400, "only a Hold can be released")
+        raise RejectedRequest(400, "only a Hold can be released")
 
     async def _advance(self, form: Form) -> None:
         seconds = form.take("seconds", forms.number)
         form.end()
         clock = self._emulator.clock
         if not isinstance(clock, ManualClock):
-            raise Refused(409, "this emulator runs in real time: only a ManualClock can be advanced")
+            raise RejectedRequest(409, "this emulator runs in real time: only a ManualClock can be advanced")
         clock.advance(seconds)

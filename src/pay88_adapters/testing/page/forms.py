@@ -11,7 +11,7 @@ from pay88_adapters.testing import faults as fault_types
 from pay88_adapters.testing.faults import Fault
 from pay88_adapters.testing.holds import Hold
 
-from .guards import Refused
+from .guards import RejectedRequest
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ KINDS: Mapping[str, type[Fault]] = {
 """All kinds of faults, by name."""
 
 _MARKUP = str.maketrans("", "", "`*")
-_MOST = 1_000_000_000
+_MAX_NUMBER = 1_000_000_000
 
 
 class Form:
@@ -29,7 +29,7 @@ class Form:
 
     def __init__(self, fields: object) -> None:
         if not isinstance(fields, dict):
-            raise Refused(400, "the body must be a JSON object")
+            raise RejectedRequest(400, "the body must be a JSON object")
         self._fields: dict[str, Any] = {str(name): value for name, value in fields.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
     def __contains__(self, name: str) -> bool:
@@ -39,33 +39,33 @@ class Form:
         """Return the value of a field, parsed by *read*.
 
         Raises:
-            Refused: The field is missing and has no default, or is invalid.
+            RejectedRequest: The field is missing and has no default, or is invalid.
         """
         if name not in self._fields:
             if default is None:
-                raise Refused(400, f"{name} is missing")
+                raise RejectedRequest(400, f"{name} is missing")
             return default
         try:
             return read(self._fields.pop(name))
         except ValueError as exc:
-            raise Refused(400, f"{name} must be {exc}") from None
+            raise RejectedRequest(400, f"{name} must be {exc}") from None
 
     def end(self) -> None:
         """Reject unknown fields."""
         if self._fields:
-            raise Refused(400, f"unknown: {', '.join(sorted(self._fields))}")
+            raise RejectedRequest(400, f"unknown: {', '.join(sorted(self._fields))}")
 
 
 def fault(form: Form) -> Fault:
     """Return the fault that a form describes: ``{"fault": "Status", "status": 503}``."""
     name = form.take("fault", text)
     if name not in KINDS:
-        raise Refused(400, f"fault must be one of {', '.join(KINDS)}")
+        raise RejectedRequest(400, f"fault must be one of {', '.join(KINDS)}")
     kind = KINDS[name]
     given = {each: form.take(each, _PARAMETERS[each]) for each in parameters(kind) if each in form}
     missing = [each for each, default in parameters(kind).items() if default is _NEEDED and each not in given]
     if missing:
-        raise Refused(400, f"{name} needs {', '.join(missing)}")
+        raise RejectedRequest(400, f"{name} needs {', '.join(missing)}")
     return kind(**given)
 
 
@@ -109,19 +109,19 @@ def text(value: Any) -> str:
 
 def number(value: Any) -> float:
     """Read a number that is not negative and not infinite."""
-    if not is_number(value) or not 0 <= value <= _MOST:
-        raise ValueError(f"a number from 0 to {_MOST}")
+    if not is_number(value) or not 0 <= value <= _MAX_NUMBER:
+        raise ValueError(f"a number from 0 to {_MAX_NUMBER}")
     return value
 
 
 def whole(value: Any) -> int:
     """Read a whole number that is not negative."""
-    if not is_number(value) or not isinstance(value, int) or not 0 <= value <= _MOST:
-        raise ValueError(f"a whole number from 0 to {_MOST}")
+    if not is_number(value) or not isinstance(value, int) or not 0 <= value <= _MAX_NUMBER:
+        raise ValueError(f"a whole number from 0 to {_MAX_NUMBER}")
     return value
 
 
-def chance(value: Any) -> float:
+def probability(value: Any) -> float:
     """Read a probability."""
     if number(value) > 1:
         raise ValueError("between 0 and 1")

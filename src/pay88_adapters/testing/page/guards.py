@@ -20,7 +20,7 @@ HEADERS = {
 """Headers of every response."""
 
 
-class Refused(Exception):
+class RejectedRequest(Exception):
     """A rejected request. The text says why, and is shown to the client."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -32,16 +32,16 @@ def check_host(headers: Mapping[str, str], own: str) -> None:
     """Reject host names that a foreign DNS server may resolve to this host (DNS rebinding)."""
     host = _name(headers.get("Host", ""))
     if not (host == "localhost" or host.endswith(".localhost") or host == own.lower() or _is_address(host)):
-        raise Refused(421, "the host must be an IP address or localhost")
+        raise RejectedRequest(421, "the host must be an IP address or localhost")
 
 
 def check_origin(headers: Mapping[str, str], scheme: str) -> None:
     """Reject requests of a page of another origin; clients other than browsers send neither header."""
     origin = headers.get("Origin")
     if origin is not None and origin.lower() != f"{scheme}://{headers.get('Host', '')}".lower():
-        raise Refused(403, "only the emulator's own page may send this request")
+        raise RejectedRequest(403, "only the emulator's own page may send this request")
     if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise Refused(403, "only the emulator's own page may send this request")
+        raise RejectedRequest(403, "only the emulator's own page may send this request")
 
 
 def _name(host: str) -> str:

@@ -12,7 +12,7 @@ from aiohttp import web
 from .controls import Controls
 from .emulated import Emulated
 from .forms import Form, catalogue
-from .guards import HEADERS, Refused, check_host, check_origin
+from .guards import HEADERS, RejectedRequest, check_host, check_origin
 from .stream import Stream
 from .view import View
 
@@ -24,8 +24,8 @@ _FILES = {
     "page.js": ("page.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
-_MOST_STREAMS = 16
-_LARGEST = 64 * 1024  # bytes of a form
+_MAX_STREAMS = 16
+_MAX_FORM = 64 * 1024  # bytes
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -54,17 +54,17 @@ class Page:
         """Return whether a request is for the page."""
         return request.path == PREFIX or request.path.startswith(f"{PREFIX}/")
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Respond to a request and close its connection: connections are counted and dropped among the clients'."""
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Respond to a request, and close its connection: the emulator counts and drops connections of clients only."""
         self.connections = {each for each in self.connections if each.transport is not None} | {request.protocol}
         try:
-            response = await self._answer(request)
-        except Refused as exc:
+            response = await self._respond(request)
+        except RejectedRequest as exc:
             response = _json({"error": self._emulator.service.masked(str(exc))}, exc.status)
         response.force_close()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         check_host(request.headers, self._emulator.host)
         if request.path == PREFIX:
             return web.Response(status=308, headers={**HEADERS, "Location": f"{PREFIX}/"})
@@ -77,15 +77,15 @@ class Page:
             return self._remove_fault(name.removeprefix("faults/"))
         handler = self._routes.get((request.method, name))
         if handler is None:
-            raise Refused(404, f"unknown request: {request.method} {request.path}")
+            raise RejectedRequest(404, f"unknown request: {request.method} {request.path}")
         return await handler(request)
 
     async def _state(self, request: web.BaseRequest) -> web.StreamResponse:
-        return _json(Stream(self._view, self._emulator.journal).whole())
+        return _json(Stream(self._view, self._emulator.journal).snapshot())
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
-        if self.streams >= _MOST_STREAMS:
-            raise Refused(503, f"{self.streams} event streams are open: close one")
+        if self.streams >= _MAX_STREAMS:
+            raise RejectedRequest(503, f"{self.streams} event streams are open: close one")
         self.streams += 1
         try:
             return await Stream(self._view, self._emulator.journal).serve(request)
@@ -104,7 +104,7 @@ class Page:
 
     def _remove_fault(self, number: str) -> web.StreamResponse:
         if not (number.isascii() and number.isdigit()):
-            raise Refused(404, "the id of a fault must be a number")
+            raise RejectedRequest(404, "the id of a fault must be a number")
         self._controls.remove_fault(int(number[:9]))
         return web.Response(status=204, headers=HEADERS)
 
@@ -125,16 +125,16 @@ def _file(name: str) -> web.Response:
 async def _form(request: web.BaseRequest) -> Form:
     """Read the JSON body of a request: a form of another website cannot send that content type without a preflight."""
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "Content-Type must be application/json")
+        raise RejectedRequest(415, "Content-Type must be application/json")
     body = b""
     try:
-        while len(body) <= _LARGEST and (piece := await request.content.readany()):
+        while len(body) <= _MAX_FORM and (piece := await request.content.readany()):
             body += piece
     except Exception:  # noqa: BLE001 - whatever aiohttp makes of a client that went away midway
-        raise Refused(400, "the body did not arrive in time") from None
-    if len(body) > _LARGEST:
-        raise Refused(413, f"the body must have at most {_LARGEST} bytes")
+        raise RejectedRequest(400, "the body did not arrive in time") from None
+    if len(body) > _MAX_FORM:
+        raise RejectedRequest(413, f"the body must have at most {_MAX_FORM} bytes")
     try:
         return Form(json.loads(body))
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is not valid JSON") from None
+        raise RejectedRequest(400, "the body is not valid JSON") from None

@@ -15,8 +15,8 @@ from pay88_adapters.testing.journal import Journal
 from .guards import HEADERS
 from .view import TIMELINE, View
 
-_LOOKS_EVERY = 0.2  # real seconds, like the next two
-_SPEAKS_EVERY = 10.0  # also without a change, so that clocks agree and a disconnected reader is noticed
+_POLL_INTERVAL = 0.2  # real seconds, like the next two
+_KEEPALIVE_INTERVAL = 10.0  # for the time in it, and to notice a disconnected reader
 _WRITE_TIMEOUT = 30.0  # for a reader that does not read
 
 
@@ -41,22 +41,22 @@ class Stream:
         with suppress(ConnectionError, asyncio.TimeoutError):
             await response.prepare(request)
             await response.write(b"retry: 1000\n\n")  # milliseconds until a browser reconnects
-            await self._write(response, "state", self.whole())
-            quiet_for = 0.0
+            await self._write(response, "state", self.snapshot())
+            unchanged_for = 0.0
             while request.transport is not None:
-                await asyncio.sleep(_LOOKS_EVERY)
-                quiet_for += _LOOKS_EVERY
-                if (change := self.change()) is None and quiet_for < _SPEAKS_EVERY:
+                await asyncio.sleep(_POLL_INTERVAL)
+                unchanged_for += _POLL_INTERVAL
+                if (change := self.change()) is None and unchanged_for < _KEEPALIVE_INTERVAL:
                     continue
                 await self._write(response, "change", change or {"now": self._view.now()})
-                quiet_for = 0.0
+                unchanged_for = 0.0
         return response
 
     async def _write(self, response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
         message = f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
         await asyncio.wait_for(response.write(message), _WRITE_TIMEOUT)
 
-    def whole(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Return the whole state, with the latest requests."""
         self._sent_state, self._now = self._view.state(), self._view.now()
         return {"now": self._now, **self._sent_state, "timeline": self._timeline()}

@@ -158,7 +158,7 @@ class View:
             case str():
                 return self._shown(value)
             case _:
-                return {self._shown(name): self._shown(said) for name, said in dict(value).items()}
+                return {self._shown(name): self._shown(each) for name, each in dict(value).items()}
 
     def _shown(self, text: str) -> str:
         masked = self._emulator.service.masked(text)

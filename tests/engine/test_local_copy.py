@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pay88_adapters.core.history import Claim, ClaimResult, History, Window
+from pay88_adapters.core.history import Acquisition, History, StorageResult, Window
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
@@ -32,9 +32,9 @@ def test_rule_24_who_only_follows_reports_what_it_took_alone(directory: Path) ->
     store = SqliteStore(str(directory / "store.db"), clock)
     leader, follower = StoreClient(store, clock, 0.25), StoreClient(store, clock, 0.25)
     away = directory.rename(directory.with_name("away"))
-    assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    assert follower.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
     clock.advance(20)
-    assert follower.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    assert follower.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
     away.rename(directory)
     clock.advance(20)
     assert leader.try_acquire_lease("key", owner="leader", known_version=0, lease=30).fencing_token
@@ -51,7 +51,7 @@ def test_rule_24_what_no_longer_counts_is_not_reported(directory: Path) -> None:
     fleet = StoreClient(store, clock, 0.25)
     away = directory.rename(directory.with_name("away"))
     for _ in range(200):
-        assert fleet.budget.acquire_all([MINUTE]).wait == 0
+        assert fleet.token_entries.acquire_all([MINUTE]).wait == 0
         clock.advance(50)
     away.rename(directory)
     fleet.try_acquire_lease("key", owner="me", known_version=0, lease=30)
@@ -75,9 +75,9 @@ class _LedgerStorage(MemoryStorage):
         super().__init__(clock.now)
         self._ledger = ledger
 
-    def claim(self, claim: Claim) -> ClaimResult:
+    def acquire(self, acquisition: Acquisition) -> StorageResult:
         self._ledger.before("acquire")
-        return super().claim(claim)
+        return super().acquire(acquisition)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         self._ledger.before("add")
@@ -104,7 +104,7 @@ def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[
     windows = [Window(f"hour {number}", 100, 3_600.0) for number in range(merchants)]
     for _ in range(75):
         for window in windows:
-            fleet.budget.acquire_all([window])
+            fleet.token_entries.acquire_all([window])
         clock.advance(145)
     return windows
 
@@ -132,7 +132,7 @@ def test_rule_24_a_merchant_without_recent_requests_has_nothing_to_report() -> N
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
     store.before = down
-    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    assert fleet.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
     clock.advance(3_670)
     store.before = works
     lead(fleet)
@@ -145,7 +145,7 @@ def test_rule_24_units_that_the_store_missed_are_reported_again() -> None:
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
     store.before = down
-    assert fleet.budget.acquire_all([MINUTE, HOUR]).wait == 0
+    assert fleet.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
 
     def once(_: str) -> None:
         if store.reported:
@@ -168,7 +168,7 @@ def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
     store.before = down
-    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    assert fleet.token_entries.acquire_all([HOUR]).wait == 0
     clock.advance(10)
     hearing, received, done = threading.Event(), threading.Event(), threading.Event()
 
@@ -179,7 +179,7 @@ def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
 
     def others() -> None:
         store.before = down
-        fleet.budget.acquire_all([MINUTE])
+        fleet.token_entries.acquire_all([MINUTE])
         lead(fleet)
         done.set()
 
@@ -203,7 +203,7 @@ def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
     store = Ledger(clock)
     fleet = StoreClient(store, clock, 0.25)
     store.before = down
-    assert fleet.budget.acquire_all([HOUR]).wait == 0
+    assert fleet.token_entries.acquire_all([HOUR]).wait == 0
     clock.advance(10)
     hearing, received = threading.Event(), threading.Event()
 
@@ -219,9 +219,9 @@ def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
         assert hearing.wait(5)
     for thread in threads[1:]:
         thread.join(0.2)  # whether they wait or continue is their affair
-    assert fleet.budget.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
+    assert fleet.token_entries.ages(HOUR) == [10.0] * 4, "it counts meanwhile"
     received.set()
     for thread in threads:
         thread.join(5)
     lead(fleet)
-    assert store.budget.ages(HOUR) == fleet.budget.ages(HOUR) == [10.0], "once, however often it was reported"
+    assert store.budget.ages(HOUR) == fleet.token_entries.ages(HOUR) == [10.0], "once, however often it was reported"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pay88_adapters.core.history import StorageResult
 from pay88_adapters.engine.pacing import CALL_LIMITS, Pacing
 from pay88_adapters.engine.store_client import StoreClient
 from pay88_adapters.events import Event, StoreDegraded, StoreRestored
-from pay88_adapters.stores.base import WindowsResult
 from pay88_adapters.stores.sqlite import SqliteStore
 from pay88_adapters.testing import ManualClock
 from support.processes import OLD, URL, Process, WorkerGroup
@@ -23,9 +23,9 @@ class Pacer:
     """The pacing of one process."""
 
     def __init__(self, process: StoreClient) -> None:
-        self.pacing = Pacing(process.call_budget, URL)
+        self.pacing = Pacing(process.call_entries, URL)
 
-    def send(self) -> WindowsResult:
+    def send(self) -> StorageResult:
         """Acquire the unit of one payment."""
         return self.pacing.acquire("transactions", MERCHANT)
 
@@ -63,6 +63,18 @@ def test_rule_24_each_process_may_send_one_payment_however_many_there_are(fleet:
     processes = started(fleet, 2 * A_MINUTE)
     fleet.store.broken = True
     assert {Pacer(process.store_client).free() for process in processes[-10:]} == {1}
+
+
+def test_rule_22_the_expected_wait_is_known_without_the_store(fleet: WorkerGroup) -> None:
+    """It is read under the manager's lock, which no operation of a store may hold up."""
+    (process,) = started(fleet, 1)
+    pacer = Pacer(process.store_client)
+    assert pacer.free() == A_MINUTE
+    operations: list[str] = []
+    fleet.store.before = operations.append
+    fleet.store.budget.history = operations.append  # type: ignore[assignment, method-assign]
+    assert pacer.pacing.expected_wait("transactions", MERCHANT, fleet.clock.now()) > 0
+    assert operations == []
 
 
 def test_rule_24_an_idle_process_has_its_share_of_the_rate_limit(fleet: WorkerGroup) -> None:

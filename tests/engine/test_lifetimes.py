@@ -28,7 +28,7 @@ import trio
 import pay88_adapters.aiohttp
 import pay88_adapters.httpx
 from pay88_adapters import Credentials, TokenManager, TokenPolicy
-from pay88_adapters.engine.carriers import Carriers
+from pay88_adapters.engine.lifetimes import Lifetimes
 from pay88_adapters.events import Event, RefreshFailed
 from pay88_adapters.testing import Emulator, Hold, ManualClock
 from support.stacks import Aiohttp, Httpx, Httpx2, HttpxAsyncio, HttpxTrio, Options, Requests, Stack, Urllib3
@@ -249,18 +249,18 @@ def test_rule_16_a_client_with_a_full_pool_pauses_until_it_had_a_free_connection
 
     class Client: ...
 
-    carriers, policy, first, second = Carriers(), TokenPolicy(), Client(), Client()
-    carriers.pool_was_full((first, object()), 100.0, policy)  # one that supports no weak references cannot pause
-    carriers.pool_was_full((first,), 105.0, policy)
-    carriers.pool_was_full((second,), 105.0, policy)
-    assert [carriers.leads_from((each,)) for each in (first, second, Client())] == [115.0, 110.0, None]
-    assert carriers.leads_from((first, second)) == 115.0
-    carriers.pool_was_free((first,))
-    assert [carriers.leads_from((each,)) for each in (first, second)] == [None, 110.0]
+    lifetimes, policy, first, second = Lifetimes(), TokenPolicy(), Client(), Client()
+    lifetimes.pool_was_full((first, object()), 100.0, policy)  # one that supports no weak references cannot pause
+    lifetimes.pool_was_full((first,), 105.0, policy)
+    lifetimes.pool_was_full((second,), 105.0, policy)
+    assert [lifetimes.can_fetch_from((each,)) for each in (first, second, Client())] == [115.0, 110.0, None]
+    assert lifetimes.can_fetch_from((first, second)) == 115.0
+    lifetimes.pool_was_free((first,))
+    assert [lifetimes.can_fetch_from((each,)) for each in (first, second)] == [None, 110.0]
     del second
     gc.collect()
-    carriers.pool_was_full((first,), 120.0, policy)
-    assert carriers.leads_from((first,)) == 125.0
-    assert len(carriers._full) == 1
-    carriers.after_fork()
-    assert carriers.leads_from((first,)) is None
+    lifetimes.pool_was_full((first,), 120.0, policy)
+    assert lifetimes.can_fetch_from((first,)) == 125.0
+    assert len(lifetimes._full) == 1
+    lifetimes.after_fork()
+    assert lifetimes.can_fetch_from((first,)) is None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pay88_adapters.core.history import Claim, Window
+from pay88_adapters.core.history import Acquisition, Window
 
-from .store_budget import StoreBudget
+from .local_copy import LocalCopy
 
 
-class CallBudget(StoreBudget):
+class LocalCallCopy(LocalCopy):
     """This process's copy of the shared rate limits, from which it acquires units in degraded mode (rules 22 and 24).
 
     Unlike the token budget, a rate limit may be exceeded: the service responds with a 429 and has executed nothing. But
@@ -16,18 +16,18 @@ class CallBudget(StoreBudget):
     """
 
     @property
-    def _is_firm(self) -> bool:
+    def _rounds_down(self) -> bool:
         return False
 
-    def _parts(self) -> int:
+    def _divisor(self) -> int:
         return self._share.members
 
-    def _unseen(self, window: Window) -> int:
+    def _assumed_units(self, window: Window) -> int:
         return 0
 
-    def _kept_free(self, window: Window) -> Window:
+    def _without_reserved(self, window: Window) -> Window:
         return window
 
-    def _refusal(self, claim: Claim, parts: int) -> str:
-        why = f"the rate limit of this {self._who} (1/{parts}) is reached"
+    def _denial_reason(self, acquisition: Acquisition, divisor: int) -> str:
+        why = f"the rate limit of this {self._who} (1/{divisor}) is reached"
         return f"the shared store is unavailable and {why}: {self._remedy}"
