@@ -75,17 +75,22 @@ def install(pool_manager: Any) -> Any:
     return pool_manager
 
 
-def httpx_transport(library: Any) -> Any:
-    """Return a transport for httpx or httpx2, sync and async."""
+def httpx_transport(library: Any, *, is_async: bool) -> Any:
+    """Return the own transport of httpx or httpx2, which responds in place of its connection pool."""
 
-    class Transport(library.BaseTransport, library.AsyncBaseTransport):  # type: ignore[misc]
-        def handle_request(self, request: Any) -> Any:
-            return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
+    def respond(request: Any) -> Any:
+        return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
 
-        async def handle_async_request(self, request: Any) -> Any:
-            return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
+    async def respond_async(request: Any) -> Any:
+        return library.Response(200, headers=FIELDS, stream=library.ByteStream(BODY))
 
-    return Transport()
+    if is_async:
+        transport = library.AsyncHTTPTransport(verify=False)
+        transport.handle_async_request = respond_async
+    else:
+        transport = library.HTTPTransport(verify=False)
+        transport.handle_request = respond
+    return transport
 
 
 class Wire(asyncio.Transport):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -37,6 +39,15 @@ settings.register_profile(
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the command-line options of these tests."""
     parser.addoption("--save-images", action="store_true", help="put the images of docs/images there anew")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one test in PAY88_TEST_SAMPLE, always the same ones."""
+    size = int(os.environ.get("PAY88_TEST_SAMPLE", "1"))
+    left_out = {item for item in items if zlib.crc32(item.nodeid.encode()) % size}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class _Side:
     def options(self, service: Service) -> dict[str, Any]:
         """Return a client's options."""
         if service.in_memory:
-            return {"transport": stubs.httpx_transport(self.library)}
+            return {"transport": stubs.httpx_transport(self.library, is_async=self.tasks)}
         return {"limits": self.library.Limits(max_connections=None, max_keepalive_connections=64), "timeout": 30}
 
     def client(self, service: Service, **options: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any, TypeVar
 
 try:
@@ -16,8 +18,8 @@ from aiohttp.client_middlewares import ClientHandlerType
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 
+from .aiohttp_io import NETWORK_ERRORS, ending, post
 from .aiohttp_io import client_sender as client_sender
-from .aiohttp_io import ending, post
 from .aiohttp_io import standalone_sender as standalone_sender
 from .core import errors
 from .core.arguments import check_client, inside
@@ -62,7 +64,7 @@ _errors = AdapterErrors(aiohttp.ClientError, globals())
 
 _AUTHORIZATION, _SESSION_ID = istr(AUTHORIZATION), istr(SESSION_ID)  # folded once, not at each look-up
 
-_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 # Payloads with their content in ``_value``, which has no public name.
 _PAYLOADS = frozenset(
@@ -99,8 +101,8 @@ class Pay88Middleware:
     def __init__(self, manager: AnyManager) -> None:
         check_manager(manager)
         self._manager = manager
-        # By the timer, which all attempts of a request share: the last attempt, and its error.
-        self._failed_requests: dict[int, tuple[aiohttp.ClientRequest, Exception]] = {}
+        # By its identity: the timer that all attempts of a request share, with the last one and its error.
+        self._failed_requests: dict[int, tuple[object, weakref.ref[aiohttp.ClientRequest], Exception]] = {}
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         url, headers = request.url, request.headers
@@ -127,6 +129,8 @@ class Pay88Middleware:
             return response
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
+        except aiohttp.ClientConnectorError:  # aiohttp does not retry after this one
+            raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             self._remember_failure(request, error)
             raise
@@ -145,7 +149,8 @@ class Pay88Middleware:
             return
         while len(self._failed_requests) >= _MAX_REMEMBERED:
             del self._failed_requests[next(iter(self._failed_requests))]
-        self._failed_requests[id(_timer(request))] = (request, error)
+        timer = _timer(request)
+        self._failed_requests[id(timer)] = (timer, weakref.ref(request), _without_frames(error))
 
     def _reraise_failure(self, request: aiohttp.ClientRequest) -> None:
         """Raise the error of the last attempt again if aiohttp, and not the caller, sends the request.
@@ -153,9 +158,8 @@ class Pay88Middleware:
         After some connection errors aiohttp retries GET, PUT and others by itself, with a new request object on the
         timer of the first one. The retry policy has decided about a retry by then.
         """
-        before, error = self._failed_requests.pop(id(_timer(request)), (None, None))
-        # The old request holds its timer, so that no other one has its identity.
-        if before is not None and error is not None and before is not request and _timer(before) is _timer(request):
+        _, before, error = self._failed_requests.pop(id(_timer(request)), (None, None, None))
+        if before is not None and error is not None and before() is not request:
             raise error
 
 
@@ -184,15 +188,28 @@ def _timer(request: aiohttp.ClientRequest) -> Any:
     return getattr(request, "_timer", request)  # there is no public name; it is the same in all versions
 
 
+def _without_frames(error: Exception) -> Exception:
+    """Return a copy of *error* that keeps no local variable of its caller alive."""
+    try:
+        plain = copy(error)
+    except Exception:  # noqa: BLE001 - of a class that cannot be copied
+        return error
+    plain.__cause__ = error.__cause__
+    return plain
+
+
 class _Call:
     """One API request, and the token requests that it may send."""
 
-    __slots__ = ("body_position", "handler", "request")  # no constructor: it costs more than all of them
+    # No constructor: it costs more than all of them.
+    __slots__ = ("body_position", "handler", "request", "response")
     body_position: BodyPosition
     handler: ClientHandlerType
     request: aiohttp.ClientRequest
+    response: aiohttp.ClientResponse | None
+    """That of the last attempt which failed or was discarded; unset before."""
 
-    network_errors = (aiohttp.ClientError, OSError)
+    network_errors = NETWORK_ERRORS
     token_timeout = None  # the caller's own timeout cancels the call
     total_timeout = None
     retry = None
@@ -234,7 +251,26 @@ class _Call:
         connection = isinstance(exc, aiohttp.ClientConnectionError)
         # These are the signs of a response that is not HTTP.
         garbage = isinstance(exc, aiohttp.ClientResponseError) and isinstance(exc.__cause__, HttpProcessingError)
-        return ConnectionFailure(not_sent=isinstance(exc, _NEVER_SENT)) if connection or garbage else None
+        if not (connection or garbage):
+            return None
+        return ConnectionFailure(not_sent=not self._was_written() and isinstance(exc, NOT_SENT) and self._is_own(exc))
+
+    def _was_written(self) -> bool:
+        """Whether an attempt since the last look was written to a connection: the request has another response then."""
+        before = getattr(self, "response", None)
+        self.response = self.request.response
+        return self.response is not None and self.response is not before
+
+    def _is_own(self, exc: Exception) -> bool:
+        """Whether *exc* is about this request; an inner middleware may send others."""
+        request = self.request
+        if not isinstance(exc, aiohttp.ClientConnectorError):
+            return "://" not in str(exc) or str(exc).endswith(f" {request.url}")
+        key: Any = next(iter(exc.args), None)
+        if not hasattr(key, "host"):  # of a test double
+            return True
+        ends = [(each.raw_host, each.port) for each in (request.url, request.proxy) if each is not None]
+        return (key.host, key.port) in ends
 
     def token_used(self, response: aiohttp.ClientResponse, token: Token) -> Token:
         return token
@@ -269,6 +305,7 @@ class _Call:
 
     async def discard(self, response: aiohttp.ClientResponse) -> None:
         drained = False
+        self.response = self.request.response
         content = response.content
         try:
             # Its own errors only: any other timeout is the caller's.

@@ -11,6 +11,7 @@ try:
     import aiohttp
 except ModuleNotFoundError as exc:
     raise ImportError("aiohttp is not installed: pip install 'pay88-adapters[aiohttp]'") from exc
+from aiohttp.client_middlewares import ClientHandlerType
 
 from .core.errors import ConfigurationError, NoFreeConnection
 from .core.wire import MAX_BODY, TokenRequest, TokenResponse
@@ -18,11 +19,14 @@ from .engine.calls import AsyncSender
 from .engine.responses import aread_limited, tolerated
 from .engine.standalone import ClosableSender
 
+# Before Python 3.11 the last one is no OSError.
+NETWORK_ERRORS = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+
 
 class _StandaloneSender:
     """For threads: a session and an event loop for each token request."""
 
-    network_errors = (aiohttp.ClientError, OSError, TimeoutError)
+    network_errors = NETWORK_ERRORS
 
     def post(self, request: TokenRequest) -> TokenResponse:
         return asyncio.run(post(request, {}))
@@ -34,7 +38,7 @@ class _StandaloneSender:
 class _ClientSender:
     """Sends token requests over the connections of a session."""
 
-    network_errors = (aiohttp.ClientError, OSError)
+    network_errors = NETWORK_ERRORS
 
     def __init__(self, client: aiohttp.ClientSession) -> None:
         self.client = client
@@ -98,6 +102,16 @@ class _Queue:
         self.waits = False
 
 
+async def _without_credentials(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """Remove what aiohttp adds to a token request, such as the caller's credentials in a netrc file (rule 13).
+
+    A session that takes the proxy from the environment takes those, too. They have no place in a token request.
+    """
+    for name in (aiohttp.hdrs.AUTHORIZATION, aiohttp.hdrs.COOKIE):
+        request.headers.popall(name, None)
+    return await handler(request)
+
+
 async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any) -> TokenResponse:
     """Send a token request in a session of its own, with its own timeout: a session's are its caller's (rule 16).
 
@@ -112,6 +126,7 @@ async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any
         timeout=aiohttp.ClientTimeout(total=request.timeout, connect=request.pool_timeout),
         auto_decompress=False,
         trace_configs=[queue.config],
+        middlewares=(_without_credentials,),
         **pool,
     )
     try:
@@ -127,7 +142,7 @@ async def post(request: TokenRequest, connection: Mapping[str, Any], **pool: Any
             ) as response,
         ):
             body, status = b"", response.status
-            late = tolerated(status, (*_ClientSender.network_errors, asyncio.TimeoutError))
+            late = tolerated(status, NETWORK_ERRORS)
             with suppress(*late), ending(response.content, request.body_timeout(status)):
                 body = await aread_limited(response.content.iter_any())
             if not 0 < len(body) <= MAX_BODY:

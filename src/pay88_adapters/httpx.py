@@ -10,6 +10,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("httpx is not installed: pip install 'pay88-adapters[httpx]'") from exc
 
 from . import httpx_family as family
+from . import httpx_senders as senders
 from .core import errors
 from .core.errors import AdapterErrors
 from .engine.calls import AsyncSender, Sender
@@ -107,9 +108,9 @@ def attach(client: C, manager: AnyManager) -> C:
 
 def standalone_sender() -> ClosableSender:
     """Return a sender with a client of its own."""
-    return family.standalone_sender(Pay88Transport)
+    return senders.standalone_sender(Pay88Transport)
 
 
 def client_sender(client: httpx.Client | httpx.AsyncClient) -> Sender | AsyncSender:
     """Return a sender over the transports of *client*."""
-    return family.client_sender(client, Pay88Transport, AsyncPay88Transport)
+    return senders.client_sender(client, Pay88Transport, AsyncPay88Transport)

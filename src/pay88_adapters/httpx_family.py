@@ -18,13 +18,11 @@ from .core.retry import ConnectionFailure
 from .core.token import Token
 from .core.wire import MAX_BODY, MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import BodyPosition
-from .engine.calls import AsyncSender, Sender
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.responses import tolerated
 from .engine.stand_ins import AnyManager, check_manager
-from .engine.standalone import ClosableSender
-from .httpx_library import ClientLibrary, aread, closing_async, read
+from .httpx_library import ClientLibrary, WriteTrace, aread, closing_async, read
 
 C = TypeVar("C")
 RequestT = TypeVar("RequestT")
@@ -86,9 +84,20 @@ class _Call(Generic[ManagedT]):
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         library = self.transport.library
         # A pool without a free connection is no sign of a service failure.
-        if not isinstance(exc, library.classify_error) or isinstance(exc, library.module.PoolTimeout):
+        if not isinstance(exc, library.connection_errors) or isinstance(exc, library.module.PoolTimeout):
             return None
-        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent))
+        return ConnectionFailure(not_sent=isinstance(exc, library.not_sent) and self._was_not_sent(exc))
+
+    def _was_not_sent(self, exc: Any) -> bool:
+        """Whether *exc*, of a connection that was not established, is about this request (see :class:`_LayeredCall`).
+
+        An inner layer may send requests of its own, and httpx sets the request of an exception in its clients.
+        """
+        try:
+            request = exc.request
+        except RuntimeError:
+            return True
+        return bool(request.method == self.method and request.url == self.request.url)
 
     def token_used(self, response: Any, token: Token) -> Token:
         return token
@@ -132,6 +141,34 @@ class _SyncCall(_Call["SyncTransport[Any, Any, Any, Any]"]):
         return self.transport.post(request, self.client, self.request.extensions)
 
 
+class _LayeredCall(_Call[ManagedT]):
+    """One over a transport that is not the library's own: its layers may send more than the request."""
+
+    __slots__ = ("trace",)
+    trace: WriteTrace
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        raise NotImplementedError
+
+    def _with(self, token: Token) -> Any:
+        request = super()._with(token)
+        self.trace = trace = WriteTrace(request.extensions.get("trace"))
+        request.extensions = {**request.extensions, "trace": self._hook(trace)}
+        return request
+
+    def _was_not_sent(self, exc: Any) -> bool:
+        return not self.trace.written and super()._was_not_sent(exc)
+
+
+class _LayeredSyncCall(_LayeredCall["SyncTransport[Any, Any, Any, Any]"], _SyncCall):
+    __slots__ = ()
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        return trace.on_event
+
+
 class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
     __slots__ = ()
 
@@ -145,6 +182,14 @@ class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
 
     async def post(self, request: TokenRequest) -> TokenResponse:
         return await self.transport.post(request, self.client, self.request.extensions)
+
+
+class _LayeredAsyncCall(_LayeredCall["AsyncTransport[Any, Any, Any, Any]"], _AsyncCall):
+    __slots__ = ()
+
+    @staticmethod
+    def _hook(trace: WriteTrace) -> Any:
+        return trace.on_async_event
 
 
 class _Opened:
@@ -162,7 +207,8 @@ class _Transport(Generic[TransportT, TimeoutT]):
     """
 
     library: ClassVar[ClientLibrary]
-    _call: ClassVar[type[_Call[Any]]]
+    _calls: ClassVar[tuple[type[_Call[Any]], type[_Call[Any]]]]
+    """The classes of a request: over the library's own transport, and over any other."""
     default: ClassVar[str]
     """Name of the library's own transport."""
     method: ClassVar[str]
@@ -180,9 +226,11 @@ class _Transport(Generic[TransportT, TimeoutT]):
         if transport is not None:
             check_method("transport", transport, self.method, f"like {library.module.__name__}.{self.default}")
         self.timeout: TimeoutT | None = library.timeout(timeout)
-        self.wrapped: TransportT = getattr(library.module, self.default)() if transport is None else transport
+        own = getattr(library.module, self.default)
+        self.wrapped: TransportT = own() if transport is None else transport
+        self._call = self._calls[type(self.wrapped) is not own]
         self.opened = _Opened()
-        self._token_requests = 0  # in flight
+        self._token_requests: set[object] = set()  # in flight; no counter: += loses updates without the GIL
 
     @classmethod
     def without_manager(cls, transport: TransportT) -> Any:
@@ -194,7 +242,8 @@ class _Transport(Generic[TransportT, TimeoutT]):
     @contextmanager
     def _carried(self, opened: _Opened) -> Generator[None, None, None]:
         """Keep a closing transport open briefly (rule 16); distinguish its end and a full pool from network errors."""
-        self._token_requests += 1
+        token_request = object()
+        self._token_requests.add(token_request)
         try:
             yield
         except self.library.network_errors as exc:
@@ -204,7 +253,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
                 raise NoFreeConnection from exc
             raise
         finally:
-            self._token_requests -= 1
+            self._token_requests.discard(token_request)
 
     def _token_request(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> Any:
         if self.opened is not opened:
@@ -215,7 +264,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         return self.library.module.Request(request.method, request.url, headers=request.headers, extensions=passed_on)
 
     def _is_held_open(self, since: float) -> bool:
-        return self._token_requests > 0 and monotonic() < since + _CLOSE_TIMEOUT
+        return bool(self._token_requests) and monotonic() < since + _CLOSE_TIMEOUT
 
     def _prepare(self, request: Any) -> Any:
         """Return *request* as a managed one; ``None`` to pass it through unchanged."""
@@ -238,7 +287,7 @@ class SyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Response
 
     default = "HTTPTransport"
     method = "handle_request"
-    _call = _SyncCall
+    _calls = _SyncCall, _LayeredSyncCall
 
     def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
@@ -290,7 +339,7 @@ class AsyncTransport(_Transport[TransportT, TimeoutT], Generic[RequestT, Respons
 
     default = "AsyncHTTPTransport"
     method = "handle_async_request"
-    _call = _AsyncCall
+    _calls = _AsyncCall, _LayeredAsyncCall
 
     async def post(self, request: TokenRequest, opened: _Opened, extensions: Mapping[str, Any]) -> TokenResponse:
         """Send a token request over the wrapped transport as it was *opened*."""
@@ -365,55 +414,3 @@ def attach(
     own._transport = wrap(transport)
     own._mounts = {pattern: None if transport is None else wrap(transport) for pattern, transport in mounts.items()}
     return client
-
-
-class _ClientSender:
-    """Sends token requests over the transports of a client."""
-
-    def __init__(self, transport: type[_Transport[Any, Any]], client: Any) -> None:
-        self.client = client
-        self.network_errors = transport.library.network_errors
-        self._transport = transport
-
-    @property
-    def is_closed(self) -> bool:
-        closed: bool = self.client.is_closed
-        return closed
-
-    def _post(self, request: TokenRequest) -> Any:
-        module = self._transport.library.module
-        transport: Any = self.client._transport_for_url(module.URL(request.url))
-        managed: Any = transport
-        if not isinstance(transport, self._transport):
-            managed = self._transport.without_manager(transport)
-        return managed.post(request, managed.opened, {})
-
-
-class _SyncClientSender(_ClientSender):
-    def post(self, request: TokenRequest) -> TokenResponse:
-        reply: TokenResponse = self._post(request)
-        return reply
-
-    def close(self) -> None:
-        self.client.close()
-
-
-class _AsyncClientSender(_ClientSender):
-    async def post(self, request: TokenRequest) -> TokenResponse:
-        reply: TokenResponse = await self._post(request)
-        return reply
-
-
-def standalone_sender(transport: type[SyncTransport[Any, Any, Any, Any]]) -> ClosableSender:
-    """Return a sender with a client of its own."""
-    module = transport.library.module
-    return _SyncClientSender(transport, module.Client(transport=module.HTTPTransport()))  # without proxies
-
-
-def client_sender(
-    client: Any, sync: type[SyncTransport[Any, Any, Any, Any]], tasks: type[AsyncTransport[Any, Any, Any, Any]]
-) -> Sender | AsyncSender:
-    """Return a sender over the transports of *client*."""
-    if isinstance(client, sync.library.module.Client):
-        return _SyncClientSender(sync, client)
-    return _AsyncClientSender(tasks, client)

@@ -46,7 +46,8 @@ class ClientLibrary:
         # What may happen while a response is drained. Any other timeout is the caller's.
         self.drain_errors = (module.HTTPError, module.StreamError, ConnectionError, BodyTimeout)
         self.not_sent = (module.ConnectError, module.ConnectTimeout, module.ProxyError)
-        self.classify_error = (*self.not_sent, module.NetworkError, module.TimeoutException, module.RemoteProtocolError)
+        others = module.NetworkError, module.TimeoutException, module.RemoteProtocolError
+        self.connection_errors = (*self.not_sent, *others)
         self._appends = _can_append(module.Headers)
         self.location: Callable[[Any], Location] = _parts if _has_parts(module.URL) else _public_parts
         # The libraries do not export what bodies are wrapped in.
@@ -117,6 +118,37 @@ class ClientLibrary:
         copy: Any = _new(request.__class__)
         copy.__dict__ = attributes
         return copy
+
+
+class WriteTrace:
+    """A ``trace`` extension that notes whether a request was written to a connection.
+
+    Args:
+        following: The caller's own ``trace`` extension, which is called, too.
+    """
+
+    __slots__ = ("_following", "written")
+
+    def __init__(self, following: Callable[[str, Any], Any] | None) -> None:
+        self._following = following
+        self.written = False
+
+    def on_event(self, name: str, info: Mapping[str, Any]) -> None:
+        """Take an event of httpcore in a thread."""
+        self._note(name, info)
+        if self._following is not None:
+            self._following(name, info)
+
+    async def on_async_event(self, name: str, info: Mapping[str, Any]) -> None:
+        """Take an event of httpcore in a task."""
+        self._note(name, info)
+        if self._following is not None:
+            await self._following(name, info)
+
+    def _note(self, name: str, info: Mapping[str, Any]) -> None:
+        # The CONNECT request to a proxy has the extensions of the request for which it is made.
+        if name.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
+            self.written = True
 
 
 class _AsyncIterable:

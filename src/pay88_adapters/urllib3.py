@@ -12,12 +12,7 @@ try:
     import urllib3
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
-from urllib3.exceptions import (
-    HTTPError,
-    MaxRetryError,
-    ProxyError,
-    UnrewindableBodyError,
-)
+from urllib3.exceptions import HTTPError, MaxRetryError, ProxyError, UnrewindableBodyError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
@@ -29,20 +24,17 @@ from .core.constants import UNAUTHORIZED
 from .core.errors import AdapterErrors, Pay88Error
 from .core.retry import ConnectionFailure, single_attempt
 from .core.token import AUTHORIZATION, SESSION_ID, Token
-from .core.wire import (
-    MAX_DRAIN_SECONDS,
-    MAX_DRAINED,
-    TokenRequest,
-    TokenResponse,
-)
+from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (
-    BROKEN,
+    CONNECTION_ERRORS,
     Fields,
+    as_own,
+    pass_on,
     pieces,
     post,
     release,
@@ -51,18 +43,13 @@ from .urllib3_io import (
     was_not_sent,
     without_injected,
 )
-from .urllib3_io import (
-    ClientSender as ClientSender,
-)
-from .urllib3_io import (
-    client_sender as client_sender,
-)
-from .urllib3_io import (
-    standalone_sender as standalone_sender,
-)
+from .urllib3_io import ClientSender as ClientSender
+from .urllib3_io import client_sender as client_sender
+from .urllib3_io import standalone_sender as standalone_sender
 from .urllib3_retry import (
     Pay88Retry,
     Redirected,
+    continues,
     exhausted,
     exhausted_status,
     is_redirect,
@@ -179,24 +166,18 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         if headers is None:
             headers = self.headers
         fields, authorization, is_from_urllib3 = split_headers(headers) if headers else ({}, None, False)
-        if is_from_urllib3 and is_redirect(kw["retries"]):
-            kw["headers"] = without_injected(headers)
-            return Redirected(args, by_position, kw)
+        if is_from_urllib3 and (response := self._before_retry(headers, args, by_position, kw)) is not None:
+            return response
         try:
             if url[:1] == "/":  # the form of pool managers
                 for_request = self.pay88_manager.for_request
                 manager = for_request(self.scheme or "http", self.host, self.port, url, authorization)
             else:
-                manager = self._manager_for(url, authorization)
+                manager = self.manager_for(url, authorization)
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         if manager is None:
-            # A default of the pool's, or a redirect that has led here
-            if isinstance(retries := self.retries_for(kw.get("retries")), Pay88Retry):
-                kw["retries"] = retries.plain()
-            if is_from_urllib3:
-                kw["headers"] = without_injected(headers)
-            return super().urlopen(*args, *[kw.pop(name) for name in by_position], **kw)
+            return self._pass_through(args, by_position, kw, without_injected(headers) if is_from_urllib3 else None)
         call = _Call()
         call.prepare(manager, self, url, args, by_position, kw, fields)
         try:
@@ -209,7 +190,30 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
 
-    def _manager_for(self, url: str, authorization: str | None) -> TokenManager | None:
+    def _before_retry(
+        self, headers: Any, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]
+    ) -> BaseHTTPResponse | None:
+        """Return the response to a request with *headers* of a token, or ``None`` if it is a retry of urllib3."""
+        if not continues(kw.get("retries"), redirect=kw.get("redirect", True)):
+            kw["headers"] = as_own(headers)
+            return self.urlopen(*pass_on(args, by_position, kw), **kw)
+        if is_redirect(kw["retries"]):
+            kw["headers"] = without_injected(headers)
+            return Redirected(args, by_position, kw)
+        return None
+
+    def _pass_through(
+        self, args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any], headers: Fields | None
+    ) -> BaseHTTPResponse:
+        if headers is not None:
+            kw["headers"] = headers
+        # A default of the pool's, or a redirect that has led here
+        retries = self.retries if kw.get("retries") is None else kw["retries"]
+        if isinstance(retries, Pay88Retry):
+            kw["retries"] = retries.plain()
+        return super().urlopen(*pass_on(args, by_position, kw), **kw)
+
+    def manager_for(self, url: str, authorization: str | None = None) -> TokenManager | None:
         for_request = self.pay88_manager.for_request
         target = parse_url(url)
         path = target.path or "/"
@@ -222,12 +226,6 @@ class _ManagedPool(urllib3.HTTPConnectionPool):
     def plain_urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         """Send a request without the manager."""
         return super().urlopen(*args, **kw)
-
-    def is_managed(self, url: str) -> bool:
-        return self._manager_for(url, None) is not None
-
-    def retries_for(self, given: Any) -> Any:
-        return self.retries if given is None else given
 
 
 def _managed(pool_class: Any, manager: AnyManager | UnavailableManager) -> partial[_ManagedPool]:
@@ -355,7 +353,7 @@ class _Call:
         args = self._args
         if self._by_position:
             kw = kw.copy()
-            args = (*args, *[kw.pop(name) for name in self._by_position])
+            args = pass_on(args, self._by_position, kw)
         # The pool's own method; looked up here, because other code wraps it, too.
         response: BaseHTTPResponse = super(_ManagedPool, self._pool).urlopen(*args, **kw)
         return self.read(response) if self._reads_attempts and response.status != UNAUTHORIZED else response
@@ -381,14 +379,14 @@ class _Call:
         # urllib3 applies the caller's allowed_methods to other errors, but not to what it takes for a proxy error.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods
-        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error)):
+        if isinstance(error, ProxyError) and not (allowed or was_not_sent(error, self._pool)):
             raise error
 
     def read(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
         """Read the body; if that fails, do what urllib3 does with ``preload_content``: it retries, or raises."""
         try:
             _ = response.data
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             retries = response.retries
             if retries is None:
                 raise
@@ -406,9 +404,9 @@ class _Call:
         if self.preload:
             kw.update(preload_content=self.preload, release_conn=None)
         url = args[1] if len(args) > 1 else kw["url"]
-        if kw.get("body") is not None and (url[:1] == "/" or self._pool.is_managed(url)):
+        if kw.get("body") is not None and (url[:1] == "/" or self._pool.manager_for(url) is not None):
             self._rewind()
-        return self._pool.urlopen(*args, *[kw.pop(name) for name in redirected.by_position], **kw)
+        return self._pool.urlopen(*pass_on(args, redirected.by_position, kw), **kw)
 
     def headers(self, response: BaseHTTPResponse) -> Mapping[str, str]:
         return response.headers
@@ -416,12 +414,12 @@ class _Call:
     def classify_error(self, exc: Exception) -> ConnectionFailure | None:
         if isinstance(exc, MaxRetryError):  # urllib3 has made the retries: none follows
             status = exhausted_status(exc)
-            failed = status is not None or isinstance(exc.reason, BROKEN)
+            failed = status is not None or isinstance(exc.reason, CONNECTION_ERRORS)
             return ConnectionFailure(permanent=True, status=status) if failed else None
-        if not isinstance(exc, BROKEN):
+        if not isinstance(exc, CONNECTION_ERRORS):
             return None
         self._note(self._retries, error=exc)
-        return ConnectionFailure(not_sent=was_not_sent(exc))
+        return ConnectionFailure(not_sent=was_not_sent(exc, self._pool))
 
     def _note(self, retries: Any, **attempt: Any) -> None:
         self._retries = retries.after(self.method, self.path, **attempt) if isinstance(retries, Pay88Retry) else retries

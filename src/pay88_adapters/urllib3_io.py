@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from types import TracebackType
 from typing import Any
 
-from .core.secret import InjectedHeader
+from .core.secret import InjectedHeader, as_secret
 from .core.token import MANAGED_FIELDS
 
 try:
@@ -41,7 +42,11 @@ from .engine.calls import Sender
 from .engine.responses import read_limited, remaining_seconds, tolerated
 
 NOT_SENT = (NewConnectionError, ConnectTimeoutError)
-BROKEN = (*NOT_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
+CONNECTION_ERRORS = (*NOT_SENT, ProxyError, ProtocolError, TimeoutError, SSLError)
+
+_MANAGED_POOLS = f"{__package__}.urllib3"
+# Modules that a pool's own urlopen() never runs through: here other requests begin.
+_BEGINNINGS = frozenset({urllib3.PoolManager.__module__, urllib3.HTTPConnectionPool.request.__module__})
 
 
 def post(urlopen: Callable[..., BaseHTTPResponse], target: str, request: TokenRequest) -> TokenResponse:
@@ -115,14 +120,38 @@ def client_sender(client: urllib3.PoolManager) -> Sender:
     return ClientSender(client)
 
 
-def was_not_sent(exc: Exception) -> bool:
+def was_not_sent(exc: Exception, pool: Any) -> bool:
+    """Whether *exc* shows that a request over *pool* had no connection.
+
+    The error of another request does not: a wrapper around the pool may send one when the first has been executed.
+    """
+    if _is_of_another_request(exc.__traceback__):
+        return False
     if not isinstance(exc, ProxyError):
-        return isinstance(exc, NOT_SENT)
+        return isinstance(exc, NOT_SENT) and _is_of_pool(exc, pool)
     # Whatever breaks a connection through a proxy comes as this, also where the request had been sent: urllib3
     # goes by whether the connection is open, and http.client has closed it by then.
     cause = exc.original_error
     refused = type(cause) is OSError and str(cause).startswith("Tunnel connection failed")
-    return refused or isinstance(cause, NOT_SENT)
+    return refused or (isinstance(cause, NOT_SENT) and _is_of_pool(cause, pool))
+
+
+def _is_of_another_request(tb: TracebackType | None) -> bool:
+    while tb is not None:
+        module = tb.tb_frame.f_globals.get("__name__")
+        if module in _BEGINNINGS or (module == _MANAGED_POOLS and tb.tb_frame.f_code.co_name == "urlopen"):
+            return True
+        tb = tb.tb_next
+    return False
+
+
+def _is_of_pool(exc: Exception, pool: Any) -> bool:
+    """Whether the connection of *exc* leads where those of *pool* do; also true without one, as in test doubles."""
+    connection: Any = getattr(exc, "conn", None) or next(iter(exc.args), None)
+    if not hasattr(connection, "host"):
+        return True
+    ends: list[Any] = [pool] if pool.proxy is None else [pool, pool.proxy]
+    return (connection.host, connection.port) in [(end.host.rstrip("."), end.port) for end in ends]
 
 
 def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:
@@ -184,13 +213,27 @@ def split_headers(given: Mapping[str, str]) -> tuple[Fields, str | None, bool]:
     return repeated, authorization, is_from_urllib3
 
 
+def as_own(headers: Mapping[str, str]) -> Fields:
+    """Return *headers* of the caller, who has them from a token, so that they do not count as added by an adapter."""
+    pairs = [(name, as_secret(value) if type(value) is InjectedHeader else value) for name, value in headers.items()]
+    return _as_fields(pairs)
+
+
+def pass_on(args: tuple[Any, ...], by_position: tuple[str, ...], kw: dict[str, Any]) -> tuple[Any, ...]:
+    """Take the arguments with the names *by_position* out of *kw*; return all positional arguments."""
+    return (*args, *[kw.pop(name) for name in by_position])
+
+
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def without_injected(headers: Mapping[str, str]) -> Fields:
     """Return *headers* without those that an adapter added."""
-    pairs = [each for each in headers.items() if type(each[1]) is not InjectedHeader]
+    return _as_fields([each for each in headers.items() if type(each[1]) is not InjectedHeader])
+
+
+def _as_fields(pairs: list[tuple[str, str]]) -> Fields:
     plain = dict(pairs)
     return plain if len(plain) == len(pairs) else _Headers(pairs)
 

@@ -81,6 +81,15 @@ def without_resending(retries: Any, *, redirect: bool) -> Any:
     )
 
 
+def continues(retries: Any, *, redirect: bool) -> bool:
+    """Whether urllib3 sends the request of a pool again, or follows its redirect, *retries* being its value.
+
+    A pool manager follows redirects, too: with a new request of a pool, which does not follow any.
+    """
+    history: tuple[RequestHistory, ...] = getattr(retries, "history", ())
+    return bool(history) and (redirect or not history[-1].redirect_location)
+
+
 def is_redirect(retries: urllib3.Retry) -> bool:
     """Whether the request that urllib3 sends next follows a redirect, *retries* being its value."""
     return bool(retries.history and retries.history[-1].redirect_location)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
 import ssl
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -18,20 +21,12 @@ from pay88_adapters import BreakerPolicy, ConfigurationError, Credentials, Retry
 from pay88_adapters.aiohttp import Pay88Middleware, attach
 from pay88_adapters.requests import attach as attach_session
 from pay88_adapters.testing import Emulator, Hold, ManualClock, RefuseToken, ResetAfterRead, ResetBeforeRead, Status
-from support.authority import new_authority
+from support.authority import tls_contexts
 from support.proxies import Proxy
-from support.stacks import AsyncStack, PlainResponse, Requests, Urllib3
+from support.stacks import Aiohttp, AsyncStack, PlainResponse, Requests, Urllib3
 from support.worlds import World
 
 CHARGES = "/api/transactions/charges"
-
-
-def _tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = new_authority()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # asyncio's own, on Python 3.10
@@ -40,7 +35,7 @@ def test_a_payment_through_a_proxy_is_sent_once_when_the_response_is_lost(
     make_world: Callable[..., World], tunnel: bool
 ) -> None:
     """Rule 20: that a connection through a proxy broke does not mean that nothing was sent."""
-    server, client = _tls() if tunnel else (None, None)
+    server, client = tls_contexts() if tunnel else (None, None)
     world = make_world(ssl_context=server)
     manager = world.new_manager(retry=RetryPolicy(backoff_base=0, backoff_cap=0))
     with Proxy() as proxy:
@@ -226,3 +221,70 @@ def test_aiohttp_sends_nothing_again_whatever_stands_outside(hops: bool) -> None
 
     with Emulator() as emulator:
         asyncio.run(scene(emulator))
+
+
+class _Local:
+    """What a caller has in a local variable."""
+
+
+@pytest.mark.parametrize("failure", ["no connection", "no response", "no response, and a layer that goes on"])
+def test_a_request_that_failed_keeps_no_local_variable_of_its_caller(world: World, failure: str) -> None:
+    """Neither in what is remembered about it, nor in an exception."""
+    manager = world.new_manager(retry=RetryPolicy.none())
+    manager.get_token()
+    stack = world.client(manager)
+    kept: list[weakref.ref[_Local]] = []
+    world.emulator.faults.add(ResetBeforeRead(), on="call", times=None)
+    if failure == "no connection":
+        world.emulator.stop()
+
+    def fail() -> None:
+        local = _Local()
+        kept.append(weakref.ref(local))
+        with suppress(stack.base_error):
+            stack.request("GET", world.url)
+
+    async def afail() -> None:
+        local = _Local()
+        kept.append(weakref.ref(local))
+        with suppress(stack.base_error, RuntimeError):
+            await stack.asend("GET", world.url)  # type: ignore[attr-defined]
+
+    if isinstance(stack, Aiohttp) and failure.endswith("goes on"):
+
+        async def outer(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+            local = _Local()
+            kept.append(weakref.ref(local))
+            try:
+                return await handler(request)  # type: ignore[no-any-return]
+            except aiohttp.ClientError as exc:
+                raise RuntimeError("no connection") from exc
+
+        stack.client._middlewares = (outer, *stack.client._middlewares)
+    for _ in range(3):
+        if isinstance(stack, AsyncStack):
+            stack.run(afail)
+        else:
+            fail()
+    gc.collect()
+    assert len(kept) >= 3
+    assert not any(each() for each in kept)
+
+
+@pytest.mark.parametrize("kind", [Aiohttp], ids=lambda kind: kind.name)
+def test_rule_21_a_middleware_may_send_a_request_again(world: World) -> None:
+    """Only a retry of aiohttp itself is not sent; it has a new request object."""
+    stack = world.client(world.new_manager(retry=RetryPolicy.none()))
+    assert isinstance(stack, Aiohttp)
+    entered: list[str] = []
+
+    async def outer(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+        entered.append(request.method)
+        with suppress(aiohttp.ClientError):
+            return await handler(request)  # type: ignore[no-any-return]
+        return await handler(request)  # type: ignore[no-any-return]
+
+    stack.client._middlewares = (outer, *stack.client._middlewares)
+    world.emulator.faults.add(ResetBeforeRead(), on="call")
+    assert stack.request("GET", world.echo).status == 200
+    assert (len(entered), world.emulator.journal.calls) == (1, 2)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import count
+from types import FrameType
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
 
-from pay88_adapters import Token, httpx_library
+from pay88_adapters import ActivatedManager, Token, httpx_library
 from pay88_adapters import httpx as on_httpx
 from pay88_adapters import httpx2 as on_httpx2
+from pay88_adapters import httpx_family as family
 from pay88_adapters.httpx_library import ClientLibrary
+from pay88_adapters.stores.realtime import monotonic
 
 _URLS = (
     "https://api.88pay.io",
@@ -78,3 +83,38 @@ def test_rule_21_the_copy_has_all_that_the_request_has(
 
 def _lowered(token: Token) -> list[tuple[str, str]]:
     return [(name.lower(), value) for name, value in token.attached.items()]
+
+
+def test_rule_17_overlapping_token_requests_are_each_counted_once(library: ClientLibrary) -> None:
+    """Whichever instruction another thread comes between, as threads do without the GIL."""
+    adapter = {httpx: on_httpx, httpx2: on_httpx2}[library.module]
+    step = 0
+    while _second_at(step, adapter.Pay88Transport(ActivatedManager())):
+        step += 1
+    assert step > 10
+
+
+def _second_at(step: int, transport: Any) -> bool:
+    """Begin a second token request before instruction number *step* of the first one; return whether there is one."""
+    second, steps = transport._carried(transport.opened), count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        frame.f_trace_opcodes = frame.f_code is family._Transport._carried.__wrapped__.__code__  # type: ignore[attr-defined]
+        if event == "opcode" and next(steps) == step:
+            second.__enter__()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with transport._carried(transport.opened):
+            pass
+    finally:
+        sys.settrace(before)
+    begun = next(steps) > step
+    assert transport._is_held_open(monotonic()) is begun
+    if begun:
+        second.__exit__(None, None, None)
+    assert not transport._is_held_open(monotonic())
+    transport.close()
+    return bool(begun)

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import urllib3
 
+import pay88_adapters.aiohttp
 import pay88_adapters.httpx
 import pay88_adapters.httpx2
 import pay88_adapters.urllib3
@@ -331,7 +332,9 @@ def test_rules_09_and_10_an_error_counts_without_its_body(
             assert len(requests) == 1
 
 
-@pytest.mark.parametrize("adapter", [pay88_adapters.urllib3, pay88_adapters.httpx, pay88_adapters.httpx2])
+@pytest.mark.parametrize(
+    "adapter", [pay88_adapters.urllib3, pay88_adapters.httpx, pay88_adapters.httpx2, pay88_adapters.aiohttp]
+)
 def test_rule_17_a_token_response_is_read_no_longer_than_the_request_may_take(adapter: Any) -> None:
     """In all, and not only for each piece of it."""
     with Rejections(token_response=dripping_token) as server:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -104,6 +106,16 @@ def close(client: Any) -> None:
     (client.clear if isinstance(client, urllib3.PoolManager) else client.close)()
 
 
+async def aclose(client: Any) -> None:
+    """Close a client of any kind."""
+    if isinstance(client, (httpx.AsyncClient, httpx2.AsyncClient)):
+        await client.aclose()
+    elif isinstance(client, aiohttp.ClientSession):
+        await client.close()
+    else:
+        close(client)
+
+
 def check_token_requests(emulator: Emulator, proxy: Proxy | None, count: int) -> None:
     """Insist that so many arrived, with nothing of the caller's, through the proxy if there is one."""
     arrived = emulator.journal.select("token")
@@ -163,6 +175,42 @@ def test_an_async_client_sends_the_token_requests_on_trio(emulator: Emulator, na
     check_token_requests(emulator, None, 2)
 
 
+TRUSTING: dict[str, Callable[[], Any]] = {
+    "requests": requests.Session,
+    "requests, attached": lambda: attached(pay88_adapters.requests, requests.Session()),
+    "httpx": lambda: httpx.Client(auth=httpx.NetRCAuth(os.environ["NETRC"]), params=MINE, cookies=MINE),
+    "httpx2": lambda: httpx2.Client(auth=httpx2.NetRCAuth(os.environ["NETRC"]), params=MINE, cookies=MINE),
+    "async httpx": lambda: httpx.AsyncClient(auth=httpx.NetRCAuth(os.environ["NETRC"]), params=MINE, cookies=MINE),
+    "async httpx2": lambda: httpx2.AsyncClient(auth=httpx2.NetRCAuth(os.environ["NETRC"]), params=MINE, cookies=MINE),
+    "aiohttp": lambda: aiohttp.ClientSession(trust_env=True, cookies=MINE),
+    "aiohttp, attached": lambda: attached(pay88_adapters.aiohttp, aiohttp.ClientSession(trust_env=True, cookies=MINE)),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTING)
+def test_rule_13_token_requests_use_the_proxy_of_the_environment_but_no_credentials_of_the_caller(
+    emulator: Emulator, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Those in a netrc file are the caller's, too."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n", encoding="utf-8")
+    netrc.chmod(0o600)
+    for variable in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("http_proxy", proxy.url)
+
+    async def main() -> None:
+        client = TRUSTING[name]()
+        manager = manager_over(client, emulator)
+        await manager.aget_token()
+        await aclose(client)
+
+    asyncio.run(main())
+    check_token_requests(emulator, proxy, 1)
+    assert emulator.journal.count(path="/api/auth/token") == 1
+
+
 HASTY = 0.1
 """Seconds."""
 HASTY_CLIENTS: dict[str, Callable[[], Any]] = {
@@ -187,12 +235,7 @@ def test_rule_16_the_timeouts_of_a_client_limit_no_token_request(emulator: Emula
         client = HASTY_CLIENTS[name]()
         manager = manager_over(client, emulator)
         await manager.aget_token()
-        if isinstance(client, (httpx.AsyncClient, httpx2.AsyncClient)):
-            await client.aclose()
-        elif isinstance(client, aiohttp.ClientSession):
-            await client.close()
-        else:
-            close(client)
+        await aclose(client)
 
     asyncio.run(main())
     check_token_requests(emulator, None, 1)

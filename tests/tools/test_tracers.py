@@ -134,8 +134,11 @@ def test_the_metrics_of_the_page(
     assert 'pay88_token_rejections_total{pay88_token_replaced="true"} 1.0' in exposed
     assert 'pay88_call_not_sent_total{error_type="CredentialsRejected",pay88_call_group="balance"} 1.0' in exposed
     assert 'pay88_token_budget_remaining{pay88_token_budget_limit="100 per 1 hour"}' in exposed
-    files = [json.loads((DOCS / "dashboards" / name).read_text("utf-8")) for name in ("pay88-alerts.json", "pay88.json")]
-    expressions = re.findall(r"'expr': '(.*?)'", str(files))
+    expressions = [
+        expression
+        for name in ("pay88-alerts.json", "pay88.json")
+        for expression in re.findall(r'"expr": "(.*)"', (DOCS / "dashboards" / name).read_text(encoding="utf-8"))
+    ]
     named = set(re.findall(r"pay88_\w+(?=[\[{)])", " ".join(expressions)))
     assert len(named) > 9
     assert [name for name in named if name not in exposed] == []
