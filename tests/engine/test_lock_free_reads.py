@@ -22,7 +22,12 @@ import pay88_adapters
 import pay88_adapters.requests
 import pay88_adapters.urllib3
 from pay88_adapters import ConfigurationError, Credentials, Token, TokenEndpointUnavailable, TokenManager, TokenPolicy
+from pay88_adapters.core.history import Window
+from pay88_adapters.engine.local_copy import LocalCopy
+from pay88_adapters.engine.store_link import Link
+from pay88_adapters.engine.store_share import Share
 from pay88_adapters.events import Event, TokenFetched
+from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import Emulator, ManualClock
 
 PACKAGE = str(Path(pay88_adapters.__file__).parent)
@@ -103,6 +108,21 @@ def as_token(token: Token) -> Token:
     """Return *token*, whose headers belong together."""
     assert token.headers() == {"Authorization": f"Bearer {token.access_token}", "x-session-id": token.session_id}
     return token
+
+
+def test_rule_24_a_merchant_is_added_at_any_instruction_while_others_are_forgotten() -> None:
+    """Another thread does both; the unit that this one has acquired is not lost."""
+    for number in count(1):
+        clock = ManualClock()
+        copy = LocalCopy(Link(MemoryStore(clock.now), clock), None, Share(clock, None), clock)
+        windows = {merchant: [Window(merchant, 10, 60.0)] for merchant in "abc"}
+        copy.acquire_all(windows["a"])
+        clock.advance(2 * HOUR)
+        with before_instruction(number, partial(copy.acquire_all, windows["c"])) as executed:
+            assert copy.acquire_all(windows["b"]).histories.keys() == {"b"}, number
+        if executed[0] < number:
+            break
+    assert number > 10
 
 
 @pytest.mark.deep

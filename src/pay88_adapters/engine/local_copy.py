@@ -116,12 +116,14 @@ class LocalCopy(MemoryStorage):
         if self._forgotten_at == self._swept_at or not self._link.is_steady:
             return
         self._forgotten_at, now = self._swept_at, self._now()
-        for key in {*self._limits, *self._complete_until} - self._histories.keys():
+        for key in {*self._limits, *self._complete_until}:
+            if key in self._histories:
+                continue
             longest_expiry = max((expiry for _, expiry in self._limits.get(key, ())), default=MIN_TTL)
             if now > self._complete_until.get(key, _NEVER) + longest_expiry:
                 self._limits.pop(key, None)
                 self._complete_until.pop(key, None)
-        self._known_limits = {each: each for each in self._limits.values()}
+        self._known_limits = {each: each for each in list(self._limits.values())}  # a copy: other threads add to it
 
     def _without_reserved(self, window: Window) -> Window:
         """Return *window* without the units that processes may have acquired in degraded mode and not reported yet.
