@@ -151,7 +151,12 @@ def _is_of_pool(exc: Exception, pool: Any) -> bool:
     if not hasattr(connection, "host"):
         return True
     ends: list[Any] = [pool] if pool.proxy is None else [pool, pool.proxy]
-    return (connection.host, connection.port) in [(end.host.rstrip("."), end.port) for end in ends]
+    return _address(connection) in map(_address, ends)
+
+
+def _address(end: Any) -> tuple[str, Any]:
+    # Connections have a host without its trailing dot and, in later versions of Python, without the brackets of IPv6.
+    return str(end.host).strip("[]").rstrip("."), end.port
 
 
 def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:

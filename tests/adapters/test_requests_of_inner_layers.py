@@ -10,9 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError, ProxyError
 from yarl import URL
 
 from pay88_adapters import RetryPolicy, TokenManager
+from pay88_adapters.urllib3_io import was_not_sent
 from support.authority import tls_contexts
 from support.proxies import Proxy
 from support.stacks import STACKS, Aiohttp, AsyncStack, Httpx, Requests, Stack, Urllib3
@@ -279,6 +282,15 @@ def test_rule_20_a_payment_is_retried_if_the_proxy_has_no_connection(
     with proxied(make_world, monkeypatch, tunnel) as (world, layers, _):
         pass
     assert charge(world, layers) == (0, 2)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1"], ids=["with brackets", "without"])
+def test_rule_20_a_proxy_with_an_ipv6_address_has_no_connection(host: str) -> None:
+    """Its URL has brackets; whether the host of a connection has them, depends on the version of Python."""
+    pool = urllib3.ProxyManager("http://[::1]:9").connection_from_url("https://api.example/")
+    refused = NewConnectionError(HTTPConnection(host, 9), "refused")
+    assert was_not_sent(ProxyError("no connection", refused), pool)
+    assert not was_not_sent(ProxyError("no connection", refused), urllib3.HTTPConnectionPool("::1", 8))
 
 
 @but(Aiohttp)
