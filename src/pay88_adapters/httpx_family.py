@@ -147,14 +147,10 @@ class _LayeredCall(_Call[ManagedT]):
     __slots__ = ("trace",)
     trace: WriteTrace
 
-    @staticmethod
-    def _hook(trace: WriteTrace) -> Any:
-        raise NotImplementedError
-
     def _with(self, token: Token) -> Any:
         request = super()._with(token)
         self.trace = trace = WriteTrace(request.extensions.get("trace"))
-        request.extensions = {**request.extensions, "trace": self._hook(trace)}
+        request.extensions = {**request.extensions, "trace": trace}
         return request
 
     def _was_not_sent(self, exc: Any) -> bool:
@@ -163,10 +159,6 @@ class _LayeredCall(_Call[ManagedT]):
 
 class _LayeredSyncCall(_LayeredCall["SyncTransport[Any, Any, Any, Any]"], _SyncCall):
     __slots__ = ()
-
-    @staticmethod
-    def _hook(trace: WriteTrace) -> Any:
-        return trace.on_event
 
 
 class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
@@ -186,10 +178,6 @@ class _AsyncCall(_Call["AsyncTransport[Any, Any, Any, Any]"]):
 
 class _LayeredAsyncCall(_LayeredCall["AsyncTransport[Any, Any, Any, Any]"], _AsyncCall):
     __slots__ = ()
-
-    @staticmethod
-    def _hook(trace: WriteTrace) -> Any:
-        return trace.on_async_event
 
 
 class _Opened:

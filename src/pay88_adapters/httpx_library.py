@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from math import inf
@@ -133,22 +135,24 @@ class WriteTrace:
         self._following = following
         self.written = False
 
-    def on_event(self, name: str, info: Mapping[str, Any]) -> None:
-        """Take an event of httpcore in a thread."""
-        self._note(name, info)
-        if self._following is not None:
-            self._following(name, info)
+    def __call__(self, name: str, info: Mapping[str, Any]) -> Any:
+        """Take an event of httpcore; return a coroutine to its async code, and ``None`` to its other code.
 
-    async def on_async_event(self, name: str, info: Mapping[str, Any]) -> None:
-        """Take an event of httpcore in a task."""
-        self._note(name, info)
-        if self._following is not None:
-            await self._following(name, info)
-
-    def _note(self, name: str, info: Mapping[str, Any]) -> None:
+        Whichever that is: an inner layer may pass the request on to a transport of the other kind.
+        """
         # The CONNECT request to a proxy has the extensions of the request for which it is made.
-        if name.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
+        if name.endswith(".send_request_headers.started") and _method(info) != b"CONNECT":
             self.written = True
+        if self._following is not None:
+            return self._following(name, info)
+        return _done() if sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE else None
+
+
+def _method(info: Mapping[str, Any]) -> object:
+    return getattr(info.get("request"), "method", None)
+
+
+async def _done() -> None: ...
 
 
 class _AsyncIterable:

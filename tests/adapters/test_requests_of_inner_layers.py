@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -291,6 +292,72 @@ def test_rule_20_a_proxy_with_an_ipv6_address_has_no_connection(host: str) -> No
     refused = NewConnectionError(HTTPConnection(host, 9), "refused")
     assert was_not_sent(ProxyError("no connection", refused), pool)
     assert not was_not_sent(ProxyError("no connection", refused), urllib3.HTTPConnectionPool("::1", 8))
+
+
+class Bridge:
+    """A transport for tasks over one for threads, or the other way round.
+
+    Args:
+        library: httpx or httpx2.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def handle_request(self, request: Any) -> Any:
+        """Send *request* with a transport for tasks."""
+        return anyio.run(self._send_from_task, request)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send *request* with a transport for threads."""
+        return await anyio.to_thread.run_sync(self._send_from_thread, request)
+
+    def close(self) -> None:
+        """Close nothing: it keeps no connection."""
+
+    async def aclose(self) -> None:
+        """Do the same."""
+
+    async def _send_from_task(self, request: Any) -> Any:
+        async with self._library.AsyncHTTPTransport() as transport:
+            response = await transport.handle_async_request(request)
+            return self._library.Response(response.status_code, content=await response.aread())
+
+    def _send_from_thread(self, request: Any) -> Any:
+        with self._library.HTTPTransport() as transport:
+            response = transport.handle_request(request)
+            return self._library.Response(response.status_code, content=response.read())
+
+
+@but(Urllib3, Requests, Aiohttp)
+def test_rule_21_a_layer_passes_a_request_to_a_transport_of_the_other_kind(world: World, layers: Layers) -> None:
+    """httpcore distinguishes threads from tasks by what a trace extension returns."""
+    stack: Any = layers.stack
+    stack.client._transport = Bridge(stack.library)
+    stack.adapter.attach(stack.client, stack.manager)
+    assert stack.request("POST", world.url).status == 200
+
+
+@but(Urllib3, Requests, Aiohttp)
+def test_rule_21_a_trace_extension_of_the_wrong_kind_is_an_error_as_ever(world: World, layers: Layers) -> None:
+    """Nothing calls the caller's function in another way than httpcore does."""
+    stack: Any = layers.stack
+
+    async def nothing() -> None: ...
+
+    def trace(_: str, __: object) -> Any:
+        if isinstance(stack, AsyncStack):
+            return None
+        coroutine = nothing()
+        coroutine.close()
+        return coroutine
+
+    async def apass(send: Callable[[], Any]) -> Any:
+        return await send()
+
+    layers.add(lambda send: send(), apass)
+    with pytest.raises(TypeError, match="the callback of the `trace` extension should be"):
+        stack.request("POST", world.emulator.url + CHARGES, extensions={"trace": trace})
 
 
 @but(Aiohttp)
