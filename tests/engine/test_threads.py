@@ -17,7 +17,7 @@ import trio
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.engine import threads
-from pay88_adapters.engine.store_link import Link
+from pay88_adapters.engine.store_link import Link, _Operation
 from pay88_adapters.engine.threads import Worker
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
@@ -88,19 +88,20 @@ def test_rule_24_a_store_works_where_daemon_threads_are_disabled(
     assert not store.degraded
 
 
+@pytest.mark.parametrize(("owner", "step"), [(threading.Thread, "start"), (_Operation, "result_in_time")])
 def test_rule_24_an_interrupted_start_of_a_store_operation_is_no_slow_operation(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, owner: type[Any], step: str
 ) -> None:
     """Ctrl-C may strike before its thread exists: later operations must not wait for it."""
 
-    def start(thread: threading.Thread) -> None:
+    def interrupted(thread: threading.Thread) -> None:
         raise KeyboardInterrupt
 
     store = MemoryStore(ManualClock().now)
     monkeypatch.setattr(store, "blocking", True)
     link = Link(store, ManualClock())
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(owner, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             link.attempt(lambda _: None)
     assert not link._running

@@ -162,7 +162,7 @@ class _Operation(BackgroundThread, Generic[T]):
 
     Args:
         operation: The operation.
-        unfinished: Contains this until the operation has ended.
+        unfinished: Contains this while the thread runs.
     """
 
     def __init__(self, operation: Callable[[], T], unfinished: set[_Operation[Any]]) -> None:
@@ -173,7 +173,6 @@ class _Operation(BackgroundThread, Generic[T]):
         self._error: BaseException | None = None
         self._began_at = monotonic()
         self._unfinished = unfinished
-        unfinished.add(self)
 
     @property
     def is_slow(self) -> bool:
@@ -186,6 +185,7 @@ class _Operation(BackgroundThread, Generic[T]):
         return monotonic() >= self._began_at + OPERATION_TIMEOUT
 
     def run(self) -> None:
+        self._unfinished.add(self)  # here, where no signal handler runs: one that is never started stays away
         try:
             self._result.append(self._operation())
         except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
@@ -202,11 +202,7 @@ class _Operation(BackgroundThread, Generic[T]):
         """Return the result of the operation, or raise its error."""
         try:
             self.start()
-        except BaseException as exc:
-            if not self.is_alive():  # else it ends later
-                self._unfinished.discard(self)
-            if not isinstance(exc, NoThread):  # but one of a signal handler
-                raise
+        except NoThread:
             if may_block():  # blocking this thread blocks no other work
                 return self._operation()
             raise StoreError("cannot start a thread for the store operation") from None
