@@ -33,6 +33,7 @@ from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (
     CONNECTION_ERRORS,
     Fields,
+    MarkedPool,
     as_own,
     pass_on,
     pieces,
@@ -145,7 +146,7 @@ def install(pool_manager: P, manager: AnyManager | UnavailableManager) -> P:
     return pool_manager
 
 
-class _ManagedPool(urllib3.HTTPConnectionPool):
+class _ManagedPool(MarkedPool):
     """Mixed into a pool class. urllib3's own retries call :meth:`urlopen`, too."""
 
     def __init__(self, manager: AnyManager | UnavailableManager, *args: Any, **kw: Any) -> None:

@@ -15,6 +15,7 @@ try:
     import urllib3
 except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
@@ -120,6 +121,20 @@ def client_sender(client: urllib3.PoolManager) -> Sender:
     return ClientSender(client)
 
 
+class MarkedPool(urllib3.HTTPConnectionPool):
+    """A pool that marks its connections: their host and port may be any, and others may have the same."""
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        self.pay88_mark = object()  # not the pool itself, which its connections would keep alive
+        super().__init__(*args, **kw)
+
+    def _new_conn(self, *args: Any, **kw: Any) -> Any:  # there is no public name; it is the same in all versions
+        connection: Any = super()._new_conn(*args, **kw)
+        with suppress(AttributeError):  # of a test double
+            connection.pay88_mark = self.pay88_mark
+        return connection
+
+
 def was_not_sent(exc: Exception, pool: Any) -> bool:
     """Whether *exc* shows that a request over *pool* had no connection.
 
@@ -146,17 +161,11 @@ def _is_of_another_request(tb: TracebackType | None) -> bool:
 
 
 def _is_of_pool(exc: Exception, pool: Any) -> bool:
-    """Whether the connection of *exc* leads where those of *pool* do; also true without one, as in test doubles."""
+    """Whether the connection of *exc* is one of *pool*; also true without one, as in test doubles."""
     connection: Any = getattr(exc, "conn", None) or next(iter(exc.args), None)
-    if not hasattr(connection, "host"):
+    if not isinstance(connection, HTTPConnection):
         return True
-    ends: list[Any] = [pool] if pool.proxy is None else [pool, pool.proxy]
-    return _address(connection) in map(_address, ends)
-
-
-def _address(end: Any) -> tuple[str, Any]:
-    # Connections have a host without its trailing dot and, in later versions of Python, without the brackets of IPv6.
-    return str(end.host).strip("[]").rstrip("."), end.port
+    return getattr(connection, "pay88_mark", None) is pool.pay88_mark
 
 
 def pieces(response: BaseHTTPResponse, until: float) -> Iterator[bytes]:

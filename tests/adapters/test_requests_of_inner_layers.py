@@ -12,10 +12,11 @@ import anyio
 import pytest
 import urllib3
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import NewConnectionError, ProxyError
+from urllib3.exceptions import ProxyError
 from yarl import URL
 
-from pay88_adapters import RetryPolicy, TokenManager
+from pay88_adapters import Credentials, RetryPolicy, TokenManager
+from pay88_adapters.urllib3 import attach
 from pay88_adapters.urllib3_io import was_not_sent
 from support.authority import tls_contexts
 from support.proxies import Proxy
@@ -285,13 +286,60 @@ def test_rule_20_a_payment_is_retried_if_the_proxy_has_no_connection(
     assert charge(world, layers) == (0, 2)
 
 
-@pytest.mark.parametrize("host", ["[::1]", "::1"], ids=["with brackets", "without"])
-def test_rule_20_a_proxy_with_an_ipv6_address_has_no_connection(host: str) -> None:
+class AtLocalhost(HTTPConnection):
+    """A connection to a socket of this host, whatever the host of the URL is."""
+
+    def __init__(self, host: str, port: int | None = None, **kw: Any) -> None:
+        super().__init__("localhost", 1, **kw)
+
+
+class Pinned(HTTPConnection):
+    """A connection to an address that its user has looked up."""
+
+    def _new_conn(self) -> Any:
+        self.host, self.port = "127.0.0.1", 1
+        return super()._new_conn()
+
+
+@on(Urllib3, Requests)
+@pytest.mark.parametrize("connection", [AtLocalhost, Pinned])
+def test_rule_20_a_payment_is_retried_if_the_pool_connects_elsewhere(
+    world: World, layers: Layers, monkeypatch: pytest.MonkeyPatch, connection: type[HTTPConnection]
+) -> None:
+    """The host and port of such a connection are not those of its pool."""
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", connection)
+    assert charge(world, layers) == (0, 2)
+
+
+@on(Urllib3, Requests)
+def test_rule_20_a_nested_request_of_another_pool_sends_no_payment_again(world: World, layers: Layers) -> None:
+    """One that is used without a pool manager, for the same host and port."""
+    url = urllib3.util.parse_url(world.emulator.url)
+
+    def audit() -> Any:
+        with urllib3.HTTPConnectionPool(url.host or "", url.port) as pool:
+            return pool.urlopen("POST", "/api/audit", retries=False)
+
+    add_audit(layers, audit, before=world.emulator.stop)
+    assert charge(world, layers) == (1, 0)
+
+
+@on(Urllib3, Requests)
+def test_rule_20_a_nested_request_without_a_tunnel_sends_no_payment_again(world: World, layers: Layers) -> None:
+    """Such an error names neither a connection nor a pool."""
+    with Proxy() as proxy, urllib3.ProxyManager(proxy.url) as pools:
+        add_audit(layers, lambda: pools.request("POST", "https://127.0.0.1:1/audit", retries=False))
+        assert charge(world, layers) == (1, 0)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_rule_20_a_proxy_with_an_ipv6_address_has_no_connection(scheme: str) -> None:
     """Its URL has brackets; whether the host of a connection has them, depends on the version of Python."""
-    pool = urllib3.ProxyManager("http://[::1]:9").connection_from_url("https://api.example/")
-    refused = NewConnectionError(HTTPConnection(host, 9), "refused")
-    assert was_not_sent(ProxyError("no connection", refused), pool)
-    assert not was_not_sent(ProxyError("no connection", refused), urllib3.HTTPConnectionPool("::1", 8))
+    manager = TokenManager(Credentials("sk_test_1", "MCH-1"), base_url="https://api.example")
+    pool: Any = attach(urllib3.ProxyManager("http://[::1]:1"), manager).connection_from_url(f"{scheme}://api.example/")
+    with pytest.raises(ProxyError) as caught:
+        pool.plain_urlopen("POST", "/", retries=False)
+    assert was_not_sent(caught.value, pool)
 
 
 class Bridge:
