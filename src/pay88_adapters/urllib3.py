@@ -220,7 +220,8 @@ class _ManagedPool(MarkedPool):
         path = target.path or "/"
         manager = for_request(target.scheme or "http", target.host or "", target.port, path, authorization)
         # Whatever the URL contains, the bytes go to the pool's origin, unless that is a proxy.
-        if manager is None or (self.proxy is not None and (self.host, self.port) == (self.proxy.host, self.proxy.port)):
+        proxy = self.proxy  # whose host has the brackets of IPv6
+        if manager is None or (proxy and (self.host, self.port) == ((proxy.host or "").strip("[]"), proxy.port)):
             return manager
         return for_request(self.scheme or "http", self.host, self.port, "/", authorization)
 

@@ -332,6 +332,15 @@ def test_rule_20_a_nested_request_without_a_tunnel_sends_no_payment_again(world:
         assert charge(world, layers) == (1, 0)
 
 
+def test_rule_20_a_payment_is_retried_if_a_proxy_with_an_ipv6_address_is_down(
+    world: World, manager: TokenManager
+) -> None:
+    """The request is managed although it is sent to another host."""
+    stack = world.client(manager, proxy="http://[::1]:1")
+    assert isinstance(stack.attempt("POST", world.emulator.url + CHARGES), stack.base_error)
+    assert manager.stats().retried == 2
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_rule_20_a_proxy_with_an_ipv6_address_has_no_connection(scheme: str) -> None:
     """Its URL has brackets; whether the host of a connection has them, depends on the version of Python."""
