@@ -114,8 +114,8 @@ def test_rule_21_a_redirect_after_a_broken_body_is_followed(world: World) -> Non
     world.emulator.faults.add(Body(b"broken", status=401, headers={"Content-Length": "100"}), on=STATUS, times=1)
     world.emulator.faults.add(Redirect(f"{STATUS}?target", status=302), on=STATUS, times=1)
     client = world.client()
-    retries = urllib3.Retry(5, read=3)
-    response = world.as_time_passes(lambda: client.attempt("GET", f"{world.emulator.url}{STATUS}", retries=retries))
+    options = {"retries": urllib3.Retry(5, read=3), "timeout": 3.0}  # real seconds that the broken body takes
+    response = world.as_time_passes(lambda: client.attempt("GET", f"{world.emulator.url}{STATUS}", **options))
     assert isinstance(response, PlainResponse)
     assert response.status == 200
     assert len(sent(world)) == 4

@@ -203,13 +203,13 @@ def test_a_task_is_retried_if_88pay_has_not_executed_it(
     names: dict[str, Any] = {}
     [block] = [block for block in blocks(QUEUES, "file") if block.about == "actors.py"]
     exec(block.text, names)
-    not_sent, exhausted = names["not_sent"], FromRequests("exhausted", retryable=True)
+    not_executed, exhausted = names["not_executed"], FromRequests("exhausted", retryable=True)
     assert isinstance(exhausted, TokenBudgetExhausted)
-    assert not_sent(0, exhausted)
-    assert not not_sent(5, exhausted)
-    assert not not_sent(0, requests.ConnectionError())
-    assert not not_sent(0, requests.HTTPError())
-    assert names["charge"].options["retry_when"] is not_sent
+    assert not_executed(0, exhausted)
+    assert not not_executed(5, exhausted)
+    assert not not_executed(0, requests.ConnectionError())
+    assert not not_executed(0, requests.HTTPError())
+    assert names["charge"].options["retry_when"] is not_executed
     names["payments"].close()
     names["broker"].close()
 
