@@ -145,7 +145,8 @@ class WriteTrace:
             self.written = True
         if self._following is not None:
             return self._following(name, info)
-        return _done() if sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE else None
+        caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        return _done() if caller.f_code.co_flags & inspect.CO_COROUTINE else None
 
 
 def _method(info: Mapping[str, Any]) -> object:
