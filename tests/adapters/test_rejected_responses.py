@@ -311,7 +311,11 @@ def broken_off(send: Send, over: threading.Event) -> bool:
     ("head", "error", "retry_after"),
     [(b"429 Many\r\nRetry-After: 33", TokenRateLimited, 33), (b"401 Unauthorized", CredentialsRejected, 30)],
 )
-@pytest.mark.parametrize("body", [drip(b"", b" "), stop(b"", b""), broken_off], ids=["drips", "stops", "breaks off"])
+@pytest.mark.parametrize(
+    "body",
+    [drip(b"", b" "), pytest.param(stop(b"", b""), marks=pytest.mark.deep), broken_off],
+    ids=["drips", "stops", "breaks off"],
+)
 def test_rules_09_and_10_an_error_counts_without_its_body(
     kind: type[Stack], body: Any, head: bytes, error: type[Pay88Error], retry_after: float
 ) -> None:

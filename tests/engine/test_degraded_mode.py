@@ -76,7 +76,7 @@ def outage() -> StoreOutage:
         (4, 0, HOUR, 20),
         (4, 1, HOUR, 20),
         (4, 3, 1_800, 10),
-        (8, 0, 600, 20),
+        pytest.param(8, 0, 600, 20, marks=pytest.mark.deep),
         (8, 7, 600, 2),
         pytest.param(64, 0, 600, 0, marks=pytest.mark.deep),
         pytest.param(64, 30, HOUR, 0, marks=pytest.mark.deep),
@@ -128,6 +128,7 @@ def test_rule_24_what_is_set_by_hand_holds_whatever_the_store_says(outage: Store
 # Hosts with a file each
 
 
+@pytest.mark.deep
 def test_rule_24_a_host_shares_its_fallback_store(outage: StoreOutage) -> None:
     """64 processes on two hosts: every call is served, the hosts together stay within the budget."""
     workers = outage.hosts(2, 64)

@@ -209,6 +209,7 @@ def test_rule_24_processes_that_are_replaced_without_the_store(report: Report) -
     report(figures(outcome))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("lasts", [0, 60], ids=["all immediately", "one after the other"])
 def test_rule_24_processes_that_were_replaced_just_before(lasts: float, report: Report) -> None:
     """Those that end cleanly leave their shares to their successors; those that are killed do not for long."""

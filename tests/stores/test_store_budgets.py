@@ -441,6 +441,7 @@ def test_rule_05_threads_cannot_overdraw_nor_lead_together(scene: Scene) -> None
         judge(scene.store, list(pool.map(run, range(THREADS))))
 
 
+@pytest.mark.deep
 def test_rule_04_processes_cannot_overdraw_nor_lead_together(shared: Scene) -> None:
     """Real ones, at a barrier, on a store that none of them has opened before."""
     spawn = multiprocessing.get_context("spawn")
