@@ -90,11 +90,15 @@ class Script:
             self._until("the time", lambda: self._clock.now() >= until)
 
     def _storm(self) -> None:
-        with self._phase(Scene.STORM), self._emulator.hold("call") as hold:
-            self._until("requests of all callers", lambda: hold.held >= CALLERS)
-            self._emulator.service.revoke_current_tokens()
-            hold.release()
-            self._settle(2)
+        # A request is in the journal before it is held. So hold those that are on their way, too, before the phase.
+        with self._emulator.hold("call") as earlier:
+            self._until("requests of all callers", lambda: earlier.held >= CALLERS)
+            with self._phase(Scene.STORM), self._emulator.hold("call") as hold:
+                earlier.release()
+                self._until("requests of all callers", lambda: hold.held >= CALLERS)
+                self._emulator.service.revoke_current_tokens()
+                hold.release()
+                self._settle(2)
 
     def _outage(self) -> None:
         faults = [self._emulator.faults.add(fault, on="token") for fault in _OUTAGE]
