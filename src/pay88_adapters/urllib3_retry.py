@@ -86,8 +86,7 @@ def continues(retries: Any, *, redirect: bool) -> bool:
 
     A pool manager follows redirects, too: with a new request of a pool, which does not follow any.
     """
-    history: tuple[RequestHistory, ...] = getattr(retries, "history", ())
-    return bool(history) and (redirect or not history[-1].redirect_location)
+    return bool(getattr(retries, "history", ())) and (redirect or not is_redirect(retries))
 
 
 def is_redirect(retries: urllib3.Retry) -> bool:

@@ -99,6 +99,17 @@ def lead(fleet: StoreClient) -> None:
     fleet.try_acquire_lease("key", owner="me", known_version=0, lease=30)
 
 
+def unreported(*windows: Window, since: float) -> tuple[ManualClock, Ledger, StoreClient]:
+    """A process that acquired a unit in degraded mode, some seconds ago, and the store, which still fails."""
+    clock = ManualClock()
+    store = Ledger(clock)
+    fleet = StoreClient(store, clock, 0.25)
+    store.before = down
+    assert fleet.token_entries.acquire_all(windows).wait == 0
+    clock.advance(since)
+    return clock, store, fleet
+
+
 def hours_alone(fleet: StoreClient, clock: ManualClock, merchants: int) -> list[Window]:
     """Let many merchants spend their shares of three hours."""
     windows = [Window(f"hour {number}", 100, 3_600.0) for number in range(merchants)]
@@ -128,12 +139,7 @@ def test_rule_24_the_first_lease_after_hours_of_degraded_mode_reports_few_units(
 
 def test_rule_24_a_merchant_without_recent_requests_has_nothing_to_report() -> None:
     """Its units from a long time in degraded mode count nowhere, even without another request."""
-    clock = ManualClock()
-    store = Ledger(clock)
-    fleet = StoreClient(store, clock, 0.25)
-    store.before = down
-    assert fleet.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
-    clock.advance(3_670)
+    _, store, fleet = unreported(MINUTE, HOUR, since=3_670)
     store.before = works
     lead(fleet)
     assert store.reported == []
@@ -141,17 +147,12 @@ def test_rule_24_a_merchant_without_recent_requests_has_nothing_to_report() -> N
 
 def test_rule_24_units_that_the_store_missed_are_reported_again() -> None:
     """It fails between two windows: each unit is reported once in the end."""
-    clock = ManualClock()
-    store = Ledger(clock)
-    fleet = StoreClient(store, clock, 0.25)
-    store.before = down
-    assert fleet.token_entries.acquire_all([MINUTE, HOUR]).wait == 0
+    clock, store, fleet = unreported(MINUTE, HOUR, since=10)
 
     def once(_: str) -> None:
         if store.reported:
             raise StoreError("down")
 
-    clock.advance(10)
     store.before = once
     lead(fleet)
     clock.advance(10)
@@ -164,12 +165,7 @@ def test_rule_24_units_that_the_store_missed_are_reported_again() -> None:
 
 def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
     """While the store handles the report slowly, others acquire units from it, or in degraded mode."""
-    clock = ManualClock()
-    store = Ledger(clock)
-    fleet = StoreClient(store, clock, 0.25)
-    store.before = down
-    assert fleet.token_entries.acquire_all([HOUR]).wait == 0
-    clock.advance(10)
+    _, store, fleet = unreported(HOUR, since=10)
     hearing, received, done = threading.Event(), threading.Event(), threading.Event()
 
     def slow(operation: str) -> None:
@@ -199,12 +195,7 @@ def test_rule_24_a_report_to_a_slow_store_delays_no_other_thread() -> None:
 
 def test_rule_05_two_concurrent_reports_add_a_unit_once() -> None:
     """Each thread uses another merchant's budget while the store gets the unreported units: each counts once."""
-    clock = ManualClock()
-    store = Ledger(clock)
-    fleet = StoreClient(store, clock, 0.25)
-    store.before = down
-    assert fleet.token_entries.acquire_all([HOUR]).wait == 0
-    clock.advance(10)
+    _, store, fleet = unreported(HOUR, since=10)
     hearing, received = threading.Event(), threading.Event()
 
     def slow(operation: str) -> None:

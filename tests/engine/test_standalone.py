@@ -187,6 +187,13 @@ TRUSTING: dict[str, Callable[[], Any]] = {
 }
 
 
+async def fetch_over(make: Callable[[], Any], emulator: Emulator) -> None:
+    """Fetch a token over a new client."""
+    client = make()
+    await manager_over(client, emulator).aget_token()
+    await aclose(client)
+
+
 @pytest.mark.parametrize("name", TRUSTING)
 def test_rule_13_token_requests_use_the_proxy_of_the_environment_but_no_credentials_of_the_caller(
     emulator: Emulator, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
@@ -200,13 +207,7 @@ def test_rule_13_token_requests_use_the_proxy_of_the_environment_but_no_credenti
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("http_proxy", proxy.url)
 
-    async def main() -> None:
-        client = TRUSTING[name]()
-        manager = manager_over(client, emulator)
-        await manager.aget_token()
-        await aclose(client)
-
-    asyncio.run(main())
+    asyncio.run(fetch_over(TRUSTING[name], emulator))
     check_token_requests(emulator, proxy, 1)
     assert emulator.journal.count(path="/api/auth/token") == 1
 
@@ -231,13 +232,7 @@ def test_rule_16_the_timeouts_of_a_client_limit_no_token_request(emulator: Emula
     """Only the policy does: others may wait for the same token."""
     emulator.faults.add(Latency(4 * HASTY), on="token")
 
-    async def main() -> None:
-        client = HASTY_CLIENTS[name]()
-        manager = manager_over(client, emulator)
-        await manager.aget_token()
-        await aclose(client)
-
-    asyncio.run(main())
+    asyncio.run(fetch_over(HASTY_CLIENTS[name], emulator))
     check_token_requests(emulator, None, 1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Literal
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.core.history import (
     MIN_TTL,
     Acquisition,
@@ -31,7 +32,6 @@ from .store_share import Share, Unreported
 _FLUSH_BATCH = 20  # histories that one operation sends to the store
 _OTHERS = "#"  # in the ids of entries that stand for units of other processes: see LocalCopy._acquire_share
 _MAX_CALL_ENTRIES = 200  # entries of a history that need not be complete
-_NEVER = float("-inf")
 _Limits = tuple[tuple[int, float], ...]  # units, and the seconds that each counts
 
 
@@ -120,7 +120,7 @@ class LocalCopy(MemoryStorage):
             if key in self._histories:
                 continue
             longest_expiry = max((expiry for _, expiry in self._limits.get(key, ())), default=MIN_TTL)
-            if now > self._complete_until.get(key, _NEVER) + longest_expiry:
+            if now > self._complete_until.get(key, NEVER) + longest_expiry:
                 self._limits.pop(key, None)
                 self._complete_until.pop(key, None)
         self._known_limits = {each: each for each in list(self._limits.values())}  # a copy: other threads add to it
@@ -181,7 +181,7 @@ class LocalCopy(MemoryStorage):
     def import_history(self, key: str, history: History, ttl: float, complete_until: float) -> None:
         """Merge the history of *key*, complete until the instant *complete_until*."""
         super().merge(key, history, ttl)
-        self._complete_until[key] = max(complete_until, self._complete_until.get(key, _NEVER))
+        self._complete_until[key] = max(complete_until, self._complete_until.get(key, NEVER))
 
     def start_cooldown(self, key: str, cooldown: Cooldown) -> None:
         super().start_cooldown(key, cooldown)
@@ -292,7 +292,7 @@ class LocalCopy(MemoryStorage):
         if not self._share.has_joined:
             return 0
         until = self._link.failing_since
-        since = max(self._complete_until.get(window.key, _NEVER), self._now() - window.expiry)
+        since = max(self._complete_until.get(window.key, NEVER), self._now() - window.expiry)
         return min(max(math.ceil((until - since) * self._rate(window.key) - 1e-9), 0), window.limit)
 
     def _denial_reason(self, acquisition: Acquisition, divisor: int) -> str:

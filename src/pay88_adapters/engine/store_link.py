@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.stores.base import Store, StoreError
 from pay88_adapters.stores.members import HORIZON
 from pay88_adapters.stores.realtime import monotonic
@@ -28,7 +29,6 @@ RETRY_INTERVAL = 5.0
 
 _SLOW = 0.5  # real seconds after which other operations wait for this one before they start
 _WARNING_INTERVAL = 60.0  # seconds between two warnings about an unstable store
-_NEVER = float("-inf")
 
 
 class _Outage:
@@ -36,7 +36,7 @@ class _Outage:
 
     def __init__(self) -> None:
         self._failing: frozenset[Link] = frozenset()
-        self._warned_at = _NEVER
+        self._warned_at = NEVER
         self._warned = False
         self.lock = threading.RLock()
 
@@ -74,10 +74,10 @@ class Link:
         self._limits = limits
         self._outage: _Outage = _Outage() if other_part is None else other_part._outage
         self.failing = False
-        self.failing_since = self.restored_at = _NEVER
+        self.failing_since = self.restored_at = NEVER
         self._outages: list[tuple[float, float]] = []  # the outages of the last hour
         self._clock = clock
-        self._failed_at = _NEVER
+        self._failed_at = NEVER
         self._running: set[_Operation[Any]] = set()
         survive_forks(self)
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import NamedTuple
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.core.policy import LIFETIME
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.members import FIRST_DIVISOR, GRACE, HORIZON, MAX_MEMBERS, divisor_left, share_left
@@ -52,7 +53,7 @@ class Share:
         """Number of the member of the store that has the share: another one from when this process gives it up."""
         self._assigned: _Assigned | None = None
         self._assigned_before: _Assigned | None = None  # the share before the store last failed
-        self._recorded_at = float("-inf")
+        self._recorded_at = NEVER
         self._is_split = False
         self._others: dict[str, _Assigned] = {}  # what the store assigned to each other member, at its last attempt
         self._members = FIRST_DIVISOR

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
 
+from pay88_adapters.core.constants import NEVER
 from pay88_adapters.core.history import (
     MIN_TTL,
     Acquisition,
@@ -54,7 +55,7 @@ class _KeptHistory(NamedTuple):
 
 _NONE = _KeptHistory()
 _EMPTY = RecordSlot()
-_NEVER = (float("-inf"), 0)
+_NO_ATTEMPT = (NEVER, 0)
 
 
 class MemoryStorage(EntryStorage):
@@ -74,7 +75,7 @@ class MemoryStorage(EntryStorage):
         self._lock = threading.RLock()
         self._histories: dict[str, _KeptHistory] = {}
         self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
-        self._swept_at = float("-inf")
+        self._swept_at = NEVER
 
     def after_fork(self) -> None:
         """Replace the lock: another thread may have held it."""
@@ -189,7 +190,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._slots: dict[str, RecordSlot] = {}
         self._members: dict[str, tuple[float, int]] = {}  # last lease attempt of each, and divisor of its share
-        self._swept_at = float("-inf")
+        self._swept_at = NEVER
 
     def after_fork(self) -> None:
         """Continue without the parent's threads: replace the locks, and release the leases that they held."""
@@ -241,7 +242,7 @@ class MemoryStore:
         known = (Member(name, now - at, divisor) for name, (at, divisor) in self._members.items() if name != member)
         living = (each for each in known if each.age < HORIZON)
         others = tuple(islice(living, MAX_MEMBERS))
-        at, divisor = self._members.get(member, _NEVER)
+        at, divisor = self._members.get(member, _NO_ATTEMPT)
         before = Member(member, now - at, divisor) if now - at < HORIZON else None
         divisor = assigned_divisor(others, before)
         self._members[member] = now, divisor
