@@ -287,12 +287,15 @@ _HTTPX_BODIES: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+# httpx and httpx2 load all root certificates for each client, which takes longer than most tests.
+_TLS = ssl.create_default_context()
+
+
 def _httpx_client(library: Any, kind: str, options: Options) -> Any:
     limits = library.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
-    verify: Any = True if options.tls is None else options.tls
     return getattr(library, kind)(
         proxy=options.proxy,
-        verify=verify,
+        verify=options.tls or _TLS,
         http2=options.http2,
         limits=limits,
         timeout=options.timeout,
