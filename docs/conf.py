@@ -30,7 +30,12 @@ html_theme = "furo"
 html_title = f"pay88-adapters {release}"
 html_copy_source = False
 html_baseurl = URLS["Documentation"]
-html_theme_options = {"source_repository": URLS["Repository"], "source_branch": "main", "source_directory": "docs/"}
+html_theme_options = {
+    "announcement": "Not released yet: instead of pip install 'pay88-adapters[…]', run pip install '.[…]' in a checkout.",
+    "source_repository": URLS["Repository"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go, .gd"  # of a diff only the new lines
 html_static_path = ["_static"]
@@ -58,13 +63,14 @@ SEARCH_WORDS = {
     "errors": (
         "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
         "connection reset", "double charge", "duplicate charge", "duplicate payment", "error handling",
-        "exception", "exceptions", "forbidden", "idempotency key", "MaxRetryError", "SSLError", "too many requests",
-        "webhook",
+        "exception", "exceptions", "forbidden", "idempotency key", "MaxRetryError", "payment status", "reconcile",
+        "reconciliation", "refund", "SSLError", "too many requests", "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
     "operations#Health check": ("prefetch token", "warm up", "warmup"),
     "operations": (
-        "graceful shutdown", "keep-alive", "liveness", "monitoring", "readiness", "timeout", "timeouts", "verbose",
+        "graceful shutdown", "liveness", "liveness probe", "monitoring", "readiness", "readiness probe", "timeout",
+        "timeouts", "verbose",
     ),
     "quickstart": ("api key", "bearer token", "example", "first steps", "getting started", "how to", "tutorial"),
     "reference/stores": VARIABLES,
@@ -82,7 +88,7 @@ SEARCH_WORDS = {
     ),
     "stacks/requests": ("HTTPAdapter",),
     "support": (
-        "bug report", "mypy", "nogil", "py.typed", "PyPy", "pyright", "roadmap", "type hints", "type hints mypy",
+        "bug report", "mypy", "nogil", "py.typed", "PyPy", "pyright", "type hints", "type hints mypy",
         "typed", "typing", "windows",
     ),
     "testing": ("fake clock", "fixture", "freeze time", "monkeypatch"),
@@ -91,7 +97,7 @@ SEARCH_WORDS = {
     "troubleshooting": (
         "401", "401 after deploy", "401 error", "401 unauthorized", "429", "allowlist", "clock skew",
         "database is locked", "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp",
-        "rate limit 429", "token expired", "token expires", "unclosed session",
+        "rate limit 429", "token expired", "token expires", "unclosed session", "whitelist",
     ),
 }  # fmt: skip
 

@@ -354,7 +354,7 @@ def test_the_lease_of_another_holder(emulator: Emulator, environ: dict[str, str]
 # The clock
 
 
-@pytest.mark.parametrize(("shift", "said"), [(3600, "3,600 s behind the service's"), (-90, "90 s ahead of")])
+@pytest.mark.parametrize(("shift", "said"), [(3600, "3,600 s behind 88Pay's"), (-90, "90 s ahead of")])
 def test_a_clock_that_is_wrong(tmp_path: Path, shift: float, said: str) -> None:
     """By the service's Date header; a token is fetched all the same."""
     with Emulator(wall=lambda: time.time() + shift) as emulator:

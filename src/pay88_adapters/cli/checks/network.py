@@ -90,12 +90,12 @@ class Network:
             self._ahead = parsedate_to_datetime(str(date)).timestamp() + 0.5 - middle
 
     def clock(self, store_ahead: float | None) -> Finding:
-        """Compare this host's clock with the service's and the store's."""
-        ahead = {"service": self._ahead, "store": store_ahead}
+        """Compare this host's clock with those of 88Pay and of the store."""
+        ahead = {"88Pay's": self._ahead, "the store's": store_ahead}
         known = {name: seconds for name, seconds in ahead.items() if seconds is not None}
         if not known:
             return skipped("clock", "no reference clock available")
-        difference = ", ".join(f"{_clock_difference(seconds)} the {name}'s" for name, seconds in known.items())
+        difference = ", ".join(f"{_clock_difference(seconds)} {name}" for name, seconds in known.items())
         if any(abs(seconds) > _DRIFT for seconds in known.values()):
             return failed(
                 "clock",
