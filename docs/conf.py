@@ -31,7 +31,7 @@ html_title = f"pay88-adapters {release}"
 html_copy_source = False
 html_baseurl = URLS["Documentation"]
 html_theme_options = {
-    "announcement": "Not released yet: instead of pip install 'pay88-adapters[…]', run pip install '.[…]' in a checkout.",
+    "announcement": "Not released yet: run pip install '.[…]' in a checkout, not pip install 'pay88-adapters[…]'.",
     "source_repository": URLS["Repository"],
     "source_branch": "main",
     "source_directory": "docs/",
@@ -57,8 +57,11 @@ SEARCH_WORDS = {
     "composition": ("decorator", "order of middleware"),
     "deployment/index": (
         "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
-        "leader election", "systemd", *(f"set {name}" for name in VARIABLES),
+        "horizontal scaling", "leader election", "multiple processes", "multiple workers", "scaling", "share token",
+        "share token between processes", "share token between workers", "share tokens", "systemd",
+        *(f"set {name}" for name in VARIABLES),
     ),
+    "deployment/gunicorn#Preload and forks": ("gunicorn post_fork", "post_fork", "preload_app"),
     "deployment/serverless": ("disable background refresh",),
     "errors": (
         "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
@@ -67,7 +70,7 @@ SEARCH_WORDS = {
         "reconciliation", "refund", "SSLError", "too many requests", "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
-    "operations#Health check": ("prefetch token", "warm up", "warmup"),
+    "operations#Health check": ("health endpoint", "healthcheck", "prefetch token", "warm up", "warmup"),
     "operations": (
         "graceful shutdown", "liveness", "liveness probe", "monitoring", "readiness", "readiness probe", "timeout",
         "timeouts", "verbose",
@@ -91,10 +94,13 @@ SEARCH_WORDS = {
         "bug report", "mypy", "nogil", "py.typed", "PyPy", "pyright", "type hints", "type hints mypy",
         "typed", "typing", "windows",
     ),
+    "testing#Several workers": ("parallel", "parallel tests", "pytest parallel", "tests in parallel"),
+    "testing#Time": ("simulate timeout", "test timeout"),
     "testing": ("fake clock", "fixture", "freeze time", "monkeypatch"),
     "tools/doubles": ("fake server", "mock server", "stub", "test double"),
     "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
     "troubleshooting": (
+        "429 token request", "permission denied", "sqlite permission denied", "too many token requests",
         "401", "401 after deploy", "401 error", "401 unauthorized", "429", "allowlist", "clock skew",
         "database is locked", "expired token", "faq", "hang", "invalid api key", "invalid token", "ntp",
         "rate limit 429", "token expired", "token expires", "unclosed session", "whitelist",
