@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import threading
 import weakref
@@ -27,8 +26,6 @@ from .runtimes import AsyncRuntime, never
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import NoThread, Worker, finish_at_exit, forget_finisher
-
-_numbers = itertools.count(1)
 
 
 class Lease(NamedTuple):
@@ -85,13 +82,13 @@ if hasattr(os, "register_at_fork"):
 class Fetches:
     """The unfinished fetches of one manager, and their leases."""
 
-    __slots__ = ("__weakref__", "_number", "_runs", "_seen", "state")
+    __slots__ = ("__weakref__", "_runs", "_seen_key", "_seen_version", "state")
 
     def __init__(self, state: ManagerState) -> None:
         self.state = state
-        self._number = next(_numbers)
         self._runs: list[FetchRun] = []  # not a dict: an empty list gives its memory back
-        self._seen = ("", 0)  # key and version of the last record read or published
+        # Of the last record read or published. A fetch that mixes up those of two records reads one of them again.
+        self._seen_key, self._seen_version = "", 0
 
     def after_fork(self) -> None:
         """Continue without the parent's threads and event loops. The manager calls it."""
@@ -274,15 +271,14 @@ class Fetches:
         state, policy = self.state, self.state.settings.policy
         key = state.record_key(credentials)
         lease = policy.extended_lease_duration if run.leases else policy.lease_duration
-        seen, version = self._seen
         asked_at = state.now()
-        owner = f"{fork_id()}-{self._number}"
-        known_version = version if seen == key else 0
+        owner = f"{fork_id()}-{id(self):x}"  # unique: what runs a fetch refers to this object
+        known_version = self._seen_version if self._seen_key == key else 0
         result = state.settings.store_client.try_acquire_lease(
             key, owner=owner, known_version=known_version, lease=lease
         )
         if result.record is not None:
-            self._seen = key, result.record.version
+            self._seen_key, self._seen_version = key, result.record.version
         if result.fencing_token:
             run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
@@ -309,7 +305,7 @@ class Fetches:
         if state.settings.store_client.publish(
             key, fencing_token=lease.fencing_token, snapshot=snapshot, now=now, write_delay=now - lease.acquired_at
         ):
-            self._seen = key, lease.fencing_token
+            self._seen_key, self._seen_version = key, lease.fencing_token
 
 
 def _death(cause: BaseException, *secrets: str) -> Failure:
