@@ -13,7 +13,7 @@ from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import BUDGET_EXHAUSTED, LOST, expired_on_arrival
 from .forced_refreshes import NO_FORCED_REFRESHES
-from .pending import GRACE, PendingFetch, PendingFetches
+from .pending import GRACE, PendingFetch, PendingFetches, fetch_times
 from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot
 from .token import Token
@@ -44,7 +44,6 @@ class FetchMachine:
         "_refreshed_at",
         "_rejected",
         "_reserve_used",
-        "_rotating",
         "_token",
         "cooldown",
         "failed_fetches",
@@ -61,8 +60,7 @@ class FetchMachine:
         reaction: float | None = None,
     ) -> None:
         self._policy = policy
-        self._rotating = rotating
-        self.pending = PendingFetches(policy, rotating=rotating, grace=grace, reaction=reaction)
+        self.pending = PendingFetches(fetch_times(policy, rotating, grace, reaction))
         self.cooldown = NO_COOLDOWN
         self.forced = NO_FORCED_REFRESHES
         self._reserve_used = 0.0  # fraction, from 0 to 1
@@ -329,7 +327,7 @@ class FetchMachine:
     def _expire_pending_fetches(self, now: float) -> None:
         for ticket, fetch in self.pending.expired(now):
             self.on_fetch_abandoned(ticket, now)
-            if fetch.started or self.pending.reaction is None:
+            if fetch.started or self.pending.times.reaction is None:
                 self.pending.lost += 1
                 if self.pending.lost > _LOST_BEFORE_OUTAGE:
                     self._back_off(LOST, now)

@@ -61,7 +61,7 @@ class TokenMachine(FetchMachine):
             if self._failed is not None and self.failed_fetches > known_failures and own not in self.pending.by_ticket:
                 return Fail(self._failed, self.blocked_for(now))
             rejected = endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected
-            if rejected and self._rotating:
+            if rejected and self.pending.times.rotating:
                 endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed    rule 9
         if cannot_wait:
             return self._without_fetch(now, deadline, INTERRUPTING, None)
