@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ from .credentials import Credentials
 from .event_log import log_bypass
 from .lifetimes import lifetimes_on
 from .listeners import LOG_ALONE, Listeners
+from .locks import SharedLocks
 from .runtimes import WaitEvent
 from .settings import Settings
 from .sharing import export_budget
@@ -32,6 +32,7 @@ _NOTHING: tuple[Token | None, float] = (None, NEVER)
 _SAMPLE_FOR = 2.0  # seconds
 _SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
+_LOCKS = SharedLocks()  # here, so that a forked child replaces them before any state takes another
 
 
 class ManagerState:
@@ -81,7 +82,7 @@ class ManagerState:
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
         reaction = _REACTION * clock.speed if clock.speed > 1 else _REACTION
         self._machine = TokenMachine(settings.policy, rotating=settings.rotating, grace=grace, reaction=reaction)
-        self._lock = threading.RLock()
+        self._lock = _LOCKS.next()
         self._depth = 0
         # Tuples, which are replaced without a call in between, at which a signal handler could add to them.
         self._queued: tuple[Event, ...] = ()  # for the log and the listeners
@@ -99,7 +100,7 @@ class ManagerState:
 
         :class:`Fetches` calls it.
         """
-        self._lock = threading.RLock()
+        self._lock = _LOCKS.next()
         self._depth = 0
         self.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
