@@ -352,6 +352,7 @@ class TokenManager:
         state = self._state
         return Stats(
             **asdict(state.counters),
+            **asdict(state.request_counters),
             budget_left=state.settings.budget.left(state.merchant_id),
             fetching=self.sync_runner.fetches.is_fetching,
             token_expires_in=state.expires_in(),

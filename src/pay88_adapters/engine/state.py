@@ -21,7 +21,7 @@ from .locks import SharedLocks
 from .runtimes import WaitEvent
 from .settings import Settings
 from .sharing import export_budget
-from .stats import Counters
+from .stats import NO_REQUESTS, FetchCounters, RequestCounters
 from .store_link import OPERATION_TIMEOUT
 
 E = TypeVar("E", bound=WaitEvent)
@@ -66,6 +66,7 @@ class ManagerState:
         "listeners",
         "merchant_id",
         "now",
+        "request_counters",
         "settings",
     )
 
@@ -73,7 +74,8 @@ class ManagerState:
         clock, store_client = settings.clock, settings.store_client
         self.settings = settings
         self.now = clock.now
-        self.counters = Counters()
+        self.counters = FetchCounters()
+        self.request_counters = NO_REQUESTS
         self.closed = False
         self.merchant_id = self._record_key = ""  # of the last credentials seen
         self.lifetimes = lifetimes_on(clock)
@@ -112,6 +114,13 @@ class ManagerState:
         """Return the token of the fast path, if valid. Takes no lock."""
         token, until = self.fast_path
         return token if self.now() < until else None
+
+    def own_request_counters(self) -> RequestCounters:
+        """Return counters to count with. The lock must be held."""
+        made = RequestCounters()
+        if self.request_counters is NO_REQUESTS:  # no call up to the next line: a signal handler may count, too
+            self.request_counters = made
+        return self.request_counters
 
     @property
     def failed_fetches(self) -> int:
@@ -290,8 +299,9 @@ class ManagerState:
     def record_bypass(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""
         with self._lock:
-            self.counters.bypassed += 1
-            first = self.counters.bypassed == 1
+            counters = self.own_request_counters()
+            counters.bypassed += 1
+            first = counters.bypassed == 1
         log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)
 
     def close(self) -> None:
