@@ -159,7 +159,7 @@ class Fetches:
         clear_traceback_locals(cause)
         if isinstance(cause, NoFreeConnection):
             run.no_connection = replace(NO_CONNECTION, cause=cause)
-            state.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
+            state.settings.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
         else:
             run.death = _death(cause, *run.secrets)
 

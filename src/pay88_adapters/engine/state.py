@@ -15,7 +15,6 @@ from pay88_adapters.core.token import Token
 
 from .credentials import Credentials
 from .event_log import log_bypass
-from .lifetimes import lifetimes_on
 from .listeners import LOG_ALONE, Listeners
 from .locks import SharedLocks
 from .runtimes import WaitEvent
@@ -62,7 +61,6 @@ class ManagerState:
         "closed",
         "counters",
         "fast_path",
-        "lifetimes",
         "listeners",
         "merchant_id",
         "now",
@@ -78,7 +76,6 @@ class ManagerState:
         self.request_counters = NO_REQUESTS
         self.closed = False
         self.merchant_id = self._record_key = ""  # of the last credentials seen
-        self.lifetimes = lifetimes_on(clock)
         self.listeners = Listeners(listeners) if listeners else LOG_ALONE
         # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
@@ -104,7 +101,7 @@ class ManagerState:
         """
         self._lock = _LOCKS.next()
         self._depth = 0
-        self.lifetimes.after_fork()
+        self.settings.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
         self._queued = ()
         self._machine.pending.clear()
