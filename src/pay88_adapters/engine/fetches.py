@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ class Fetches:
 
     def __init__(self, state: ManagerState) -> None:
         self.state = state
-        self._runs: list[FetchRun] = []  # not a dict: an empty list gives its memory back
+        self._runs: tuple[FetchRun, ...] = ()  # never changed, only replaced, so that reading needs no lock
         # Of the last record read or published. A fetch that mixes up those of two records reads one of them again.
         self._seen_key, self._seen_version = "", 0
 
@@ -95,12 +95,12 @@ class Fetches:
         self.state.after_fork()
         for run in self._runs:
             run.leases.clear()  # the parent's
-        self._runs.clear()
+        self._runs = ()
 
     @property
     def is_fetching(self) -> bool:
         """Whether a fetch runs or its outcome is on the way into the store. Takes no lock."""
-        runs = list(self._runs)
+        runs = self._runs
         return any(not run.is_dead() for run in runs) or bool(self.state.pending - {run.ticket for run in runs})
 
     # --- beginning and end
@@ -108,7 +108,7 @@ class Fetches:
     def begin(self, run: FetchRun) -> None:
         """Record that *run* is about to start."""
         finish_at_exit(self)
-        self._runs.append(run)
+        self._replace_runs(lambda runs: (*runs, run))
         _running[id(self), run.ticket] = weakref.ref(self), run
 
     @contextmanager
@@ -142,11 +142,19 @@ class Fetches:
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
-        with suppress(ValueError):
-            self._runs.remove(run)
+        self._replace_runs(lambda runs: tuple(each for each in runs if each is not run))
         _running.pop((id(self), run.ticket), None)
         if not self._runs:
             forget_finisher(self)
+
+    def _replace_runs(self, change: Callable[[tuple[FetchRun, ...]], tuple[FetchRun, ...]]) -> None:
+        with self.state.lock:
+            while True:
+                runs = self._runs
+                changed = change(runs)
+                if self._runs is runs:  # nothing that interrupts this has replaced them; no call up to the next line
+                    self._runs = changed
+                    return
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Record that *run* could not be completed, which is no failure of the service (rule 16).
@@ -180,7 +188,7 @@ class Fetches:
 
     def at_exit(self) -> None:
         """Release the remaining leases: the process ends."""
-        for run in list(self._runs):
+        for run in self._runs:
             self.publish(run)
 
     # --- fetches that end without an event
@@ -188,7 +196,7 @@ class Fetches:
     def interrupt_overdue(self) -> None:
         """Interrupt the threads of overdue fetches: a server may send single bytes without end."""
         overdue = self.state.take_overdue()
-        for run in list(self._runs):
+        for run in self._runs:
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
                 run.worker.interrupt()
 
@@ -198,7 +206,7 @@ class Fetches:
         Args:
             timeout: Real seconds that the interrupted thread gets to end.
         """
-        for run in list(self._runs):
+        for run in self._runs:
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
@@ -223,7 +231,7 @@ class Fetches:
     def on_another_loop(self) -> bool:
         """Whether the event loop of another thread runs a fetch: it may stop without an event."""
         here = threading.get_ident()
-        loops = [run.loop for run in list(self._runs)]
+        loops = [run.loop for run in self._runs]
         return any(loop is not None and not loop.is_on(here) for loop in loops)
 
     def needs_this_thread(self) -> bool:
@@ -259,7 +267,7 @@ class Fetches:
     def on_this_thread(self) -> bool:
         """Whether this code interrupts what a fetch needs (as a finalizer does), and cannot wait for it."""
         here = threading.current_thread()
-        return any(run.worker is here for run in list(self._runs)) or self.state.settings.store_client.runs_here
+        return any(run.worker is here for run in self._runs) or self.state.settings.store_client.runs_here
 
     # --- leases
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -128,6 +129,11 @@ class ManagerState:
     def pending(self) -> frozenset[int]:
         """The tickets of the fetches that the machine waits for."""
         return self._machine.pending_fetches
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock, for what changes along with the state, and does not block."""
+        return self._lock
 
     @property
     def interrupts_itself(self) -> bool:
