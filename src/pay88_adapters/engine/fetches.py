@@ -20,7 +20,7 @@ from pay88_adapters.core.wire import network_failure, unexpected_failure
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
-from .credentials import Credentials
+from .credentials import Credentials, CredentialsSource
 from .forks import fork_id
 from .runtimes import AsyncRuntime, never
 from .state import ManagerState
@@ -80,12 +80,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class Fetches:
-    """The unfinished fetches of one manager, and their leases."""
+    """The unfinished fetches of one manager, and their leases.
 
-    __slots__ = ("__weakref__", "_runs", "_seen_key", "_seen_version", "state")
+    Args:
+        state: The state of the manager.
+        source: Credentials, or a credentials provider.
+    """
 
-    def __init__(self, state: ManagerState) -> None:
+    __slots__ = ("__weakref__", "_runs", "_seen_key", "_seen_version", "source", "state")
+
+    def __init__(self, state: ManagerState, source: CredentialsSource) -> None:
         self.state = state
+        self.source = source
         self._runs: tuple[FetchRun, ...] = ()  # never changed, only replaced, so that reading needs no lock
         # Of the last record read or published. A fetch that mixes up those of two records reads one of them again.
         self._seen_key, self._seen_version = "", 0
