@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pay88_adapters import TokenPolicy
-from pay88_adapters.core.pending import PendingFetches
+from pay88_adapters.core.pending import FetchTimes, PendingFetches
 
 GRACE = 1.0
 REACTION = 0.5
@@ -13,7 +13,7 @@ REACTION = 0.5
 
 def fetches(*, rotating: bool = False, reaction: float | None = REACTION) -> PendingFetches:
     """Return none yet, with the documented timeouts: 5 s for a token request, 20 s for credentials."""
-    return PendingFetches(TokenPolicy(), rotating=rotating, grace=GRACE, reaction=reaction)
+    return PendingFetches(FetchTimes(TokenPolicy(), rotating, GRACE, reaction))
 
 
 def lost(pending: PendingFetches, now: float) -> list[int]:

@@ -369,10 +369,10 @@ def test_rule_24_a_store_that_does_not_respond_fails_no_call() -> None:
     def new_fetches() -> Fetches:
         policy = TokenPolicy()
         fleet = StoreClient(StuckStore(clock, release), clock, policy.fallback_share)
-        return Fetches(ManagerState(Settings(Endpoint.parse(URL), policy, clock, fleet, rotating=False)))
+        return Fetches(ManagerState(Settings(Endpoint.parse(URL), policy, clock, fleet, rotating=False)), OLD)
 
     def sync_call() -> None:
-        driver = SyncRunner(new_fetches(), OLD)
+        driver = SyncRunner(new_fetches())
         call, since = Call(), time.monotonic()
         call.token_timeout = 15
         assert isinstance(driver.call(call), Token)
@@ -382,7 +382,7 @@ def test_rule_24_a_store_that_does_not_respond_fails_no_call() -> None:
         state, call, since = new_fetches(), AsyncCall(), time.monotonic()
         call.token_timeout = 15
         call.responded.set()
-        assert isinstance(await AsyncRunner(state, OLD).call(call), Token)
+        assert isinstance(await AsyncRunner(state).call(call), Token)
         waited.append(time.monotonic() - since)
 
     threads = set(threading.enumerate())

@@ -37,7 +37,7 @@ FOUND = ("a token", "an old token", "a limit", "a failure")
 
 PARTS = ("pending", "cooldown", "forced")
 INSTANTS = ("until", "requested_until", "_refreshed_at", "last_at", "reserve_used_at")
-COUNTED_APART = ("_policy", "last_ticket", "failed_fetches", "ended", "_cached", "by_ticket", *PARTS)
+COUNTED_APART = ("_policy", "last_ticket", "failed_fetches", "ended", "_token", "_deadlines", "by_ticket", *PARTS)
 REACTION = 0.5
 YOUNG = 0.0  # the age of a client or an event loop that is seen for the first time
 NEVER = float("-inf")

@@ -133,7 +133,7 @@ class Worker:
         endpoint = Endpoint.parse("https://api-sandbox.88pay.io")
         settings = Settings(endpoint, policy, simulation.clock, fleet, rotating=False, random=simulation.rng.random)
         self.state = ManagerState(settings)
-        self.fetches = Fetches(self.state)
+        self.fetches = Fetches(self.state, CREDENTIALS)
         self._calls = 0
 
     def call(self) -> None:

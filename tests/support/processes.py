@@ -100,7 +100,7 @@ class Process:
         self.store_client = StoreClient(store, clock, durations.fallback_share)
         settings = Settings(Endpoint.parse(URL), durations, clock, self.store_client, rotating=True)
         self.state = ManagerState(settings, listeners)
-        self._driver = _Inline(Fetches(self.state), lambda: self.credentials)
+        self._driver = _Inline(Fetches(self.state, lambda: self.credentials))
 
     def call(self) -> Token | Pay88Error:
         """Return the decision for a request that does not wait."""

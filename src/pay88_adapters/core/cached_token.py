@@ -20,6 +20,10 @@ class Deadlines(NamedTuple):
     """Until when it is usable at all."""
 
 
+NO_DEADLINES = Deadlines(0.0, 0.0, 0.0)
+"""Those of no token."""
+
+
 class CachedToken(NamedTuple):
     """The cached token with its deadlines."""
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .budget import AcquireResult
-from .cached_token import CachedToken, deadlines
+from .cached_token import NO_DEADLINES, CachedToken, deadlines
 from .constants import NEVER
 from .cooldown import NO_COOLDOWN
 from .decisions import EndpointState, TokenState
 from .errors import CredentialsRejected, Failure, TokenBudgetExhausted, TokenRateLimited
 from .failures import BUDGET_EXHAUSTED, LOST, expired_on_arrival
 from .forced_refreshes import NO_FORCED_REFRESHES
-from .pending import GRACE, PendingFetch, PendingFetches
+from .pending import GRACE, PendingFetch, PendingFetches, fetch_times
 from .policy import LIFETIME, TokenPolicy
 from .snapshot import Snapshot
 from .token import Token
@@ -34,8 +34,8 @@ class FetchMachine:
     """
 
     __slots__ = (
-        "_cached",
         "_cached_digest",
+        "_deadlines",
         "_discarded",
         "_failed",
         "_failures",
@@ -44,7 +44,7 @@ class FetchMachine:
         "_refreshed_at",
         "_rejected",
         "_reserve_used",
-        "_rotating",
+        "_token",
         "cooldown",
         "failed_fetches",
         "forced",
@@ -60,12 +60,12 @@ class FetchMachine:
         reaction: float | None = None,
     ) -> None:
         self._policy = policy
-        self._rotating = rotating
-        self.pending = PendingFetches(policy, rotating=rotating, grace=grace, reaction=reaction)
+        self.pending = PendingFetches(fetch_times(policy, rotating, grace, reaction))
         self.cooldown = NO_COOLDOWN
         self.forced = NO_FORCED_REFRESHES
         self._reserve_used = 0.0  # fraction, from 0 to 1
-        self._cached: CachedToken | None = None
+        self._token: Token | None = None
+        self._deadlines = NO_DEADLINES  # of that token
         self._cached_digest = ""  # of the credentials that it was fetched with
         self._discarded: Token | None = None
         self._rejected = False
@@ -151,9 +151,9 @@ class FetchMachine:
 
     def snapshot(self, digest: str, budget_entries: Mapping[str, Mapping[str, float]]) -> Snapshot:
         """Return the snapshot for managers with the same credentials, with the known *budget_entries*."""
-        ours = self._cached is not None and not self._rejected and self._cached_digest == digest
+        ours = not self._rejected and self._cached_digest == digest
+        token = self._token if ours else None
         reason, until = self.cooldown.to_report(digest)
-        token = self._cached.token if self._cached is not None and ours else None
         return Snapshot(token, reason, until, self._failures, self._refreshed_at, budget_entries)
 
     def stopped(self, ticket: int, now: float) -> bool:
@@ -240,7 +240,7 @@ class FetchMachine:
         fetch = self.pending.end(ticket)
         cached = self._with_deadlines(token)
         if fetch is None:
-            known = NEVER if self._cached is None else self._cached.token.requested_at
+            known = NEVER if self._token is None else self._token.requested_at
             if known < token.requested_at and now < cached.usable_until:
                 self._cache(cached, digest)
             return
@@ -280,7 +280,7 @@ class FetchMachine:
         elif failure.kind is CredentialsRejected:
             self.cooldown = replace(self.cooldown, rejected_key=digest)
             if self._rejected:  # the API and the token endpoint reject the credentials
-                self._cached, self._rejected = None, False
+                self._token, self._rejected = None, False
             self._fail(failure, now, self._policy.rejection_cooldown)
         elif failure.kind is TokenRateLimited:
             self._rate_limited(failure, now)
@@ -327,7 +327,7 @@ class FetchMachine:
     def _expire_pending_fetches(self, now: float) -> None:
         for ticket, fetch in self.pending.expired(now):
             self.on_fetch_abandoned(ticket, now)
-            if fetch.started or self.pending.reaction is None:
+            if fetch.started or self.pending.times.reaction is None:
                 self.pending.lost += 1
                 if self.pending.lost > _LOST_BEFORE_OUTAGE:
                     self._back_off(LOST, now)
@@ -338,17 +338,24 @@ class FetchMachine:
         A token with a shorter lifetime than documented does not shorten the interval: the hourly budget would be
         exhausted long before the hour.
         """
-        expires_in = LIFETIME if self._cached is None else max(LIFETIME, self._cached.token.expires_in)
+        expires_in = LIFETIME if self._token is None else max(LIFETIME, self._token.expires_in)
         return deadlines(self._policy, expires_in, self._pace).refresh_at
 
     def _refresh_is_due(self, now: float) -> bool:
         return now >= self._refreshed_at + self._interval()
 
+    @property
+    def _cached(self) -> CachedToken | None:
+        """The cached token, if any, with its deadlines."""
+        token = self._token
+        return None if token is None else CachedToken(token, self._deadlines)
+
     def _with_deadlines(self, token: Token) -> CachedToken:
         return CachedToken(token, deadlines(self._policy, token.expires_in, self._pace))
 
     def _cache(self, cached: CachedToken, digest: str) -> None:
-        self._cached, self._cached_digest, self._rejected = cached, digest, False
+        self._token, self._deadlines = cached
+        self._cached_digest, self._rejected = digest, False
         self._failed, self._failures, self.pending.lost = None, 0, 0
         if not self.cooldown.is_for(TokenBudgetExhausted, TokenRateLimited):
             self.cooldown = self.cooldown.ended()
@@ -357,9 +364,7 @@ class FetchMachine:
         """Cache a token of another manager, if it is newer; return whether it needs no refresh yet."""
         if token == self._discarded:
             return False
-        if self._cached is not None and (
-            self._cached.token == token or self._cached.token.requested_at > token.requested_at
-        ):
+        if self._token is not None and (self._token == token or self._token.requested_at > token.requested_at):
             return False  # the token that has to be replaced, or an older one
         cached = self._with_deadlines(token)
         if now < cached.usable_until:

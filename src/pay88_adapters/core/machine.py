@@ -60,7 +60,8 @@ class TokenMachine(FetchMachine):
             # Its own fetch is pending if the other one was that of a call which blocks this one.
             if self._failed is not None and self.failed_fetches > known_failures and own not in self.pending.by_ticket:
                 return Fail(self._failed, self.blocked_for(now))
-            if self._rotating and endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected:
+            rejected = endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected
+            if rejected and self.pending.times.rotating:
                 endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed    rule 9
         if cannot_wait:
             return self._without_fetch(now, deadline, INTERRUPTING, None)
@@ -127,12 +128,13 @@ class TokenMachine(FetchMachine):
 
     def is_usable_at(self, at: float) -> bool:
         """Whether the current token can be used at that instant."""
-        return self._cached is not None and at < self._cached.usable_until
+        cached = self._cached
+        return cached is not None and at < cached.usable_until
 
     def expires_in(self, now: float) -> float | None:
         """Return for how many seconds the token stays valid, if there is one. Needs no lock."""
-        cached = self._cached
-        left = 0.0 if cached is None else expires_at(cached.token) - now
+        token = self._token
+        left = 0.0 if token is None else expires_at(token) - now
         return left if left > 0 else None
 
     @property
@@ -148,12 +150,12 @@ class TokenMachine(FetchMachine):
     def on_unauthorized(self, token: Token, now: float) -> bool:
         """Record a 401; return whether the request should be replayed (rules 7 and 8)."""
         self._expire_pending_fetches(now)
-        endpoint_state = self._endpoint_state(now)
-        if self._cached is None or self._cached.token != token:
+        cached, endpoint_state = self._cached, self._endpoint_state(now)
+        if cached is None or cached.token != token:
             return self._token_state(now) is not TokenState.ABSENT or endpoint_state is not EndpointState.COOLDOWN
         if endpoint_state is EndpointState.COOLDOWN:
             return False
-        if not self._rejected and endpoint_state is EndpointState.FREE and now < self._cached.reuse_until:
+        if not self._rejected and endpoint_state is EndpointState.FREE and now < cached.reuse_until:
             is_due = self._refresh_is_due(now)
             forced = self.forced.next(self._policy, now, is_due=is_due, reserve_used=self._reserve_used)
             if forced is None:
@@ -164,23 +166,24 @@ class TokenMachine(FetchMachine):
 
     def on_accepted(self, token: Token) -> None:
         """Record that a request with *token* got no 401 (rule 8)."""
-        if self._cached is not None and self._cached.token == token:
+        if self._token == token:
             self.forced = self.forced.succeeded()
 
     def discard_token(self, token: Token) -> None:
         """Discard *token* if it is the cached one."""
-        if self._cached is not None and self._cached.token == token:
-            self._cached, self._rejected, self._discarded = None, False, token
+        if self._token == token:
+            self._token, self._rejected, self._discarded = None, False, token
 
     def _use(self, refresh: int | None = None) -> Use:
-        assert self._cached is not None
-        return Use(self._cached.token, refresh)
+        assert self._token is not None
+        return Use(self._token, refresh)
 
     def _foreground_from(self) -> float:
         """Return from when on a request refreshes in the foreground. Before, one with a lasting client may come."""
-        assert self._cached is not None
-        window = self._cached.reuse_until - self._cached.refresh_at
-        return self._cached.refresh_at + window / 5
+        cached = self._cached
+        assert cached is not None
+        window = cached.reuse_until - cached.refresh_at
+        return cached.refresh_at + window / 5
 
     def _use_unless_own(self, own: int | None, now: float, deadline: float) -> Use | Wait:
         fetch = None if own is None else self.pending.by_ticket.get(own)
@@ -190,9 +193,10 @@ class TokenMachine(FetchMachine):
     def _wait(self, now: float, deadline: float, min_validity: float) -> Decision:
         until = min(deadline, self.pending.next_due_at)
         if self._token_state(now, min_validity) is TokenState.STALE:
-            assert self._cached is not None
+            cached = self._cached
+            assert cached is not None
             # Rule 6: a request with a usable token does not wait until the token is unusable.
-            until = min(until, self._cached.usable_until - self._policy.expiry_skew)
+            until = min(until, cached.usable_until - self._policy.expiry_skew)
             if now >= until:
                 return self._use()
         if now >= deadline:

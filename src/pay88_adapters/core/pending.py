@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from .constants import FOREVER, NEVER
@@ -35,13 +36,11 @@ class PendingFetch:
         return self.wait_until > NEVER
 
 
-_NONE: Mapping[int, PendingFetch] = MappingProxyType({})
+@dataclass(frozen=True, slots=True)
+class FetchTimes:
+    """When the fetches of a machine become due. The machines of a process share nearly all of them.
 
-
-class PendingFetches:
-    """The fetches in progress, by ticket.
-
-    Args:
+    Attributes:
         policy: The timeouts.
         rotating: Whether a fetch calls a credentials provider first.
         grace: Seconds beyond its timeouts after which a silent fetch counts as lost.
@@ -49,13 +48,45 @@ class PendingFetches:
             overdue; ``None`` where neither is observed.
     """
 
-    __slots__ = ("_grace", "_policy", "_rotating", "by_ticket", "ended", "last_ticket", "lost", "overdue", "reaction")
+    policy: TokenPolicy
+    rotating: bool
+    grace: float
+    reaction: float | None
 
-    def __init__(self, policy: TokenPolicy, *, rotating: bool, grace: float, reaction: float | None) -> None:
-        self._policy = policy
-        self._rotating = rotating
-        self._grace = grace
-        self.reaction = reaction
+    def added(self, now: float) -> float:
+        """Return when a fetch that is added now becomes due unless it takes its first step."""
+        return self.started(now) if self.reaction is None else now + self.reaction
+
+    def started(self, now: float) -> float:
+        """Return when a fetch that starts now becomes due: a secrets manager may take longer than a token request."""
+        sent = self.sent(now)
+        return max(sent, now + self.policy.max_wait + self.grace) if self.rotating else sent
+
+    def sent(self, now: float) -> float:
+        """Return when a fetch that sends a token request now becomes due."""
+        return now + self.policy.fetch_timeout + self.grace
+
+
+@lru_cache(maxsize=32)  # one object for nearly all machines of a process
+def fetch_times(policy: TokenPolicy, rotating: bool, grace: float, reaction: float | None) -> FetchTimes:
+    """Return when fetches become due: see :class:`FetchTimes`."""
+    return FetchTimes(policy, rotating, grace, reaction)
+
+
+_NONE: Mapping[int, PendingFetch] = MappingProxyType({})
+
+
+class PendingFetches:
+    """The fetches in progress, by ticket.
+
+    Args:
+        times: When they become due.
+    """
+
+    __slots__ = ("by_ticket", "ended", "last_ticket", "lost", "overdue", "times")
+
+    def __init__(self, times: FetchTimes) -> None:
+        self.times = times
         self.by_ticket = _NONE
         """Never changed, only replaced: most managers have none at most times, and reading needs no lock."""
         self.last_ticket = 0
@@ -69,8 +100,8 @@ class PendingFetches:
     def start(self, now: float, *, forced: bool, wait_until: float = NEVER) -> int:
         """Add a fetch and return its ticket."""
         self.last_ticket += 1
-        due_at = self.first_due(now) if self.reaction is None else now + self.reaction
-        self.add(self.last_ticket, PendingFetch(due_at, forced, wait_until, now, awaiting_credentials=self._rotating))
+        due_at, awaits = self.times.added(now), self.times.rotating
+        self.add(self.last_ticket, PendingFetch(due_at, forced, wait_until, now, awaiting_credentials=awaits))
         return self.last_ticket
 
     def add(self, ticket: int, fetch: PendingFetch) -> None:
@@ -80,11 +111,12 @@ class PendingFetches:
     def take_first_step(self, ticket: int, now: float) -> None:
         """Record that a fetch has started."""
         fetch = self.by_ticket[ticket]
-        fetch.started, fetch.awaiting_credentials, fetch.due_at = True, self._rotating, self.first_due(now)
+        fetch.started, fetch.awaiting_credentials = True, self.times.rotating
+        fetch.due_at = self.times.started(now)
 
     def keep(self, fetch: PendingFetch, now: float, pause: float = 0.0) -> None:
         """Extend the deadline of *fetch*, which sleeps for *pause* seconds."""
-        fetch.due_at, fetch.interrupted = self.due(now) + pause, False
+        fetch.due_at, fetch.interrupted = self.times.sent(now) + pause, False
 
     def end(self, ticket: int) -> PendingFetch | None:
         """Remove a fetch and return it, unless it has ended before."""
@@ -104,11 +136,12 @@ class PendingFetches:
 
     def expired(self, now: float) -> Iterator[tuple[int, PendingFetch]]:
         """Yield the lost fetches. A fetch that is overdue for the first time is interrupted instead."""
+        reaction = self.times.reaction
         for ticket, fetch in list(self.by_ticket.items()):
             if now < fetch.due_at:
                 continue
-            if fetch.started and not fetch.interrupted and self.reaction is not None:
-                fetch.interrupted, fetch.due_at = True, now + self.reaction
+            if fetch.started and not fetch.interrupted and reaction is not None:
+                fetch.interrupted, fetch.due_at = True, now + reaction
                 self.overdue = (*self.overdue, ticket)
                 continue
             yield ticket, fetch
@@ -117,12 +150,3 @@ class PendingFetches:
     def next_due_at(self) -> float:
         """The first instant at which one of them becomes due."""
         return min((fetch.due_at for fetch in self.by_ticket.values()), default=FOREVER)
-
-    def first_due(self, now: float) -> float:
-        """Return when a fetch that starts now becomes due: a secrets manager may take longer than a token request."""
-        due_at = self.due(now)
-        return max(due_at, now + self._policy.max_wait + self._grace) if self._rotating else due_at
-
-    def due(self, now: float) -> float:
-        """Return when a fetch that sends a token request now becomes due."""
-        return now + self._policy.fetch_timeout + self._grace

@@ -226,6 +226,8 @@ def _read_token(body: bytes, requested_at: float) -> Token | Failure:
     lifetime = _seconds(data.get("expires_in"))
     if lifetime is None or not 0 < lifetime <= _MAX_LIFETIME:
         return _invalid(f"has no valid 'expires_in' (88Pay documents {LIFETIME:.0f} s)")
+    if lifetime == LIFETIME:
+        lifetime = LIFETIME  # one object for nearly all tokens of a process
     return Token(access_token, session_id, lifetime, requested_at)
 
 

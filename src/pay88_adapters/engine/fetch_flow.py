@@ -150,7 +150,7 @@ class _Fetch:
                 continue
             real_timeout = state.settings.clock.real(timeout)
             reply = yield SendTokenRequest(token_request(state.settings.endpoint, self._credentials, real_timeout))
-            state.lifetimes.pool_was_free(run.dependencies)
+            state.settings.lifetimes.pool_was_free(run.dependencies)
             outcome = self._outcome(reply, sent_at)
             if (
                 isinstance(outcome, Failure) and outcome.kind is TokenRateLimited

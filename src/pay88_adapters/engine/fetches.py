@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,14 +20,12 @@ from pay88_adapters.core.wire import network_failure, unexpected_failure
 from pay88_adapters.stores.base import LeaseResult
 from pay88_adapters.stores.realtime import monotonic
 
-from .credentials import Credentials
+from .credentials import Credentials, CredentialsSource
 from .forks import fork_id
 from .runtimes import AsyncRuntime, never
 from .state import ManagerState
 from .store_client import NO_LEASE
 from .threads import NoThread, Worker, finish_at_exit, forget_finisher
-
-_numbers = itertools.count(1)
 
 
 class Lease(NamedTuple):
@@ -83,27 +80,33 @@ if hasattr(os, "register_at_fork"):
 
 
 class Fetches:
-    """The unfinished fetches of one manager, and their leases."""
+    """The unfinished fetches of one manager, and their leases.
 
-    __slots__ = ("__weakref__", "_number", "_runs", "_seen", "state")
+    Args:
+        state: The state of the manager.
+        source: Credentials, or a credentials provider.
+    """
 
-    def __init__(self, state: ManagerState) -> None:
+    __slots__ = ("__weakref__", "_runs", "_seen_key", "_seen_version", "source", "state")
+
+    def __init__(self, state: ManagerState, source: CredentialsSource) -> None:
         self.state = state
-        self._number = next(_numbers)
-        self._runs: list[FetchRun] = []  # not a dict: an empty list gives its memory back
-        self._seen = ("", 0)  # key and version of the last record read or published
+        self.source = source
+        self._runs: tuple[FetchRun, ...] = ()  # never changed, only replaced, so that reading needs no lock
+        # Of the last record read or published. A fetch that mixes up those of two records reads one of them again.
+        self._seen_key, self._seen_version = "", 0
 
     def after_fork(self) -> None:
         """Continue without the parent's threads and event loops. The manager calls it."""
         self.state.after_fork()
         for run in self._runs:
             run.leases.clear()  # the parent's
-        self._runs.clear()
+        self._runs = ()
 
     @property
     def is_fetching(self) -> bool:
         """Whether a fetch runs or its outcome is on the way into the store. Takes no lock."""
-        runs = list(self._runs)
+        runs = self._runs
         return any(not run.is_dead() for run in runs) or bool(self.state.pending - {run.ticket for run in runs})
 
     # --- beginning and end
@@ -111,7 +114,7 @@ class Fetches:
     def begin(self, run: FetchRun) -> None:
         """Record that *run* is about to start."""
         finish_at_exit(self)
-        self._runs.append(run)
+        self._replace_runs(lambda runs: (*runs, run))
         _running[id(self), run.ticket] = weakref.ref(self), run
 
     @contextmanager
@@ -145,11 +148,19 @@ class Fetches:
             self._forget(run)
 
     def _forget(self, run: FetchRun) -> None:
-        with suppress(ValueError):
-            self._runs.remove(run)
+        self._replace_runs(lambda runs: tuple(each for each in runs if each is not run))
         _running.pop((id(self), run.ticket), None)
         if not self._runs:
             forget_finisher(self)
+
+    def _replace_runs(self, change: Callable[[tuple[FetchRun, ...]], tuple[FetchRun, ...]]) -> None:
+        with self.state.lock:
+            while True:
+                runs = self._runs
+                changed = change(runs)
+                if self._runs is runs:  # nothing that interrupts this has replaced them; no call up to the next line
+                    self._runs = changed
+                    return
 
     def abandon(self, run: FetchRun, cause: BaseException) -> None:
         """Record that *run* could not be completed, which is no failure of the service (rule 16).
@@ -162,7 +173,7 @@ class Fetches:
         clear_traceback_locals(cause)
         if isinstance(cause, NoFreeConnection):
             run.no_connection = replace(NO_CONNECTION, cause=cause)
-            state.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
+            state.settings.lifetimes.pool_was_full(run.dependencies, state.now(), state.settings.policy)
         else:
             run.death = _death(cause, *run.secrets)
 
@@ -183,7 +194,7 @@ class Fetches:
 
     def at_exit(self) -> None:
         """Release the remaining leases: the process ends."""
-        for run in list(self._runs):
+        for run in self._runs:
             self.publish(run)
 
     # --- fetches that end without an event
@@ -191,7 +202,7 @@ class Fetches:
     def interrupt_overdue(self) -> None:
         """Interrupt the threads of overdue fetches: a server may send single bytes without end."""
         overdue = self.state.take_overdue()
-        for run in list(self._runs):
+        for run in self._runs:
             if run.ticket in overdue and run.worker is not None and self._hangs(run):
                 run.worker.interrupt()
 
@@ -201,7 +212,7 @@ class Fetches:
         Args:
             timeout: Real seconds that the interrupted thread gets to end.
         """
-        for run in list(self._runs):
+        for run in self._runs:
             worker = run.worker
             if worker is None or run.ticket in self.state.pending or not self._hangs(run):
                 continue
@@ -226,7 +237,7 @@ class Fetches:
     def on_another_loop(self) -> bool:
         """Whether the event loop of another thread runs a fetch: it may stop without an event."""
         here = threading.get_ident()
-        loops = [run.loop for run in list(self._runs)]
+        loops = [run.loop for run in self._runs]
         return any(loop is not None and not loop.is_on(here) for loop in loops)
 
     def needs_this_thread(self) -> bool:
@@ -262,7 +273,7 @@ class Fetches:
     def on_this_thread(self) -> bool:
         """Whether this code interrupts what a fetch needs (as a finalizer does), and cannot wait for it."""
         here = threading.current_thread()
-        return any(run.worker is here for run in list(self._runs)) or self.state.settings.store_client.runs_here
+        return any(run.worker is here for run in self._runs) or self.state.settings.store_client.runs_here
 
     # --- leases
 
@@ -274,15 +285,14 @@ class Fetches:
         state, policy = self.state, self.state.settings.policy
         key = state.record_key(credentials)
         lease = policy.extended_lease_duration if run.leases else policy.lease_duration
-        seen, version = self._seen
         asked_at = state.now()
-        owner = f"{fork_id()}-{self._number}"
-        known_version = version if seen == key else 0
+        owner = f"{fork_id()}-{id(self):x}"  # unique: what runs a fetch refers to this object
+        known_version = self._seen_version if self._seen_key == key else 0
         result = state.settings.store_client.try_acquire_lease(
             key, owner=owner, known_version=known_version, lease=lease
         )
         if result.record is not None:
-            self._seen = key, result.record.version
+            self._seen_key, self._seen_version = key, result.record.version
         if result.fencing_token:
             run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
@@ -309,7 +319,7 @@ class Fetches:
         if state.settings.store_client.publish(
             key, fencing_token=lease.fencing_token, snapshot=snapshot, now=now, write_delay=now - lease.acquired_at
         ):
-            self._seen = key, lease.fencing_token
+            self._seen_key, self._seen_version = key, lease.fencing_token
 
 
 def _death(cause: BaseException, *secrets: str) -> Failure:

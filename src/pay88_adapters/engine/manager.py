@@ -73,7 +73,6 @@ class TokenManager:
     __slots__ = (
         "__weakref__",
         "_client",
-        "_credentials",
         "_endpoint",
         "_has_own_clock",
         "_now",
@@ -111,14 +110,13 @@ class TokenManager:
         if client is not None:
             check_client(client)
         self._endpoint = endpoint
-        self._credentials = credentials
         fallback_store = checked_fallback(store, fallback_store)
         policy, running = policy or _POLICY, clock or PROCESS.clock
         store_client = PROCESS.store_client(store, fallback_store, running, policy.fallback_share)
         request_limits = request_limits_for(store_client, endpoint, pacing, breaker)
         rotating = not isinstance(credentials, Credentials)
         settings = shared_settings(endpoint, policy, running, store_client, rotating, retry or DEFAULT, request_limits)
-        self._start(settings, checked_listeners(listeners))
+        self._start(settings, checked_listeners(listeners), credentials)
         self._has_own_clock = clock is not None
         at_fork(self, _start_over)
         self._client = client
@@ -126,22 +124,23 @@ class TokenManager:
         self.pickle_id = ""  # see Process.pickle_id()
         self.shared_key: tuple[object, ...] | None = None
 
-    def _start(self, settings: Settings, listeners: Sequence[Listener]) -> None:
+    def _start(self, settings: Settings, listeners: Sequence[Listener], credentials: CredentialsSource) -> None:
         state = ManagerState(settings, listeners)
         settings.store_client.open(self)
-        if isinstance(self._credentials, Credentials):
-            state.merchant_id = self._credentials.merchant_id
-        fetches = Fetches(state)
-        self._resume(state, SyncRunner(fetches, self._credentials), AsyncRunner(fetches, self._credentials))
+        if isinstance(credentials, Credentials):
+            state.merchant_id = credentials.merchant_id
+        fetches = Fetches(state, credentials)
+        self._resume(state, SyncRunner(fetches), AsyncRunner(fetches))
 
     def _start_anew(self, clock: Clock) -> tuple[ManagerState, SyncRunner, AsyncRunner]:
         """Reset the state, and run on *clock*; return the argument of :meth:`_resume`."""
-        survive_forks(self.sync_runner.fetches)  # which may not be those of this manager then
+        fetches = self.sync_runner.fetches
+        survive_forks(fetches)  # which may not be those of this manager then
         before = self._state, self.sync_runner, self.async_runner
         if not self._state.closed:
             settings = self._state.settings
             store_client = PROCESS.store_client_like(settings.store_client, settings.clock, clock)
-            self._start(settings.on(clock, store_client), self._state.listeners.given)
+            self._start(settings.on(clock, store_client), self._state.listeners.given, fetches.source)
         return before
 
     def _resume(self, state: ManagerState, sync_runner: SyncRunner, async_runner: AsyncRunner) -> None:
@@ -352,6 +351,7 @@ class TokenManager:
         state = self._state
         return Stats(
             **asdict(state.counters),
+            **asdict(state.request_counters),
             budget_left=state.settings.budget.left(state.merchant_id),
             fetching=self.sync_runner.fetches.is_fetching,
             token_expires_in=state.expires_in(),

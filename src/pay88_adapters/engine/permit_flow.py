@@ -177,7 +177,7 @@ def _record_result(pacing: Pacing, rate_permit: RateLimitPermit, result: Storage
 
 def _count_paced(state: ManagerState, group: str, seconds: float) -> None:
     def count(*_: object) -> None:
-        state.counters.paced += 1
+        state.own_request_counters().paced += 1
         state.queue_event(CallWaited, group, seconds)
 
     state.transition(count)

@@ -166,7 +166,7 @@ def _pause(
 
 def _count_retry(state: ManagerState, group: str, attempt: int, pause: float, outcome: int | ConnectionFailure) -> None:
     def count(*_: object) -> None:
-        state.counters.retried += 1
+        state.own_request_counters().retried += 1
         status = None if isinstance(outcome, ConnectionFailure) else outcome
         state.queue_event(CallRetried, group, attempt, pause, status)
 
@@ -175,7 +175,7 @@ def _count_retry(state: ManagerState, group: str, attempt: int, pause: float, ou
 
 def _count_replay(state: ManagerState) -> None:
     def count(*_: object) -> None:
-        state.counters.replayed += 1
+        state.own_request_counters().replayed += 1
         state.queue_event(CallReplayed)
 
     state.transition(count)
@@ -183,7 +183,7 @@ def _count_replay(state: ManagerState) -> None:
 
 def _count_not_sent(state: ManagerState, call: RequestInfo[Any], error: Pay88Error) -> None:
     def count(*_: object) -> None:
-        state.counters.not_sent += 1
+        state.own_request_counters().not_sent += 1
         group = group_of(state.settings.endpoint.route(call.path))
         state.queue_event(CallNotSent, group, type(error), error.retry_after)
 
@@ -198,7 +198,7 @@ def _on_accepted(state: ManagerState, call: RequestInfo[R], response: R, token: 
 
 def _on_unauthorized(state: ManagerState, token: Token) -> bool:
     def refuse(machine: TokenMachine, now: float) -> bool:
-        state.counters.unauthorized += 1
+        state.own_request_counters().unauthorized += 1
         replaced = machine.on_unauthorized(token, now)
         state.queue_event(TokenRejected, replaced)
         return replaced

@@ -12,7 +12,7 @@ from pay88_adapters.core.secret import clear_traceback_locals, redact, without_s
 from pay88_adapters.core.token import Token
 
 from .calls import ErrorClassifier
-from .credentials import Credentials, CredentialsSource
+from .credentials import Credentials
 from .effects import AcquireTokenFlow, RequestFlow, RequestInfo, RetryDecision, UnexpectedError
 from .fetches import Fetches
 from .request_flow import run_request
@@ -27,15 +27,13 @@ class Runner:
 
     Args:
         fetches: The fetches of the manager.
-        source: Credentials, or a credentials provider.
     """
 
-    __slots__ = ("_is_limited", "_source", "_state", "fetches")
+    __slots__ = ("_is_limited", "_state", "fetches")
 
-    def __init__(self, fetches: Fetches, source: CredentialsSource) -> None:
+    def __init__(self, fetches: Fetches) -> None:
         self.fetches = fetches
         self._state = fetches.state
-        self._source = source
         self._is_limited = fetches.state.settings.request_limits is not None
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
@@ -55,7 +53,8 @@ class Runner:
         return WaitBudget(self._state.settings.longest_wait(seconds))
 
     def _ask_source(self) -> object:
-        return self._source() if callable(self._source) else self._source
+        source = self.fetches.source
+        return source() if callable(source) else source
 
     def _checked(self, credentials: object) -> Credentials:
         if not isinstance(credentials, Credentials):

@@ -17,6 +17,7 @@ from pay88_adapters.core.retry import DEFAULT, RetryPolicy
 from .budget import TokenBudget
 from .clock import Clock, shared_on
 from .credentials import Credentials, CredentialsSource
+from .lifetimes import Lifetimes, lifetimes_on
 from .pacing import Pacing
 from .request_limits import RequestLimits
 from .store_client import StoreAccess
@@ -33,6 +34,7 @@ class Settings:
         request_limits: Circuit breakers and rate limits of API requests, if the manager has any.
         random: Returns a random number in [0, 1), for jitter.
         budget: The token budget in the store.
+        lifetimes: How long the clients and event loops have existed, of all managers on the clock.
     """
 
     endpoint: Endpoint
@@ -44,9 +46,11 @@ class Settings:
     request_limits: RequestLimits | None = None
     random: Callable[[], float] = random.random
     budget: TokenBudget = field(init=False)
+    lifetimes: Lifetimes = field(init=False)
 
     def __post_init__(self) -> None:
         self.budget = self.store_client.token_budget(self.policy, self.endpoint.base_url)
+        self.lifetimes = lifetimes_on(self.clock)
 
     def on(self, clock: Clock, store_client: StoreAccess) -> Settings:
         """Return the same settings on another clock and its store, with empty counters."""

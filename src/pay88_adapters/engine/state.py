@@ -16,12 +16,12 @@ from pay88_adapters.core.token import Token
 
 from .credentials import Credentials
 from .event_log import log_bypass
-from .lifetimes import lifetimes_on
 from .listeners import LOG_ALONE, Listeners
+from .locks import SharedLocks
 from .runtimes import WaitEvent
 from .settings import Settings
 from .sharing import export_budget
-from .stats import Counters
+from .stats import NO_REQUESTS, FetchCounters, RequestCounters
 from .store_link import OPERATION_TIMEOUT
 
 E = TypeVar("E", bound=WaitEvent)
@@ -32,6 +32,7 @@ _NOTHING: tuple[Token | None, float] = (None, NEVER)
 _SAMPLE_FOR = 2.0  # seconds
 _SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
+_LOCKS = SharedLocks()  # here, so that a forked child replaces them before any state takes another
 
 
 class ManagerState:
@@ -61,10 +62,10 @@ class ManagerState:
         "closed",
         "counters",
         "fast_path",
-        "lifetimes",
         "listeners",
         "merchant_id",
         "now",
+        "request_counters",
         "settings",
     )
 
@@ -72,16 +73,16 @@ class ManagerState:
         clock, store_client = settings.clock, settings.store_client
         self.settings = settings
         self.now = clock.now
-        self.counters = Counters()
+        self.counters = FetchCounters()
+        self.request_counters = NO_REQUESTS
         self.closed = False
         self.merchant_id = self._record_key = ""  # of the last credentials seen
-        self.lifetimes = lifetimes_on(clock)
         self.listeners = Listeners(listeners) if listeners else LOG_ALONE
         # An unresponsive store takes that long to fail, on a real clock.
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
         reaction = _REACTION * clock.speed if clock.speed > 1 else _REACTION
         self._machine = TokenMachine(settings.policy, rotating=settings.rotating, grace=grace, reaction=reaction)
-        self._lock = threading.RLock()
+        self._lock = _LOCKS.next()
         self._depth = 0
         # Tuples, which are replaced without a call in between, at which a signal handler could add to them.
         self._queued: tuple[Event, ...] = ()  # for the log and the listeners
@@ -99,9 +100,9 @@ class ManagerState:
 
         :class:`Fetches` calls it.
         """
-        self._lock = threading.RLock()
+        self._lock = _LOCKS.next()
         self._depth = 0
-        self.lifetimes.after_fork()
+        self.settings.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
         self._queued = ()
         self._machine.pending.clear()
@@ -112,6 +113,13 @@ class ManagerState:
         token, until = self.fast_path
         return token if self.now() < until else None
 
+    def own_request_counters(self) -> RequestCounters:
+        """Return counters to count with. The lock must be held."""
+        made = RequestCounters()
+        if self.request_counters is NO_REQUESTS:  # no call up to the next line: a signal handler may count, too
+            self.request_counters = made
+        return self.request_counters
+
     @property
     def failed_fetches(self) -> int:
         """How many fetches have failed so far."""
@@ -121,6 +129,11 @@ class ManagerState:
     def pending(self) -> frozenset[int]:
         """The tickets of the fetches that the machine waits for."""
         return self._machine.pending_fetches
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock, for what changes along with the state, and does not block."""
+        return self._lock
 
     @property
     def interrupts_itself(self) -> bool:
@@ -289,8 +302,9 @@ class ManagerState:
     def record_bypass(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""
         with self._lock:
-            self.counters.bypassed += 1
-            first = self.counters.bypassed == 1
+            counters = self.own_request_counters()
+            counters.bypassed += 1
+            first = counters.bypassed == 1
         log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)
 
     def close(self) -> None:

@@ -7,21 +7,31 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Counters:
-    """Counters outside of the cached path, under the state's lock."""
+class FetchCounters:
+    """Counters of fetches, and of those who wait for them, under the state's lock."""
 
     token_requests: int = 0
     tokens: int = 0
     refreshes: int = 0
     failed_fetches: int = 0
     consecutive_failures: int = 0
+    waited: int = 0
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """Counters of API requests that were not just sent, under the state's lock. Most managers share ``NO_REQUESTS``."""
+
     unauthorized: int = 0
     replayed: int = 0
     retried: int = 0
-    waited: int = 0
     paced: int = 0
     not_sent: int = 0
     bypassed: int = 0
+
+
+NO_REQUESTS = RequestCounters()
+"""Never changed."""
 
 
 @dataclass(frozen=True, slots=True)

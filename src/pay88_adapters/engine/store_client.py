@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from weakref import WeakSet, WeakValueDictionary
 
+from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.policy import TokenPolicy
 from pay88_adapters.core.snapshot import Snapshot
 from pay88_adapters.stores.base import LeaseResult, Store
@@ -112,8 +113,9 @@ class MemoryStoreClient(StoreAccess):
         return self._memory.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
     def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
+        del write_delay  # a snapshot needs no age: it contains instants of the same clock
         content, ttl = snapshot.for_this_process(now), snapshot.ttl(now)
-        return self._memory.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=write_delay)
+        return self._memory.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=FOREVER)
 
 
 class StoreClient(StoreAccess):

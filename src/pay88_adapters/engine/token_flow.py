@@ -136,7 +136,7 @@ class TokenAcquisition:
             deadline=self._deadline,
             min_validity=self._min_validity,
             must_fetch=self._blocks and self._own is None and self._fetches.needs_this_thread(),
-            dependency_age=state.lifetimes.age(self._dependencies, now),
+            dependency_age=state.settings.lifetimes.age(self._dependencies, now),
             own=own,
             cannot_fetch=cannot_fetch,
             can_fetch_from=can_fetch_from,
@@ -163,7 +163,7 @@ class TokenAcquisition:
         own = self._own
         if own is not None and own.death is not None:
             return own.death, None
-        can_fetch_from = self._state.lifetimes.can_fetch_from(self._dependencies)
+        can_fetch_from = self._state.settings.lifetimes.can_fetch_from(self._dependencies)
         if can_fetch_from is None:
             return None, None
         return (NO_CONNECTION if own is None else own.no_connection or NO_CONNECTION), can_fetch_from

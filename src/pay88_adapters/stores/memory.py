@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, cast
@@ -31,13 +31,16 @@ _SWEEP = 600.0  # seconds between two cleanups
 _REENTRY_WAIT = 0.01  # seconds
 
 
+_Entries = tuple[tuple[float, str], ...]  # when and which, oldest first
+
+
 class _KeptHistory(NamedTuple):
-    """The history of one key. It is never changed, only replaced, so that reading needs no lock."""
+    """The history of one key."""
 
-    ttl: float = MIN_TTL
-    entries: tuple[tuple[float, str], ...] = ()  # when and which, oldest first
+    ttl: float
+    entries: _Entries
 
-    def live(self, now: float) -> tuple[tuple[float, str], ...]:
+    def live(self, now: float) -> _Entries:
         return self.entries[bisect_left(self.entries, (now - self.ttl, "")) :]
 
     def merged(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _KeptHistory:
@@ -53,7 +56,6 @@ class _KeptHistory(NamedTuple):
         return Past(self.live(now), now)
 
 
-_NONE = _KeptHistory()
 _EMPTY = RecordSlot()
 _NO_ATTEMPT = (NEVER, 0)
 
@@ -73,7 +75,8 @@ class MemoryStorage(EntryStorage):
         super().__init__()
         self._now = now
         self._lock = threading.RLock()
-        self._histories: dict[str, _KeptHistory] = {}
+        self._histories: dict[str, _Entries] = {}  # never changed, only replaced, so that reading needs no lock
+        self._ttls: dict[str, float] = {}  # of the histories that are kept longer than usual
         self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = NEVER
 
@@ -102,20 +105,20 @@ class MemoryStorage(EntryStorage):
                 kept = {
                     key: each.merged([(now, name) for name in acquisition.ids], ttl, now) for key, each in kept.items()
                 }
-            self._histories.update(kept)  # one step, whatever interrupts it
+            self._keep(kept)
             self._sweep(now)
             return StorageResult(wait, {key: each.history(now) for key, each in kept.items()}, cooldown)
 
     def merge(self, key: str, entries: History, ttl: float) -> None:
         with self._lock:
             now = self._now()
-            self._histories[key] = self._merged(key, entries, ttl, now)
+            self._keep({key: self._merged(key, entries, ttl, now)})
             self._sweep(now)
 
     def holds_entries(self) -> bool:
         """Whether there is an entry that may still count. Takes no lock."""
         now = self._now()
-        return any(kept.live(now) for kept in list(self._histories.values()))
+        return any(self._kept(key).live(now) for key in list(self._histories))
 
     def history(self, key: str) -> History:
         return self._kept(key).history(self._now())
@@ -143,15 +146,23 @@ class MemoryStorage(EntryStorage):
         return self._kept(key).merged(instants(entries, now), ttl, now)
 
     def _kept(self, key: str) -> _KeptHistory:
-        return self._histories.get(key, _NONE)
+        return _KeptHistory(self._ttls.get(key, MIN_TTL), self._histories.get(key, ()))
+
+    def _keep(self, histories: Mapping[str, _KeptHistory]) -> None:
+        self._ttls.update({key: each.ttl for key, each in histories.items() if each.ttl > MIN_TTL})
+        self._histories.update({key: each.entries for key, each in histories.items()})  # in one step
+
+    def _forget(self, key: str) -> None:
+        self._histories.pop(key, None)
+        self._ttls.pop(key, None)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP:
             return
         self._swept_at = now
-        for key, kept in list(self._histories.items()):
-            if not kept.live(now):
-                self._histories.pop(key, None)
+        for key in list(self._histories):
+            if not self._kept(key).live(now):
+                self._forget(key)
         for key, (since, seconds, _) in list(self._cooldowns.items()):
             if now > since + seconds:
                 self._cooldowns.pop(key, None)
@@ -164,13 +175,13 @@ class MemoryStorage(EntryStorage):
     def clear(self, key: str) -> None:
         """Forget the entries of *key*."""
         with self._lock:
-            self._histories.pop(key, None)
+            self._forget(key)
             self._cooldowns.pop(key, None)
 
     def reset(self) -> int:
         """Forget all entries; return how many keys there were."""
         with self._lock:
-            keys, self._histories, self._cooldowns = len(self._histories), {}, {}
+            keys, self._histories, self._ttls, self._cooldowns = len(self._histories), {}, {}, {}
             return keys
 
     def check(self) -> bool:

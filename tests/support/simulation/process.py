@@ -77,7 +77,7 @@ class Manager:
         endpoint, rotating, rng = Endpoint.parse(URL), world.rotates, self._rng
         settings = Settings(endpoint, process.policy, process.clock, fleet, rotating, random=rng.random)
         self.state = ManagerState(settings)
-        self.fetches = Fetches(self.state)
+        self.fetches = Fetches(self.state, lambda: Credentials(world.key, MERCHANT))
         self._planned = 0
         self._probing = False
         self._under_way = 0
