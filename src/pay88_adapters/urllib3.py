@@ -14,7 +14,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("urllib3 is not installed: pip install 'pay88-adapters[urllib3]'") from exc
 from urllib3.exceptions import HTTPError, MaxRetryError, ProxyError, UnrewindableBodyError
 from urllib3.response import BaseHTTPResponse
-from urllib3.util import parse_url
+from urllib3.util import Retry, parse_url
 
 from pay88_adapters.stores.realtime import monotonic
 
@@ -22,7 +22,7 @@ from .core import errors
 from .core.arguments import check_client, inside
 from .core.constants import UNAUTHORIZED
 from .core.errors import AdapterErrors, Pay88Error
-from .core.retry import ConnectionFailure, single_attempt
+from .core.retry import ConnectionFailure, RetryPolicy, single_attempt
 from .core.token import AUTHORIZATION, SESSION_ID, Token
 from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
@@ -32,6 +32,7 @@ from .engine.responses import BodyTimeout, read_limited
 from .engine.stand_ins import AnyManager, UnavailableManager, check_manager
 from .urllib3_io import (
     CONNECTION_ERRORS,
+    NO_HEADERS,
     Fields,
     MarkedPool,
     as_own,
@@ -152,6 +153,7 @@ class _ManagedPool(MarkedPool):
     def __init__(self, manager: AnyManager | UnavailableManager, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
         self.pay88_manager = manager
+        self.pay88_default_retries = Retry.DEFAULT  # what urllib3 gives a pool that it makes now
 
     def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
         # Wrappers around urllib3's own method rely on how urllib3 passes its arguments: pass each one the same way.
@@ -166,13 +168,14 @@ class _ManagedPool(MarkedPool):
         headers = kw.get("headers")
         if headers is None:
             headers = self.headers
-        fields, authorization, is_from_urllib3 = split_headers(headers) if headers else ({}, None, False)
+        fields, authorization, is_from_urllib3 = split_headers(headers) if headers else NO_HEADERS
         if is_from_urllib3 and (response := self._before_retry(headers, args, by_position, kw)) is not None:
             return response
         try:
             if url[:1] == "/":  # the form of pool managers
-                for_request = self.pay88_manager.for_request
-                manager = for_request(self.scheme or "http", self.host, self.port, url, authorization)
+                manager = self.pay88_manager.for_request(
+                    self.scheme or "http", self.host, self.port, url, authorization
+                )
             else:
                 manager = self.manager_for(url, authorization)
         except Pay88Error as error:
@@ -180,12 +183,12 @@ class _ManagedPool(MarkedPool):
         if manager is None:
             return self._pass_through(args, by_position, kw, without_injected(headers) if is_from_urllib3 else None)
         call = _Call()
-        call.prepare(manager, self, url, args, by_position, kw, fields)
+        call.prepare(manager, self, args, by_position, kw, fields)
         try:
             if is_from_urllib3:
                 return call.resend()
             response = manager.sync_runner.call(call)
-            if call.preload and type(response) is not Redirected:
+            if call.preload:
                 response = call.read(response)
             return call.follow(response) if type(response) is Redirected else response
         except Pay88Error as error:
@@ -262,11 +265,12 @@ class _Call:
         "_pool",
         "_reads_attempts",
         "_retries",
-        "_url",
-        "method",
         "preload",
         "retry",
     )
+
+    _retries: Any
+    retry: RetryPolicy | None
 
     network_errors = (HTTPError, OSError)
 
@@ -274,15 +278,12 @@ class _Call:
         self,
         manager: TokenManager,
         pool: _ManagedPool,
-        url: str,
         args: tuple[Any, ...],
         by_position: tuple[str, ...],
         kw: dict[str, Any],
         fields: Fields,
     ) -> None:
-        """Note all about the request. No constructor: that costs much more."""
-        self.method: str = args[0] if args else kw.get("method", "")
-        self._url = url
+        """Note all about the request that sending it changes. No constructor: that costs much more."""
         self._manager, self._pool, self._fields = manager, pool, fields
         self._args, self._by_position, self._kw = args, by_position, kw
         body = kw.get("body")
@@ -292,22 +293,39 @@ class _Call:
             kw["preload_content"] = False
             if "release_conn" in kw:
                 kw["release_conn"] = None  # when the body has been read
-        retries: Any = kw.get("retries")
+        retries = kw.get("retries")
         if retries is None:
             retries = pool.retries
-            if retries is urllib3.Retry.DEFAULT:
-                kw["retries"] = retries = _DEFAULT
-        if retries is not _DEFAULT and removes_injected(retries):
-            kw["retries"] = retries = without_removing(retries)
+            if retries is pool.pay88_default_retries:  # as nearly always
+                kw["retries"] = self._retries = _DEFAULT
+                self.retry = None
+                self._reads_attempts = False  # reading is no part of an attempt
+                return
+        self._obey(retries)
+
+    def _obey(self, retries: Any) -> None:
+        """Note how to retry, as *retries* says: a value of the caller's."""
+        if removes_injected(retries):
+            self._kw["retries"] = retries = without_removing(retries)
         self._retries = retries
-        if retries is _DEFAULT or isinstance(retries, Pay88Retry):
+        if isinstance(retries, Pay88Retry):
             self.retry = retries.policy
-            self._reads_attempts = False  # reading is no part of an attempt
-        else:
-            self.retry = single_attempt(manager.retry)  # urllib3 retries as the caller's own value says
-            self._reads_attempts = self.preload
-            if not self._body_position.steady:
-                kw["retries"] = without_resending(retries, redirect=kw.get("redirect", True))
+            self._reads_attempts = False
+            return
+        self.retry = single_attempt(self._manager.retry)  # urllib3 retries by itself
+        self._reads_attempts = self.preload
+        if not self._body_position.steady:
+            self._kw["retries"] = without_resending(retries, redirect=self._kw.get("redirect", True))
+
+    @property
+    def method(self) -> str:
+        method: str = self._args[0] if self._args else self._kw.get("method", "")
+        return method
+
+    @property
+    def _url(self) -> str:
+        url: str = self._args[1] if len(self._args) > 1 else self._kw.get("url", "")
+        return url
 
     @property
     def client(self) -> object:
@@ -377,7 +395,7 @@ class _Call:
         if not self._body_position.rewind():  # urllib3 would send an empty body
             raise UnrewindableBodyError("the body is not rewindable: pass bytes or a seekable file")
 
-    def _check_allowed(self, retries: urllib3.Retry) -> None:
+    def _check_allowed(self, retries: Retry) -> None:
         # urllib3 applies the caller's allowed_methods to other errors, but not to what it takes for a proxy error.
         error = retries.history[-1].error if retries.history else None
         allowed = not retries.allowed_methods or self.method.upper() in retries.allowed_methods

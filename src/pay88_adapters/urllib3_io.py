@@ -261,3 +261,6 @@ class _Headers(urllib3.HTTPHeaderDict):
 
 Fields = dict[str, str] | _Headers
 """Headers; a repeated one is there twice."""
+
+NO_HEADERS: tuple[Fields, None, bool] = ({}, None, False)
+"""The result of :func:`split_headers` for none."""

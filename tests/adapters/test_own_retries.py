@@ -152,6 +152,19 @@ def test_rule_07_a_401_that_urllib3_has_retried_drops_its_token(world: World) ->
     assert [call.serial for call in world.emulator.journal.select("call")] == [1, 1, 2]
 
 
+@only_urllib3
+def test_rule_20_a_new_default_of_urllib3_is_no_value_of_the_caller(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that was made before still retries as the manager says."""
+    client = world.client(world.new_manager(retry=RetryPolicy(attempts=2, backoff_base=0)))
+    client.attempt("GET", world.echo)
+    monkeypatch.setattr(urllib3.Retry, "DEFAULT", urllib3.Retry(0))
+    world.emulator.faults.add(Status(503), on="call")
+    assert isinstance(response := client.attempt("GET", world.echo), PlainResponse)
+    assert response.status == 200
+
+
 # --- what is read -------------------------------------------------------------------------------
 
 
