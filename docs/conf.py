@@ -57,7 +57,8 @@ SEARCH_WORDS = {
     "composition": ("decorator", "order of middleware"),
     "deployment/index": (
         "docker", "docker compose", "dotenv", ".env", "env file", "distributed lock", "file permissions",
-        "horizontal scaling", "k8s", "leader election", "multiple pods", "multiple processes", "multiple workers", "scaling", "share token",
+        "horizontal scaling", "k8s", "leader election", "multiple pods", "multiple processes",
+        "multiple workers", "scaling", "share token",
         "share token between processes", "share token between workers", "share tokens", "systemd",
         *(f"set {name}" for name in VARIABLES),
     ),
@@ -66,14 +67,15 @@ SEARCH_WORDS = {
     "errors": (
         "401 unauthorized", "403", "500", "502", "503", "504", "ConnectionError", "connection refused",
         "connection reset", "double charge", "duplicate charge", "duplicate payment", "error handling",
-        "exception", "exceptions", "forbidden", "idempotency key", "MaxRetryError", "payment status", "reconcile", "retry_after", "retryable", "retry a payment", "retry payment",
-        "retry payments",
+        "exception", "exceptions", "forbidden", "idempotency key", "MaxRetryError", "payment status", "reconcile",
+        "retry_after", "retryable", "retry a payment", "retry payment", "retry payments",
         "reconciliation", "refund", "SSLError", "too many requests", "webhook",
     ),
     "merchants": ("contextvars", "multi-tenant", "multi tenant", "multiple merchants"),
     "operations#Health check": ("health endpoint", "healthcheck", "prefetch token", "warm up", "warmup"),
     "operations": (
-        "graceful shutdown", "liveness", "liveness probe", "monitoring", "readiness", "readiness probe", "timeout", "total_timeout",
+        "graceful shutdown", "liveness", "liveness probe", "monitoring", "readiness", "readiness probe", "timeout",
+        "total_timeout",
         "timeouts", "verbose",
     ),
     "quickstart": ("api key", "bearer token", "example", "first steps", "getting started", "how to", "tutorial"),

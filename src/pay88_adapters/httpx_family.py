@@ -257,13 +257,14 @@ class _Transport(Generic[TransportT, TimeoutT]):
     def _prepare(self, request: Any) -> Any:
         """Return *request* as a managed one; ``None`` to pass it through unchanged."""
         library = self.client_library
-        replaces = library.has_managed_field(request.headers)
+        # Neither is a method: to call them as attributes would cost more.
+        examine, make_call = library.examine, self._call
+        replaces, scheme, host, port, path = examine(request)
         authorization = request.headers.get("authorization") if replaces else None
-        scheme, host, port, path = library.location(request.url)
         manager = self._manager.for_request(scheme, host, port, path, authorization)
         if manager is None:
             return None
-        call = self._call()
+        call = make_call()
         call.manager, call.client, call.transport = manager, self.opened, self
         call.request, call.replaces = request, replaces
         call.body_position = library.body_position(request.stream)

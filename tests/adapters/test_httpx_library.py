@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import count
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -40,42 +40,54 @@ def test_every_supported_version_is_inside_what_the_short_ways_take_it_to_be(
     library: ClientLibrary,
 ) -> None:
     """Or else every request takes the longer ones."""
-    assert library._appends
-    assert library.location is httpx_library._parts
+    assert library.examine is httpx_library._examine
 
 
 @pytest.mark.parametrize("url", _URLS)
 def test_rule_13_both_ways_find_the_same_origin_and_path(library: ClientLibrary, url: str) -> None:
     """Whatever the URL's spelling."""
-    parsed = library.module.URL(url)
-    assert library.location(parsed) == httpx_library._public_parts(parsed)
+    request = library.module.Request("POST", url)
+    assert library.examine(request)[1:] == httpx_library._examine_publicly(request)[1:]
+
+
+@pytest.mark.parametrize("name", ["AUTHORIZATION", "X-Session-Id", "Accept"])
+def test_rule_14_a_header_that_a_token_replaces_is_found_by_any_spelling(library: ClientLibrary, name: str) -> None:
+    """Others are not taken for one."""
+    request = library.module.Request("POST", "https://api.88pay.io", headers={name: "1"})
+    assert library.examine(request)[0] is (name != "Accept")
 
 
 class _Url:
     scheme, raw_host, port, path = "https", b"api.88pay.io", None, "/"
 
-    def __init__(self, url: str) -> None: ...
+
+class _Headers(dict[str, str]): ...
 
 
-def test_the_public_way_takes_over_where_a_version_differs() -> None:
+@pytest.mark.parametrize("different", [{"url": _Url()}, {"headers": _Headers()}], ids=["url", "headers"])
+def test_the_public_way_takes_over_where_a_version_differs(library: ClientLibrary, different: dict[str, Any]) -> None:
     """It is found out when the adapter is imported."""
-    assert not httpx_library._has_parts(_Url)
-    assert httpx_library._public_parts(_Url("")) == ("https", "api.88pay.io", None, "/")
-    assert not httpx_library._can_append(dict)
+
+    class Request(library.module.Request):  # type: ignore[misc,name-defined]
+        def __init__(self, *args: Any, **kw: Any) -> None:
+            super().__init__(*args, **kw)
+            self.__dict__.update(different)
+
+    other = ClientLibrary(SimpleNamespace(**{**vars(library.module), "Request": Request}), library.adapter_errors)
+    assert other.examine is httpx_library._examine_publicly
+    target = other.examine(Request("POST", "https://api.88pay.io"))
+    assert target == (True, "https", "api.88pay.io", None, "/")
 
 
-@pytest.mark.parametrize("appends", [True, False])
-def test_rule_21_the_copy_has_all_that_the_request_has(
-    library: ClientLibrary, appends: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("examine", [httpx_library._examine, httpx_library._examine_publicly])
+def test_rule_21_the_copy_has_all_that_the_request_has(library: ClientLibrary, examine: Any) -> None:
     """Its headers in their order, and attributes that are not part of the library."""
-    monkeypatch.setattr(library, "_appends", appends)
     request: Any = library.module.Request(
         "POST", "https://api.88pay.io/a", headers=[("A", "1"), ("a", "2")], content=b"b"
     )
     request.noted = "by the caller"
     before = request.headers.raw
-    copy = library.with_token(request, _TOKEN, library.has_managed_field(request.headers))
+    copy = library.with_token(request, _TOKEN, examine(request)[0])
     assert request.headers.raw == before
     assert copy.headers.multi_items() == [*request.headers.multi_items(), *_lowered(_TOKEN)]
     assert {**vars(copy), "headers": None} == {**vars(request), "headers": None}

@@ -15,8 +15,11 @@ MANAGED_FIELDS = frozenset({"authorization", "x-session-id"})
 _BEARER = "Bearer "
 
 
-class RawFields(tuple[tuple[bytes, bytes, bytes], ...]):
-    """Headers in bytes: name, name in lower case, value. The repr shows none of them."""
+class RawFields(list[tuple[bytes, bytes, bytes]]):
+    """Headers in bytes: name, name in lower case, value. The repr shows none of them.
+
+    A list, as it is added to lists; it does not change.
+    """
 
     __slots__ = ()
 

@@ -52,7 +52,8 @@ class AsyncRunner(Runner):
     async def call(self, call: AsyncCall[R]) -> R:
         """Send a managed request: immediately, if there is a token and nothing else to decide."""
         state = self._state
-        now = state.now()
+        read_clock = state.now
+        now = read_clock()
         token, until = state.fast_path
         if token is None or now >= until or self._is_limited:
             return await self._run_request(self._request_flow(call, now), call)

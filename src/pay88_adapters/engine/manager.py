@@ -36,6 +36,7 @@ from .state import ManagerState
 from .stats import Stats
 from .sync_runner import SyncRunner
 
+_overrides = OVERRIDES.get  # looked up once
 _POLICY = TokenPolicy()  # one for all managers
 PROCESS: Process[TokenManager] = Process()
 
@@ -318,7 +319,7 @@ class TokenManager:
         self, scheme: str, host: str, port: int | None, path: str, authorization: str | None
     ) -> TokenManager | None:
         """Return the manager for a request of a client that this one is attached to; ``None`` to bypass it."""
-        overrides = OVERRIDES.get()  # what current_manager() does, in this frame: every call comes through here
+        overrides = _overrides()  # what current_manager() does, in this frame: every call comes through here
         manager = overrides[-1].manager if overrides else self
         if manager is None:
             return None

@@ -61,7 +61,8 @@ class SyncRunner(Runner):
     def call(self, call: Call[R]) -> R:
         """Send a managed request: immediately, if there is a token and nothing else to decide."""
         state = self._state
-        now = state.now()
+        read_clock = state.now
+        now = read_clock()
         token, until = state.fast_path
         if token is None or now >= until or self._is_limited:
             return self._run_request(self._request_flow(call, now), call)
