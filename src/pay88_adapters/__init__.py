@@ -7,6 +7,8 @@ two, ``urllib3_io`` and ``urllib3_retry`` of one. ``errors``, ``events`` and ``c
 PYTEST_DONT_REWRITE: says to pytest that this may be imported before it runs, though a plugin of its comes along.
 """
 
+import logging
+
 from .core.breaker import BreakerPolicy
 from .core.endpoint import PRODUCTION_URL, SANDBOX_URL
 from .core.policy import TokenPolicy
@@ -53,3 +55,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged, and where to, is the application's

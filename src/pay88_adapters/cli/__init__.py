@@ -5,7 +5,6 @@ May import: everything. Imported by: nothing.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("pay88: click is not installed: pip install 'pay88-adapters[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
     _open_missing_streams()
-    logging.getLogger("pay88_adapters").addHandler(logging.NullHandler())  # the commands print what matters themselves
     try:
         pay88(arguments, prog_name="pay88")
     except OSError as error:  # such as a write to a full disk or to a closed output

@@ -93,8 +93,7 @@ class Fetches:
         self.state = state
         self.source = source
         self._runs: tuple[FetchRun, ...] = ()  # never changed, only replaced, so that reading needs no lock
-        # Of the last record read or published. A fetch that mixes up those of two records reads one of them again.
-        self._seen_key, self._seen_version = "", 0
+        self._seen_key, self._seen_version = "", 0  # of the last record read or published; the lock keeps them together
 
     def after_fork(self) -> None:
         """Continue without the parent's threads and event loops. The manager calls it."""
@@ -287,12 +286,13 @@ class Fetches:
         lease = policy.extended_lease_duration if run.leases else policy.lease_duration
         asked_at = state.now()
         owner = f"{fork_id()}-{id(self):x}"  # unique: what runs a fetch refers to this object
-        known_version = self._seen_version if self._seen_key == key else 0
+        with state.lock:
+            known_version = self._seen_version if self._seen_key == key else 0
         result = state.settings.store_client.try_acquire_lease(
             key, owner=owner, known_version=known_version, lease=lease
         )
         if result.record is not None:
-            self._seen_key, self._seen_version = key, result.record.version
+            self._record_seen(key, result.record.version)
         if result.fencing_token:
             run.leases[:] = [Lease(credentials, key, result.fencing_token, state.now(), asked_at + lease)]
             if run not in self._runs:  # the fetch has ended in the meantime
@@ -319,7 +319,11 @@ class Fetches:
         if state.settings.store_client.publish(
             key, fencing_token=lease.fencing_token, snapshot=snapshot, now=now, write_delay=now - lease.acquired_at
         ):
-            self._seen_key, self._seen_version = key, lease.fencing_token
+            self._record_seen(key, lease.fencing_token)
+
+    def _record_seen(self, key: str, version: int) -> None:
+        with self.state.lock:
+            self._seen_key, self._seen_version = key, version
 
 
 def _death(cause: BaseException, *secrets: str) -> Failure:
