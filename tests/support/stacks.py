@@ -150,8 +150,11 @@ def file() -> IO[bytes]:
 
 
 def last_file_position() -> int | None:
-    """Return the position of the last :func:`file`; ``None`` if it was closed."""
-    return None if _files[-1].closed else _files[-1].tell()
+    """Return the position of the last :func:`file`; ``None`` if it was closed, perhaps in this instant."""
+    try:
+        return _files[-1].tell()
+    except (OSError, ValueError):
+        return None
 
 
 def close_files() -> None:
