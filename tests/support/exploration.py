@@ -70,7 +70,7 @@ class Carrier(NamedTuple):
 
 
 Event = Callable[["Model"], None]
-Entries = dict[str, Any]  # the histories of a storage, by key
+Entries = dict[str, tuple[tuple[float, str], ...]]  # the histories of a storage, by key
 
 
 @cache
@@ -186,7 +186,7 @@ class Model:
                 )
                 for each in self.carriers
             ),
-            tuple(tuple(at - now for at, _ in kept.entries) for kept in self.entries.values()),
+            tuple(tuple(at - now for at, _ in entries) for entries in self.entries.values()),
             self.digest,
             (self.fast_path[0] is None, self.fast_path[1] - now),
             # What the checks remember; what was sent is in the budget's entries, too.
