@@ -21,6 +21,7 @@ import pytest
 
 from pay88_adapters.core.secret import clear_traceback_locals, contains_secret, exception_chain
 
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 SECRET = "eyJhbGciOiJFUzI1NiJ9.cGF5bG9hZA.c2ln"
 
 GROUPS: list[Any] = [getattr(builtins, "ExceptionGroup", None)]
@@ -447,6 +448,7 @@ def test_rule_15_nothing_is_kept_in_a_circle() -> None:
     gc.disable()
     try:
         assert attempt()() is None
-        assert gc.collect() == 0
+        if HAS_GIL:  # without it, functions that are made at run time wait for the collector
+            assert gc.collect() == 0
     finally:
         gc.enable()

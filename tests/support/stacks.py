@@ -10,6 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any, ClassVar, TypeVar
@@ -160,7 +161,8 @@ def last_file_position() -> int | None:
 def close_files() -> None:
     """Close what :func:`file` opened."""
     while _files:
-        _files.pop().close()
+        with suppress(OSError, ValueError):  # a thread of aiohttp closes it in this instant
+            _files.pop().close()
 
 
 FORM = {"a": "1", "b": "añ"}
