@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 from pay88_adapters import Credentials, TokenManager
 from pay88_adapters.engine.fetches import FetchRun
-from pay88_adapters.engine.locks import SharedLocks
+from pay88_adapters.engine.state import ManagerState
 
 
 def manager() -> Any:
     """Return a manager that has sent nothing."""
     return TokenManager(Credentials("sk_test_sharing", "MCH-COL-SHARING"))
-
-
-def test_rule_17_owners_get_the_shared_locks_in_turn_and_others_after_a_fork() -> None:
-    """So those that were created one after another never wait for each other."""
-    locks = SharedLocks()
-    turn = [locks.next() for _ in range(64)]
-    assert len(set(map(id, turn))) == 64
-    assert [locks.next() for _ in range(64)] == turn
-    locks.after_fork()
-    assert not set(map(id, turn)) & {id(locks.next()) for _ in range(64)}
 
 
 def test_the_counters_of_one_manager_are_not_those_of_another() -> None:
@@ -40,6 +32,7 @@ def test_rule_17_a_fetch_that_begins_while_another_one_does_is_kept() -> None:
     interrupted: list[FetchRun] = []
 
     def begin(runs: tuple[FetchRun, ...]) -> tuple[FetchRun, ...]:
+        assert not fetches.state.is_held_here  # the handler may wait for another thread, which needs the lock
         if not interrupted:
             interrupted.append(second)
             fetches.begin(second)
@@ -52,3 +45,20 @@ def test_rule_17_a_fetch_that_begins_while_another_one_does_is_kept() -> None:
         for run in (first, second):
             fetches.end(run)
     assert fetches._runs == ()
+
+
+def test_rule_17_a_bypass_is_counted_without_a_call_while_the_lock_is_held() -> None:
+    """A signal handler that strikes in a call may wait for another thread, which needs the lock."""
+    counting, held = manager(), []
+
+    def trace(frame: FrameType, *_: object) -> None:
+        if frame.f_code is ManagerState.own_request_counters.__code__:
+            held.append(frame.f_locals["self"].is_held_here)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        counting._state.record_bypass()
+    finally:
+        sys.settrace(before)
+    assert held == [False]

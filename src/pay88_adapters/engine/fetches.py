@@ -153,11 +153,11 @@ class Fetches:
             forget_finisher(self)
 
     def _replace_runs(self, change: Callable[[tuple[FetchRun, ...]], tuple[FetchRun, ...]]) -> None:
-        with self.state.lock:
-            while True:
-                runs = self._runs
-                changed = change(runs)
-                if self._runs is runs:  # nothing that interrupts this has replaced them; no call up to the next line
+        while True:
+            runs = self._runs
+            changed = change(runs)
+            with self.state.lock:  # no call in this block: a signal handler there would wait while this holds the lock
+                if self._runs is runs:  # nothing else has replaced them
                     self._runs = changed
                     return
 

@@ -13,11 +13,11 @@ from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.snapshot import Snapshot, record_key
 from pay88_adapters.core.token import Token
+from pay88_adapters.stores.memory import is_held_here
 
 from .credentials import Credentials
 from .event_log import log_bypass
 from .listeners import LOG_ALONE, Listeners
-from .locks import SharedLocks
 from .runtimes import WaitEvent
 from .settings import Settings
 from .sharing import export_budget
@@ -32,7 +32,6 @@ _NOTHING: tuple[Token | None, float] = (None, NEVER)
 _SAMPLE_FOR = 2.0  # seconds
 _SAMPLE_AHEAD = 1.25  # times what a fetch can take: see Lifetimes
 _REACTION = 0.5  # real seconds for a fetch to take its first step, and to react to being interrupted
-_LOCKS = SharedLocks()  # here, so that a forked child replaces them before any state takes another
 
 
 class ManagerState:
@@ -82,7 +81,7 @@ class ManagerState:
         grace = GRACE + (OPERATION_TIMEOUT + 1.0) * clock.speed if store_client.blocking else GRACE
         reaction = _REACTION * clock.speed if clock.speed > 1 else _REACTION
         self._machine = TokenMachine(settings.policy, rotating=settings.rotating, grace=grace, reaction=reaction)
-        self._lock = _LOCKS.next()
+        self._lock = threading.RLock()
         self._depth = 0
         # Tuples, which are replaced without a call in between, at which a signal handler could add to them.
         self._queued: tuple[Event, ...] = ()  # for the log and the listeners
@@ -100,7 +99,7 @@ class ManagerState:
 
         :class:`Fetches` calls it.
         """
-        self._lock = _LOCKS.next()
+        self._lock = threading.RLock()
         self._depth = 0
         self.settings.lifetimes.after_fork()
         self._waiting = None  # they belong to the parent
@@ -114,10 +113,11 @@ class ManagerState:
         return token if self.now() < until else None
 
     def own_request_counters(self) -> RequestCounters:
-        """Return counters to count with. The lock must be held."""
+        """Return counters to count with."""
         made = RequestCounters()
-        if self.request_counters is NO_REQUESTS:  # no call up to the next line: a signal handler may count, too
-            self.request_counters = made
+        with self._lock:  # no call in this block, as in the other ones outside of transitions
+            if self.request_counters is NO_REQUESTS:
+                self.request_counters = made
         return self.request_counters
 
     @property
@@ -134,6 +134,11 @@ class ManagerState:
     def lock(self) -> threading.RLock:
         """The lock, for what changes along with the state, and does not block."""
         return self._lock
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether this thread holds the lock: this code interrupts its holder."""
+        return is_held_here(self._lock)
 
     @property
     def interrupts_itself(self) -> bool:
@@ -301,8 +306,8 @@ class ManagerState:
 
     def record_bypass(self) -> None:
         """Count and log a request with a ``Bearer`` of its own (rule 14)."""
+        counters = self.own_request_counters()
         with self._lock:
-            counters = self.own_request_counters()
             counters.bypassed += 1
             first = counters.bypassed == 1
         log_bypass(self.settings.endpoint.base_url, self.merchant_id, first=first)

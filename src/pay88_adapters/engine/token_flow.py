@@ -55,6 +55,7 @@ class TokenAcquisition:
         "_dependencies",
         "_fetched",
         "_fetches",
+        "_interrupts",
         "_join",
         "_known_failures",
         "_min_validity",
@@ -85,7 +86,7 @@ class TokenAcquisition:
         self._deadline = wait_budget.deadline(state.now())
         self._known_failures = state.failed_fetches
         self._waiting_since: float | None = None
-        self._fetched = False
+        self._fetched = self._interrupts = False
         self._own: FetchRun | None = None
         self._wait: WaitForFetch | Sleep | None = None
 
@@ -99,6 +100,7 @@ class TokenAcquisition:
         try:
             while True:
                 state.check_open()
+                self._interrupts = state.is_held_here
                 decision = state.transition(self._decide)
                 if state.has_overdue:
                     self._fetches.interrupt_overdue()
@@ -140,7 +142,7 @@ class TokenAcquisition:
             own=own,
             cannot_fetch=cannot_fetch,
             can_fetch_from=can_fetch_from,
-            cannot_wait=state.interrupts_itself or self._fetches.on_this_thread(),
+            cannot_wait=self._interrupts or self._fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
             if since is None:

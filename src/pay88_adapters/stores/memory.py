@@ -87,7 +87,7 @@ class MemoryStorage(EntryStorage):
     @property
     def is_held_here(self) -> bool:
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
-        return _is_held_here(self._lock)
+        return is_held_here(self._lock)
 
     def acquire(self, acquisition: Acquisition) -> StorageResult:
         if self.is_held_here:
@@ -212,7 +212,7 @@ class MemoryStore:
     @property
     def is_held_here(self) -> bool:
         """Whether this code interrupts a change, as a signal handler or a finalizer does on the same thread."""
-        return _is_held_here(self._lock) or self.budget.is_held_here
+        return is_held_here(self._lock) or self.budget.is_held_here
 
     def try_acquire_lease(self, key: str, *, owner: str, known_version: int, lease: float) -> LeaseResult:
         if self.is_held_here:
@@ -271,6 +271,7 @@ class MemoryStore:
                 self._members.pop(member, None)
 
 
-def _is_held_here(lock: object) -> bool:
+def is_held_here(lock: object) -> bool:
+    """Whether this thread holds *lock*, an RLock: this code interrupts its holder."""
     held: bool = cast("Any", lock)._is_owned()  # of an RLock, without a public name
     return held
