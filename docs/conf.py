@@ -99,7 +99,9 @@ SEARCH_WORDS = {
     ),
     "testing#Several workers": ("parallel", "parallel tests", "pytest parallel", "tests in parallel"),
     "testing#Time": ("simulate timeout", "test timeout"),
-    "testing": ("fake clock", "fixture", "freeze time", "monkeypatch", "unit test", "unit testing", "unit tests"),
+    "testing": (
+        "conftest", "fake clock", "fixture", "freeze time", "monkeypatch", "unit test", "unit testing", "unit tests",
+    ),
     "tools/doubles": ("fake server", "mock server", "stub", "test double"),
     "tools/queues": ("apscheduler", "cron", "huey", "rq", "task queue"),
     "troubleshooting": (
