@@ -60,8 +60,8 @@ class TokenMachine(FetchMachine):
             # Its own fetch is pending if the other one was that of a call which blocks this one.
             if self._failed is not None and self.failed_fetches > known_failures and own not in self.pending.by_ticket:
                 return Fail(self._failed, self.blocked_for(now))
-            rejected = endpoint_state is EndpointState.COOLDOWN and self.cooldown.credentials_rejected
-            if rejected and self.pending.times.rotating:
+            in_cooldown = endpoint_state is EndpointState.COOLDOWN
+            if in_cooldown and self.cooldown.credentials_rejected and self.pending.times.rotating:
                 endpoint_state = EndpointState.FREE  # load the credentials again: they may have changed    rule 9
         if cannot_wait:
             return self._without_fetch(now, deadline, INTERRUPTING, None)

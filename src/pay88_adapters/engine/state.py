@@ -114,10 +114,11 @@ class ManagerState:
 
     def own_request_counters(self) -> RequestCounters:
         """Return counters to count with."""
-        made = RequestCounters()
-        with self._lock:  # no call in this block, as in the other ones outside of transitions
-            if self.request_counters is NO_REQUESTS:
-                self.request_counters = made
+        if self.request_counters is NO_REQUESTS:
+            made = RequestCounters()
+            with self._lock:  # no call in this block, as in the other ones outside of transitions
+                if self.request_counters is NO_REQUESTS:
+                    self.request_counters = made
         return self.request_counters
 
     @property

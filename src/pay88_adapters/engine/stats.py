@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class FetchCounters:
-    """Counters of fetches, and of those who wait for them, under the state's lock."""
+    """Counters of fetches, and of the requests that wait for them, under the state's lock."""
 
     token_requests: int = 0
     tokens: int = 0
@@ -20,7 +20,7 @@ class FetchCounters:
 
 @dataclass(slots=True)
 class RequestCounters:
-    """Counters of API requests that were not just sent, under the state's lock. Most managers share ``NO_REQUESTS``."""
+    """Other counters of API requests outside of the cached path, under the state's lock."""
 
     unauthorized: int = 0
     replayed: int = 0
@@ -31,7 +31,7 @@ class RequestCounters:
 
 
 NO_REQUESTS = RequestCounters()
-"""Never changed."""
+"""Those of all managers that have counted none. Never changed."""
 
 
 @dataclass(frozen=True, slots=True)

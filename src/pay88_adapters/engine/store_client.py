@@ -113,7 +113,7 @@ class MemoryStoreClient(StoreAccess):
         return self._memory.try_acquire_lease(key, owner=owner, known_version=known_version, lease=lease)
 
     def publish(self, key: str, *, fencing_token: int, snapshot: Snapshot, now: float, write_delay: float) -> bool:
-        del write_delay  # a snapshot needs no age: it contains instants of the same clock
+        del write_delay  # as if it was written now: it needs no age, because it contains instants of the same clock
         content, ttl = snapshot.for_this_process(now), snapshot.ttl(now)
         return self._memory.publish(key, fencing_token=fencing_token, content=content, ttl=ttl, write_delay=FOREVER)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pay88_adapters.core.constants import FOREVER
 from pay88_adapters.core.decisions import Decision, Fail, Fetch, Use, Wait
@@ -55,7 +56,6 @@ class TokenAcquisition:
         "_dependencies",
         "_fetched",
         "_fetches",
-        "_interrupts",
         "_join",
         "_known_failures",
         "_min_validity",
@@ -86,7 +86,7 @@ class TokenAcquisition:
         self._deadline = wait_budget.deadline(state.now())
         self._known_failures = state.failed_fetches
         self._waiting_since: float | None = None
-        self._fetched = self._interrupts = False
+        self._fetched = False
         self._own: FetchRun | None = None
         self._wait: WaitForFetch | Sleep | None = None
 
@@ -100,8 +100,7 @@ class TokenAcquisition:
         try:
             while True:
                 state.check_open()
-                self._interrupts = state.is_held_here
-                decision = state.transition(self._decide)
+                decision = state.transition(partial(self._decide, state.is_held_here))
                 if state.has_overdue:
                     self._fetches.interrupt_overdue()
                 match decision:
@@ -122,7 +121,7 @@ class TokenAcquisition:
             if self._waiting_since is not None:
                 self._wait_budget.left -= state.now() - self._waiting_since
 
-    def _decide(self, machine: TokenMachine, now: float) -> Decision:
+    def _decide(self, interrupts: bool, machine: TokenMachine, now: float) -> Decision:
         state, since = self._state, self._waiting_since
         own = None if self._own is None else self._own.ticket
         if since is not None and (not machine.pending_fetches or own not in (None, *machine.pending_fetches)):
@@ -142,7 +141,7 @@ class TokenAcquisition:
             own=own,
             cannot_fetch=cannot_fetch,
             can_fetch_from=can_fetch_from,
-            cannot_wait=self._interrupts or self._fetches.on_this_thread(),
+            cannot_wait=interrupts or self._fetches.on_this_thread(),
         )
         if isinstance(decision, (Fetch, Wait)):
             if since is None:
