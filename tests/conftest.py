@@ -25,7 +25,8 @@ _REPORTED = pytest.StashKey[list[str]]()
 
 # The same run again is the same run. New examples: --hypothesis-profile=default.
 settings.register_profile("steady", derandomize=True, deadline=None)
-settings.load_profile("steady")
+settings.register_profile("sample", settings.get_profile("steady"), max_examples=30)
+settings.load_profile("sample" if "PAY88_TEST_SAMPLE" in os.environ else "steady")
 # What breaks is not to be made small, only to be seen.
 settings.register_profile(
     "mutation",

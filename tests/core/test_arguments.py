@@ -57,7 +57,7 @@ def look_alike(module: str, name: str) -> object:
         (httpx.Client, "not the class httpx.Client: create the client first"),
         (urllib3.HTTPConnectionPool("localhost"), "not urllib3.connectionpool.HTTPConnectionPool: "),
     ],
-    ids=ascii,
+    ids=lambda each: ascii(each) if isinstance(each, str) else type(each).__name__,
 )
 def test_attach_takes_a_client_of_its_library(module: Any, client: Any, says: str) -> None:
     """Nothing, a wrong object, a double, another library's; the two in the wrong order."""

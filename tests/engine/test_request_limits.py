@@ -95,7 +95,7 @@ def test_rule_22_calls_count_when_they_are_sent(make_world: Callable[..., World]
         stalled = pool.submit(client.gather, 60, "POST", limited.url)
         held.wait_for(1)
         permits = manager._state.settings.request_limits.pacing._permits  # type: ignore[union-attr]
-        limited.until(lambda: sum(permit.taken for permit in tuple(permits)) == 60)
+        limited.until(lambda: sum(permit.taken for permit in permits.copy()) == 60)
         limited.clock.advance(62)
         late = pool.submit(client.gather, 60, "POST", limited.url).result(60)
         assert kinds(late) == {RequestBudgetExhausted}

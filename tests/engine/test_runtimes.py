@@ -187,6 +187,40 @@ def test_rule_17_a_thread_gets_what_a_trio_run_awaits_for_it() -> None:
     assert isinstance(_outcome(runtimes[0], _One(), 30.0), LoopEnded)
 
 
+def test_rule_17_a_thread_gets_a_timeout_although_the_cancelled_task_has_ended() -> None:
+    """The task ends before the thread continues."""
+    ended = threading.Event()
+
+    async def waits() -> int:
+        try:
+            return await _never()
+        finally:
+            ended.set()
+
+    class Token:
+        """Returns from the second call, the cancellation, when the run has done all that follows from it."""
+
+        def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+            self._token = token
+            self._calls = 0
+
+        def run_sync_soon(self, call: Callable[[], object]) -> None:
+            self._token.run_sync_soon(call)
+            self._calls += 1
+            if self._calls == 2:
+                ended.wait(10)
+                after = threading.Event()
+                self._token.run_sync_soon(after.set)
+                after.wait(10)
+
+    async def main() -> Any:
+        runtime: Any = TrioRuntime()
+        runtime.key = Token(runtime.key)
+        return await trio.to_thread.run_sync(_outcome, runtime, waits(), 0.05)
+
+    assert isinstance(trio.run(main), TimeoutError)
+
+
 def test_rule_17_a_thread_notices_that_a_trio_run_ends() -> None:
     """It waits no longer."""
     outcomes: list[Any] = []

@@ -23,7 +23,6 @@ from pay88_adapters.testing import (
     Garbage,
     Headers,
     HugeBody,
-    Latency,
     Redirect,
     ResetAfterRead,
     ResetBeforeRead,
@@ -455,9 +454,13 @@ def test_rule_16_a_caller_waits_no_longer_than_max_wait(world: World) -> None:
 
 def test_rule_16_slow_responses_delay_and_do_not_multiply(world: World) -> None:
     """Callers that arrive while the token endpoint is slow share its one response."""
-    world.emulator.faults.add(Latency(3), on="token")
-    outcomes = world.as_time_passes(lambda: world.client().gather(30, "POST", world.url))
-    assert all(ok(each) for each in outcomes)
+    with ThreadPoolExecutor(1) as pool, world.emulator.hold("token") as held:
+        outcomes = pool.submit(world.client().gather, 30, "POST", world.url)
+        held.wait_for(1)
+        world.until(lambda: world.clock.waiting >= 30)
+        world.clock.advance(3)
+        held.release()
+        assert all(ok(each) for each in outcomes.result(30))
     assert world.emulator.journal.token_requests == 1
 
 

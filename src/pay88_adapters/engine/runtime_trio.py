@@ -149,15 +149,16 @@ class TrioRuntime:
             until = monotonic() + seconds
             while not ended and (left := until - monotonic()) > 0 and self.is_running:
                 event.wait(min(left, CHECK_INTERVAL))
+            overdue = not ended and self.is_running  # known before the cancellation, which ends it
             if not ended:
                 self.key.run_sync_soon(scope.cancel)
         except trio.RunFinishedError as exc:
             raise LoopEnded("the trio run has ended") from exc
         if result:
             return result[0]()
-        if ended or not self.is_running:
-            raise LoopEnded("the trio run has ended")
-        raise TimeoutError(f"no response within {seconds:g} s")
+        if overdue:
+            raise TimeoutError(f"no response within {seconds:g} s")
+        raise LoopEnded("the trio run has ended")
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
