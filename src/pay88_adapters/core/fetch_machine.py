@@ -40,7 +40,6 @@ class FetchMachine:
         "_failed",
         "_failures",
         "_pace",
-        "_policy",
         "_refreshed_at",
         "_rejected",
         "_reserve_used",
@@ -59,7 +58,6 @@ class FetchMachine:
         grace: float = GRACE,
         reaction: float | None = None,
     ) -> None:
-        self._policy = policy
         self.pending = PendingFetches(fetch_times(policy, rotating, grace, reaction))
         self.cooldown = NO_COOLDOWN
         self.forced = NO_FORCED_REFRESHES
@@ -75,6 +73,10 @@ class FetchMachine:
         self._failures = 0
         self._pace = 0.0
         self._refreshed_at = NEVER
+
+    @property
+    def _policy(self) -> TokenPolicy:
+        return self.pending.times.policy
 
     def on_fetch_started(self, ticket: int, now: float) -> bool:
         """Record the first step of a fetch; return whether it is still wanted.

@@ -87,23 +87,21 @@ class StorageResult(NamedTuple):
 
 
 class Past(Sequence[Entry]):
-    """A history as a sequence of instants, oldest first: histories of API requests are long and seldom read in full."""
+    """A history as instants and ids, oldest first: histories of API requests are long and seldom read in full.
 
-    __slots__ = ("_ids", "entries", "now")
+    Args:
+        instants: When each entry was acquired.
+        ids: Their ids, in the same order.
+        now: The time.
+    """
 
-    def __init__(self, entries: Sequence[tuple[float, str]], now: float) -> None:
-        self.entries, self.now = entries, now
-        self._ids: set[str] | None = None
+    __slots__ = ("ids", "instants", "now")
 
-    @property
-    def ids(self) -> set[str]:
-        """The ids of the entries."""
-        if self._ids is None:
-            self._ids = {name for _, name in self.entries}
-        return self._ids
+    def __init__(self, instants: Sequence[float], ids: Sequence[str], now: float) -> None:
+        self.instants, self.ids, self.now = instants, ids, now
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.instants)
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -111,13 +109,12 @@ class Past(Sequence[Entry]):
     def __getitem__(self, index: slice) -> Past: ...
     def __getitem__(self, index: int | slice) -> Entry | Past:
         if isinstance(index, slice):
-            return Past(self.entries[index], self.now)
-        at, name = self.entries[index]
-        return Entry(name, self.now - at)
+            return Past(self.instants[index], self.ids[index], self.now)
+        return Entry(self.ids[index], self.now - self.instants[index])
 
     def __iter__(self) -> Iterator[Entry]:
         now = self.now
-        return (Entry(name, now - at) for at, name in self.entries)
+        return (Entry(name, now - at) for at, name in zip(self.instants, self.ids, strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
@@ -130,7 +127,7 @@ def instants(history: History, now: float) -> list[tuple[float, str]]:
     """Return when each entry was acquired, on a clock that shows *now*, and its id."""
     if isinstance(history, Past):
         shift = now - history.now
-        return [(at + shift, name) for at, name in history.entries]
+        return [(at + shift, name) for at, name in zip(history.instants, history.ids, strict=True)]
     return [(now - entry.age, entry.id) for entry in history]
 
 
@@ -140,10 +137,10 @@ class _Ages(Sequence[float]):
     __slots__ = ("_past", "_start")
 
     def __init__(self, past: Past, expiry: float) -> None:
-        self._past, self._start = past, bisect_left(past.entries, (past.now - expiry, ""))
+        self._past, self._start = past, bisect_left(past.instants, past.now - expiry)
 
     def __len__(self) -> int:
-        return len(self._past) - self._start
+        return len(self._past.instants) - self._start
 
     @overload
     def __getitem__(self, index: int) -> float: ...
@@ -154,11 +151,11 @@ class _Ages(Sequence[float]):
             return [self[each] for each in range(len(self))[index]]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._past.now - self._past.entries[self._start + index][0]
+        return self._past.now - self._past.instants[self._start + index]
 
     def __iter__(self) -> Iterator[float]:
-        now, entries = self._past.now, self._past.entries
-        return (now - entries[index][0] for index in range(self._start, len(entries)))
+        now = self._past.now
+        return (now - at for at in self._past.instants[self._start :])
 
 
 def counted(window: Window, history: History) -> Ages:
@@ -191,5 +188,5 @@ def verdict(acquisition: Acquisition, histories: Mapping[str, History], cooldown
 
 
 def _contains(history: History, ids: Sequence[str]) -> bool:
-    there = history.ids if isinstance(history, Past) else {entry.id for entry in history}
-    return there.issuperset(ids)
+    there = history.ids if isinstance(history, Past) else [entry.id for entry in history]
+    return {*ids}.issubset(there)

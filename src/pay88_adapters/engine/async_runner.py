@@ -55,7 +55,7 @@ class AsyncRunner(Runner):
         read_clock = state.now  # called as a local variable, which costs less
         now = read_clock()
         token, until = state.fast_path
-        if token is None or now >= until or self._is_limited:
+        if token is None or now >= until or state.is_limited:
             return await self._run_request(self._request_flow(call, now), call)
         # Nearly every request ends here; only the rest needs a decision.
         try:

@@ -18,6 +18,7 @@ from pay88_adapters.core.history import (
     StorageResult,
     Window,
     counted,
+    instants,
     longest,
 )
 from pay88_adapters.stores.base import EntryStorage, Store
@@ -145,7 +146,7 @@ class LocalCopy(MemoryStorage):
     def _retain_entries(self, key: str, now: float) -> dict[str, float]:
         """Return when each entry of *key* was acquired: those in the history, and those that it has dropped lately."""
         retained = {name: at for name, at in self._retained.get(key, {}).items() if now - at <= 2 * HORIZON}
-        retained |= {name: at for at, name in self._kept(key).live(now)}
+        retained |= {name: at for at, name in instants(self._kept(key).history(now), now)}
         self._retained[key] = retained
         return retained
 

@@ -76,11 +76,9 @@ class TokenManager:
         "_client",
         "_endpoint",
         "_has_own_clock",
-        "_now",
         "_sender",
         "_state",
         "async_runner",
-        "pickle_id",
         "shared_key",
         "sync_runner",
     )
@@ -122,7 +120,6 @@ class TokenManager:
         at_fork(self, _start_over)
         self._client = client
         self._sender: tuple[str, OwnSender | Sender | AsyncSender] | None = None
-        self.pickle_id = ""  # see Process.pickle_id()
         self.shared_key: tuple[object, ...] | None = None
 
     def _start(self, settings: Settings, listeners: Sequence[Listener], credentials: CredentialsSource) -> None:
@@ -145,8 +142,7 @@ class TokenManager:
         return before
 
     def _resume(self, state: ManagerState, sync_runner: SyncRunner, async_runner: AsyncRunner) -> None:
-        self._state, self._now = state, state.now
-        self.sync_runner, self.async_runner = sync_runner, async_runner
+        self._state, self.sync_runner, self.async_runner = state, sync_runner, async_runner
 
     @classmethod
     def from_env(
@@ -274,8 +270,10 @@ class TokenManager:
                 client is async.
         """
         if min_validity == 0.0:  # not by its truth: None and "" are none
-            token, until = self._state.fast_path
-            if token is not None and self._now() < until:
+            state = self._state
+            read_clock = state.now  # called as a local variable, which costs less
+            token, until = state.fast_path
+            if token is not None and read_clock() < until:
                 return token
         self._check_validity(min_validity)
         sender = self._standalone()
@@ -288,8 +286,10 @@ class TokenManager:
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the event loop."""
         if min_validity == 0.0:
-            token, until = self._state.fast_path
-            if token is not None and self._now() < until:
+            state = self._state
+            read_clock = state.now  # called as a local variable, which costs less
+            token, until = state.fast_path
+            if token is not None and read_clock() < until:
                 return token
         self._check_validity(min_validity)
         sender, runtime = self._standalone(), current_runtime()

@@ -7,7 +7,7 @@ import threading
 import weakref
 from contextlib import AbstractContextManager
 from typing import Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pay88_adapters.stores import MEMORY, open_fallback, open_store
 from pay88_adapters.stores.base import Store
@@ -22,7 +22,6 @@ class Registered(Protocol):
     """A manager, from the point of view of the registry."""
 
     shared_key: tuple[object, ...] | None
-    pickle_id: str
 
 
 M = TypeVar("M", bound=Registered)
@@ -123,6 +122,7 @@ class Process(Generic[M]):
         self.clock = Clock()
         self.managers: SharedManagers[M] = SharedManagers()
         self._pickled: WeakValueDictionary[str, M] = WeakValueDictionary()
+        self._pickle_ids: WeakKeyDictionary[M, str] = WeakKeyDictionary()
         self.after_fork()
         survive_forks(self)
 
@@ -133,9 +133,9 @@ class Process(Generic[M]):
     def pickle_id(self, manager: M) -> str:
         """Return the id by which pickles refer to *manager*: see :meth:`unpickled`."""
         with self.lock:
-            manager.pickle_id = manager.pickle_id or os.urandom(16).hex()
-            self._pickled[manager.pickle_id] = manager
-            return manager.pickle_id
+            pickle_id = self._pickle_ids.setdefault(manager, os.urandom(16).hex())
+            self._pickled[pickle_id] = manager
+            return pickle_id
 
     def unpickled(self, pickle_id: str) -> M | None:
         """Return the manager with this id, in the process that pickled it, and in those forked from it."""

@@ -29,12 +29,11 @@ class Runner:
         fetches: The fetches of the manager.
     """
 
-    __slots__ = ("_is_limited", "_state", "fetches")
+    __slots__ = ("_state", "fetches")
 
     def __init__(self, fetches: Fetches) -> None:
         self.fetches = fetches
         self._state = fetches.state
-        self._is_limited = fetches.state.settings.request_limits is not None
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
         """Return the flow that gets a token for one attempt of *call*."""

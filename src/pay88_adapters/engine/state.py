@@ -61,6 +61,7 @@ class ManagerState:
         "closed",
         "counters",
         "fast_path",
+        "is_limited",
         "listeners",
         "merchant_id",
         "now",
@@ -89,10 +90,11 @@ class ManagerState:
         self._waiting: dict[object, WaitEvent] | None = None  # most managers have no waiters at most times
         self._woken = 0  # ended fetches whose waiters have been woken
         self._knows_degraded = False  # whether the last event about the store was that it is degraded
-        # What calls read without the lock, each in one piece: the token they may use until an instant, and whether
-        # the machine needs to know that it was accepted.
+        # What calls read without the lock, each in one piece: the token they may use until an instant, whether the
+        # machine needs to know that it was accepted, and whether each call needs a permit.
         self.fast_path = _NOTHING
         self.awaiting_first_success = False
+        self.is_limited = settings.request_limits is not None
 
     def after_fork(self) -> None:
         """Continue without the parent's threads, which may have held the lock or run a fetch.

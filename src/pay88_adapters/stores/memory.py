@@ -31,31 +31,35 @@ _SWEEP = 600.0  # seconds between two cleanups
 _REENTRY_WAIT = 0.01  # seconds
 
 
-_Entries = tuple[tuple[float, str], ...]  # when and which, oldest first
-
-
 class _KeptHistory(NamedTuple):
-    """The history of one key."""
+    """The history of one key: when each entry was acquired, oldest first, and their ids in the same order."""
 
     ttl: float
-    entries: _Entries
+    instants: tuple[float, ...]
+    ids: tuple[str, ...]
 
-    def live(self, now: float) -> _Entries:
-        return self.entries[bisect_left(self.entries, (now - self.ttl, "")) :]
+    def live(self, now: float) -> _KeptHistory:
+        first = bisect_left(self.instants, now - self.ttl)
+        return _KeptHistory(self.ttl, self.instants[first:], self.ids[first:])
 
     def merged(self, new: Iterable[tuple[float, str]], ttl: float, now: float) -> _KeptHistory:
-        kept = _KeptHistory(max(self.ttl, ttl), self.entries)
-        live = kept.live(now)
-        known = {name for _, name in live}
-        added = {name: at for at, name in new if name not in known and now - at <= kept.ttl}
-        if added:
-            live = tuple(sorted([*live, *((at, name) for name, at in added.items())]))
-        return _KeptHistory(kept.ttl, live)
+        live = self._replace(ttl=max(self.ttl, ttl)).live(now)
+        known = {*live.ids}
+        unknown = {name: at for at, name in new if name not in known and now - at <= live.ttl}
+        if not unknown:
+            return live
+        entries, kept = sorted((at, name) for name, at in unknown.items()), live
+        if live.ids and entries[0] < (live.instants[-1], live.ids[-1]):  # seldom: acquired elsewhere
+            entries, kept = sorted([*zip(live.instants, live.ids, strict=True), *entries]), _NOTHING
+        instants, ids = zip(*entries, strict=True)
+        return _KeptHistory(live.ttl, kept.instants + instants, kept.ids + ids)
 
-    def history(self, now: float) -> History:
-        return Past(self.live(now), now)
+    def history(self, now: float) -> Past:
+        live = self.live(now)
+        return Past(live.instants, live.ids, now)
 
 
+_NOTHING = _KeptHistory(MIN_TTL, (), ())
 _EMPTY = RecordSlot()
 _NO_ATTEMPT = (NEVER, 0)
 
@@ -75,7 +79,9 @@ class MemoryStorage(EntryStorage):
         super().__init__()
         self._now = now
         self._lock = threading.RLock()
-        self._histories: dict[str, _Entries] = {}  # never changed, only replaced, so that reading needs no lock
+        # All instants, then all ids: a tuple for each entry would take half as much again, and there may be many. Never
+        # changed, only replaced, so that reading needs no lock.
+        self._histories: dict[str, tuple[Any, ...]] = {}
         self._ttls: dict[str, float] = {}  # of the histories that are kept longer than usual
         self._cooldowns: dict[str, tuple[float, float, str]] = {}  # since when, for how long, and why
         self._swept_at = NEVER
@@ -118,7 +124,7 @@ class MemoryStorage(EntryStorage):
     def holds_entries(self) -> bool:
         """Whether there is an entry that may still count. Takes no lock."""
         now = self._now()
-        return any(self._kept(key).live(now) for key in list(self._histories))
+        return any(self._kept(key).history(now) for key in list(self._histories))
 
     def history(self, key: str) -> History:
         return self._kept(key).history(self._now())
@@ -146,11 +152,14 @@ class MemoryStorage(EntryStorage):
         return self._kept(key).merged(instants(entries, now), ttl, now)
 
     def _kept(self, key: str) -> _KeptHistory:
-        return _KeptHistory(self._ttls.get(key, MIN_TTL), self._histories.get(key, ()))
+        history = self._histories.get(key, ())
+        half = len(history) // 2
+        return _KeptHistory(self._ttls.get(key, MIN_TTL), history[:half], history[half:])
 
     def _keep(self, histories: Mapping[str, _KeptHistory]) -> None:
         self._ttls.update({key: each.ttl for key, each in histories.items() if each.ttl > MIN_TTL})
-        self._histories.update({key: each.entries for key, each in histories.items()})  # in one step
+        # In one step:
+        self._histories.update({key: (*each.instants, *each.ids) for key, each in histories.items()})
 
     def _forget(self, key: str) -> None:
         self._histories.pop(key, None)
@@ -161,7 +170,7 @@ class MemoryStorage(EntryStorage):
             return
         self._swept_at = now
         for key in list(self._histories):
-            if not self._kept(key).live(now):
+            if not self._kept(key).history(now):
                 self._forget(key)
         for key, (since, seconds, _) in list(self._cooldowns.items()):
             if now > since + seconds:
@@ -169,7 +178,7 @@ class MemoryStorage(EntryStorage):
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         now = self._now()
-        live = [at for at, _ in self._kept(key).live(now) if now - at <= Window(key, limit, expiry).expiry]
+        live = [at for at in self._kept(key).history(now).instants if now - at <= Window(key, limit, expiry).expiry]
         return (live[0] if live else now, len(live))
 
     def clear(self, key: str) -> None:

@@ -268,8 +268,9 @@ class RedisStorage(EntryStorage):
         return self._server.run(operation)
 
     def _history(self, now: int, text: bytes) -> History:
-        entries = (each.split(":") for each in text.decode().split())
-        return Past(sorted((_seconds(self._clock, int(at) - now), name) for at, name in entries), 0.0)
+        pairs = (each.split(":") for each in text.decode().split())
+        entries = sorted((_seconds(self._clock, int(at) - now), name) for at, name in pairs)
+        return Past([at for at, _ in entries], [name for _, name in entries], 0.0)
 
     def _cooldown(self, response: Any) -> Cooldown:
         match response:

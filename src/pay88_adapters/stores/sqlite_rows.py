@@ -23,18 +23,20 @@ SAVE = "REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 def read_history(db: sqlite3.Connection, key: str, now: float) -> Past:
     query = "SELECT at, id FROM entries WHERE key = ? AND until >= ? ORDER BY at, id"
     rows = db.execute(query, (key, now)).fetchall()
-    if rows:  # checked together: there may be a thousand
-        instants, names = zip(*rows, strict=True)
-        if {*map(type, instants)} != {float} or {*map(type, names)} != {str}:
-            raise sqlite3.DatabaseError("an entry that is none")
-        real(sum(instants))
-        string("".join(names))
-    return Past(rows, now)
+    if not rows:
+        return Past((), (), now)
+    instants, ids = zip(*rows, strict=True)  # checked together: there may be a thousand
+    if {*map(type, instants)} != {float} or {*map(type, ids)} != {str}:
+        raise sqlite3.DatabaseError("an entry that is none")
+    real(sum(instants))
+    string("".join(ids))
+    return Past(instants, ids, now)
 
 
 def with_entries(past: Past, ids: Sequence[str]) -> Past:
     """Return what :func:`read_history` would after *ids* were added now: reading many rows again takes long."""
-    return Past([*past.entries, *((past.now, name) for name in sorted({*ids} - past.ids))], past.now)
+    added = sorted({*ids}.difference(past.ids))
+    return Past([*past.instants, *[past.now] * len(added)], [*past.ids, *added], past.now)
 
 
 def merge_entries(db: sqlite3.Connection, key: str, entries: History, ttl: float, now: float) -> None:
