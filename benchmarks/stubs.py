@@ -11,7 +11,9 @@ import io
 import json
 from typing import Any
 
-_TOKEN = {"access_token": "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9." + 180 * "x", "expires_in": 60}
+LIFETIME = 600.0  # seconds: no token is refreshed in between, however slow a process under valgrind is
+
+_TOKEN = {"access_token": "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9." + 180 * "x", "expires_in": int(LIFETIME)}
 _DATA = {**_TOKEN, "session_id": "sess_53a2cfc4-441e-4554-b560-4e008784d98e"}
 BODY = json.dumps({"status": "Success", "code": 200, "message": "Token generated successfully", "data": _DATA}).encode()
 FIELDS = [("Content-Type", "application/json; charset=utf-8"), ("Content-Length", str(len(BODY)))]

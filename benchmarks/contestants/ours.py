@@ -9,11 +9,11 @@ from pay88_adapters import Credentials, TokenManager, TokenPolicy
 def manager(service: Service, **options: object) -> TokenManager:
     """Return one with default settings; only the budget is larger, since the measurements share the service.
 
-    A lifetime that is not 88Pay's needs a margin in proportion, as the peers have.
+    A shorter lifetime than 88Pay's needs shorter margins.
     """
-    scale = service.lifetime / 60
+    scale = min(service.lifetime / 60, 1.0)
     policy = TokenPolicy(
-        reuse_for=50 * scale,
+        reuse_for=service.lifetime - 10 * scale,
         margin=10 * scale,
         refresh_ahead=5 * scale,
         expiry_skew=scale,

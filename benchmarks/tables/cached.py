@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, stubs
 from benchmarks.contestants import BARE, rows
 from benchmarks.report import Cell, Options, Table
 
@@ -16,11 +16,12 @@ _NO_VALGRIND = "valgrind is not installed: no instructions were counted."
 def run(options: Options) -> list[Table]:
     """Measure every row of every client library: instructions, wall and CPU time."""
     rounds, calls = (3, 300) if options.quick else (15, 2_000)
-    with harness.emulator() as emulator:
-        jobs = _jobs(options.stacks, harness.service(emulator, in_memory=True))
+    with harness.emulator(lifetime=stubs.LIFETIME) as emulator:
+        place = harness.service(emulator, lifetime=stubs.LIFETIME, in_memory=True)
+        jobs = _jobs(options.stacks, place)
         counted = {}
         if harness.valgrind():
-            new_ids = _jobs(options.stacks, harness.service(emulator, in_memory=True, new_ids=True), _NEW_IDS)
+            new_ids = _jobs(options.stacks, {**place, "new_ids": True}, _NEW_IDS)
             seeds = 1 if options.quick else 5
             counted = harness.instructions([*jobs, *new_ids], "calls", 50, 250, options.tell, seeds=seeds)
         results = harness.interleaved([(key, {**spec, "calls": calls}) for key, spec in jobs], rounds, options.tell)
