@@ -57,6 +57,9 @@ class ClientLibrary:
         self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
         hide_secrets_in_logs()
 
+    def __deepcopy__(self, memo: object) -> ClientLibrary:
+        return self  # there is one of each library, and a module cannot be copied
+
     def timeout(self, given: Any) -> Any:
         """Return *given*, which may be a number of seconds, as the library's own class.
 
