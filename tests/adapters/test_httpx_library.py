@@ -13,7 +13,15 @@ import httpx
 import httpx2
 import pytest
 
-from pay88_adapters import ActivatedManager, Credentials, Token, TokenManager, httpx_library
+from pay88_adapters import (
+    ActivatedManager,
+    Credentials,
+    Token,
+    TokenEndpointUnavailable,
+    TokenManager,
+    TokenPolicy,
+    httpx_library,
+)
 from pay88_adapters import httpx as on_httpx
 from pay88_adapters import httpx2 as on_httpx2
 from pay88_adapters import httpx_family as family
@@ -163,3 +171,31 @@ def test_rule_21_a_transport_is_copied_with_the_configuration_that_contains_it(m
 
     assert asyncio.run(call()) == 200
     assert manager.stats().tokens == 1
+
+
+@pytest.mark.parametrize(("module", "adapter"), _LIBRARIES, ids=["httpx", "httpx2"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["threads", "tasks"])
+def test_rule_15_the_request_of_a_network_error_has_no_key(module: Any, adapter: Any, is_async: bool) -> None:
+    """As test doubles and custom transports raise it: the libraries print all headers but ``Authorization``."""
+
+    def fail(request: Any) -> Any:
+        raise module.ConnectError("refused", request=request)
+
+    url, key = "https://api.example", "sk_test_a_key_that_is_not_printed"
+    policy = TokenPolicy(fetch_attempts=1)
+    manager = TokenManager(Credentials(key, "MCH-COL-1"), base_url=url, clock=ManualClock(), policy=policy)
+
+    def call() -> None:
+        with module.Client(transport=adapter.Pay88Transport(manager, module.MockTransport(fail))) as client:
+            client.post(f"{url}/api/balance")
+
+    async def call_in_task() -> None:
+        transport = adapter.AsyncPay88Transport(manager, module.MockTransport(fail))
+        async with module.AsyncClient(transport=transport) as tasks:
+            await tasks.post(f"{url}/api/balance")
+
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        asyncio.run(call_in_task()) if is_async else call()
+    cause: Any = caught.value.__cause__
+    assert cause.request.url == f"{url}/api/auth/token"
+    assert key not in repr(cause.request.headers)
