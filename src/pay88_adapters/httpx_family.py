@@ -235,6 +235,7 @@ class _Transport(Generic[TransportT, TimeoutT]):
         try:
             yield
         except self.library.network_errors as exc:
+            self.library.forget_headers(exc)
             if self.opened is not opened:
                 raise ClientClosed("the HTTP client was closed during the token request") from exc
             if isinstance(exc, self.library.module.PoolTimeout):

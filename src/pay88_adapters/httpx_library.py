@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import Any, TypeVar
 
@@ -57,6 +57,9 @@ class ClientLibrary:
         self._iterators = (self._stream(content=iter(())), self._stream(content=_AsyncIterable()))
         hide_secrets_in_logs()
 
+    def __deepcopy__(self, memo: object) -> ClientLibrary:
+        return self  # there is one of each library, and a module cannot be copied
+
     def timeout(self, given: Any) -> Any:
         """Return *given*, which may be a number of seconds, as the library's own class.
 
@@ -84,6 +87,15 @@ class ClientLibrary:
         own: dict[str, float] = self.module.Timeout(request.timeout, pool=request.pool_timeout).as_dict()
         given: Mapping[str, float | None] = own if configured is None else configured.as_dict()
         return {name: min(own[name], own[name] if (each := given[name]) is None else each) for name in own}
+
+    def forget_headers(self, exc: Exception) -> None:
+        """Replace the token request in *exc*, if any: the libraries would print the API key among its headers."""
+        if isinstance(exc, self.module.HTTPError):
+            error: Any = exc
+            with suppress(RuntimeError):  # it has no request
+                request = error.request
+                if "x-api-key" in request.headers:  # no other one: many requests may share the exception
+                    error.request = self.module.Request(request.method, request.url)
 
     def _stream(self, **body: Any) -> type[Any]:
         stream: object = self.module.Request("POST", "http://localhost", **body).stream

@@ -26,6 +26,7 @@ from .core.retry import ConnectionFailure, RetryPolicy, single_attempt
 from .core.token import AUTHORIZATION, SESSION_ID, Token
 from .core.wire import MAX_DRAIN_SECONDS, MAX_DRAINED, TokenRequest, TokenResponse
 from .engine.bodies import PLAIN, WHOLE, BodyPosition
+from .engine.logs import hide_secrets_in_logs
 from .engine.manager import TokenManager
 from .engine.recorders import RECORDER, check_call
 from .engine.responses import BodyTimeout, read_limited
@@ -96,6 +97,7 @@ _NAMES = (
 )
 
 _errors = AdapterErrors(HTTPError, globals())
+hide_secrets_in_logs()
 
 
 class Pay88PoolManager(urllib3.PoolManager):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import sys
 from itertools import count
 from types import FrameType, SimpleNamespace
@@ -11,12 +13,21 @@ import httpx
 import httpx2
 import pytest
 
-from pay88_adapters import ActivatedManager, Token, httpx_library
+from pay88_adapters import (
+    ActivatedManager,
+    Credentials,
+    Token,
+    TokenEndpointUnavailable,
+    TokenManager,
+    TokenPolicy,
+    httpx_library,
+)
 from pay88_adapters import httpx as on_httpx
 from pay88_adapters import httpx2 as on_httpx2
 from pay88_adapters import httpx_family as family
 from pay88_adapters.httpx_library import ClientLibrary
 from pay88_adapters.stores.realtime import monotonic
+from pay88_adapters.testing import ManualClock
 
 _URLS = (
     "https://api.88pay.io",
@@ -27,7 +38,10 @@ _URLS = (
 _TOKEN = Token("token", "session", 60.0, 0.0)
 
 
-@pytest.fixture(params=[(httpx, on_httpx), (httpx2, on_httpx2)], ids=["httpx", "httpx2"])
+_LIBRARIES: tuple[tuple[Any, Any], ...] = ((httpx, on_httpx), (httpx2, on_httpx2))
+
+
+@pytest.fixture(params=_LIBRARIES, ids=["httpx", "httpx2"])
 def library(request: pytest.FixtureRequest) -> ClientLibrary:
     """Return the adapter's view of each library."""
     module, adapter = request.param
@@ -130,3 +144,58 @@ def _second_at(step: int, transport: Any) -> bool:
     assert not transport._is_held_open(monotonic())
     transport.close()
     return bool(begun)
+
+
+def _answer(module: Any) -> Any:
+    data = {"access_token": "t", "session_id": "s", "expires_in": 60}
+    return module.MockTransport(lambda request: module.Response(200, json={"data": data}))
+
+
+@pytest.mark.parametrize(("module", "adapter"), _LIBRARIES, ids=["httpx", "httpx2"])
+def test_rule_21_a_transport_is_copied_with_the_configuration_that_contains_it(module: Any, adapter: Any) -> None:
+    """Threads and tasks: the copy has the same manager, and the wrapped transport is copied, too."""
+    manager = TokenManager(Credentials("sk_test_1", "MCH-COL-1"), base_url="https://api.example", clock=ManualClock())
+    given = {
+        "sync": adapter.Pay88Transport(manager, _answer(module)),
+        "async": adapter.AsyncPay88Transport(manager, _answer(module)),
+    }
+    copied = copy.deepcopy(given)
+    assert copied["sync"].wrapped is not given["sync"].wrapped
+    with module.Client(transport=copied["sync"]) as client:
+        assert client.post("https://api.example/api/balance").status_code == 200
+
+    async def call() -> int:
+        async with module.AsyncClient(transport=copied["async"]) as tasks:
+            status: int = (await tasks.post("https://api.example/api/balance")).status_code
+            return status
+
+    assert asyncio.run(call()) == 200
+    assert manager.stats().tokens == 1
+
+
+@pytest.mark.parametrize(("module", "adapter"), _LIBRARIES, ids=["httpx", "httpx2"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["threads", "tasks"])
+def test_rule_15_the_request_of_a_network_error_has_no_key(module: Any, adapter: Any, is_async: bool) -> None:
+    """As test doubles and custom transports raise it: the libraries print all headers but ``Authorization``."""
+
+    def fail(request: Any) -> Any:
+        raise module.ConnectError("refused", request=request)
+
+    url, key = "https://api.example", "sk_test_a_key_that_is_not_printed"
+    policy = TokenPolicy(fetch_attempts=1)
+    manager = TokenManager(Credentials(key, "MCH-COL-1"), base_url=url, clock=ManualClock(), policy=policy)
+
+    def call() -> None:
+        with module.Client(transport=adapter.Pay88Transport(manager, module.MockTransport(fail))) as client:
+            client.post(f"{url}/api/balance")
+
+    async def call_in_task() -> None:
+        transport = adapter.AsyncPay88Transport(manager, module.MockTransport(fail))
+        async with module.AsyncClient(transport=transport) as tasks:
+            await tasks.post(f"{url}/api/balance")
+
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        asyncio.run(call_in_task()) if is_async else call()
+    cause: Any = caught.value.__cause__
+    assert cause.request.url == f"{url}/api/auth/token"
+    assert key not in repr(cause.request.headers)

@@ -147,6 +147,14 @@ def _garbage_with_the_request(scene: Scene) -> None:
     scene.call()
 
 
+def _body_among_the_headers(scene: Scene) -> None:
+    """The server, or a proxy, has lost the empty line before the body."""
+    message = b"HTTP/1.1 200 OK\r\n{\r\n" + scene.echo() + b"\r\n\r\n"
+    scene.world.emulator.faults.add(Garbage(message), on="token", times=None)
+    scene.call()
+    assert isinstance(scene.outcomes[-1], TokenEndpointUnavailable)
+
+
 def _retried_by_us(scene: Scene) -> None:
     for fault in (Status(503), ResetAfterRead()):
         with scene.world.emulator.faults.add(fault, on="call", times=None):
@@ -304,7 +312,7 @@ SITUATIONS: dict[str, Callable[[Scene], None]] = {
         for each in (
             _success, _refresh, _replay, _replay_of_a_long_401, _replay_fails, _rejected_permanently, _unreplayable,
             _wrong_key, _connection_refused, _call_refused, _token_request_times_out, _call_times_out,
-            _garbage_with_the_request,
+            _garbage_with_the_request, _body_among_the_headers,
             _retried_by_us, _retried_by_the_client_library, _own_bearer_token, _redirect_elsewhere, _redirect_home,
             _credentials_provider_raises, _credentials_provider_has_the_key_in_a_variable,
             _through_a_proxy, _through_a_proxy_that_is_gone, _closed, _budget_exhausted, _hung_up_on,

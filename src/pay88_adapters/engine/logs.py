@@ -41,11 +41,24 @@ class _HideText(logging.Filter):
         return True
 
 
-_hide_fields, _hide_text = _HideFields(), _HideText()
+class _HideUnparsed(logging.Filter):
+    """Filter for urllib3, which logs headers that it cannot parse, with an exception: perhaps a token response."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            text = record.getMessage()
+            masked = mask(text)
+            if masked != text:  # the exception has the same text
+                record.msg, record.args, record.exc_info, record.exc_text = masked, (), None, None
+        return True
+
+
+_hide_fields, _hide_text, _hide_unparsed = _HideFields(), _HideText(), _HideUnparsed()
 
 
 def hide_secrets_in_logs() -> None:
-    """Redact what the libraries of httpx and httpx2 log at DEBUG. Further calls change nothing."""
+    """Redact what the client libraries log. Further calls change nothing."""
+    logging.getLogger("urllib3.connection").addFilter(_hide_unparsed)
     for name in ("hpack.hpack", "hpack.table"):
         logging.getLogger(name).addFilter(_hide_fields)
     for library in ("httpcore", "httpcore2"):
