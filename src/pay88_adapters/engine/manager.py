@@ -274,7 +274,7 @@ class TokenManager:
                 client is async.
         """
         if min_validity == 0.0:  # not by its truth: None and "" are none
-            token, until = self._state.fast_path
+            token, until = self._state.current
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
@@ -288,7 +288,7 @@ class TokenManager:
     async def aget_token(self, *, min_validity: float = 0.0) -> Token:
         """Return a token like :meth:`get_token`, on asyncio or trio, without blocking the event loop."""
         if min_validity == 0.0:
-            token, until = self._state.fast_path
+            token, until = self._state.current
             if token is not None and self._now() < until:
                 return token
         self._check_validity(min_validity)
