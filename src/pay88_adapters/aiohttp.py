@@ -108,7 +108,7 @@ class Pay88Middleware:
         url, headers = request.url, request.headers
         before = [] if _AUTHORIZATION not in headers and _SESSION_ID not in headers else _managed_fields(headers)
         authorization = headers.get(_AUTHORIZATION) if before else None
-        path = url.raw_path  # the decoded path is computed for each new URL
+        path = url.raw_path_qs  # aiohttp needs it, too; any other form is computed for each new URL
         if "%" in path:
             path = url.path
         try:
@@ -119,14 +119,26 @@ class Pay88Middleware:
             return await handler(request)
         if self._failed_requests:
             self._reraise_failure(request)
+        runner, body = manager.async_runner, request.body
+        state, body_position = runner.state, _body_position(body) if body else WHOLE
         try:
-            call = _Call()
-            call.request, call.handler = request, handler
-            body: Any = request.body
-            whole = not body or (type(body) in _PAYLOADS and type(body._value) is bytes)
-            call.body_position = WHOLE if whole else BodyPosition(*_parts(body))
-            response: aiohttp.ClientResponse = await manager.async_runner.call(call)
-            return response
+            # What AsyncRunner.call() would do: its coroutine, and a call object for each request, cost more than this.
+            now, (token, until) = state.now(), state.fast_path
+            if token is None or now >= until:
+                return await runner.call(_Call(request, handler, body_position))
+            headers[_AUTHORIZATION], headers[_SESSION_ID] = token.authorization, token.session
+            try:
+                response = await handler(request)
+            except BaseException as exc:  # noqa: BLE001 - raised again below
+                failed = exc
+            else:
+                if response.status < state.settled_below:
+                    return response
+                return await runner.resume(_Call(request, handler, body_position), token, now, response)
+            try:
+                return await runner.recover(_Call(request, handler, body_position), token, now, failed)
+            finally:
+                del failed
         except Pay88Error as error:
             raise _errors.convert(error)  # noqa: B904 - carries its cause
         except aiohttp.ClientConnectorError:  # aiohttp does not retry after this one
@@ -202,18 +214,16 @@ def _without_frames(error: Exception) -> Exception:
 class _Call:
     """One API request, and the token requests that it may send."""
 
-    # No constructor: it costs more than all of them.
-    __slots__ = ("body_position", "handler", "request", "response")
-    body_position: BodyPosition
-    handler: ClientHandlerType
-    request: aiohttp.ClientRequest
-    response: aiohttp.ClientResponse | None
-    """That of the last attempt which failed or was discarded; unset before."""
+    response: aiohttp.ClientResponse | None = None
+    """That of the last attempt which failed or was discarded."""
 
     network_errors = NETWORK_ERRORS
     token_timeout = None  # the caller's own timeout cancels the call
     total_timeout = None
     retry = None
+
+    def __init__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType, body_position: BodyPosition) -> None:
+        self.request, self.handler, self.body_position = request, handler, body_position
 
     @property
     def client(self) -> aiohttp.ClientSession:
@@ -237,8 +247,7 @@ class _Call:
     def send(self, token: Token) -> Awaitable[aiohttp.ClientResponse]:
         headers = self.request.headers
         headers[_AUTHORIZATION], headers[_SESSION_ID] = token.authorization, token.session
-        handler = self.handler  # called as a local variable: half of the cost
-        return handler(self.request)
+        return self.handler(self.request)
 
     def headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
         return response.headers
@@ -258,8 +267,7 @@ class _Call:
 
     def _was_written(self) -> bool:
         """Whether an attempt since the last look was written to a connection: the request has another response then."""
-        before = getattr(self, "response", None)
-        self.response = self.request.response
+        before, self.response = self.response, self.request.response
         return self.response is not None and self.response is not before
 
     def _is_own(self, exc: Exception) -> bool:
@@ -344,6 +352,12 @@ class _Call:
 
 def _managed_fields(headers: CIMultiDict[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() in MANAGED_FIELDS]
+
+
+def _body_position(body: Any) -> BodyPosition:
+    if type(body) in _PAYLOADS and type(body._value) is bytes:
+        return WHOLE
+    return BodyPosition(*_parts(body))
 
 
 def _parts(body: Any) -> Iterator[Any]:

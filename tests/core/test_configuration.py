@@ -560,7 +560,7 @@ def test_a_validity_is_checked_whether_a_token_is_cached_or_not(value: Any, is_c
     """By both methods, before anything is sent."""
     with TokenManager(CREDENTIALS) as manager:
         if is_cached:
-            manager._state.fast_path = Token("access", "session", 60.0, 0.0), math.inf
+            manager._state.current = Token("access", "session", 60.0, 0.0), math.inf
         rejected(manager.get_token, min_validity=value, says="min_validity")
         rejected(asyncio.run, manager.aget_token(min_validity=value), says="min_validity")
         assert manager.stats().token_requests == 0
@@ -571,7 +571,7 @@ def test_a_validity_of_zero_is_none(value: float) -> None:
     """Any cached token will do."""
     with TokenManager(CREDENTIALS) as manager:
         token = Token("access", "session", 60.0, 0.0)
-        manager._state.fast_path = token, math.inf
+        manager._state.current = token, math.inf
         assert manager.get_token(min_validity=value) is token
         assert asyncio.run(manager.aget_token(min_validity=value)) is token
 

@@ -10,7 +10,7 @@ import pytest
 from pay88_adapters.engine.async_runner import AsyncRunner
 from pay88_adapters.engine.sync_runner import SyncRunner
 
-TWINS = ("call", "_run_request", "_run", "_do")
+TWINS = ("call", "resume", "recover", "_run_request", "_run", "_do")
 
 
 def without_await(method: object) -> str:

@@ -46,16 +46,19 @@ def test_rule_04_a_url_names_the_file(tmp_path: Path, url: str, path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["store.db", "./store.db", "a%20b/store.db", "~/store.db"])
-def test_rule_05_a_relative_path_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_rule_05_a_relative_path_is_rejected(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Two working directories would make two budgets of it; the message says what to write instead."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigurationError) as caught:
-        sqlite_store(f"sqlite:///{path}", Clock())
-    absolute = str(caught.value).rpartition(" ")[2]
-    assert absolute == f"sqlite:///{tmp_path}/{path.removeprefix('./')}"
-    (tmp_path / unquote(path)).parent.mkdir(exist_ok=True)
-    publish(sqlite_store(absolute, Clock()))
-    assert (tmp_path / unquote(path)).exists()
+    with TemporaryDirectory() as directory:  # a short path: the message would shorten a long one
+        folder = Path(directory).resolve()
+        monkeypatch.chdir(folder)
+        with pytest.raises(ConfigurationError) as caught:
+            sqlite_store(f"sqlite:///{path}", Clock())
+        absolute = str(caught.value).rpartition(" ")[2]
+        assert absolute == f"sqlite:///{folder}/{path.removeprefix('./')}"
+        (folder / unquote(path)).parent.mkdir(exist_ok=True)
+        publish(sqlite_store(absolute, Clock()))
+        assert (folder / unquote(path)).exists()
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

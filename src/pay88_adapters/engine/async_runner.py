@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import ClientClosed, Failure
 from pay88_adapters.core.pending import GRACE
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -51,11 +50,11 @@ class AsyncRunner(Runner):
 
     async def call(self, call: AsyncCall[R]) -> R:
         """Send a managed request: immediately, if there is a token and nothing else to decide."""
-        state = self._state
+        state = self.state
         read_clock = state.now  # called as a local variable, which costs less
         now = read_clock()
         token, until = state.fast_path
-        if token is None or now >= until or state.is_limited:
+        if token is None or now >= until:
             return await self._run_request(self._request_flow(call, now), call)
         # Nearly every request ends here; only the rest needs a decision.
         try:
@@ -63,11 +62,22 @@ class AsyncRunner(Runner):
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
             failed = exc
         else:
-            if call.status(response) < UNAUTHORIZED and not state.awaiting_first_success:
+            if call.status(response) < state.settled_below:
                 return response
-            return await self._run_request(self._request_flow(call, now, token), call, response)
+            return await self.resume(call, token, now, response)
         try:
-            flow = self._request_flow(call, now, token)
+            return await self.recover(call, token, now, failed)
+        finally:
+            del failed
+
+    async def resume(self, call: AsyncCall[R], token: Token, began_at: float, response: R) -> R:
+        """Continue a request whose first attempt, with the token of the fast path, got a response to decide about."""
+        return await self._run_request(self._request_flow(call, began_at, token), call, response)
+
+    async def recover(self, call: AsyncCall[R], token: Token, began_at: float, failed: BaseException) -> R:
+        """Continue a request whose first attempt failed, or raise *failed*. Call it where no exception is handled."""
+        try:
+            flow = self._request_flow(call, began_at, token)
             after_failure(flow, call, failed)
             return await self._run_request(flow, call)
         finally:
@@ -127,14 +137,14 @@ class AsyncRunner(Runner):
         return None
 
     async def _wait(self, event: object, seconds: float) -> None:
-        await self._state.settings.clock.wait_in_task(event, seconds)  # type: ignore[arg-type]  # an event loop's
+        await self.state.settings.clock.wait_in_task(event, seconds)  # type: ignore[arg-type]  # an event loop's
 
     async def _sleep(self, seconds: float) -> None:
-        await self._state.settings.clock.sleep(seconds, current_runtime())
+        await self.state.settings.clock.sleep(seconds, current_runtime())
 
     async def run_store_operation(self, operation: Callable[[], object]) -> object:
         # A store on a disk or behind a network must not block the event loop.
-        if self._state.settings.store_client.blocking:
+        if self.state.settings.store_client.blocking:
             with suppress(NoThread):  # the store counts as failing, and does not block
                 return await current_runtime().run_in_thread(operation)
         return operation()
@@ -156,7 +166,7 @@ class AsyncRunner(Runner):
     def _join(
         self, dependencies: tuple[object, ...], wait_budget: WaitBudget, min_validity: float = 0.0
     ) -> AcquireTokenFlow:
-        runtime, state = current_runtime(), self._state
+        runtime, state = current_runtime(), self.state
         return TokenAcquisition(
             self.fetches,
             lambda: state.join(runtime.key, runtime.event),
@@ -213,7 +223,7 @@ class AsyncRunner(Runner):
                 raise
 
     async def _load_credentials(self, runtime: AsyncRuntime) -> Credentials | Failure:
-        settings = self._state.settings
+        settings = self.state.settings
         try:
             answer = self._ask_source()
         except runtime.ends_run:

@@ -272,7 +272,7 @@ class TokenManager:
         if min_validity == 0.0:  # not by its truth: None and "" are none
             state = self._state
             read_clock = state.now  # called as a local variable, which costs less
-            token, until = state.fast_path
+            token, until = state.current
             if token is not None and read_clock() < until:
                 return token
         self._check_validity(min_validity)
@@ -288,7 +288,7 @@ class TokenManager:
         if min_validity == 0.0:
             state = self._state
             read_clock = state.now  # called as a local variable, which costs less
-            token, until = state.fast_path
+            token, until = state.current
             if token is not None and read_clock() < until:
                 return token
         self._check_validity(min_validity)

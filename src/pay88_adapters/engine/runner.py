@@ -29,11 +29,11 @@ class Runner:
         fetches: The fetches of the manager.
     """
 
-    __slots__ = ("_state", "fetches")
+    __slots__ = ("fetches", "state")
 
     def __init__(self, fetches: Fetches) -> None:
         self.fetches = fetches
-        self._state = fetches.state
+        self.state = fetches.state
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget) -> AcquireTokenFlow:
         """Return the flow that gets a token for one attempt of *call*."""
@@ -42,14 +42,14 @@ class Runner:
     def _request_flow(self, call: RequestInfo[R], began_at: float, sent: Token | None = None) -> RequestFlow[R]:
         """Return the flow of *call*. With *sent*, it starts where it waits for the outcome of a first attempt."""
         wait_budget = self._wait_budget(call.token_timeout)
-        flow = run_request(self._state, call, lambda: self._acquisition(call, wait_budget), began_at, wait_budget, sent)
+        flow = run_request(self.state, call, lambda: self._acquisition(call, wait_budget), began_at, wait_budget, sent)
         if sent is not None:
             next(flow)
         return flow
 
     def _wait_budget(self, seconds: float | None) -> WaitBudget:
         """Return how long a request may wait in total, if its caller waits for *seconds* (real ones) at most."""
-        return WaitBudget(self._state.settings.longest_wait(seconds))
+        return WaitBudget(self.state.settings.longest_wait(seconds))
 
     def _ask_source(self) -> object:
         source = self.fetches.source
@@ -60,7 +60,7 @@ class Runner:
             raise ConfigurationError(
                 f"the credentials provider must return Credentials, not {class_of(credentials)}; request not sent"
             )
-        self._state.settings.endpoint.check_key(credentials)
+        self.state.settings.endpoint.check_key(credentials)
         return credentials
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pay88_adapters.core.constants import NEVER
+from pay88_adapters.core.constants import NEVER, UNAUTHORIZED
 from pay88_adapters.core.errors import ConfigurationError, Failure
 from pay88_adapters.core.events import Event, Listener, RefreshFailed, StoreDegraded, StoreRestored
 from pay88_adapters.core.machine import TokenMachine
@@ -57,16 +57,16 @@ class ManagerState:
         "_record_key",
         "_waiting",
         "_woken",
-        "awaiting_first_success",
         "closed",
         "counters",
+        "current",
         "fast_path",
-        "is_limited",
         "listeners",
         "merchant_id",
         "now",
         "request_counters",
         "settings",
+        "settled_below",
     )
 
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
@@ -90,11 +90,10 @@ class ManagerState:
         self._waiting: dict[object, WaitEvent] | None = None  # most managers have no waiters at most times
         self._woken = 0  # ended fetches whose waiters have been woken
         self._knows_degraded = False  # whether the last event about the store was that it is degraded
-        # What calls read without the lock, each in one piece: the token they may use until an instant, whether the
-        # machine needs to know that it was accepted, and whether each call needs a permit.
-        self.fast_path = _NOTHING
-        self.awaiting_first_success = False
-        self.is_limited = settings.request_limits is not None
+        # What calls read without the lock, each in one piece: the token that may be used until an instant; the same for
+        # API requests that need nothing else; and the status code from which on a response needs a decision.
+        self.current = self.fast_path = _NOTHING
+        self.settled_below = UNAUTHORIZED
 
     def after_fork(self) -> None:
         """Continue without the parent's threads, which may have held the lock or run a fetch.
@@ -107,12 +106,17 @@ class ManagerState:
         self._waiting = None  # they belong to the parent
         self._queued = ()
         self._machine.pending.clear()
-        self.fast_path = _NOTHING
+        self.current = self.fast_path = _NOTHING
 
     def cached(self) -> Token | None:
         """Return the token of the fast path, if valid. Takes no lock."""
-        token, until = self.fast_path
+        token, until = self.current
         return token if self.now() < until else None
+
+    @property
+    def awaiting_first_success(self) -> bool:
+        """Whether the machine needs to know that its token was accepted."""
+        return self.settled_below < UNAUTHORIZED
 
     def own_request_counters(self) -> RequestCounters:
         """Return counters to count with."""
@@ -195,13 +199,14 @@ class ManagerState:
         while self._dropped and not self.interrupts_itself:
             machine.discard_token(self._dropped[0])
             self._dropped = self._dropped[1:]
-        self.awaiting_first_success = machine.awaiting_first_success
-        if self.closed:
-            self.fast_path = _NOTHING
-        else:
+        self.settled_below = 0 if machine.awaiting_first_success else UNAUTHORIZED
+        current = _NOTHING
+        if not self.closed:
             now = self.now()
             token, until = machine.fast_path_token(now)
-            self.fast_path = token, self._fast_path_until(now, until)
+            current = token, self._fast_path_until(now, until)
+        self.current = current
+        self.fast_path = current if self.settings.request_limits is None else _NOTHING
         if machine.pending.ended != self._woken:
             self._wake()
             self._woken = machine.pending.ended  # not before: an interrupted call is repeated
@@ -319,5 +324,5 @@ class ManagerState:
         """Close the manager and notify the waiters."""
         self.closed = True
         with self._lock:
-            self.fast_path = _NOTHING
+            self.current = self.fast_path = _NOTHING
             self._wake()

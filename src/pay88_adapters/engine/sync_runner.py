@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from pay88_adapters.core.constants import UNAUTHORIZED
 from pay88_adapters.core.errors import Failure
 from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.core.secret import clear_traceback_locals
@@ -60,11 +59,11 @@ class SyncRunner(Runner):
 
     def call(self, call: Call[R]) -> R:
         """Send a managed request: immediately, if there is a token and nothing else to decide."""
-        state = self._state
+        state = self.state
         read_clock = state.now  # called as a local variable, which costs less
         now = read_clock()
         token, until = state.fast_path
-        if token is None or now >= until or state.is_limited:
+        if token is None or now >= until:
             return self._run_request(self._request_flow(call, now), call)
         # Nearly every request ends here; only the rest needs a decision.
         try:
@@ -72,11 +71,22 @@ class SyncRunner(Runner):
         except BaseException as exc:  # noqa: BLE001 - raised again below, where what the caller recovers from is known
             failed = exc
         else:
-            if call.status(response) < UNAUTHORIZED and not state.awaiting_first_success:
+            if call.status(response) < state.settled_below:
                 return response
-            return self._run_request(self._request_flow(call, now, token), call, response)
+            return self.resume(call, token, now, response)
         try:
-            flow = self._request_flow(call, now, token)
+            return self.recover(call, token, now, failed)
+        finally:
+            del failed
+
+    def resume(self, call: Call[R], token: Token, began_at: float, response: R) -> R:
+        """Continue a request whose first attempt, with the token of the fast path, got a response to decide about."""
+        return self._run_request(self._request_flow(call, began_at, token), call, response)
+
+    def recover(self, call: Call[R], token: Token, began_at: float, failed: BaseException) -> R:
+        """Continue a request whose first attempt failed, or raise *failed*. Call it where no exception is handled."""
+        try:
+            flow = self._request_flow(call, began_at, token)
             after_failure(flow, call, failed)
             return self._run_request(flow, call)
         finally:
@@ -137,10 +147,10 @@ class SyncRunner(Runner):
 
     def _wait(self, event: object, seconds: float) -> None:
         assert isinstance(event, ThreadEvent)
-        self._state.settings.clock.wait(event, seconds)  # waking early is harmless: the flow checks again
+        self.state.settings.clock.wait(event, seconds)  # waking early is harmless: the flow checks again
 
     def _sleep(self, seconds: float) -> None:
-        self._state.settings.clock.pause(seconds)
+        self.state.settings.clock.pause(seconds)
 
     def run_store_operation(self, operation: Callable[[], object]) -> object:
         return operation()
@@ -152,13 +162,13 @@ class SyncRunner(Runner):
             call: The request.
             status: The status code of the attempt, ``None`` without a response.
         """
-        return record_retried_attempt(self._state, call, status)
+        return record_retried_attempt(self.state, call, status)
 
     @contextmanager
     def token_for(self, call: Call[Any]) -> Generator[Token, None, None]:
         """Get a token for another attempt that the client library makes by itself, in the block."""
         wait_budget = self._wait_budget(call.token_timeout)
-        flow = acquire_permit_and_token(self._state, call, lambda: self._acquisition(call, wait_budget), wait_budget)
+        flow = acquire_permit_and_token(self.state, call, lambda: self._acquisition(call, wait_budget), wait_budget)
         token, end = self._run(flow, partial(self.start, call))
         try:
             yield token
@@ -171,7 +181,7 @@ class SyncRunner(Runner):
         return self._run(flow, partial(self.start, sender))
 
     def _acquisition(self, call: Any, wait_budget: WaitBudget, min_validity: float = 0.0) -> AcquireTokenFlow:
-        state = self._state
+        state = self.state
         return TokenAcquisition(
             self.fetches,
             lambda: state.join(THREADS, ThreadEvent),
@@ -199,7 +209,7 @@ class SyncRunner(Runner):
             return run
         try:
             fetches.begin(run)
-            finishes = self._state.settings.store_client.blocking
+            finishes = self.state.settings.store_client.blocking
             worker = run.worker = Worker(
                 partial(self._fetch, run, sender, caller), "pay88-token-fetch", finishes=finishes
             )
@@ -217,7 +227,7 @@ class SyncRunner(Runner):
         return run
 
     def _fail(self, run: FetchRun, failure: Failure) -> None:
-        state = self._state
+        state = self.state
 
         def act(machine: TokenMachine, now: float) -> None:
             machine.on_fetch_failed(run.ticket, failure, now)
@@ -258,7 +268,7 @@ class SyncRunner(Runner):
             run.doing = ""
 
     def _load_credentials(self, run: FetchRun, caller: AsyncRuntime | None) -> Credentials | Failure:
-        settings = self._state.settings
+        settings = self.state.settings
         seconds = settings.clock.real(settings.policy.max_wait)
         try:
             answer = self._ask_source()
