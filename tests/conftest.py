@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from support.sample import NUMBER, SIZE, examples
 from support.stacks import STACKS, Stack, close_files
 from support.worlds import Report, World
 
@@ -24,9 +24,8 @@ pytest_plugins = [
 _REPORTED = pytest.StashKey[list[str]]()
 
 # The same run again is the same run. New examples: --hypothesis-profile=default.
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.register_profile("sample", settings.get_profile("steady"), max_examples=30)
-settings.load_profile("sample" if "PAY88_TEST_SAMPLE" in os.environ else "steady")
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=examples(100))
+settings.load_profile("steady")
 # What breaks is not to be made small, only to be seen.
 settings.register_profile(
     "mutation",
@@ -43,9 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the sample that PAY88_TEST_SAMPLE names, such as 0/2 and 1/2 for the two halves."""
-    number, size = map(int, os.environ.get("PAY88_TEST_SAMPLE", "0/1").split("/"))
-    left_out = {item for item in items if zlib.crc32(item.nodeid.encode()) % size != number}
+    """Keep the tests of the sample."""
+    left_out = {item for item in items if zlib.crc32(item.nodeid.encode()) % SIZE != NUMBER}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pay88_adapters import BreakerPolicy, ConfigurationError
 from pay88_adapters.core.breaker import Breaker, ClosedPermit, Permit, Rejected, TrialPermit
-from support.examples import examples
+from support.sample import examples
 
 POLICY = BreakerPolicy(failure_threshold=3, window=10, open_for=20)
 
@@ -277,5 +277,5 @@ class Walk(RuleBasedStateMachine):
             assert self.breaker.is_open is (self.model.open_until is not None)
 
 
-Walk.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=60)
+Walk.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=60, deadline=None)
 TestWalk = Walk.TestCase

@@ -23,7 +23,7 @@ from pay88_adapters.core.machine import TokenMachine
 from pay88_adapters.engine.budget import TokenBudget
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing.windows import largest_window
-from support.examples import examples
+from support.sample import examples
 
 HOUR = 3600.0
 POLICY = TokenPolicy()
@@ -343,7 +343,7 @@ def weather(draw: st.DrawFn) -> tuple[World, float]:
 
 
 @given(weather())
-@settings(max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(60))
 def test_rule_05_the_budget_holds_in_any_weather(drawn: tuple[World, float]) -> None:
     """An hour and a half of errors, 429s, slow, late and lost answers, random 401s and flapping outages.
 
@@ -362,7 +362,7 @@ def test_rule_05_the_budget_holds_in_any_weather(drawn: tuple[World, float]) -> 
     longest=st.sampled_from([0.5, 1.0, 1.9]),
     latency=st.floats(0.01, 3.0),
 )
-@settings(max_examples=examples(12))
+@settings(deadline=None, max_examples=examples(12))
 def test_rule_02_steady_load_costs_eighty_requests_an_hour_and_no_call_waits(
     seed: int, longest: float, latency: float
 ) -> None:
@@ -428,7 +428,7 @@ def test_rule_02_ordinary_traffic_never_exhausts_the_budget(limits: tuple[str, .
     latency=st.floats(0.01, 0.5),
     failing=st.sampled_from([0.0, 0.0, 0.02]),
 )
-@settings(max_examples=examples(30))
+@settings(deadline=None, max_examples=examples(30))
 def test_rule_02_limits_that_sustain_the_traffic_are_never_the_reason(
     amount: int, minutes: int, seed: int, longest: float, latency: float, failing: float
 ) -> None:
@@ -488,7 +488,7 @@ def test_rule_08_tokens_that_are_revoked_every_ninety_seconds(rate: int, offset:
 
 @example(period=20.0, rate=1, offset=0.0)
 @given(period=st.floats(20, 400), rate=st.sampled_from([1, 3]), offset=st.floats(0, 50))
-@settings(max_examples=examples(15), phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(deadline=None, max_examples=examples(15), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 def test_rule_08_what_the_reserve_has_is_used(period: float, rate: int, offset: float) -> None:
     """However often tokens are revoked: an hour with many 401s is one in which the reserve was of no more use."""
 
@@ -554,7 +554,7 @@ def test_rule_08_a_service_that_rejects_everything_costs_little_more_than_the_or
     how=st.sampled_from(OUTAGES),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(40))
 def test_rule_11_after_an_outage_of_any_length_a_token_comes_within_a_refresh_interval(
     length: float, begins: float, how: Reply, seed: int
 ) -> None:
@@ -585,7 +585,7 @@ def test_rule_11_an_outage_is_probed_at_most_once_a_refresh_interval_in_the_end(
 
 
 @given(seed=st.integers(0, 2**16), up=st.floats(5, 200), down=st.floats(5, 200))
-@settings(max_examples=examples(20))
+@settings(deadline=None, max_examples=examples(20))
 def test_rule_11_a_flapping_endpoint_leaves_budget_for_each_good_response(seed: int, up: float, down: float) -> None:
     """Up and down in turn for two hours: no ordinary request is ever denied."""
     world = World(lambda at: Reply() if at % (up + down) < up else REFUSED, rng=random.Random(seed))
@@ -667,7 +667,7 @@ def deaths(draw: st.DrawFn) -> World:
 
 
 @given(deaths())
-@settings(max_examples=examples(30))
+@settings(deadline=None, max_examples=examples(30))
 def test_rule_16_a_carrier_that_dies_costs_no_call_and_nothing_of_the_reserve(world: World) -> None:
     """Two hours: what carries a fetch dies before its first step, or under it, noticed at once or when it is overdue.
 

@@ -26,7 +26,7 @@ from pay88_adapters.engine.budget import AtomicMovingWindow, TokenBudget, spread
 from pay88_adapters.stores.base import StoreError
 from pay88_adapters.stores.memory import MemoryStorage, MemoryStore
 from pay88_adapters.testing.windows import largest_window
-from support.examples import examples
+from support.sample import examples
 
 GUARD = 5.0  # seconds: the policy's fetch_timeout
 EPSILON = 0.01
@@ -117,7 +117,7 @@ def test_rule_05_all_limits_are_taken_or_none() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.booleans()), min_size=1, max_size=400))
-@settings(max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(60))
 def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> None:
     """Whatever the gaps: counted independently, the limits hold, extras among them."""
     scene = Scene()
@@ -136,7 +136,7 @@ def test_rule_05_no_window_ever_holds_more(gaps: list[tuple[float, bool]]) -> No
 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=150))
-@settings(max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(60))
 def test_rule_05_the_returned_wait_is_the_wait_that_is_needed(gaps: list[float]) -> None:
     """A moment before it the response is still no, after it yes."""
     scene = Scene()
@@ -411,7 +411,7 @@ def test_rule_02_the_pace_slows_down_as_the_budget_goes() -> None:
         [("10/minute", "100/hour"), ("62/hour",), ("4/2minutes", "70/hour"), ("3/minute", "9/hour")]
     ),
 )
-@settings(max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(60))
 def test_rule_02_at_its_pace_no_ordinary_request_is_ever_denied(
     before: list[tuple[float, bool]], limits: tuple[str, ...]
 ) -> None:

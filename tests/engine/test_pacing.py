@@ -17,7 +17,7 @@ from pay88_adapters.engine.pacing import Denied, Pacing, RateLimitPermit
 from pay88_adapters.stores.memory import MemoryStorage
 from pay88_adapters.testing import ManualClock
 from pay88_adapters.testing.windows import largest_window
-from support.examples import examples
+from support.sample import examples
 
 MERCHANT = "MCH-COL-PACED"
 WALL = 1_700_000_000
@@ -98,7 +98,7 @@ def test_rule_22_a_thousand_an_hour() -> None:
     assert wait == pytest.approx(3600 - 1200, abs=2)
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(10), deadline=None)
 @given(st.integers(0, 2**32))
 def test_rule_22_no_window_ever_holds_more(seed: int) -> None:
     """Bursts, floods and pauses for two hours, by two who share a storage: counted plainly, the limits hold."""
@@ -158,7 +158,7 @@ def test_rule_22_an_attempt_whose_end_is_never_recorded_stops_counting() -> None
     assert scene.free() == 60
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(10), deadline=None)
 @given(st.integers(0, 2**32))
 def test_rule_22_whenever_attempts_are_sent_the_limits_hold(seed: int) -> None:
     """Each some time after its unit was taken, up to ten minutes: counted as they arrive, no window holds more."""
@@ -391,7 +391,7 @@ _VALUES = st.one_of(
 _NAMES = st.sampled_from(["X-RateLimit-Limit", "X-RateLimit-Remaining", "x-ratelimit-reset", "Retry-After", "Date"])
 
 
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(300), deadline=None)
 @example([({"Retry-After": "999999999999"}, 429)])
 @example([({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "999999999999"}, 200)])
 @given(st.lists(st.tuples(st.dictionaries(_NAMES, _VALUES), st.sampled_from([200, 401, 429, 503])), max_size=4))

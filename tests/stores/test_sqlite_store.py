@@ -48,9 +48,10 @@ def test_rule_04_a_url_names_the_file(tmp_path: Path, url: str, path: str) -> No
 @pytest.mark.parametrize("path", ["store.db", "./store.db", "a%20b/store.db", "~/store.db"])
 def test_rule_05_a_relative_path_is_rejected(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Two working directories would make two budgets of it; the message says what to write instead."""
-    with TemporaryDirectory() as directory:  # a short path: the message would shorten a long one
+    # A short path: the message would shorten a long one.
+    with TemporaryDirectory() as directory, monkeypatch.context() as patch:
         folder = Path(directory).resolve()
-        monkeypatch.chdir(folder)
+        patch.chdir(folder)
         with pytest.raises(ConfigurationError) as caught:
             sqlite_store(f"sqlite:///{path}", Clock())
         absolute = str(caught.value).rpartition(" ")[2]
@@ -58,7 +59,6 @@ def test_rule_05_a_relative_path_is_rejected(monkeypatch: pytest.MonkeyPatch, pa
         (folder / unquote(path)).parent.mkdir(exist_ok=True)
         publish(sqlite_store(absolute, Clock()))
         assert (folder / unquote(path)).exists()
-        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pay88_adapters.core.history import Acquisition, Cooldown, Entry, StorageRes
 from pay88_adapters.stores.base import Store, StoreError
 from pay88_adapters.stores.memory import MemoryStore
 from pay88_adapters.testing import ManualClock
-from support.examples import examples
+from support.sample import examples
 from support.scenes import Scene
 from support.stores import about, publish
 
@@ -382,7 +382,7 @@ def named(prefix: str, windows: Sequence[Window]) -> list[Window]:
 
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=40))
-@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rule_04_every_store_returns_what_memory_does(exact: Scene, steps: list[tuple[Any, ...]]) -> None:
     """Side by side on one clock: the same steps, equal results."""
     clock = getattr(exact, "clock", None)
